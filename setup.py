@@ -1,0 +1,52 @@
+"""Builds the optional native kernels; everything else about the package is in pyproject.toml.
+
+The library is plain C++17 with a C interface: it needs no headers of Python or torch, so one call of whatever
+C++ compiler is found builds it, in seconds. Without a compiler, or when it fails, the install goes on and the
+torch path runs. CXX names another compiler.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCE = "specdec/kernels/native.cpp"
+HEADERS = ["specdec/kernels/simd.h", "specdec/kernels/product.h", "specdec/kernels/rows.h"]
+# Bits must not depend on the compiler's taste: no fused multiply-add, no reordering of float sums.
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-fast-math"]
+FLAGS += ["-fno-math-errno", "-fno-exceptions", "-fno-rtti", "-w"]
+
+
+class BuildNative(build_ext):
+    """One compiler call per extension, with a file name that does not depend on the Python version."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return os.path.join(*fullname.split(".")) + (".dll" if sys.platform == "win32" else ".so")
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+        compilers = [shlex.split(name) for name in names]
+        tried = [command for command in compilers if shutil.which(command[0])]
+        link = ["-shared", "-ldl"] if sys.platform.startswith("linux") else ["-shared"]
+        for command in tried:
+            done = subprocess.run(
+                [*command, *FLAGS, *ext.sources, "-o", str(target), *link], capture_output=True, text=True
+            )
+            if done.returncode == 0:
+                return
+            self.warn(f"{command[0]} failed:\n{done.stderr[-2000:]}")
+        self.warn(f"native kernels not built ({'see above' if tried else 'no C++ compiler'}); torch runs instead")
+
+
+setup(
+    ext_modules=[Extension("specdec.kernels._native", [SOURCE], depends=HEADERS, optional=True)],
+    cmdclass={"build_ext": BuildNative},
+)

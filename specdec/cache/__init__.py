@@ -1,0 +1,5 @@
+"""KV-cache manager: where keys and values live, and how rejected ones are forgotten."""
+
+from specdec.cache.kv_cache import MAX_ROWS, KVCache, LayerStore, StoreShape
+
+__all__ = ["MAX_ROWS", "KVCache", "LayerStore", "StoreShape"]

@@ -1,0 +1,116 @@
+"""Drafters: whatever proposes tokens. Here the protocol and the two that need no training.
+
+A drafter may propose anything, at any length up to the one asked for: verification decides what is emitted, so a bad
+drafter costs time and never a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from specdec.cache import KVCache
+from specdec.model.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Tokens proposed for one round, and who proposed them."""
+
+    tokens: tuple[int, ...] = ()
+    source: str = "none"
+
+
+class Drafter(Protocol):
+    """Proposes tokens after the pending one.
+
+    `bind` is called once per backbone and refuses one that it was not made for; `start` once per request.
+    """
+
+    name: str
+    max_draft: int  # the longest draft that it can usefully make; 0: never proposes
+
+    def bind(self, backbone: Decoder) -> None:
+        """Prepare for `backbone`. Raises ValueError when vocabulary or hidden size do not fit."""
+
+    def start(self, cache: KVCache) -> None:
+        """A new request begins; `cache` holds its committed K/V from now on."""
+
+    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+        """Up to `k` tokens to follow `tokens`.
+
+        `tokens`: everything so far, the pending token last. `hidden` [hidden_size]: the backbone's state (after its
+        final norm) that chose the pending token.
+        """
+
+
+class NoDraft:
+    """Proposes nothing: plain decoding."""
+
+    name = "none"
+    max_draft = 0
+
+    def bind(self, backbone: Decoder) -> None:
+        pass
+
+    def start(self, cache: KVCache) -> None:
+        pass
+
+    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+        return Draft()
+
+
+class SuffixDrafter:
+    """Proposes what followed the longest earlier occurrence of the text's current ending.
+
+    Training-free and nearly free to run; good where the answer repeats the prompt or itself (editing, summaries,
+    code, JSON). Known as prompt lookup or n-gram drafting in transformers, vLLM and llama.cpp.
+
+    `min_match`, `max_match`: tokens of the ending that must match; among the latest occurrences of a `min_match`-gram
+    (at most `candidates` of them) the longest match wins, then the latest.
+    """
+
+    name = "suffix"
+    max_draft = 16
+
+    def __init__(self, min_match: int = 2, max_match: int = 24, candidates: int = 16) -> None:
+        if not 1 <= min_match <= max_match:
+            raise ValueError(f"need 1 <= min_match <= max_match, got {min_match} and {max_match}")
+        self.min_match, self.max_match, self.candidates = min_match, max_match, candidates
+        self._ends: dict[tuple[int, ...], list[int]] = {}
+        self._indexed = 0
+
+    def bind(self, backbone: Decoder) -> None:
+        pass
+
+    def start(self, cache: KVCache) -> None:
+        self._ends, self._indexed = {}, 0
+
+    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+        self._index(tokens)
+        best, length = 0, 0
+        for end in reversed(self._ends.get(tuple(tokens[-self.min_match :]), [])[-self.candidates :]):
+            match = self._match(tokens, end)
+            if match > length:
+                best, length = end, match
+        # A match is worth about as many tokens as it is long: a short one is often a coincidence.
+        follow = tokens[best : best + min(k, 2 * length)] if length else ()
+        return Draft(tuple(follow), self.name)
+
+    def _index(self, tokens: Sequence[int]) -> None:
+        """Note where every n-gram ends, the text's own ending excepted: it must not find itself."""
+        n = self.min_match
+        for end in range(max(n, self._indexed + 1), len(tokens)):
+            self._ends.setdefault(tuple(tokens[end - n : end]), []).append(end)
+        self._indexed = max(self._indexed, len(tokens) - 1)
+
+    def _match(self, tokens: Sequence[int], end: int) -> int:
+        """How many tokens before `end` equal the text's ending."""
+        length = self.min_match
+        limit = min(self.max_match, end)
+        while length < limit and tokens[end - length - 1] == tokens[-length - 1]:
+            length += 1
+        return length

@@ -1,0 +1,214 @@
+"""The Hugging Face face: transformers prepares a request, our loop decodes it, transformers' types come back.
+
+`SpecdecForCausalLM` is a `PreTrainedModel` with `GenerationMixin` whose decoding method is `specdec.decode`, so that
+configs, processors, stopping criteria and streamers are transformers' own. `speculative` is the same loop as a
+`custom_generate` for a model that somebody already loaded. A batch is decoded row by row.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from specdec.control import AdaptiveLength, DraftLength, FixedLength
+from specdec.decode import Request, decode
+from specdec.drafting import Drafter, NoDraft
+from specdec.model.decoder import Decoder
+from specdec.sampling import Sampler, mix
+from specdec.stats import GenerationStats
+from specdec.verify import Choice, Verdict
+
+Config = Any  # transformers' GenerationConfig, after generate() prepared it
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `generate` takes besides transformers' own arguments.
+
+    `speculation`: False decodes plainly. `draft_length`: "adaptive", or a number of tokens. `seed`: of the noise that
+    sampling uses; None draws one from torch's global generator, so that `torch.manual_seed` rules.
+    """
+
+    speculation: bool = True
+    draft_length: str | int = "adaptive"
+    seed: int | None = None
+
+    def lengths(self, adaptive: AdaptiveLength) -> DraftLength:
+        if not self.speculation:
+            return FixedLength(0)
+        if self.draft_length == "adaptive":
+            return adaptive
+        if isinstance(self.draft_length, bool) or not isinstance(self.draft_length, int):
+            raise ValueError(f"draft_length must be 'adaptive' or a number of tokens, got {self.draft_length!r}")
+        return FixedLength(self.draft_length)
+
+    def seeds(self, rows: int, sample: bool) -> list[int | None]:
+        """One seed per row; the first row's is the request's own, so that a batch of one equals a single prompt."""
+        if not sample:
+            return [None] * rows
+        seed = self.seed if self.seed is not None else int(torch.randint(0, 2**62, (1,)))
+        if not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
+        return [seed if row == 0 else mix(mix(seed) + row) for row in range(rows)]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What transformers' `generate` hands to a decoding method, ready to run. `input_ids`: [rows, n] int64."""
+
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    processors: Callable[[Tensor, Tensor], Tensor]
+    criteria: Callable[..., Tensor]
+    config: Config
+    streamer: Any = None
+
+
+def run_batch(
+    backbone: Decoder,
+    drafter: Drafter,
+    adaptive: AdaptiveLength,
+    batch: Batch,
+    options: Options,
+    stats: GenerationStats,
+) -> Tensor | GenerateDecoderOnlyOutput:
+    """Decode every row of `batch`; returns what transformers' `generate` would, padded as it pads.
+
+    Raises:
+        ValueError: an empty or too long prompt, token ids outside the vocabulary, an unsupported option.
+    """
+    refuse_unsupported(batch.config)
+    if not options.speculation:
+        drafter = NoDraft()
+    lengths = options.lengths(adaptive)
+    seeds = options.seeds(batch.input_ids.shape[0], bool(batch.config.do_sample))
+    prompts = [_prompt(backbone, batch, row) for row in range(len(seeds))]
+    rows = []
+    try:
+        for (ids, padding), seed in zip(prompts, seeds, strict=True):
+            rows.append(_decode_row(backbone, drafter, lengths, batch, ids, padding, seed, stats))
+    finally:
+        if batch.streamer is not None:
+            batch.streamer.end()  # after an error too: a consumer in another thread must not wait for ever
+    return _output(batch, rows)
+
+
+@dataclass
+class _Row:
+    tokens: Tensor  # [n] int64, padding and prompt included
+    scores: list[Tensor]  # per emitted token [vocab], when asked for
+    logits: list[Tensor]
+
+
+def _decode_row(
+    backbone: Decoder,
+    drafter: Drafter,
+    lengths: DraftLength,
+    batch: Batch,
+    ids: Tensor,
+    padding: int,
+    seed: int | None,
+    stats: GenerationStats,
+) -> _Row:
+    config = batch.config
+    row = _Row(ids, [], [])
+    limit = min(config.max_length, padding + backbone.spec.max_positions)
+    if limit < config.max_length:
+        warnings.warn(
+            f"max_length {config.max_length - padding} exceeds the model's context of {backbone.spec.max_positions} "
+            "tokens; the text ends there",
+            stacklevel=2,
+        )
+
+    def stop(tokens: Tensor, choice: Choice) -> bool:
+        if config.output_scores:
+            row.scores.append(choice.scores)
+        return bool(batch.criteria(tokens[None], tuple(s[None] for s in row.scores) or None)[0])
+
+    def emit(verdict: Verdict, logits: Tensor) -> None:
+        if config.output_logits:
+            row.logits.extend(logits.clone())
+        if batch.streamer is not None:
+            for token in verdict.tokens:
+                batch.streamer.put(torch.tensor([token]))
+
+    stats.prompts += 1
+    stats.prompt_tokens += len(ids) - padding
+    # A LogitsProcessorList without processors is falsy: nothing to call.
+    sampler = Sampler(batch.processors or None, seed, padding)  # type: ignore[truthy-function]
+    mine = GenerationStats()
+    try:
+        row.tokens = decode(backbone, drafter, lengths, Request(ids, limit, sampler, stop, emit, padding), mine)
+    finally:
+        stats.merge(mine)
+    return row
+
+
+def _prompt(backbone: Decoder, batch: Batch, row: int) -> tuple[Tensor, int]:
+    """Row `row` as [padding + prompt] with its padding on the left, and the length of that padding."""
+    ids = batch.input_ids[row]
+    if batch.attention_mask is not None:
+        keep = batch.attention_mask[row].bool().to(ids.device)
+        ids = torch.cat((ids[~keep], ids[keep]))  # as transformers counts positions: masked tokens do not exist
+        padding = int((~keep).sum())
+    else:
+        padding = 0
+    prompt = ids[padding:]
+    context, vocabulary = backbone.spec.max_positions, backbone.spec.vocab_size
+    if len(prompt) == 0:
+        raise ValueError("the prompt is empty; give at least one token, for example the tokenizer's BOS token")
+    if len(prompt) >= context:
+        raise ValueError(f"the prompt has {len(prompt)} tokens and the model's context is {context}; shorten it")
+    if int(prompt.min()) < 0 or int(prompt.max()) >= vocabulary:
+        raise ValueError(f"token ids must lie in 0..{vocabulary - 1}; is the tokenizer this model's own?")
+    return ids, padding
+
+
+def _output(batch: Batch, rows: list[_Row]) -> Tensor | GenerateDecoderOnlyOutput:
+    pad = getattr(batch.config, "_pad_token_tensor", None)
+    longest = max(len(row.tokens) for row in rows)
+    filler = 0 if pad is None else int(pad)
+    sequences = batch.input_ids.new_full((len(rows), longest), filler)
+    for i, row in enumerate(rows):
+        sequences[i, : len(row.tokens)] = row.tokens
+        # Masked prompt tokens come back as they were given, wherever they stood.
+        sequences[i, : batch.input_ids.shape[1]] = batch.input_ids[i]
+    if not batch.config.return_dict_in_generate:
+        return sequences
+    return GenerateDecoderOnlyOutput(
+        sequences=sequences,
+        scores=_steps([row.scores for row in rows]) if batch.config.output_scores else None,
+        logits=_steps([row.logits for row in rows]) if batch.config.output_logits else None,
+    )
+
+
+def _steps(rows: list[list[Tensor]]) -> tuple[Tensor, ...]:
+    """Per row and step [vocab] -> per step [rows, vocab]; zeros where a row had already ended."""
+    steps = max(len(row) for row in rows)
+    empty = torch.zeros_like(next(step for row in rows for step in row))
+    return tuple(torch.stack([row[i] if i < len(row) else empty for row in rows]) for i in range(steps))
+
+
+def refuse_unsupported(config: Config) -> None:
+    """Raise a ValueError for a generation config that this loop cannot honour, saying what to use instead."""
+    complaints = {
+        "num_beams": "beam search is not supported; use num_beams=1, or the model's own generate()",
+        "num_beam_groups": "group beam search is not supported; use num_beams=1",
+        "penalty_alpha": "contrastive search is not supported; use do_sample=True with top_k or top_p",
+        "dola_layers": "DoLa needs hidden states of inner layers; use the model's own generate()",
+        "prompt_lookup_num_tokens": "use drafter='suffix' instead of prompt_lookup_num_tokens",
+        "output_attentions": "attention maps are never formed; use the model's own generate() for them",
+        "output_hidden_states": "hidden states are not kept; use the model's own generate() for them",
+        "constraints": "constrained beam search is not supported; use prefix_allowed_tokens_fn",
+        "force_words_ids": "constrained beam search is not supported; use prefix_allowed_tokens_fn",
+    }
+    for name, complaint in complaints.items():
+        value = getattr(config, name, None)
+        if value and not (name in ("num_beams", "num_beam_groups") and value == 1):
+            raise ValueError(f"{name}={value!r}: {complaint}")

@@ -1,0 +1,157 @@
+"""The seam: every arithmetic op of the decoder, by one name, whatever runs it.
+
+`reference` (torch) defines the results. The native library, when it was built, does the same on CPU tensors,
+faster: `block_linear`, `rms_norm` and `rope` to the bit, `attention` and `gated` to float32 rounding (their exp
+is another). Both are batch-invariant. Which one runs is chosen once, at import; SPECDEC_KERNELS=reference,
+native, native:avx512, native:avx2 or native:portable forces a path, for tests and comparisons. The choice never
+depends on anything that could change with the number of rows.
+
+Left out: the native library's own `block_rows` and `dense_linear`, which torch does well enough.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import torch
+from torch import Tensor
+
+from specdec.kernels import native as _native
+from specdec.kernels import reference as _reference
+from specdec.kernels.blocks import BlockTensor, pack_blocks, unpack_blocks
+
+__all__ = [
+    "CHOICES",
+    "BlockTensor",
+    "active",
+    "attention",
+    "block_linear",
+    "block_rows",
+    "choose",
+    "dense_linear",
+    "gated",
+    "pack_blocks",
+    "rms_norm",
+    "rope",
+    "unpack_blocks",
+]
+
+CHOICES = ("native", "reference", "native:avx512", "native:avx2", "native:portable")
+
+_library = _native.load()
+_use: _native.Native | None = None
+_why_not = ""
+
+
+def choose(choice: str) -> str:
+    """Select one of CHOICES for the whole process, and return `active()`.
+
+    Raises ValueError for another word, or for an instruction set that this machine (or this build) lacks;
+    "native" takes the best there is, down to the reference.
+    """
+    global _use, _why_not
+    if choice not in CHOICES:
+        raise ValueError(f"unknown kernels {choice!r}: choose one of {', '.join(CHOICES)}")
+    if choice == "reference":
+        _use, _why_not = None, "chosen"
+    elif isinstance(_library, str):
+        if choice != "native":
+            raise ValueError(f"{choice} cannot be used: {_library}")
+        _use, _why_not = None, _library
+    else:
+        name = choice.partition(":")[2] or _library.available[-1]
+        name = "avx512-vnni" if name == "avx512" else name
+        if name not in _library.available:
+            raise ValueError(f"{choice} cannot be used: this CPU has {', '.join(_library.available)}")
+        _library.use(name)
+        _use = _library
+    return active()
+
+
+def active() -> str:
+    """What runs, in words: "native avx512-vnni, 2 threads", or "torch reference: " and why."""
+    if _use is None:
+        return f"torch reference: {_why_not}"
+    if not _use.has_threads:
+        return f"native {_use.instruction_set}, 1 thread (no OpenMP runtime to share with torch)"
+    threads = torch.get_num_threads()
+    return f"native {_use.instruction_set}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def block_linear(x: Tensor, w: BlockTensor) -> Tensor:
+    """x [T, K] float32, bfloat16 or float16, times packed weights [N, K] -> [T, N] in x.dtype."""
+    if x.dim() != 2 or x.shape[1] != w.columns:
+        raise ValueError(f"x must be [T, {w.columns}] for weights [{w.rows}, {w.columns}]: {tuple(x.shape)}")
+    if _use is None or not (x.is_cpu and w.q.is_cpu):
+        return _reference.block_linear(x, w)
+    return _use.block_linear(x, w)
+
+
+def block_rows(ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:
+    """Dequantised rows of packed weights (an embedding): ids long [T] -> [T, K] in dtype."""
+    return _reference.block_rows(ids, w, dtype)
+
+
+def dense_linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [T, K] times w [N, K], plus bias [N] -> [T, N] in x.dtype."""
+    return _reference.dense_linear(x, w, bias)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, lo: list[int], hi: list[int], scale: float) -> Tensor:
+    """q [T, Hq, D], k [Hkv, S, D], v [Hkv, S, Dv] -> [T, Hq, Dv] in q.dtype.
+
+    Row t sees positions lo[t]..hi[t]-1, at most S of them; position p lives in slot p % S. A row that sees
+    nothing is zero. Query heads Hq/Hkv * h .. share key head h.
+    """
+    rows, heads, width = q.shape
+    fits = k.shape[2] == width and v.shape[:2] == k.shape[:2] and heads % k.shape[0] == 0
+    if not fits or not len(lo) == len(hi) == rows:
+        raise ValueError(
+            "attention wants q [T, Hq, D], k [Hkv, S, D], v [Hkv, S, Dv] and T bounds; got "
+            f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}, {len(lo)} and {len(hi)}"
+        )
+    if _use is None or k.dtype != torch.float32 or v.dtype != torch.float32 or _elsewhere(q, k, v):
+        return _reference.attention(q, k, v, lo, hi, scale)
+    return _use.attention(q, k, v, lo, hi, scale)
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """x [..., D] / sqrt(mean(x^2) + eps), times weight [D], in float32, then in x.dtype."""
+    if weight is not None and weight.shape != x.shape[-1:]:
+        raise ValueError(f"weight must be [{x.shape[-1]}], got {tuple(weight.shape)}")
+    if _use is None or _elsewhere(x, weight):
+        return _reference.rms_norm(x, weight, eps)
+    return _use.rms_norm(x, weight, eps)
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding, halves convention: x [T, H, D] with cos and sin [T, D] -> [T, H, D]."""
+    expected = (x.shape[0], x.shape[2])
+    if cos.shape != expected or sin.shape != expected or x.shape[2] % 2:
+        raise ValueError(f"cos and sin must be [T, D] = {expected}, D even: {cos.shape}, {sin.shape}")
+    if _use is None or _elsewhere(x, cos, sin):
+        return _reference.rope(x, cos, sin)
+    return _use.rope(x, cos, sin)
+
+
+def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """activation(gate) * up, both [T, I]; activation is "silu" or "gelu_tanh"."""
+    if gate.shape != up.shape:
+        raise ValueError(f"gate and up must have one shape, got {tuple(gate.shape)} and {tuple(up.shape)}")
+    if _use is None or activation not in ("silu", "gelu_tanh") or _elsewhere(gate, up):
+        return _reference.gated(gate, up, activation)
+    return _use.gated(gate, up, activation)
+
+
+def _elsewhere(*tensors: Tensor | None) -> bool:
+    """Whether torch must do it: a tensor is on another device, or gradients are being recorded."""
+    recording = torch.is_grad_enabled()
+    return any(t is not None and (not t.is_cpu or (recording and t.requires_grad)) for t in tensors)
+
+
+try:
+    choose(os.environ.get("SPECDEC_KERNELS", "native"))
+except ValueError as error:
+    warnings.warn(f"SPECDEC_KERNELS: {error}; using the best there is", RuntimeWarning, stacklevel=2)
+    choose("native")

@@ -1,0 +1,189 @@
+// The product of block-quantised weights with quantised activations, for one instruction set (see simd.h). The
+// arithmetic is written down in reference.py, the layout in blocks.py.
+
+// ---- activations: one row of K floats to int8 blocks -----------------------------------------------------
+
+// Writes row r of a tile of `rows` rows: values at [b][r][32], scale and term at [b][r]. `term` is what a block
+// adds beside its products: with a minimum, scale * sum; without, the integer -offset * sum kept as bits.
+INLINE void quantise_row(const float* x, int64_t blocks, int rows, int r, const Tile& tile, int offset) {
+  const F magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds half to even, as the default mode does
+  for (int64_t b = 0; b < blocks; ++b) {
+    F low = load(x + 32 * b), high = load(x + 32 * b + 16);
+    const I absolute = splat(int32_t(0x7fffffff));
+    // as integers, magnitudes are ordered, with NaN above infinity
+    I top = maximum(bits(low) & absolute, bits(high) & absolute);
+    const int32_t most = largest(top);
+    float magnitude;
+    std::memcpy(&magnitude, &most, 4);
+    const bool finite = most < 0x7f800000, usable = finite && magnitude >= 1e-30f;
+    const float inverse = usable ? 127.0f / magnitude : 0.0f;
+    float scale = usable ? magnitude / 127.0f : 0.0f;
+    if (!finite) scale = std::numeric_limits<float>::quiet_NaN();
+    int8_t* to = tile.values + (b * rows + r) * 32;
+    int32_t total = 0;
+    if (usable) {
+      const I first = bits(low * splat(inverse) + magic) - bits(magic);
+      const I second = bits(high * splat(inverse) + magic) - bits(magic);
+      total = sum(first + second);
+#if KERNEL_ISA == 5
+      _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)first.p[0]));
+      _mm_storeu_si128((__m128i*)(to + 16), _mm512_cvtepi32_epi8((__m512i)second.p[0]));
+#else
+      EACH for (int i = 0; i < kLanes; ++i) {
+        to[e * kLanes + i] = int8_t(first.p[e][i]);
+        to[16 + e * kLanes + i] = int8_t(second.p[e][i]);
+      }
+#endif
+    } else {
+      std::memset(to, 0, 32);
+    }
+    tile.scale[b * rows + r] = scale;
+    float term = scale * float(total);
+    if (offset) {
+      const int32_t whole = -offset * total;
+      std::memcpy(&term, &whole, 4);
+    }
+    tile.term[b * rows + r] = term;
+  }
+}
+
+void quantise_tile(const float* x, int64_t columns, int rows, const Tile& tile, int offset) {
+  for (int r = 0; r < rows; ++r) quantise_row(x + r * columns, columns / 32, rows, r, tile, offset);
+}
+
+// ---- integer products of one block: sixteen weight rows against T activation rows -----------------------
+
+template <int T, int BITS>
+INLINE void block_dots(const uint8_t* q, const int8_t* x, I (&dot)[T]) {
+#if KERNEL_ISA == 5
+  const auto step = [&](__m512i weights, int column) INLINE_LAMBDA {
+    for (int t = 0; t < T; ++t) {
+      int32_t four;
+      std::memcpy(&four, x + t * 32 + column, 4);
+      dot[t].p[0] = (VI)_mm512_dpbusd_epi32((__m512i)dot[t].p[0], weights, _mm512_set1_epi32(four));
+    }
+  };
+  if (BITS == 4) {
+    const __m512i mask = _mm512_set1_epi8(15);
+    for (int j = 0; j < 4; ++j) {
+      const __m512i raw = _mm512_loadu_si512(q + 64 * j);
+      step(_mm512_and_si512(raw, mask), 4 * j);
+      step(_mm512_and_si512(_mm512_srli_epi16(raw, 4), mask), 16 + 4 * j);
+    }
+  } else {
+    for (int j = 0; j < 8; ++j) step(_mm512_loadu_si512(q + 64 * j), 4 * j);
+  }
+#elif KERNEL_ISA == 2
+  // A byte product of 4-bit weights is at most 15 * 127; eight pairs of them fit 16 bits. 8-bit weights go as
+  // two nibbles, because pairs of whole bytes would saturate.
+  const __m256i mask = _mm256_set1_epi8(15);
+  const auto four_at = [&](int t, int column) INLINE_LAMBDA {
+    int32_t four;
+    std::memcpy(&four, x + t * 32 + column, 4);
+    return _mm256_set1_epi32(four);
+  };
+  for (int h = 0; h < 2; ++h) {  // rows 0..7, 8..15
+    __m256i small[T], large[T];
+    for (int t = 0; t < T; ++t) small[t] = large[t] = _mm256_setzero_si256();
+    for (int j = 0; j < BITS; ++j) {
+      const __m256i raw = _mm256_loadu_si256((const __m256i*)(q + 64 * j + 32 * h));
+      const __m256i low = _mm256_and_si256(raw, mask);
+      const __m256i high = _mm256_and_si256(_mm256_srli_epi16(raw, 4), mask);
+      for (int t = 0; t < T; ++t) {
+        const __m256i a = four_at(t, 4 * j);
+        const __m256i b = BITS == 4 ? four_at(t, 16 + 4 * j) : a;
+        small[t] = _mm256_add_epi16(small[t], _mm256_maddubs_epi16(low, a));
+        __m256i& rest = BITS == 4 ? small[t] : large[t];
+        rest = _mm256_add_epi16(rest, _mm256_maddubs_epi16(high, b));
+      }
+    }
+    for (int t = 0; t < T; ++t) {
+      dot[t].p[h] += (VI)_mm256_madd_epi16(small[t], _mm256_set1_epi16(1));
+      if (BITS == 8) dot[t].p[h] += (VI)_mm256_madd_epi16(large[t], _mm256_set1_epi16(16));
+    }
+  }
+#else
+  for (int t = 0; t < T; ++t) {
+    int32_t total[16] = {};
+    for (int j = 0; j < BITS; ++j)
+      for (int r = 0; r < 16; ++r)
+        for (int i = 0; i < 4; ++i) {
+          const int raw = q[64 * j + 4 * r + i];
+          if (BITS == 4) {
+            total[r] += (raw & 15) * x[t * 32 + 4 * j + i] + (raw >> 4) * x[t * 32 + 16 + 4 * j + i];
+          } else {
+            total[r] += raw * x[t * 32 + 4 * j + i];
+          }
+        }
+    EACH dot[t].p[e] += *reinterpret_cast<const VI*>(total + e * kLanes);
+  }
+#endif
+}
+
+constexpr int64_t kAhead = 8;  // blocks between what is prefetched and what is used
+
+// Sixteen outputs of T rows; `y` is the first of them, rows `stride` floats apart, `count` of them wanted.
+template <int T, int BITS, bool MINIMUM>
+void slab(const Weights& w, int64_t group, const Tile& tile, float* y, int64_t stride, int count) {
+  const uint8_t* q = w.q + group * w.blocks * (64 * BITS);
+  const uint16_t* scale = w.scale + group * w.blocks * 16;
+  const uint16_t* minimum = MINIMUM ? w.minimum + group * w.blocks * 16 : nullptr;
+  F total[T];
+  for (int t = 0; t < T; ++t) total[t] = splat(0.0f);
+  for (int64_t b = 0; b < w.blocks; ++b) {
+    // the hardware's prefetcher stops at pages and does not follow three streams: worth 1.3x from memory
+    for (int j = 0; j < BITS; ++j) __builtin_prefetch(q + (b + kAhead) * (64 * BITS) + 64 * j);
+    if (b % 2 == 0) {
+      __builtin_prefetch(scale + (b + kAhead) * 16);
+      if (MINIMUM) __builtin_prefetch(minimum + (b + kAhead) * 16);
+    }
+    const float* activation_scale = tile.scale + b * T;
+    const float* term = tile.term + b * T;
+    I dot[T];
+    for (int t = 0; t < T; ++t) {
+      int32_t start = 0;
+      if (!MINIMUM) std::memcpy(&start, term + t, 4);
+      dot[t] = splat(start);
+    }
+    block_dots<T, BITS>(q + b * (64 * BITS), tile.values + b * (T * 32), dot);
+    const F d = half_to_float(scale + b * 16);
+    F m;
+    if (MINIMUM) m = half_to_float(minimum + b * 16);
+    for (int t = 0; t < T; ++t) {
+      F part = (splat(activation_scale[t]) * d) * convert(dot[t]);
+      if (MINIMUM) part = part + m * splat(term[t]);
+      total[t] = total[t] + part;
+    }
+  }
+  for (int t = 0; t < T; ++t) {
+    if (count == 16) {
+      store(y + t * stride, total[t]);
+    } else {
+      store_part(y + t * stride, total[t], count);
+    }
+  }
+}
+
+template <int T>
+void slab_of(const Weights& w, int64_t group, const Tile& tile, float* y, int64_t stride, int count) {
+  if (w.bits == 8) {
+    slab<T, 8, false>(w, group, tile, y, stride, count);
+  } else if (w.minimum) {
+    slab<T, 4, true>(w, group, tile, y, stride, count);
+  } else {
+    slab<T, 4, false>(w, group, tile, y, stride, count);
+  }
+}
+
+void multiply(const Weights& w, int64_t group, int rows, const Tile& tile, float* y, int64_t stride, int count) {
+  switch (rows) {
+    case 1: return slab_of<1>(w, group, tile, y, stride, count);
+    case 2: return slab_of<2>(w, group, tile, y, stride, count);
+    case 3: return slab_of<3>(w, group, tile, y, stride, count);
+    case 4: return slab_of<4>(w, group, tile, y, stride, count);
+    case 5: return slab_of<5>(w, group, tile, y, stride, count);
+    case 6: return slab_of<6>(w, group, tile, y, stride, count);
+    case 7: return slab_of<7>(w, group, tile, y, stride, count);
+    default: return slab_of<8>(w, group, tile, y, stride, count);
+  }
+}

@@ -1,0 +1,237 @@
+"""The kernels in plain torch: what the native ones must match, and what runs where there is no native one.
+
+On the CPU every op is batch-invariant: a row's result has the same bits whatever the other rows are and
+however many there are. Stock ops are not (MKL picks another loop order for another row count; vectorised exp
+and tanh have a scalar tail with other bits, and where it falls depends on how threads split the tensor), so
+only these are used:
+
+- elementwise +, -, *, /, rsqrt and round, which IEEE 754 fixes to the bit, in an order written down here;
+- integer sums held in float32 (below 2^24, exact in any order);
+- library matrix products of one fixed shape on fresh (64-byte aligned) memory, the same call for every row.
+
+Arithmetic of `block_linear`, shared with C++ to the bit, no fused multiply-add anywhere:
+
+    per row t and block b of 32 columns, in float32:
+      amax = max |x|;  below 1e-30 the block counts as zero (s = 0, a = 0)
+      s = amax / 127;  a = round_half_even(x * (127 / amax))      a block with NaN or Inf: s = NaN, a = 0
+      dot = sum q * a,  sum = sum a                               exact integers
+    4 bit with minimum:  term = (s * scale) * dot + minimum * (s * sum)
+    4 bit:               term = (s * scale) * (dot - 8 * sum)
+    8 bit:               term = (s * scale) * (dot - 128 * sum)
+    y[t, n] = ((0 + term_0) + term_1) + ...                       blocks in column order
+
+Other devices get no promise about bits: there the same functions use one stock call for all rows, with
+weights dequantised in slices and activations not quantised. Left out: speed; that is what the native library
+is for.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from specdec.kernels.blocks import BLOCK, GROUP, BlockTensor
+
+TINY = 1e-30
+_ROW_TILE = 8
+_CHUNK = 1 << 22  # elements of the largest temporary
+
+
+def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Activations to int8 values, per row and block of 32.
+
+    x float32 [T, K] -> values float32 [T, B, 32] (integers -127..127), scale [T, B], sum of values [T, B].
+    """
+    blocks = x.reshape(x.shape[0], x.shape[1] // BLOCK, BLOCK)  # [T, B, 32]
+    largest = blocks.abs().amax(dim=-1)  # [T, B]; NaN stays NaN
+    finite = largest < torch.inf
+    usable = finite & (largest >= TINY)
+    # torch turns 127 / tensor into reciprocal * 127, which rounds twice: divide tensor by tensor
+    top = torch.full_like(largest, 127.0)
+    inverse = torch.where(usable, top / largest, 0.0)
+    values = torch.where(usable[..., None], torch.round(blocks * inverse[..., None]), 0.0)
+    scale = torch.where(usable, largest / top, 0.0)
+    return values, torch.where(finite, scale, torch.nan), values.sum(dim=-1)
+
+
+def block_linear(x: Tensor, w: BlockTensor) -> Tensor:
+    """x [T, K] float -> x @ w.T [T, N] in x.dtype; the arithmetic is in the module docstring."""
+    if x.device.type != "cpu":
+        return _dequantised_linear(x, w)
+    values, scale, total = quantise_rows(x.float())
+    rows, blocks = scale.shape
+    values = values.transpose(0, 1).contiguous()  # [B, T, 32]
+    scale, total = scale.t()[:, :, None], total.t()[:, :, None]  # [B, T, 1]
+    offset = total * (0.0 if w.minimum is not None else 8.0 if w.bits == 4 else 128.0)
+    out = x.new_empty((rows, w.q.shape[0] * GROUP), dtype=torch.float32)
+    step = max(1, _CHUNK // (GROUP * blocks * max(rows, BLOCK)))
+    for start in range(0, w.q.shape[0], step):
+        part = slice(start, start + step)
+        d = w.scale[part].float().transpose(0, 1).reshape(blocks, 1, -1)  # [B, 1, n]
+        terms = torch.bmm(values, _columns_first(w.q[part], w.bits)).sub_(offset)  # [B, T, n]
+        terms = terms.mul_(scale * d)
+        if w.minimum is not None:
+            m = w.minimum[part].float().transpose(0, 1).reshape(blocks, 1, -1)  # [B, 1, n]
+            terms = terms.add_(m * (scale * total))
+        total_n = torch.zeros_like(terms[0])  # [T, n]
+        for term in terms:
+            total_n += term
+        out[:, start * GROUP : start * GROUP + total_n.shape[1]] = total_n
+    return out[:, : w.rows].to(x.dtype).contiguous()
+
+
+def block_rows(ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:
+    """Dequantised rows of w: ids long [T] -> [T, K] in dtype (float32 arithmetic: multiply, then add)."""
+    ids = ids.to(w.device)
+    group, lane = ids // GROUP, ids % GROUP
+    raw = w.q[group, :, :, lane]  # [T, B, J, I]
+    if w.bits == 4:
+        raw = torch.stack((raw & 15, raw >> 4), dim=2)  # [T, B, half, J, I]
+    values = raw.reshape(ids.shape[0], w.columns // BLOCK, BLOCK).float()  # [T, B, 32]
+    d = w.scale[group, :, lane].float()[..., None]  # [T, B, 1]
+    if w.minimum is not None:
+        values = values * d + w.minimum[group, :, lane].float()[..., None]
+    else:
+        values = (values - (8.0 if w.bits == 4 else 128.0)) * d
+    return values.reshape(ids.shape[0], w.columns).to(dtype)
+
+
+def dense_linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [T, K], w [N, K], bias [N] or None -> [T, N] in x.dtype.
+
+    On the CPU rows go through the library eight at a time, padded with zero rows: measured bitwise
+    independent of a row's place in the tile, where one, two and three rows are not. A pass that records
+    gradients uses one plain call, because training is not held to batch invariance.
+    """
+    w = w.to(x.dtype)
+    if x.device.type != "cpu" or (torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)):
+        return F.linear(x, w, bias)
+    out = x.new_empty((x.shape[0], w.shape[0]))
+    tile = x.new_zeros((_ROW_TILE, x.shape[1]))
+    for start in range(0, x.shape[0], _ROW_TILE):
+        rows = x[start : start + _ROW_TILE]
+        # a copy: the library may choose its loop by the alignment of the memory
+        tile[: rows.shape[0]] = rows
+        out[start : start + _ROW_TILE] = F.linear(tile, w)[: rows.shape[0]]
+    return out if bias is None else out + bias
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, lo: list[int], hi: list[int], scale: float) -> Tensor:
+    """Softmax attention of T query rows over a ring of key slots.
+
+    q [T, Hq, D], k [Hkv, S, D], v [Hkv, S, Dv] -> [T, Hq, Dv] in q.dtype. Row t sees positions
+    lo[t]..hi[t]-1 (at most S of them); position p lives in slot p % S. Query heads are grouped Hq/Hkv to a
+    key head, in order. A row that sees nothing is zero.
+    """
+    if q.device.type != "cpu":
+        return _masked_attention(q, k, v, lo, hi, scale)
+    rows, heads, _ = q.shape
+    kv_heads, slots, _ = k.shape
+    out = q.new_zeros((rows, heads, v.shape[-1]))
+    for row, (low, high) in enumerate(zip(lo, hi, strict=True)):
+        if low < high:
+            query = (q[row].float() * scale).view(kv_heads, heads // kv_heads, -1)  # [Hkv, G, D]
+            scores = torch.matmul(query, _visible(k, low, high, slots).transpose(1, 2))  # [Hkv, G, L]
+            found = torch.matmul(torch.softmax(scores, dim=-1), _visible(v, low, high, slots))
+            out[row] = found.view(heads, -1)  # [Hkv, G, Dv] -> [Hq, Dv]
+    return out
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """x [..., D] / sqrt(mean(x^2) + eps) * weight [D], in float32, cast to x.dtype at the end.
+
+    The sum of squares is a halving tree over D padded with zeros to a power of two (lane i adds lane
+    i + half): elementwise additions only, so the order is the same for every shape, and C++ can follow it.
+    """
+    wide = x.float()
+    width = x.shape[-1]
+    total = F.pad(wide * wide, (0, (1 << (width - 1).bit_length()) - width))
+    while total.shape[-1] > 1:
+        half = total.shape[-1] // 2
+        total = total[..., :half] + total[..., half:]
+    # torch.rsqrt is 1 / sqrt(x), each rounded as IEEE 754 says; torch.sqrt of a tensor is not (MKL's, 1 ulp)
+    normed = wide * torch.rsqrt(total / torch.full_like(total, width) + eps)
+    if weight is not None:
+        normed = normed * weight.float()
+    return normed.to(x.dtype)
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding, halves convention: x * cos + rotate_half(x) * sin; x [T, H, D], cos, sin [T, D]."""
+    wide = x.float()
+    half = x.shape[-1] // 2
+    turned = torch.cat((-wide[..., half:], wide[..., :half]), dim=-1)
+    return (wide * cos.float()[:, None] + turned * sin.float()[:, None]).to(x.dtype)  # cos: [T, 1, D]
+
+
+def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """activation(gate) * up, both [T, I]; activation is "silu" or "gelu_tanh". Float32 inside."""
+    if activation == "silu":
+        apply = _silu
+    elif activation == "gelu_tanh":
+        apply = _gelu_tanh
+    else:
+        raise ValueError(f'unknown activation {activation!r}: use "silu" or "gelu_tanh"')
+    if gate.device.type != "cpu" or gate.dim() < 2 or (torch.is_grad_enabled() and gate.requires_grad):
+        return (apply(gate.float()) * up.float()).to(gate.dtype)
+    # a row at a time: where a vectorised exp ends and its scalar tail begins must not depend on T
+    rows = [apply(row.float()) for row in gate]
+    return (torch.stack(rows) * up.float()).to(gate.dtype) if rows else torch.empty_like(gate)
+
+
+def _silu(x: Tensor) -> Tensor:
+    return F.silu(x)
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _columns_first(q: Tensor, bits: int) -> Tensor:
+    """Raw integers of some groups, q [G, B, J, R, I] -> float32 [B, 32, n] for a product per block."""
+    if bits == 4:
+        q = torch.stack((q & 15, q >> 4), dim=2)  # [G, B, half, J, R, I]
+        q = q.permute(1, 2, 3, 5, 0, 4)  # [B, half, J, I, G, R]
+    else:
+        q = q.permute(1, 2, 4, 0, 3)  # [B, J, I, G, R]
+    return q.reshape(q.shape[0], BLOCK, -1).float()
+
+
+def _dequantised_linear(x: Tensor, w: BlockTensor) -> Tensor:
+    """For devices without a promise about bits: a slice of weights at a time, in x.dtype."""
+    out = x.new_empty((x.shape[0], w.rows))
+    step = max(GROUP, (1 << 25) // w.columns)
+    for start in range(0, w.rows, step):
+        ids = torch.arange(start, min(start + step, w.rows), device=w.device)
+        out[:, start : start + step] = F.linear(x, block_rows(ids, w, x.dtype))
+    return out
+
+
+def _visible(store: Tensor, low: int, high: int, slots: int) -> Tensor:
+    """The slots of positions low..high-1 in order, [H, L, D] float32, always a fresh aligned copy.
+
+    Fresh, because the library's summation order may depend on strides (the ring's size) and on alignment.
+    """
+    assert high - low <= slots, f"row sees {high - low} positions of a ring of {slots}"
+    first, last = low % slots, (high - 1) % slots + 1
+    if first < last:
+        return store[:, first:last].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    return torch.cat((store[:, first:], store[:, :last]), dim=1).float()
+
+
+def _masked_attention(q: Tensor, k: Tensor, v: Tensor, lo: list[int], hi: list[int], scale: float) -> Tensor:
+    """One call for all rows; a slot is visible to row t when the position it holds for t lies in lo..hi-1."""
+    slots = k.shape[1]
+    low = torch.tensor(lo, device=q.device)[:, None]  # [T, 1]
+    high = torch.tensor(hi, device=q.device)[:, None]
+    # steps from a row's first position to the slot: it sees the slot when that is less than its count
+    ahead = (torch.arange(slots, device=q.device) - low) % slots  # [T, S]
+    seen = ahead < high - low
+    group = q.shape[1] // k.shape[0]
+    keys = k.to(q.dtype).repeat_interleave(group, dim=0)  # [Hq, S, D]
+    found = v.to(q.dtype).repeat_interleave(group, dim=0)  # [Hq, S, Dv]
+    scores = torch.matmul(q.transpose(0, 1), keys.transpose(1, 2)).float() * scale  # [Hq, T, S]
+    weights = torch.softmax(scores.masked_fill(~seen, -torch.inf), dim=-1)
+    weights = weights.masked_fill(~seen, 0.0)  # a row that sees nothing is NaN before this
+    return torch.matmul(weights.to(q.dtype), found).transpose(0, 1).contiguous()  # [T, Hq, Dv]

@@ -1,0 +1,135 @@
+// Sixteen floats and what can be done with them, for one instruction set. native.cpp includes this file, then
+// product.h and rows.h, once per set, inside a namespace and under the compiler's target pragma, with KERNEL_ISA
+// = 0 (portable), 2 (AVX2) or 5 (AVX-512 VNNI). They therefore have no include guards and no includes.
+//
+// Every set gives the same bits: floats are combined in an order that does not depend on the vector width (16
+// lanes everywhere, in as many registers as that takes), no multiply-add is fused, and integer sums are exact.
+
+#if KERNEL_ISA == 5
+constexpr int kLanes = 16;
+#elif KERNEL_ISA == 2
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+constexpr int kParts = 16 / kLanes;
+
+typedef float VF __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+typedef int32_t VI __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+
+// Sixteen floats, and sixteen integers.
+struct F {
+  VF p[kParts];
+};
+struct I {
+  VI p[kParts];
+};
+
+#define EACH for (int e = 0; e < kParts; ++e)
+INLINE F splat(float x) { F r; EACH r.p[e] = x - VF{}; return r; }
+INLINE I splat(int32_t x) { I r; EACH r.p[e] = x + VI{}; return r; }
+INLINE F load(const float* x) { F r; EACH r.p[e] = *reinterpret_cast<const VF*>(x + e * kLanes); return r; }
+INLINE void store(float* x, F v) { EACH *reinterpret_cast<VF*>(x + e * kLanes) = v.p[e]; }
+INLINE F operator+(F a, F b) { EACH a.p[e] += b.p[e]; return a; }
+INLINE F operator-(F a, F b) { EACH a.p[e] -= b.p[e]; return a; }
+INLINE F operator*(F a, F b) { EACH a.p[e] *= b.p[e]; return a; }
+INLINE F operator/(F a, F b) { EACH a.p[e] /= b.p[e]; return a; }
+INLINE I operator+(I a, I b) { EACH a.p[e] += b.p[e]; return a; }
+INLINE I operator-(I a, I b) { EACH a.p[e] -= b.p[e]; return a; }
+INLINE I operator&(I a, I b) { EACH a.p[e] &= b.p[e]; return a; }
+INLINE I bits(F a) { I r; EACH r.p[e] = (VI)a.p[e]; return r; }
+INLINE F floats(I a) { F r; EACH r.p[e] = (VF)a.p[e]; return r; }
+INLINE F convert(I a) { F r; EACH r.p[e] = __builtin_convertvector(a.p[e], VF); return r; }
+// b where either is NaN
+INLINE F maximum(F a, F b) { EACH a.p[e] = a.p[e] > b.p[e] ? a.p[e] : b.p[e]; return a; }
+// a where a is NaN
+INLINE F clamp(F a, F low, F high) {
+  EACH a.p[e] = a.p[e] < low.p[e] ? low.p[e] : a.p[e];
+  EACH a.p[e] = a.p[e] > high.p[e] ? high.p[e] : a.p[e];
+  return a;
+}
+INLINE I maximum(I a, I b) { EACH a.p[e] = a.p[e] > b.p[e] ? a.p[e] : b.p[e]; return a; }
+
+// The first n floats, zeros after them.
+INLINE F load_part(const float* x, int n) {
+  float whole[16] = {};
+  std::memcpy(whole, x, sizeof(float) * n);
+  return load(whole);
+}
+INLINE void store_part(float* x, F v, int n) {
+  float whole[16];
+  store(whole, v);
+  std::memcpy(x, whole, sizeof(float) * n);
+}
+
+// Halving tree: lane i adds lane i + 8, then + 4, + 2, + 1.
+INLINE float sum(F v) {
+#if KERNEL_ISA == 5
+  __m256 a = _mm256_add_ps(_mm512_castps512_ps256((__m512)v.p[0]),
+                           _mm512_extractf32x8_ps((__m512)v.p[0], 1));
+  __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+#elif KERNEL_ISA == 2
+  __m256 a = (__m256)(v.p[0] + v.p[1]);
+  __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+#endif
+#if KERNEL_ISA
+  b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
+#else
+  VF a = (v.p[0] + v.p[2]) + (v.p[1] + v.p[3]);
+  return (a[0] + a[2]) + (a[1] + a[3]);
+#endif
+}
+
+INLINE int32_t sum(I v) {
+#if KERNEL_ISA == 5
+  return _mm512_reduce_add_epi32((__m512i)v.p[0]);
+#else
+  int32_t total = 0;
+  EACH for (int i = 0; i < kLanes; ++i) total += v.p[e][i];
+  return total;
+#endif
+}
+
+INLINE int32_t largest(I v) {
+#if KERNEL_ISA == 5
+  return _mm512_reduce_max_epi32((__m512i)v.p[0]);
+#else
+  int32_t most = v.p[0][0];
+  EACH for (int i = 0; i < kLanes; ++i) most = v.p[e][i] > most ? v.p[e][i] : most;
+  return most;
+#endif
+}
+
+INLINE F half_to_float(const uint16_t* x) {
+#if KERNEL_ISA == 5
+  return F{{(VF)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)x))}};
+#elif KERNEL_ISA == 2
+  return F{{(VF)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)x)),
+            (VF)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(x + 8)))}};
+#else
+  float whole[16];
+  for (int i = 0; i < 16; ++i) whole[i] = half_value(x[i]);
+  return load(whole);
+#endif
+}
+
+// e^x within 2 units in the last place; below -87.3 the smallest normal number, above 88.3 the largest power.
+// Cody-Waite reduction to |r| <= ln2 / 2, then the Taylor polynomial of degree 7.
+INLINE F exponential(F x) {
+  x = clamp(x, splat(-87.3f), splat(88.3f));
+  const F magic = splat(12582912.0f);
+  const F shifted = x * splat(1.44269504f) + magic;
+  const F n = shifted - magic;
+  const F r = (x - n * splat(0.693359375f)) - n * splat(-2.12194440e-4f);
+  F y = splat(1.0f / 5040);
+  y = y * r + splat(1.0f / 720);
+  y = y * r + splat(1.0f / 120);
+  y = y * r + splat(1.0f / 24);
+  y = y * r + splat(1.0f / 6);
+  y = y * r + splat(0.5f);
+  y = y * (r * r) + (r + splat(1.0f));
+  I power = bits(shifted) - bits(magic) + splat(int32_t(127));
+  EACH power.p[e] <<= 23;
+  return y * floats(power);  // a product, so that NaN stays NaN
+}

@@ -1,0 +1,123 @@
+"""`specdec.load`: a name or path in, a model ready to `generate` out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from transformers import AutoConfig, GenerationConfig
+
+from specdec.drafting import Drafter
+from specdec.hf import SpecdecForCausalLM
+from specdec.model import build
+from specdec.model.build import Source, build_decoder
+from specdec.model.decoder import Decoder
+from specdec.model.families import decoder_spec, supported_families
+from specdec.model.gguf_config import config_from_gguf, with_rope_divisors
+from specdec.model.names import expected_tensors
+from specdec.resolve import resolve_drafter
+from specdec.weights.gguf import GGUFCheckpoint
+from specdec.weights.hub import model_path
+from specdec.weights.safetensors import SafetensorsCheckpoint
+from specdec.weights.tensors import Storage
+from specdec.weights.tokenizer import generation_config_from_gguf
+
+
+def load(
+    name_or_path: str | os.PathLike[str],
+    drafter: Drafter | str | None = "auto",
+    dtype: torch.dtype | str | None = None,
+    quantize: Storage = None,
+    device: torch.device | str | None = None,
+) -> SpecdecForCausalLM:
+    """A model that generates what the plain model would, sooner.
+
+    Args:
+        name_or_path: "smollm2-135m-instruct" or "gemma-3-270m" (fetched on first use), a .gguf file, a folder in the
+            Hugging Face format (safetensors), or a hub id ("owner/name").
+        drafter: "auto", "suffix", None (plain decoding), a drafter checkpoint, or a `Drafter`. Never changes the text.
+        dtype: of activations and of weights that are not quantised; None: float32 on the CPU, bfloat16 on a GPU.
+        quantize: "int4" or "int8" quantise a float checkpoint while it streams in; "none" expands a quantised one to
+            `dtype`; None keeps weights as they are stored.
+        device: "cpu", "cuda", "mps"; None: a GPU where there is one.
+
+    Raises:
+        ValueError: nothing is at `name_or_path`, the architecture is not supported, the file is damaged, or tensors
+            are missing, surplus or misshapen.
+    """
+    where = _device(device)
+    kind = _dtype(dtype, where)
+    path = model_path(name_or_path)
+    decoder, config, generation_config = load_decoder(path, kind, where, quantize)
+    return SpecdecForCausalLM(decoder, config, generation_config, resolve_drafter(drafter))
+
+
+def load_decoder(
+    path: Path, dtype: torch.dtype, device: torch.device, quantize: Storage = None
+) -> tuple[Decoder, Any, GenerationConfig]:
+    """The decoder, config and generation config of a .gguf file or a Hugging Face folder."""
+    if path.suffix == ".gguf":
+        file = GGUFCheckpoint(path)
+        config = config_from_gguf(file.header.metadata, file.shapes())
+        generation_config = generation_config_from_gguf(file.header.metadata)
+        spec = decoder_spec(config)
+        if "rope_freqs.weight" in file.shapes():
+            spec = with_rope_divisors(spec, file.tensor("rope_freqs.weight"))
+        elif spec.model_type == "gemma4_text":
+            raise ValueError(f"{path}: has no rope_freqs.weight, without which Gemma 4's rope is unknown; convert again")
+        source = Source.gguf(file, spec)
+    else:
+        config, generation_config = _configs(path)
+        spec = decoder_spec(config)
+        source = Source.huggingface(SafetensorsCheckpoint(path), spec)
+    with _progress(path.name, len(expected_tensors(spec))) as tick:
+        decoder = build_decoder(spec, source, dtype=dtype, device=device, quantize=quantize, progress=tick)
+    return decoder, config, generation_config
+
+
+def _configs(folder: Path) -> tuple[Any, GenerationConfig]:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: no config.json; a Hugging Face folder holds config.json and *.safetensors")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (ValueError, KeyError, OSError) as error:
+        raise ValueError(
+            f"{folder}: transformers cannot read config.json ({error}); supported text architectures are: "
+            f"{', '.join(supported_families())}"
+        ) from error
+    if (folder / "generation_config.json").is_file():
+        return config, GenerationConfig.from_pretrained(folder)
+    return config, GenerationConfig.from_model_config(config)
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    if isinstance(dtype, str) and dtype != "auto":
+        dtype = getattr(torch, dtype.removeprefix("torch."), dtype)
+    if dtype is None or dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, got {dtype!r}")
+    return dtype
+
+
+@contextmanager
+def _progress(name: str, tensors: int) -> Iterator[build.Progress]:
+    """A bar on stderr, gone when done; nothing where stderr is not a terminal."""
+    columns = (TextColumn("loading {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tensors"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=tensors)
+        yield lambda _: bar.advance(task)

@@ -1,0 +1,203 @@
+"""From a checkpoint to a `Decoder`: strict about names and shapes, one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from specdec.model.decoder import Decoder, Layer, Linear, PerLayerEmbedding
+from specdec.model.names import expected_tensors, gguf_name, hf_names, ignorable
+from specdec.model.spec import DecoderSpec
+from specdec.weights.checkpoint import Checkpoint
+from specdec.weights.tensors import Storage, Weight
+
+Progress = Callable[[str], None]
+_LISTED = 8  # tensors of a kind that an error lists
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint, what it calls each tensor, and the two ways in which formats differ in content."""
+
+    checkpoint: Checkpoint
+    names: Mapping[str, str]  # canonical -> the checkpoint's
+    norm_offset: float  # added to every norm weight
+    interleaved_rope: bool  # rows of q and k are in llama.cpp's order
+
+    @classmethod
+    def huggingface(cls, checkpoint: Checkpoint, spec: DecoderSpec) -> Source:
+        return cls(checkpoint, hf_names(spec, checkpoint.shapes()), spec.norm_offset, False)
+
+    @classmethod
+    def gguf(cls, checkpoint: Checkpoint, spec: DecoderSpec) -> Source:
+        names = {canonical: gguf_name(spec, canonical) for canonical in expected_tensors(spec)}
+        return cls(checkpoint, names, 0.0, spec.model_type == "llama")
+
+
+class Reader(Protocol):
+    """Tensors by canonical name, on the device and in the dtype they are wanted in."""
+
+    def matrix(self, name: str) -> Weight: ...
+    def vector(self, name: str) -> Tensor | None: ...
+
+
+def build_decoder(
+    spec: DecoderSpec,
+    source: Source,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantize: Storage = None,
+    progress: Progress | None = None,
+) -> Decoder:
+    """Read every tensor of `spec` from `source`.
+
+    `quantize`: see `Checkpoint.weight`; with "int4" the embedding and the head take 8 bits, which costs little memory
+    and keeps rare tokens apart. `progress(name)` is called after every tensor.
+
+    Raises:
+        ValueError: tensors are missing, surplus or misshapen; all of them are listed.
+    """
+    check_tensors(spec, source)
+    read = TensorReader(spec, source, dtype, device, quantize, progress)
+    embedding = read.matrix("embed_tokens.weight")
+    norm = read.vector("norm.weight")
+    assert norm is not None
+    per_layer = None
+    if spec.per_layer_input:
+        ple_norm = read.vector("per_layer_projection_norm.weight")
+        assert ple_norm is not None
+        per_layer = PerLayerEmbedding(
+            embedding=read.matrix("embed_tokens_per_layer.weight"),
+            projection=Linear(read.matrix("per_layer_model_projection.weight")),
+            norm=ple_norm,
+            width=spec.per_layer_input,
+            eps=spec.norm_eps,
+        )
+    layers = [build_layer(spec, i, read) for i in range(len(spec.layers))]
+    head = embedding if spec.tied_head else read.matrix("lm_head.weight")
+    return Decoder(spec, embedding, layers, norm, head, per_layer)
+
+
+def build_layer(spec: DecoderSpec, index: int, read: Reader) -> Layer:
+    """Layer `index` of `spec`; also what a drafter's layers are built with."""
+    at = f"layers.{index}."
+
+    def linear(name: str) -> Linear:
+        return Linear(read.matrix(f"{at}{name}.weight"), read.vector(f"{at}{name}.bias"))
+
+    def norm(name: str) -> Tensor | None:
+        return read.vector(f"{at}{name}.weight")
+
+    def needed(name: str) -> Tensor:
+        weight = norm(name)
+        assert weight is not None, name
+        return weight
+
+    layer = spec.layers[index]
+    own_kv = layer.kv_layer is None
+    after = "post_attention_layernorm"
+    return Layer(
+        spec=layer,
+        eps=spec.norm_eps,
+        scale=spec.attention_scale,
+        activation=spec.activation,
+        input_norm=needed("input_layernorm"),
+        q=linear("self_attn.q_proj"),
+        k=linear("self_attn.k_proj") if own_kv else None,
+        v=linear("self_attn.v_proj") if own_kv and not layer.values_from_keys else None,
+        o=linear("self_attn.o_proj"),
+        q_norm=norm("self_attn.q_norm"),
+        k_norm=norm("self_attn.k_norm"),
+        norm_values=spec.v_norm,
+        attention_post_norm=norm(after) if spec.sandwich_norms else None,
+        mlp_norm=needed("pre_feedforward_layernorm" if spec.sandwich_norms else after),
+        gate=linear("mlp.gate_proj"),
+        up=linear("mlp.up_proj"),
+        down=linear("mlp.down_proj"),
+        mlp_post_norm=norm("post_feedforward_layernorm"),
+        ple_gate=linear("per_layer_input_gate") if spec.per_layer_input else None,
+        ple_projection=linear("per_layer_projection") if spec.per_layer_input else None,
+        ple_norm=norm("post_per_layer_input_norm"),
+        scalar=read.vector(f"{at}layer_scalar"),
+    )
+
+
+def check_tensors(spec: DecoderSpec, source: Source, more: Mapping[str, tuple[int, ...]] | None = None) -> None:
+    """Raise a ValueError that lists every missing, surplus and misshapen tensor.
+
+    `more`: canonical names and shapes that are needed besides those of `spec`.
+    """
+    have = source.checkpoint.shapes()
+    want = {source.names[name]: shape for name, shape in {**expected_tensors(spec), **(more or {})}.items()}
+    problems = {
+        "missing": [f"{name} {list(shape)}" for name, shape in want.items() if name not in have],
+        "misshapen": [
+            f"{name} is {list(have[name])}, needs {list(shape)}"
+            for name, shape in want.items()
+            if name in have and tuple(have[name]) != shape
+        ],
+        "surplus": [name for name in have if name not in want and not ignorable(spec, name)],
+    }
+    if any(problems.values()):
+        parts = [
+            f"{len(names)} {kind}: {'; '.join(names[:_LISTED])}{' ...' if len(names) > _LISTED else ''}"
+            for kind, names in problems.items()
+            if names
+        ]
+        raise ValueError(
+            f"{source.checkpoint.path}: its tensors do not fit a {spec.model_type} decoder of this config. "
+            f"{'. '.join(parts)}. Are config and weights of the same model?"
+        )
+
+
+class TensorReader:
+    """A `Reader` of `source`; one tensor in memory at a time besides what it returned."""
+
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        source: Source,
+        dtype: torch.dtype,
+        device: torch.device,
+        quantize: Storage,
+        progress: Progress | None,
+    ) -> None:
+        self.spec, self.source, self.dtype, self.device = spec, source, dtype, device
+        self.quantize, self.progress = quantize, progress
+        self.wanted = expected_tensors(spec)
+
+    def matrix(self, name: str) -> Weight:
+        vocabulary = name in ("embed_tokens.weight", "lm_head.weight")
+        storage: Storage = "int8" if vocabulary and self.quantize == "int4" else self.quantize
+        weight = self.source.checkpoint.weight(self.source.names[name], self.dtype, storage, self._rows(name))
+        self._read(name)
+        return weight.to(self.device)
+
+    def vector(self, name: str) -> Tensor | None:
+        """A norm, bias or scalar in the compute dtype; None when the spec has none of this name."""
+        if name not in self.wanted:
+            return None
+        tensor = self.source.checkpoint.tensor(self.source.names[name])
+        if name.endswith("norm.weight"):
+            tensor = tensor + self.source.norm_offset
+        if (rows := self._rows(name)) is not None:
+            tensor = tensor[rows]
+        self._read(name)
+        return tensor.to(self.device, self.dtype)
+
+    def _rows(self, name: str) -> Tensor | None:
+        """llama.cpp's order of q and k rows, undone: it stores each head as pairs (i, i + D/2) side by side."""
+        if not self.source.interleaved_rope or not (".q_proj." in name or ".k_proj." in name):
+            return None
+        dim = self.spec.layers[int(name.split(".")[1])].head_dim
+        order = torch.arange(self.wanted[name][0]).view(-1, dim // 2, 2)  # [heads, D / 2, 2]
+        return order.transpose(1, 2).reshape(-1)  # [heads * D]
+
+    def _read(self, name: str) -> None:
+        if self.progress is not None:
+            self.progress(name)

@@ -1,0 +1,244 @@
+"""The decoder: one implementation for every family, described by a `DecoderSpec`.
+
+A pass takes T token ids and returns T hidden states; everything is a row, there is no batch dimension. Weights are
+objects with `linear` and `rows`: how they are stored is not this module's business. Arithmetic lives in
+`specdec.kernels`, where every op gives a row the same bits whatever T is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from specdec import kernels
+from specdec.cache import MAX_ROWS, KVCache, LayerStore, StoreShape
+from specdec.model.spec import DecoderSpec, LayerSpec, RopeSpec
+from specdec.weights.tensors import Weight
+
+ROPE_BLOCK = 512  # positions by which the table of rotations grows
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A weight matrix [out, in] with an optional bias [out]."""
+
+    weight: Weight
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self.weight.linear(x)  # [T, in] -> [T, out]
+        return y if self.bias is None else y + self.bias
+
+
+@dataclass(frozen=True)
+class Span:
+    """What the rows of a pass need to attend in layers of one kind.
+
+    `cos`, `sin`: [T, head_dim]. Row t sees positions `first[t] .. end[t] - 1`.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    first: list[int]
+    end: list[int]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer: attention and a gated MLP around a residual stream of [T, hidden].
+
+    `k`, `v` and `k_norm` are None in a layer that reads K/V which another layer stored; `v` also where V is made from
+    k_proj's output. Norms are weights [width] in the compute dtype, None where the family has none.
+    """
+
+    spec: LayerSpec
+    eps: float
+    scale: float
+    activation: str
+    input_norm: Tensor
+    q: Linear
+    o: Linear
+    mlp_norm: Tensor
+    gate: Linear
+    up: Linear
+    down: Linear
+    k: Linear | None = None
+    v: Linear | None = None
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+    norm_values: bool = False
+    attention_post_norm: Tensor | None = None
+    mlp_post_norm: Tensor | None = None
+    ple_gate: Linear | None = None
+    ple_projection: Linear | None = None
+    ple_norm: Tensor | None = None
+    scalar: Tensor | None = None
+
+    def __call__(
+        self, x: Tensor, span: Span, store: LayerStore, start: int, per_layer_input: Tensor | None = None
+    ) -> Tensor:
+        """Rows [T, hidden] at positions start .. start + T - 1; writes their K/V unless this layer shares another's."""
+        y = self.attend(kernels.rms_norm(x, self.input_norm, self.eps), span, store, start)
+        x = x + self._norm(y, self.attention_post_norm)
+        y = kernels.rms_norm(x, self.mlp_norm, self.eps)
+        y = self.down(kernels.gated(self.gate(y), self.up(y), self.activation))
+        x = x + self._norm(y, self.mlp_post_norm)
+        if self.ple_gate is not None:
+            assert self.ple_projection is not None and per_layer_input is not None
+            y = kernels.gated(self.ple_gate(x), per_layer_input, self.activation)  # [T, per_layer_input]
+            x = x + self._norm(self.ple_projection(y), self.ple_norm)
+        return x if self.scalar is None else x * self.scalar
+
+    def attend(self, x: Tensor, span: Span, store: LayerStore, start: int) -> Tensor:
+        rows, spec = x.shape[0], self.spec
+        q = self._norm(self.q(x).view(rows, spec.heads, spec.head_dim), self.q_norm)  # [T, H, D]
+        q = kernels.rope(q, span.cos, span.sin)
+        if self.k is not None:
+            raw = self.k(x).view(rows, spec.kv_heads, spec.head_dim)  # [T, Hkv, D]
+            v = raw if self.v is None else self.v(x).view(rows, spec.kv_heads, spec.head_dim)  # [T, Hkv, D]
+            k = kernels.rope(self._norm(raw, self.k_norm), span.cos, span.sin)
+            store.write(start, k, kernels.rms_norm(v, None, self.eps) if self.norm_values else v)
+        y = kernels.attention(q, store.keys, store.values, span.first, span.end, self.scale)  # [T, H, D]
+        return self.o(y.reshape(rows, spec.heads * spec.head_dim))  # [T, H * D] -> [T, hidden]
+
+    def _norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        return x if weight is None else kernels.rms_norm(x, weight, self.eps)
+
+
+@dataclass(frozen=True)
+class PerLayerEmbedding:
+    """Gemma 4 E2B/E4B: a second embedding whose slices feed every layer (transformers `modeling_gemma4.py`)."""
+
+    embedding: Weight  # [per_layer_vocab, layers * width]
+    projection: Linear  # [layers * width, hidden]
+    norm: Tensor  # [width]
+    width: int
+    eps: float
+
+    def __call__(self, ids: Tensor, x: Tensor) -> Tensor:
+        """ids [T], scaled embeddings x [T, hidden] -> [T, layers, width]."""
+        identity = self.embedding.rows(ids, x.dtype) * _scalar(self.width**0.5, x)
+        context = self.projection(x) * float(x.shape[1]) ** -0.5
+        context = context.view(ids.shape[0], -1, self.width)  # [T, layers, width]
+        context = kernels.rms_norm(context, self.norm, self.eps)
+        return (context + identity.view_as(context)) * 2.0**-0.5
+
+
+class Rotations:
+    """Rotary cos and sin per layer kind: tables that grow as positions are asked for."""
+
+    def __init__(self, ropes: Mapping[str, RopeSpec], dtype: torch.dtype, device: torch.device) -> None:
+        self._ropes = ropes
+        self._dtype, self._device = dtype, device
+        self._tables = {
+            kind: (torch.empty(0, 2 * len(rope.frequencies), dtype=dtype, device=device),) * 2
+            for kind, rope in ropes.items()
+        }
+
+    def __call__(self, kind: str, start: int, rows: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [rows, head_dim] of positions start .. start + rows - 1 for layers of `kind`."""
+        cos, sin = self._tables[kind]
+        while cos.shape[0] < start + rows:
+            cos, sin = self._tables[kind] = self._extend(kind, cos, sin)
+        return cos[start : start + rows], sin[start : start + rows]
+
+    def _extend(self, kind: str, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        # Always whole blocks of the same size: the tail of a vectorised cosine depends on the number of elements, and
+        # a position's bits must not depend on the pass that first asked for it.
+        rope = self._ropes[kind]
+        frequencies = torch.tensor(rope.frequencies, dtype=torch.float32, device=self._device)  # [D / 2]
+        positions = torch.arange(cos.shape[0], cos.shape[0] + ROPE_BLOCK, device=self._device)
+        angles = positions[:, None].float() * frequencies  # [ROPE_BLOCK, D / 2]
+        angles = torch.cat((angles, angles), dim=-1)  # [ROPE_BLOCK, D]
+        more = ((angles.cos() * rope.factor).to(self._dtype), (angles.sin() * rope.factor).to(self._dtype))
+        return torch.cat((cos, more[0])), torch.cat((sin, more[1]))
+
+
+class Decoder:
+    """A text decoder. `forward` is one pass through all layers; `logits` is the head, for the rows that need it."""
+
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        embedding: Weight,
+        layers: Sequence[Layer],
+        norm: Tensor,
+        head: Weight,
+        per_layer: PerLayerEmbedding | None = None,
+    ) -> None:
+        self.spec = spec
+        self.embedding = embedding
+        self.layers = tuple(layers)
+        self.norm = norm
+        self.head = head
+        self.per_layer = per_layer
+        self.device = norm.device
+        self.dtype = norm.dtype
+        self.rotations = Rotations(spec.ropes, self.dtype, self.device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights as stored; a tied head counts once."""
+        parts: list[object] = [self.embedding, self.norm, *([] if self.head is self.embedding else [self.head])]
+        parts += [getattr(layer, f.name) for layer in self.layers for f in fields(layer)]
+        if self.per_layer is not None:
+            parts += [self.per_layer.embedding, self.per_layer.projection]
+        return sum(int(getattr(getattr(part, "weight", part), "nbytes", 0)) for part in parts)
+
+    def new_cache(self, max_rows: int = MAX_ROWS) -> KVCache:
+        shapes = [
+            None if layer.kv_layer is not None else StoreShape(layer.kv_heads, layer.head_dim, layer.window)
+            for layer in self.spec.layers
+        ]
+        return KVCache(shapes, self.dtype, self.device, max_rows)
+
+    @torch.inference_mode()
+    def forward(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """One pass over ids [T] (int64) at the cache's next positions.
+
+        Returns hidden states [T, hidden] after the final norm. The rows' K/V are written; `cache.commit(n)` keeps the
+        first n of them.
+        """
+        start = cache.begin(ids.shape[0])
+        x = self.embed(ids)
+        spans = self.spans(start, ids.shape[0])
+        extra = None if self.per_layer is None else self.per_layer(ids, x)
+        for i, layer in enumerate(self.layers):
+            store = cache.stores[i if layer.spec.kv_layer is None else layer.spec.kv_layer]
+            assert store is not None
+            slice_i = None if extra is None else extra[:, i].contiguous()  # [T, width]
+            x = layer(x, spans[layer.spec.kind], store, start, slice_i)
+        return kernels.rms_norm(x, self.norm, self.spec.norm_eps)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [T, hidden] -> logits [T, vocab] in float32, soft-capped where the family does that."""
+        logits = self.head.linear(hidden).float()
+        cap = self.spec.final_softcap
+        if cap is not None:
+            for row in logits:  # a row at a time: a vectorised tanh's tail must not depend on the number of rows
+                row.copy_(torch.tanh(row / cap) * cap)
+        return logits
+
+    @torch.inference_mode()
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings [T, hidden] of ids [T], scaled as the family does."""
+        x = self.embedding.rows(ids, self.dtype)
+        # transformers rounds Gemma's scale to the dtype before it multiplies (55.4256 becomes 55.5 in bf16).
+        return x if self.spec.embed_scale == 1.0 else x * _scalar(self.spec.embed_scale, x)
+
+    def spans(self, start: int, rows: int) -> dict[str, Span]:
+        """Per layer kind: rope of positions start .. start + rows - 1, and what each row sees (itself included)."""
+        end = [start + t + 1 for t in range(rows)]
+        spans = {}
+        for kind, window in {layer.kind: layer.window for layer in self.spec.layers}.items():
+            first = [0 if window is None else max(0, e - window) for e in end]
+            spans[kind] = Span(*self.rotations(kind, start, rows), first, end)
+        return spans
+
+
+def _scalar(value: float, like: Tensor) -> Tensor:
+    return torch.tensor(value, dtype=like.dtype, device=like.device)

@@ -1,0 +1,134 @@
+"""What tensors a spec needs, and what checkpoints call them.
+
+Canonical names are those of transformers' text models without a prefix ("layers.0.self_attn.q_proj.weight").
+GGUF's are listed in gguf-py's constants; llama.cpp's converter permutes rows of Llama's q and k (its rope pairs
+neighbours) and adds Gemma 3's "1 +" to the norms.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from specdec.model.spec import DecoderSpec
+
+_GGUF_TOP = {
+    "embed_tokens.weight": "token_embd.weight",
+    "norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+    "embed_tokens_per_layer.weight": "per_layer_token_embd.weight",
+    "per_layer_model_projection.weight": "per_layer_model_proj.weight",
+    "per_layer_projection_norm.weight": "per_layer_proj_norm.weight",
+}
+_GGUF_LAYER = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "per_layer_input_gate": "inp_gate",
+    "per_layer_projection": "proj",
+    "post_per_layer_input_norm": "post_norm",
+}
+_PREFIXES = ("model.language_model.", "language_model.model.", "model.", "language_model.", "")
+# Parts of a multimodal checkpoint that a text decoder does not use, and buffers that old exports carry.
+_NOT_TEXT = re.compile(r"(^|\.)(vision|visual|audio|embed_vision|embed_audio|multi_modal|vision_tower|audio_tower)")
+_DERIVED = re.compile(r"rotary_emb\.inv_freq$|masked_bias$|^rope_freqs\.weight$")
+
+
+def expected_tensors(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
+    """Canonical name -> shape of every tensor that `spec` needs."""
+    hidden = spec.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed_tokens.weight": (spec.vocab_size, hidden),
+        "norm.weight": (hidden,),
+    }
+    if not spec.tied_head:
+        shapes["lm_head.weight"] = (spec.vocab_size, hidden)
+    if width := spec.per_layer_input:
+        shapes["embed_tokens_per_layer.weight"] = (spec.per_layer_vocab, len(spec.layers) * width)
+        shapes["per_layer_model_projection.weight"] = (len(spec.layers) * width, hidden)
+        shapes["per_layer_projection_norm.weight"] = (width,)
+    for i in range(len(spec.layers)):
+        shapes.update({f"layers.{i}.{name}": shape for name, shape in layer_tensors(spec, i)})
+    return shapes
+
+
+def layer_tensors(spec: DecoderSpec, index: int) -> Iterable[tuple[str, tuple[int, ...]]]:
+    """(name within the layer, shape) of every tensor of layer `index`."""
+    layer, hidden = spec.layers[index], spec.hidden_size
+    q, kv = layer.heads * layer.head_dim, layer.kv_heads * layer.head_dim
+    own_kv = layer.kv_layer is None
+
+    projections = [("self_attn.q_proj", (q, hidden), spec.qkv_bias)]
+    if own_kv:
+        projections.append(("self_attn.k_proj", (kv, hidden), spec.qkv_bias))
+        if not layer.values_from_keys:
+            projections.append(("self_attn.v_proj", (kv, hidden), spec.qkv_bias))
+    projections.append(("self_attn.o_proj", (hidden, q), spec.output_bias))
+    for name in ("mlp.gate_proj", "mlp.up_proj"):
+        projections.append((name, (layer.intermediate_size, hidden), spec.mlp_bias))
+    projections.append(("mlp.down_proj", (hidden, layer.intermediate_size), spec.mlp_bias))
+    if spec.per_layer_input:
+        projections.append(("per_layer_input_gate", (spec.per_layer_input, hidden), False))
+        projections.append(("per_layer_projection", (hidden, spec.per_layer_input), False))
+        yield "post_per_layer_input_norm.weight", (hidden,)
+    for name, shape, bias in projections:
+        yield f"{name}.weight", shape
+        if bias:
+            yield f"{name}.bias", shape[:1]
+
+    yield "input_layernorm.weight", (hidden,)
+    yield "post_attention_layernorm.weight", (hidden,)
+    if spec.sandwich_norms:
+        yield "pre_feedforward_layernorm.weight", (hidden,)
+        yield "post_feedforward_layernorm.weight", (hidden,)
+    if spec.qk_norm:
+        yield "self_attn.q_norm.weight", (layer.head_dim,)
+        if own_kv:
+            yield "self_attn.k_norm.weight", (layer.head_dim,)
+    if spec.layer_scalar:
+        yield "layer_scalar", (1,)
+
+
+def gguf_name(spec: DecoderSpec, canonical: str) -> str:
+    """What a GGUF file calls the tensor `canonical`."""
+    if canonical in _GGUF_TOP:
+        return _GGUF_TOP[canonical]
+    _, index, name = canonical.split(".", 2)
+    if name == "layer_scalar":
+        return f"blk.{index}.layer_output_scale.weight"
+    stem, kind = name.rsplit(".", 1)
+    if stem == "post_attention_layernorm":
+        # transformers uses one name for two things: Llama's norm before the MLP, Gemma's norm after attention.
+        return f"blk.{index}.{'post_attention_norm' if spec.sandwich_norms else 'ffn_norm'}.{kind}"
+    return f"blk.{index}.{_GGUF_LAYER[stem]}.{kind}"
+
+
+def hf_names(spec: DecoderSpec, names: Iterable[str]) -> dict[str, str]:
+    """Canonical name -> name in a transformers checkpoint that holds `names`, whatever prefix it uses."""
+    present = set(names)
+    prefix = next((p for p in _PREFIXES if f"{p}embed_tokens.weight" in present), "model.")
+    mapped = {canonical: prefix + canonical for canonical in expected_tensors(spec)}
+    if not spec.tied_head:
+        heads = ("lm_head.weight", "language_model.lm_head.weight")
+        mapped["lm_head.weight"] = next((head for head in heads if head in present), heads[0])
+    return mapped
+
+
+def ignorable(spec: DecoderSpec, name: str) -> bool:
+    """Whether a tensor that the spec does not need may nevertheless be in a checkpoint."""
+    if _NOT_TEXT.search(name) or _DERIVED.search(name):
+        return True
+    if spec.tied_head and name.endswith("lm_head.weight"):
+        return True  # the embedding, saved twice
+    # Layers that read another layer's K/V are saved with projections that nothing uses (transformers ignores them).
+    match = re.search(r"layers\.(\d+)\.self_attn\.(k_proj|v_proj|k_norm|v_norm)\.", name)
+    return bool(match and int(match[1]) < len(spec.layers) and spec.layers[int(match[1])].kv_layer is not None)

@@ -1,0 +1,84 @@
+"""What a decoder is, as data: every family differs from the others only in the values of these two records.
+
+`DecoderSpec` is what `families.py` makes of a transformers config, and all that `decoder.py` looks at. Left out on
+purpose: mixture-of-experts blocks, and vision and audio towers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Activation = Literal["silu", "gelu_tanh"]
+
+
+@dataclass(frozen=True)
+class RopeSpec:
+    """Rotary embedding of one layer kind: `angle[p, i] = p * frequencies[i]`, rotate-half convention.
+
+    `frequencies` holds head_dim / 2 values, zero for dimensions that do not rotate (Gemma 4's "proportional" rope).
+    `factor` multiplies cos and sin (YaRN's attention factor).
+    """
+
+    frequencies: tuple[float, ...]
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One decoder layer. `window` is None for full attention; a query then sees all earlier positions and itself."""
+
+    kind: str  # name of the rope this layer uses: a transformers layer type
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    window: int | None = None
+    values_from_keys: bool = False  # Gemma 4 full layers: V = rmsnorm(k_proj(x)), there is no v_proj
+    kv_layer: int | None = None  # reads the K/V that this earlier layer stored, and has no k_proj of its own
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """A whole decoder. Sizes are counts of elements; `attention_scale` multiplies q @ k."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    layers: tuple[LayerSpec, ...]
+    ropes: dict[str, RopeSpec] = field(hash=False)
+    attention_scale: float
+    activation: Activation
+    norm_eps: float
+    max_positions: int
+    embed_scale: float = 1.0
+    norm_offset: float = 0.0  # Gemma 3 stores w - 1; folded into the weight while loading
+    sandwich_norms: bool = False  # a norm after attention and after the MLP as well as before
+    qk_norm: bool = False
+    v_norm: bool = False  # weightless, over head_dim
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    layer_scalar: bool = False
+    final_softcap: float | None = None
+    tied_head: bool = True
+    per_layer_input: int = 0  # Gemma 4 E2B/E4B: width of the extra embedding fed to every layer
+    per_layer_vocab: int = 0
+    reads_backbone: bool = False  # a drafter without K/V of its own: `kv_layer` counts the layers of its backbone
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        return tuple(layer.window for layer in self.layers)
+
+    @property
+    def shared_kv_layers(self) -> dict[str, int]:
+        """Layer kind -> index of the last layer of that kind which stores K/V: what an MTP drafter attends to."""
+        return {layer.kind: i for i, layer in enumerate(self.layers) if layer.kv_layer is None}
+
+    def __post_init__(self) -> None:
+        for i, layer in enumerate(self.layers):
+            assert layer.heads % layer.kv_heads == 0, f"layer {i}: {layer.heads} heads over {layer.kv_heads} kv heads"
+            assert layer.kind in self.ropes, f"layer {i}: no rope for {layer.kind}"
+            assert len(self.ropes[layer.kind].frequencies) * 2 == layer.head_dim
+            if layer.kv_layer is not None and not self.reads_backbone:
+                assert self.layers[layer.kv_layer].kv_layer is None and layer.kv_layer < i

@@ -1,0 +1,101 @@
+"""From a row of logits to a token: transformers' processors, then keyed noise.
+
+The noise of a token is a hash of (seed, position, token id), so it does not depend on which tokens survive, on the
+order of evaluation or on how many rows a pass has. It is evaluated only for tokens that can still win.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specdec.verify import Choice
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+# SplitMix64's finaliser (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014).
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_SHIFTS = (30, 27, 31)
+
+# Uniforms are (n + 1/2) / 2^53, so Gumbel noise -log(-log u) lies within [-log(54 log 2), 54 log 2]: a token this far
+# below the best score cannot win, and its noise need not be computed.
+_REACH = 54 * math.log(2) + math.log(54 * math.log(2))
+
+Processors = Callable[[Tensor, Tensor], Tensor]
+"""`(input_ids [1, n], scores [1, vocab]) -> scores [1, vocab]`: transformers' LogitsProcessorList."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Chooses tokens. `seed` is None for greedy decoding.
+
+    `offset`: how many tokens of the row are padding, so that a prompt's noise does not depend on its padding.
+    """
+
+    processors: Processors | None = None
+    seed: int | None = None
+    offset: int = 0
+
+    def choose(self, logits: Tensor, tokens: Tensor) -> Choice:
+        """The choice for the position after `tokens` [n], from its `logits` [vocab] (float32).
+
+        Raises ValueError when the logits are not numbers, or when the processors leave no token.
+        """
+        scores = logits
+        if self.processors is not None:
+            scores = self.processors(tokens[None], logits[None].clone())[0]  # [1, vocab] -> [vocab]
+        best, token = scores.max(dim=0)
+        if not math.isfinite(top := float(best)):
+            raise ValueError(_not_finite(logits, top, tokens.shape[0]))
+        if self.seed is None:
+            return Choice(int(token), scores)
+        ids = torch.nonzero(scores > best - _REACH).squeeze(1)  # [survivors]
+        # On the CPU wherever the logits are: the same noise on every device, and float64 where the device has none.
+        noisy = scores[ids].cpu().double() + gumbel(self.seed, tokens.shape[0] - self.offset, ids.cpu())
+        return Choice(int(ids[noisy.argmax()]), scores)
+
+
+def _not_finite(logits: Tensor, top: float, position: int) -> str:
+    if top == -math.inf and not torch.isnan(logits).any():
+        return f"the logits processors forbid every token at position {position}; relax bad_words or the constraint"
+    return (
+        f"the logits at position {position} contain {'NaN' if math.isnan(top) else 'infinity'}: the weights are "
+        "damaged or overflow this dtype; check the checkpoint, or load it with dtype=torch.float32"
+    )
+
+
+def gumbel(seed: int, position: int, ids: Tensor) -> Tensor:
+    """Standard Gumbel noise, float64, for token `ids` [n] at an absolute position: a pure function of its arguments."""
+    key = mix(mix(seed) ^ position)
+    bits = _hash(ids, key)  # [n] int64
+    uniform = ((_shift_right(bits, 11)).double() + 0.5) * 2.0**-53
+    return -torch.log(-torch.log(uniform))
+
+
+def mix(value: int) -> int:
+    """SplitMix64 of a 64-bit integer: also how the seeds of a batch's rows are derived."""
+    value = (value + _GOLDEN) & _MASK
+    for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
+        value = ((value ^ (value >> shift)) * multiplier) & _MASK
+    return value ^ (value >> _SHIFTS[-1])
+
+
+def _hash(ids: Tensor, key: int) -> Tensor:
+    """`mix` of key + id * golden ratio, elementwise; int64 arithmetic wraps like uint64's."""
+    value = ids.long() * _signed(_GOLDEN) + _signed(key)
+    for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
+        value = (value ^ _shift_right(value, shift)) * _signed(multiplier)
+    return value ^ _shift_right(value, _SHIFTS[-1])
+
+
+def _shift_right(value: Tensor, bits: int) -> Tensor:
+    """Logical shift: torch's is arithmetic on int64."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value

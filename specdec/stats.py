@@ -1,0 +1,121 @@
+"""What a generation did, in the words of DESIGN: rounds, drafted, accepted, emitted, and where the time went."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+PHASES = ("prefill", "draft", "verify", "other")
+
+
+@dataclass
+class GenerationStats:
+    """Counts of one generation, or of several merged.
+
+    `rounds` excludes the prefill, whose logits give the first token without a draft: emitted = prompts + rounds +
+    accepted. `accepted_per_position[i]` and `drafted_per_position[i]` count rounds in which draft i was accepted, and
+    proposed. `draft_sources[name]` holds [drafted, accepted] per drafter. `seconds` by phase; `timeline` holds
+    (seconds since the request began, tokens emitted by then) after the prefill and after every round.
+    """
+
+    prompts: int = 0
+    prompt_tokens: int = 0
+    emitted: int = 0
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    accepted_per_position: list[int] = field(default_factory=list)
+    drafted_per_position: list[int] = field(default_factory=list)
+    draft_sources: dict[str, list[int]] = field(default_factory=dict)
+    draft_lengths: Counter[int] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    timeline: list[tuple[float, int]] = field(default_factory=list)
+    cache_bytes: int = 0
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Tokens emitted per round, the backbone's own included (vLLM's definition): 1 + accepted / rounds."""
+        return 1 + self.accepted / self.rounds if self.rounds else 1.0
+
+    @property
+    def acceptance_rate(self) -> float:
+        """accepted / drafted; 0 when nothing was drafted."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def acceptance_per_position(self) -> list[float]:
+        """Share of all rounds in which draft i was accepted (unconditional)."""
+        return [count / self.rounds for count in self.accepted_per_position]
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds.values())
+
+    @property
+    def ttft(self) -> float:
+        """Seconds to the first token (of the first prompt, when merged)."""
+        return self.timeline[0][0] if self.timeline else 0.0
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """Tokens after the first per second after the prefill; 0 when there was only one."""
+        seconds = self.total_seconds - self.seconds["prefill"]
+        tokens = self.emitted - self.prompts
+        return tokens / seconds if seconds > 0 and tokens > 0 else 0.0
+
+    def count_round(self, drafted: int, accepted: int, source: str) -> None:
+        self.rounds += 1
+        self.drafted += drafted
+        self.accepted += accepted
+        self.draft_lengths[drafted] += 1
+        for counts, reached in ((self.drafted_per_position, drafted), (self.accepted_per_position, accepted)):
+            counts.extend([0] * (max(drafted, reached) - len(counts)))
+            for i in range(reached):
+                counts[i] += 1
+        if drafted:
+            record = self.draft_sources.setdefault(source, [0, 0])
+            record[0] += drafted
+            record[1] += accepted
+
+    def merge(self, other: GenerationStats) -> None:
+        """Add the counts and seconds of another generation; the timeline stays the first one's."""
+        for name in ("prompts", "prompt_tokens", "emitted", "rounds", "drafted", "accepted"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for mine, theirs in (
+            (self.drafted_per_position, other.drafted_per_position),
+            (self.accepted_per_position, other.accepted_per_position),
+        ):
+            mine.extend([0] * (len(theirs) - len(mine)))
+            for i, count in enumerate(theirs):
+                mine[i] += count
+        for source, (drafted, accepted) in other.draft_sources.items():
+            record = self.draft_sources.setdefault(source, [0, 0])
+            record[0] += drafted
+            record[1] += accepted
+        self.draft_lengths.update(other.draft_lengths)
+        for phase, seconds in other.seconds.items():
+            self.seconds[phase] += seconds
+        self.timeline = self.timeline or list(other.timeline)
+        self.cache_bytes = max(self.cache_bytes, other.cache_bytes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON types, derived figures included."""
+        return {
+            "prompts": self.prompts,
+            "prompt_tokens": self.prompt_tokens,
+            "emitted": self.emitted,
+            "rounds": self.rounds,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "accepted_per_position": self.accepted_per_position,
+            "drafted_per_position": self.drafted_per_position,
+            "draft_sources": self.draft_sources,
+            "draft_lengths": {str(k): n for k, n in sorted(self.draft_lengths.items())},
+            "seconds": self.seconds,
+            "mean_acceptance_length": self.mean_acceptance_length,
+            "acceptance_rate": self.acceptance_rate,
+            "ttft": self.ttft,
+            "decode_tokens_per_second": self.decode_tokens_per_second,
+            "cache_bytes": self.cache_bytes,
+        }

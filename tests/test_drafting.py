@@ -1,0 +1,90 @@
+"""Suffix matching and the choice of the draft length."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from specdec.cache import KVCache
+from specdec.control import AdaptiveLength, FixedLength
+from specdec.drafting import SuffixDrafter
+
+HIDDEN = torch.zeros(4)
+
+
+def fresh(**settings: int) -> SuffixDrafter:
+    drafter = SuffixDrafter(**settings)
+    drafter.start(KVCache([], torch.float32, torch.device("cpu")))
+    return drafter
+
+
+def test_proposes_what_followed_the_longest_match() -> None:
+    text = [1, 2, 3, 9, 9, 5, 1, 2, 3, 4, 4, 7, 5, 1, 2, 3]
+    assert fresh().propose(text, HIDDEN, 2).tokens == (4, 4)  # 5 1 2 3 matches four tokens, 1 2 3 at the start three
+    assert fresh().propose(text, HIDDEN, 2).source == "suffix"
+
+
+def test_the_latest_of_equal_matches_wins() -> None:
+    assert fresh().propose([1, 2, 8, 0, 1, 2, 9, 0, 0, 1, 2], HIDDEN, 1).tokens == (9,)
+
+
+def test_no_match_no_draft() -> None:
+    assert fresh().propose([1, 2, 3, 4], HIDDEN, 4).tokens == ()
+    assert fresh().propose([1], HIDDEN, 4).tokens == ()
+
+
+def test_a_run_of_one_token_matches_itself() -> None:
+    assert fresh().propose([7] * 9, HIDDEN, 4).tokens == (7,)
+
+
+def test_short_matches_give_short_drafts() -> None:
+    text = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2]
+    assert fresh().propose(text, HIDDEN, 8).tokens == (3, 4, 5, 6)
+
+
+def test_incremental_index_equals_a_fresh_one() -> None:
+    generator = torch.Generator().manual_seed(1)
+    text = torch.randint(0, 4, (300,), generator=generator).tolist()
+    growing = fresh()
+    for length in range(2, len(text), 3):
+        assert growing.propose(text[:length], HIDDEN, 5) == fresh().propose(text[:length], HIDDEN, 5)
+
+
+def test_start_forgets_the_last_request() -> None:
+    drafter = fresh()
+    drafter.propose([1, 2, 3, 1, 2], HIDDEN, 4)
+    drafter.start(KVCache([], torch.float32, torch.device("cpu")))
+    assert drafter.propose([9, 1, 2], HIDDEN, 4).tokens == ()
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="min_match"):
+        SuffixDrafter(min_match=5, max_match=2)
+    with pytest.raises(ValueError, match="draft_length"):
+        FixedLength(-1)
+
+
+def observe(control: AdaptiveLength, rounds: int, accepts: float, step: float, row: float = 0.1) -> None:
+    for _ in range(rounds):
+        k = control.choose(8)
+        accepted = round(k * accepts)
+        control.observe(k, accepted, k * step, 1 + row * k)
+
+
+def test_adaptive_drafts_long_when_it_pays_and_stops_when_it_does_not() -> None:
+    good, bad, dear = AdaptiveLength(), AdaptiveLength(), AdaptiveLength()
+    observe(good, 60, accepts=1.0, step=0.01)
+    assert good.choose(8) == 8
+    observe(bad, 60, accepts=0.0, step=0.01)
+    assert sum(bad.choose(8) for _ in range(32)) <= 2  # the odd try excepted
+    observe(dear, 60, accepts=1.0, step=3.0)
+    assert sum(dear.choose(8) for _ in range(32)) <= 2
+
+
+def test_adaptive_tries_again_after_a_while_and_respects_the_limit() -> None:
+    control = AdaptiveLength()
+    observe(control, 60, accepts=0.0, step=0.01)
+    assert 1 in {control.choose(8) for _ in range(40)}
+    observe(control, 200, accepts=1.0, step=0.01)
+    assert control.choose(3) == 3
+    assert control.choose(0) == 0

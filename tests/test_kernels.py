@@ -1,0 +1,231 @@
+"""Every kernel path (the torch reference, and each native instruction set this machine has) against plain
+float64 formulas and against itself: a row's bits must not depend on the rows beside it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from specdec import kernels
+from specdec.kernels import BlockTensor, reference
+from specdec.kernels import native as native_module
+
+_library = native_module.load()
+NATIVE = [] if isinstance(_library, str) else [f"native:{name.split('-')[0]}" for name in _library.available]
+KINDS = [(4, False), (4, True), (8, False)]
+
+
+@pytest.fixture(params=["reference", *NATIVE])
+def path(request: pytest.FixtureRequest) -> Iterator[str]:
+    kernels.choose(request.param)
+    yield request.param
+    kernels.choose(os.environ.get("SPECDEC_KERNELS", "native"))
+
+
+@pytest.fixture(params=[1, 2, 3, 5])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def parts(rows: int, columns: int, bits: int, minimum: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    low, high = (0, 16) if bits == 4 else (-128, 128)
+    values = torch.randint(low, high, (rows, columns), dtype=torch.int16)
+    scale = (torch.rand(rows, columns // 32) * 0.02 + 0.001).half()
+    return values, scale, -(scale.float() * 7.3).half() if minimum else None
+
+
+def packed(rows: int, columns: int, bits: int, minimum: bool) -> BlockTensor:
+    return kernels.pack_blocks(*parts(rows, columns, bits, minimum), bits)
+
+
+def dequantised(w: BlockTensor) -> Tensor:
+    """float64 [N, K] from the natural layout."""
+    values, scale, minimum = kernels.unpack_blocks(w)
+    whole = values.double()
+    if minimum is None:
+        whole = whole - (8 if w.bits == 4 else 0)
+    whole = whole * scale.double().repeat_interleave(32, dim=1)
+    return whole if minimum is None else whole + minimum.double().repeat_interleave(32, dim=1)
+
+
+def partitions(rows: int) -> list[list[slice]]:
+    """All rows alone, and a few random cuts."""
+    cuts = [[slice(t, t + 1) for t in range(rows)]]
+    for seed in range(3):
+        rng = random.Random(seed)
+        edges = [0, *sorted(rng.sample(range(1, rows), min(rows - 1, 4))), rows]
+        cuts.append([slice(a, b) for a, b in itertools.pairwise(edges)])
+    return cuts
+
+
+@pytest.mark.parametrize(("bits", "minimum"), KINDS)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 32), (16, 64), (37, 96)])
+def test_packing_is_undone(rows: int, columns: int, bits: int, minimum: bool) -> None:
+    values, scale, low = parts(rows, columns, bits, minimum)
+    w = kernels.pack_blocks(values, scale, low, bits)
+    again, scale_again, low_again = kernels.unpack_blocks(w)
+    assert torch.equal(again.to(values.dtype), values)
+    assert torch.equal(scale_again, scale)
+    assert low_again is low is None or (low is not None and torch.equal(low_again, low))
+    assert w.nbytes == w.q.shape[0] * 16 * columns * bits // 8 + (2 if minimum else 1) * w.scale.nbytes
+
+
+def test_the_bytes_are_where_the_layout_says() -> None:
+    values, scale, _ = parts(20, 64, 4, False)
+    w = kernels.pack_blocks(values, scale, None, 4)
+    for g, b, j, r, i in [(0, 0, 0, 0, 0), (0, 1, 3, 15, 2), (1, 1, 2, 3, 1)]:
+        byte, row = int(w.q[g, b, j, r, i]), 16 * g + r
+        assert byte & 15 == values[row, 32 * b + 4 * j + i]
+        assert byte >> 4 == values[row, 32 * b + 16 + 4 * j + i]
+        assert w.scale[g, b, r] == scale[row, b]
+    assert not w.scale[1, :, 4:].any()
+    values, scale, _ = parts(20, 64, 8, False)
+    w = kernels.pack_blocks(values, scale, None, 8)
+    assert int(w.q[1, 1, 6, 3, 2]) - 128 == values[19, 32 + 24 + 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v, s, m: (v[:, :40], s, m, 4), "multiple of 32"),
+        (lambda v, s, m: (v.float(), s, m, 4), "integers"),
+        (lambda v, s, m: (v + 1, s, m, 4), "0..15"),
+        (lambda v, s, m: (v, s[:, :1], m, 4), "scale must be"),
+        (lambda v, s, m: (v, s.float() * 1e9, m, 4), "float16"),
+        (lambda v, s, m: (v, s, m, 5), "4 or 8 bits"),
+        (lambda v, s, m: (v, s, m, 8), "no minimum"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message: str) -> None:  # type: ignore[no-untyped-def]
+    values, scale, minimum = parts(32, 64, 4, True)
+    values[0, 0] = 15
+    with pytest.raises(ValueError, match=message):
+        kernels.pack_blocks(*change(values, scale, minimum))
+
+
+@pytest.mark.parametrize(("bits", "minimum"), KINDS)
+def test_block_rows_are_the_dequantised_rows(bits: int, minimum: bool) -> None:
+    w = packed(37, 96, bits, minimum)
+    ids = torch.tensor([36, 0, 17, 17, 5])
+    assert torch.equal(kernels.block_rows(ids, w, torch.float32), dequantised(w)[ids].float())
+    half = kernels.block_rows(ids, w, torch.bfloat16)
+    assert torch.equal(half, kernels.block_rows(ids, w, torch.float32).bfloat16())
+    assert kernels.block_rows(ids[:0], w, torch.float32).shape == (0, 96)
+
+
+@pytest.mark.parametrize(("bits", "minimum"), KINDS)
+def test_block_linear_is_the_documented_arithmetic_to_the_bit(path: str, bits: int, minimum: bool) -> None:
+    w, f = packed(5, 96, bits, minimum), np.float32
+    x = torch.randn(2, 96)
+    x[1, 32:64] = 0
+    values, scale, low = (None if p is None else p.numpy() for p in kernels.unpack_blocks(w))
+    assert values is not None and scale is not None
+    raw = values.astype(np.int64) - (8 if bits == 4 and not minimum else 0)
+    expected = np.zeros((2, 5), dtype=f)
+    for t in range(2):
+        for n in range(5):
+            for b in range(3):
+                part = x[t, 32 * b : 32 * b + 32].numpy()
+                top = np.abs(part).max()
+                s = f(top / f(127)) if top >= f(1e-30) else f(0)
+                a = np.rint(part * f(f(127) / top)).astype(np.int64) if s else np.zeros(32, dtype=np.int64)
+                dot = f(int((raw[n, 32 * b : 32 * b + 32] * a).sum()))
+                term = f(f(s * f(scale[n, b])) * dot)
+                if low is not None:
+                    term = f(term + f(f(low[n, b]) * f(s * f(int(a.sum())))))
+                expected[t, n] = f(expected[t, n] + term)
+    assert torch.equal(kernels.block_linear(x, w), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize(("bits", "minimum"), KINDS)
+def test_block_linear_is_close_to_the_dequantised_product(path: str, bits: int, minimum: bool) -> None:
+    w = packed(200, 576, bits, minimum)
+    x = torch.randn(9, 576)
+    exact = x.double() @ dequantised(w).T
+    error = (kernels.block_linear(x, w).double() - exact).norm() / exact.norm()
+    assert 1e-4 < error < 8e-3  # rounding activations to 8 bits per block of 32
+    half = kernels.block_linear(x.bfloat16(), w)
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(half, kernels.block_linear(x.bfloat16().float(), w).bfloat16())
+
+
+@pytest.mark.parametrize(("bits", "minimum"), KINDS)
+def test_block_linear_rows_do_not_see_each_other(path: str, threads: int, bits: int, minimum: bool) -> None:
+    for rows, (n, k) in ((33, (77, 64)), (17, (1500, 320))):
+        w = packed(n, k, bits, minimum)
+        x = torch.randn(rows, k) * torch.logspace(-6, 4, rows)[:, None]
+        whole = kernels.block_linear(x, w)
+        for cut in partitions(rows):
+            assert torch.equal(torch.cat([kernels.block_linear(x[part], w) for part in cut]), whole)
+    assert kernels.block_linear(x[:0], w).shape == (0, 1500)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("bits", "minimum"), KINDS)
+def test_block_linear_does_not_hide_what_is_not_a_number(
+    path: str, bad: float, bits: int, minimum: bool
+) -> None:
+    w = packed(20, 96, bits, minimum)
+    x = torch.randn(3, 96)
+    clean = kernels.block_linear(x, w)
+    x[1, 40] = bad
+    dirty = kernels.block_linear(x, w)
+    assert dirty[1].isnan().all()
+    assert torch.equal(dirty[[0, 2]], clean[[0, 2]])
+
+
+def test_block_linear_names_the_shape_it_wants() -> None:
+    with pytest.raises(ValueError, match=r"\[T, 64\]"):
+        kernels.block_linear(torch.randn(1, 32), packed(16, 64, 4, False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("n", "k"), [(50, 7), (65, 33), (256, 64), (300, 577)])
+def test_dense_linear(threads: int, dtype: torch.dtype, n: int, k: int) -> None:
+    x, w, bias = torch.randn(19, k).to(dtype), torch.randn(n, k).to(dtype), torch.randn(n).to(dtype)
+    whole = kernels.dense_linear(x, w, bias)
+    exact = x.double() @ w.double().T + bias.double()
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    assert (whole.double() - exact).norm() < tolerance * exact.norm()
+    for cut in partitions(19):
+        assert torch.equal(torch.cat([kernels.dense_linear(x[part], w, bias) for part in cut]), whole)
+
+
+def test_gradients_pass_through_the_seam(path: str) -> None:
+    x = torch.randn(3, 8, requires_grad=True)
+    w, weight = torch.randn(8, 8, requires_grad=True), torch.randn(8, requires_grad=True)
+    y = kernels.gated(kernels.dense_linear(kernels.rms_norm(x, weight, 1e-6), w), x, "gelu_tanh")
+    y.square().sum().backward()
+    for leaf in (x, w, weight):
+        assert leaf.grad is not None
+        assert leaf.grad.abs().sum() > 0
+
+
+def test_other_devices_path_is_the_same_formula() -> None:
+    """What runs where there is a GPU: one plain product over dequantised slices, and one masked attention."""
+    w = packed(70, 96, 4, True)
+    x = torch.randn(5, 96)
+    exact = x.double() @ dequantised(w).T
+    assert (reference._dequantised_linear(x, w).double() - exact).norm() < 1e-5 * exact.norm()
+    q, k, v = torch.randn(4, 6, 16), torch.randn(2, 11, 16), torch.randn(2, 11, 24)
+    lo, hi = [0, 8, 20, 5], [11, 17, 21, 5]
+    found = reference._masked_attention(q, k, v, lo, hi, 0.25)
+    torch.testing.assert_close(found, reference.attention(q, k, v, lo, hi, 0.25), rtol=1e-5, atol=1e-6)
+    assert not found[3].any()

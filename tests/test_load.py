@@ -1,0 +1,256 @@
+"""Loading: what a folder or a file must hold, and what a bad one is told. Every refusal comes in under a second."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter, quants
+from safetensors.torch import load_file, save_file
+
+import specdec
+from specdec.model.families import decoder_spec
+from specdec.model.names import expected_tensors, gguf_name
+from tests.tiny import FAMILIES, WINDOW, prompt, tiny_model
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny_model("gemma3").save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@contextmanager
+def refused(match: str) -> Iterator[None]:
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match=match):
+        yield
+    assert time.perf_counter() - began < 1.0
+
+
+def change(folder: Path, tensors: dict[str, torch.Tensor | None]) -> None:
+    """Replace, add or (None) remove tensors of the folder's checkpoint."""
+    file = folder / "model.safetensors"
+    kept = {**load_file(file), **tensors}
+    save_file({name: tensor for name, tensor in kept.items() if tensor is not None}, file, metadata={"format": "pt"})
+
+
+def greedy(model: Any, **arguments: Any) -> list[int]:
+    return model.generate(prompt(20), max_new_tokens=30, do_sample=False, **arguments)[0].tolist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_folder_generates_transformers_text(family: str, tmp_path: Path) -> None:
+    tiny_model(family).save_pretrained(tmp_path, max_shard_size="100KB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    assert greedy(specdec.load(tmp_path, device="cpu")) == greedy(tiny_model(family))
+
+
+def test_a_multimodal_checkpoint_is_read_as_text(tmp_path: Path) -> None:
+    from transformers import Gemma4UnifiedConfig, Gemma4UnifiedForConditionalGeneration
+
+    text = tiny_model("gemma4_unified")
+    config = Gemma4UnifiedConfig(
+        text_config=text.config.to_dict(),
+        vision_config={"mm_embed_dim": 64, "mm_posemb_size": 20, "output_proj_dims": 64},
+        audio_config={"audio_embed_dim": 16},
+    )
+    whole = Gemma4UnifiedForConditionalGeneration(config).float()
+    whole.model.language_model.load_state_dict(text.model.state_dict())
+    whole.tie_weights()
+    whole.generation_config = text.generation_config
+    whole.save_pretrained(tmp_path)
+    assert greedy(specdec.load(tmp_path, device="cpu")) == greedy(text)
+
+
+def test_missing_surplus_and_misshapen_tensors_are_all_listed(folder: Path) -> None:
+    change(
+        folder,
+        {
+            "model.layers.1.mlp.up_proj.weight": None,
+            "model.layers.0.self_attn.q_norm.weight": torch.ones(7),
+            "model.layers.9.mlp.up_proj.weight": torch.ones(96, 64),
+        },
+    )
+    with refused(r"1 missing: model.layers.1.mlp.up_proj.weight \[96, 64\]") as _:
+        specdec.load(folder, device="cpu")
+    with refused(r"1 misshapen: model.layers.0.self_attn.q_norm.weight is \[7\], needs \[32\]"):
+        specdec.load(folder, device="cpu")
+    with refused(r"1 surplus: model.layers.9.mlp.up_proj.weight"):
+        specdec.load(folder, device="cpu")
+
+
+def test_a_truncated_checkpoint(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+    with refused("model.safetensors"):
+        specdec.load(folder, device="cpu")
+
+
+def test_pickles_are_refused(folder: Path) -> None:
+    torch.save({}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with refused("safetensors"):
+        specdec.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "gpt2"}, "'gpt2' is not supported; supported are: gemma3_text"),
+        ({"model_type": "no_such_thing"}, "supported text architectures are: gemma3_text"),
+        ({"model_type": "gemma4_text", "enable_moe_block": True, "num_experts": 4}, "enable_moe_block"),
+        ({"model_type": "llama", "hidden_act": "relu"}, "activation 'relu'"),
+    ],
+)
+def test_unknown_architectures_list_the_known_ones(tmp_path: Path, config: dict[str, Any], message: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with refused(message):
+        specdec.load(tmp_path, device="cpu")
+
+
+def test_nothing_there() -> None:
+    with refused("smollm2-135m-instruct"):
+        specdec.load("/no/such/model")
+
+
+def test_bad_arguments(folder: Path) -> None:
+    with refused("quantize"):
+        specdec.load(folder, quantize="int5", device="cpu")  # type: ignore[arg-type]
+    with refused("dtype"):
+        specdec.load(folder, dtype="float99", device="cpu")
+
+
+def write_gguf(path: Path, family: str, kind: GGMLQuantizationType) -> Path:
+    """`tiny_model(family)` as llama.cpp's converter writes it: names, metadata, Llama's row order, Gemma 3's norms."""
+    model = tiny_model(family)
+    config, spec = model.config, decoder_spec(model.config)
+    arch = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}.get(spec.model_type, "gemma4")
+    writer = GGUFWriter(path, arch)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(len(spec.layers))
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    sliding, full = spec.layers[0], spec.layers[-1]
+    writer.add_key_length(full.head_dim)
+    if arch == "gemma4":
+        writer.add_feed_forward_length([layer.intermediate_size for layer in spec.layers])
+        writer.add_head_count_kv([layer.kv_heads for layer in spec.layers])
+        writer.add_key_length_swa(sliding.head_dim)
+        writer.add_sliding_window(WINDOW)
+        writer.add_sliding_window_pattern([layer.window is not None for layer in spec.layers])
+        writer.add_shared_kv_layers(config.num_kv_shared_layers)
+        writer.add_embedding_length_per_layer_input(spec.per_layer_input)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+        writer.add_rope_freq_base(1e6)
+        rotated = full.head_dim // 8
+        divisors = np.array([1.0] * rotated + [1e30] * (full.head_dim // 2 - rotated), dtype=np.float32)
+        writer.add_tensor("rope_freqs.weight", divisors)
+    else:
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_rope_freq_base(1e6 if arch == "gemma3" else config.rope_parameters["rope_theta"])
+    if arch == "gemma3":
+        writer.add_sliding_window(WINDOW)
+        writer.add_sliding_window_pattern(3)
+        writer.add_rope_scaling_type(__import__("gguf").RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(8.0)
+
+    state = {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items()}
+    for name in expected_tensors(spec):
+        tensor = state[name].float()
+        if name.endswith("norm.weight"):
+            tensor = tensor + spec.norm_offset
+        if arch == "llama" and (".q_proj." in name or ".k_proj." in name):
+            head = spec.layers[0].head_dim
+            tensor = tensor.reshape(-1, 2, head // 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+        array = tensor.contiguous().numpy()
+        if array.ndim == 2 and array.shape[1] % 32 == 0:
+            writer.add_tensor(gguf_name(spec, name), quants.quantize(array, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(gguf_name(spec, name), array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+GGUF_FAMILIES = [name for name in FAMILIES if name not in ("llama3-rope", "qwen2-sliding", "qwen3-yarn")]
+ATTENTION_SCALE_OF_GGUF = {"gemma3"}  # the file cannot say query_pre_attn_scalar; published models use the head size
+
+
+@pytest.mark.parametrize("family", GGUF_FAMILIES)
+def test_a_gguf_of_every_family_computes_what_its_folder_does(family: str, tmp_path: Path) -> None:
+    model, ids = tiny_model(family), prompt(40)
+    ours = specdec.load(write_gguf(tmp_path / "m.gguf", family, GGMLQuantizationType.F32), device="cpu")
+    expected = specdec.hf.decoder_of(model)
+    if family in ATTENTION_SCALE_OF_GGUF:
+        expected.layers = tuple(_rescaled(layer) for layer in expected.layers)
+    cache = expected.new_cache()
+    torch.testing.assert_close(
+        ours(ids).logits[0], expected.logits(expected.forward(ids[0], cache)), rtol=1e-4, atol=1e-4
+    )
+
+
+def _rescaled(layer: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(layer, scale=layer.spec.head_dim**-0.5)
+
+
+def test_llama3_rope_divisors(tmp_path: Path) -> None:
+    spec = decoder_spec(tiny_model("llama3-rope").config)
+    plain = decoder_spec(tiny_model("llama").config)
+    divisors = torch.tensor(plain.ropes["full_attention"].frequencies) / torch.tensor(
+        spec.ropes["full_attention"].frequencies
+    )
+    from specdec.model.gguf_config import with_rope_divisors
+
+    divided = with_rope_divisors(plain, divisors).ropes["full_attention"].frequencies
+    assert divided == pytest.approx(spec.ropes["full_attention"].frequencies)
+    with pytest.raises(ValueError, match="rope_freqs"):
+        with_rope_divisors(plain, divisors[:3])
+
+
+@pytest.mark.parametrize("kind", [GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q8_0])
+def test_a_quantised_gguf_stays_quantised(kind: GGMLQuantizationType, tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "m.gguf", "llama", kind)
+    kept, expanded = specdec.load(file, device="cpu"), specdec.load(file, device="cpu", quantize="none")
+    assert kept.get_memory_footprint() < 0.45 * expanded.get_memory_footprint()
+    ids = prompt(50)
+    error = (kept(ids).logits - expanded(ids).logits).norm() / expanded(ids).logits.norm()
+    assert 0 < error < 0.05  # activations take 8 bits
+    assert greedy(kept) == greedy(kept, speculation=False)
+
+
+def test_a_gguf_without_what_its_architecture_needs(tmp_path: Path) -> None:
+    writer = GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_tensor("token_embd.weight", np.zeros((32, 32), dtype=np.float32))
+    writer.add_embedding_length(32)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with refused("llama.block_count"):
+        specdec.load(tmp_path / "m.gguf")
+
+
+def test_a_gguf_of_an_unknown_architecture(tmp_path: Path) -> None:
+    writer = GGUFWriter(tmp_path / "m.gguf", "mamba")
+    writer.add_tensor("token_embd.weight", np.zeros((32, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with refused("'mamba' is not supported; supported are: gemma3, gemma4, llama"):
+        specdec.load(tmp_path / "m.gguf")

@@ -1,0 +1,147 @@
+"""Keyed noise and choices: the model's own distribution, whatever the drafter."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from scipy.stats import chisquare, kstest
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+from specdec.control import FixedLength
+from specdec.decode import Request, decode
+from specdec.hf import decoder_of
+from specdec.sampling import Sampler, gumbel, mix
+from specdec.stats import GenerationStats
+from specdec.verify import verify
+from tests.scripted import ScriptedDrafter
+from tests.tiny import VOCAB, prompt, tiny_model
+
+DRAWS = 100_000
+
+
+def test_noise_is_a_pure_function_of_its_key() -> None:
+    ids = torch.arange(1000)
+    everything = gumbel(5, 17, ids)
+    assert torch.equal(gumbel(5, 17, ids[ids % 3 == 0]), everything[ids % 3 == 0])
+    assert not torch.equal(gumbel(5, 18, ids), everything)
+    assert not torch.equal(gumbel(6, 17, ids), everything)
+    assert everything.isfinite().all()
+
+
+def test_noise_is_gumbel_and_independent_across_positions() -> None:
+    noise = gumbel(0, 3, torch.arange(200_000))
+    assert kstest(noise.numpy(), "gumbel_r").pvalue > 0.001
+    next_position = gumbel(0, 4, torch.arange(200_000))
+    assert abs(float(torch.corrcoef(torch.stack((noise, next_position)))[0, 1])) < 0.01
+    by_seed = torch.cat([gumbel(seed, 0, torch.tensor([9])) for seed in range(20_000)])
+    assert kstest(by_seed.numpy(), "gumbel_r").pvalue > 0.001
+
+
+def test_integer_and_tensor_hashes_agree() -> None:
+    # mix() is SplitMix64; its first output for state 0 is published with the algorithm.
+    assert mix(0) == 0xE220A8397B1DCDAF
+
+
+@pytest.mark.parametrize("drafted", ["the likeliest token", "the unlikeliest token", "the choice of other noise"])
+def test_a_draft_never_changes_the_distribution(drafted: str) -> None:
+    """100,000 draws at one position from a tiny model's logits, with good, bad and adversarial drafts: chi-square."""
+    decoder, ids = decoder_of(tiny_model("gemma3")), prompt(30)[0]
+    cache = decoder.new_cache()
+    logits = decoder.logits(decoder.forward(ids, cache)[-1:])[0]  # [vocab]
+    processors = LogitsProcessorList([TemperatureLogitsWarper(1.5), TopPLogitsWarper(0.9)])
+    exact = torch.softmax(processors(ids[None], logits[None].clone())[0].double(), dim=0)
+    likely = {"the likeliest token": int(exact.argmax()), "the unlikeliest token": int(exact.argmin())}
+    warped = logits_after(processors)
+    counts = torch.zeros(VOCAB, dtype=torch.int64)
+    for seed in range(DRAWS):
+        sampler = Sampler(warped, seed)
+        draft = likely.get(drafted)
+        if draft is None:  # noise of its own: a draft that is plausible and independent
+            draft = int((exact.log() + gumbel(seed + 10**9, 30, torch.arange(VOCAB))).argmax())
+        # The row after an accepted draft is not this position's; its content does not matter.
+        verdict = verify((draft,), logits.expand(2, -1), ids, sampler.choose)
+        counts[verdict.tokens[0]] += 1
+    possible = exact > 0
+    assert int(counts[~possible].sum()) == 0
+    observed, expected = pooled(counts[possible].double(), exact[possible] * DRAWS)
+    assert len(observed) > 20
+    assert chisquare(observed, expected).pvalue > 0.001
+
+
+def logits_after(processors: LogitsProcessorList) -> object:
+    """`processors`, computed once: 100,000 draws from the same row need it only once."""
+    known: dict[bytes, torch.Tensor] = {}
+
+    def process(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        key = scores.numpy().tobytes()
+        if key not in known:
+            known[key] = processors(tokens, scores)
+        return known[key]
+
+    return process
+
+
+def pooled(observed: torch.Tensor, expected: torch.Tensor) -> tuple[list[float], list[float]]:
+    """Cells with an expectation below 5 in one: what the chi-square approximation needs."""
+    rare = expected < 5
+    cells = [observed[~rare].tolist(), expected[~rare].tolist()]
+    if rare.any():
+        cells[0].append(float(observed[rare].sum()))
+        cells[1].append(float(expected[rare].sum()))
+    return cells[0], [e * sum(cells[0]) / sum(cells[1]) for e in cells[1]]
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_whole_decoding_draws_from_the_model(right: int) -> None:
+    """Two tokens decoded by the whole loop, 2,000 seeds: joint frequencies, with a draft that is right or wrong."""
+    runs = 2000
+    decoder, ids = decoder_of(tiny_model("llama")), prompt(8)[0]
+    cold = LogitsProcessorList([TemperatureLogitsWarper(0.35)])
+    first = distribution(decoder, ids, cold)
+    pairs: Counter[tuple[int, ...]] = Counter()
+    for seed in range(runs):
+        drafter = LooseDrafter([*ids.tolist(), 0, int(first.argmax())], lambda _: right, VOCAB)
+        request = Request(ids, 10, Sampler(cold, seed), lambda *_: False, lambda *_: None)
+        tokens = decode(decoder, drafter, FixedLength(1), request, GenerationStats())
+        pairs[tuple(tokens[8:].tolist())] += 1
+    counts, expected = [], []
+    for token in first.topk(6).indices.tolist():
+        second = distribution(decoder, torch.cat((ids, torch.tensor([token]))), cold)
+        for follow in second.topk(4).indices.tolist():
+            counts.append(float(pairs[token, follow]))
+            expected.append(float(first[token] * second[follow] * runs))
+    counts.append(runs - sum(counts))
+    expected.append(runs - sum(expected))
+    assert chisquare(*pooled(torch.tensor(counts), torch.tensor(expected))).pvalue > 0.001
+
+
+class LooseDrafter(ScriptedDrafter):
+    """Drafts from its script without checking that the text follows it."""
+
+    def propose(self, tokens, hidden, k):  # type: ignore[no-untyped-def]
+        self.answer[: len(tokens)] = list(tokens)
+        return super().propose(tokens, hidden, k)
+
+
+def distribution(decoder: object, ids: torch.Tensor, processors: LogitsProcessorList) -> torch.Tensor:
+    cache = decoder.new_cache()  # type: ignore[attr-defined]
+    logits = decoder.logits(decoder.forward(ids, cache)[-1:])  # type: ignore[attr-defined]
+    return torch.softmax(processors(ids[None], logits)[0].double(), dim=0)
+
+
+@pytest.mark.parametrize(("value", "message"), [(math.nan, "NaN"), (math.inf, "infinity")])
+def test_logits_that_are_not_numbers_are_an_error(value: float, message: str) -> None:
+    logits = torch.zeros(8)
+    logits[3] = value
+    for sampler in (Sampler(), Sampler(seed=1)):
+        with pytest.raises(ValueError, match=message):
+            sampler.choose(logits, torch.tensor([1]))
+
+
+def test_processors_that_forbid_everything_are_an_error() -> None:
+    sampler = Sampler(lambda tokens, scores: scores.fill_(-math.inf))
+    with pytest.raises(ValueError, match="forbid every token"):
+        sampler.choose(torch.zeros(8), torch.tensor([1]))
