@@ -27,7 +27,8 @@ class Draft:
 class Drafter(Protocol):
     """Proposes tokens after the pending one.
 
-    `bind` is called once per backbone and refuses one that it was not made for; `start` once per request.
+    `bind` is called before every request, cheaply when the backbone is the last one, and refuses one that the drafter
+    was not made for; `start` once per row of a request.
     """
 
     name: str

@@ -86,6 +86,7 @@ def run_batch(
     refuse_unsupported(batch.config)
     if not options.speculation:
         drafter = NoDraft()
+    drafter.bind(backbone)  # each time: one drafter object may serve several models in turn
     lengths = options.lengths(adaptive)
     seeds = options.seeds(batch.input_ids.shape[0], bool(batch.config.do_sample))
     prompts = [_prompt(backbone, batch, row) for row in range(len(seeds))]

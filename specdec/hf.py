@@ -155,7 +155,7 @@ class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         )
         refuse_unsupported(effective)
         if effective.guidance_scale not in (None, 1, 1.0):
-            raise ValueError("guidance_scale needs generate(custom_generate=specdec.speculative) on a transformers model")
+            raise ValueError("guidance_scale needs a transformers model, and custom_generate=specdec.speculative")
 
     def _sample(
         self,
@@ -172,10 +172,7 @@ class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         drafter: DrafterLike = None,
         **kwargs: Any,
     ) -> Tensor | GenerateDecoderOnlyOutput:
-        chosen = self.drafter
-        if drafter is not None:
-            chosen = resolve_drafter(drafter)
-            chosen.bind(self.decoder)
+        chosen = self.drafter if drafter is None else resolve_drafter(drafter)
         self.last_stats = GenerationStats()
         batch = Batch(input_ids, attention_mask, logits_processor, stopping_criteria, generation_config, streamer)
         options = Options(speculation, draft_length, seed)
@@ -210,7 +207,6 @@ def speculative(
         raise ValueError("custom_generate=specdec.speculative takes text prompts: pass input_ids only")
     decoder = decoder_of(model)
     chosen = resolve_drafter(drafter)
-    chosen.bind(decoder)
     stats = model.last_stats = GenerationStats()
     batch = Batch(
         input_ids,

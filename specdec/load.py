@@ -53,9 +53,9 @@ def load(
     """
     where = _device(device)
     kind = _dtype(dtype, where)
-    path = model_path(name_or_path)
-    decoder, config, generation_config = load_decoder(path, kind, where, quantize)
-    return SpecdecForCausalLM(decoder, config, generation_config, resolve_drafter(drafter))
+    proposer = resolve_drafter(drafter)  # before the minutes that a large model takes: a wrong name fails at once
+    decoder, config, generation_config = load_decoder(model_path(name_or_path), kind, where, quantize)
+    return SpecdecForCausalLM(decoder, config, generation_config, proposer)
 
 
 def load_decoder(
@@ -70,7 +70,7 @@ def load_decoder(
         if "rope_freqs.weight" in file.shapes():
             spec = with_rope_divisors(spec, file.tensor("rope_freqs.weight"))
         elif spec.model_type == "gemma4_text":
-            raise ValueError(f"{path}: has no rope_freqs.weight, without which Gemma 4's rope is unknown; convert again")
+            raise ValueError(f"{path}: has no rope_freqs.weight, without which Gemma 4's rope is unknown")
         source = Source.gguf(file, spec)
     else:
         config, generation_config = _configs(path)

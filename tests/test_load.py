@@ -133,7 +133,8 @@ def write_gguf(path: Path, family: str, kind: GGMLQuantizationType) -> Path:
     """`tiny_model(family)` as llama.cpp's converter writes it: names, metadata, Llama's row order, Gemma 3's norms."""
     model = tiny_model(family)
     config, spec = model.config, decoder_spec(model.config)
-    arch = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}.get(spec.model_type, "gemma4")
+    known = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}
+    arch = known.get(spec.model_type, "gemma4")
     writer = GGUFWriter(path, arch)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)

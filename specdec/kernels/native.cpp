@@ -1,12 +1,11 @@
 // The native kernels: a plain C interface over raw pointers, no torch headers, so that it compiles in seconds and
 // does not depend on torch's version. Loaded by native.py through ctypes.
 //
-// One binary holds every instruction set and asks the CPU which it has. Threads are those of the OpenMP runtime
-// that torch has already loaded (found by name, not linked: a second pool would fight the first for the cores);
-// without one, everything runs on the caller's thread. Work is claimed in small pieces from a counter, so that a
-// core that is busy elsewhere delays nobody; which thread does a piece never changes a result.
+// One binary holds every instruction set and asks the CPU which it has. This file is the interface: shapes,
+// addresses, and how work is cut into pieces (threads.h says who does them). The arithmetic is in product.h and
+// rows.h, on the sixteen floats of simd.h.
 //
-// Left out: NEON (the portable code is plain C++ that compilers vectorise), and Windows threads.
+// Left out: NEON (the portable code is plain C++ that compilers vectorise).
 
 #include <atomic>
 #include <cstdint>
@@ -17,7 +16,6 @@
 #if defined(_WIN32)
 #define API extern "C" __declspec(dllexport)
 #else
-#include <dlfcn.h>
 #define API extern "C" __attribute__((visibility("default")))
 #endif
 
@@ -25,6 +23,8 @@
 #include <cpuid.h>
 #include <immintrin.h>
 #endif
+
+#include "threads.h"
 
 #define INLINE static inline __attribute__((always_inline))
 #define INLINE_LAMBDA __attribute__((always_inline))
@@ -148,73 +148,25 @@ const Kernels kSets[] = {
 #endif
 };
 
+// Asked of the CPU directly: what __builtin_cpu_supports answers depends on the compiler's runtime library.
 int best_set() {
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & (1u << 29));
-  if (!__builtin_cpu_supports("avx2") || !f16c) return 0;
-  const bool vnni = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                    __builtin_cpu_supports("avx512vnni");
-  return vnni ? 2 : 1;
+  unsigned a = 0, b = 0, c = 0, d = 0, state = 0, rest = 0;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
+  const bool f16c = c & 1u << 29, system_saves = c & 1u << 27;
+  if (!f16c || !system_saves || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+  __asm__ volatile("xgetbv" : "=a"(state), "=d"(rest) : "c"(0));
+  const bool avx2 = b & 1u << 5 && (state & 0x6) == 0x6;
+  const unsigned wanted = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
+  const bool vnni = (b & wanted) == wanted && c & 1u << 11 && (state & 0xe6) == 0xe6;
+  return !avx2 ? 0 : vnni ? 2 : 1;
 #else
   return 0;
 #endif
 }
 
-using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-
-Parallel find_parallel() {
-#if defined(_WIN32)
-  return nullptr;
-#else
-  return reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-#endif
-}
-
 const int kBest = best_set();
-const Parallel kParallel = find_parallel();
 const Kernels* chosen = &kSets[kBest];
-
-template <class Body>
-struct Job {
-  const Body& body;
-  int64_t items, step;
-  std::atomic<int64_t> next{0};
-  static void work(void* self) {
-    Job& job = *static_cast<Job*>(self);
-    for (;;) {
-      const int64_t begin = job.next.fetch_add(job.step, std::memory_order_relaxed);
-      if (begin >= job.items) return;
-      job.body(begin, begin + job.step < job.items ? begin + job.step : job.items);
-    }
-  }
-};
-
-// body(begin, end) over 0..items, `step` at a time. `cost` is in bytes touched or operations, roughly: work that
-// takes less than the few microseconds of waking a thread stays on this one.
-template <class Body>
-void spread(int64_t items, int64_t step, double cost, int threads, const Body& body) {
-  if (threads <= 1 || !kParallel || items <= step || cost < 2e5) {
-    if (items > 0) body(0, items);
-    return;
-  }
-  Job<Body> job{body, items, step};
-  kParallel(&Job<Body>::work, &job, unsigned(threads), 0);
-}
-
-// Freed at the end of the scope; null when there is no memory.
-struct Scratch {
-  void* raw;
-  char* data;
-  explicit Scratch(size_t bytes) : raw(std::malloc(bytes + 64)), data(nullptr) {
-    if (raw) data = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(raw) + 63) & ~uintptr_t(63));
-  }
-  ~Scratch() { std::free(raw); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-};
 
 int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -7,6 +7,7 @@ objects with `linear` and `rows`: how they are stored is not this module's busin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
@@ -124,7 +125,8 @@ class PerLayerEmbedding:
         context = self.projection(x) * float(x.shape[1]) ** -0.5
         context = context.view(ids.shape[0], -1, self.width)  # [T, layers, width]
         context = kernels.rms_norm(context, self.norm, self.eps)
-        return (context + identity.view_as(context)) * 2.0**-0.5
+        mixed: Tensor = (context + identity.view_as(context)) * math.sqrt(0.5)
+        return mixed
 
 
 class Rotations:

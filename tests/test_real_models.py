@@ -1,0 +1,68 @@
+"""The two real models against transformers' own loading of the same files, and drafting on real text."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, StopStringCriteria, TextIteratorStreamer
+
+import specdec
+from tests.scripted import SCRIPTS, ScriptedDrafter
+
+MODELS = ["smollm2-135m-instruct", "gemma-3-270m"]
+TOKENS = 128
+
+pytestmark = pytest.mark.model
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_dequantised_greedy_text_is_transformers_text(name: str) -> None:
+    file = specdec.model_path(name)
+    theirs = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    ours = specdec.load(name, quantize="none", device="cpu")
+    inputs = specdec.load_tokenizer(name)("The history of the city of Lisbon begins", return_tensors="pt")
+    settings = {"max_new_tokens": TOKENS, "do_sample": False, "eos_token_id": None}
+    expected = theirs.generate(**inputs, **settings)
+    text = ours.generate(**inputs, **settings)
+    with torch.inference_mode():
+        reference = theirs(expected).logits[0]
+    error = float((ours(expected).logits[0] - reference).abs().max() / reference.abs().max())
+    print(f"{name}: relative error of the logits over {expected.shape[1]} tokens {error:.1e}")
+    assert torch.equal(text, expected)
+    assert error < 1e-4
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("sampling", [{"do_sample": False}, {"do_sample": True, "temperature": 0.8, "top_p": 0.95}])
+def test_drafting_never_changes_real_text_past_the_window(name: str, sampling: dict[str, object]) -> None:
+    model, tokenizer = specdec.load(name, device="cpu"), specdec.load_tokenizer(name)
+    text = " ".join(f"Note {n}: the ferry left pier {n * 7 % 23} at {n % 12 + 1} o'clock." for n in range(60))
+    inputs = tokenizer(text, return_tensors="pt")
+    assert inputs["input_ids"].shape[1] > 900
+    settings = {**sampling, "seed": 5, "max_new_tokens": 150, "eos_token_id": None}
+    plain = model.generate(**inputs, **settings, speculation=False)
+    assert plain.shape[1] > 1024
+    suffix = model.generate(**inputs, **settings, drafter="suffix", draft_length=7)
+    assert torch.equal(suffix, plain)
+    assert model.last_stats.accepted > 0
+    drafter = ScriptedDrafter(plain[0].tolist(), SCRIPTS["in turn"], model.decoder.spec.vocab_size)
+    assert torch.equal(model.generate(**inputs, **settings, drafter=drafter, draft_length=6), plain)
+
+
+def test_chat_with_a_stop_string_and_a_streamer() -> None:
+    model, tokenizer = specdec.load(MODELS[0], device="cpu"), specdec.load_tokenizer(MODELS[0])
+    chat = [{"role": "user", "content": "Count from one to ten in words, separated by commas."}]
+    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    prompt = inputs["input_ids"].shape[1]
+    settings = {"max_new_tokens": 60, "do_sample": False}
+    full = tokenizer.decode(model.generate(**inputs, **settings)[0, prompt:])
+    stop = full[len(full) // 2 :][:3]
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=60)
+    cut = model.generate(**inputs, **settings, stop_strings=[stop], tokenizer=tokenizer, streamer=streamer)
+    streamed = "".join(streamer)
+    assert streamed == tokenizer.decode(cut[0, prompt:])
+    assert stop in streamed
+    assert full.startswith(streamed)
+    assert len(streamed) < len(full)
+    criteria = [StopStringCriteria(tokenizer, [stop])]
+    assert torch.equal(model.generate(**inputs, **settings, stopping_criteria=criteria), cut)
