@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from specdec.control import AdaptiveLength
 from specdec.drafting import Drafter
@@ -177,6 +178,10 @@ class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         batch = Batch(input_ids, attention_mask, logits_processor, stopping_criteria, generation_config, streamer)
         options = Options(speculation, draft_length, seed)
         return run_batch(self.decoder, chosen, self.lengths, batch, options, self.last_stats)
+
+
+# pipeline() looks class names up here, and prints an error with a few hundred of them when it finds none.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["specdec"] = SpecdecForCausalLM.__name__
 
 
 def speculative(

@@ -38,9 +38,7 @@ class Verdict:
         return len(self.choices) - 1
 
 
-def verify(
-    draft: Sequence[int], logits: Tensor, tokens: Tensor, choose: Callable[[Tensor, Tensor], Choice]
-) -> Verdict:
+def verify(draft: Sequence[int], logits: Tensor, tokens: Tensor, choose: Callable[[Tensor, Tensor], Choice]) -> Verdict:
     """Walk down the rows of a pass until a draft differs from the backbone's choice.
 
     `logits`: [len(draft) + 1, vocab] float32; row i was computed from all tokens before draft[i].

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -230,8 +231,15 @@ def test_an_error_ends_the_stream(model: SpecdecForCausalLM, tokenizer: PreTrain
     assert list(streamer) == [""]
 
 
-def test_pipeline(model: SpecdecForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_pipeline(
+    model: SpecdecForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    assert "not supported" not in caplog.text
     ids = prompt(10)
     [answer] = pipe(tokenizer.decode(ids[0]), max_new_tokens=12, do_sample=False, return_full_text=False)
     assert answer["generated_text"] == tokenizer.decode(model.generate(ids, max_new_tokens=12, do_sample=False)[0, 10:])

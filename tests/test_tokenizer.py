@@ -52,9 +52,17 @@ def byte_level(path: Path, **extra: Any) -> Path:
     """GPT-2's kind: special tokens 0-2, the bytes, three merges, and "<think>" of the user-defined kind."""
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *ALPHABET, "he", "ll", "hell", "<think>", "12"]
     kinds = [3] * 3 + [1] * 259 + [4, 1]
-    metadata = {"model": "gpt2", "pre": "smollm", "tokens": tokens, "token_type": kinds,
-                "merges": ["h e", "l l", "he ll", "1 2"], "bos_token_id": 1, "eos_token_id": 2,
-                "tokenizer.chat_template": TEMPLATE, **extra}
+    metadata = {
+        "model": "gpt2",
+        "pre": "smollm",
+        "tokens": tokens,
+        "token_type": kinds,
+        "merges": ["h e", "l l", "he ll", "1 2"],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tokenizer.chat_template": TEMPLATE,
+        **extra,
+    }
     return write(path, {key: value for key, value in metadata.items() if value is not None})
 
 
@@ -62,9 +70,14 @@ def sentencepiece(path: Path, **extra: Any) -> Path:
     """Llama 2's kind: unk, bos, eos, bytes, then pieces in the order of their scores."""
     pieces = ["▁a", "bc", "ab", "▁ab", "abc", "a", "b", "c", "▁", "  "]
     tokens = ["<unk>", "<s>", "</s>", *BYTES, *pieces]
-    metadata = {"model": "llama", "pre": "default", "tokens": tokens,
-                "scores": [0.0] * 259 + [-float(index) for index in range(len(pieces))],
-                "token_type": [2, 3, 3] + [6] * 256 + [1] * 9 + [4], **extra}
+    metadata = {
+        "model": "llama",
+        "pre": "default",
+        "tokens": tokens,
+        "scores": [0.0] * 259 + [-float(index) for index in range(len(pieces))],
+        "token_type": [2, 3, 3] + [6] * 256 + [1] * 9 + [4],
+        **extra,
+    }
     return write(path, {key: value for key, value in metadata.items() if value is not None})
 
 
@@ -82,12 +95,15 @@ def test_byte_level(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer("<think>")["input_ids"], skip_special_tokens=True) == "<think>"
 
 
-@pytest.mark.parametrize(("pre", "expected"), [
-    ("gpt-2", ["a", "Ġ", "Ġ", "12", "3", "4", "'", "S"]),
-    ("smollm", ["a", "Ġ", "Ġ", "1", "2", "3", "4", "'", "S"]),
-    ("llama-bpe", ["a", "Ġ", "Ġ", "12", "3", "4", "'", "S"]),
-    ("qwen2", ["a", "Ġ", "Ġ", "1", "2", "3", "4", "'", "S"]),
-])
+@pytest.mark.parametrize(
+    ("pre", "expected"),
+    [
+        ("gpt-2", ["a", "Ġ", "Ġ", "12", "3", "4", "'", "S"]),
+        ("smollm", ["a", "Ġ", "Ġ", "1", "2", "3", "4", "'", "S"]),
+        ("llama-bpe", ["a", "Ġ", "Ġ", "12", "3", "4", "'", "S"]),
+        ("qwen2", ["a", "Ġ", "Ġ", "1", "2", "3", "4", "'", "S"]),
+    ],
+)
 def test_digits_by_pre_tokenizer(tmp_path: Path, pre: str, expected: list[str]) -> None:
     tokenizer = load_tokenizer(byte_level(tmp_path / "m.gguf", pre=pre))
     found = pieces(tokenizer, "a  1234'S")
@@ -104,11 +120,35 @@ def test_cuts_by_pre_tokenizer(tmp_path: Path) -> None:
     text = "a12345 (x)\n\n  I'LL"
     assert cuts(tmp_path / "a.gguf", "gpt-2", text) == ["a", "12345", "Ġ(", "x", ")", "ĊĊĠ", "ĠI", "'", "LL"]
     assert cuts(tmp_path / "b.gguf", "smollm", text) == [
-        "a", "1", "2", "3", "4", "5", "Ġ(", "x", ")", "ĊĊĠ", "ĠI", "'", "LL"]
-    assert cuts(tmp_path / "c.gguf", "llama-bpe", text) == [
-        "a", "123", "45", "Ġ(", "x", ")ĊĊ", "Ġ", "ĠI", "'LL"]
+        "a",
+        "1",
+        "2",
+        "3",
+        "4",
+        "5",
+        "Ġ(",
+        "x",
+        ")",
+        "ĊĊĠ",
+        "ĠI",
+        "'",
+        "LL",
+    ]
+    assert cuts(tmp_path / "c.gguf", "llama-bpe", text) == ["a", "123", "45", "Ġ(", "x", ")ĊĊ", "Ġ", "ĠI", "'LL"]
     assert cuts(tmp_path / "d.gguf", "qwen2", text) == [
-        "a", "1", "2", "3", "4", "5", "Ġ(", "x", ")ĊĊ", "Ġ", "ĠI", "'LL"]
+        "a",
+        "1",
+        "2",
+        "3",
+        "4",
+        "5",
+        "Ġ(",
+        "x",
+        ")ĊĊ",
+        "Ġ",
+        "ĠI",
+        "'LL",
+    ]
     assert cuts(tmp_path / "e.gguf", "qwen2", "e\u0301") == cuts(tmp_path / "f.gguf", "qwen2", "\u00e9")
 
 
@@ -120,14 +160,17 @@ def test_llama3_takes_whole_words_and_begins_with_bos(tmp_path: Path) -> None:
     assert pieces(tokenizer, "hell") == ["he", "ll"]
 
 
-@pytest.mark.parametrize(("extra", "message"), [
-    ({"pre": "tekken-9"}, r"m\.gguf: GGUF pre-tokenizer 'tekken-9' is not known \(only gpt-2, .*smollm.*qwen2"),
-    ({"model": "bert"}, r"'bert' is not supported \(only gpt2, llama, gemma4\)"),
-    ({"merges": None}, "lists no merges"),
-    ({"merges": ["h xyz"]}, r"m\.gguf: .*xyz"),
-    ({"tokens": None, "token_type": None}, "no vocabulary"),
-    ({"token_type": [1, 1]}, "264 tokens, 2 types"),
-])
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"pre": "tekken-9"}, r"m\.gguf: GGUF pre-tokenizer 'tekken-9' is not known \(only gpt-2, .*smollm.*qwen2"),
+        ({"model": "bert"}, r"'bert' is not supported \(only gpt2, llama, gemma4\)"),
+        ({"merges": None}, "lists no merges"),
+        ({"merges": ["h xyz"]}, r"m\.gguf: .*xyz"),
+        ({"tokens": None, "token_type": None}, "no vocabulary"),
+        ({"token_type": [1, 1]}, "264 tokens, 2 types"),
+    ],
+)
 def test_what_cannot_be_built(tmp_path: Path, extra: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_tokenizer(byte_level(tmp_path / "m.gguf", **extra))
@@ -170,8 +213,16 @@ def test_sentencepiece_special_tokens_by_custom(tmp_path: Path) -> None:
 
 
 def test_gemma4_lists_its_merges_and_always_begins_with_bos(tmp_path: Path) -> None:
-    path = sentencepiece(tmp_path / "m.gguf", model="gemma4", scores=None, merges=["a b", "b c", "▁ ab"],
-                         bos_token_id=1, eos_token_id=2, unknown_token_id=0, add_bos_token=False)
+    path = sentencepiece(
+        tmp_path / "m.gguf",
+        model="gemma4",
+        scores=None,
+        merges=["a b", "b c", "▁ ab"],
+        bos_token_id=1,
+        eos_token_id=2,
+        unknown_token_id=0,
+        add_bos_token=False,
+    )
     tokenizer = load_tokenizer(path)
     assert pieces(tokenizer, "abc ab\né") == ["<s>", "ab", "c", "▁ab", "<0x0A>", "<0xC3>", "<0xA9>"]
 
@@ -317,7 +368,7 @@ def test_real_models(name: str, golden: dict[str, list[int]]) -> None:
     tokenizer = load_tokenizer(name)
     for text, ids in golden.items():
         assert tokenizer(text)["input_ids"] == ids
-        assert tokenizer.decode(ids[tokenizer.add_bos_token:]) == text
+        assert tokenizer.decode(ids[tokenizer.add_bos_token :]) == text
     source = Path(os.__file__).read_text(encoding="utf-8")
     ids = tokenizer(source, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids) == source
@@ -330,6 +381,5 @@ def test_real_ends() -> None:
     gemma = generation_config_from_gguf(read_header(model_path("gemma-3-270m")).metadata)
     assert (gemma.bos_token_id, gemma.eos_token_id, gemma.pad_token_id) == (2, [1, 106], 0)
     talk = [{"role": "user", "content": "Hi"}]
-    text = load_tokenizer("smollm2-135m-instruct").apply_chat_template(talk, tokenize=False,
-                                                                       add_generation_prompt=True)
+    text = load_tokenizer("smollm2-135m-instruct").apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
     assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")

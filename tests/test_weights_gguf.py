@@ -151,9 +151,7 @@ def test_floats(tmp_path, kind):
 def test_vectors_and_stacks_are_tensors_not_weights(tmp_path):
     norm = np.linspace(0, 1, 64, dtype=np.float32)
     experts = random_bytes(Type.Q8_0, 6, 64).reshape(2, 3, -1)
-    checkpoint = GGUFCheckpoint(
-        write(tmp_path / "m.gguf", {"norm": (norm, None), "experts": (experts, Type.Q8_0)})
-    )
+    checkpoint = GGUFCheckpoint(write(tmp_path / "m.gguf", {"norm": (norm, None), "experts": (experts, Type.Q8_0)}))
     assert torch.equal(checkpoint.tensor("norm"), torch.from_numpy(norm))
     expected = quants.dequantize(experts, Type.Q8_0)
     assert checkpoint.shapes()["experts"] == (2, 3, 64)

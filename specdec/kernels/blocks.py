@@ -68,9 +68,7 @@ class BlockTensor:
 
     def to(self, device: torch.device | str) -> BlockTensor:
         minimum = None if self.minimum is None else self.minimum.to(device)
-        return BlockTensor(
-            self.q.to(device), self.scale.to(device), minimum, self.bits, self.rows, self.columns
-        )
+        return BlockTensor(self.q.to(device), self.scale.to(device), minimum, self.bits, self.rows, self.columns)
 
 
 def pack_blocks(values: Tensor, scale: Tensor, minimum: Tensor | None, bits: int) -> BlockTensor:

@@ -89,9 +89,7 @@ class Native:
         _check(code)
         return out if x.dtype is torch.float32 else out.to(x.dtype)
 
-    def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, lo: list[int], hi: list[int], scale: float
-    ) -> Tensor:
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, lo: list[int], hi: list[int], scale: float) -> Tensor:
         rows, heads, width = q.shape
         kv_heads, slots, value_width = v.shape
         wide = q.float().contiguous()

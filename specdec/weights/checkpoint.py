@@ -37,9 +37,7 @@ class Checkpoint(Protocol):
         Raises ValueError when there is no such tensor.
         """
 
-    def weight(
-        self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None
-    ) -> Weight:
+    def weight(self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None) -> Weight:
         """The matrix `name` [N, K] on the CPU, ready to multiply.
 
         `quantize`: None keeps what is stored (GGUF blocks stay blocks, floats become `dtype`); "int4" and
@@ -69,9 +67,7 @@ def check_request(name: str, shape: tuple[int, ...], quantize: Storage, rows: Te
     if rows is None:
         return
     if rows.ndim != 1 or rows.dtype != torch.long or rows.numel() == 0:
-        raise ValueError(
-            f"rows for {name!r} must be a non-empty vector of torch.long, not {rows.dtype} {rows.shape}"
-        )
+        raise ValueError(f"rows for {name!r} must be a non-empty vector of torch.long, not {rows.dtype} {rows.shape}")
     low, high = int(rows.min()), int(rows.max())
     if low < 0 or high >= shape[0]:
         raise ValueError(f"rows {low}..{high} for {name!r} leave its {shape[0]} rows; use 0..{shape[0] - 1}")

@@ -75,9 +75,7 @@ class GGUFCheckpoint:
         info = find(name, self.header.tensors, self.path)
         return _floats(self._map(info), info.type).view(info.shape)
 
-    def weight(
-        self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None
-    ) -> Weight:
+    def weight(self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None) -> Weight:
         """The matrix `name`; blocks stay blocks unless `quantize` is "none"."""
         info = find(name, self.header.tensors, self.path)
         check_request(name, info.shape, quantize, rows)

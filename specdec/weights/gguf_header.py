@@ -79,8 +79,7 @@ def _damaged(file: Path, what: str) -> ValueError:
 def _cut_short(file: Path, size: int, needed: int) -> str:
     if needed > _ABSURD:
         return str(_damaged(file, "a length in it is larger than any disk"))
-    return (f"{file}: the download is incomplete: {size} bytes, expected at least {needed}; "
-            "delete it and fetch it again")
+    return f"{file}: the download is incomplete: {size} bytes, expected at least {needed}; delete it and fetch it again"
 
 
 def _check_preamble(file: Path) -> None:
@@ -95,8 +94,7 @@ def _check_preamble(file: Path) -> None:
     if version and version & 0xFFFF == 0:
         raise ValueError(f"{file}: a big-endian GGUF file; convert it with `gguf-convert-endian FILE little`")
     if version not in (2, 3):
-        raise ValueError(f"{file}: GGUF version {version} is not supported (2 and 3 are); "
-                         "convert the model again")
+        raise ValueError(f"{file}: GGUF version {version} is not supported (2 and 3 are); convert the model again")
     # The smallest entries: a key without a name and one byte; a tensor without a name or dimensions.
     needed = _PREAMBLE.size + 13 * fields + 24 * tensors
     if needed > size:
@@ -215,8 +213,10 @@ class _Reader(GGUFReader):  # type: ignore[misc]
         try:
             kind = GGMLQuantizationType(raw_type)
         except ValueError:
-            self._fail(f"tensor {name!r} has the unknown ggml type {raw_type}; "
-                       "if the file is newer than the `gguf` package, upgrade that")
+            self._fail(
+                f"tensor {name!r} has the unknown ggml type {raw_type}; "
+                "if the file is newer than the `gguf` package, upgrade that"
+            )
         block, block_bytes = GGML_QUANT_SIZES[kind]
         if 0 in dims or (dims[0] if dims else 1) % block:
             self._fail(f"tensor {name!r} of shape {dims} cannot be {kind.name}, which has blocks of {block}")

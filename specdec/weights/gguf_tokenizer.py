@@ -42,8 +42,10 @@ def tokenizer_json(metadata: dict[str, Any]) -> str:
     tokens, types = _vocabulary(metadata)
     model = metadata.get("tokenizer.ggml.model")
     if model not in _BUILDERS:
-        raise ValueError(f"GGUF tokenizer model {model!r} is not supported (only {', '.join(_BUILDERS)}); "
-                         "name a folder with the model's own tokenizer.json instead")
+        raise ValueError(
+            f"GGUF tokenizer model {model!r} is not supported (only {', '.join(_BUILDERS)}); "
+            "name a folder with the model's own tokenizer.json instead"
+        )
     pieces, merges = _BUILDERS[model](metadata, tokens, types)
     tree = json.loads(pieces.to_str())
     # Merges as "left right", the older spelling, load in half the time of pairs; no piece has a space in it.
@@ -73,8 +75,11 @@ def tokenizer_settings(metadata: dict[str, Any]) -> dict[str, Any]:
     settings["add_eos_token"] = bool(metadata.get("tokenizer.ggml.add_eos_token")) and "eos_token" in settings
     if limit := metadata.get(f"{metadata.get('general.architecture')}.context_length"):
         settings["model_max_length"] = limit
-    named = {name: template for name in metadata.get("tokenizer.chat_templates", [])
-             if (template := metadata.get(f"tokenizer.chat_template.{name}"))}
+    named = {
+        name: template
+        for name in metadata.get("tokenizer.chat_templates", [])
+        if (template := metadata.get(f"tokenizer.chat_template.{name}"))
+    }
     if template := metadata.get("tokenizer.chat_template"):
         settings["chat_template"] = {"default": template, **named} if named else template
     return settings
@@ -84,8 +89,7 @@ def special_ids(metadata: dict[str, Any]) -> dict[str, int]:
     """Ids of bos, eos, unk and pad, as far as the file names them (or sentencepiece has them by custom)."""
     default = {"bos": 1, "eos": 2, "unk": 0} if metadata.get("tokenizer.ggml.model") == "llama" else {}
     keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id", default.get(name))
-           for name, key in keys.items()}
+    ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id", default.get(name)) for name, key in keys.items()}
     size = len(metadata.get("tokenizer.ggml.tokens", ()))
     return {name: number for name, number in ids.items() if number is not None and 0 <= number < size}
 
@@ -93,8 +97,10 @@ def special_ids(metadata: dict[str, Any]) -> dict[str, int]:
 def _vocabulary(metadata: dict[str, Any]) -> tuple[list[str], list[int]]:
     tokens: list[str] = metadata.get("tokenizer.ggml.tokens") or []
     if not tokens:
-        raise ValueError("the GGUF file has no vocabulary (tokenizer.ggml.tokens); name a folder or hub id "
-                         "with the model's tokenizer instead")
+        raise ValueError(
+            "the GGUF file has no vocabulary (tokenizer.ggml.tokens); name a folder or hub id "
+            "with the model's tokenizer instead"
+        )
     types: list[int] = metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
     if len(types) != len(tokens):
         raise ValueError(f"the GGUF file has {len(tokens)} tokens, {len(types)} types; fetch it again")
@@ -103,8 +109,15 @@ def _vocabulary(metadata: dict[str, Any]) -> tuple[list[str], list[int]]:
 
 def _added(number: int, token: str, kind: int) -> dict[str, Any]:
     """An entry of `added_tokens`: matched whole, before anything else is done to the text."""
-    return {"id": number, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
-            "normalized": False, "special": kind != USER_DEFINED}
+    return {
+        "id": number,
+        "content": token,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": kind != USER_DEFINED,
+    }
 
 
 # A Tokenizer without a vocabulary, and the merges as "left right", in the order of their rank.
@@ -116,12 +129,17 @@ def _byte_level(metadata: dict[str, Any], _tokens: list[str], _types: list[int])
     """GPT-2's: merges over bytes, each spelled as one letter."""
     pre = metadata.get("tokenizer.ggml.pre")
     if pre is None:
-        warnings.warn("the GGUF file does not say how text is cut (tokenizer.ggml.pre); GPT-2's way is "
-                      "assumed, which may give other ids than the model was trained with", stacklevel=2)
+        warnings.warn(
+            "the GGUF file does not say how text is cut (tokenizer.ggml.pre); GPT-2's way is "
+            "assumed, which may give other ids than the model was trained with",
+            stacklevel=2,
+        )
         pre = "default"
     if pre not in _PRE:
-        raise ValueError(f"GGUF pre-tokenizer {pre!r} is not known (only {', '.join(_PRE)}); name a folder "
-                         "with the model's own tokenizer.json instead")
+        raise ValueError(
+            f"GGUF pre-tokenizer {pre!r} is not known (only {', '.join(_PRE)}); name a folder "
+            "with the model's own tokenizer.json instead"
+        )
     kind = _PRE[pre]
     cuts: dict[str, list[Any]] = {
         "gpt2": [],
@@ -133,7 +151,8 @@ def _byte_level(metadata: dict[str, Any], _tokens: list[str], _types: list[int])
     # Llama 3's vocabulary has whole words that no merges lead to.
     tokenizer = Tokenizer(BPE(ignore_merges=kind == "llama3"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [*cuts[kind], pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not own_regex)])
+        [*cuts[kind], pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not own_regex)]
+    )
     if kind == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
@@ -144,8 +163,9 @@ def _sentencepiece(metadata: dict[str, Any], tokens: list[str], types: list[int]
     """Llama 2's and Gemma 3's: merges over characters, in the order of the scores of what they make."""
     scores = metadata.get("tokenizer.ggml.scores") or []
     if len(scores) != len(tokens):
-        raise ValueError(f"the GGUF file has {len(tokens)} tokens, {len(scores)} scores "
-                         "(tokenizer.ggml.scores); fetch it again")
+        raise ValueError(
+            f"the GGUF file has {len(tokens)} tokens, {len(scores)} scores (tokenizer.ggml.scores); fetch it again"
+        )
     prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
     return _characters(metadata, tokens, prefix), _merges_of_scores(tokens, types, scores)
 
@@ -175,8 +195,10 @@ def _characters(metadata: dict[str, Any], tokens: list[str], prefix: bool) -> To
 def _listed_merges(metadata: dict[str, Any]) -> list[str]:
     merges: list[str] | None = metadata.get("tokenizer.ggml.merges")
     if merges is None:
-        raise ValueError("the GGUF file lists no merges (tokenizer.ggml.merges); name a folder with the "
-                         "model's own tokenizer.json instead")
+        raise ValueError(
+            "the GGUF file lists no merges (tokenizer.ggml.merges); name a folder with the "
+            "model's own tokenizer.json instead"
+        )
     return merges
 
 

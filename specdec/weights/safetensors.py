@@ -90,9 +90,7 @@ class SafetensorsCheckpoint:
             )
         return floats
 
-    def weight(
-        self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None
-    ) -> Weight:
+    def weight(self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None) -> Weight:
         """The matrix `name`; None and "none" both mean floats of `dtype` here."""
         entry = find(name, self._entries, self.path)
         check_request(name, entry.shape, quantize, rows)
@@ -137,14 +135,10 @@ def _index(file: Path) -> dict[str, Path]:
         raise ValueError(f"{file}: damaged index ({error!r}); delete it and fetch it again") from error
     strange = sorted({shard for shard in names.values() if Path(shard).name != shard or "\\" in shard})
     if strange:
-        raise ValueError(
-            f"{file}: its shards must lie beside it, but it names {_some(strange)}; fetch it again"
-        )
+        raise ValueError(f"{file}: its shards must lie beside it, but it names {_some(strange)}; fetch it again")
     missing = sorted({shard for shard in names.values() if not (file.parent / shard).is_file()})
     if missing:
-        raise ValueError(
-            f"{file}: names shards that are not there: {_some(missing)}; fetch them into {file.parent}"
-        )
+        raise ValueError(f"{file}: names shards that are not there: {_some(missing)}; fetch them into {file.parent}")
     pickles = sorted({shard for shard in names.values() if shard.endswith(PICKLES)})
     if pickles or not names:
         raise _pickle(file, pickles) if pickles else ValueError(f"{file}: lists no tensors; fetch it again")
@@ -161,9 +155,7 @@ def _header(shard: Path) -> dict[str, _Entry]:
         with shard.open("rb") as stream:
             pointer = stream.read(40).startswith(b"version https://git-lfs")
         if pointer:
-            raise ValueError(
-                f"{shard}: a Git LFS pointer, not the weights; run `git lfs pull` there"
-            ) from error
+            raise ValueError(f"{shard}: a Git LFS pointer, not the weights; run `git lfs pull` there") from error
         raise ValueError(
             f"{shard}: damaged or incomplete safetensors file ({error}); delete it and fetch it again"
         ) from error

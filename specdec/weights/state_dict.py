@@ -37,9 +37,7 @@ class StateDictCheckpoint:
     def tensor(self, name: str) -> Tensor:
         return find(name, self._state, self.path).detach().float()
 
-    def weight(
-        self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None
-    ) -> Weight:
+    def weight(self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None) -> Weight:
         tensor = find(name, self._state, self.path).detach()
         check_request(name, tuple(tensor.shape), quantize, rows)
         assert quantize in (None, "none") and rows is None, "weights in memory are used as they are"

@@ -124,9 +124,7 @@ def quantize(
     """
     count, columns = (tensor.shape[0] if rows is None else rows.numel()), tensor.shape[1]
     if columns % BLOCK:
-        raise ValueError(
-            f"{name} has {columns} inputs, not a multiple of {BLOCK}; keep it dense (quantize='none')"
-        )
+        raise ValueError(f"{name} has {columns} inputs, not a multiple of {BLOCK}; keep it dense (quantize='none')")
     fit = fit_int4 if storage == "int4" else fit_int8
 
     def read(start: int, stop: int) -> Natural:
@@ -136,9 +134,7 @@ def quantize(
     return pack(count, columns, 4 if storage == "int4" else 8, read, name)
 
 
-def convert(
-    tensor: Tensor, dtype: torch.dtype, storage: Storage, *, name: str, rows: Tensor | None = None
-) -> Weight:
+def convert(tensor: Tensor, dtype: torch.dtype, storage: Storage, *, name: str, rows: Tensor | None = None) -> Weight:
     """A float matrix [N, K] as blocks where `storage` asks for them and K allows it, else as `dtype`.
 
     The result never shares memory with `tensor`, which may be a mapped file. Raises ValueError, naming

@@ -32,8 +32,21 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenize
 
 # Texts of tokens that end a turn or a document, as llama.cpp knows them: files often name only one of them.
 _ENDS = {
-    "<|im_end|>", "<|endoftext|>", "<|end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>",
-    "<eos>", "<turn|>", "<|tool_response>", "<EOT>", "[EOT]", "<|return|>", "<|call|>", "<end_of_utterance>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<end_of_turn>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "<EOT>",
+    "[EOT]",
+    "<|return|>",
+    "<|call|>",
+    "<end_of_utterance>",
 }
 
 
@@ -52,8 +65,9 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerB
             return _from_pretrained(name)  # its weights are not needed here
     path = model_path(name)
     if path.is_dir():
-        raise ValueError(f"{path}: no tokenizer here; put the model's tokenizer.json and "
-                         "tokenizer_config.json into the folder")
+        raise ValueError(
+            f"{path}: no tokenizer here; put the model's tokenizer.json and tokenizer_config.json into the folder"
+        )
     return _from_gguf(path)
 
 
@@ -67,8 +81,11 @@ def generation_config_from_gguf(metadata: dict[str, Any]) -> GenerationConfig:
     ids = special_ids(metadata)
     named = [ids.get("eos"), *(metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eot", "eom"))]
     # An ordinary piece of text that happens to spell such a token does not end anything.
-    spelled = [number for number, (token, kind) in enumerate(zip(tokens, types, strict=True))
-               if kind in (CONTROL, USER_DEFINED) and token in _ENDS]
+    spelled = [
+        number
+        for number, (token, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind in (CONTROL, USER_DEFINED) and token in _ENDS
+    ]
     ends = list(dict.fromkeys(number for number in [*named, *spelled] if number is not None))
     pad = ids.get("pad", ends[0] if ends else None)
     eos = ends if len(ends) > 1 else (ends[0] if ends else None)
@@ -80,8 +97,10 @@ def _from_pretrained(name: str) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, padding_side="left")
     except Exception as error:  # transformers, the hub client and tokenizers each have their own kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{name}: its tokenizer could not be loaded ({reason}). Name a folder with "
-                         f"tokenizer.json, a .gguf file, or one of {', '.join(NAMED_MODELS)}") from error
+        raise ValueError(
+            f"{name}: its tokenizer could not be loaded ({reason}). Name a folder with "
+            f"tokenizer.json, a .gguf file, or one of {', '.join(NAMED_MODELS)}"
+        ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
