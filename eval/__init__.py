@@ -1,0 +1,1 @@
+"""What a user runs and what proves it: bench, exactness, answer, chat. Imports nothing itself: help is instant."""

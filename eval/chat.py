@@ -1,0 +1,170 @@
+"""`run.py chat`: a conversation in the terminal, with commands to switch drafting and to see what it does.
+
+Lines come from stdin, so that a pipe works as well as a person. Ctrl-C stops the answer and keeps what was said;
+Ctrl-D leaves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from rich.console import Console
+
+from eval import cli
+from eval.answer import Spoken, one_line
+from eval.cli import Settings
+from eval.dashboard import position_table, share
+from eval.metrics import Run, summarise
+from eval.prompts import Message
+from eval.session import Session, open_session
+
+HELP = """\
+/draft on|off|N    draft adaptively, not at all, or always N tokens
+/stats             what drafting did in the last answer and in the conversation
+/temperature X     0 is greedy; /seed N makes sampling repeatable
+/system TEXT       give the model a role; without TEXT: take it away
+/reset             forget the conversation (the role stays)
+/quit              leave, as Ctrl-D does; Ctrl-C stops an answer"""
+
+
+class Chat:
+    """The state of a conversation; `line` is one turn of it."""
+
+    def __init__(self, session: Session, console: Console) -> None:
+        if not session.converses:
+            raise ValueError(
+                f"{session.settings.model} has no chat template: it continues texts and does not converse; "
+                'use: python run.py generate --model ... "text"'
+            )
+        self.session, self.console = session, console
+        self.messages: list[Message] = []
+        self.system = ""
+        self.speculation = True
+        self.runs: list[Run] = []
+        self.commands: dict[str, Callable[[str], None]] = {
+            "/help": lambda _: self.say(HELP),
+            "/draft": self.draft,
+            "/stats": lambda _: self.stats(),
+            "/reset": lambda _: self.reset(),
+            "/system": self.set_system,
+            "/temperature": self.set_temperature,
+            "/seed": self.set_seed,
+        }
+
+    def line(self, text: str) -> bool:
+        """Handle one line of input; False when it asks to leave."""
+        word, _, rest = text.strip().partition(" ")
+        if word in ("/quit", "/exit"):
+            return False
+        if word.startswith("/"):
+            command = self.commands.get(word)
+            if command is None:
+                self.say(f"there is no {word}; /help lists the commands")
+            else:
+                try:
+                    command(rest.strip())
+                except (ValueError, argparse.ArgumentTypeError) as error:
+                    self.say(f"{word}: {error}")
+        elif word:
+            self.answer(text.strip())
+        return True
+
+    def answer(self, question: str) -> None:
+        """Decode the answer to `question`; a turn that fails leaves the conversation as it was."""
+        self.messages.append({"role": "user", "content": question})
+        role: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        spoken = Spoken(self.session)
+        try:
+            ids = self.session.encode(role + self.messages)
+            if ids.shape[1] >= self.session.context:
+                raise ValueError(
+                    f"the conversation has reached {ids.shape[1]} tokens and the model's context is "
+                    f"{self.session.context}; /reset starts anew"
+                )
+            run = self.session.run(ids, speculation=self.speculation, streamer=spoken)
+        except KeyboardInterrupt:
+            self.say("(stopped)")
+        except ValueError as error:
+            self.messages.pop()
+            self.say(f"error: {error}")
+            return
+        else:
+            self.runs.append(run)
+            self.say(f"({one_line(run)})")
+        self.messages.append({"role": "assistant", "content": spoken.text.strip()})
+
+    def draft(self, value: str) -> None:
+        if value:
+            if value not in ("on", "off") and not value.isdecimal():
+                raise ValueError(f"say on, off or a number of tokens, not {value!r}")
+            self.speculation = value not in ("off", "0")
+            if self.speculation:
+                self._set(draft_length="adaptive" if value == "on" else int(value))
+        name, length = self.session.model.drafter.name, self.session.settings.draft_length
+        self.say(f"drafting: {f'{name}, {length}' if self.speculation else 'off'}")
+
+    def stats(self) -> None:
+        if not self.runs:
+            self.say("no answers yet")
+            return
+        self.say(f"last answer: {one_line(self.runs[-1])}")
+        figures = summarise(self.runs)
+        self.say(
+            f"all {len(self.runs)}: {figures['tokens']} tokens, {figures['tokens_per_second']:.1f}/s, "
+            f"{figures['mean_acceptance_length']:.2f} per round, {share(figures['acceptance_rate'])} accepted"
+        )
+        if figures["acceptance_by_position"]:
+            self.console.print(position_table(figures["acceptance_by_position"]))
+
+    def reset(self) -> None:
+        self.messages.clear()
+        self.runs.clear()
+        self.say("the conversation begins anew")
+
+    def set_system(self, text: str) -> None:
+        self.system = text
+        self.say("the role is set" if text else "no role")
+
+    def set_temperature(self, text: str) -> None:
+        self._set(temperature=cli.temperature(text))
+        self.say(f"temperature {text}")
+
+    def set_seed(self, text: str) -> None:
+        self._set(seed=cli.whole(0)(text))
+        self.say(f"seed {text}")
+
+    def say(self, text: str) -> None:
+        self.console.print(text, style="dim", highlight=False, markup=False)
+
+    def _set(self, **changes: Any) -> None:
+        self.session.settings = replace(self.session.settings, **changes)
+
+
+def chat(settings: Settings) -> int:
+    """Converse until /quit or the end of stdin; returns exit code 0.
+
+    Raises ValueError: the model is not usable, or has no chat template.
+    """
+    conversation = Chat(open_session(settings), Console())
+    person = sys.stdin.isatty()
+    if person:
+        with contextlib.suppress(ImportError):  # not on Windows
+            import readline  # noqa: F401  # gives input() a history and line editing
+        conversation.say(f"{settings.model}. /help lists the commands, Ctrl-D leaves.")
+    while True:
+        try:
+            if not conversation.line(input("> " if person else "")):
+                return 0
+        except EOFError:
+            if person:
+                print()
+            return 0
+        except KeyboardInterrupt:  # while typing: drop the line, as a shell does
+            if not person:
+                raise
+            print()

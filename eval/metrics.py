@@ -1,0 +1,213 @@
+"""From measured runs to the figures that are shown. Pure: no model, no clock; `peak_memory` alone asks the system.
+
+Definitions are those of vLLM and Spec-Bench, so that figures can be compared: tokens are token ids, tokens per second
+counts the whole call, prefill included, and the speed-up is drafted over plain on the same prompts.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from specdec.stats import PHASES, GenerationStats
+
+NOISE = 1.25  # by how much two timings of the same work may differ before they are called unreliable
+
+
+@dataclass(frozen=True)
+class Run:
+    """One decoded prompt: the emitted token ids, the seconds that the whole call took, and what the loop counted."""
+
+    tokens: tuple[int, ...]
+    seconds: float
+    stats: GenerationStats
+
+    @property
+    def tokens_per_second(self) -> float:
+        return len(self.tokens) / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same prompt decoded plainly and with drafting."""
+
+    name: str
+    task: str
+    plain: Run
+    drafted: Run
+
+    @property
+    def difference(self) -> int | None:
+        """Index of the first emitted token that differs, a missing one included; None when all are equal."""
+        return first_difference(self.plain.tokens, self.drafted.tokens)
+
+    @property
+    def identical(self) -> bool:
+        return self.difference is None
+
+    @property
+    def speedup(self) -> float:
+        plain = self.plain.tokens_per_second
+        return self.drafted.tokens_per_second / plain if plain > 0 else 0.0
+
+    @property
+    def implausible(self) -> bool:
+        """Whether the speed-up exceeds what acceptance can give: a verifying pass costs at least a plain one, so tokens
+        per round are the ceiling. Beyond it, and a margin for noise, something else slowed the plain run down."""
+        return self.speedup > NOISE * self.drafted.stats.mean_acceptance_length
+
+
+def first_difference(plain: Sequence[int], other: Sequence[int]) -> int | None:
+    """Index of the first position at which two texts differ, the end of the shorter one included."""
+    for i, (a, b) in enumerate(zip(plain, other, strict=False)):
+        if a != b:
+            return i
+    return None if len(plain) == len(other) else min(len(plain), len(other))
+
+
+def percentile(values: Sequence[float], q: float) -> float:
+    """The `q`-th percentile (0..100), linear between neighbours (numpy's default); 0 of nothing."""
+    if not values:
+        return 0.0
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * q / 100
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def inter_token_latencies(timeline: Sequence[tuple[float, int]]) -> list[float]:
+    """ITL: seconds between deliveries. Tokens accepted together arrive together and count as one delivery (as
+    `vllm bench serve` counts stream chunks)."""
+    times = [seconds for seconds, _ in timeline]
+    return [later - sooner for sooner, later in pairwise(times)]
+
+
+def time_per_output_token(timeline: Sequence[tuple[float, int]]) -> float | None:
+    """TPOT: mean seconds per token after the first; None when there is no second one."""
+    if len(timeline) < 2 or timeline[-1][1] < 2:
+        return None
+    return (timeline[-1][0] - timeline[0][0]) / (timeline[-1][1] - timeline[0][1])
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """mean, p50, p95, p99."""
+    listed = list(values)
+    figures = {"mean": statistics.fmean(listed) if listed else 0.0}
+    return figures | {f"p{q}": percentile(listed, q) for q in (50, 95, 99)}
+
+
+def merged(runs: Iterable[Run]) -> GenerationStats:
+    """The counts of several runs together."""
+    total = GenerationStats()
+    for run in runs:
+        total.merge(run.stats)
+    return total
+
+
+def acceptance_by_position(stats: GenerationStats) -> list[dict[str, float]]:
+    """Per draft position: `accepted` of all rounds (unconditional, vLLM's figure), how many drafts `reached` it, and
+    `accepted_of_reached`, which a varying draft length does not dilute."""
+    return [
+        {
+            "position": i + 1,
+            "accepted": accepted / stats.rounds if stats.rounds else 0.0,
+            "reached": drafted,
+            "accepted_of_reached": accepted / drafted if drafted else 0.0,
+        }
+        for i, (accepted, drafted) in enumerate(
+            zip(stats.accepted_per_position, stats.drafted_per_position, strict=True)
+        )
+    ]
+
+
+def summarise(runs: Sequence[Run]) -> dict[str, Any]:
+    """Figures of several runs of one kind, in JSON types; seconds, tokens, shares from 0 to 1."""
+    stats = merged(runs)
+    tokens, seconds = sum(len(run.tokens) for run in runs), sum(run.seconds for run in runs)
+    tpot = [value for run in runs if (value := time_per_output_token(run.stats.timeline)) is not None]
+    return {
+        "tokens": tokens,
+        "prompt_tokens": stats.prompt_tokens,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds if seconds > 0 else 0.0,
+        "decode_tokens_per_second": stats.decode_tokens_per_second,
+        "ttft": spread(run.stats.ttft for run in runs),
+        "itl": spread(latency for run in runs for latency in inter_token_latencies(run.stats.timeline)),
+        "tpot": spread(tpot),
+        "rounds": stats.rounds,
+        "drafted": stats.drafted,
+        "accepted": stats.accepted,
+        "mean_acceptance_length": stats.mean_acceptance_length,
+        "acceptance_rate": stats.acceptance_rate,
+        "acceptance_by_position": acceptance_by_position(stats),
+        "draft_lengths": {str(k): n for k, n in sorted(Counter(stats.draft_lengths).items())},
+        "draft_sources": stats.draft_sources,
+        "phase_seconds": {phase: stats.seconds[phase] for phase in PHASES},
+        "cache_bytes": stats.cache_bytes,
+    }
+
+
+def compare(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Plain against drafted. `speedup`: of all tokens over all seconds; `speedup_median`, `_lowest`: per prompt."""
+    plain, drafted = summarise([p.plain for p in pairs]), summarise([p.drafted for p in pairs])
+    ratios = [pair.speedup for pair in pairs]
+    base = plain["tokens_per_second"]
+    return {
+        "prompts": len(pairs),
+        "identical": all(pair.identical for pair in pairs) if pairs else None,
+        "differing": [pair.name for pair in pairs if not pair.identical],
+        "speedup": drafted["tokens_per_second"] / base if base > 0 else 0.0,
+        "speedup_median": statistics.median(ratios) if ratios else 0.0,
+        "speedup_lowest": min(ratios, default=0.0),
+        "implausible": [pair.name for pair in pairs if pair.implausible],
+        "plain": plain,
+        "drafted": drafted,
+        "per_prompt": [describe(pair) for pair in pairs],
+    }
+
+
+def describe(pair: Pair) -> dict[str, Any]:
+    """One prompt's figures, in JSON types."""
+    stats = pair.drafted.stats
+    return {
+        "name": pair.name,
+        "task": pair.task,
+        "prompt_tokens": stats.prompt_tokens,
+        "tokens": len(pair.plain.tokens),
+        "plain_seconds": pair.plain.seconds,
+        "drafted_seconds": pair.drafted.seconds,
+        "speedup": pair.speedup,
+        "mean_acceptance_length": stats.mean_acceptance_length,
+        "acceptance_rate": stats.acceptance_rate,
+        "identical": pair.identical,
+        "first_difference": pair.difference,
+    }
+
+
+def peak_memory(device: str = "cpu") -> dict[str, int | None]:
+    """Bytes at the most: of this process since it began, and of torch on a CUDA device. None where unknown."""
+    return {"process": _peak_process(), "device": _peak_device(device)}
+
+
+def _peak_process() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def _peak_device(device: str) -> int | None:
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    ask: Callable[[str], int] = torch.cuda.max_memory_allocated
+    return ask(device)

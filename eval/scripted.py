@@ -1,0 +1,39 @@
+"""A drafter that knows the answer: drafts that no real drafter makes on request, for `eval.exactness`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from specdec.cache import KVCache
+from specdec.drafting import Draft
+from specdec.model.decoder import Decoder
+
+
+class ScriptedDrafter:
+    """Drafts from the plain run's text: all right, all wrong, right up to the middle, in turn.
+
+    `answer`: prompt and emitted tokens. Lengths go round 1..`longest`; 3 kinds and 8 lengths have no common divisor,
+    so that every kind meets every length. Where the text has already left `answer`, drafts are simply wrong.
+    """
+
+    name = "scripted"
+
+    def __init__(self, answer: Sequence[int], vocabulary: int, longest: int = 8) -> None:
+        self.answer, self.vocabulary, self.max_draft = list(answer), vocabulary, longest
+        self.turn = 0
+
+    def bind(self, backbone: Decoder) -> None:
+        pass
+
+    def start(self, cache: KVCache) -> None:
+        self.turn = 0
+
+    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+        length = min(1 + self.turn % self.max_draft, k)
+        follow = self.answer[len(tokens) : len(tokens) + length]
+        right = (len(follow), 0, len(follow) // 2)[self.turn % 3]
+        self.turn += 1
+        wrong = ((token + 1) % self.vocabulary for token in follow[right:])
+        return Draft((*follow[:right], *wrong), self.name)

@@ -1,0 +1,113 @@
+#!/usr/bin/env python
+"""Composition root: arguments in, one call out. Without arguments: the bench on the default model.
+
+Everything heavy is imported after the arguments were understood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.cli import (
+    add_drafting_options,
+    add_json_option,
+    add_model_options,
+    add_sampling_options,
+    guarded,
+    settings_from,
+    whole,
+)
+
+EXAMPLES = """\
+examples:
+  python run.py                              compare plain and drafted decoding, on the default model
+  python run.py bench --limit 2 --json out.json
+  python run.py bench --model gemma-3-270m --prompts mine.jsonl --temperature 0.8 --top-p 0.95
+  python run.py generate "Explain recursion." --stats
+  cat notes.txt | python run.py generate - --max-new-tokens 400
+  python run.py chat --draft-length 4        then type; /help lists its commands
+
+Drafting never changes the text: a drafted token is kept only when it is the one that the model itself chooses.
+`python run.py COMMAND --help` explains a command's options.
+exit codes: 0 all well, 1 outputs differed, 2 bad arguments or an unusable model, 130 stopped with Ctrl-C"""
+
+BENCH_TEXT = """\
+Decode every prompt plainly and with drafting, in alternating order, and compare speed and output. Shows tokens/s,
+speed-up, mean acceptance length (tokens per round), acceptance by draft position, time to first token and peak
+memory. The last line of stdout is one JSON object with every figure. Exit code 1 when an output differs."""
+
+PROMPTS_TEXT = """\
+a .jsonl file with {"prompt": ...}, {"turns": [...]} (Spec-Bench, MT-bench) or {"messages": [...]} per line, or a
+.txt file with one prompt per line (default: eight prompts of this project)"""
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(
+        prog="run.py",
+        description="Speculative decoding of local language models: the same text, sooner.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = root.add_subparsers(dest="command", metavar="COMMAND")
+
+    bench = commands.add_parser(
+        "bench", help="compare plain and drafted decoding (the default)", description=BENCH_TEXT
+    )
+    bench.add_argument("--prompts", type=Path, metavar="FILE", help=PROMPTS_TEXT)
+    bench.add_argument("--limit", type=whole(1), metavar="N", help="only the first N prompts")
+    add_json_option(bench, "the JSON object")
+    add_sampling_options(bench, max_new_tokens=128, seed=0)
+    add_drafting_options(bench)
+    add_model_options(bench)
+
+    generate = commands.add_parser(
+        "generate", help="answer one prompt", description="Answer one prompt on stdout, word by word as it comes."
+    )
+    generate.add_argument("prompt", help="the prompt, or - to read it from stdin")
+    generate.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
+    generate.add_argument("--stats", action="store_true", help="say on stderr what drafting did")
+    generate.add_argument("--no-speculation", action="store_true", help="decode plainly")
+    add_json_option(generate, "text, token ids and figures")
+    add_sampling_options(generate, max_new_tokens=256, seed=None)
+    add_drafting_options(generate)
+    add_model_options(generate)
+
+    chat = commands.add_parser(
+        "chat", help="converse", description="Converse in the terminal, or through a pipe. /help lists the commands."
+    )
+    add_sampling_options(chat, max_new_tokens=512, seed=None)
+    add_drafting_options(chat)
+    add_model_options(chat)
+    return root
+
+
+def run(arguments: argparse.Namespace) -> int:
+    settings = settings_from(arguments)
+    if arguments.command == "bench":
+        from eval.bench import bench
+
+        return bench(settings, arguments.prompts, arguments.limit, arguments.json)
+    if arguments.command == "generate":
+        from eval.answer import answer
+
+        plain = arguments.no_speculation
+        return answer(settings, arguments.prompt, not plain, arguments.stats, arguments.raw, arguments.json)
+    from eval.chat import chat
+
+    return chat(settings)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else list(argv)
+    # No command means bench, so that `run.py` and `run.py --limit 1` do the main job; --help stays the overview.
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+        words = ["bench", *words]
+    arguments = parser().parse_args(words)
+    return guarded(lambda: run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
