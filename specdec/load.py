@@ -97,11 +97,13 @@ def _configs(folder: Path) -> tuple[Any, GenerationConfig]:
 
 
 def _device(device: torch.device | str | None) -> torch.device:
-    if device is not None:
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    here = [name for name, present in usable.items() if present]
+    if device is None:
+        return torch.device(here[0])
+    if str(device).partition(":")[0] not in here:
+        raise ValueError(f"device {str(device)!r}: there is no such device here; choose {' or '.join(here)}")
+    return torch.device(device)
 
 
 def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
@@ -118,6 +120,7 @@ def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype
 def _progress(name: str, tensors: int) -> Iterator[build.Progress]:
     """A bar on stderr, gone when done; nothing where stderr is not a terminal."""
     columns = (TextColumn("loading {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tensors"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(name, total=tensors)
         yield lambda _: bar.advance(task)

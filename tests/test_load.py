@@ -125,6 +125,8 @@ def test_nothing_there() -> None:
 def test_bad_arguments(folder: Path) -> None:
     with refused("quantize"):
         specdec.load(folder, quantize="int5", device="cpu")  # type: ignore[arg-type]
+    with refused("device"):
+        specdec.load(folder, device="abacus")
     with refused("dtype"):
         specdec.load(folder, dtype="float99", device="cpu")
 

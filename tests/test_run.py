@@ -89,7 +89,7 @@ def test_what_cannot_work_is_said_before_the_model_loads(
         (["generate", "x", "--json", str(tmp_path / "gone" / "out.json")], "does not exist; create it first"),
         (["generate", "x", "--json", str(tmp_path)], "is a folder; name a file"),
         (["bench", "--prompts", str(tmp_path / "gone.jsonl")], "gone.jsonl: No such file"),
-        (["generate", "x", "--device", "abacus"], "--device abacus: there is no such device here; choose cpu"),
+        (["generate", "x", "--device", "abacus"], "device 'abacus': there is no such device here; choose cpu"),
     ]
     for arguments, complaint in cases:
         assert run.main([*arguments, "--model", str(folder)]) == 2

@@ -131,7 +131,7 @@ def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
             if name.endswith("layer_scalar"):
                 buffer.fill_(0.9)
     model.generation_config = GenerationConfig(pad_token_id=0, bos_token_id=2, eos_token_id=None)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def prompt(length: int, seed: int = 0) -> torch.Tensor:
