@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from drafter.head import Assistant, AssistantSpec, CentroidHead, Config, DenseHead, assistant_spec
 from drafter.propose import AssistantDrafter
 from specdec.model.build import Source, TensorReader, build_layer, check_tensors
-from specdec.model.decoder import Decoder, Linear, Rotations
+from specdec.model.decoder import Decoder, Linear, Rotations, Stack
 from specdec.weights.hub import model_path
 from specdec.weights.safetensors import SafetensorsCheckpoint
 from specdec.weights.tensors import BlockWeight, Storage
@@ -105,10 +105,11 @@ def build_assistant(
     norm = read.vector("norm.weight")
     assert norm is not None
     head = DenseHead(read.matrix("embed_tokens.weight" if text.tied_head else "lm_head.weight"))
+    layers = [build_layer(text, i, read) for i in range(len(text.layers))]
     return Assistant(
         spec=spec,
         pre=Linear(read.matrix(_PRE)),
-        layers=tuple(build_layer(text, i, read) for i in range(len(text.layers))),
+        stack=Stack(layers, [layer.spec.kv_layer for layer in layers if layer.spec.kv_layer is not None]),
         norm=norm,
         post=Linear(read.matrix(_POST)),
         head=_centroid_head(spec, head, read, checkpoint) if spec.centroids else head,

@@ -4,7 +4,7 @@ The network of transformers' `modeling_gemma4_assistant.py` and `modeling_gemma4
 one query row:
 
     x = pre_projection([embedding of the newest token ; h])     [1, 2 * backbone hidden] -> [1, hidden]
-    x = norm(layers(x))                                          queries only; K/V are the backbone's
+    x = norm(stack(x))                                           queries only; K/V are the backbone's
     next token = argmax head(x);  next h = post_projection(x)
 
 Sliding layers read the K/V of the backbone's last sliding layer that stores any, full layers those of the
@@ -24,7 +24,8 @@ from torch import Tensor
 
 from specdec import kernels
 from specdec.cache import KVCache
-from specdec.model.decoder import Layer, Linear, Rotations, Span
+from specdec.kernels import Span
+from specdec.model.decoder import Linear, Rotations, Stack
 from specdec.model.families import decoder_spec
 from specdec.model.spec import DecoderSpec, LayerSpec
 from specdec.weights.tensors import Weight
@@ -142,7 +143,7 @@ class Assistant:
 
     spec: AssistantSpec
     pre: Linear  # [hidden, 2 * backbone hidden]
-    layers: tuple[Layer, ...]
+    stack: Stack
     norm: Tensor  # [hidden]
     post: Linear  # [backbone hidden, hidden]
     head: DenseHead | CentroidHead
@@ -152,7 +153,7 @@ class Assistant:
     def nbytes(self) -> int:
         """Bytes of all matrices as stored; the tied head counts once."""
         parts: list[object] = [self.pre, self.post, self.head]
-        parts += [getattr(layer, f.name) for layer in self.layers for f in fields(layer)]
+        parts += [getattr(layer, f.name) for layer in self.stack.layers for f in fields(layer)]
         weights = [getattr(part, name, None) for part in parts for name in ("weight", "centroids")]
         return sum(weight.nbytes for weight in weights if weight is not None)
 
@@ -163,7 +164,7 @@ class Assistant:
         `position - 1 - window`: two positions further back than the backbone's own row there would see.
         """
         spans = {}
-        for kind, window in {layer.spec.kind: layer.spec.window for layer in self.layers}.items():
+        for kind, window in {layer.spec.kind: layer.spec.window for layer in self.stack.layers}.items():
             first = 0 if window is None else max(0, position - 1 - window)
             spans[kind] = Span(*self.rotations(kind, position, 1), [first], [position])
         return spans
@@ -176,10 +177,6 @@ class Assistant:
         the head's input [1, hidden] and the next step's `hidden`.
         """
         x = self.pre(torch.cat((embedding, hidden), dim=-1))  # [1, 2 * backbone hidden] -> [1, hidden]
-        for layer in self.layers:
-            assert layer.spec.kv_layer is not None
-            store = cache.stores[layer.spec.kv_layer]
-            assert store is not None
-            x = layer(x, spans[layer.spec.kind], store, cache.length)
+        x = self.stack(x, spans, cache, cache.length)
         x = kernels.rms_norm(x, self.norm, self.spec.text.norm_eps)
         return x, self.post(x)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from specdec import kernels
-from specdec.kernels import BlockTensor, reference
+from specdec.kernels import BlockTensor, KVView, reference
 from specdec.kernels import native as native_module
 
 _library = native_module.load()
@@ -224,6 +224,6 @@ def test_other_devices_path_is_the_same_formula() -> None:
     assert (reference._dequantised_linear(x, w).double() - exact).norm() < 1e-5 * exact.norm()
     q, k, v = torch.randn(4, 6, 16), torch.randn(2, 11, 16), torch.randn(2, 11, 24)
     lo, hi = [0, 8, 20, 5], [11, 17, 21, 5]
-    found = reference._masked_attention(q, k, v, lo, hi, 0.25)
-    torch.testing.assert_close(found, reference.attention(q, k, v, lo, hi, 0.25), rtol=1e-5, atol=1e-6)
+    found = reference._masked_attention(q, KVView(k, v), lo, hi, 0.25)
+    torch.testing.assert_close(found, reference.attention(q, KVView(k, v), lo, hi, 0.25), rtol=1e-5, atol=1e-6)
     assert not found[3].any()

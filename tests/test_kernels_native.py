@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from specdec import kernels
-from specdec.kernels import native, reference
+from specdec.kernels import KVView, native, reference
 from tests.test_kernels import KINDS, NATIVE, _seeded, packed
 
 __all__ = ["_seeded"]
@@ -71,9 +71,9 @@ def test_instruction_sets_share_their_bits_where_torch_has_others() -> None:
     for choice in NATIVE:
         kernels.choose(choice)
         found = [kernels.gated(gate, up, name) for name in ("silu", "gelu_tanh")]
-        results.append([*found, kernels.attention(q, k, v, lo, hi, 0.2)])
+        results.append([*found, kernels.attention(q, KVView(k, v), lo, hi, 0.2)])
     expected = [reference.gated(gate, up, name) for name in ("silu", "gelu_tanh")]
-    expected.append(reference.attention(q, k, v, lo, hi, 0.2))
+    expected.append(reference.attention(q, KVView(k, v), lo, hi, 0.2))
     for result in results:
         for mine, first, torchs in zip(result, results[0], expected, strict=True):
             assert torch.equal(mine, first)

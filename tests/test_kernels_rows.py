@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from specdec import kernels
+from specdec.kernels import KVView
 from tests.test_kernels import _seeded, partitions, path, threads
 
 __all__ = ["_seeded", "path", "threads"]
@@ -42,7 +44,7 @@ def test_attention_is_softmax_over_the_visible_slots(
     q = torch.randn(6, heads, width)
     k, v = torch.randn(kv_heads, slots, width), torch.randn(kv_heads, slots, value_width)
     lo, hi = [0, 100, 140, 40, 7, 12], [53, 153, 141, 60, 7, 45]
-    found = kernels.attention(q, k, v, lo, hi, width**-0.5)
+    found = kernels.attention(q, KVView(k, v), lo, hi, width**-0.5)
     exact = naive_attention(q, k, v, lo, hi, width**-0.5)
     assert found.shape == (6, heads, value_width)
     assert (found.double() - exact).abs().max() < 2e-6 * max(1.0, exact.abs().max().item())
@@ -66,12 +68,12 @@ def test_attention_bits_depend_on_nothing_but_the_row(
             k, v = torch.full((kv_heads, slots, width), 99.0), torch.full((kv_heads, slots, value_width), 99.0)
             at = torch.tensor([p % slots for p in range(first, last)])
             k[:, at], v[:, at] = keys[:, first:last], values[:, first:last]
-            results.append(kernels.attention(q, k, v, lo, hi, 0.3))
+            results.append(kernels.attention(q, KVView(k, v), lo, hi, 0.3))
         k = torch.randn(130, kv_heads, width + 3).transpose(0, 1)[..., :width]
         k.copy_(keys)
-        results.append(kernels.attention(q, k, values, lo, hi, 0.3))
+        results.append(kernels.attention(q, KVView(k, values), lo, hi, 0.3))
         for cut in partitions(rows):
-            pieces = [kernels.attention(q[c], keys, values, lo[c], hi[c], 0.3) for c in cut]
+            pieces = [kernels.attention(q[c], KVView(keys, values), lo[c], hi[c], 0.3) for c in cut]
             results.append(torch.cat(pieces))
         for other in results[1:]:
             assert torch.equal(other, results[0])
@@ -79,28 +81,28 @@ def test_attention_bits_depend_on_nothing_but_the_row(
 
 def test_attention_reads_other_stores_and_shows_bad_numbers(path: str) -> None:
     q, k, v = torch.randn(2, 4, 16), torch.randn(2, 9, 16), torch.randn(2, 9, 16)
-    half = kernels.attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), [0, 0], [9, 9], 0.25)
+    half = kernels.attention(q.bfloat16(), KVView(k.bfloat16(), v.bfloat16()), [0, 0], [9, 9], 0.25)
     rounded = [part.bfloat16().float() for part in (q, k, v)]
-    whole = kernels.attention(*rounded, [0, 0], [9, 9], 0.25)
+    whole = kernels.attention(rounded[0], KVView(*rounded[1:]), [0, 0], [9, 9], 0.25)
     assert half.dtype == torch.bfloat16
     assert (half.float() - whole).abs().max() < 0.02
     k[0, 3, 2] = math.nan
-    found = kernels.attention(q, k, v, [0, 4], [9, 9], 0.25)
+    found = kernels.attention(q, KVView(k, v), [0, 4], [9, 9], 0.25)
     assert found[0, :2].isnan().all()
     assert not found[0, 2:].isnan().any()
     assert not found[1].isnan().any()  # the slot is there, but not visible
     v[1, 5, 0] = math.inf
-    assert not kernels.attention(q, k, v, [4, 4], [9, 9], 0.25)[:, 2:, 0].isfinite().any()
+    assert not kernels.attention(q, KVView(k, v), [4, 4], [9, 9], 0.25)[:, 2:, 0].isfinite().any()
 
 
 def test_attention_names_the_shapes_it_wants(path: str) -> None:
     q, k = torch.randn(2, 4, 16), torch.randn(3, 9, 16)
     with pytest.raises(ValueError, match="attention wants"):
-        kernels.attention(q, k, k, [0, 0], [1, 1], 1.0)
+        kernels.attention(q, KVView(k, k), [0, 0], [1, 1], 1.0)
     with pytest.raises(ValueError, match="attention wants"):
-        kernels.attention(q, k[:2], k[:2], [0], [1, 1], 1.0)
+        kernels.attention(q, KVView(k[:2], k[:2]), [0], [1, 1], 1.0)
     with pytest.raises(AssertionError, match="9"):
-        kernels.attention(q, k[:2], k[:2], [0, 0], [1, 10], 1.0)
+        kernels.attention(q, KVView(k[:2], k[:2]), [0, 0], [1, 10], 1.0)
 
 
 @pytest.mark.parametrize("width", [1, 2, 7, 16, 31, 32, 64, 100, 576, 3840])
@@ -167,3 +169,50 @@ def test_row_ops_do_not_see_other_rows(path: str, threads: int, width: int) -> N
         whole = op(slice(0, rows))
         for cut in partitions(rows):
             assert torch.equal(torch.cat([op(part) for part in cut]), whole)
+
+
+def int8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [H, S, D] as int8 and a scale [H, S]."""
+    scale = x.abs().amax(-1) / 127
+    return torch.round(x / scale[..., None]).to(torch.int8), scale
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 2, 8), (9, 3, 64), (6, 6, 20), (8, 1, 512)])
+@pytest.mark.parametrize("kind", ["bfloat16", "int8", "values", "values bfloat16", "values int8"])
+def test_attention_over_other_stores_is_attention_over_what_they_hold(
+    path: str, threads: int, kind: str, heads: int, kv_heads: int, width: int
+) -> None:
+    """bfloat16, int8 with scales, and keys rebuilt from values: the bits of a float32 store of the same numbers."""
+    rows, slots = 9, 150
+    q, k, v = torch.randn(rows, heads, width), *torch.randn(2, kv_heads, slots, width)
+    store: dict[str, Any] = {"keys": k, "values": v}
+    if "bfloat16" in kind:
+        store = {name: t.bfloat16() for name, t in store.items()}
+        k, v = store["keys"].float(), store["values"].float()
+    elif "int8" in kind:
+        (store["keys"], store["key_scale"]), (store["values"], store["value_scale"]) = int8_rows(k), int8_rows(v)
+        k, v = (store[n].float() * store[f"{n[:-1]}_scale"][..., None] for n in ("keys", "values"))
+    if "values" in kind:
+        made = kernels.Rebuild(torch.randn(width), torch.randn(slots, width), torch.randn(slots, width))
+        store = {name: t for name, t in store.items() if not name.startswith("key")} | {"keys": None, "rebuild": made}
+        k = kernels.rope((v * made.weight).transpose(0, 1).contiguous(), made.cos, made.sin).transpose(0, 1)
+        lo, hi = [0] * rows, [slots - rows + t + 1 for t in range(rows)]
+    else:  # a ring, wrapped
+        lo, hi = [200 + t for t in range(rows)], [340 + t for t in range(rows)]
+    found = kernels.attention(q, KVView(**store), lo, hi, 0.2)
+    assert torch.equal(found, kernels.attention(q, KVView(k.contiguous(), v), lo, hi, 0.2))
+    pieces = [kernels.attention(q[t : t + 1], KVView(**store), lo[t : t + 1], hi[t : t + 1], 0.2) for t in range(rows)]
+    assert torch.equal(torch.cat(pieces), found)
+
+
+def test_a_store_that_does_not_fit_together_is_refused() -> None:
+    k, scale = torch.zeros(2, 5, 8), torch.ones(2, 5)
+    for wrong in (
+        {"keys": k, "values": k[:, :4]},
+        {"keys": k, "values": k.bfloat16()},
+        {"keys": None, "values": k},
+        {"keys": k, "values": k, "key_scale": scale},
+        {"keys": k.to(torch.int8), "values": k.to(torch.int8), "key_scale": scale},
+    ):
+        with pytest.raises(ValueError, match=r"store|attention wants"):
+            KVView(**wrong)

@@ -107,7 +107,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "num_global_key_value_heads": None,
             "num_kv_shared_layers": 3,
             "use_double_wide_mlp": True,
-            "hidden_size_per_layer_input": 8,
+            "hidden_size_per_layer_input": 32,
             "vocab_size_per_layer_input": VOCAB,
         },
     ),

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from specdec.kernels import KVView
+
 GROWTH = 256  # slots by which a full layer grows at the least
 MAX_ROWS = 64  # rows of one pass; fixed, so that the layout of a ring never depends on settings
 
@@ -36,6 +38,7 @@ class LayerStore:
         slots = GROWTH if shape.window is None else shape.window - 1 + max_rows
         self.keys = torch.zeros(shape.kv_heads, slots, shape.head_dim, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.keys)
+        self.view = KVView(self.keys, self.values)
 
     @property
     def slots(self) -> int:
@@ -45,12 +48,15 @@ class LayerStore:
     def nbytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
 
-    def reserve(self, length: int) -> None:
-        """Make room for positions below `length`; a ring always has room."""
-        if self.window is None and length > self.slots:
-            # Doubling keeps copying linear in the final length.
-            slots = max(length + GROWTH, 2 * self.slots)
-            self.keys, self.values = (_grown(t, slots) for t in (self.keys, self.values))
+    def reserve(self, length: int) -> bool:
+        """Make room for positions below `length`; a ring always has room. Whether `view` is another one now."""
+        if self.window is not None or length <= self.slots:
+            return False
+        # Doubling keeps copying linear in the final length.
+        slots = max(length + GROWTH, 2 * self.slots)
+        self.keys, self.values = (_grown(t, slots) for t in (self.keys, self.values))
+        self.view = KVView(self.keys, self.values)
+        return True
 
     def write(self, start: int, keys: Tensor, values: Tensor) -> None:
         """Store K and V `[T, kv_heads, head_dim]` of positions start .. start + T - 1."""
@@ -87,6 +93,7 @@ class KVCache:
         self.length = 0
         self._pending = 0
         self.stores = [None if s is None else LayerStore(s, max_rows, dtype, device) for s in shapes]
+        self.views = self._views()  # the same object as long as every store stays where it is
 
     @property
     def nbytes(self) -> int:
@@ -97,10 +104,12 @@ class KVCache:
         assert 0 < rows <= self.max_rows, f"{rows} rows in a pass; the cache was made for {self.max_rows}"
         # A pass that was never committed (Ctrl-C, an error inside a layer) is forgotten like a rejected draft.
         self._pending = rows
-        for store in self.stores:
-            if store is not None:
-                store.reserve(self.length + rows)
+        if any([store.reserve(self.length + rows) for store in self.stores if store is not None]):  # all of them
+            self.views = self._views()
         return self.length
+
+    def _views(self) -> tuple[KVView | None, ...]:
+        return tuple(None if store is None else store.view for store in self.stores)
 
     def commit(self, rows: int) -> None:
         """Keep the first `rows` rows of the last pass."""

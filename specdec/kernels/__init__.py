@@ -6,13 +6,15 @@ is another). Both are batch-invariant. Which one runs is chosen once, at import;
 native, native:avx512, native:avx2 or native:portable forces a path, for tests and comparisons. The choice never
 depends on anything that could change with the number of rows.
 
-Left out: the native library's own `block_rows` and `dense_linear`, which torch does well enough.
+`fuse` makes one call of whole decoder layers, for the native library only: the same arithmetic, to the bit, without
+the trips between Python and C++ that cost a small model more than its weights. Left out: a native `dense_linear`.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,16 +22,25 @@ from torch import Tensor
 from specdec.kernels import native as _native
 from specdec.kernels import reference as _reference
 from specdec.kernels.blocks import BlockTensor, pack_blocks, unpack_blocks
+from specdec.kernels.layers import FusedLayers, LayerWeights, Matrix, Span
+from specdec.kernels.store import KVView, Rebuild
 
 __all__ = [
     "CHOICES",
     "BlockTensor",
+    "FusedLayers",
+    "KVView",
+    "LayerWeights",
+    "Matrix",
+    "Rebuild",
+    "Span",
     "active",
     "attention",
     "block_linear",
     "block_rows",
     "choose",
     "dense_linear",
+    "fuse",
     "gated",
     "pack_blocks",
     "rms_norm",
@@ -79,6 +90,15 @@ def active() -> str:
     return f"native {_use.instruction_set}, {threads} thread{'s' if threads > 1 else ''}"
 
 
+def fuse(layers: Sequence[LayerWeights]) -> FusedLayers | None:
+    """`layers` as one native call, or None where op by op is the only way: no native kernels are in use, weights that
+    are not in blocks, vectors that are not float32, another device than the CPU."""
+    if _use is None or not all(layer.fits for layer in layers):
+        return None
+    library = _use
+    return FusedLayers(library, layers, lambda: _use is library)
+
+
 def block_linear(x: Tensor, w: BlockTensor) -> Tensor:
     """x [T, K] float32, bfloat16 or float16, times packed weights [N, K] -> [T, N] in x.dtype."""
     if x.dim() != 2 or x.shape[1] != w.columns:
@@ -89,7 +109,14 @@ def block_linear(x: Tensor, w: BlockTensor) -> Tensor:
 
 
 def block_rows(ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:
-    """Dequantised rows of packed weights (an embedding): ids long [T] -> [T, K] in dtype."""
+    """Dequantised rows of packed weights (an embedding): ids long [T] -> [T, K] in dtype.
+
+    Raises IndexError for an id that is not a row.
+    """
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < w.rows:
+        raise IndexError(f"ids must be from 0 to {w.rows - 1}: {int(ids.min())} to {int(ids.max())}")
+    if _use is not None and ids.is_cpu and w.q.is_cpu:
+        return _use.block_rows(ids, w, dtype)
     return _reference.block_rows(ids, w, dtype)
 
 
@@ -98,22 +125,22 @@ def dense_linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     return _reference.dense_linear(x, w, bias)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, lo: list[int], hi: list[int], scale: float) -> Tensor:
-    """q [T, Hq, D], k [Hkv, S, D], v [Hkv, S, Dv] -> [T, Hq, Dv] in q.dtype.
+def attention(q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale: float) -> Tensor:
+    """q [T, Hq, D] over a store of keys and values -> [T, Hq, Dv] in q.dtype.
 
-    Row t sees positions lo[t]..hi[t]-1, at most S of them; position p lives in slot p % S. A row that sees
-    nothing is zero. Query heads Hq/Hkv * h .. share key head h.
+    Row t sees positions lo[t]..hi[t]-1, at most as many as there are slots. A row that sees nothing is zero. Query
+    heads Hq/Hkv * h .. share key head h. What is not float32 is expanded to it: bfloat16, int8 * scale, and keys that
+    are rebuilt from values.
     """
     rows, heads, width = q.shape
-    fits = k.shape[2] == width and v.shape[:2] == k.shape[:2] and heads % k.shape[0] == 0
-    if not fits or not len(lo) == len(hi) == rows:
+    if kv.key_width != width or heads % kv.kv_heads or not len(lo) == len(hi) == rows:
         raise ValueError(
-            "attention wants q [T, Hq, D], k [Hkv, S, D], v [Hkv, S, Dv] and T bounds; got "
-            f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}, {len(lo)} and {len(hi)}"
+            "attention wants q [T, Hq, D], keys [Hkv, S, D] and T bounds; got "
+            f"{tuple(q.shape)}, keys {(kv.kv_heads, kv.slots, kv.key_width)}, {len(lo)} and {len(hi)}"
         )
-    if _use is None or k.dtype != torch.float32 or v.dtype != torch.float32 or _elsewhere(q, k, v):
-        return _reference.attention(q, k, v, lo, hi, scale)
-    return _use.attention(q, k, v, lo, hi, scale)
+    if _use is None or not _use.reads(kv) or _elsewhere(q, *kv.tensors()):
+        return _reference.attention(q, kv, lo, hi, scale)
+    return _use.attention(q, kv, lo, hi, scale)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:

@@ -2,8 +2,8 @@
 // does not depend on torch's version. Loaded by native.py through ctypes.
 //
 // One binary holds every instruction set and asks the CPU which it has. This file is the interface: shapes,
-// addresses, and how work is cut into pieces (threads.h says who does them). The arithmetic is in product.h and
-// rows.h, on the sixteen floats of simd.h.
+// addresses and scratch memory. steps.h and stack.h cut the work into pieces, threads.h says who does them, and the
+// arithmetic is in product.h, rows.h and attention.h, on the sixteen floats of simd.h.
 //
 // Left out: NEON (the portable code is plain C++ that compilers vectorise).
 
@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
 
 #if defined(_WIN32)
@@ -37,27 +38,52 @@ struct Weights {
   const uint16_t* scale;
   const uint16_t* minimum;
   int64_t blocks;
-  int bits;
+  int64_t bits;
 };
 
-// Up to eight quantised activation rows, interleaved block by block.
+// Up to kTile quantised activation rows, interleaved block by block; `term` is per kind of weights.
+enum Kind { kMinimum, kBy8, kBy128, kKinds };
+constexpr int64_t kTile = 8;
 struct Tile {
   int8_t* values;
   float* scale;
-  float* term;
+  float* term[kKinds];
+  int rows;
 };
 
-// One head's slots of keys or values: `width` floats each, `stride` floats apart.
-struct Store {
-  const float* data;
-  int64_t stride, width;
+// Keys or values of one layer: `head` and `slot` are strides in elements; `scale` [heads, slots] with int8.
+enum StoreType { kFloat32, kBfloat16, kInt8 };
+struct Plane {
+  const void* data;
+  const float* scale;
+  int64_t head, slot;
 };
 
-// The slots of consecutive positions: a run, and a second one from slot 0 where the ring wraps.
-struct Ring {
-  int64_t start[2];
-  int64_t count[2];
+// One layer's store. Without keys they are rebuilt: rope(values * weight), with `cos` and `sin` [positions, width].
+struct KV {
+  Plane keys, values;
+  const float* weight;
+  const float* cos;
+  const float* sin;
+  int64_t type, slots, width, value_width;
 };
+
+// Rows of one sequence over its store. Row t sees positions first[t] .. end[t] - 1; all lie in low .. high - 1.
+// `scores` [rows, heads, span], `over` [rows, heads].
+struct Attention {
+  const float* q;
+  float* y;
+  const KV* store;
+  const int64_t* first;
+  const int64_t* end;
+  int64_t rows, heads, kv_heads;
+  float scale;
+  int64_t low, high, span;
+  float* scores;
+  float* over;
+};
+constexpr int64_t kPositions = 64;  // slots expanded at once
+constexpr int64_t kColumns = 32;    // columns that one thread sums
 
 // IEEE half to float, for CPUs (and compilers) without an instruction for it.
 [[maybe_unused]] inline float half_value(uint16_t half) {
@@ -85,6 +111,7 @@ namespace portable {
 #include "simd.h"
 #include "product.h"
 #include "rows.h"
+#include "attention.h"
 }  // namespace portable
 #undef KERNEL_ISA
 #undef EACH
@@ -101,6 +128,7 @@ namespace avx2 {
 #include "simd.h"
 #include "product.h"
 #include "rows.h"
+#include "attention.h"
 }  // namespace avx2
 #undef KERNEL_ISA
 #undef EACH
@@ -118,6 +146,7 @@ namespace avx512 {
 #include "simd.h"
 #include "product.h"
 #include "rows.h"
+#include "attention.h"
 }  // namespace avx512
 #undef KERNEL_ISA
 #undef EACH
@@ -131,15 +160,22 @@ namespace avx512 {
 namespace {
 
 struct Kernels {
-  decltype(&portable::quantise_tile) quantise_tile;
+  decltype(&portable::quantise_row) quantise_row;
   decltype(&portable::multiply) multiply;
-  decltype(&portable::attend) attend;
+  decltype(&portable::score) score;
+  decltype(&portable::soften) soften;
+  decltype(&portable::gather) gather;
   decltype(&portable::norm) norm;
   decltype(&portable::turn) turn;
   decltype(&portable::gate_row) gate_row;
+  decltype(&portable::add_row) add_row;
+  decltype(&portable::scale_row) scale_row;
+  decltype(&portable::unpack_row) unpack_row;
 };
 
-#define KERNELS_OF(isa) {isa::quantise_tile, isa::multiply, isa::attend, isa::norm, isa::turn, isa::gate_row}
+#define KERNELS_OF(isa)                                                                              \
+  {isa::quantise_row, isa::multiply, isa::score,   isa::soften,    isa::gather,    isa::norm,        \
+   isa::turn,         isa::gate_row, isa::add_row, isa::scale_row, isa::unpack_row}
 const Kernels kSets[] = {
     KERNELS_OF(portable),
 #if defined(__x86_64__)
@@ -173,6 +209,9 @@ int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 }  // namespace
 
+#include "steps.h"
+#include "stack.h"
+
 // 0 portable, 1 AVX2, 2 AVX-512 VNNI: the best that this CPU runs.
 API int specdec_best_set() { return kBest; }
 
@@ -187,102 +226,70 @@ API int specdec_has_threads() { return kParallel != nullptr; }
 // y [rows, outputs] = x [rows, columns] times packed weights [outputs, columns]. 1 when out of memory.
 API int specdec_block_linear(const float* x, const uint8_t* q, const uint16_t* scale, const uint16_t* minimum,
                              float* y, int64_t rows, int64_t columns, int64_t outputs, int bits, int threads) {
-  constexpr int64_t kTile = 8, kRows = 128;  // rows in registers; rows whose activations stay in cache
-  const Kernels& kernels = *chosen;
-  const int64_t blocks = columns / 32, groups = (outputs + 15) / 16;
-  const Weights w{q, scale, minimum, blocks, bits};
-  const int offset = minimum ? 0 : bits == 4 ? 8 : 128;
-  const size_t padded = (size_t(smaller(rows, kRows) * blocks) * 4 + 63) & ~size_t(63);
-  const Scratch scratch(size_t(smaller(rows, kRows)) * columns + 2 * padded);
+  const Matrix m{{q, scale, minimum, columns / 32, bits}, nullptr, outputs};
+  Arena sizes;
+  Activations(rows, columns, sizes);
+  const Scratch scratch(sizes.used());
   if (!scratch.data) return 1;
-  float* scales = reinterpret_cast<float*>(scratch.data);
-  float* terms = reinterpret_cast<float*>(scratch.data + padded);
-  int8_t* values = reinterpret_cast<int8_t*>(scratch.data + 2 * padded);
-  for (int64_t first = 0; first < rows; first += kRows) {
-    const int64_t count = smaller(kRows, rows - first), tiles = (count + kTile - 1) / kTile;
-    const auto tile_at = [&](int64_t i) {
-      return Tile{values + i * kTile * columns, scales + i * kTile * blocks, terms + i * kTile * blocks};
-    };
-    const auto rows_of = [&](int64_t i) { return int(smaller(kTile, count - i * kTile)); };
-    spread(tiles, 1, double(count) * columns, threads, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        kernels.quantise_tile(x + (first + i * kTile) * columns, columns, rows_of(i), tile_at(i), offset);
-    });
-    const int64_t step = larger(1, groups / (8 * larger(1, threads)));
-    const double cost = double(outputs) * columns * (0.5 + 0.25 * count);
-    spread(groups, step, cost, threads, [&](int64_t begin, int64_t end) {
-      for (int64_t g = begin; g < end; ++g)
-        for (int64_t i = 0; i < tiles; ++i)
-          kernels.multiply(w, g, rows_of(i), tile_at(i), y + (first + i * kTile) * outputs + g * 16, outputs,
-                           int(smaller(16, outputs - g * 16)));
-    });
-  }
+  Arena arena(scratch.data);
+  const Activations activations(rows, columns, arena);
+  with_team(threads, cost_of(m, rows), [&](Team& team) {
+    activations.quantise(team, x, columns);
+    const Product product{&m, y};
+    multiply(team, activations, &product, 1);
+  });
   return 0;
 }
 
-// reference.py's attention. `strides` are, in floats, those of k's and v's heads and slots (k head, k slot, v head,
-// v slot). 1 when out of memory, 2 when a row sees more positions than there are slots.
-API int specdec_attention(const float* q, const float* k, const float* v, const int64_t* strides, const int64_t* lo,
-                          const int64_t* hi, float scale, float* y, int64_t rows, int64_t heads, int64_t kv_heads,
-                          int64_t width, int64_t value_width, int64_t slots, int threads) {
-  const Kernels& kernels = *chosen;
-  const int64_t group = heads / kv_heads;
-  int64_t longest = 1;
-  double total = 0;
-  for (int64_t t = 0; t < rows; ++t) {
-    const int64_t length = larger(0, hi[t] - lo[t]);
-    if (length > slots || (length && lo[t] < 0)) return 2;
-    longest = larger(longest, length);
-    total += double(length);
-  }
-  // few rows: query heads one by one, so that every thread has some; many: a key head's queries share its keys
-  const int64_t unit = rows * kv_heads >= 4 * threads ? group : 1;
-  const int64_t units = heads / unit;
-  std::atomic<int> failed{0};
-  spread(rows * units, 1, total * heads * (width + value_width), threads, [&](int64_t begin, int64_t end) {
-    const Scratch scratch(sizeof(float) * size_t(longest * unit));
-    if (!scratch.data) {
-      failed = 1;
-      return;
-    }
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t t = item / units, head = item % units * unit, kv = head / group;
-      const int64_t length = larger(0, hi[t] - lo[t]), start = length ? lo[t] % slots : 0;
-      const int64_t before = smaller(length, slots - start);
-      const Ring ring{{start, 0}, {before, length - before}};
-      const Store keys{k + kv * strides[0], strides[1], width}, values{v + kv * strides[2], strides[3], value_width};
-      kernels.attend(q + (t * heads + head) * width, keys, values, ring, unit, scale,
-                     y + (t * heads + head) * value_width, reinterpret_cast<float*>(scratch.data));
-    }
-  });
-  return failed;
+// Rows `ids` [rows] of packed weights [outputs, columns] as floats y [rows, columns].
+API int specdec_block_rows(const int64_t* ids, const uint8_t* q, const uint16_t* scale, const uint16_t* minimum,
+                           float* y, int64_t rows, int64_t columns, int bits) {
+  const Weights w{q, scale, minimum, columns / 32, bits};
+  for (int64_t t = 0; t < rows; ++t) chosen->unpack_row(w, ids[t], y + t * columns);
+  return 0;
+}
+
+// reference.py's attention: q [rows, heads, width] to y [rows, heads, value width]. 1 when out of memory, 2 when a
+// row sees more positions than there are slots.
+API int specdec_attention(const float* q, const KV* store, const int64_t* first, const int64_t* end, float scale,
+                          float* y, int64_t rows, int64_t heads, int64_t kv_heads, int threads) {
+  Attention a{q, y, store, first, end, rows, heads, kv_heads, scale};
+  if (!bounds_of(a)) return 2;
+  Arena sizes;
+  AttentionScratch(a, threads, sizes);
+  const Scratch scratch(sizes.used());
+  if (!scratch.data) return 1;
+  Arena arena(scratch.data);
+  const AttentionScratch space(a, threads, arena);
+  with_team(threads, cost_of(a), [&](Team& team) { attend(team, a, space); });
+  return 0;
 }
 
 // x [rows, width] to y; weight [width] or null. 1 when out of memory.
 API int specdec_rms_norm(const float* x, const float* weight, float eps, float* y, int64_t rows, int64_t width,
                          int threads) {
-  const Kernels& kernels = *chosen;
-  std::atomic<int> failed{0};
-  spread(rows, larger(1, 16384 / width), double(rows) * width, threads, [&](int64_t begin, int64_t end) {
-    const Scratch scratch(sizeof(float) * size_t(width + 16));
-    if (!scratch.data) {
-      failed = 1;
-      return;
-    }
-    for (int64_t r = begin; r < end; ++r)
-      kernels.norm(x + r * width, weight, width, eps, y + r * width, reinterpret_cast<float*>(scratch.data));
+  const int64_t part = (width + 31) & ~int64_t(15);
+  const Scratch scratch(sizeof(float) * size_t(part) * larger(1, threads));
+  if (!scratch.data) return 1;
+  float* space = reinterpret_cast<float*>(scratch.data);
+  with_team(threads, double(rows) * width, [&](Team& team) {
+    team.spread(rows, larger(1, 16384 / width), double(rows) * width, [&](int64_t begin, int64_t end, int thread) {
+      for (int64_t r = begin; r < end; ++r)
+        chosen->norm(x + r * width, weight, width, eps, y + r * width, space + thread * part);
+    });
   });
-  return failed;
+  return 0;
 }
 
 // x [rows, heads, width]; cos and sin [rows, width].
 API int specdec_rope(const float* x, const float* cos, const float* sin, float* y, int64_t rows, int64_t heads,
                      int64_t width, int threads) {
-  const Kernels& kernels = *chosen;
   const int64_t row = heads * width;
-  spread(rows, larger(1, 16384 / row), double(rows) * row, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t)
-      kernels.turn(x + t * row, cos + t * width, sin + t * width, heads, width, y + t * row);
+  with_team(threads, double(rows) * row, [&](Team& team) {
+    team.spread(rows, larger(1, 16384 / row), double(rows) * row, [&](int64_t begin, int64_t end, int) {
+      for (int64_t t = begin; t < end; ++t)
+        chosen->turn(x + t * row, cos + t * width, sin + t * width, heads, width, y + t * row);
+    });
   });
   return 0;
 }
@@ -290,10 +297,20 @@ API int specdec_rope(const float* x, const float* cos, const float* sin, float* 
 // gate and up [rows, width].
 API int specdec_gated(const float* gate, const float* up, int gelu, float* y, int64_t rows, int64_t width,
                       int threads) {
-  const Kernels& kernels = *chosen;
-  spread(rows, larger(1, 8192 / width), double(rows) * width * 4, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r)
-      kernels.gate_row(gate + r * width, up + r * width, width, gelu != 0, y + r * width);
+  with_team(threads, double(rows) * width * 4, [&](Team& team) {
+    team.spread(rows, larger(1, 8192 / width), double(rows) * width * 4, [&](int64_t begin, int64_t end, int) {
+      for (int64_t r = begin; r < end; ++r)
+        chosen->gate_row(gate + r * width, up + r * width, width, gelu != 0, y + r * width);
+    });
   });
   return 0;
+}
+
+// x [rows, hidden] through `count` decoder layers, in place. `stores` are indexed by Layer::store, `spans` by
+// Layer::kind; `extra` [rows, count, extra width] or null. 1 when out of memory, 2 when a row sees more positions
+// than a store has slots.
+API int specdec_layers(const Layer* layers, int64_t count, const Span* spans, const KV* stores, float* x,
+                       int64_t rows, int64_t hidden, const float* extra, int64_t extra_width, int threads) {
+  Stack stack{layers, count, spans, stores, x, rows, hidden, extra, extra_width};
+  return stack.run(threads);
 }

@@ -11,19 +11,25 @@ depend on the number of rows, the number of threads, or the instruction set. Lef
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_float, c_int, c_int64, c_void_p
+from collections.abc import Sequence
+from ctypes import Array, Structure, byref, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from specdec.kernels.blocks import BlockTensor
+from specdec.kernels.store import KVView
 
 SETS = ("portable", "avx2", "avx512-vnni")
 _SUFFIXES = (".so", ".dylib", ".dll")
+_STORE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # `StoreType` of native.cpp
 _SIGNATURES = {
     "specdec_block_linear": [c_void_p] * 5 + [c_int64] * 3 + [c_int] * 2,
-    "specdec_attention": [c_void_p] * 6 + [c_float, c_void_p] + [c_int64] * 6 + [c_int],
+    "specdec_block_rows": [c_void_p] * 5 + [c_int64] * 2 + [c_int],
+    "specdec_attention": [c_void_p] * 4 + [c_float, c_void_p] + [c_int64] * 3 + [c_int],
+    "specdec_layers": [c_void_p, c_int64] + [c_void_p] * 3 + [c_int64] * 2 + [c_void_p, c_int64, c_int],
     "specdec_rms_norm": [c_void_p, c_void_p, c_float, c_void_p, c_int64, c_int64, c_int],
     "specdec_rope": [c_void_p] * 4 + [c_int64] * 3 + [c_int],
     "specdec_gated": [c_void_p, c_void_p, c_int, c_void_p, c_int64, c_int64, c_int],
@@ -44,6 +50,38 @@ def load(folder: Path = Path(__file__).parent) -> Native | str:
         return f"the native library does not load ({error}); reinstall to build it again"
 
 
+class _Plane(Structure):
+    _fields_ = (("data", c_void_p), ("scale", c_void_p), ("head", c_int64), ("slot", c_int64))
+
+
+class Store(Structure):
+    """`KV` of native.cpp."""
+
+    _fields_ = (
+        *((name, _Plane) for name in ("keys", "values")),
+        *((name, c_void_p) for name in ("weight", "cos", "sin")),
+        *((name, c_int64) for name in ("type", "slots", "width", "value_width")),
+    )
+
+
+def store_of(kv: KVView) -> Store:
+    """What the library reads `kv` through; valid as long as its tensors live."""
+    store = Store(type=_STORE_TYPES[kv.values.dtype], slots=kv.slots, width=kv.key_width, value_width=kv.value_width)
+    store.values = _plane(kv.values, kv.value_scale)
+    if kv.keys is not None:
+        store.keys = _plane(kv.keys, kv.key_scale)
+    elif kv.rebuild is not None:
+        made = (kv.rebuild.weight, kv.rebuild.cos, kv.rebuild.sin)
+        assert all(t.dtype is torch.float32 and t.is_contiguous() for t in made)
+        store.weight, store.cos, store.sin = (t.data_ptr() for t in made)
+    return store
+
+
+def _plane(tensor: Tensor, scale: Tensor | None) -> _Plane:
+    assert scale is None or (scale.dtype is torch.float32 and scale.is_contiguous())
+    return _Plane(tensor.data_ptr(), None if scale is None else scale.data_ptr(), tensor.stride(0), tensor.stride(1))
+
+
 class Native:
     """The library, using the best instruction set of this CPU until `use` says otherwise."""
 
@@ -56,6 +94,8 @@ class Native:
             function.argtypes, function.restype = arguments, c_int
         self._library = library
         self._block_linear = library.specdec_block_linear
+        self._block_rows = library.specdec_block_rows
+        self._layers = library.specdec_layers
         self._attention = library.specdec_attention
         self._rms_norm = library.specdec_rms_norm
         self._rope = library.specdec_rope
@@ -89,36 +129,64 @@ class Native:
         _check(code)
         return out if x.dtype is torch.float32 else out.to(x.dtype)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, lo: list[int], hi: list[int], scale: float) -> Tensor:
-        rows, heads, width = q.shape
-        kv_heads, slots, value_width = v.shape
+    def block_rows(self, ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:
+        out = torch.empty(ids.shape[0], w.columns)
+        minimum = None if w.minimum is None else w.minimum.data_ptr()
+        ids = ids.contiguous()
+        self._block_rows(
+            ids.data_ptr(), w.q.data_ptr(), w.scale.data_ptr(), minimum, out.data_ptr(), len(ids), w.columns, w.bits
+        )
+        return out if dtype is torch.float32 else out.to(dtype)
+
+    @staticmethod
+    def reads(kv: KVView) -> bool:
+        """Whether attention can read this store where it is."""
+        kept = (kv.values,) if kv.keys is None else (kv.keys, kv.values)
+        return kv.values.dtype in _STORE_TYPES and all(t.stride(2) == 1 for t in kept)
+
+    def attention(self, q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale: float) -> Tensor:
+        rows, heads, _ = q.shape
         wide = q.float().contiguous()
-        if k.stride(2) != 1:
-            k = k.contiguous()
-        if v.stride(2) != 1:
-            v = v.contiguous()
-        strides = (c_int64 * 4)(k.stride(0), k.stride(1), v.stride(0), v.stride(1))
-        out = wide.new_empty(rows, heads, value_width)
+        out = wide.new_empty(rows, heads, kv.value_width)
+        store = store_of(kv)
         code = self._attention(
             wide.data_ptr(),
-            k.data_ptr(),
-            v.data_ptr(),
-            strides,
+            byref(store),
             (c_int64 * rows)(*lo),
             (c_int64 * rows)(*hi),
             scale,
             out.data_ptr(),
             rows,
             heads,
-            kv_heads,
-            width,
-            value_width,
-            slots,
+            kv.kv_heads,
             torch.get_num_threads(),
         )
-        assert code != 2, f"a row sees positions that a ring of {slots} slots does not hold: {lo} to {hi}"
+        assert code != 2, f"a row sees positions that a ring of {kv.slots} slots does not hold: {lo} to {hi}"
         _check(code)
         return out if q.dtype is torch.float32 else out.to(q.dtype)
+
+    def layers(
+        self,
+        layers: Array[Any],
+        spans: Array[Any],
+        stores: Array[Any],
+        x: Tensor,
+        extra: Tensor | None,
+    ) -> None:
+        """x float32 [T, hidden], contiguous, through decoder layers, in place; `extra` [T, layers, width]."""
+        code = self._layers(
+            layers,
+            len(layers),
+            spans,
+            stores,
+            x.data_ptr(),
+            *x.shape,
+            None if extra is None else extra.data_ptr(),
+            0 if extra is None else extra.shape[2],
+            torch.get_num_threads(),
+        )
+        assert code != 2, "a row sees positions that a ring does not hold"
+        _check(code)
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         wide = x.float().contiguous()

@@ -3,9 +3,11 @@
 
 // ---- activations: one row of K floats to int8 blocks -----------------------------------------------------
 
-// Writes row r of a tile of `rows` rows: values at [b][r][32], scale and term at [b][r]. `term` is what a block
-// adds beside its products: with a minimum, scale * sum; without, the integer -offset * sum kept as bits.
-INLINE void quantise_row(const float* x, int64_t blocks, int rows, int r, const Tile& tile, int offset) {
+// Writes row r of `tile`: values at [b][r][32], scale at [b][r], and what a block adds beside its products at
+// [b][r] of `term`, one array per kind of weights: scale * sum (with a minimum), -8 * sum and -128 * sum (integers
+// kept as bits).
+void quantise_row(const float* x, int64_t blocks, int r, const Tile& tile) {
+  const int rows = tile.rows;
   const F magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds half to even, as the default mode does
   for (int64_t b = 0; b < blocks; ++b) {
     F low = load(x + 32 * b), high = load(x + 32 * b + 16);
@@ -38,17 +40,11 @@ INLINE void quantise_row(const float* x, int64_t blocks, int rows, int r, const 
       std::memset(to, 0, 32);
     }
     tile.scale[b * rows + r] = scale;
-    float term = scale * float(total);
-    if (offset) {
-      const int32_t whole = -offset * total;
-      std::memcpy(&term, &whole, 4);
-    }
-    tile.term[b * rows + r] = term;
+    tile.term[kMinimum][b * rows + r] = scale * float(total);
+    const int32_t by_8 = -8 * total, by_128 = -128 * total;
+    std::memcpy(tile.term[kBy8] + b * rows + r, &by_8, 4);
+    std::memcpy(tile.term[kBy128] + b * rows + r, &by_128, 4);
   }
-}
-
-void quantise_tile(const float* x, int64_t columns, int rows, const Tile& tile, int offset) {
-  for (int r = 0; r < rows; ++r) quantise_row(x + r * columns, columns / 32, rows, r, tile, offset);
 }
 
 // ---- integer products of one block: sixteen weight rows against T activation rows -----------------------
@@ -128,6 +124,7 @@ void slab(const Weights& w, int64_t group, const Tile& tile, float* y, int64_t s
   const uint8_t* q = w.q + group * w.blocks * (64 * BITS);
   const uint16_t* scale = w.scale + group * w.blocks * 16;
   const uint16_t* minimum = MINIMUM ? w.minimum + group * w.blocks * 16 : nullptr;
+  const float* terms = tile.term[MINIMUM ? kMinimum : BITS == 4 ? kBy8 : kBy128];
   F total[T];
   for (int t = 0; t < T; ++t) total[t] = splat(0.0f);
   for (int64_t b = 0; b < w.blocks; ++b) {
@@ -138,7 +135,7 @@ void slab(const Weights& w, int64_t group, const Tile& tile, float* y, int64_t s
       if (MINIMUM) __builtin_prefetch(minimum + (b + kAhead) * 16);
     }
     const float* activation_scale = tile.scale + b * T;
-    const float* term = tile.term + b * T;
+    const float* term = terms + b * T;
     I dot[T];
     for (int t = 0; t < T; ++t) {
       int32_t start = 0;
@@ -175,8 +172,8 @@ void slab_of(const Weights& w, int64_t group, const Tile& tile, float* y, int64_
   }
 }
 
-void multiply(const Weights& w, int64_t group, int rows, const Tile& tile, float* y, int64_t stride, int count) {
-  switch (rows) {
+void multiply(const Weights& w, int64_t group, const Tile& tile, float* y, int64_t stride, int count) {
+  switch (tile.rows) {
     case 1: return slab_of<1>(w, group, tile, y, stride, count);
     case 2: return slab_of<2>(w, group, tile, y, stride, count);
     case 3: return slab_of<3>(w, group, tile, y, stride, count);

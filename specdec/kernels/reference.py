@@ -27,11 +27,14 @@ is for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from specdec.kernels.blocks import BLOCK, GROUP, BlockTensor
+from specdec.kernels.store import KVView
 
 TINY = 1e-30
 _ROW_TILE = 8
@@ -117,23 +120,27 @@ def dense_linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     return out if bias is None else out + bias
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, lo: list[int], hi: list[int], scale: float) -> Tensor:
+def attention(q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale: float) -> Tensor:
     """Softmax attention of T query rows over a ring of key slots.
 
-    q [T, Hq, D], k [Hkv, S, D], v [Hkv, S, Dv] -> [T, Hq, Dv] in q.dtype. Row t sees positions
-    lo[t]..hi[t]-1 (at most S of them); position p lives in slot p % S. Query heads are grouped Hq/Hkv to a
-    key head, in order. A row that sees nothing is zero.
+    q [T, Hq, D] over `kv` -> [T, Hq, Dv] in q.dtype. Row t sees positions lo[t]..hi[t]-1 (at most S of them). Query
+    heads are grouped Hq/Hkv to a key head, in order. A row that sees nothing is zero.
     """
     if q.device.type != "cpu":
-        return _masked_attention(q, k, v, lo, hi, scale)
+        return _masked_attention(q, kv, lo, hi, scale)
     rows, heads, _ = q.shape
-    kv_heads, slots, _ = k.shape
-    out = q.new_zeros((rows, heads, v.shape[-1]))
+    out = q.new_zeros((rows, heads, kv.value_width))
     for row, (low, high) in enumerate(zip(lo, hi, strict=True)):
         if low < high:
-            query = (q[row].float() * scale).view(kv_heads, heads // kv_heads, -1)  # [Hkv, G, D]
-            scores = torch.matmul(query, _visible(k, low, high, slots).transpose(1, 2))  # [Hkv, G, L]
-            found = torch.matmul(torch.softmax(scores, dim=-1), _visible(v, low, high, slots))
+            query = (q[row].float() * scale).view(kv.kv_heads, heads // kv.kv_heads, -1)  # [Hkv, G, D]
+            assert high - low <= kv.slots, f"row sees {high - low} positions of a ring of {kv.slots}"
+            values = _visible(kv.values, kv.value_scale, low, high)
+            if kv.keys is not None:
+                keys = _visible(kv.keys, kv.key_scale, low, high)
+            else:
+                keys = _rebuilt(kv, values, slice(low, high))
+            scores = torch.matmul(query, keys.transpose(1, 2))  # [Hkv, G, L]
+            found = torch.matmul(torch.softmax(scores, dim=-1), values)
             out[row] = found.view(heads, -1)  # [Hkv, G, Dv] -> [Hq, Dv]
     return out
 
@@ -208,29 +215,48 @@ def _dequantised_linear(x: Tensor, w: BlockTensor) -> Tensor:
     return out
 
 
-def _visible(store: Tensor, low: int, high: int, slots: int) -> Tensor:
+def _visible(store: Tensor, scale: Tensor | None, low: int, high: int) -> Tensor:
     """The slots of positions low..high-1 in order, [H, L, D] float32, always a fresh aligned copy.
 
     Fresh, because the library's summation order may depend on strides (the ring's size) and on alignment.
     """
-    assert high - low <= slots, f"row sees {high - low} positions of a ring of {slots}"
+    slots = store.shape[1]
     first, last = low % slots, (high - 1) % slots + 1
     if first < last:
-        return store[:, first:last].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    return torch.cat((store[:, first:], store[:, :last]), dim=1).float()
+        part = store[:, first:last].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        return part if scale is None else part * scale[:, first:last, None]
+    part = torch.cat((store[:, first:], store[:, :last]), dim=1).float()
+    return part if scale is None else part * torch.cat((scale[:, first:], scale[:, :last]), dim=1)[..., None]
 
 
-def _masked_attention(q: Tensor, k: Tensor, v: Tensor, lo: list[int], hi: list[int], scale: float) -> Tensor:
+def _rebuilt(kv: KVView, values: Tensor, positions: slice | Tensor) -> Tensor:
+    """Keys [H, L, D] of `positions` from their values [H, L, D], float32."""
+    made = kv.rebuild
+    assert made is not None
+    turned = rope((values * made.weight.float()).transpose(0, 1), made.cos[positions], made.sin[positions])
+    return turned.transpose(0, 1)  # [L, H, D] -> [H, L, D]
+
+
+def _masked_attention(q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale: float) -> Tensor:
     """One call for all rows; a slot is visible to row t when the position it holds for t lies in lo..hi-1."""
-    slots = k.shape[1]
+    slots = kv.slots
     low = torch.tensor(lo, device=q.device)[:, None]  # [T, 1]
     high = torch.tensor(hi, device=q.device)[:, None]
     # steps from a row's first position to the slot: it sees the slot when that is less than its count
     ahead = (torch.arange(slots, device=q.device) - low) % slots  # [T, S]
     seen = ahead < high - low
-    group = q.shape[1] // k.shape[0]
-    keys = k.to(q.dtype).repeat_interleave(group, dim=0)  # [Hq, S, D]
-    found = v.to(q.dtype).repeat_interleave(group, dim=0)  # [Hq, S, Dv]
+    group = q.shape[1] // kv.kv_heads
+
+    def whole(store: Tensor, factor: Tensor | None) -> Tensor:
+        return store.to(q.dtype) if factor is None else (store * factor[..., None]).to(q.dtype)
+
+    v = whole(kv.values, kv.value_scale)  # [Hkv, S, Dv]
+    if kv.keys is not None:
+        k = whole(kv.keys, kv.key_scale)
+    else:
+        # a full layer's slots are its positions, those that nobody sees yet included
+        k = _rebuilt(kv, v.float(), torch.arange(slots, device=q.device)).to(q.dtype)
+    keys, found = k.repeat_interleave(group, dim=0), v.repeat_interleave(group, dim=0)  # [Hq, S, D]
     scores = torch.matmul(q.transpose(0, 1), keys.transpose(1, 2)).float() * scale  # [Hq, T, S]
     weights = torch.softmax(scores.masked_fill(~seen, -torch.inf), dim=-1)
     weights = weights.masked_fill(~seen, 0.0)  # a row that sees nothing is NaN before this

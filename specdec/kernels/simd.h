@@ -1,5 +1,5 @@
 // Sixteen floats and what can be done with them, for one instruction set. native.cpp includes this file, then
-// product.h and rows.h, once per set, inside a namespace and under the compiler's target pragma, with KERNEL_ISA
+// product.h, rows.h and attention.h, once per set, inside a namespace and under the compiler's target pragma, with KERNEL_ISA
 // = 0 (portable), 2 (AVX2) or 5 (AVX-512 VNNI). They therefore have no include guards and no includes.
 //
 // Every set gives the same bits: floats are combined in an order that does not depend on the vector width (16
@@ -80,6 +80,24 @@ INLINE float sum(F v) {
   return (a[0] + a[2]) + (a[1] + a[3]);
 #endif
 }
+
+#if KERNEL_ISA == 5
+// sum() of sixteen vectors at once, with the same tree: each level adds the halves of two vectors in one register.
+INLINE F sums(const F (&v)[16]) {
+  __m512 a[8], b[4], c[2];
+  const auto at = [&](int i) INLINE_LAMBDA { return (__m512)v[i].p[0]; };
+  for (int i = 0; i < 8; ++i)
+    a[i] = _mm512_shuffle_f32x4(at(i), at(i + 8), 0x44) + _mm512_shuffle_f32x4(at(i), at(i + 8), 0xee);
+  for (int i = 0; i < 4; ++i)
+    b[i] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0x88) + _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd);
+  for (int i = 0; i < 2; ++i)
+    c[i] = _mm512_shuffle_ps(b[i], b[i + 2], 0x44) + _mm512_shuffle_ps(b[i], b[i + 2], 0xee);
+  const __m512 d = _mm512_shuffle_ps(c[0], c[1], 0x88) + _mm512_shuffle_ps(c[0], c[1], 0xdd);
+  // blocks now hold vectors 0.., 8.., 4.., 12.., and lanes within them 0, 2, 1, 3
+  const __m512i order = _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
+  return F{{(VF)_mm512_permutexvar_ps(order, d)}};
+}
+#endif
 
 INLINE int32_t sum(I v) {
 #if KERNEL_ISA == 5

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from specdec import kernels
 from specdec.cache import MAX_ROWS, KVCache, LayerStore, StoreShape
+from specdec.kernels import LayerWeights, Matrix, Span
 from specdec.model.spec import DecoderSpec, LayerSpec, RopeSpec
 from specdec.weights.tensors import Weight
 
@@ -33,18 +34,9 @@ class Linear:
         y = self.weight.linear(x)  # [T, in] -> [T, out]
         return y if self.bias is None else y + self.bias
 
-
-@dataclass(frozen=True)
-class Span:
-    """What the rows of a pass need to attend in layers of one kind.
-
-    `cos`, `sin`: [T, head_dim]. Row t sees positions `first[t] .. end[t] - 1`.
-    """
-
-    cos: Tensor
-    sin: Tensor
-    first: list[int]
-    end: list[int]
+    @property
+    def matrix(self) -> Matrix:
+        return Matrix(self.weight.packed, self.bias)
 
 
 @dataclass(frozen=True)
@@ -102,8 +94,44 @@ class Layer:
             v = raw if self.v is None else self.v(x).view(rows, spec.kv_heads, spec.head_dim)  # [T, Hkv, D]
             k = kernels.rope(self._norm(raw, self.k_norm), span.cos, span.sin)
             store.write(start, k, kernels.rms_norm(v, None, self.eps) if self.norm_values else v)
-        y = kernels.attention(q, store.keys, store.values, span.first, span.end, self.scale)  # [T, H, D]
+        y = kernels.attention(q, store.view, span.first, span.end, self.scale)  # [T, H, D]
         return self.o(y.reshape(rows, spec.heads * spec.head_dim))  # [T, H * D] -> [T, hidden]
+
+    def weights(self, store: int) -> LayerWeights:
+        """This layer for `kernels.fuse`; `store`: index of the K/V that it reads."""
+
+        def matrix(linear: Linear | None) -> Matrix | None:
+            return None if linear is None else linear.matrix
+
+        spec = self.spec
+        return LayerWeights(
+            kind=spec.kind,
+            store=store,
+            heads=spec.heads,
+            kv_heads=spec.kv_heads,
+            head_dim=spec.head_dim,
+            gelu=self.activation == "gelu_tanh",
+            norm_values=self.norm_values,
+            eps=self.eps,
+            scale=self.scale,
+            q=self.q.matrix,
+            k=matrix(self.k),
+            v=matrix(self.v),
+            o=self.o.matrix,
+            gate=self.gate.matrix,
+            up=self.up.matrix,
+            down=self.down.matrix,
+            input_norm=self.input_norm,
+            q_norm=self.q_norm,
+            k_norm=self.k_norm,
+            attention_norm=self.attention_post_norm,
+            mlp_norm=self.mlp_norm,
+            mlp_post_norm=self.mlp_post_norm,
+            extra_gate=matrix(self.ple_gate),
+            extra_projection=matrix(self.ple_projection),
+            extra_norm=self.ple_norm,
+            scalar=self.scalar,
+        )
 
     def _norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
         return x if weight is None else kernels.rms_norm(x, weight, self.eps)
@@ -159,6 +187,30 @@ class Rotations:
         return torch.cat((cos, more[0])), torch.cat((sin, more[1]))
 
 
+class Stack:
+    """Decoder layers one after the other: in one native call where the kernels can, else op by op, to the same bits.
+
+    `stores`: for each layer the index of the K/V in the cache that it reads, and writes where it has a k_proj.
+    """
+
+    def __init__(self, layers: Sequence[Layer], stores: Sequence[int]) -> None:
+        self.layers, self.stores = tuple(layers), tuple(stores)
+        self._fused = kernels.fuse([layer.weights(store) for layer, store in zip(layers, stores, strict=True)])
+
+    def __call__(
+        self, x: Tensor, spans: Mapping[str, Span], cache: KVCache, start: int, extra: Tensor | None = None
+    ) -> Tensor:
+        """Rows [T, hidden] at positions start .. start + T - 1; `extra` [T, layers, width]: per-layer inputs."""
+        if self._fused is not None and self._fused.usable:
+            return self._fused(x, spans, cache.views, extra)
+        for i, layer in enumerate(self.layers):
+            store = cache.stores[self.stores[i]]
+            assert store is not None
+            slice_i = None if extra is None else extra[:, i].contiguous()  # [T, width]
+            x = layer(x, spans[layer.spec.kind], store, start, slice_i)
+        return x
+
+
 class Decoder:
     """A text decoder. `forward` is one pass through all layers; `logits` is the head, for the rows that need it."""
 
@@ -174,6 +226,9 @@ class Decoder:
         self.spec = spec
         self.embedding = embedding
         self.layers = tuple(layers)
+        self.stack = Stack(
+            self.layers, [i if kv is None else kv for i, kv in enumerate(layer.spec.kv_layer for layer in layers)]
+        )
         self.norm = norm
         self.head = head
         self.per_layer = per_layer
@@ -208,11 +263,7 @@ class Decoder:
         x = self.embed(ids)
         spans = self.spans(start, ids.shape[0])
         extra = None if self.per_layer is None else self.per_layer(ids, x)
-        for i, layer in enumerate(self.layers):
-            store = cache.stores[i if layer.spec.kv_layer is None else layer.spec.kv_layer]
-            assert store is not None
-            slice_i = None if extra is None else extra[:, i].contiguous()  # [T, width]
-            x = layer(x, spans[layer.spec.kind], store, start, slice_i)
+        x = self.stack(x, spans, cache, start, extra)
         return kernels.rms_norm(x, self.norm, self.spec.norm_eps)
 
     @torch.inference_mode()

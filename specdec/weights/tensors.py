@@ -41,6 +41,10 @@ class Weight(Protocol):
     def nbytes(self) -> int:
         """Bytes in memory, padding and scales included."""
 
+    @property
+    def packed(self) -> BlockTensor | None:
+        """What kernels that take several matrices at once read; None where the matrix is not in blocks."""
+
     def linear(self, x: Tensor) -> Tensor:
         """x [T, K] times the transpose of this: [T, N] in x's dtype."""
 
@@ -68,6 +72,10 @@ class DenseWeight:
     def nbytes(self) -> int:
         return self.tensor.nbytes
 
+    @property
+    def packed(self) -> None:
+        return None
+
     def linear(self, x: Tensor) -> Tensor:
         return dense_linear(x, self.tensor, None)
 
@@ -94,6 +102,10 @@ class BlockWeight:
     @property
     def nbytes(self) -> int:
         return self.blocks.nbytes
+
+    @property
+    def packed(self) -> BlockTensor:
+        return self.blocks
 
     def linear(self, x: Tensor) -> Tensor:
         return block_linear(x, self.blocks)

@@ -1,0 +1,207 @@
+// Attention over cache slots, for one instruction set (see simd.h), in three parts that native.cpp hands out to
+// threads: scores of a range of positions, softmax of a row, and the weighted sum of a range of columns. Each value
+// is computed in one order (positions ascending, 16 lanes along the width, then the halving tree) however the work
+// is cut, so bits depend on neither threads nor rows.
+//
+// A store may hold float32, bfloat16 or int8 with a scale per head and position, or values alone, from which keys
+// are rebuilt (K = rope(V * weight): Gemma 4's full layers). What is not float32 is expanded a tile at a time and
+// shared by all rows and heads; the arithmetic after that is the same.
+
+// Slots of consecutive positions that do not cross the ring's end, as float32 rows.
+struct Rows {
+  const float* data;
+  int64_t stride;
+};
+
+INLINE F widen(const uint16_t* x) {
+  uint32_t whole[16];
+  for (int i = 0; i < 16; ++i) whole[i] = uint32_t(x[i]) << 16;
+  return load(reinterpret_cast<const float*>(whole));
+}
+
+INLINE F widen(const int8_t* x, float scale) {
+#if KERNEL_ISA == 5
+  return F{{(VF)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)x)))}} * splat(scale);
+#else
+  float whole[16];
+  for (int i = 0; i < 16; ++i) whole[i] = float(x[i]);
+  return load(whole) * splat(scale);
+#endif
+}
+
+// Columns `column` .. `column + width` of `count` slots from `slot` on, head `head`; expanded into `buffer` [count,
+// width] where the store is not float32.
+INLINE Rows expand(const Plane& plane, int type, int64_t head, int64_t slot, int64_t count, int64_t column,
+                   int64_t width, int64_t slots, float* buffer) {
+  const int64_t at = head * plane.head + slot * plane.slot + column;
+  if (type == kFloat32) return Rows{static_cast<const float*>(plane.data) + at, plane.slot};
+  for (int64_t j = 0; j < count; ++j) {
+    float* to = buffer + j * width;
+    int64_t i = 0;
+    if (type == kBfloat16) {
+      const uint16_t* x = static_cast<const uint16_t*>(plane.data) + at + j * plane.slot;
+      for (; i + 16 <= width; i += 16) store(to + i, widen(x + i));
+      for (; i < width; ++i) {
+        const uint32_t whole = uint32_t(x[i]) << 16;
+        std::memcpy(to + i, &whole, 4);
+      }
+    } else {
+      const int8_t* x = static_cast<const int8_t*>(plane.data) + at + j * plane.slot;
+      const float scale = plane.scale[head * slots + slot + j];
+      for (; i + 16 <= width; i += 16) store(to + i, widen(x + i, scale));
+      for (; i < width; ++i) to[i] = float(x[i]) * scale;
+    }
+  }
+  return Rows{buffer, width};
+}
+
+// Keys of positions position .. position + count - 1, which lie in consecutive slots.
+INLINE Rows keys_of(const Attention& a, int64_t kv, int64_t position, int64_t count, float* buffer) {
+  const KV& s = *a.store;
+  const int64_t slot = position % s.slots;
+  if (s.keys.data) return expand(s.keys, s.type, kv, slot, count, 0, s.width, s.slots, buffer);
+  const Rows values = expand(s.values, s.type, kv, slot, count, 0, s.width, s.slots, buffer);
+  float* scaled = buffer + kPositions * s.width;
+  for (int64_t j = 0; j < count; ++j) {
+    const float* v = values.data + j * values.stride;
+    for (int64_t i = 0; i < s.width; ++i) scaled[i] = v[i] * s.weight[i];
+    const int64_t row = (position + j) * s.width;
+    turn(scaled, s.cos + row, s.sin + row, 1, s.width, buffer + j * s.width);
+  }
+  return Rows{buffer, s.width};
+}
+
+INLINE F product_of(const float* q, const float* k, int64_t whole, int rest) {
+  F total = splat(0.0f);
+  for (int64_t d = 0; d < whole; d += 16) total = total + load(q + d) * load(k + d);
+  if (rest) total = total + load_part(q + whole, rest) * load_part(k + whole, rest);
+  return total;
+}
+
+// Scores of one query head against `count` keys.
+INLINE void scores_of(const float* q, const Rows& keys, int64_t count, int64_t width, float scale, float* to) {
+  const int64_t whole = width & ~int64_t(15);
+  const int rest = int(width - whole);
+  int64_t j = 0;
+#if KERNEL_ISA == 5
+  for (; j + 16 <= count; j += 16) {
+    F total[16];
+    for (int i = 0; i < 16; ++i) total[i] = product_of(q, keys.data + (j + i) * keys.stride, whole, rest);
+    store(to + j, sums(total) * splat(scale));
+  }
+#endif
+  for (; j < count; ++j) to[j] = sum(product_of(q, keys.data + j * keys.stride, whole, rest)) * scale;
+}
+
+// Scores of all rows and of the query heads that share key head `kv`, against positions from .. to - 1. `buffer`:
+// (kPositions + 1) * width floats.
+void score(const Attention& a, int64_t kv, int64_t from, int64_t to, float* buffer) {
+  const KV& s = *a.store;
+  const int64_t group = a.heads / a.kv_heads;
+  while (from < to) {
+    const int64_t left = s.slots - from % s.slots;
+    int64_t count = to - from < left ? to - from : left;
+    if (count > kPositions) count = kPositions;
+    const Rows keys = keys_of(a, kv, from, count, buffer);
+    for (int64_t t = 0; t < a.rows; ++t) {
+      const int64_t low = a.first[t] > from ? a.first[t] : from;
+      const int64_t high = a.end[t] < from + count ? a.end[t] : from + count;
+      if (low >= high) continue;
+      const Rows seen{keys.data + (low - from) * keys.stride, keys.stride};
+      for (int64_t h = kv * group; h < (kv + 1) * group; ++h)
+        scores_of(a.q + (t * a.heads + h) * s.width, seen, high - low, s.width, a.scale,
+                  a.scores + (t * a.heads + h) * a.span + low - a.low);
+    }
+    from += count;
+  }
+}
+
+// Scores to weights in place: e^(score - largest) / sum, where the sum is added in 16 lanes along the positions.
+// `over` gets 1 / sum, by which the weighted sum is multiplied at its end.
+void soften(const Attention& a, int64_t t, int64_t head) {
+  const int64_t count = a.end[t] - a.first[t];
+  if (count <= 0) return;
+  float* scores = a.scores + (t * a.heads + head) * a.span + a.first[t] - a.low;
+  F top = splat(-std::numeric_limits<float>::infinity());
+  int64_t j = 0;
+  for (; j + 16 <= count; j += 16) top = maximum(load(scores + j), top);
+  float peak = -std::numeric_limits<float>::infinity();
+  EACH for (int i = 0; i < kLanes; ++i) peak = top.p[e][i] > peak ? top.p[e][i] : peak;
+  for (; j < count; ++j) peak = scores[j] > peak ? scores[j] : peak;
+  F total = splat(0.0f);
+  for (j = 0; j + 16 <= count; j += 16) {
+    const F weight = exponential(load(scores + j) - splat(peak));
+    store(scores + j, weight);
+    total = total + weight;
+  }
+  if (j < count) {
+    const int rest = int(count - j);
+    store_part(scores + j, exponential(load_part(scores + j, rest) - splat(peak)), rest);
+    total = total + load_part(scores + j, rest);
+  }
+  a.over[t * a.heads + head] = 1.0f / sum(total);
+}
+
+// HEADS query heads of one row: y += sum over `count` positions of weight * value, for PIECES * 16 columns.
+template <int HEADS, int PIECES>
+INLINE void mix(const float* weights, int64_t weights_stride, const Rows& values, int64_t count, float* y,
+                int64_t y_stride) {
+  F total[HEADS][PIECES];
+  for (int h = 0; h < HEADS; ++h)
+    for (int c = 0; c < PIECES; ++c) total[h][c] = load(y + h * y_stride + 16 * c);
+  for (int64_t j = 0; j < count; ++j) {
+    F v[PIECES];
+    for (int c = 0; c < PIECES; ++c) v[c] = load(values.data + j * values.stride + 16 * c);
+    for (int h = 0; h < HEADS; ++h) {
+      const F w = splat(weights[h * weights_stride + j]);
+      for (int c = 0; c < PIECES; ++c) total[h][c] = total[h][c] + w * v[c];
+    }
+  }
+  for (int h = 0; h < HEADS; ++h)
+    for (int c = 0; c < PIECES; ++c) store(y + h * y_stride + 16 * c, total[h][c]);
+}
+
+// Columns column .. column + width of all rows and of the query heads that share key head `kv`; width <= kColumns.
+// `buffer`: kPositions * kColumns floats.
+void gather(const Attention& a, int64_t kv, int64_t column, int64_t width, float* buffer) {
+  const KV& s = *a.store;
+  const int64_t group = a.heads / a.kv_heads, last = (kv + 1) * group;
+  const auto out = [&](int64_t t, int64_t h) INLINE_LAMBDA { return a.y + (t * a.heads + h) * s.value_width + column; };
+  for (int64_t t = 0; t < a.rows; ++t)
+    for (int64_t h = kv * group; h < last; ++h) std::memset(out(t, h), 0, sizeof(float) * width);
+  for (int64_t from = a.low; from < a.high;) {
+    const int64_t left = s.slots - from % s.slots;
+    int64_t count = a.high - from < left ? a.high - from : left;
+    if (count > kPositions) count = kPositions;
+    const Rows values = expand(s.values, s.type, kv, from % s.slots, count, column, width, s.slots, buffer);
+    for (int64_t t = 0; t < a.rows; ++t) {
+      const int64_t low = a.first[t] > from ? a.first[t] : from;
+      const int64_t high = a.end[t] < from + count ? a.end[t] : from + count;
+      if (low >= high) continue;
+      const Rows seen{values.data + (low - from) * values.stride, values.stride};
+      const int64_t stride = s.value_width;
+      for (int64_t h = kv * group; h < last;) {
+        const float* weights = a.scores + (t * a.heads + h) * a.span + low - a.low;
+        float* y = out(t, h);
+        if (width == kColumns && h + 4 <= last) {
+          mix<4, kColumns / 16>(weights, a.span, seen, high - low, y, stride);
+          h += 4;
+        } else if (width == kColumns && h + 2 <= last) {
+          mix<2, kColumns / 16>(weights, a.span, seen, high - low, y, stride);
+          h += 2;
+        } else {
+          int64_t c = 0;
+          for (; c + 16 <= width; c += 16)
+            mix<1, 1>(weights, a.span, Rows{seen.data + c, seen.stride}, high - low, y + c, stride);
+          for (; c < width; ++c)
+            for (int64_t j = 0; j < high - low; ++j) y[c] += weights[j] * seen.data[j * seen.stride + c];
+          h += 1;
+        }
+      }
+    }
+    from += count;
+  }
+  for (int64_t t = 0; t < a.rows; ++t)
+    for (int64_t h = kv * group; h < last; ++h)
+      if (a.end[t] > a.first[t]) scale_row(a.over[t * a.heads + h], width, out(t, h));
+}

@@ -1,0 +1,193 @@
+"""Whole decoder layers in one native call (stack.h).
+
+A decoder layer op by op is some forty calls, and a call costs two to five microseconds before it does anything: on a
+135M model that is more than reading the weights takes. The records here say where a layer's weights are; the native
+code walks them. Left out: stores that are not float32 with keys, because nothing makes those yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from ctypes import Structure, addressof, c_float, c_int64, c_void_p
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from specdec.kernels.blocks import BlockTensor
+from specdec.kernels.native import Native, Store, store_of
+from specdec.kernels.store import KVView
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Packed weights [out, in] (None: they are stored otherwise) and an optional bias [out]."""
+
+    blocks: BlockTensor | None
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One decoder layer; what it lacks is None. See `specdec.model.decoder.Layer` for what each field does.
+
+    `kind`: whose rotations and row bounds it uses. `store`: index of the K/V it reads (and writes, when it has `k`).
+    """
+
+    kind: str
+    store: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    gelu: bool
+    norm_values: bool
+    eps: float
+    scale: float
+    q: Matrix
+    o: Matrix
+    gate: Matrix
+    up: Matrix
+    down: Matrix
+    input_norm: Tensor
+    mlp_norm: Tensor
+    k: Matrix | None = None
+    v: Matrix | None = None
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+    attention_norm: Tensor | None = None
+    mlp_post_norm: Tensor | None = None
+    extra_gate: Matrix | None = None
+    extra_projection: Matrix | None = None
+    extra_norm: Tensor | None = None
+    scalar: Tensor | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the native code can run it: blocks and float32 vectors, all on the CPU."""
+        parts = [part for f in fields(self) if (part := getattr(self, f.name)) is not None]
+        matrices = [part for part in parts if isinstance(part, Matrix)]
+        vectors = [part for part in parts if isinstance(part, Tensor)]
+        vectors += [matrix.bias for matrix in matrices if matrix.bias is not None]
+        return all(m.blocks is not None and m.blocks.q.is_cpu for m in matrices) and all(
+            v.dtype is torch.float32 and v.is_cpu and v.is_contiguous() for v in vectors
+        )
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where the rows of a pass are, for the layers of one kind.
+
+    `cos`, `sin` [T, head_dim]; row t sees positions first[t] .. end[t] - 1, and layers that store K/V put its own at
+    position end[t] - 1.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    first: Sequence[int]
+    end: Sequence[int]
+
+
+class _Matrix(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("q", "scale", "minimum")),
+        *((name, c_int64) for name in ("blocks", "bits")),
+        ("bias", c_void_p),
+        ("outputs", c_int64),
+    )
+
+
+_MATRICES = ("q", "k", "v", "o", "gate", "up", "down", "extra_gate", "extra_projection")
+_VECTORS = ("input_norm", "q_norm", "k_norm", "attention_norm", "mlp_norm", "mlp_post_norm", "extra_norm", "scalar")
+_COUNTS = ("heads", "kv_heads", "head_dim", "kind", "store", "gelu", "norm_values")
+
+
+class _Layer(Structure):
+    _fields_ = (
+        *((name, _Matrix) for name in _MATRICES),
+        *((name, c_void_p) for name in _VECTORS),
+        *((name, c_int64) for name in _COUNTS),
+        ("eps", c_float),
+        ("scale", c_float),
+    )
+
+
+class _Span(Structure):
+    _fields_ = tuple((name, c_void_p) for name in ("cos", "sin", "first", "end"))
+
+
+class FusedLayers:
+    """A stack of layers that runs in one call. Made by `specdec.kernels.fuse`."""
+
+    def __init__(self, library: Native, layers: Sequence[LayerWeights], in_use: Callable[[], bool]) -> None:
+        assert all(layer.fits for layer in layers)
+        self._library, self._in_use = library, in_use
+        self._kinds = tuple(dict.fromkeys(layer.kind for layer in layers))
+        self._weights = tuple(layers)  # the structures below point into these
+        self._layers = (_Layer * len(layers))(*(self._layer(layer) for layer in layers))
+        self._views: Sequence[KVView | None] = ()
+        self._stores = (Store * 0)()
+
+    def __call__(
+        self,
+        x: Tensor,
+        spans: Mapping[str, Span],
+        views: Sequence[KVView | None],
+        extra: Tensor | None = None,
+    ) -> Tensor:
+        """Rows x [T, hidden] float32 through all layers, in place; returns x.
+
+        `views`: the cache's stores, the same object until one of them changes (None: read by no layer). `extra`
+        [T, layers, width] float32: per-layer inputs of the layers that want them.
+        """
+        assert x.dtype is torch.float32 and x.is_contiguous()
+        if views is not self._views:
+            self._views = views
+            assert all(v is None or (v.keys is not None and v.values.dtype is torch.float32) for v in views)
+            self._stores = (Store * len(views))(*(Store() if v is None else store_of(v) for v in views))
+        rows = x.shape[0]
+        bounds = c_int64 * rows
+        kept = []  # alive until the call returns
+        table = (_Span * len(self._kinds))()
+        for entry, kind in zip(table, self._kinds, strict=True):
+            span = spans[kind]
+            first, end = bounds(*span.first), bounds(*span.end)
+            cos, sin = span.cos.contiguous(), span.sin.contiguous()
+            kept.append((first, end, cos, sin))
+            entry.cos, entry.sin = cos.data_ptr(), sin.data_ptr()
+            entry.first, entry.end = addressof(first), addressof(end)
+        if extra is not None:
+            extra = extra.contiguous()
+        self._library.layers(self._layers, table, self._stores, x, extra)
+        return x
+
+    @property
+    def usable(self) -> bool:
+        """Whether the native kernels are still the ones in use, and no gradients are wanted."""
+        return self._in_use() and not torch.is_grad_enabled()
+
+    def _layer(self, layer: LayerWeights) -> _Layer:
+        made = _Layer(eps=layer.eps, scale=layer.scale)
+        for name in _MATRICES:
+            if (matrix := getattr(layer, name)) is not None:
+                setattr(made, name, _matrix(matrix))
+        for name in _VECTORS:
+            if (vector := getattr(layer, name)) is not None:
+                setattr(made, name, vector.data_ptr())
+        for name in _COUNTS:
+            value = getattr(layer, name)
+            setattr(made, name, self._kinds.index(value) if name == "kind" else int(value))
+        return made
+
+
+def _matrix(matrix: Matrix) -> _Matrix:
+    w = matrix.blocks
+    assert w is not None
+    return _Matrix(
+        q=w.q.data_ptr(),
+        scale=w.scale.data_ptr(),
+        minimum=None if w.minimum is None else w.minimum.data_ptr(),
+        blocks=w.columns // 32,
+        bits=w.bits,
+        bias=None if matrix.bias is None else matrix.bias.data_ptr(),
+        outputs=w.rows,
+    )

@@ -1,0 +1,220 @@
+// Decoder layers, whole: what specdec/model/decoder.py does op by op, in one call and to the same bits. Between the
+// products a row is finished by one thread in one go (bias, norm, residual, the next norm, quantisation), so that a
+// layer is seven shared steps.
+
+#pragma once
+
+namespace {
+
+// One layer, as stack.py fills it in. A matrix or vector that the layer lacks is null.
+struct Layer {
+  Matrix q, k, v, o, gate, up, down, extra_gate, extra_projection;
+  const float* input_norm;
+  const float* q_norm;
+  const float* k_norm;
+  const float* attention_norm;  // after attention; of a family with norms on both sides
+  const float* mlp_norm;
+  const float* mlp_post_norm;
+  const float* extra_norm;
+  const float* scalar;  // one float
+  int64_t heads, kv_heads, head_dim, kind, store;
+  int64_t gelu, norm_values;
+  float eps, scale;
+};
+
+// One kind of layer's rotations [rows, head_dim], and what its rows see: positions first[t] .. end[t] - 1. A layer
+// with keys of its own stores row t at position end[t] - 1.
+struct Span {
+  const float* cos;
+  const float* sin;
+  const int64_t* first;
+  const int64_t* end;
+};
+
+struct Stack {
+  const Layer* layers;
+  int64_t count;
+  const Span* spans;
+  const KV* stores;
+  float* x;
+  int64_t rows, hidden;
+  const float* extra;
+  int64_t extra_width;
+
+  // The widest of everything, over all layers.
+  int64_t columns = 0, queries = 0, keys = 0, inner = 0;
+  int64_t part = 0;  // floats of scratch that one thread needs for a row
+  double cost = 0;
+
+  // Buffers, [rows, width] each.
+  float *q = nullptr, *k = nullptr, *v = nullptr, *y = nullptr, *z = nullptr, *wide = nullptr, *space = nullptr;
+
+  int run(int threads) {
+    int64_t positions = 1, heads = 1, width = 1;
+    for (int64_t i = 0; i < count; ++i) {
+      const Layer& l = layers[i];
+      Attention a = attention_of(l);
+      if (!bounds_of(a)) return 2;
+      positions = larger(positions, a.span);
+      heads = larger(heads, l.heads);
+      width = larger(width, l.head_dim);
+      queries = larger(queries, l.heads * l.head_dim);
+      keys = larger(keys, l.kv_heads * l.head_dim);
+      inner = larger(larger(inner, l.gate.outputs), extra_width);
+      for (const Matrix* m : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down, &l.extra_gate, &l.extra_projection}) {
+        if (!m->present()) continue;
+        columns = larger(columns, m->columns());
+        cost += cost_of(*m, rows);
+      }
+    }
+    part = (larger(larger(hidden, queries), keys) + 31) & ~int64_t(15);
+    Arena sizes;
+    take(threads, sizes);
+    Activations(rows, columns, sizes);
+    AttentionScratch(rows, heads, positions, width, threads, sizes);
+    const Scratch scratch(sizes.used());
+    if (!scratch.data) return 1;
+    Arena arena(scratch.data);
+    take(threads, arena);
+    const Activations activations(rows, columns, arena);
+    const AttentionScratch attention(rows, heads, positions, width, threads, arena);
+    with_team(threads, cost, [&](Team& team) {
+      for (int64_t i = 0; i < count; ++i) layer(team, i, activations, attention);
+    });
+    return 0;
+  }
+
+ private:
+  void take(int threads, Arena& arena) {
+    q = arena.take<float>(rows * queries);
+    k = arena.take<float>(rows * keys);
+    v = arena.take<float>(rows * keys);
+    y = arena.take<float>(rows * queries);
+    z = arena.take<float>(rows * hidden);
+    wide = arena.take<float>(rows * inner);
+    space = arena.take<float>(2 * part * larger(1, threads));
+  }
+
+  Attention attention_of(const Layer& l) const {
+    const Span& span = spans[l.kind];
+    return Attention{q, y, stores + l.store, span.first, span.end, rows, l.heads, l.kv_heads, l.scale};
+  }
+
+  void norm(const Layer& l, const float* from, const float* weight, int64_t width, float* to, int thread) const {
+    chosen->norm(from, weight, width, l.eps, to, space + (2 * thread + 1) * part);
+  }
+
+  // Row by row: body(row, thread). `width`: floats that a row's work touches.
+  template <class Body>
+  void each_row(Team& team, int64_t width, const Body& body) const {
+    team.spread(rows, 1, 16.0 * rows * width, [&](int64_t begin, int64_t end, int thread) {
+      for (int64_t r = begin; r < end; ++r) body(r, thread);
+    });
+  }
+
+  // norm(x) as the activations of the next products.
+  void prepare(const Layer& l, const float* weight, int64_t row, const Activations& to, int thread) const {
+    float* normed = space + 2 * thread * part;
+    norm(l, x + row * hidden, weight, hidden, normed, thread);
+    to.put(row, normed);
+  }
+
+  // x += norm(z)
+  void add(const Layer& l, const float* weight, int64_t row, int thread) const {
+    float* from = z + row * hidden;
+    if (weight) {
+      float* normed = space + 2 * thread * part;
+      norm(l, from, weight, hidden, normed, thread);
+      from = normed;
+    }
+    chosen->add_row(from, hidden, x + row * hidden);
+  }
+
+  void layer(Team& team, int64_t index, const Activations& memory, const AttentionScratch& attention) const {
+    const Layer& l = layers[index];
+    const Activations narrow = memory.narrowed(hidden), attended = memory.narrowed(l.heads * l.head_dim),
+                      activated = memory.narrowed(l.gate.outputs);
+    if (index == 0)
+      each_row(team, hidden, [&](int64_t r, int thread) { prepare(l, l.input_norm, r, narrow, thread); });
+    Product projections[3] = {{&l.q, q}};
+    int made = 1;
+    if (l.k.present()) projections[made++] = {&l.k, k};
+    if (l.v.present()) projections[made++] = {&l.v, v};
+    multiply(team, narrow, projections, made);
+    each_row(team, (l.heads + 2 * l.kv_heads) * l.head_dim, [&](int64_t r, int thread) { place(l, r, thread); });
+    Attention a = attention_of(l);
+    attend(team, a, attention);
+    attended.quantise(team, y, l.heads * l.head_dim);
+    const Product out{&l.o, z};
+    multiply(team, attended, &out, 1);
+    each_row(team, 3 * hidden, [&](int64_t r, int thread) {
+      add(l, l.attention_norm, r, thread);
+      prepare(l, l.mlp_norm, r, narrow, thread);
+    });
+    multiply_gated(team, narrow, l.gate, l.up, l.gelu != 0, wide);
+    activated.quantise(team, wide, l.gate.outputs);
+    const Product down{&l.down, z};
+    multiply(team, activated, &down, 1);
+    if (l.extra_gate.present()) feed(team, index, memory);
+    each_row(team, 3 * hidden, [&](int64_t r, int thread) {
+      add(l, l.extra_gate.present() ? l.extra_norm : l.mlp_post_norm, r, thread);
+      if (l.scalar) chosen->scale_row(*l.scalar, hidden, x + r * hidden);
+      if (index + 1 < count) prepare(layers[index + 1], layers[index + 1].input_norm, r, narrow, thread);
+    });
+  }
+
+  // Norm and rotation of a row's queries and keys; its K and V go to the store.
+  void place(const Layer& l, int64_t row, int thread) const {
+    const Span& span = spans[l.kind];
+    const int64_t width = l.head_dim;
+    const float *cos = span.cos + row * width, *sin = span.sin + row * width;
+    float* one = space + 2 * thread * part;
+    // through `one`, because turning a head needs both of its halves
+    const auto turned = [&](const float* from, const float* weight, float* to) {
+      if (weight) {
+        norm(l, from, weight, width, one, thread);
+      } else {
+        std::memcpy(one, from, sizeof(float) * width);
+      }
+      chosen->turn(one, cos, sin, 1, width, to);
+    };
+    float* queries = q + row * l.heads * width;
+    for (int64_t h = 0; h < l.heads; ++h) turned(queries + h * width, l.q_norm, queries + h * width);
+    if (!l.k.present()) return;
+    const KV& s = stores[l.store];
+    const int64_t slot = (span.end[row] - 1) % s.slots;
+    for (int64_t h = 0; h < l.kv_heads; ++h) {
+      const float* raw = k + (row * l.kv_heads + h) * width;
+      const float* from = l.v.present() ? v + (row * l.kv_heads + h) * width : raw;
+      float* value = static_cast<float*>(const_cast<void*>(s.values.data)) + h * s.values.head + slot * s.values.slot;
+      if (l.norm_values) {
+        norm(l, from, nullptr, width, value, thread);
+      } else {
+        std::memcpy(value, from, sizeof(float) * width);
+      }
+      float* key = static_cast<float*>(const_cast<void*>(s.keys.data)) + h * s.keys.head + slot * s.keys.slot;
+      turned(raw, l.k_norm, key);
+    }
+  }
+
+  // Gemma 4 E2B/E4B: the MLP's own residual, then a gated projection of the row's per-layer input into z.
+  void feed(Team& team, int64_t index, const Activations& memory) const {
+    const Layer& l = layers[index];
+    const Activations narrow = memory.narrowed(hidden), gated = memory.narrowed(extra_width);
+    each_row(team, 2 * hidden, [&](int64_t r, int thread) {
+      add(l, l.mlp_post_norm, r, thread);
+      narrow.put(r, x + r * hidden);
+    });
+    const Product gate{&l.extra_gate, wide};
+    multiply(team, narrow, &gate, 1);
+    each_row(team, extra_width, [&](int64_t r, int) {
+      float* row = wide + r * extra_width;
+      chosen->gate_row(row, extra + (r * count + index) * extra_width, extra_width, l.gelu != 0, row);
+      gated.put(r, row);
+    });
+    const Product projection{&l.extra_projection, z};
+    multiply(team, gated, &projection, 1);
+  }
+};
+
+}  // namespace

@@ -1,0 +1,190 @@
+// The two steps that are worth sharing between threads, cut into pieces: products of packed weights, and attention.
+// Used alone by native.cpp's ops and in a row by stack.h.
+
+#pragma once
+
+namespace {
+
+// A packed matrix [outputs, columns] and its bias [outputs] or null.
+struct Matrix {
+  Weights w;
+  const float* bias;
+  int64_t outputs;
+
+  bool present() const { return w.q != nullptr; }
+  int64_t columns() const { return 32 * w.blocks; }
+  int64_t groups() const { return (outputs + 15) / 16; }
+};
+
+double cost_of(const Matrix& m, int64_t rows) { return double(m.outputs) * m.columns() * (0.5 + 0.25 * rows); }
+
+// Rows of activations as int8 blocks, in tiles of kTile rows. The constructor only takes memory.
+struct Activations {
+  int64_t rows, blocks;
+  int8_t* values;
+  float* scale;
+  float* term[kKinds];
+
+  Activations(int64_t rows, int64_t columns, Arena& arena)
+      : rows(rows), blocks(columns / 32), values(arena.take<int8_t>(rows * columns)), scale(floats(arena)) {
+    for (float*& t : term) t = floats(arena);
+  }
+  // The same memory for narrower rows.
+  Activations narrowed(int64_t columns) const {
+    Activations other = *this;
+    other.blocks = columns / 32;
+    return other;
+  }
+  int64_t tiles() const { return (rows + kTile - 1) / kTile; }
+  Tile tile(int64_t i) const {
+    const int64_t at = i * kTile * blocks;
+    return Tile{values + 32 * at, scale + at, {term[0] + at, term[1] + at, term[2] + at},
+                int(smaller(kTile, rows - i * kTile))};
+  }
+  void put(int64_t row, const float* x) const {
+    chosen->quantise_row(x, blocks, int(row % kTile), tile(row / kTile));
+  }
+  // x: rows `stride` floats apart.
+  void quantise(Team& team, const float* x, int64_t stride) const {
+    team.spread(rows, 1, 32.0 * rows * blocks, [&](int64_t begin, int64_t end, int) {
+      for (int64_t r = begin; r < end; ++r) put(r, x + r * stride);
+    });
+  }
+
+ private:
+  float* floats(Arena& arena) const { return arena.take<float>(rows * blocks); }
+};
+
+// One of several products of the same activations: y [rows, outputs].
+struct Product {
+  const Matrix* matrix;
+  float* y;
+};
+
+// Groups of 16 outputs to a piece: enough pieces that a slow core can leave some to the others, and not so many
+// that claiming them costs.
+int64_t piece_of(int64_t groups, int threads) { return larger(1, groups / (8 * larger(1, threads))); }
+
+INLINE void multiply_group(const Matrix& m, const Activations& x, int64_t group, float* y) {
+  const int count = int(smaller(16, m.outputs - group * 16));
+  for (int64_t i = 0; i < x.tiles(); ++i) {
+    const Tile tile = x.tile(i);
+    float* to = y + i * kTile * m.outputs + group * 16;
+    chosen->multiply(m.w, group, tile, to, m.outputs, count);
+    if (m.bias)
+      for (int r = 0; r < tile.rows; ++r) chosen->add_row(m.bias + group * 16, count, to + r * m.outputs);
+  }
+}
+
+// Several products in one step.
+void multiply(Team& team, const Activations& x, const Product* products, int count) {
+  int64_t groups = 0;
+  double cost = 0;
+  for (int p = 0; p < count; ++p) {
+    groups += products[p].matrix->groups();
+    cost += cost_of(*products[p].matrix, x.rows);
+  }
+  team.spread(groups, piece_of(groups, team.threads()), cost, [&](int64_t begin, int64_t end, int) {
+    int p = 0;
+    int64_t before = 0;
+    for (int64_t g = begin; g < end; ++g) {
+      while (g - before >= products[p].matrix->groups()) before += products[p++].matrix->groups();
+      multiply_group(*products[p].matrix, x, g - before, products[p].y);
+    }
+  });
+}
+
+// act(gate x) * (up x), [rows, outputs].
+void multiply_gated(Team& team, const Activations& x, const Matrix& gate, const Matrix& up, bool gelu, float* y) {
+  const int64_t groups = gate.groups(), width = gate.outputs;
+  const double cost = cost_of(gate, x.rows) + cost_of(up, x.rows);
+  team.spread(groups, piece_of(groups, team.threads()), cost, [&](int64_t begin, int64_t end, int) {
+    float open[kTile * 16], flow[kTile * 16];
+    for (int64_t g = begin; g < end; ++g)
+      for (int64_t i = 0; i < x.tiles(); ++i) {
+        const Tile tile = x.tile(i);
+        const int count = int(smaller(16, width - g * 16));
+        chosen->multiply(gate.w, g, tile, open, 16, count);
+        chosen->multiply(up.w, g, tile, flow, 16, count);
+        for (int r = 0; r < tile.rows; ++r) {
+          if (gate.bias) chosen->add_row(gate.bias + g * 16, count, open + r * 16);
+          if (up.bias) chosen->add_row(up.bias + g * 16, count, flow + r * 16);
+          chosen->gate_row(open + r * 16, flow + r * 16, count, gelu, y + (i * kTile + r) * width + g * 16);
+        }
+      }
+  });
+}
+
+// Fills in low, high and span; false when a row sees more positions than there are slots.
+bool bounds_of(Attention& a) {
+  a.low = std::numeric_limits<int64_t>::max();
+  a.high = 0;
+  for (int64_t t = 0; t < a.rows; ++t) {
+    const int64_t count = larger(0, a.end[t] - a.first[t]);
+    if (count > a.store->slots || (count && a.first[t] < 0)) return false;
+    if (count) {
+      a.low = smaller(a.low, a.first[t]);
+      a.high = larger(a.high, a.end[t]);
+    }
+  }
+  a.low = smaller(a.low, a.high);
+  a.span = larger(1, a.high - a.low);
+  return true;
+}
+
+double cost_of(const Attention& a) {
+  return double(a.rows) * double(a.high - a.low) * a.heads * (a.store->width + a.store->value_width);
+}
+
+// Memory of attention: scores of as many rows as fit kScores floats (one at least), and a tile per thread.
+struct AttentionScratch {
+  static constexpr int64_t kScores = 1 << 21;
+  int64_t rows, tile;
+  float* scores;
+  float* over;
+  float* tiles;
+
+  AttentionScratch(const Attention& a, int threads, Arena& arena)
+      : AttentionScratch(a.rows, a.heads, a.span, larger(a.store->width, a.store->value_width), threads, arena) {}
+  AttentionScratch(int64_t all, int64_t heads, int64_t span, int64_t width, int threads, Arena& arena)
+      : rows(smaller(all, larger(1, kScores / (heads * span)))),
+        tile((kPositions + 1) * larger(width, kColumns)),
+        scores(arena.take<float>(rows * heads * span)),
+        over(arena.take<float>(rows * heads)),
+        tiles(arena.take<float>(tile * larger(1, threads))) {}
+};
+
+void attend(Team& team, const Attention& all, const AttentionScratch& space) {
+  const KV& s = *all.store;
+  for (int64_t at = 0; at < all.rows; at += space.rows) {
+    Attention a = all;
+    a.rows = smaller(space.rows, all.rows - at);
+    a.q += at * a.heads * s.width;
+    a.y += at * a.heads * s.value_width;
+    a.first += at;
+    a.end += at;
+    a.scores = space.scores;
+    a.over = space.over;
+    bounds_of(a);
+    const int64_t tiles = (a.span + kPositions - 1) / kPositions, parts = (s.value_width + kColumns - 1) / kColumns;
+    const double cost = cost_of(a) / 2;
+    team.spread(a.kv_heads * tiles, 1, cost, [&](int64_t begin, int64_t end, int thread) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t from = a.low + i % tiles * kPositions;
+        chosen->score(a, i / tiles, from, smaller(from + kPositions, a.high), space.tiles + thread * space.tile);
+      }
+    });
+    team.spread(a.rows * a.heads, 1, 16.0 * a.rows * a.heads * a.span, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) chosen->soften(a, i / a.heads, i % a.heads);
+    });
+    team.spread(a.kv_heads * parts, 1, cost, [&](int64_t begin, int64_t end, int thread) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t column = i % parts * kColumns;
+        chosen->gather(a, i / parts, column, smaller(kColumns, s.value_width - column),
+                       space.tiles + thread * space.tile);
+      }
+    });
+  }
+}
+
+}  // namespace

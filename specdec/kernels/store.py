@@ -1,0 +1,74 @@
+"""How attention finds a layer's keys and values: the seam between the cache, whose business the layout is, and the
+kernels that read it.
+
+A store is float32 or another float type as it is, int8 with a float32 scale per head and slot, or values alone, from
+which the keys are rebuilt. Left out: writing, which belongs to the cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rebuild:
+    """Keys from values, for Gemma 4's full layers, which make both from one projection: rope(values * weight).
+
+    `weight` [D]: the key norm's. `cos`, `sin` [P, D]: rotations of positions 0 .. P - 1.
+    """
+
+    weight: Tensor
+    cos: Tensor
+    sin: Tensor
+
+
+@dataclass(frozen=True)
+class KVView:
+    """One layer's keys [Hkv, S, D] and values [Hkv, S, Dv]; position p lives in slot p % S.
+
+    `keys` None: `rebuild` says how to make them from `values`. `key_scale`, `value_scale` float32 [Hkv, S]: of an int8
+    store, whose numbers are value * scale.
+
+    Raises ValueError when shapes or types do not belong together.
+    """
+
+    keys: Tensor | None
+    values: Tensor
+    key_scale: Tensor | None = None
+    value_scale: Tensor | None = None
+    rebuild: Rebuild | None = None
+
+    def __post_init__(self) -> None:
+        keys = self.values if self.keys is None else self.keys
+        if keys.shape[:2] != self.values.shape[:2] or keys.dtype != self.values.dtype:
+            raise ValueError(
+                "attention wants keys [Hkv, S, D] and values [Hkv, S, Dv] of one type, got "
+                f"{tuple(keys.shape)} {keys.dtype} and {tuple(self.values.shape)} {self.values.dtype}"
+            )
+        if (self.keys is None) is (self.rebuild is None):
+            raise ValueError("a store has keys, or the means to rebuild them from its values")
+        scaled = (self.value_scale is not None) + (self.keys is not None and self.key_scale is not None)
+        if scaled != (0 if keys.dtype != torch.int8 else 1 if self.keys is None else 2):
+            raise ValueError("an int8 store has a float32 scale [Hkv, S] for everything it holds, others have none")
+
+    @property
+    def kv_heads(self) -> int:
+        return self.values.shape[0]
+
+    @property
+    def slots(self) -> int:
+        return self.values.shape[1]
+
+    @property
+    def key_width(self) -> int:
+        return (self.values if self.keys is None else self.keys).shape[2]
+
+    @property
+    def value_width(self) -> int:
+        return self.values.shape[2]
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.keys, self.values, self.key_scale, self.value_scale
