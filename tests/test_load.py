@@ -16,6 +16,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, quants
 from safetensors.torch import load_file, save_file
 
 import specdec
+from specdec.model.decoder import Stack
 from specdec.model.families import decoder_spec
 from specdec.model.names import expected_tensors, gguf_name
 from tests.tiny import FAMILIES, WINDOW, prompt, tiny_model
@@ -198,7 +199,7 @@ def test_a_gguf_of_every_family_computes_what_its_folder_does(family: str, tmp_p
     ours = specdec.load(write_gguf(tmp_path / "m.gguf", family, GGMLQuantizationType.F32), device="cpu")
     expected = specdec.hf.decoder_of(model)
     if family in ATTENTION_SCALE_OF_GGUF:
-        expected.layers = tuple(_rescaled(layer) for layer in expected.layers)
+        expected.stack = Stack([_rescaled(layer) for layer in expected.layers], expected.stack.stores)
     cache = expected.new_cache()
     torch.testing.assert_close(
         ours(ids).logits[0], expected.logits(expected.forward(ids[0], cache)), rtol=1e-4, atol=1e-4

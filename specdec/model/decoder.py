@@ -225,9 +225,8 @@ class Decoder:
     ) -> None:
         self.spec = spec
         self.embedding = embedding
-        self.layers = tuple(layers)
         self.stack = Stack(
-            self.layers, [i if kv is None else kv for i, kv in enumerate(layer.spec.kv_layer for layer in layers)]
+            layers, [i if kv is None else kv for i, kv in enumerate(layer.spec.kv_layer for layer in layers)]
         )
         self.norm = norm
         self.head = head
@@ -235,6 +234,10 @@ class Decoder:
         self.device = norm.device
         self.dtype = norm.dtype
         self.rotations = Rotations(spec.ropes, self.dtype, self.device)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return self.stack.layers
 
     @property
     def nbytes(self) -> int:
