@@ -26,6 +26,7 @@ examples:
   python run.py                              compare plain and drafted decoding, on the default model
   python run.py bench --limit 2 --json out.json
   python run.py bench --model gemma-3-270m --prompts mine.jsonl --temperature 0.8 --top-p 0.95
+  python run.py bench --against transformers llama.cpp --limit 2 --threads 2
   python run.py generate "Explain recursion." --stats
   cat notes.txt | python run.py generate - --max-new-tokens 400
   python run.py chat --draft-length 4        then type; /help lists its commands
@@ -42,6 +43,13 @@ memory. The last line of stdout is one JSON object with every figure. Exit code 
 PROMPTS_TEXT = """\
 a .jsonl file with {"prompt": ...}, {"turns": [...]} (Spec-Bench, MT-bench) or {"messages": [...]} per line, or a
 .txt file with one prompt per line (default: eight prompts of this project)"""
+
+AGAINST_TEXT = """\
+Measure other engines too, on the same .gguf file, prompts and threads (CPU), in turns with ours: decode tokens/s, after
+the first token, and prefill tokens/s of a 512-token prompt, as medians. transformers runs in float32 and in bfloat16.
+Both need: pip install -c constraints.txt -e '.[bench]'. Eight prompts take minutes, transformers most of them: try
+--limit 2 first. Leave the machine idle meanwhile: one busy core can make an engine that waits for all of its threads
+ten times slower."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,6 +70,16 @@ def parser() -> argparse.ArgumentParser:
     add_sampling_options(bench, max_new_tokens=128, seed=0)
     add_drafting_options(bench)
     add_model_options(bench)
+    others = bench.add_argument_group("other engines", AGAINST_TEXT)
+    others.add_argument(
+        "--against",
+        nargs="+",
+        default=[],
+        choices=("transformers", "llama.cpp"),
+        metavar="ENGINE",
+        help="transformers, llama.cpp, or both",
+    )
+    others.add_argument("--repeat", type=whole(1), metavar="N", help="repetitions of the comparison (default 5)")
 
     generate = commands.add_parser(
         "generate", help="answer one prompt", description="Answer one prompt on stdout, word by word as it comes."
@@ -89,7 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.command == "bench":
         from eval.bench import bench
 
-        return bench(settings, arguments.prompts, arguments.limit, arguments.json)
+        engines = list(dict.fromkeys(arguments.against))
+        return bench(settings, arguments.prompts, arguments.limit, arguments.json, engines, arguments.repeat)
     if arguments.command == "generate":
         from eval.answer import answer
 

@@ -1,8 +1,8 @@
 """`run.py bench`: every prompt decoded plainly and with drafting, in one process, in alternating order.
 
 The baseline is the same loop with nothing drafted. One warm-up of each kind comes first; which of the two goes first
-changes from prompt to prompt, so that neither gets the warmer machine. Left out: repetitions and their spread, and
-other engines.
+changes from prompt to prompt, so that neither gets the warmer machine. Left out: repetitions and their spread, which
+only the comparison with other engines has (`eval.against`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
+from eval.against import REPEAT, against, cases_of, check_possible
+from eval.against_report import notes, table
 from eval.cli import DIFFERS, INTERRUPTED, Settings, check_writable, write_json
 from eval.dashboard import View, position_table, prompt_table, summary_table, view_for
 from eval.metrics import Pair, Run, compare, peak_memory
@@ -66,13 +68,26 @@ class Bench:
             self.session.run(ids, speculation=speculation, max_new_tokens=WARM_UP_TOKENS)
 
 
-def bench(settings: Settings, prompts_file: Path | None, limit: int | None, json_file: Path | None) -> int:
+def bench(
+    settings: Settings,
+    prompts_file: Path | None,
+    limit: int | None,
+    json_file: Path | None,
+    engines: Sequence[str] = (),
+    repeat: int | None = None,
+) -> int:
     """Run, show and write a bench; returns the exit code: 0, 1 when an output differs, 130 after Ctrl-C.
 
-    The last line of stdout is one JSON object with every figure; `json_file` gets the same.
-    Raises ValueError: the model, a prompt or a file is not usable; the message says why.
+    The last line of stdout is one JSON object with every figure; `json_file` gets the same. `engines` ("transformers",
+    "llama.cpp") are then compared with, `repeat` times; their figures are the object's "against".
+    Raises ValueError: the model, a prompt or a file is not usable, or an engine failed (after all else is written); the
+    message says why.
     """
     check_writable(json_file)
+    if engines:
+        check_possible(engines, settings)
+    elif repeat is not None:
+        raise ValueError("--repeat is how often engines are compared: name them with --against transformers llama.cpp")
     prompts = (load_prompts(prompts_file) if prompts_file else default_prompts())[:limit]
     session = open_session(settings)
     console = Console()
@@ -95,9 +110,16 @@ def bench(settings: Settings, prompts_file: Path | None, limit: int | None, json
         **compare(pairs),
     }
     _show(console, session, pairs, record)
+    if engines and pairs and not interrupted:
+        found = against(session, engines, cases_of(session, prompts, pairs), repeat or REPEAT, console)
+        record["against"] = found
+        _show_against(console, found)
+        interrupted = record["interrupted"] = found["interrupted"]
     print(json.dumps(record, ensure_ascii=False, allow_nan=False), flush=True)
     if json_file:
         write_json(json_file, record)
+    if "against" in record and record["against"]["error"]:
+        raise ValueError(record["against"]["error"])
     return INTERRUPTED if interrupted else 0 if record["identical"] else DIFFERS
 
 
@@ -129,6 +151,18 @@ def _show(console: Console, session: Session, pairs: Sequence[Pair], record: dic
                 highlight=False,
                 markup=False,
             )
+
+
+def _show_against(console: Console, found: dict[str, Any]) -> None:
+    if found["interrupted"]:
+        print("\ninterrupted: these are the turns that every engine finished", file=sys.stderr)
+    if not found["turns"]:
+        console.print("no engine was compared\n")
+        return
+    console.print(table(found), "")
+    for note in notes(found):
+        console.print(note, style="dim", highlight=False, markup=False)
+    console.print()
 
 
 def _title(session: Session) -> str:
