@@ -54,12 +54,12 @@ class Remote:
         return float(self._ask(None))
 
     def close(self) -> None:
-        self._pipe.close()
         self._child.terminate()
         self._child.join(PATIENCE)
         if self._child.is_alive():
             self._child.kill()
             self._child.join()
+        self._pipe.close()
 
     def _ask(self, question: tuple[list[int], int] | None) -> Any:
         with suppress(OSError):  # the child has gone; _answer says how
@@ -96,3 +96,5 @@ def _serve(pipe: Connection, make: Callable[..., Engine], arguments: tuple[Any, 
     except Exception as error:  # whatever a library raises: the parent reports it in one line
         first = (str(error).strip() or "no reason given").splitlines()[0]
         pipe.send((None, f"{type(error).__name__}: {first}" if not isinstance(error, ValueError) else first))
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # on its way out already: no traceback from the clean-up

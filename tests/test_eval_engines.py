@@ -93,7 +93,7 @@ def test_what_cannot_be_compared_is_said_before_anything_loads(folder: Path, mon
         check_possible(["transformers", "llama.cpp"], settings)
 
 
-def test_a_child_answers_and_idles_until_it_is_closed() -> None:
+def test_a_child_answers_until_it_is_closed_and_ends_quietly(capfd: pytest.CaptureFixture[str]) -> None:
     engine = Remote("far", working, 0.25)
     try:
         assert engine.details == "details of working"
@@ -104,6 +104,7 @@ def test_a_child_answers_and_idles_until_it_is_closed() -> None:
     finally:
         engine.close()
     assert engine._child.exitcode == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_what_goes_wrong_in_a_child_is_a_value_error_that_names_it() -> None:
