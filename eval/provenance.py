@@ -20,8 +20,21 @@ def provenance(session: Session) -> dict[str, Any]:
     """`versions`, `arguments`, `host` and `model`, in JSON types."""
     model = session.model
     return {
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        **machine(model.device),
         "arguments": session.settings.to_dict(),
+        "model": {
+            "name": session.settings.model,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "weight_bytes": model.get_memory_footprint(),
+            "drafter": model.drafter.name,
+        },
+    }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """`versions` and `host`, in JSON types, for commands that have no session."""
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "host": {
             "cpu": cpu_name(),
             "logical_cpus": os.cpu_count(),
@@ -29,13 +42,7 @@ def provenance(session: Session) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "system": platform.platform(),
             "kernels": kernels.active(),
-            "device": device_name(model.device),
-        },
-        "model": {
-            "name": session.settings.model,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "weight_bytes": model.get_memory_footprint(),
-            "drafter": model.drafter.name,
+            "device": device_name(device),
         },
     }
 

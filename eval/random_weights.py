@@ -1,0 +1,101 @@
+"""Quantised weights of any size from random numbers, made packed: for speed, memory and nothing else.
+
+What: `random_blocks`, one matrix; `RandomCheckpoint`, every tensor of a `DecoderSpec`, in the storage that
+`quantize="int4"` would give a float checkpoint. Why packed: 12 billion weights as floats would need 48 GB, and packing
+them block by block minutes. A few hundred rows are packed and repeated down the matrix, in memory of their own each;
+no kernel's speed depends on the values. Left out: text that means anything.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specdec.kernels import BlockTensor, pack_blocks
+from specdec.model.names import expected_tensors
+from specdec.model.spec import DecoderSpec
+from specdec.weights.checkpoint import find
+from specdec.weights.tensors import BLOCK, BlockWeight, DenseWeight, Storage, Weight
+
+PATTERN = 256  # rows that are packed; a multiple of the 16 that the layout interleaves
+_GROUP = 16
+
+
+def random_blocks(rows: int, columns: int, bits: int, minimum: bool = False, seed: int = 0) -> BlockTensor:
+    """A random [rows, columns] matrix whose products are about as large as their inputs.
+
+    Mean about 0, variance about 1 / columns. The matrix repeats itself every 256 rows.
+    Raises ValueError for bits or columns that the layout does not have.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    low, high = (0, 16) if bits == 4 else (-127, 128)
+    kind = torch.uint8 if bits == 4 else torch.int8
+    count = min(PATTERN, -(-rows // _GROUP) * _GROUP)
+    values = torch.randint(low, high, (count, columns), dtype=kind, generator=generator)
+    spread = math.sqrt(((high - low) ** 2 - 1) / 12)  # the standard deviation of whole numbers low .. high - 1
+    scale = torch.full((count, columns // BLOCK), 1 / (spread * math.sqrt(columns)))
+    scale = scale * (0.5 + torch.rand(scale.shape, generator=generator))
+    part = pack_blocks(values, scale, -7.5 * scale if minimum else None, bits)
+    groups = -(-rows // _GROUP)
+    whole: dict[str, Any] = {name: _repeated(tensor, groups) for name, tensor in _tensors(part).items()}
+    return replace(part, rows=rows, **whole)
+
+
+def copies(w: BlockTensor, total: int) -> list[BlockTensor]:
+    """`w` and clones of it, two matrices at the least, of `total` bytes together or a little more."""
+    count = max(2, -(-total // w.nbytes))
+    return [w, *(_copy(w) for _ in range(count - 1))]
+
+
+class RandomCheckpoint:
+    """A `Checkpoint` with every tensor that `spec` needs, by its canonical name.
+
+    Matrices are blocks of 4 bits with a minimum, and of 8 bits for `quantize="int8"`; the 8 bits that a 4-bit model's
+    vocabulary gets come from the builder. Norms and scalars are one, biases zero.
+    """
+
+    def __init__(self, spec: DecoderSpec, owner: str) -> None:
+        self.path = Path(owner)
+        self._shapes = expected_tensors(spec)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return dict(self._shapes)
+
+    def tensor(self, name: str) -> Tensor:
+        shape = find(name, self._shapes, self.path)
+        return torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
+
+    def weight(self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None) -> Weight:
+        assert quantize in ("int4", "int8") and rows is None, "random weights are made quantised"
+        count, columns = find(name, self._shapes, self.path)
+        seed = sum(name.encode())
+        if columns % BLOCK:
+            generator = torch.Generator().manual_seed(seed)
+            return DenseWeight((torch.randn(count, columns, generator=generator) / math.sqrt(columns)).to(dtype))
+        four = quantize == "int4"
+        return BlockWeight(random_blocks(count, columns, 4 if four else 8, minimum=four, seed=seed))
+
+
+def _copy(w: BlockTensor) -> BlockTensor:
+    cloned: dict[str, Any] = {name: tensor.clone() for name, tensor in _tensors(w).items()}
+    return replace(w, **cloned)
+
+
+def _tensors(w: BlockTensor) -> dict[str, Tensor]:
+    parts = {field.name: getattr(w, field.name) for field in fields(w)}
+    return {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+
+
+def _repeated(part: Tensor, groups: int) -> Tensor:
+    """`part` [g, ...] again and again down its first dimension: [groups, ...]."""
+    assert 0 < part.shape[0] <= groups, "the layout is group by group"
+    out = part.new_empty((groups, *part.shape[1:]))
+    for start in range(0, groups, part.shape[0]):
+        stop = min(start + part.shape[0], groups)
+        out[start:stop] = part[: stop - start]
+    return out

@@ -1,0 +1,97 @@
+"""How long calls take on a machine that is never quiet: alternated repetitions, and medians.
+
+What: `alternate` runs several calls round robin, so that a slow second falls on all of them and not on one; `Timing`
+keeps every repetition; `Neighbours` tells how busy other programs kept the machine, without which no figure of a shared
+one can be judged. Why medians: other processes only ever add time, and now and then. Left out: the clock's own cost
+(some 50 ns a call), which no figure here is small enough to show.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TypeVar
+
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The repetitions of one call, in seconds, in the order in which they ran; at least one."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return median(self.seconds)
+
+    @property
+    def fastest(self) -> float:
+        return min(self.seconds)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How often to repeat each call: at least `least` times, then until `seconds` are spent on it, up to `most`."""
+
+    least: int = 5
+    most: int = 60
+    seconds: float = 0.15
+
+    def enough(self, taken: list[float]) -> bool:
+        return len(taken) >= self.least and (len(taken) >= self.most or sum(taken) >= self.seconds)
+
+
+def alternate(
+    calls: Mapping[Key, Callable[[], object]],
+    effort: Effort,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[Key, Timing]:
+    """Time every call of `calls`, in turn, until `effort` says that it is enough; the first run of each is discarded.
+
+    A call that needs no more repetitions leaves the round, so that a slow one does not decide how often the others run.
+    """
+    for call in calls.values():
+        call()
+    taken: dict[Key, list[float]] = {key: [] for key in calls}
+    while waiting := [key for key in calls if not effort.enough(taken[key])]:
+        for key in waiting:
+            began = clock()
+            calls[key]()
+            taken[key].append(clock() - began)
+    return {key: Timing(tuple(seconds)) for key, seconds in taken.items()}
+
+
+class Neighbours:
+    """How many processors other programs have used on average since this was made."""
+
+    def __init__(self, stat: Path = Path("/proc/stat")) -> None:
+        self._stat = stat
+        self._began = self._now()
+
+    @property
+    def cores(self) -> float | None:
+        """None where the system does not tell (it is Linux that does)."""
+        (wall, own, busy), (wall_0, own_0, busy_0) = self._now(), self._began
+        if busy is None or busy_0 is None or wall <= wall_0:
+            return None
+        return max(0.0, (busy - busy_0) - (own - own_0)) / (wall - wall_0)
+
+    def _now(self) -> tuple[float, float, float | None]:
+        """Seconds of the clock, of processor time of this process, and of all processors (None: not known)."""
+        busy = busy_seconds(self._stat.read_text(), os.sysconf("SC_CLK_TCK")) if self._stat.is_file() else None
+        return time.perf_counter(), time.process_time(), busy
+
+
+def busy_seconds(stat: str, ticks: int) -> float:
+    """Seconds that all processors together were not idle, from the first line of /proc/stat.
+
+    Its fields are user, nice, system, idle, iowait, irq, softirq and steal, in `ticks` a second (proc(5)); what follows
+    them (guests) is counted in user already.
+    """
+    times = [int(field) for field in stat.splitlines()[0].split()[1:9]]
+    return (sum(times) - sum(times[3:5])) / ticks
