@@ -37,7 +37,7 @@ class BuildNative(build_ext):
         names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
         compilers = [shlex.split(name) for name in names]
         tried = [command for command in compilers if shutil.which(command[0])]
-        link = ["-shared", "-ldl"] if sys.platform.startswith("linux") else ["-shared"]
+        link = ["-shared", "-pthread"] if sys.platform.startswith("linux") else ["-shared"]
         for command in tried:
             done = subprocess.run(
                 [*command, *FLAGS, *ext.sources, "-o", str(target), *link], capture_output=True, text=True

@@ -106,11 +106,11 @@ def build_assistant(
     assert norm is not None
     head = DenseHead(read.matrix("embed_tokens.weight" if text.tied_head else "lm_head.weight"))
     layers = [build_layer(text, i, read) for i in range(len(text.layers))]
+    stores = [layer.spec.kv_layer for layer in layers if layer.spec.kv_layer is not None]
     return Assistant(
         spec=spec,
         pre=Linear(read.matrix(_PRE)),
-        stack=Stack(layers, [layer.spec.kv_layer for layer in layers if layer.spec.kv_layer is not None]),
-        norm=norm,
+        stack=Stack(layers, stores, norm, text.norm_eps),
         post=Linear(read.matrix(_POST)),
         head=_centroid_head(spec, head, read, checkpoint) if spec.centroids else head,
         rotations=Rotations(text.ropes, dtype, device),

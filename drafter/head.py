@@ -144,7 +144,6 @@ class Assistant:
     spec: AssistantSpec
     pre: Linear  # [hidden, 2 * backbone hidden]
     stack: Stack
-    norm: Tensor  # [hidden]
     post: Linear  # [backbone hidden, hidden]
     head: DenseHead | CentroidHead
     rotations: Rotations
@@ -178,5 +177,4 @@ class Assistant:
         """
         x = self.pre(torch.cat((embedding, hidden), dim=-1))  # [1, 2 * backbone hidden] -> [1, hidden]
         x = self.stack(x, spans, cache, cache.length)
-        x = kernels.rms_norm(x, self.norm, self.spec.text.norm_eps)
         return x, self.post(x)

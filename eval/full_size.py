@@ -26,7 +26,7 @@ from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
 
 BYTES = {"4 bit": 0.625, "8 bit": 1.0625}  # a weight, with its share of the float16 scale and minimum
-HEADROOM = 1 << 30  # bytes besides the weights: torch, the KV cache, the buffer for measuring the bandwidth
+HEADROOM = 5 << 29  # bytes besides the weights: torch, float32 rings of K and V, the buffer of the bandwidth
 
 
 def full_size_names() -> list[str]:

@@ -53,12 +53,17 @@ def alternate(
 ) -> dict[Key, Timing]:
     """Time every call of `calls`, in turn, until `effort` says that it is enough; the first run of each is discarded.
 
-    A call that needs no more repetitions leaves the round, so that a slow one does not decide how often the others run.
+    Every other round goes backwards: a call that always came after the longest one would find its caches emptied. One
+    that needs no more repetitions leaves, so that a slow one does not decide how often the others run. Give calls of
+    quite another size a rotation of their own.
     """
     for call in calls.values():
         call()
     taken: dict[Key, list[float]] = {key: [] for key in calls}
+    rounds = 0
     while waiting := [key for key in calls if not effort.enough(taken[key])]:
+        waiting = waiting[::-1] if rounds % 2 else waiting
+        rounds += 1
         for key in waiting:
             began = clock()
             calls[key]()

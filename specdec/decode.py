@@ -8,7 +8,8 @@ the prompt's last chunk, whose last row chooses the first token: a round with no
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -48,35 +49,40 @@ def decode(
     clock = _Clock(stats)
     cache = backbone.new_cache()
     drafter.start(cache)
-    tokens, draft, draft_seconds = request.row, Draft(), 0.0
-    rows = prefill(backbone, tokens[request.padding :].to(backbone.device), cache)  # [T], the prompt's last chunk
+    n, room = len(request.row), cache.max_rows - 1
+    text = request.row.new_empty(request.limit + cache.max_rows)  # [:n] is emitted; the draft in hand comes after it
+    text[:n] = request.row
+    draft, draft_seconds = Draft(), 0.0
+    rows = prefill(backbone, request.row[request.padding :].to(backbone.device), cache)  # [T], the prompt's last chunk
     first = True
     while True:
-        verified = len(draft.tokens) + 1
-        hidden = backbone.forward(rows, cache)[-verified:]  # [k + 1, hidden]
-        logits = backbone.logits(hidden).to(tokens.device)  # [k + 1, vocab]
-        verdict = verify(draft.tokens, logits, tokens, request.sampler.choose)
-        verify_seconds = clock.lap("prefill" if first else "verify")
-
-        verdict, done = cut(verdict, tokens, request.stop)
+        k = len(draft.tokens)
+        hidden = backbone.forward(rows, cache)[-k - 1 :]  # [k + 1, hidden]
+        logits = backbone.logits(hidden).to(text.device)  # [k + 1, vocab]
+        with one_torch_thread():
+            verdict = verify(draft.tokens, logits, text[: n + k], request.sampler.choose)
+            verify_seconds = clock.lap("prefill" if first else "verify")
+            text[n + verdict.accepted] = verdict.tokens[-1]
+            verdict, done = cut(verdict, text[: n + len(verdict.tokens)], request.stop)
         emitted = len(verdict.tokens)
-        cache.commit(len(rows) - verified + emitted)
-        tokens = torch.cat((tokens, tokens.new_tensor(verdict.tokens)))
+        cache.commit(len(rows) - k - 1 + emitted)
+        n += emitted
         if not first:
-            stats.count_round(len(draft.tokens), min(verdict.accepted, len(draft.tokens)), draft.source)
-            lengths.observe(len(draft.tokens), verdict.accepted, draft_seconds, verify_seconds)
+            stats.count_round(k, min(verdict.accepted, k), draft.source)
+            lengths.observe(k, verdict.accepted, draft_seconds, verify_seconds)
         first = False
         clock.emitted(emitted, cache)
         request.emit(verdict, logits[:emitted])
-        if done or len(tokens) >= request.limit:
-            return tokens
+        if done or n >= request.limit:
+            return text[:n].clone()
 
-        room = min(request.limit - len(tokens), cache.max_rows) - 1  # a draft never outruns the token budget
-        k = lengths.choose(min(room, drafter.max_draft))
+        k = lengths.choose(min(request.limit - n - 1, room, drafter.max_draft))  # a draft never outruns the budget
         clock.lap("other")
-        draft = drafter.propose(tokens[request.padding :].tolist(), hidden[emitted - 1], k) if k else Draft()
+        draft = drafter.propose(text[request.padding : n].tolist(), hidden[emitted - 1], k) if k else Draft()
         assert len(draft.tokens) <= k
-        rows = torch.cat((tokens[-1:], tokens.new_tensor(draft.tokens))).to(backbone.device)  # [k + 1]
+        if draft.tokens:
+            text[n : n + len(draft.tokens)] = text.new_tensor(draft.tokens)
+        rows = text[n - 1 : n + len(draft.tokens)].to(backbone.device)  # [k + 1]: the pending token and the draft
         draft_seconds = clock.lap("draft")
 
 
@@ -87,6 +93,21 @@ def prefill(backbone: Decoder, prompt: Tensor, cache: KVCache) -> Tensor:
         backbone.forward(chunk, cache)
         cache.commit(len(chunk))
     return last
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Small torch ops on the caller's thread alone.
+
+    A row of logits is work for a few microseconds; shared, it would cost more, and torch's other threads would go on
+    polling for milliseconds on the cores that the next pass needs.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Clock:

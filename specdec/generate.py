@@ -7,6 +7,7 @@ configs, processors, stopping criteria and streamers are transformers' own. `spe
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from specdec.control import AdaptiveLength, DraftLength, FixedLength
@@ -65,7 +67,7 @@ class Batch:
     input_ids: Tensor
     attention_mask: Tensor | None
     processors: Callable[[Tensor, Tensor], Tensor]
-    criteria: Callable[..., Tensor]
+    criteria: StoppingCriteriaList
     config: Config
     streamer: Any = None
 
@@ -127,10 +129,14 @@ def _decode_row(
             stacklevel=2,
         )
 
+    ends, longest, others = _criteria(batch.criteria)
+
     def stop(tokens: Tensor, choice: Choice) -> bool:
         if config.output_scores:
             row.scores.append(choice.scores)
-        return bool(batch.criteria(tokens[None], tuple(s[None] for s in row.scores) or None)[0])
+        if choice.token in ends or len(tokens) >= longest:
+            return True
+        return bool(others) and bool(others(tokens[None], tuple(s[None] for s in row.scores) or None)[0])
 
     def emit(verdict: Verdict, logits: Tensor) -> None:
         if config.output_logits:
@@ -149,6 +155,24 @@ def _decode_row(
     finally:
         stats.merge(mine)
     return row
+
+
+def _criteria(criteria: StoppingCriteriaList) -> tuple[set[int], float, StoppingCriteriaList]:
+    """The token ids that end a text, the length that does, and all other criteria.
+
+    The two that every call has are taken apart because as tensors they cost a token more time than its norms do.
+    """
+    ends: set[int] = set()
+    longest = math.inf
+    others = StoppingCriteriaList()
+    for one in criteria:
+        if type(one) is EosTokenCriteria:
+            ends |= set(one.eos_token_id.tolist())
+        elif type(one) is MaxLengthCriteria:
+            longest = min(longest, one.max_length)
+        else:
+            others.append(one)
+    return ends, longest, others
 
 
 def _prompt(backbone: Decoder, batch: Batch, row: int) -> tuple[Tensor, int]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from specdec import kernels
 from specdec.verify import Choice
 
 _MASK = (1 << 64) - 1
@@ -48,12 +49,12 @@ class Sampler:
         scores = logits
         if self.processors is not None:
             scores = self.processors(tokens[None], logits[None].clone())[0]  # [1, vocab] -> [vocab]
-        best, token = scores.max(dim=0)
-        if not math.isfinite(top := float(best)):
+        top, token = kernels.best(scores)
+        if not math.isfinite(top):
             raise ValueError(_not_finite(logits, top, tokens.shape[0]))
         if self.seed is None:
-            return Choice(int(token), scores)
-        ids = torch.nonzero(scores > best - _REACH).squeeze(1)  # [survivors]
+            return Choice(token, scores)
+        ids = torch.nonzero(scores > top - _REACH).squeeze(1)  # [survivors]
         # On the CPU wherever the logits are: the same noise on every device, and float64 where the device has none.
         noisy = scores[ids].cpu().double() + gumbel(self.seed, tokens.shape[0] - self.offset, ids.cpu())
         return Choice(int(ids[noisy.argmax()]), scores)

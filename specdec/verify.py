@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -38,31 +37,32 @@ class Verdict:
         return len(self.choices) - 1
 
 
-def verify(draft: Sequence[int], logits: Tensor, tokens: Tensor, choose: Callable[[Tensor, Tensor], Choice]) -> Verdict:
+def verify(draft: Sequence[int], logits: Tensor, text: Tensor, choose: Callable[[Tensor, Tensor], Choice]) -> Verdict:
     """Walk down the rows of a pass until a draft differs from the backbone's choice.
 
     `logits`: [len(draft) + 1, vocab] float32; row i was computed from all tokens before draft[i].
-    `tokens`: [n] int64, the tokens before draft[0].
+    `text`: [n + len(draft)] int64, the tokens before draft[0] and then the draft.
     `choose(row, tokens_before_it)` is called once for every emitted token, in order, and for no other: stateful
     logits processors see exactly the text that is emitted.
     """
     assert logits.shape[0] == len(draft) + 1
-    extended = torch.cat((tokens, tokens.new_tensor(draft)))  # [n + k]: every draft before the row in hand was accepted
+    before = text.shape[0] - len(draft)
     choices: list[Choice] = []
     for row in range(len(draft) + 1):
-        choices.append(choose(logits[row], extended[: tokens.shape[0] + row]))
+        choices.append(choose(logits[row], text[: before + row]))
         if row == len(draft) or choices[row].token != draft[row]:
             break
     return Verdict(tuple(choices))
 
 
-def cut(verdict: Verdict, tokens: Tensor, stop: Callable[[Tensor, Choice], bool]) -> tuple[Verdict, bool]:
+def cut(verdict: Verdict, text: Tensor, stop: Callable[[Tensor, Choice], bool]) -> tuple[Verdict, bool]:
     """Shorten `verdict` to end with the first token after which `stop` says so; also whether it did.
 
-    `stop(tokens, choice)` is asked once for every emitted token, in order; `tokens` [n] ends with that token.
+    `text`: [n] int64, what was emitted so far, the verdict's tokens at its end. `stop(tokens, choice)` is asked once
+    for every emitted token, in order; `tokens` ends with that token.
     """
-    extended = torch.cat((tokens, tokens.new_tensor(verdict.tokens)))  # [n + emitted]
+    before = text.shape[0] - len(verdict.choices)
     for i, choice in enumerate(verdict.choices):
-        if stop(extended[: tokens.shape[0] + i + 1], choice):
+        if stop(text[: before + i + 1], choice):
             return Verdict(verdict.choices[: i + 1]), True
     return verdict, False

@@ -99,7 +99,7 @@ def test_load_takes_the_folder_of_an_assistant(dtype: torch.dtype, quantize: str
     folder = save_assistant(tmp_path / "assistant", "gemma4_unified")
     model = specdec.load(tmp_path / "backbone", str(folder), dtype=dtype, quantize=quantize, device="cpu")
     assistant = model.drafter._assistant
-    assert assistant.norm.dtype == dtype
+    assert assistant.stack.norm.dtype == dtype
     in_blocks = isinstance(assistant.head.weight, BlockWeight)
     assert in_blocks == (quantize is not None), "a quantised backbone's drafter takes 8 bits"
     text = [model.generate(prompt(5), max_new_tokens=30, do_sample=False, speculation=s) for s in (False, True)]

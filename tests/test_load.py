@@ -199,7 +199,8 @@ def test_a_gguf_of_every_family_computes_what_its_folder_does(family: str, tmp_p
     ours = specdec.load(write_gguf(tmp_path / "m.gguf", family, GGMLQuantizationType.F32), device="cpu")
     expected = specdec.hf.decoder_of(model)
     if family in ATTENTION_SCALE_OF_GGUF:
-        expected.stack = Stack([_rescaled(layer) for layer in expected.layers], expected.stack.stores)
+        old = expected.stack
+        expected.stack = Stack([_rescaled(layer) for layer in old.layers], old.stores, old.norm, old.eps)
     cache = expected.new_cache()
     torch.testing.assert_close(
         ours(ids).logits[0], expected.logits(expected.forward(ids[0], cache)), rtol=1e-4, atol=1e-4

@@ -8,11 +8,15 @@ import torch
 from specdec.verify import Choice, Verdict, cut, verify
 
 VOCAB = 10
-TOKENS = torch.tensor([7, 7, 7])
+TOKENS = (7, 7, 7)
 
 
 def logits_for(*best: int) -> torch.Tensor:
     return torch.nn.functional.one_hot(torch.tensor(best), VOCAB).float()
+
+
+def text(*more: int) -> torch.Tensor:
+    return torch.tensor([*TOKENS, *more])
 
 
 def greedy(row: torch.Tensor, tokens: torch.Tensor) -> Choice:
@@ -32,7 +36,7 @@ def greedy(row: torch.Tensor, tokens: torch.Tensor) -> Choice:
 def test_accepts_the_prefix_that_equals_the_choices(
     draft: tuple[int, ...], best: tuple[int, ...], emitted: tuple[int, ...]
 ) -> None:
-    verdict = verify(draft, logits_for(*best), TOKENS, greedy)
+    verdict = verify(draft, logits_for(*best), text(*draft), greedy)
     assert verdict.tokens == emitted
     assert verdict.accepted == len(emitted) - 1
 
@@ -44,7 +48,7 @@ def test_each_row_sees_exactly_the_tokens_before_it_once() -> None:
         seen.append(tokens.tolist())
         return greedy(row, tokens)
 
-    verify((1, 2, 3), logits_for(1, 2, 5, 4), TOKENS, choose)
+    verify((1, 2, 3), logits_for(1, 2, 5, 4), text(1, 2, 3), choose)
     assert seen == [[7, 7, 7], [7, 7, 7, 1], [7, 7, 7, 1, 2]]
 
 
@@ -53,14 +57,14 @@ def verdict_of(*tokens: int) -> Verdict:
 
 
 def test_cut_ends_with_the_token_that_stops() -> None:
-    shorter, done = cut(verdict_of(1, 2, 3, 4), TOKENS, lambda tokens, choice: choice.token == 2)
+    shorter, done = cut(verdict_of(1, 2, 3, 4), text(1, 2, 3, 4), lambda tokens, choice: choice.token == 2)
     assert shorter.tokens == (1, 2)
     assert done
 
 
 def test_cut_keeps_everything_when_nothing_stops() -> None:
     asked = []
-    same, done = cut(verdict_of(1, 2), TOKENS, lambda tokens, choice: bool(asked.append(tokens.tolist())))
+    same, done = cut(verdict_of(1, 2), text(1, 2), lambda tokens, choice: bool(asked.append(tokens.tolist())))
     assert same.tokens == (1, 2)
     assert not done
     assert asked == [[7, 7, 7, 1], [7, 7, 7, 1, 2]]

@@ -10,6 +10,7 @@ Left out: other dtypes than the compute dtype, a budget, and reuse between reque
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -48,15 +49,19 @@ class LayerStore:
     def nbytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
 
-    def reserve(self, length: int) -> bool:
-        """Make room for positions below `length`; a ring always has room. Whether `view` is another one now."""
-        if self.window is not None or length <= self.slots:
-            return False
+    @property
+    def capacity(self) -> float:
+        """Positions that there is room for; a ring always has room."""
+        return math.inf if self.window is not None else self.slots
+
+    def reserve(self, length: int) -> None:
+        """Make room for positions below `length`; `view` is another one then."""
+        if length <= self.capacity:
+            return
         # Doubling keeps copying linear in the final length.
         slots = max(length + GROWTH, 2 * self.slots)
         self.keys, self.values = (_grown(t, slots) for t in (self.keys, self.values))
         self.view = KVView(self.keys, self.values)
-        return True
 
     def write(self, start: int, keys: Tensor, values: Tensor) -> None:
         """Store K and V `[T, kv_heads, head_dim]` of positions start .. start + T - 1."""
@@ -93,23 +98,25 @@ class KVCache:
         self.length = 0
         self._pending = 0
         self.stores = [None if s is None else LayerStore(s, max_rows, dtype, device) for s in shapes]
-        self.views = self._views()  # the same object as long as every store stays where it is
-
-    @property
-    def nbytes(self) -> int:
-        return sum(store.nbytes for store in self.stores if store is not None)
+        self._look()
 
     def begin(self, rows: int) -> int:
         """Open a pass of `rows` rows; returns the position of its first row."""
         assert 0 < rows <= self.max_rows, f"{rows} rows in a pass; the cache was made for {self.max_rows}"
         # A pass that was never committed (Ctrl-C, an error inside a layer) is forgotten like a rejected draft.
         self._pending = rows
-        if any([store.reserve(self.length + rows) for store in self.stores if store is not None]):  # all of them
-            self.views = self._views()
+        if self.length + rows > self._capacity:
+            for store in self.stores:
+                if store is not None:
+                    store.reserve(self.length + rows)
+            self._look()
         return self.length
 
-    def _views(self) -> tuple[KVView | None, ...]:
-        return tuple(None if store is None else store.view for store in self.stores)
+    def _look(self) -> None:
+        # The same object as long as every store stays where it is: who reads through it may keep what it made of it.
+        self.views = tuple(None if store is None else store.view for store in self.stores)
+        self.nbytes = sum(store.nbytes for store in self.stores if store is not None)
+        self._capacity = min((store.capacity for store in self.stores if store is not None), default=math.inf)
 
     def commit(self, rows: int) -> None:
         """Keep the first `rows` rows of the last pass."""

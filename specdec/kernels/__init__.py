@@ -22,7 +22,7 @@ from torch import Tensor
 from specdec.kernels import native as _native
 from specdec.kernels import reference as _reference
 from specdec.kernels.blocks import BlockTensor, pack_blocks, unpack_blocks
-from specdec.kernels.layers import FusedLayers, LayerWeights, Matrix, Span
+from specdec.kernels.layers import FusedLayers, LayerWeights, Matrix, Span, plain
 from specdec.kernels.store import KVView, Rebuild
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Span",
     "active",
     "attention",
+    "best",
     "block_linear",
     "block_rows",
     "choose",
@@ -85,18 +86,21 @@ def active() -> str:
     if _use is None:
         return f"torch reference: {_why_not}"
     if not _use.has_threads:
-        return f"native {_use.instruction_set}, 1 thread (no OpenMP runtime to share with torch)"
+        return f"native {_use.instruction_set}, 1 thread (Windows: the kernels have no threads there yet)"
     threads = torch.get_num_threads()
     return f"native {_use.instruction_set}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def fuse(layers: Sequence[LayerWeights]) -> FusedLayers | None:
-    """`layers` as one native call, or None where op by op is the only way: no native kernels are in use, weights that
-    are not in blocks, vectors that are not float32, another device than the CPU."""
-    if _use is None or not all(layer.fits for layer in layers):
+def fuse(layers: Sequence[LayerWeights], norm: Tensor) -> FusedLayers | None:
+    """`layers` and the norm after them (weight [hidden]) as one native call.
+
+    None where op by op is the only way: no native kernels are in use, weights that are not in blocks, vectors that
+    are not float32, another device than the CPU.
+    """
+    if _use is None or not plain(norm) or not all(layer.fits for layer in layers):
         return None
     library = _use
-    return FusedLayers(library, layers, lambda: _use is library)
+    return FusedLayers(library, layers, norm, lambda: _use is library)
 
 
 def block_linear(x: Tensor, w: BlockTensor) -> Tensor:
@@ -113,11 +117,16 @@ def block_rows(ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:
 
     Raises IndexError for an id that is not a row.
     """
-    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < w.rows:
-        raise IndexError(f"ids must be from 0 to {w.rows - 1}: {int(ids.min())} to {int(ids.max())}")
     if _use is not None and ids.is_cpu and w.q.is_cpu:
         return _use.block_rows(ids, w, dtype)
     return _reference.block_rows(ids, w, dtype)
+
+
+def best(x: Tensor) -> tuple[float, int]:
+    """The largest of x [n] (n > 0) and the first index that has it; a NaN wins, wherever it is."""
+    if _use is not None and x.is_cpu and x.dtype is torch.float32 and x.is_contiguous():
+        return _use.best(x)
+    return _reference.best(x)
 
 
 def dense_linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -71,26 +71,42 @@ INLINE Rows keys_of(const Attention& a, int64_t kv, int64_t position, int64_t co
   return Rows{buffer, s.width};
 }
 
-INLINE F product_of(const float* q, const float* k, int64_t whole, int rest) {
-  F total = splat(0.0f);
-  for (int64_t d = 0; d < whole; d += 16) total = total + load(q + d) * load(k + d);
-  if (rest) total = total + load_part(q + whole, rest) * load_part(k + whole, rest);
-  return total;
-}
-
-// Scores of one query head against `count` keys.
-INLINE void scores_of(const float* q, const Rows& keys, int64_t count, int64_t width, float scale, float* to) {
+// Scores of HEADS query heads (`q_stride` apart) against `count` keys, to `to` (`to_stride` apart). A key that is
+// loaded serves every head: without fused multiply-add, loads are what runs out first.
+template <int HEADS>
+INLINE void scores_of(const float* q, int64_t q_stride, const Rows& keys, int64_t count, int64_t width, float scale,
+                      float* to, int64_t to_stride) {
   const int64_t whole = width & ~int64_t(15);
   const int rest = int(width - whole);
+  const auto dot = [&](int h, int64_t j) INLINE_LAMBDA {
+    const float *a = q + h * q_stride, *b = keys.data + j * keys.stride;
+    F total = splat(0.0f);
+    for (int64_t d = 0; d < whole; d += 16) total = total + load(a + d) * load(b + d);
+    if (rest) total = total + load_part(a + whole, rest) * load_part(b + whole, rest);
+    return total;
+  };
   int64_t j = 0;
 #if KERNEL_ISA == 5
-  for (; j + 16 <= count; j += 16) {
+  constexpr int kKeys = 16 / HEADS;
+  for (; !rest && j + kKeys <= count; j += kKeys) {
     F total[16];
-    for (int i = 0; i < 16; ++i) total[i] = product_of(q, keys.data + (j + i) * keys.stride, whole, rest);
-    store(to + j, sums(total) * splat(scale));
+    for (int i = 0; i < 16; ++i) total[i] = splat(0.0f);
+    const float* key = keys.data + j * keys.stride;
+    for (int64_t d = 0; d < whole; d += 16) {
+      F query[HEADS];
+      for (int h = 0; h < HEADS; ++h) query[h] = load(q + h * q_stride + d);
+      for (int i = 0; i < kKeys; ++i) {
+        const F k = load(key + i * keys.stride + d);
+        for (int h = 0; h < HEADS; ++h) total[h * kKeys + i] = total[h * kKeys + i] + query[h] * k;
+      }
+    }
+    float found[16];
+    store(found, sums(total) * splat(scale));
+    for (int h = 0; h < HEADS; ++h) std::memcpy(to + h * to_stride + j, found + h * kKeys, sizeof(float) * kKeys);
   }
 #endif
-  for (; j < count; ++j) to[j] = sum(product_of(q, keys.data + j * keys.stride, whole, rest)) * scale;
+  for (; j < count; ++j)
+    for (int h = 0; h < HEADS; ++h) to[h * to_stride + j] = sum(dot(h, j)) * scale;
 }
 
 // Scores of all rows and of the query heads that share key head `kv`, against positions from .. to - 1. `buffer`:
@@ -108,9 +124,20 @@ void score(const Attention& a, int64_t kv, int64_t from, int64_t to, float* buff
       const int64_t high = a.end[t] < from + count ? a.end[t] : from + count;
       if (low >= high) continue;
       const Rows seen{keys.data + (low - from) * keys.stride, keys.stride};
-      for (int64_t h = kv * group; h < (kv + 1) * group; ++h)
-        scores_of(a.q + (t * a.heads + h) * s.width, seen, high - low, s.width, a.scale,
-                  a.scores + (t * a.heads + h) * a.span + low - a.low);
+      for (int64_t h = kv * group, last = h + group; h < last;) {
+        const float* q = a.q + (t * a.heads + h) * s.width;
+        float* y = a.scores + (t * a.heads + h) * a.span + low - a.low;
+        if (last - h >= 4) {
+          scores_of<4>(q, s.width, seen, high - low, s.width, a.scale, y, a.span);
+          h += 4;
+        } else if (last - h >= 2) {
+          scores_of<2>(q, s.width, seen, high - low, s.width, a.scale, y, a.span);
+          h += 2;
+        } else {
+          scores_of<1>(q, s.width, seen, high - low, s.width, a.scale, y, a.span);
+          h += 1;
+        }
+      }
     }
     from += count;
   }
@@ -183,12 +210,21 @@ void gather(const Attention& a, int64_t kv, int64_t column, int64_t width, float
       for (int64_t h = kv * group; h < last;) {
         const float* weights = a.scores + (t * a.heads + h) * a.span + low - a.low;
         float* y = out(t, h);
-        if (width == kColumns && h + 4 <= last) {
-          mix<4, kColumns / 16>(weights, a.span, seen, high - low, y, stride);
+        // several heads at a time: one sum alone would wait for each of its own additions
+        constexpr int kPieces = kColumns / 16;
+        const int64_t heads = width == kColumns ? last - h : 0;
+        if (heads >= 4) {
+          mix<4, kPieces>(weights, a.span, seen, high - low, y, stride);
           h += 4;
-        } else if (width == kColumns && h + 2 <= last) {
-          mix<2, kColumns / 16>(weights, a.span, seen, high - low, y, stride);
+        } else if (heads == 3) {
+          mix<3, kPieces>(weights, a.span, seen, high - low, y, stride);
+          h += 3;
+        } else if (heads == 2) {
+          mix<2, kPieces>(weights, a.span, seen, high - low, y, stride);
           h += 2;
+        } else if (heads == 1) {
+          mix<1, kPieces>(weights, a.span, seen, high - low, y, stride);
+          h += 1;
         } else {
           int64_t c = 0;
           for (; c + 16 <= width; c += 16)

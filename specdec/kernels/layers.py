@@ -68,9 +68,12 @@ class LayerWeights:
         matrices = [part for part in parts if isinstance(part, Matrix)]
         vectors = [part for part in parts if isinstance(part, Tensor)]
         vectors += [matrix.bias for matrix in matrices if matrix.bias is not None]
-        return all(m.blocks is not None and m.blocks.q.is_cpu for m in matrices) and all(
-            v.dtype is torch.float32 and v.is_cpu and v.is_contiguous() for v in vectors
-        )
+        return all(m.blocks is not None and m.blocks.q.is_cpu for m in matrices) and all(map(plain, vectors))
+
+
+def plain(vector: Tensor) -> bool:
+    """Whether the native code can read it where it is."""
+    return vector.dtype is torch.float32 and vector.is_cpu and vector.is_contiguous()
 
 
 @dataclass(frozen=True)
@@ -116,10 +119,13 @@ class _Span(Structure):
 
 
 class FusedLayers:
-    """A stack of layers that runs in one call. Made by `specdec.kernels.fuse`."""
+    """A stack of layers, and the norm after it, that runs in one call. Made by `specdec.kernels.fuse`."""
 
-    def __init__(self, library: Native, layers: Sequence[LayerWeights], in_use: Callable[[], bool]) -> None:
+    def __init__(
+        self, library: Native, layers: Sequence[LayerWeights], norm: Tensor, in_use: Callable[[], bool]
+    ) -> None:
         assert all(layer.fits for layer in layers)
+        self._norm = norm
         self._library, self._in_use = library, in_use
         self._kinds = tuple(dict.fromkeys(layer.kind for layer in layers))
         self._weights = tuple(layers)  # the structures below point into these
@@ -134,7 +140,7 @@ class FusedLayers:
         views: Sequence[KVView | None],
         extra: Tensor | None = None,
     ) -> Tensor:
-        """Rows x [T, hidden] float32 through all layers, in place; returns x.
+        """Rows x [T, hidden] float32 through all layers and the norm after them, in place; returns x.
 
         `views`: the cache's stores, the same object until one of them changes (None: read by no layer). `extra`
         [T, layers, width] float32: per-layer inputs of the layers that want them.
@@ -157,7 +163,7 @@ class FusedLayers:
             entry.first, entry.end = addressof(first), addressof(end)
         if extra is not None:
             extra = extra.contiguous()
-        self._library.layers(self._layers, table, self._stores, x, extra)
+        self._library.layers(self._layers, table, self._stores, self._norm, x, extra)
         return x
 
     @property

@@ -171,11 +171,12 @@ struct Kernels {
   decltype(&portable::add_row) add_row;
   decltype(&portable::scale_row) scale_row;
   decltype(&portable::unpack_row) unpack_row;
+  decltype(&portable::best_of) best_of;
 };
 
-#define KERNELS_OF(isa)                                                                              \
-  {isa::quantise_row, isa::multiply, isa::score,   isa::soften,    isa::gather,    isa::norm,        \
-   isa::turn,         isa::gate_row, isa::add_row, isa::scale_row, isa::unpack_row}
+#define KERNELS_OF(isa)                                                                                 \
+  {isa::quantise_row, isa::multiply, isa::score,   isa::soften,    isa::gather,     isa::norm,          \
+   isa::turn,         isa::gate_row, isa::add_row, isa::scale_row, isa::unpack_row, isa::best_of}
 const Kernels kSets[] = {
     KERNELS_OF(portable),
 #if defined(__x86_64__)
@@ -221,7 +222,13 @@ API int specdec_use_set(int set) {
   return int(chosen - kSets);
 }
 
-API int specdec_has_threads() { return kParallel != nullptr; }
+API int specdec_has_threads() {
+#if defined(_WIN32)
+  return 0;
+#else
+  return 1;
+#endif
+}
 
 // y [rows, outputs] = x [rows, columns] times packed weights [outputs, columns]. 1 when out of memory.
 API int specdec_block_linear(const float* x, const uint8_t* q, const uint16_t* scale, const uint16_t* minimum,
@@ -241,10 +248,12 @@ API int specdec_block_linear(const float* x, const uint8_t* q, const uint16_t* s
   return 0;
 }
 
-// Rows `ids` [rows] of packed weights [outputs, columns] as floats y [rows, columns].
+// Rows `ids` [rows] of packed weights [outputs, columns] as floats y [rows, columns]. 3 for an id that is no row.
 API int specdec_block_rows(const int64_t* ids, const uint8_t* q, const uint16_t* scale, const uint16_t* minimum,
-                           float* y, int64_t rows, int64_t columns, int bits) {
+                           float* y, int64_t rows, int64_t columns, int64_t outputs, int bits) {
   const Weights w{q, scale, minimum, columns / 32, bits};
+  for (int64_t t = 0; t < rows; ++t)
+    if (ids[t] < 0 || ids[t] >= outputs) return 3;
   for (int64_t t = 0; t < rows; ++t) chosen->unpack_row(w, ids[t], y + t * columns);
   return 0;
 }
@@ -306,11 +315,15 @@ API int specdec_gated(const float* gate, const float* up, int gelu, float* y, in
   return 0;
 }
 
-// x [rows, hidden] through `count` decoder layers, in place. `stores` are indexed by Layer::store, `spans` by
-// Layer::kind; `extra` [rows, count, extra width] or null. 1 when out of memory, 2 when a row sees more positions
-// than a store has slots.
-API int specdec_layers(const Layer* layers, int64_t count, const Span* spans, const KV* stores, float* x,
-                       int64_t rows, int64_t hidden, const float* extra, int64_t extra_width, int threads) {
-  Stack stack{layers, count, spans, stores, x, rows, hidden, extra, extra_width};
+// Index of the largest of x [count], count > 0; its value goes to *value.
+API int64_t specdec_best(const float* x, int64_t count, float* value) { return chosen->best_of(x, count, value); }
+
+// x [rows, hidden] through `count` decoder layers and a last norm of weight `final_norm` [hidden], in place. `stores`
+// are indexed by Layer::store, `spans` by Layer::kind; `extra` [rows, count, extra width] or null. 1 when out of
+// memory, 2 when a row sees more positions than a store has slots.
+API int specdec_layers(const Layer* layers, int64_t count, const Span* spans, const KV* stores,
+                       const float* final_norm, float* x, int64_t rows, int64_t hidden, const float* extra,
+                       int64_t extra_width, int threads) {
+  Stack stack{layers, count, spans, stores, final_norm, x, rows, hidden, extra, extra_width};
   return stack.run(threads);
 }

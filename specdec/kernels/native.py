@@ -27,9 +27,10 @@ _SUFFIXES = (".so", ".dylib", ".dll")
 _STORE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # `StoreType` of native.cpp
 _SIGNATURES = {
     "specdec_block_linear": [c_void_p] * 5 + [c_int64] * 3 + [c_int] * 2,
-    "specdec_block_rows": [c_void_p] * 5 + [c_int64] * 2 + [c_int],
+    "specdec_block_rows": [c_void_p] * 5 + [c_int64] * 3 + [c_int],
+    "specdec_best": [c_void_p, c_int64, c_void_p],
     "specdec_attention": [c_void_p] * 4 + [c_float, c_void_p] + [c_int64] * 3 + [c_int],
-    "specdec_layers": [c_void_p, c_int64] + [c_void_p] * 3 + [c_int64] * 2 + [c_void_p, c_int64, c_int],
+    "specdec_layers": [c_void_p, c_int64] + [c_void_p] * 4 + [c_int64] * 2 + [c_void_p, c_int64, c_int],
     "specdec_rms_norm": [c_void_p, c_void_p, c_float, c_void_p, c_int64, c_int64, c_int],
     "specdec_rope": [c_void_p] * 4 + [c_int64] * 3 + [c_int],
     "specdec_gated": [c_void_p, c_void_p, c_int, c_void_p, c_int64, c_int64, c_int],
@@ -91,11 +92,12 @@ class Native:
         library = ctypes.CDLL(str(path))
         for name, arguments in _SIGNATURES.items():
             function = getattr(library, name)
-            function.argtypes, function.restype = arguments, c_int
+            function.argtypes, function.restype = arguments, c_int64 if name == "specdec_best" else c_int
         self._library = library
         self._block_linear = library.specdec_block_linear
         self._block_rows = library.specdec_block_rows
         self._layers = library.specdec_layers
+        self._best = library.specdec_best
         self._attention = library.specdec_attention
         self._rms_norm = library.specdec_rms_norm
         self._rope = library.specdec_rope
@@ -133,10 +135,25 @@ class Native:
         out = torch.empty(ids.shape[0], w.columns)
         minimum = None if w.minimum is None else w.minimum.data_ptr()
         ids = ids.contiguous()
-        self._block_rows(
-            ids.data_ptr(), w.q.data_ptr(), w.scale.data_ptr(), minimum, out.data_ptr(), len(ids), w.columns, w.bits
+        code = self._block_rows(
+            ids.data_ptr(),
+            w.q.data_ptr(),
+            w.scale.data_ptr(),
+            minimum,
+            out.data_ptr(),
+            len(ids),
+            w.columns,
+            w.rows,
+            w.bits,
         )
+        if code:
+            raise IndexError(f"ids must be from 0 to {w.rows - 1}, got {ids.tolist()}")
         return out if dtype is torch.float32 else out.to(dtype)
+
+    def best(self, x: Tensor) -> tuple[float, int]:
+        value = c_float()
+        index: int = self._best(x.data_ptr(), x.numel(), byref(value))
+        return value.value, index
 
     @staticmethod
     def reads(kv: KVView) -> bool:
@@ -170,15 +187,17 @@ class Native:
         layers: Array[Any],
         spans: Array[Any],
         stores: Array[Any],
+        norm: Tensor,
         x: Tensor,
         extra: Tensor | None,
     ) -> None:
-        """x float32 [T, hidden], contiguous, through decoder layers, in place; `extra` [T, layers, width]."""
+        """x float32 [T, hidden] (contiguous) through layers and a norm, in place; `extra` [T, layers, width]."""
         code = self._layers(
             layers,
             len(layers),
             spans,
             stores,
+            norm.data_ptr(),
             x.data_ptr(),
             *x.shape,
             None if extra is None else extra.data_ptr(),

@@ -87,6 +87,8 @@ def block_linear(x: Tensor, w: BlockTensor) -> Tensor:
 def block_rows(ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:
     """Dequantised rows of w: ids long [T] -> [T, K] in dtype (float32 arithmetic: multiply, then add)."""
     ids = ids.to(w.device)
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < w.rows:
+        raise IndexError(f"ids must be from 0 to {w.rows - 1}, got {ids.tolist()}")
     group, lane = ids // GROUP, ids % GROUP
     raw = w.q[group, :, :, lane]  # [T, B, J, I]
     if w.bits == 4:
@@ -98,6 +100,13 @@ def block_rows(ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:
     else:
         values = (values - (8.0 if w.bits == 4 else 128.0)) * d
     return values.reshape(ids.shape[0], w.columns).to(dtype)
+
+
+def best(x: Tensor) -> tuple[float, int]:
+    """The largest of x [n] and the first index that has it; a NaN wins."""
+    value = x.max()
+    wanted = torch.isnan(x) if torch.isnan(value) else x == value
+    return float(value), int(wanted.to(torch.uint8).argmax())
 
 
 def dense_linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -73,3 +73,26 @@ void unpack_row(const Weights& w, int64_t row, float* y) {
     }
   }
 }
+
+// The first of the largest of x [count], and its value; a NaN wins, wherever it is.
+int64_t best_of(const float* x, int64_t count, float* value) {
+  F top = splat(-std::numeric_limits<float>::infinity());
+  I magnitude = splat(int32_t(0));
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) {
+    const F v = load(x + i);
+    top = maximum(v, top);
+    magnitude = maximum(bits(v) & splat(int32_t(0x7fffffff)), magnitude);  // above infinity's bits: NaN
+  }
+  float peak = -std::numeric_limits<float>::infinity();
+  EACH for (int lane = 0; lane < kLanes; ++lane) peak = top.p[e][lane] > peak ? top.p[e][lane] : peak;
+  bool nan = largest(magnitude) > 0x7f800000;
+  for (; i < count; ++i) {
+    peak = x[i] > peak ? x[i] : peak;
+    nan = nan || x[i] != x[i];
+  }
+  int64_t found = 0;
+  while (found < count - 1 && !(nan ? x[found] != x[found] : x[found] == peak)) ++found;
+  *value = x[found];
+  return found;
+}

@@ -36,6 +36,7 @@ struct Stack {
   int64_t count;
   const Span* spans;
   const KV* stores;
+  const float* final_norm;
   float* x;
   int64_t rows, hidden;
   const float* extra;
@@ -159,7 +160,13 @@ struct Stack {
     each_row(team, 3 * hidden, [&](int64_t r, int thread) {
       add(l, l.extra_gate.present() ? l.extra_norm : l.mlp_post_norm, r, thread);
       if (l.scalar) chosen->scale_row(*l.scalar, hidden, x + r * hidden);
-      if (index + 1 < count) prepare(layers[index + 1], layers[index + 1].input_norm, r, narrow, thread);
+      if (index + 1 < count) {
+        prepare(layers[index + 1], layers[index + 1].input_norm, r, narrow, thread);
+      } else {
+        float* normed = space + 2 * thread * part;
+        norm(l, x + r * hidden, final_norm, hidden, normed, thread);
+        std::memcpy(x + r * hidden, normed, sizeof(float) * hidden);
+      }
     });
   }
 

@@ -1,14 +1,11 @@
 // Threads and scratch memory for native.cpp.
 //
-// Threads are those of the OpenMP runtime that torch has already loaded, found by name and not linked: a second
-// pool would fight the first for the cores, and this one sleeps when nothing is to do. Without it everything runs
-// on the caller's thread.
-//
-// A pass over a model is hundreds of short steps, and a parallel region for each would cost more than the small
-// steps take. So a Team is one region: the caller runs the program, the others serve it. A step is cut into pieces
-// that are claimed one by one from a counter; a slow core gets fewer, a thread that the system has put aside holds
-// up nothing that it has not claimed, and which thread does a piece never changes a result. Left out: Windows
-// threads.
+// A pass over a model is hundreds of short steps, each cut into pieces that are claimed one by one from a counter. A
+// slow core gets fewer pieces, a thread that the system has put aside holds up nothing that it has not claimed, and
+// which thread does a piece never changes a result. That is why these are threads of our own: in torch's (OpenMP's)
+// a step ends when every thread has come to its barrier, and with another process on one of two cores that is often
+// a whole time slice later. Ours are started when they are first needed, as many as torch is told to use, and sleep
+// between passes. Left out: Windows (everything runs on the caller's thread there).
 
 #pragma once
 
@@ -17,7 +14,7 @@
 #include <cstdlib>
 
 #if !defined(_WIN32)
-#include <dlfcn.h>
+#include <pthread.h>
 #include <sched.h>
 #endif
 #if defined(__x86_64__)
@@ -26,23 +23,11 @@
 
 namespace {
 
-using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-
-Parallel find_parallel() {
-#if defined(_WIN32)
-  return nullptr;
-#else
-  return reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-#endif
-}
-
-const Parallel kParallel = find_parallel();
-
-// A turn of a waiting loop: a few microseconds of polling, which is what a step lasts, then the core is offered to
+// A turn of a waiting loop: some microseconds of polling, which is what a step lasts, then the core is offered to
 // whoever else wants it.
 inline void wait_a_little(int turn) {
 #if !defined(_WIN32)
-  if (turn > 2000) {
+  if (turn > 1000) {
     sched_yield();
     return;
   }
@@ -56,10 +41,11 @@ inline void wait_a_little(int turn) {
 
 class Team {
  public:
+  static constexpr int kMost = 255;  // threads
   // Below this, in bytes touched or operations, a step stays on the caller's thread.
   static constexpr double kWorthSharing = 4e4;
 
-  explicit Team(int threads) : threads_(threads) {}
+  explicit constexpr Team(int threads = 1) : threads_(threads) {}
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
 
@@ -80,87 +66,161 @@ class Team {
     body_ = &body;
     items_ = items;
     step_ = step;
-    pieces_ = (items + step - 1) / step;
+    while ((items + step_ - 1) / step_ > kPieces) step_ *= 2;
+    pieces_ = (items + step_ - 1) / step_;
     done_.store(0, std::memory_order_relaxed);
     phase_ += 1;
-    open_.store(phase_ << 32 | uint64_t(pieces_), std::memory_order_release);
+    open_.store(phase_ << 32 | uint64_t(threads_) << 24 | uint64_t(pieces_), std::memory_order_release);
     while (work(0)) {
     }
     for (int turn = 0; done_.load(std::memory_order_acquire) < pieces_; ++turn) wait_a_little(turn);
   }
 
-  // What the other threads do until the program ends.
-  void serve(int thread) {
-    for (int turn = 0;; ++turn) {
-      if (work(thread)) {
-        turn = 0;
-      } else if (over_.load(std::memory_order_acquire)) {
-        return;
-      } else {
-        wait_a_little(turn);
-      }
-    }
-  }
-
-  void end() { over_.store(true, std::memory_order_release); }
-
  private:
+  friend class Pool;
+  static constexpr int64_t kPieces = (1 << 24) - 1;
+
   // Claims one piece and does it; false when there is none. The step's number is part of the counter, so a claim is
   // never of a step that has ended, and the fields below stay as they are until the claimed piece is done.
   bool work(int thread) {
     uint64_t open = open_.load(std::memory_order_acquire);
     do {
-      if (uint32_t(open) == 0) return false;
+      if ((open & uint64_t(kPieces)) == 0 || thread >= int(open >> 24 & 255)) return false;
     } while (!open_.compare_exchange_weak(open, open - 1, std::memory_order_acq_rel, std::memory_order_acquire));
-    const int64_t begin = (pieces_ - int64_t(uint32_t(open))) * step_;
+    const int64_t begin = (pieces_ - int64_t(open & uint64_t(kPieces))) * step_;
     call_(body_, begin, begin + step_ < items_ ? begin + step_ : items_, thread);
     done_.fetch_add(1, std::memory_order_release);
     return true;
   }
 
-  const int threads_;
+  int threads_;
   uint64_t phase_ = 0;
   void (*call_)(const void*, int64_t, int64_t, int) = nullptr;
   const void* body_ = nullptr;
   int64_t items_ = 0, step_ = 1, pieces_ = 0;
-  std::atomic<bool> over_{false};
-  alignas(64) std::atomic<uint64_t> open_{0};  // number of the step, pieces that nobody has claimed
+  alignas(64) std::atomic<uint64_t> open_{0};  // number of the step, threads it is for, pieces that nobody has claimed
   alignas(64) std::atomic<int64_t> done_{0};
 };
 
+#if defined(_WIN32)
+
 template <class Program>
-struct Region {
-  const Program& program;
-  Team& team;
-  const std::atomic<bool>* caller;  // an address in the caller's own thread
-  std::atomic<int> joined{1};
-  static std::atomic<bool>* here() {
-    static thread_local std::atomic<bool> mark{false};
-    return &mark;
+void with_team(int, double, const Program& program) {
+  Team alone;
+  program(alone);
+}
+
+#else
+
+// The threads of the process. They are never joined: between regions they hold nothing, and poll for `kPatience`
+// turns before they sleep.
+class Pool {
+ public:
+  // Starts a region with up to `threads` threads, the caller's included; null when another caller has them.
+  Team* open(int threads) {
+    if (busy_.exchange(true, std::memory_order_acquire)) return nullptr;
+    threads = threads < Team::kMost ? threads : Team::kMost;
+    while (started_ < threads - 1 && start()) {
+    }
+    team_.threads_ = threads < started_ + 1 ? threads : started_ + 1;
+    running_.store(true, std::memory_order_seq_cst);
+    if (sleeping_.load(std::memory_order_seq_cst) > 0) {
+      pthread_mutex_lock(&mutex_);
+      pthread_cond_broadcast(&woken_);
+      pthread_mutex_unlock(&mutex_);
+    }
+    return &team_;
   }
-  static void enter(void* self) {
-    Region& region = *static_cast<Region*>(self);
-    if (here() == region.caller) {
-      region.program(region.team);
-      region.team.end();
+
+  void close() {
+    running_.store(false, std::memory_order_release);
+    busy_.store(false, std::memory_order_release);
+  }
+
+ private:
+  static constexpr int kPatience = 2000;
+
+  struct Start {
+    Pool* pool;
+    int thread;
+  };
+
+  bool start() {
+    Start* start = static_cast<Start*>(std::malloc(sizeof(Start)));
+    if (!start) return false;
+    *start = Start{this, started_ + 1};
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_t id;
+    const bool made = pthread_create(&id, &attributes, &Pool::main, start) == 0;
+    pthread_attr_destroy(&attributes);
+    if (made) {
+      started_ += 1;
     } else {
-      region.team.serve(region.joined.fetch_add(1));
+      std::free(start);
+    }
+    return made;
+  }
+
+  static void* main(void* self) {
+    const Start start = *static_cast<Start*>(self);
+    std::free(self);
+    start.pool->serve(start.thread);
+    return nullptr;
+  }
+
+  void serve(int thread) {
+    for (int turn = 0;; ++turn) {
+      if (team_.work(thread)) {
+        turn = 0;
+      } else if (turn < kPatience || running_.load(std::memory_order_acquire)) {
+        wait_a_little(turn);
+      } else {
+        pthread_mutex_lock(&mutex_);
+        // counted before looking, so that a region that starts now either sees the sleeper or is seen by it
+        sleeping_.fetch_add(1, std::memory_order_seq_cst);
+        while (!running_.load(std::memory_order_seq_cst)) pthread_cond_wait(&woken_, &mutex_);
+        sleeping_.fetch_sub(1, std::memory_order_relaxed);
+        pthread_mutex_unlock(&mutex_);
+        turn = 0;
+      }
     }
   }
+
+  Team team_{1};
+  int started_ = 0;
+  std::atomic<bool> busy_{false}, running_{false};
+  std::atomic<int> sleeping_{0};
+  pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
+  pthread_cond_t woken_ = PTHREAD_COND_INITIALIZER;
 };
+
+Pool* pool = nullptr;
+
+// A forked child has none of its parent's threads: it starts its own. The parent's pool stays where it is, unused.
+void make_pool() { pool = new Pool; }
 
 // program(team) with a team of up to `threads`; alone where `cost` is too small to wake anybody.
 template <class Program>
 void with_team(int threads, double cost, const Program& program) {
-  if (threads <= 1 || !kParallel || cost < 2e5) {
-    Team alone(1);
-    program(alone);
-    return;
+  if (threads > 1 && cost >= 2e5) {
+    static const bool made = [] {
+      make_pool();
+      return pthread_atfork(nullptr, nullptr, make_pool) == 0;
+    }();
+    Pool* const here = pool;
+    if (Team* team = made ? here->open(threads) : nullptr) {
+      program(*team);
+      here->close();
+      return;
+    }
   }
-  Team team(threads);
-  Region<Program> region{program, team, Region<Program>::here()};
-  kParallel(&Region<Program>::enter, &region, unsigned(threads), 0);
+  Team alone;
+  program(alone);
 }
+
+#endif
 
 // Freed at the end of the scope; null when there is no memory.
 struct Scratch {

@@ -188,14 +188,16 @@ class Rotations:
 
 
 class Stack:
-    """Decoder layers one after the other: in one native call where the kernels can, else op by op, to the same bits.
+    """Decoder layers one after the other, and the norm after the last: in one native call where the kernels can, else
+    op by op, to the same bits.
 
     `stores`: for each layer the index of the K/V in the cache that it reads, and writes where it has a k_proj.
     """
 
-    def __init__(self, layers: Sequence[Layer], stores: Sequence[int]) -> None:
-        self.layers, self.stores = tuple(layers), tuple(stores)
-        self._fused = kernels.fuse([layer.weights(store) for layer, store in zip(layers, stores, strict=True)])
+    def __init__(self, layers: Sequence[Layer], stores: Sequence[int], norm: Tensor, eps: float) -> None:
+        self.layers, self.stores, self.norm, self.eps = tuple(layers), tuple(stores), norm, eps
+        assert all(layer.eps == eps for layer in layers)
+        self._fused = kernels.fuse([layer.weights(store) for layer, store in zip(layers, stores, strict=True)], norm)
 
     def __call__(
         self, x: Tensor, spans: Mapping[str, Span], cache: KVCache, start: int, extra: Tensor | None = None
@@ -208,7 +210,7 @@ class Stack:
             assert store is not None
             slice_i = None if extra is None else extra[:, i].contiguous()  # [T, width]
             x = layer(x, spans[layer.spec.kind], store, start, slice_i)
-        return x
+        return kernels.rms_norm(x, self.norm, self.eps)
 
 
 class Decoder:
@@ -225,12 +227,12 @@ class Decoder:
     ) -> None:
         self.spec = spec
         self.embedding = embedding
-        self.stack = Stack(
-            layers, [i if kv is None else kv for i, kv in enumerate(layer.spec.kv_layer for layer in layers)]
-        )
+        stores = [i if kv is None else kv for i, kv in enumerate(layer.spec.kv_layer for layer in layers)]
+        self.stack = Stack(layers, stores, norm, spec.norm_eps)
         self.norm = norm
         self.head = head
         self.per_layer = per_layer
+        self._windows = {layer.kind: layer.window for layer in spec.layers}
         self.device = norm.device
         self.dtype = norm.dtype
         self.rotations = Rotations(spec.ropes, self.dtype, self.device)
@@ -266,8 +268,7 @@ class Decoder:
         x = self.embed(ids)
         spans = self.spans(start, ids.shape[0])
         extra = None if self.per_layer is None else self.per_layer(ids, x)
-        x = self.stack(x, spans, cache, start, extra)
-        return kernels.rms_norm(x, self.norm, self.spec.norm_eps)
+        return self.stack(x, spans, cache, start, extra)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -290,7 +291,7 @@ class Decoder:
         """Per layer kind: rope of positions start .. start + rows - 1, and what each row sees (itself included)."""
         end = [start + t + 1 for t in range(rows)]
         spans = {}
-        for kind, window in {layer.kind: layer.window for layer in self.spec.layers}.items():
+        for kind, window in self._windows.items():
             first = [0 if window is None else max(0, e - window) for e in end]
             spans[kind] = Span(*self.rotations(kind, start, rows), first, end)
         return spans
