@@ -41,11 +41,16 @@ inline void wait_a_little(int turn) {
 
 class Team {
  public:
-  static constexpr int kMost = 255;  // threads
+  static constexpr int kMost = 64;  // threads
   // Below this, in bytes touched or operations, a step stays on the caller's thread.
   static constexpr double kWorthSharing = 4e4;
 
-  explicit constexpr Team(int threads = 1) : threads_(threads) {}
+  // Of the pieces that nobody has claimed: how many threads the step is for, the first, and the one after the last.
+  struct alignas(64) Share {
+    std::atomic<uint64_t> left{0};
+  };
+
+  explicit Team(Share* shares = nullptr) : share_(shares) {}
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
 
@@ -66,40 +71,50 @@ class Team {
     body_ = &body;
     items_ = items;
     step_ = step;
-    while ((items + step_ - 1) / step_ > kPieces) step_ *= 2;
-    pieces_ = (items + step_ - 1) / step_;
+    while ((items + step_ - 1) / step_ > int64_t(kPieces)) step_ *= 2;
+    const int64_t pieces = (items + step_ - 1) / step_;
     done_.store(0, std::memory_order_relaxed);
-    phase_ += 1;
-    open_.store(phase_ << 32 | uint64_t(threads_) << 24 | uint64_t(pieces_), std::memory_order_release);
+    for (int t = 0; t < threads_; ++t)
+      share_[t].left.store(
+          uint64_t(threads_) << 56 | uint64_t(pieces * t / threads_) << 28 | uint64_t(pieces * (t + 1) / threads_),
+          std::memory_order_release);
     while (work(0)) {
     }
-    for (int turn = 0; done_.load(std::memory_order_acquire) < pieces_; ++turn) wait_a_little(turn);
+    for (int turn = 0; done_.load(std::memory_order_acquire) < pieces; ++turn) wait_a_little(turn);
   }
 
  private:
   friend class Pool;
-  static constexpr int64_t kPieces = (1 << 24) - 1;
+  static constexpr uint64_t kPieces = (1 << 28) - 1;
 
-  // Claims one piece and does it; false when there is none. The step's number is part of the counter, so a claim is
-  // never of a step that has ended, and the fields below stay as they are until the claimed piece is done.
+  // Does one piece: the next of this thread's share, or else the last of another's. A share is a run of pieces, so
+  // that a thread reads its weights in the order that they lie in memory. False when nothing is left. What the
+  // fields below say belongs to whatever is claimed: they stay as they are until the last claimed piece is done.
   bool work(int thread) {
-    uint64_t open = open_.load(std::memory_order_acquire);
-    do {
-      if ((open & uint64_t(kPieces)) == 0 || thread >= int(open >> 24 & 255)) return false;
-    } while (!open_.compare_exchange_weak(open, open - 1, std::memory_order_acq_rel, std::memory_order_acquire));
-    const int64_t begin = (pieces_ - int64_t(open & uint64_t(kPieces))) * step_;
-    call_(body_, begin, begin + step_ < items_ ? begin + step_ : items_, thread);
-    done_.fetch_add(1, std::memory_order_release);
-    return true;
+    const int threads = int(share_[thread].left.load(std::memory_order_acquire) >> 56);
+    for (int i = 0; i < threads; ++i) {
+      std::atomic<uint64_t>& share = share_[(thread + i) % threads].left;
+      uint64_t left = share.load(std::memory_order_acquire);
+      while (thread < int(left >> 56) && (left >> 28 & kPieces) < (left & kPieces)) {
+        const uint64_t piece = i == 0 ? left >> 28 & kPieces : (left & kPieces) - 1;
+        if (!share.compare_exchange_weak(left, i == 0 ? left + (uint64_t(1) << 28) : left - 1,
+                                         std::memory_order_acq_rel, std::memory_order_acquire))
+          continue;
+        const int64_t begin = int64_t(piece) * step_;
+        call_(body_, begin, begin + step_ < items_ ? begin + step_ : items_, thread);
+        done_.fetch_add(1, std::memory_order_release);
+        return true;
+      }
+    }
+    return false;
   }
 
-  int threads_;
-  uint64_t phase_ = 0;
+  int threads_ = 1;
   void (*call_)(const void*, int64_t, int64_t, int) = nullptr;
   const void* body_ = nullptr;
-  int64_t items_ = 0, step_ = 1, pieces_ = 0;
-  alignas(64) std::atomic<uint64_t> open_{0};  // number of the step, threads it is for, pieces that nobody has claimed
+  int64_t items_ = 0, step_ = 1;
   alignas(64) std::atomic<int64_t> done_{0};
+  Share* const share_;
 };
 
 #if defined(_WIN32)
@@ -188,7 +203,8 @@ class Pool {
     }
   }
 
-  Team team_{1};
+  Team::Share shares_[Team::kMost];
+  Team team_{shares_};
   int started_ = 0;
   std::atomic<bool> busy_{false}, running_{false};
   std::atomic<int> sleeping_{0};
