@@ -97,6 +97,7 @@ INLINE void scores_of(const float* q, int64_t q_stride, const Rows& keys, int64_
       for (int h = 0; h < HEADS; ++h) query[h] = load(q + h * q_stride + d);
       for (int i = 0; i < kKeys; ++i) {
         const F k = load(key + i * keys.stride + d);
+        __builtin_prefetch(key + (i + kKeys) * keys.stride + d);
         for (int h = 0; h < HEADS; ++h) total[h * kKeys + i] = total[h * kKeys + i] + query[h] * k;
       }
     }
@@ -178,6 +179,7 @@ INLINE void mix(const float* weights, int64_t weights_stride, const Rows& values
     for (int c = 0; c < PIECES; ++c) total[h][c] = load(y + h * y_stride + 16 * c);
   for (int64_t j = 0; j < count; ++j) {
     F v[PIECES];
+    for (int c = 0; c < PIECES; ++c) __builtin_prefetch(values.data + (j + 16) * values.stride + 16 * c);
     for (int c = 0; c < PIECES; ++c) v[c] = load(values.data + j * values.stride + 16 * c);
     for (int h = 0; h < HEADS; ++h) {
       const F w = splat(weights[h * weights_stride + j]);

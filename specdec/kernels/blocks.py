@@ -17,6 +17,7 @@ GGUF formats that need them are converted by the reader in `specdec/weights`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -67,8 +68,12 @@ class BlockTensor:
         return self.q.device
 
     def to(self, device: torch.device | str) -> BlockTensor:
-        minimum = None if self.minimum is None else self.minimum.to(device)
-        return BlockTensor(self.q.to(device), self.scale.to(device), minimum, self.bits, self.rows, self.columns)
+        return self.moved(lambda part: part.to(device))
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> BlockTensor:
+        """The same matrix, each part where `move` puts it."""
+        minimum = None if self.minimum is None else move(self.minimum)
+        return BlockTensor(move(self.q), move(self.scale), minimum, self.bits, self.rows, self.columns)
 
 
 def pack_blocks(values: Tensor, scale: Tensor, minimum: Tensor | None, bits: int) -> BlockTensor:

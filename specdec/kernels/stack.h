@@ -137,24 +137,28 @@ struct Stack {
                       activated = memory.narrowed(l.gate.outputs);
     if (index == 0)
       each_row(team, hidden, [&](int64_t r, int thread) { prepare(l, l.input_norm, r, narrow, thread); });
-    Product projections[3] = {{&l.q, q}};
-    int made = 1;
-    if (l.k.present()) projections[made++] = {&l.k, k};
-    if (l.v.present()) projections[made++] = {&l.v, v};
+    Product projections[3];
+    const int made = projections_of(l, projections);
+    const Product out{&l.o, z}, gate{&l.gate, wide}, down{&l.down, z};
+    expect(team, &out, 1);
     multiply(team, narrow, projections, made);
     each_row(team, (l.heads + 2 * l.kv_heads) * l.head_dim, [&](int64_t r, int thread) { place(l, r, thread); });
     Attention a = attention_of(l);
     attend(team, a, attention);
     attended.quantise(team, y, l.heads * l.head_dim);
-    const Product out{&l.o, z};
+    expect(team, &gate, 1);
     multiply(team, attended, &out, 1);
     each_row(team, 3 * hidden, [&](int64_t r, int thread) {
       add(l, l.attention_norm, r, thread);
       prepare(l, l.mlp_norm, r, narrow, thread);
     });
+    expect(team, &down, 1);
     multiply_gated(team, narrow, l.gate, l.up, l.gelu != 0, wide);
     activated.quantise(team, wide, l.gate.outputs);
-    const Product down{&l.down, z};
+    if (index + 1 < count) {
+      Product following[3];
+      expect(team, following, projections_of(layers[index + 1], following));
+    }
     multiply(team, activated, &down, 1);
     if (l.extra_gate.present()) feed(team, index, memory);
     each_row(team, 3 * hidden, [&](int64_t r, int thread) {
@@ -168,6 +172,15 @@ struct Stack {
         std::memcpy(x + r * hidden, normed, sizeof(float) * hidden);
       }
     });
+  }
+
+  // The projections of attention, and how many they are.
+  int projections_of(const Layer& l, Product (&products)[3]) const {
+    int made = 0;
+    products[made++] = {&l.q, q};
+    if (l.k.present()) products[made++] = {&l.k, k};
+    if (l.v.present()) products[made++] = {&l.v, v};
+    return made;
   }
 
   // Norm and rotation of a row's queries and keys; its K and V go to the store.

@@ -94,24 +94,48 @@ void multiply(Team& team, const Activations& x, const Product* products, int cou
   });
 }
 
+// The next shared product will be this one.
+void expect(Team& team, const Product* products, int count) {
+  int64_t groups = 0;
+  for (int p = 0; p < count; ++p) groups += products[p].matrix->groups();
+  for (int thread = 0; thread < team.threads(); ++thread) {
+    int64_t group = team.first_of(groups, piece_of(groups, team.threads()), thread);
+    int p = 0;
+    while (p + 1 < count && group >= products[p].matrix->groups()) group -= products[p++].matrix->groups();
+    const Matrix& m = *products[p].matrix;
+    const int64_t size = m.w.blocks * 64 * m.w.bits;  // of a group
+    team.expect(thread, m.w.q + group * size, (m.groups() - group) * size);
+  }
+}
+
+// Groups of `gate` between two switches to `up`: long enough runs for memory, and weights of both that stay in the
+// second-level cache for the next rows of a prefill.
+constexpr int64_t kRun = 4;
+
 // act(gate x) * (up x), [rows, outputs].
 void multiply_gated(Team& team, const Activations& x, const Matrix& gate, const Matrix& up, bool gelu, float* y) {
   const int64_t groups = gate.groups(), width = gate.outputs;
   const double cost = cost_of(gate, x.rows) + cost_of(up, x.rows);
   team.spread(groups, piece_of(groups, team.threads()), cost, [&](int64_t begin, int64_t end, int) {
-    float open[kTile * 16], flow[kTile * 16];
-    for (int64_t g = begin; g < end; ++g)
+    float open[kTile * kRun * 16], flow[kTile * kRun * 16];
+    for (int64_t g = begin; g < end; g += kRun) {
+      const int64_t groups = smaller(kRun, end - g), stride = groups * 16, columns = smaller(stride, width - g * 16);
+      const auto run = [&](const Matrix& m, const Tile& tile, float* to) {
+        for (int64_t j = 0; j < groups; ++j)
+          chosen->multiply(m.w, g + j, tile, to + j * 16, stride, int(smaller(16, columns - j * 16)));
+        if (m.bias)
+          for (int r = 0; r < tile.rows; ++r) chosen->add_row(m.bias + g * 16, columns, to + r * stride);
+      };
       for (int64_t i = 0; i < x.tiles(); ++i) {
         const Tile tile = x.tile(i);
-        const int count = int(smaller(16, width - g * 16));
-        chosen->multiply(gate.w, g, tile, open, 16, count);
-        chosen->multiply(up.w, g, tile, flow, 16, count);
+        run(gate, tile, open);
+        run(up, tile, flow);
         for (int r = 0; r < tile.rows; ++r) {
-          if (gate.bias) chosen->add_row(gate.bias + g * 16, count, open + r * 16);
-          if (up.bias) chosen->add_row(up.bias + g * 16, count, flow + r * 16);
-          chosen->gate_row(open + r * 16, flow + r * 16, count, gelu, y + (i * kTile + r) * width + g * 16);
+          float* to = y + (i * kTile + r) * width + g * 16;
+          chosen->gate_row(open + r * stride, flow + r * stride, columns, gelu, to);
         }
       }
+    }
   });
 }
 
@@ -166,12 +190,15 @@ void attend(Team& team, const Attention& all, const AttentionScratch& space) {
     a.scores = space.scores;
     a.over = space.over;
     bounds_of(a);
-    const int64_t tiles = (a.span + kPositions - 1) / kPositions, parts = (s.value_width + kColumns - 1) / kColumns;
+    // some pieces for each thread, also of a short text
+    const int64_t fair = a.span * a.kv_heads / (4 * team.threads()) & ~int64_t(15);
+    const int64_t step = larger(16, smaller(fair, kPositions));
+    const int64_t tiles = (a.span + step - 1) / step, parts = (s.value_width + kColumns - 1) / kColumns;
     const double cost = cost_of(a) / 2;
     team.spread(a.kv_heads * tiles, 1, cost, [&](int64_t begin, int64_t end, int thread) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t from = a.low + i % tiles * kPositions;
-        chosen->score(a, i / tiles, from, smaller(from + kPositions, a.high), space.tiles + thread * space.tile);
+        const int64_t from = a.low + i % tiles * step;
+        chosen->score(a, i / tiles, from, smaller(from + step, a.high), space.tiles + thread * space.tile);
       }
     });
     team.spread(a.rows * a.heads, 1, 16.0 * a.rows * a.heads * a.span, [&](int64_t begin, int64_t end, int) {

@@ -45,9 +45,15 @@ class Team {
   // Below this, in bytes touched or operations, a step stays on the caller's thread.
   static constexpr double kWorthSharing = 4e4;
 
-  // Of the pieces that nobody has claimed: how many threads the step is for, the first, and the one after the last.
-  struct alignas(64) Share {
+  // A thread's part of a step. `left`, of the pieces that nobody has claimed: how many threads the step is for, the
+  // first, and the one after the last. `next`: where the thread's part of a later step begins in memory, of which it
+  // has asked for the first `asked` bytes while it waited.
+  struct alignas(128) Share {
     std::atomic<uint64_t> left{0};
+    alignas(64) std::atomic<const char*> next{nullptr};
+    std::atomic<int64_t> bytes{0};
+    const char* asking = nullptr;
+    int64_t asked = 0;
   };
 
   explicit Team(Share* shares = nullptr) : share_(shares) {}
@@ -80,12 +86,42 @@ class Team {
           std::memory_order_release);
     while (work(0)) {
     }
-    for (int turn = 0; done_.load(std::memory_order_acquire) < pieces; ++turn) wait_a_little(turn);
+    for (int turn = 0; done_.load(std::memory_order_acquire) < pieces; ++turn)
+      if (!ask(0)) wait_a_little(turn);
+  }
+
+  // The first of `items` that `thread` will be given by spread().
+  int64_t first_of(int64_t items, int64_t step, int thread) const {
+    return (items + step - 1) / step * thread / threads_ * step;
+  }
+
+  // A later step of `thread` reads `bytes` from `next` on: it may ask for them while it waits. Most steps between two
+  // products are one thread's, and memory would lie idle.
+  void expect(int thread, const void* next, int64_t bytes) {
+    if (!share_) return;
+    share_[thread].bytes.store(bytes < kAsked ? bytes : kAsked, std::memory_order_relaxed);
+    share_[thread].next.store(static_cast<const char*>(next), std::memory_order_relaxed);
   }
 
  private:
   friend class Pool;
   static constexpr uint64_t kPieces = (1 << 28) - 1;
+  static constexpr int64_t kAsked = 256 << 10;  // bytes: a part of the second-level cache
+
+  // Prefetches a little of what is expected; false when there is nothing to ask for.
+  bool ask(int thread) {
+    if (!share_) return false;
+    Share& s = share_[thread];
+    const char* next = s.next.load(std::memory_order_relaxed);
+    if (next != s.asking) {
+      s.asking = next;
+      s.asked = 0;
+    }
+    if (s.asked >= s.bytes.load(std::memory_order_relaxed)) return false;
+    for (int i = 0; i < 8; ++i) __builtin_prefetch(next + s.asked + 64 * i, 0, 2);
+    s.asked += 512;
+    return true;
+  }
 
   // Does one piece: the next of this thread's share, or else the last of another's. A share is a run of pieces, so
   // that a thread reads its weights in the order that they lie in memory. False when nothing is left. What the
@@ -189,6 +225,8 @@ class Pool {
     for (int turn = 0;; ++turn) {
       if (team_.work(thread)) {
         turn = 0;
+      } else if (team_.ask(thread)) {
+        continue;
       } else if (turn < kPatience || running_.load(std::memory_order_acquire)) {
         wait_a_little(turn);
       } else {

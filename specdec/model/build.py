@@ -12,8 +12,9 @@ from torch import Tensor
 from specdec.model.decoder import Decoder, Layer, Linear, PerLayerEmbedding
 from specdec.model.names import expected_tensors, gguf_name, hf_names, ignorable
 from specdec.model.spec import DecoderSpec
+from specdec.weights.arena import Arena
 from specdec.weights.checkpoint import Checkpoint
-from specdec.weights.tensors import Storage, Weight
+from specdec.weights.tensors import BlockWeight, Storage, Weight
 
 Progress = Callable[[str], None]
 _LISTED = 8  # tensors of a kind that an error lists
@@ -170,12 +171,15 @@ class TensorReader:
         self.spec, self.source, self.dtype, self.device = spec, source, dtype, device
         self.quantize, self.progress = quantize, progress
         self.wanted = expected_tensors(spec)
+        self._arena = Arena()
 
     def matrix(self, name: str) -> Weight:
         vocabulary = name in ("embed_tokens.weight", "lm_head.weight")
         storage: Storage = "int8" if vocabulary and self.quantize == "int4" else self.quantize
         weight = self.source.checkpoint.weight(self.source.names[name], self.dtype, storage, self._rows(name))
         self._read(name)
+        if self.device.type == "cpu" and weight.packed is not None:  # floats may be another model's own
+            return BlockWeight(weight.packed.moved(self._arena.place))
         return weight.to(self.device)
 
     def vector(self, name: str) -> Tensor | None:
