@@ -80,23 +80,6 @@ def test_instruction_sets_share_their_bits_where_torch_has_others() -> None:
             torch.testing.assert_close(mine, torchs, rtol=3e-6, atol=2e-6)
 
 
-@needs_library
-def test_the_library_shares_torch_threads_and_brings_none() -> None:
-    library = native.load()
-    assert isinstance(library, native.Native)
-    text = library.path.read_bytes()
-    assert b"libgomp" not in text
-    assert b"libomp" not in text
-    if sys.platform == "linux" and torch.backends.openmp.is_available():
-        assert library.has_threads
-        before = torch.get_num_threads()
-        torch.set_num_threads(3)
-        try:
-            assert kernels.choose("native").endswith("3 threads")
-        finally:
-            torch.set_num_threads(before)
-
-
 def test_choosing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels.choose("reference").startswith("torch reference")
     with pytest.raises(ValueError, match="native:portable"):

@@ -20,6 +20,9 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace {
 
@@ -295,12 +298,21 @@ class Arena {
   template <class T>
   T* take(int64_t count) {
     char* part = data_ + used_;
-    used_ += (size_t(count) * sizeof(T) + 63) & ~size_t(63);
+    const size_t bytes = size_t(count) * sizeof(T), room = (bytes + 63) & ~size_t(63);
+    used_ += room + kGap;
+#if defined(__SANITIZE_ADDRESS__)
+    if (data_) ASAN_POISON_MEMORY_REGION(part + bytes, room - bytes + kGap);  // else parts would hide each other's ends
+#endif
     return reinterpret_cast<T*>(part);
   }
   size_t used() const { return used_; }
 
  private:
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr size_t kGap = 64;
+#else
+  static constexpr size_t kGap = 0;
+#endif
   char* data_;
   size_t used_ = 0;
 };
