@@ -25,7 +25,7 @@ from torch import Tensor
 from specdec import kernels
 from specdec.cache import KVCache
 from specdec.kernels import Span
-from specdec.model.decoder import Linear, Rotations, Stack
+from specdec.model.decoder import Linear, Rotations, Stack, TextPass
 from specdec.model.families import decoder_spec
 from specdec.model.spec import DecoderSpec, LayerSpec
 from specdec.weights.tensors import Weight
@@ -165,7 +165,7 @@ class Assistant:
         spans = {}
         for kind, window in {layer.spec.kind: layer.spec.window for layer in self.stack.layers}.items():
             first = 0 if window is None else max(0, position - 1 - window)
-            spans[kind] = Span(*self.rotations(kind, position, 1), [first], [position])
+            spans[kind] = Span(*self.rotations(kind, [(position, 1)]), [first], [position])
         return spans
 
     def step(self, embedding: Tensor, hidden: Tensor, spans: dict[str, Span], cache: KVCache) -> tuple[Tensor, Tensor]:
@@ -176,5 +176,5 @@ class Assistant:
         the head's input [1, hidden] and the next step's `hidden`.
         """
         x = self.pre(torch.cat((embedding, hidden), dim=-1))  # [1, 2 * backbone hidden] -> [1, hidden]
-        x = self.stack(x, spans, cache, cache.length)
+        x = self.stack(x, spans, [TextPass(cache, cache.length, 1)])
         return x, self.post(x)

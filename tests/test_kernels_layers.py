@@ -104,3 +104,39 @@ def test_a_cache_that_grows_is_read_where_it_is_now() -> None:
     decoder, ids = quantised("llama", "int8"), prompt(600, seed=6)[0]
     expected = run(decoder, ids, 60, fused=False)
     assert torch.equal(run(decoder, ids, 50, fused=True), expected)  # the store moves at 256 and at 512 positions
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_of_many_texts_have_the_bits_of_each_alone(family: str, fused: bool) -> None:
+    decoder = quantised(family, "mixed")
+    decoder = Decoder(decoder.spec, decoder.embedding, decoder.layers, decoder.norm, decoder.head, decoder.per_layer)
+    if not fused:
+        decoder.stack._fused = None
+    # texts of very different lengths, with passes of ragged rows of which some are forgotten again
+    texts = [prompt(length, seed=length)[0] for length in (5, LENGTH, 3, 2 * WINDOW, WINDOW - 1)]
+    alone = [run(decoder, text, 7, fused=True) for text in texts]
+    caches, done = [decoder.new_cache() for _ in texts], [0] * len(texts)
+    turn = 0
+    while active := [i for i, text in enumerate(texts) if done[i] < len(text)]:
+        turn += 1
+        rows = [texts[i][done[i] : done[i] + 1 + (turn * (i + 3)) % 9] for i in active]
+        hidden = decoder.forward_many(rows, [caches[i] for i in active])
+        for i, part in zip(active, hidden.split([len(r) for r in rows]), strict=True):
+            assert torch.equal(part, alone[i][done[i] : done[i] + len(part)]), f"text {i} at {done[i]}"
+            kept = max(1, len(part) - turn % 3)
+            caches[i].commit(kept)
+            done[i] += kept
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_many_texts_on_any_number_of_threads(count: int) -> None:
+    decoder = quantised("gemma3", "int8")
+    texts = [prompt(64 - 9 * i, seed=i)[0] for i in range(6)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        found = decoder.forward_many(texts, [decoder.new_cache() for _ in texts])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found, torch.cat([decoder.forward(text, decoder.new_cache()) for text in texts]))

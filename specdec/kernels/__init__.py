@@ -22,7 +22,7 @@ from torch import Tensor
 from specdec.kernels import native as _native
 from specdec.kernels import reference as _reference
 from specdec.kernels.blocks import BlockTensor, pack_blocks, unpack_blocks
-from specdec.kernels.layers import FusedLayers, LayerWeights, Matrix, Span, plain
+from specdec.kernels.layers import FusedLayers, LayerWeights, Matrix, Span, TextRows, plain
 from specdec.kernels.store import KVView, Rebuild
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Matrix",
     "Rebuild",
     "Span",
+    "TextRows",
     "active",
     "attention",
     "best",

@@ -8,8 +8,10 @@ code walks them. Left out: stores that are not float32 with keys, because nothin
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from ctypes import Structure, addressof, c_float, c_int64, c_void_p
+from ctypes import Array, Structure, addressof, c_float, c_int64, c_void_p
 from dataclasses import dataclass, fields
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from torch import Tensor
 from specdec.kernels.blocks import BlockTensor
 from specdec.kernels.native import Native, Store, store_of
 from specdec.kernels.store import KVView
+
+Views = Sequence[KVView | None]
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,17 @@ class Span:
     first: Sequence[int]
     end: Sequence[int]
 
+    def part(self, rows: slice) -> Span:
+        """Some of the rows."""
+        return Span(self.cos[rows], self.sin[rows], self.first[rows], self.end[rows])
+
+
+class TextRows(NamedTuple):
+    """How many rows of one text, and its cache's stores: the same object until one of them changes (None: not read)."""
+
+    rows: int
+    views: Views
+
 
 class _Matrix(Structure):
     _fields_ = (
@@ -130,27 +145,26 @@ class FusedLayers:
         self._kinds = tuple(dict.fromkeys(layer.kind for layer in layers))
         self._weights = tuple(layers)  # the structures below point into these
         self._layers = (_Layer * len(layers))(*(self._layer(layer) for layer in layers))
-        self._views: Sequence[KVView | None] = ()
-        self._stores = (Store * 0)()
+        self._tables: dict[int, tuple[Views, Array[Store]]] = {}
 
     def __call__(
         self,
         x: Tensor,
         spans: Mapping[str, Span],
-        views: Sequence[KVView | None],
+        texts: Sequence[TextRows],
         extra: Tensor | None = None,
     ) -> Tensor:
         """Rows x [T, hidden] float32 through all layers and the norm after them, in place; returns x.
 
-        `views`: the cache's stores, the same object until one of them changes (None: read by no layer). `extra`
-        [T, layers, width] float32: per-layer inputs of the layers that want them.
+        `texts`: whose rows these are, in their order. `extra` [T, layers, width] float32: per-layer inputs of the
+        layers that want them.
         """
-        assert x.dtype is torch.float32 and x.is_contiguous()
-        if views is not self._views:
-            self._views = views
-            assert all(v is None or (v.keys is not None and v.values.dtype is torch.float32) for v in views)
-            self._stores = (Store * len(views))(*(Store() if v is None else store_of(v) for v in views))
         rows = x.shape[0]
+        assert x.dtype is torch.float32 and x.is_contiguous() and sum(text.rows for text in texts) == rows
+        # Kept as long as they are in use: to make a text's table anew costs as much as a small pass.
+        self._tables = {id(text.views): self._table(text.views) for text in texts}
+        starts = (c_int64 * (len(texts) + 1))(0, *accumulate(text.rows for text in texts))
+        stores = (c_void_p * len(texts))(*(addressof(self._tables[id(text.views)][1]) for text in texts))
         bounds = c_int64 * rows
         kept = []  # alive until the call returns
         table = (_Span * len(self._kinds))()
@@ -163,8 +177,15 @@ class FusedLayers:
             entry.first, entry.end = addressof(first), addressof(end)
         if extra is not None:
             extra = extra.contiguous()
-        self._library.layers(self._layers, table, self._stores, self._norm, x, extra)
+        self._library.layers(self._layers, table, starts, stores, self._norm, x, extra)
         return x
+
+    def _table(self, views: Views) -> tuple[Views, Array[Store]]:
+        """`views`, so that they live, and the structures that point into them."""
+        if (known := self._tables.get(id(views))) is not None:
+            return known
+        assert all(v is None or (v.keys is not None and v.values.dtype is torch.float32) for v in views)
+        return views, (Store * len(views))(*(Store() if v is None else store_of(v) for v in views))
 
     @property
     def usable(self) -> bool:

@@ -318,12 +318,13 @@ API int specdec_gated(const float* gate, const float* up, int gelu, float* y, in
 // Index of the largest of x [count], count > 0; its value goes to *value.
 API int64_t specdec_best(const float* x, int64_t count, float* value) { return chosen->best_of(x, count, value); }
 
-// x [rows, hidden] through `count` decoder layers and a last norm of weight `final_norm` [hidden], in place. `stores`
-// are indexed by Layer::store, `spans` by Layer::kind; `extra` [rows, count, extra width] or null. 1 when out of
-// memory, 2 when a row sees more positions than a store has slots.
-API int specdec_layers(const Layer* layers, int64_t count, const Span* spans, const KV* stores,
-                       const float* final_norm, float* x, int64_t rows, int64_t hidden, const float* extra,
-                       int64_t extra_width, int threads) {
-  Stack stack{layers, count, spans, stores, final_norm, x, rows, hidden, extra, extra_width};
+// x [rows, hidden] through `count` decoder layers and a last norm of weight `final_norm` [hidden], in place. The rows
+// belong to `texts` texts, one after the other: those of text i begin at starts[i], and Layer::store indexes stores[i].
+// `spans` are indexed by Layer::kind; `extra` [rows, count, extra width] or null. 1 when out of memory, 2 when a row
+// sees more positions than a store has slots.
+API int specdec_layers(const Layer* layers, int64_t count, const Span* spans, int64_t texts, const int64_t* starts,
+                       const KV* const* stores, const float* final_norm, float* x, int64_t rows,
+                       int64_t hidden, const float* extra, int64_t extra_width, int threads) {
+  Stack stack{layers, count, spans, {texts, starts, stores}, final_norm, x, rows, hidden, extra, extra_width};
   return stack.run(threads);
 }

@@ -30,7 +30,7 @@ _SIGNATURES = {
     "specdec_block_rows": [c_void_p] * 5 + [c_int64] * 3 + [c_int],
     "specdec_best": [c_void_p, c_int64, c_void_p],
     "specdec_attention": [c_void_p] * 4 + [c_float, c_void_p] + [c_int64] * 3 + [c_int],
-    "specdec_layers": [c_void_p, c_int64] + [c_void_p] * 4 + [c_int64] * 2 + [c_void_p, c_int64, c_int],
+    "specdec_layers": [c_void_p, c_int64, c_void_p, c_int64, *[c_void_p] * 4, *[c_int64] * 2, c_void_p, c_int64, c_int],
     "specdec_rms_norm": [c_void_p, c_void_p, c_float, c_void_p, c_int64, c_int64, c_int],
     "specdec_rope": [c_void_p] * 4 + [c_int64] * 3 + [c_int],
     "specdec_gated": [c_void_p, c_void_p, c_int, c_void_p, c_int64, c_int64, c_int],
@@ -186,16 +186,22 @@ class Native:
         self,
         layers: Array[Any],
         spans: Array[Any],
+        starts: Array[Any],
         stores: Array[Any],
         norm: Tensor,
         x: Tensor,
         extra: Tensor | None,
     ) -> None:
-        """x float32 [T, hidden] (contiguous) through layers and a norm, in place; `extra` [T, layers, width]."""
+        """x float32 [T, hidden] (contiguous) through layers and a norm, in place; `extra` [T, layers, width].
+
+        `starts`: the first row of each text, and T at the end; `stores`: where each text's stores are.
+        """
         code = self._layers(
             layers,
             len(layers),
             spans,
+            len(stores),
+            starts,
             stores,
             norm.data_ptr(),
             x.data_ptr(),

@@ -31,11 +31,18 @@ struct Span {
   const int64_t* end;
 };
 
+// The texts that the rows of a pass belong to: rows starts[i] .. starts[i + 1] - 1 are text i's, stores[i] its stores.
+struct Texts {
+  int64_t count;
+  const int64_t* starts;
+  const KV* const* stores;
+};
+
 struct Stack {
   const Layer* layers;
   int64_t count;
   const Span* spans;
-  const KV* stores;
+  Texts texts;
   const float* final_norm;
   float* x;
   int64_t rows, hidden;
@@ -49,14 +56,18 @@ struct Stack {
 
   // Buffers, [rows, width] each.
   float *q = nullptr, *k = nullptr, *v = nullptr, *y = nullptr, *z = nullptr, *wide = nullptr, *space = nullptr;
+  int64_t* owner = nullptr;  // [rows]: the text that a row belongs to
 
   int run(int threads) {
-    int64_t positions = 1, heads = 1, width = 1;
+    int64_t positions = 1, heads = 1, width = 1, longest = 1;
+    for (int64_t i = 0; i < texts.count; ++i) longest = larger(longest, texts.starts[i + 1] - texts.starts[i]);
     for (int64_t i = 0; i < count; ++i) {
       const Layer& l = layers[i];
-      Attention a = attention_of(l);
-      if (!bounds_of(a)) return 2;
-      positions = larger(positions, a.span);
+      for (int64_t text = 0; text < texts.count; ++text) {
+        Attention a = attention_of(l, text);
+        if (!bounds_of(a)) return 2;
+        positions = larger(positions, a.span);
+      }
       heads = larger(heads, l.heads);
       width = larger(width, l.head_dim);
       queries = larger(queries, l.heads * l.head_dim);
@@ -69,16 +80,25 @@ struct Stack {
       }
     }
     part = (larger(larger(hidden, queries), keys) + 31) & ~int64_t(15);
+    // One text is attended to by all threads together, several are shared out whole.
+    const int together = texts.count == 1 ? threads : 1, apart = texts.count == 1 ? 1 : threads;
+    const auto spaces = [&](Arena& arena, AttentionScratch* to) {
+      for (int i = 0; i < (apart < Team::kMost ? larger(1, apart) : Team::kMost); ++i)
+        to[i] = AttentionScratch(longest, heads, positions, width, together, arena);
+    };
+    AttentionScratch attention[Team::kMost];
     Arena sizes;
     take(threads, sizes);
     Activations(rows, columns, sizes);
-    AttentionScratch(rows, heads, positions, width, threads, sizes);
+    spaces(sizes, attention);
     const Scratch scratch(sizes.used());
     if (!scratch.data) return 1;
     Arena arena(scratch.data);
     take(threads, arena);
     const Activations activations(rows, columns, arena);
-    const AttentionScratch attention(rows, heads, positions, width, threads, arena);
+    spaces(arena, attention);
+    for (int64_t text = 0; text < texts.count; ++text)
+      for (int64_t r = texts.starts[text]; r < texts.starts[text + 1]; ++r) owner[r] = text;
     with_team(threads, cost, [&](Team& team) {
       for (int64_t i = 0; i < count; ++i) layer(team, i, activations, attention);
     });
@@ -94,11 +114,30 @@ struct Stack {
     z = arena.take<float>(rows * hidden);
     wide = arena.take<float>(rows * inner);
     space = arena.take<float>(2 * part * larger(1, threads));
+    owner = arena.take<int64_t>(rows);
   }
 
-  Attention attention_of(const Layer& l) const {
+  const KV& store_of(const Layer& l, int64_t text) const { return texts.stores[text][l.store]; }
+
+  Attention attention_of(const Layer& l, int64_t text) const {
     const Span& span = spans[l.kind];
-    return Attention{q, y, stores + l.store, span.first, span.end, rows, l.heads, l.kv_heads, l.scale};
+    const int64_t at = texts.starts[text], width = l.heads * l.head_dim;
+    return Attention{q + at * width, y + at * width, &store_of(l, text), span.first + at, span.end + at,
+                     texts.starts[text + 1] - at, l.heads, l.kv_heads, l.scale};
+  }
+
+  void attend_all(Team& team, const Layer& l, const AttentionScratch* spaces) const {
+    if (texts.count == 1) return attend(team, attention_of(l, 0), spaces[0]);
+    double work = 0;
+    for (int64_t text = 0; text < texts.count; ++text) {
+      Attention a = attention_of(l, text);
+      bounds_of(a);
+      work += cost_of(a);
+    }
+    team.spread(texts.count, 1, work, [&](int64_t begin, int64_t end, int thread) {
+      Team alone;
+      for (int64_t text = begin; text < end; ++text) attend(alone, attention_of(l, text), spaces[thread]);
+    });
   }
 
   void norm(const Layer& l, const float* from, const float* weight, int64_t width, float* to, int thread) const {
@@ -131,7 +170,7 @@ struct Stack {
     chosen->add_row(from, hidden, x + row * hidden);
   }
 
-  void layer(Team& team, int64_t index, const Activations& memory, const AttentionScratch& attention) const {
+  void layer(Team& team, int64_t index, const Activations& memory, const AttentionScratch* attention) const {
     const Layer& l = layers[index];
     const Activations narrow = memory.narrowed(hidden), attended = memory.narrowed(l.heads * l.head_dim),
                       activated = memory.narrowed(l.gate.outputs);
@@ -143,8 +182,7 @@ struct Stack {
     expect(team, &out, 1);
     multiply(team, narrow, projections, made);
     each_row(team, (l.heads + 2 * l.kv_heads) * l.head_dim, [&](int64_t r, int thread) { place(l, r, thread); });
-    Attention a = attention_of(l);
-    attend(team, a, attention);
+    attend_all(team, l, attention);
     attended.quantise(team, y, l.heads * l.head_dim);
     expect(team, &gate, 1);
     multiply(team, attended, &out, 1);
@@ -201,7 +239,7 @@ struct Stack {
     float* queries = q + row * l.heads * width;
     for (int64_t h = 0; h < l.heads; ++h) turned(queries + h * width, l.q_norm, queries + h * width);
     if (!l.k.present()) return;
-    const KV& s = stores[l.store];
+    const KV& s = store_of(l, owner[row]);
     const int64_t slot = (span.end[row] - 1) % s.slots;
     for (int64_t h = 0; h < l.kv_heads; ++h) {
       const float* raw = k + (row * l.kv_heads + h) * width;

@@ -163,11 +163,12 @@ double cost_of(const Attention& a) {
 // Memory of attention: scores of as many rows as fit kScores floats (one at least), and a tile per thread.
 struct AttentionScratch {
   static constexpr int64_t kScores = 1 << 21;
-  int64_t rows, tile;
-  float* scores;
-  float* over;
-  float* tiles;
+  int64_t rows = 0, tile = 0;
+  float* scores = nullptr;
+  float* over = nullptr;
+  float* tiles = nullptr;
 
+  AttentionScratch() = default;
   AttentionScratch(const Attention& a, int threads, Arena& arena)
       : AttentionScratch(a.rows, a.heads, a.span, larger(a.store->width, a.store->value_width), threads, arena) {}
   AttentionScratch(int64_t all, int64_t heads, int64_t span, int64_t width, int threads, Arena& arena)

@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from specdec import kernels
 from specdec.cache import MAX_ROWS, KVCache, LayerStore, StoreShape
-from specdec.kernels import LayerWeights, Matrix, Span
+from specdec.kernels import LayerWeights, Matrix, Span, TextRows
 from specdec.model.spec import DecoderSpec, LayerSpec, RopeSpec
 from specdec.weights.tensors import Weight
 
@@ -168,12 +170,16 @@ class Rotations:
             for kind, rope in ropes.items()
         }
 
-    def __call__(self, kind: str, start: int, rows: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [rows, head_dim] of positions start .. start + rows - 1 for layers of `kind`."""
+    def __call__(self, kind: str, texts: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """cos and sin [T, head_dim] for layers of `kind`: positions start .. start + rows - 1 of each (start, rows)."""
         cos, sin = self._tables[kind]
-        while cos.shape[0] < start + rows:
+        while cos.shape[0] < max(start + rows for start, rows in texts):
             cos, sin = self._tables[kind] = self._extend(kind, cos, sin)
-        return cos[start : start + rows], sin[start : start + rows]
+        if len(texts) == 1:
+            ((start, rows),) = texts
+            return cos[start : start + rows], sin[start : start + rows]
+        positions = torch.tensor([p for start, rows in texts for p in range(start, start + rows)], device=self._device)
+        return cos[positions], sin[positions]
 
     def _extend(self, kind: str, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         # Always whole blocks of the same size: the tail of a vectorised cosine depends on the number of elements, and
@@ -200,17 +206,36 @@ class Stack:
         self._fused = kernels.fuse([layer.weights(store) for layer, store in zip(layers, stores, strict=True)], norm)
 
     def __call__(
-        self, x: Tensor, spans: Mapping[str, Span], cache: KVCache, start: int, extra: Tensor | None = None
+        self, x: Tensor, spans: Mapping[str, Span], texts: Sequence[TextPass], extra: Tensor | None = None
     ) -> Tensor:
-        """Rows [T, hidden] at positions start .. start + T - 1; `extra` [T, layers, width]: per-layer inputs."""
+        """Rows [T, hidden] of `texts`, one text after the other; `extra` [T, layers, width]: per-layer inputs."""
         if self._fused is not None and self._fused.usable:
-            return self._fused(x, spans, cache.views, extra)
+            return self._fused(x, spans, [TextRows(text.rows, text.cache.views) for text in texts], extra)
+        ends = list(accumulate(text.rows for text in texts))
+        parts = [slice(end - text.rows, end) for text, end in zip(texts, ends, strict=True)]
+        done = [
+            self._op_by_op(x[part], {kind: span.part(part) for kind, span in spans.items()}, text, extra, part)
+            for text, part in zip(texts, parts, strict=True)
+        ]
+        return kernels.rms_norm(torch.cat(done), self.norm, self.eps)
+
+    def _op_by_op(
+        self, x: Tensor, spans: Mapping[str, Span], text: TextPass, extra: Tensor | None, part: slice
+    ) -> Tensor:
         for i, layer in enumerate(self.layers):
-            store = cache.stores[self.stores[i]]
+            store = text.cache.stores[self.stores[i]]
             assert store is not None
-            slice_i = None if extra is None else extra[:, i].contiguous()  # [T, width]
-            x = layer(x, spans[layer.spec.kind], store, start, slice_i)
-        return kernels.rms_norm(x, self.norm, self.eps)
+            slice_i = None if extra is None else extra[part, i].contiguous()  # [T, width]
+            x = layer(x, spans[layer.spec.kind], store, text.start, slice_i)
+        return x
+
+
+class TextPass(NamedTuple):
+    """The rows of one text in a pass: at positions start .. start + rows - 1 of `cache`."""
+
+    cache: KVCache
+    start: int
+    rows: int
 
 
 class Decoder:
@@ -264,11 +289,20 @@ class Decoder:
         Returns hidden states [T, hidden] after the final norm. The rows' K/V are written; `cache.commit(n)` keeps the
         first n of them.
         """
-        start = cache.begin(ids.shape[0])
-        x = self.embed(ids)
-        spans = self.spans(start, ids.shape[0])
-        extra = None if self.per_layer is None else self.per_layer(ids, x)
-        return self.stack(x, spans, cache, start, extra)
+        return self.forward_many([ids], [cache])
+
+    @torch.inference_mode()
+    def forward_many(self, ids: Sequence[Tensor], caches: Sequence[KVCache]) -> Tensor:
+        """One pass over rows of several texts: ids[i] [T_i] at the next positions of caches[i], all of them different.
+
+        The weights are read once for all of them. Returns hidden states [T_0 + T_1 + ..., hidden], bit for bit those
+        of a `forward` for each text.
+        """
+        texts = [TextPass(cache, cache.begin(len(rows)), len(rows)) for rows, cache in zip(ids, caches, strict=True)]
+        flat = ids[0] if len(ids) == 1 else torch.cat(tuple(ids))  # [T]
+        x = self.embed(flat)
+        extra = None if self.per_layer is None else self.per_layer(flat, x)
+        return self.stack(x, self.spans([(text.start, text.rows) for text in texts]), texts, extra)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -287,13 +321,13 @@ class Decoder:
         # transformers rounds Gemma's scale to the dtype before it multiplies (55.4256 becomes 55.5 in bf16).
         return x if self.spec.embed_scale == 1.0 else x * _scalar(self.spec.embed_scale, x)
 
-    def spans(self, start: int, rows: int) -> dict[str, Span]:
-        """Per layer kind: rope of positions start .. start + rows - 1, and what each row sees (itself included)."""
-        end = [start + t + 1 for t in range(rows)]
+    def spans(self, texts: Sequence[tuple[int, int]]) -> dict[str, Span]:
+        """Per layer kind, for rows of several texts (first position, rows): their rope, and what each row sees."""
+        end = [start + t + 1 for start, rows in texts for t in range(rows)]
         spans = {}
         for kind, window in self._windows.items():
             first = [0 if window is None else max(0, e - window) for e in end]
-            spans[kind] = Span(*self.rotations(kind, start, rows), first, end)
+            spans[kind] = Span(*self.rotations(kind, texts), first, end)
         return spans
 
 
