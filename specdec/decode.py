@@ -1,14 +1,17 @@
-"""The loop. Plain decoding is this loop with empty drafts; there is no other path.
+"""The loop. Plain decoding is this loop with empty drafts, one text is a batch of one; there is no other path.
 
 `pending` is the newest emitted token: it is not in the cache yet, so `cache.length == tokens - 1` between rounds.
-Hidden row i of a pass is the state that chose token i, which is the pair that an MTP head consumes. The first pass is
-the prompt's last chunk, whose last row chooses the first token: a round with nothing drafted.
+Hidden row i of a pass is the state that chose token i, which is the pair that an MTP head consumes. A text's first pass
+is its prompt's last chunk, whose last row chooses the first token: a round with nothing drafted.
+
+Several texts share every pass but that one. Only a text that is alone is drafted for: on a CPU a row of another text
+costs what a drafted row costs, and is never wrong.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,7 +29,7 @@ from specdec.verify import Choice, Verdict, cut, verify
 
 @dataclass(frozen=True)
 class Request:
-    """One row to decode.
+    """One text to decode.
 
     `row` [n] int64: `padding` padding tokens, then the prompt; processors and `stop` see all of it, the model only the
     prompt. `limit`: tokens at which the row is full, padding included. `stop(tokens, choice)` is asked after every
@@ -43,47 +46,99 @@ class Request:
 
 
 def decode(
-    backbone: Decoder, drafter: Drafter, lengths: DraftLength, request: Request, stats: GenerationStats
-) -> Tensor:
-    """Decode `request`; returns its row with what was emitted. `stats` is true after every round."""
-    clock = _Clock(stats)
-    cache = backbone.new_cache()
-    drafter.start(cache)
-    n, room = len(request.row), cache.max_rows - 1
-    text = request.row.new_empty(request.limit + cache.max_rows)  # [:n] is emitted; the draft in hand comes after it
-    text[:n] = request.row
-    draft, draft_seconds = Draft(), 0.0
-    rows = prefill(backbone, request.row[request.padding :].to(backbone.device), cache)  # [T], the prompt's last chunk
-    first = True
-    while True:
-        k = len(draft.tokens)
-        hidden = backbone.forward(rows, cache)[-k - 1 :]  # [k + 1, hidden]
-        logits = backbone.logits(hidden).to(text.device)  # [k + 1, vocab]
-        with one_torch_thread():
-            verdict = verify(draft.tokens, logits, text[: n + k], request.sampler.choose)
-            verify_seconds = clock.lap("prefill" if first else "verify")
-            text[n + verdict.accepted] = verdict.tokens[-1]
-            verdict, done = cut(verdict, text[: n + len(verdict.tokens)], request.stop)
-        emitted = len(verdict.tokens)
-        cache.commit(len(rows) - k - 1 + emitted)
-        n += emitted
-        if not first:
-            stats.count_round(k, min(verdict.accepted, k), draft.source)
-            lengths.observe(k, verdict.accepted, draft_seconds, verify_seconds)
-        first = False
-        clock.emitted(emitted, cache)
-        request.emit(verdict, logits[:emitted])
-        if done or n >= request.limit:
-            return text[:n].clone()
+    backbone: Decoder,
+    drafter: Drafter,
+    lengths: DraftLength,
+    requests: Iterable[Request],
+    stats: GenerationStats,
+    together: int = 1,
+) -> Iterator[tuple[int, Tensor]]:
+    """Decode `requests`, up to `together` at a time; yields (index, its row with what was emitted) as they end.
 
-        k = lengths.choose(min(request.limit - n - 1, room, drafter.max_draft))  # a draft never outruns the budget
-        clock.lap("other")
-        draft = drafter.propose(text[request.padding : n].tolist(), hidden[emitted - 1], k) if k else Draft()
+    The text of a request does not depend on the others, or on `together`. `stats` is true after every round.
+    """
+    clock = _Clock(stats)
+    waiting = enumerate(requests)
+    texts: list[_Text] = []
+    drafted_for = None  # whom the drafter follows
+    while True:
+        fresh = next(waiting, None) if len(texts) < together else None
+        if fresh is not None:
+            texts.append(_Text(*fresh, backbone))
+            stats.prompts += 1
+            stats.prompt_tokens += len(texts[-1].rows) + texts[-1].cache.length
+        if not texts:
+            return
+        playing = texts if fresh is None else texts[-1:]  # a new text's first pass is its own
+        clock.lap("other" if fresh is None else "prefill")
+        draft = Draft()
+        if fresh is None and len(texts) == 1:
+            if drafted_for is not texts[0]:
+                drafter.start(texts[0].cache)
+                drafted_for = texts[0]
+            draft = texts[0].drafted(drafter, lengths)
+        draft_seconds, k = clock.lap("draft"), len(draft.tokens)
+        hidden = backbone.forward_many([text.rows for text in playing], [text.cache for text in playing])
+        if len(playing) == 1:
+            hidden = hidden[-k - 1 :]  # [k + 1, hidden]; of many texts: [texts, hidden]
+        logits = backbone.logits(hidden).to(playing[0].tokens.device)  # [k + 1, vocab] or [texts, vocab]
+        with one_torch_thread():
+            verdicts = [
+                text.take(draft, hidden[i : i + k + 1], logits[i : i + k + 1]) for i, text in enumerate(playing)
+            ]
+        verify_seconds = clock.lap("verify" if fresh is None else "prefill")
+        for verdict in verdicts:
+            stats.emitted += len(verdict.tokens)
+            if fresh is None:
+                stats.count_round(k, verdict.accepted, draft.source)
+        if fresh is None and len(playing) == 1:
+            lengths.observe(k, verdicts[0].accepted, draft_seconds, verify_seconds)
+        clock.emitted(texts)
+        for i, (text, verdict) in enumerate(zip(playing, verdicts, strict=True)):
+            text.request.emit(verdict, logits[i : i + len(verdict.tokens)])
+        texts = [text for text in texts if not text.ended]
+        for text in playing:
+            if text.ended:
+                yield text.index, text.tokens[: text.n].clone()
+
+
+class _Text:
+    """A text on its way: tokens[:n] are emitted (prompt included), `rows` is what the next pass reads of it."""
+
+    def __init__(self, index: int, request: Request, backbone: Decoder) -> None:
+        self.index, self.request, self.backbone = index, request, backbone
+        self.cache = backbone.new_cache()
+        self.n, self.ended = len(request.row), False
+        self.tokens = request.row.new_empty(request.limit + self.cache.max_rows)  # a draft comes after what is emitted
+        self.tokens[: self.n] = request.row
+        self.rows = prefill(backbone, request.row[request.padding :].to(backbone.device), self.cache)
+        self.hidden = torch.empty(0)  # [hidden], the state that chose the pending token
+
+    def drafted(self, drafter: Drafter, lengths: DraftLength) -> Draft:
+        """A draft to follow the pending token, which `rows` then ends with."""
+        n, request = self.n, self.request
+        room = min(request.limit - n - 1, self.cache.max_rows - 1, drafter.max_draft)  # no draft outruns the budget
+        k = lengths.choose(room)
+        draft = drafter.propose(self.tokens[request.padding : n].tolist(), self.hidden, k) if k else Draft()
         assert len(draft.tokens) <= k
         if draft.tokens:
-            text[n : n + len(draft.tokens)] = text.new_tensor(draft.tokens)
-        rows = text[n - 1 : n + len(draft.tokens)].to(backbone.device)  # [k + 1]: the pending token and the draft
-        draft_seconds = clock.lap("draft")
+            self.tokens[n : n + len(draft.tokens)] = self.tokens.new_tensor(draft.tokens)
+            self.rows = self.tokens[n - 1 : n + len(draft.tokens)].to(self.backbone.device)  # [k + 1]
+        return draft
+
+    def take(self, draft: Draft, hidden: Tensor, logits: Tensor) -> Verdict:
+        """Commit what a pass chose, from its last rows: hidden [k + 1, hidden], logits [k + 1, vocab]."""
+        k, request = len(draft.tokens), self.request
+        verdict = verify(draft.tokens, logits, self.tokens[: self.n + k], request.sampler.choose)
+        self.tokens[self.n + verdict.accepted] = verdict.tokens[-1]
+        verdict, done = cut(verdict, self.tokens[: self.n + len(verdict.tokens)], request.stop)
+        emitted = len(verdict.tokens)
+        self.cache.commit(len(self.rows) - k - 1 + emitted)
+        self.n += emitted
+        self.hidden = hidden[emitted - 1]
+        self.rows = self.tokens[self.n - 1 : self.n].to(self.backbone.device)  # [1], the pending token
+        self.ended = done or self.n >= request.limit
+        return verdict
 
 
 def prefill(backbone: Decoder, prompt: Tensor, cache: KVCache) -> Tensor:
@@ -123,7 +178,6 @@ class _Clock:
         self.stats.seconds[phase] += seconds
         return seconds
 
-    def emitted(self, tokens: int, cache: KVCache) -> None:
-        self.stats.emitted += tokens
+    def emitted(self, texts: list[_Text]) -> None:
         self.stats.timeline.append((time.perf_counter() - self.began, self.stats.emitted))
-        self.stats.cache_bytes = cache.nbytes
+        self.stats.cache_bytes = max(self.stats.cache_bytes, sum(text.cache.nbytes for text in texts))

@@ -2,7 +2,7 @@
 
 `SpecdecForCausalLM` is a `PreTrainedModel` with `GenerationMixin` whose decoding method is `specdec.decode`, so that
 configs, processors, stopping criteria and streamers are transformers' own. `speculative` is the same loop as a
-`custom_generate` for a model that somebody already loaded. A batch is decoded row by row.
+`custom_generate` for a model that somebody already loaded. The rows of a batch share their passes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from specdec.model.decoder import Decoder
 from specdec.sampling import Sampler, mix
 from specdec.stats import GenerationStats
 from specdec.verify import Choice, Verdict
+
+TOGETHER = 32  # texts in a pass: more take memory, and on a CPU win no more
 
 Config = Any  # transformers' GenerationConfig, after generate() prepared it
 
@@ -92,10 +94,15 @@ def run_batch(
     lengths = options.lengths(adaptive)
     seeds = options.seeds(batch.input_ids.shape[0], bool(batch.config.do_sample))
     prompts = [_prompt(backbone, batch, row) for row in range(len(seeds))]
-    rows = []
+    rows = [_Row(ids, [], []) for ids, _ in prompts]
+    requests = [
+        _request(backbone, batch, row, padding, seed)
+        for row, (_, padding), seed in zip(rows, prompts, seeds, strict=True)
+    ]
     try:
-        for (ids, padding), seed in zip(prompts, seeds, strict=True):
-            rows.append(_decode_row(backbone, drafter, lengths, batch, ids, padding, seed, stats))
+        # A streamer is not told whose token it gets: to it, texts come one after the other.
+        for i, tokens in decode(backbone, drafter, lengths, requests, stats, TOGETHER if batch.streamer is None else 1):
+            rows[i].tokens = tokens
     finally:
         if batch.streamer is not None:
             batch.streamer.end()  # after an error too: a consumer in another thread must not wait for ever
@@ -109,18 +116,8 @@ class _Row:
     logits: list[Tensor]
 
 
-def _decode_row(
-    backbone: Decoder,
-    drafter: Drafter,
-    lengths: DraftLength,
-    batch: Batch,
-    ids: Tensor,
-    padding: int,
-    seed: int | None,
-    stats: GenerationStats,
-) -> _Row:
+def _request(backbone: Decoder, batch: Batch, row: _Row, padding: int, seed: int | None) -> Request:
     config = batch.config
-    row = _Row(ids, [], [])
     limit = min(config.max_length, padding + backbone.spec.max_positions)
     if limit < config.max_length:
         warnings.warn(
@@ -145,16 +142,9 @@ def _decode_row(
             for token in verdict.tokens:
                 batch.streamer.put(torch.tensor([token]))
 
-    stats.prompts += 1
-    stats.prompt_tokens += len(ids) - padding
     # A LogitsProcessorList without processors is falsy: nothing to call.
     sampler = Sampler(batch.processors or None, seed, padding)  # type: ignore[truthy-function]
-    mine = GenerationStats()
-    try:
-        row.tokens = decode(backbone, drafter, lengths, Request(ids, limit, sampler, stop, emit, padding), mine)
-    finally:
-        stats.merge(mine)
-    return row
+    return Request(row.tokens, limit, sampler, stop, emit, padding)
 
 
 def _criteria(criteria: StoppingCriteriaList) -> tuple[set[int], float, StoppingCriteriaList]:

@@ -43,7 +43,8 @@ def run(
     stats = GenerationStats()
     lengths = AdaptiveLength() if length is None else FixedLength(length)
     request = Request(ids, prompt_length + new, Sampler(seed=seed), stop, emit)
-    tokens = decode(decoder, drafter, lengths, request, stats).tolist()
+    ((_, row),) = decode(decoder, drafter, lengths, [request], stats)
+    tokens = row.tolist()
     assert tokens == ids.tolist() + emitted
     assert stats.emitted == len(emitted) == 1 + stats.rounds + stats.accepted
     return tokens, stats
@@ -143,6 +144,44 @@ def test_an_interrupt_leaves_the_statistics_and_the_model_usable() -> None:
     stats = GenerationStats()
     request = Request(prompt(12)[0], 90, Sampler(), lambda *_: False, lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
-        decode(decoder, Interrupted(plain, SCRIPTS["all right"], VOCAB), FixedLength(3), request, stats)
+        list(decode(decoder, Interrupted(plain, SCRIPTS["all right"], VOCAB), FixedLength(3), [request], stats))
     assert 28 < stats.emitted < 40
     assert run(decoder, NoDraft(), 0)[0] == plain
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4", "gemma4-e2b"])
+@pytest.mark.parametrize("seed", [None, 9], ids=["greedy", "sampled"])
+def test_texts_that_are_decoded_together_are_what_they_are_alone(family: str, seed: int | None) -> None:
+    decoder = decoder_of(tiny_model(family))
+    prompts = [prompt(length, seed=length)[0] for length in (12, 3, 150, 1, WINDOW, 64, 65)]
+    budgets = (NEW, 1, 40, 3 * WINDOW, 2, NEW // 2, 17)
+    stop_at = int(prompts[0][0])  # some of the texts meet it
+
+    def decoded(together: int, drafter: Drafter) -> tuple[dict[int, list[int]], list[list[int]], GenerationStats]:
+        heard: list[list[int]] = [[] for _ in prompts]
+        requests = [
+            Request(
+                ids,
+                len(ids) + new,
+                Sampler(seed=None if seed is None else seed + i),
+                lambda tokens, choice: choice.token == stop_at,
+                lambda verdict, logits, i=i: heard[i].extend(verdict.tokens),  # type: ignore[misc]
+            )
+            for i, (ids, new) in enumerate(zip(prompts, budgets, strict=True))
+        ]
+        stats = GenerationStats()
+        ended = {}
+        for i, row in decode(decoder, drafter, FixedLength(3), iter(requests), stats, together):
+            assert i not in ended
+            ended[i] = row.tolist()
+        return ended, heard, stats
+
+    alone, _, _ = decoded(1, NoDraft())
+    assert {len(alone[i]) - len(ids) for i, ids in enumerate(prompts)} >= {1, 2}
+    for together in (1, 2, 3, len(prompts), 50):
+        texts, heard, stats = decoded(together, SuffixDrafter())
+        assert texts == alone, f"{together} together"
+        assert all(texts[i] == ids.tolist() + heard[i] for i, ids in enumerate(prompts))
+        assert stats.prompts == len(prompts)
+        assert stats.prompt_tokens == sum(map(len, prompts))
+        assert stats.emitted == sum(map(len, heard)) == stats.prompts + stats.rounds + stats.accepted
