@@ -43,7 +43,7 @@ class Case:
 
 MATRICES = ((15360, 3840), (3840, 15360), (4096, 3840), (2048, 640), (1536, 576), (576, 1536))
 QUICK_MATRICES = ((15360, 3840), (1536, 576))
-FORMATS = {"4 bit": (4, False), "4 bit, minimum": (4, True), "8 bit": (8, False)}
+FORMATS = {"4 bit": (4, False), "4 bit, minimum": (4, True), "5 bit": (5, False), "8 bit": (8, False)}
 # query heads, key heads, head_dim, positions, dtype of the store
 ATTENTIONS = (
     (9, 3, 64, 256, torch.float32),

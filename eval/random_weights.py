@@ -33,14 +33,14 @@ def random_blocks(rows: int, columns: int, bits: int, minimum: bool = False, see
     Raises ValueError for bits or columns that the layout does not have.
     """
     generator = torch.Generator().manual_seed(seed)
-    low, high = (0, 16) if bits == 4 else (-127, 128)
-    kind = torch.uint8 if bits == 4 else torch.int8
+    low, high = (-127, 128) if bits == 8 else (0, 1 << bits)
+    kind = torch.int8 if bits == 8 else torch.uint8
     count = min(PATTERN, -(-rows // _GROUP) * _GROUP)
     values = torch.randint(low, high, (count, columns), dtype=kind, generator=generator)
     spread = math.sqrt(((high - low) ** 2 - 1) / 12)  # the standard deviation of whole numbers low .. high - 1
     scale = torch.full((count, columns // BLOCK), 1 / (spread * math.sqrt(columns)))
     scale = scale * (0.5 + torch.rand(scale.shape, generator=generator))
-    part = pack_blocks(values, scale, -7.5 * scale if minimum else None, bits)
+    part = pack_blocks(values, scale, -(high - 1) / 2 * scale if minimum else None, bits)
     groups = -(-rows // _GROUP)
     whole: dict[str, Any] = {name: _repeated(tensor, groups) for name, tensor in _tensors(part).items()}
     return replace(part, rows=rows, **whole)

@@ -154,7 +154,7 @@ def test_cache_sizes_as_linux_writes_them() -> None:
     assert [cache_bytes(text) for text in ("32768K\n", "1M", "512")] == [32 * MIB, MIB, 512]
 
 
-@pytest.mark.parametrize(("bits", "minimum"), [(4, False), (4, True), (8, False)])
+@pytest.mark.parametrize(("bits", "minimum"), [(4, False), (4, True), (5, False), (5, True), (8, False)])
 @pytest.mark.parametrize("rows", [5, 96, 1000])
 def test_random_blocks_keep_the_size_of_what_they_multiply(rows: int, bits: int, minimum: bool) -> None:
     w = random_blocks(rows, 512, bits, minimum)
@@ -241,7 +241,7 @@ def test_the_command_on_a_tiny_model(folder: Path, capsys: pytest.CaptureFixture
     record = last_line(output)
     assert json.loads(file.read_text()) == record
     assert [series["name"] for series in record["series"]] == [
-        *["block_linear"] * 6,
+        *["block_linear"] * 8,
         "attention",
         *["rms_norm"] * 2,
         *["rope"] * 2,
@@ -251,7 +251,7 @@ def test_the_command_on_a_tiny_model(folder: Path, capsys: pytest.CaptureFixture
     ]
     assert [point["rows"] for point in record["series"][-1]["points"]] == [1, 2, 4, 8, 16]
     assert record["model"]["prefill_tokens"] == 512 and record["host"]["threads"] == 1
-    assert len(record["bandwidth"]["readings_gb_per_second"]) == 1 + 14 + 2  # at first, after each kernel, two a pass
+    assert len(record["bandwidth"]["readings_gb_per_second"]) == 1 + 16 + 2  # at first, after each kernel, two a pass
     assert "block_linear 96x64 4 bit, minimum: reads" in output and "prefill of 512 tokens" in output
 
 

@@ -21,7 +21,8 @@ from specdec.kernels import native as native_module
 
 _library = native_module.load()
 NATIVE = [] if isinstance(_library, str) else [f"native:{name.split('-')[0]}" for name in _library.available]
-KINDS = [(4, False), (4, True), (8, False)]
+KINDS = [(4, False), (4, True), (5, False), (5, True), (8, False)]
+ZERO = {4: 8, 5: 16, 8: 0}  # the value that means nothing without a minimum
 
 
 @pytest.fixture(params=["reference", *NATIVE])
@@ -45,7 +46,7 @@ def _seeded() -> None:
 
 
 def parts(rows: int, columns: int, bits: int, minimum: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    low, high = (0, 16) if bits == 4 else (-128, 128)
+    low, high = (-128, 128) if bits == 8 else (0, 1 << bits)
     values = torch.randint(low, high, (rows, columns), dtype=torch.int16)
     scale = (torch.rand(rows, columns // 32) * 0.02 + 0.001).half()
     return values, scale, -(scale.float() * 7.3).half() if minimum else None
@@ -60,7 +61,7 @@ def dequantised(w: BlockTensor) -> Tensor:
     values, scale, minimum = kernels.unpack_blocks(w)
     whole = values.double()
     if minimum is None:
-        whole = whole - (8 if w.bits == 4 else 0)
+        whole = whole - ZERO[w.bits]
     whole = whole * scale.double().repeat_interleave(32, dim=1)
     return whole if minimum is None else whole + minimum.double().repeat_interleave(32, dim=1)
 
@@ -96,6 +97,13 @@ def test_the_bytes_are_where_the_layout_says() -> None:
         assert byte >> 4 == values[row, 32 * b + 16 + 4 * j + i]
         assert w.scale[g, b, r] == scale[row, b]
     assert not w.scale[1, :, 4:].any()
+    values, scale, _ = parts(20, 64, 5, False)
+    w = kernels.pack_blocks(values, scale, None, 5)
+    for g, b, j, r, i in [(0, 0, 0, 0, 0), (0, 1, 3, 15, 2), (1, 1, 2, 3, 1)]:
+        byte, fifth, row = int(w.q[g, b, j, r, i]), w.q[g, b, 4].flatten().tolist(), 16 * g + r
+        for nibble, chunk in ((byte & 15, j), (byte >> 4, 4 + j)):
+            mask = int.from_bytes(bytes(fifth[8 * chunk : 8 * chunk + 8]), "little")
+            assert nibble + 16 * (mask >> 4 * r + i & 1) == values[row, 32 * b + 4 * chunk + i]
     values, scale, _ = parts(20, 64, 8, False)
     w = kernels.pack_blocks(values, scale, None, 8)
     assert int(w.q[1, 1, 6, 3, 2]) - 128 == values[19, 32 + 24 + 2]
@@ -109,7 +117,8 @@ def test_the_bytes_are_where_the_layout_says() -> None:
         (lambda v, s, m: (v + 1, s, m, 4), "0..15"),
         (lambda v, s, m: (v, s[:, :1], m, 4), "scale must be"),
         (lambda v, s, m: (v, s.float() * 1e9, m, 4), "float16"),
-        (lambda v, s, m: (v, s, m, 5), "4 or 8 bits"),
+        (lambda v, s, m: (v + 17, s, m, 5), "0..31"),
+        (lambda v, s, m: (v, s, m, 6), "4, 5 or 8 bits"),
         (lambda v, s, m: (v, s, m, 8), "no minimum"),
     ],
 )
@@ -121,7 +130,7 @@ def test_what_does_not_fit_is_refused(change, message: str) -> None:  # type: ig
 
 
 @pytest.mark.parametrize(("bits", "minimum"), KINDS)
-def test_block_rows_are_the_dequantised_rows(bits: int, minimum: bool) -> None:
+def test_block_rows_are_the_dequantised_rows(path: str, bits: int, minimum: bool) -> None:
     w = packed(37, 96, bits, minimum)
     ids = torch.tensor([36, 0, 17, 17, 5])
     assert torch.equal(kernels.block_rows(ids, w, torch.float32), dequantised(w)[ids].float())
@@ -137,7 +146,7 @@ def test_block_linear_is_the_documented_arithmetic_to_the_bit(path: str, bits: i
     x[1, 32:64] = 0
     values, scale, low = (None if p is None else p.numpy() for p in kernels.unpack_blocks(w))
     assert values is not None and scale is not None
-    raw = values.astype(np.int64) - (8 if bits == 4 and not minimum else 0)
+    raw = values.astype(np.int64) - (0 if minimum else ZERO[bits])
     expected = np.zeros((2, 5), dtype=f)
     for t in range(2):
         for n in range(5):
@@ -218,10 +227,11 @@ def test_gradients_pass_through_the_seam(path: str) -> None:
 
 def test_other_devices_path_is_the_same_formula() -> None:
     """What runs where there is a GPU: one plain product over dequantised slices, and one masked attention."""
-    w = packed(70, 96, 4, True)
     x = torch.randn(5, 96)
-    exact = x.double() @ dequantised(w).T
-    assert (reference._dequantised_linear(x, w).double() - exact).norm() < 1e-5 * exact.norm()
+    for bits, minimum in KINDS:
+        w = packed(70, 96, bits, minimum)
+        exact = x.double() @ dequantised(w).T
+        assert (reference._dequantised_linear(x, w).double() - exact).norm() < 1e-5 * exact.norm()
     q, k, v = torch.randn(4, 6, 16), torch.randn(2, 11, 16), torch.randn(2, 11, 24)
     lo, hi = [0, 8, 20, 5], [11, 17, 21, 5]
     found = reference._masked_attention(q, KVView(k, v), lo, hi, 0.25)

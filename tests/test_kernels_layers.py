@@ -15,7 +15,7 @@ from torch import Tensor
 from specdec import kernels
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder, Linear
-from specdec.weights.tensors import quantize
+from specdec.weights.tensors import BlockWeight, quantize
 from tests.test_kernels import NATIVE, _seeded, path, threads
 from tests.tiny import FAMILIES, WINDOW, prompt, tiny_model
 
@@ -27,19 +27,24 @@ STORAGES = ("int4", "int8", "mixed")
 
 
 def stored(linear: Linear, storage: str) -> Linear:
-    return Linear(quantize(linear.weight.dequantize(), storage, name="w"), linear.bias)  # type: ignore[arg-type]
+    kind = "int4" if storage == "int5" else storage
+    weight = quantize(linear.weight.dequantize(), kind, name="w")  # type: ignore[arg-type]
+    if storage == "int5":
+        values, scale, minimum = kernels.unpack_blocks(weight.blocks)
+        weight = BlockWeight(kernels.pack_blocks(2 * values + 1, scale / 2, minimum, 5))
+    return Linear(weight, linear.bias)
 
 
 @cache
 def quantised(family: str, storage: str) -> Decoder:
-    """The tiny model of `family` in blocks; "mixed": some matrices of a layer in 4 bits and some in 8."""
+    """The tiny model of `family` in blocks; "mixed": matrices of a layer in 4, 5 and 8 bits."""
     decoder = decoder_of(tiny_model(family))
     layers = []
     for layer in decoder.layers:
         parts: dict[str, Any] = {}
         for i, name in enumerate(("q", "k", "v", "o", "gate", "up", "down", "ple_gate", "ple_projection")):
             if (linear := getattr(layer, name)) is not None:
-                parts[name] = stored(linear, ("int4", "int8", "int8")[i % 3] if storage == "mixed" else storage)
+                parts[name] = stored(linear, ("int4", "int5", "int8")[i % 3] if storage == "mixed" else storage)
         layers.append(replace(layer, **parts))
     return Decoder(decoder.spec, decoder.embedding, layers, decoder.norm, decoder.head, decoder.per_layer)
 

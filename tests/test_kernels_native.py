@@ -44,7 +44,7 @@ def test_block_linear_has_the_bits_of_the_reference(
 def test_extreme_weights_and_activations(choice: str) -> None:
     """Largest integers (no saturation on the way), subnormal scales and activations, rows of zeros."""
     kernels.choose(choice)
-    for bits, value in ((4, 15), (4, 0), (8, 127), (8, -128)):
+    for bits, value in ((4, 15), (4, 0), (5, 31), (5, 0), (8, 127), (8, -128)):
         for sign in (1.0, -1.0):
             scale = torch.tensor([[6e-8, 1e-5, 65504.0]]).expand(16, 3)
             w = kernels.pack_blocks(torch.full((16, 96), value), scale, None, bits)

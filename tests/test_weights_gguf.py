@@ -19,7 +19,11 @@ HALVES = {  # where a block's float16 numbers lie, for random bytes
     Type.Q4_0: (0,), Type.Q4_1: (0, 2), Type.Q5_0: (0,), Type.Q5_1: (0, 2), Type.Q8_0: (0,),
     Type.Q4_K: (0, 2), Type.Q5_K: (0, 2), Type.Q6_K: (208,),
 }  # fmt: skip
-EXACT = (Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q8_0)
+BITS = {
+    Type.Q4_0: 4, Type.Q4_1: 4, Type.Q5_0: 5, Type.Q5_1: 5, Type.Q8_0: 8,
+    Type.Q4_K: 4, Type.Q5_K: 5, Type.Q6_K: 8,
+}  # fmt: skip
+EXACT = (Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0)
 ROWS, COLUMNS = 37, 512
 
 
@@ -63,41 +67,43 @@ def test_exact_types_keep_every_bit(one, kind, asked):
     checkpoint, expected = one(kind)
     weight = checkpoint.weight("w", torch.bfloat16, asked)
     assert isinstance(weight, BlockWeight)
-    assert weight.blocks.bits == (8 if kind in (Type.Q5_0, Type.Q8_0) else 4)
+    assert weight.blocks.bits == BITS[kind]
     assert weight.shape == (ROWS, COLUMNS) == checkpoint.shapes()["w"]
     assert torch.equal(weight.dequantize(), expected)
 
 
-def test_q4_k_differs_by_float16_rounding_of_its_products(one):
-    checkpoint, expected = one(Type.Q4_K)
+@pytest.mark.parametrize("kind", [Type.Q4_K, Type.Q5_K], ids=lambda kind: kind.name)
+def test_super_blocks_differ_by_float16_rounding_of_their_products(one, kind):
+    checkpoint, expected = one(kind)
     weight = checkpoint.weight("w", torch.bfloat16)
     assert isinstance(weight, BlockWeight)
-    assert weight.blocks.bits == 4
+    assert weight.blocks.bits == BITS[kind]
     # |w| <= q * scale + |minimum|, and each of the two carries half a unit in the last of 11 bits.
     _, scale, minimum = unpack_blocks(weight.blocks)
     assert minimum is not None
-    bound = (15 * scale.float().abs() + minimum.float().abs()).repeat_interleave(32, dim=1) * 2**-11 * 1.001
+    largest = (1 << BITS[kind]) - 1
+    bound = (largest * scale.float().abs() + minimum.float().abs()).repeat_interleave(32, dim=1) * 2**-11 * 1.001
     error = (weight.dequantize() - expected).abs()
     assert (error <= bound + 1e-12).all()
     assert error.max() > 0  # the bound is about something
 
 
-def test_q4_k_with_products_that_float16_holds_is_exact(tmp_path):
-    raw = random_bytes(Type.Q4_K).reshape(ROWS, -1, 144)
+@pytest.mark.parametrize("kind", [Type.Q4_K, Type.Q5_K], ids=lambda kind: kind.name)
+def test_super_blocks_with_products_that_float16_holds_are_exact(tmp_path, kind):
+    raw = random_bytes(kind).reshape(ROWS, -1, gguf.GGML_QUANT_SIZES[kind][1])
     raw[..., 0:2] = np.array([2.0**-8], np.float16).view(np.uint8)
     raw[..., 2:4] = np.array([-(2.0**-6)], np.float16).view(np.uint8)
     raw = raw.reshape(ROWS, -1)
-    checkpoint = GGUFCheckpoint(write(tmp_path / "m.gguf", {"w": (raw, Type.Q4_K)}))
-    expected = torch.from_numpy(quants.dequantize(raw, Type.Q4_K))
+    checkpoint = GGUFCheckpoint(write(tmp_path / "m.gguf", {"w": (raw, kind)}))
+    expected = torch.from_numpy(quants.dequantize(raw, kind))
     assert torch.equal(checkpoint.weight("w", torch.float32).dequantize(), expected)
 
 
-@pytest.mark.parametrize("kind", [Type.Q5_1, Type.Q5_K, Type.Q6_K], ids=lambda kind: kind.name)
-def test_other_types_are_quantised_again_to_eight_bits(one, kind):
-    checkpoint, expected = one(kind)
+def test_q6_k_is_quantised_again_to_eight_bits(one):
+    checkpoint, expected = one(Type.Q6_K)
     weight = checkpoint.weight("w", torch.bfloat16)
     assert isinstance(weight, BlockWeight)
-    assert weight.blocks.bits == 8
+    assert weight.blocks.bits == BITS[Type.Q6_K]
     largest = expected.view(ROWS, -1, 32).abs().amax(-1).repeat_interleave(32, dim=1)
     assert ((weight.dequantize() - expected).abs() <= largest / 254 * 1.001 + 2**-25).all()
 

@@ -42,7 +42,7 @@ struct Weights {
 };
 
 // Up to kTile quantised activation rows, interleaved block by block; `term` is per kind of weights.
-enum Kind { kMinimum, kBy8, kBy128, kKinds };
+enum Kind { kMinimum, kBy8, kBy16, kBy128, kKinds };
 constexpr int64_t kTile = 8;
 struct Tile {
   int8_t* values;

@@ -4,8 +4,8 @@
 // ---- activations: one row of K floats to int8 blocks -----------------------------------------------------
 
 // Writes row r of `tile`: values at [b][r][32], scale at [b][r], and what a block adds beside its products at
-// [b][r] of `term`, one array per kind of weights: scale * sum (with a minimum), -8 * sum and -128 * sum (integers
-// kept as bits).
+// [b][r] of `term`, one array per kind of weights: scale * sum (with a minimum), -8 * sum, -16 * sum and -128 * sum
+// (integers kept as bits).
 void quantise_row(const float* x, int64_t blocks, int r, const Tile& tile) {
   const int rows = tile.rows;
   const F magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds half to even, as the default mode does
@@ -41,9 +41,12 @@ void quantise_row(const float* x, int64_t blocks, int r, const Tile& tile) {
     }
     tile.scale[b * rows + r] = scale;
     tile.term[kMinimum][b * rows + r] = scale * float(total);
-    const int32_t by_8 = -8 * total, by_128 = -128 * total;
-    std::memcpy(tile.term[kBy8] + b * rows + r, &by_8, 4);
-    std::memcpy(tile.term[kBy128] + b * rows + r, &by_128, 4);
+    const auto put = [&](Kind kind, int32_t value) INLINE_LAMBDA {
+      std::memcpy(tile.term[kind] + b * rows + r, &value, 4);
+    };
+    put(kBy8, -8 * total);
+    put(kBy16, -16 * total);
+    put(kBy128, -128 * total);
   }
 }
 
@@ -52,42 +55,58 @@ void quantise_row(const float* x, int64_t blocks, int r, const Tile& tile) {
 template <int T, int BITS>
 INLINE void block_dots(const uint8_t* q, const int8_t* x, I (&dot)[T]) {
 #if KERNEL_ISA == 5
-  const auto step = [&](__m512i weights, int column) INLINE_LAMBDA {
+  const auto step = [&](__m512i weights, int chunk) INLINE_LAMBDA {
     for (int t = 0; t < T; ++t) {
       int32_t four;
-      std::memcpy(&four, x + t * 32 + column, 4);
+      std::memcpy(&four, x + t * 32 + 4 * chunk, 4);
       dot[t].p[0] = (VI)_mm512_dpbusd_epi32((__m512i)dot[t].p[0], weights, _mm512_set1_epi32(four));
     }
   };
-  if (BITS == 4) {
-    const __m512i mask = _mm512_set1_epi8(15);
+  const auto whole = [&](__m512i nibbles, int chunk) INLINE_LAMBDA {
+    const __m512i low = _mm512_and_si512(nibbles, _mm512_set1_epi8(15));
+    if (BITS == 4) return low;
+    uint64_t fifth;
+    std::memcpy(&fifth, q + 256 + 8 * chunk, 8);
+    return _mm512_mask_add_epi8(low, fifth, low, _mm512_set1_epi8(16));
+  };
+  if (BITS == 8) {
+    for (int c = 0; c < 8; ++c) step(_mm512_loadu_si512(q + 64 * c), c);
+  } else {
     for (int j = 0; j < 4; ++j) {
       const __m512i raw = _mm512_loadu_si512(q + 64 * j);
-      step(_mm512_and_si512(raw, mask), 4 * j);
-      step(_mm512_and_si512(_mm512_srli_epi16(raw, 4), mask), 16 + 4 * j);
+      step(whole(raw, j), j);
+      step(whole(_mm512_srli_epi16(raw, 4), 4 + j), 4 + j);
     }
-  } else {
-    for (int j = 0; j < 8; ++j) step(_mm512_loadu_si512(q + 64 * j), 4 * j);
   }
 #elif KERNEL_ISA == 2
-  // A byte product of 4-bit weights is at most 15 * 127; eight pairs of them fit 16 bits. 8-bit weights go as
-  // two nibbles, because pairs of whole bytes would saturate.
+  // A pair of byte products is at most 2 * 15 * 127 with 4 bits, of which eight fit 16 bits, and 2 * 31 * 127 with 5,
+  // of which four do. 8-bit weights go as two nibbles, because pairs of whole bytes would saturate.
   const __m256i mask = _mm256_set1_epi8(15);
-  const auto four_at = [&](int t, int column) INLINE_LAMBDA {
+  const auto four_at = [&](int t, int chunk) INLINE_LAMBDA {
     int32_t four;
-    std::memcpy(&four, x + t * 32 + column, 4);
+    std::memcpy(&four, x + t * 32 + 4 * chunk, 4);
     return _mm256_set1_epi32(four);
   };
   for (int h = 0; h < 2; ++h) {  // rows 0..7, 8..15
+    const auto whole = [&](__m256i nibbles, int chunk) INLINE_LAMBDA {
+      const __m256i low = _mm256_and_si256(nibbles, mask);
+      if (BITS != 5) return low;
+      int32_t fifth;
+      std::memcpy(&fifth, q + 256 + 8 * chunk + 4 * h, 4);
+      const __m256i bytes = _mm256_shuffle_epi8(
+          _mm256_set1_epi32(fifth), _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303));
+      const __m256i bit = _mm256_set1_epi64x(int64_t(0x8040201008040201));
+      const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
+      return _mm256_or_si256(low, _mm256_and_si256(set, _mm256_set1_epi8(16)));
+    };
     __m256i small[T], large[T];
     for (int t = 0; t < T; ++t) small[t] = large[t] = _mm256_setzero_si256();
-    for (int j = 0; j < BITS; ++j) {
+    for (int j = 0; j < (BITS == 8 ? 8 : 4); ++j) {
       const __m256i raw = _mm256_loadu_si256((const __m256i*)(q + 64 * j + 32 * h));
-      const __m256i low = _mm256_and_si256(raw, mask);
-      const __m256i high = _mm256_and_si256(_mm256_srli_epi16(raw, 4), mask);
+      const __m256i low = whole(raw, j), high = whole(_mm256_srli_epi16(raw, 4), 4 + j);
       for (int t = 0; t < T; ++t) {
-        const __m256i a = four_at(t, 4 * j);
-        const __m256i b = BITS == 4 ? four_at(t, 16 + 4 * j) : a;
+        const __m256i a = four_at(t, j);
+        const __m256i b = BITS == 8 ? a : four_at(t, 4 + j);
         small[t] = _mm256_add_epi16(small[t], _mm256_maddubs_epi16(low, a));
         __m256i& rest = BITS == 4 ? small[t] : large[t];
         rest = _mm256_add_epi16(rest, _mm256_maddubs_epi16(high, b));
@@ -95,22 +114,31 @@ INLINE void block_dots(const uint8_t* q, const int8_t* x, I (&dot)[T]) {
     }
     for (int t = 0; t < T; ++t) {
       dot[t].p[h] += (VI)_mm256_madd_epi16(small[t], _mm256_set1_epi16(1));
-      if (BITS == 8) dot[t].p[h] += (VI)_mm256_madd_epi16(large[t], _mm256_set1_epi16(16));
+      if (BITS != 4) dot[t].p[h] += (VI)_mm256_madd_epi16(large[t], _mm256_set1_epi16(BITS == 8 ? 16 : 1));
     }
   }
 #else
+  uint8_t whole[512];  // a byte a weight, chunk by chunk, once for all T rows
+  if (BITS != 8) {
+    for (int at = 0; at < 256; ++at) {
+      whole[at] = q[at] & 15;
+      whole[256 + at] = q[at] >> 4;
+    }
+    for (int at = 0; BITS == 5 && at < 64; ++at) {
+      // eight weights at a time, which compilers do not find by themselves: byte k of `one` keeps bit k where it is
+      const uint64_t one = q[256 + at] * 0x0101010101010101u & 0x8040201008040201u;
+      uint64_t eight;
+      std::memcpy(&eight, whole + 8 * at, 8);
+      eight |= (one + 0x7f7f7f7f7f7f7f7fu) >> 3 & 0x1010101010101010u;
+      std::memcpy(whole + 8 * at, &eight, 8);
+    }
+  }
+  const uint8_t* from = BITS == 8 ? q : whole;
   for (int t = 0; t < T; ++t) {
     int32_t total[16] = {};
-    for (int j = 0; j < BITS; ++j)
+    for (int c = 0; c < 8; ++c)
       for (int r = 0; r < 16; ++r)
-        for (int i = 0; i < 4; ++i) {
-          const int raw = q[64 * j + 4 * r + i];
-          if (BITS == 4) {
-            total[r] += (raw & 15) * x[t * 32 + 4 * j + i] + (raw >> 4) * x[t * 32 + 16 + 4 * j + i];
-          } else {
-            total[r] += raw * x[t * 32 + 4 * j + i];
-          }
-        }
+        for (int i = 0; i < 4; ++i) total[r] += from[64 * c + 4 * r + i] * x[t * 32 + 4 * c + i];
     EACH dot[t].p[e] += *reinterpret_cast<const VI*>(total + e * kLanes);
   }
 #endif
@@ -124,7 +152,7 @@ void slab(const Weights& w, int64_t group, const Tile& tile, float* y, int64_t s
   const uint8_t* q = w.q + group * w.blocks * (64 * BITS);
   const uint16_t* scale = w.scale + group * w.blocks * 16;
   const uint16_t* minimum = MINIMUM ? w.minimum + group * w.blocks * 16 : nullptr;
-  const float* terms = tile.term[MINIMUM ? kMinimum : BITS == 4 ? kBy8 : kBy128];
+  const float* terms = tile.term[MINIMUM ? kMinimum : BITS == 4 ? kBy8 : BITS == 5 ? kBy16 : kBy128];
   F total[T];
   for (int t = 0; t < T; ++t) total[t] = splat(0.0f);
   for (int64_t b = 0; b < w.blocks; ++b) {
@@ -163,13 +191,9 @@ void slab(const Weights& w, int64_t group, const Tile& tile, float* y, int64_t s
 
 template <int T>
 void slab_of(const Weights& w, int64_t group, const Tile& tile, float* y, int64_t stride, int count) {
-  if (w.bits == 8) {
-    slab<T, 8, false>(w, group, tile, y, stride, count);
-  } else if (w.minimum) {
-    slab<T, 4, true>(w, group, tile, y, stride, count);
-  } else {
-    slab<T, 4, false>(w, group, tile, y, stride, count);
-  }
+  if (w.bits == 8) return slab<T, 8, false>(w, group, tile, y, stride, count);
+  if (w.bits == 5) return (w.minimum ? slab<T, 5, true> : slab<T, 5, false>)(w, group, tile, y, stride, count);
+  return (w.minimum ? slab<T, 4, true> : slab<T, 4, false>)(w, group, tile, y, stride, count);
 }
 
 void multiply(const Weights& w, int64_t group, const Tile& tile, float* y, int64_t stride, int count) {

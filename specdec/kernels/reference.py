@@ -13,12 +13,11 @@ Arithmetic of `block_linear`, shared with C++ to the bit, no fused multiply-add 
 
     per row t and block b of 32 columns, in float32:
       amax = max |x|;  below 1e-30 the block counts as zero (s = 0, a = 0)
-      s = amax / 127;  a = round_half_even(x * (127 / amax))      a block with NaN or Inf: s = NaN, a = 0
-      dot = sum q * a,  sum = sum a                               exact integers
-    4 bit with minimum:  term = (s * scale) * dot + minimum * (s * sum)
-    4 bit:               term = (s * scale) * (dot - 8 * sum)
-    8 bit:               term = (s * scale) * (dot - 128 * sum)
-    y[t, n] = ((0 + term_0) + term_1) + ...                       blocks in column order
+      s = amax / 127;  a = round_half_even(x * (127 / amax))    a block with NaN or Inf: s = NaN, a = 0
+      dot = sum q * a,  sum = sum a                             exact integers
+    with minimum:  term = (s * scale) * dot + minimum * (s * sum)
+    without:       term = (s * scale) * (dot - zero * sum)      zero: 8 (4 bit), 16 (5 bit), 128 (8 bit)
+    y[t, n] = ((0 + term_0) + term_1) + ...                     blocks in column order
 
 Other devices get no promise about bits: there the same functions use one stock call for all rows, with
 weights dequantised in slices and activations not quantised. Left out: speed; that is what the native library
@@ -33,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specdec.kernels.blocks import BLOCK, GROUP, BlockTensor
+from specdec.kernels.blocks import BLOCK, GROUP, BlockTensor, split, split_rows
 from specdec.kernels.store import KVView
 
 TINY = 1e-30
@@ -66,7 +65,7 @@ def block_linear(x: Tensor, w: BlockTensor) -> Tensor:
     rows, blocks = scale.shape
     values = values.transpose(0, 1).contiguous()  # [B, T, 32]
     scale, total = scale.t()[:, :, None], total.t()[:, :, None]  # [B, T, 1]
-    offset = total * (0.0 if w.minimum is not None else 8.0 if w.bits == 4 else 128.0)
+    offset = total * (0.0 if w.minimum is not None else float(w.zero))
     out = x.new_empty((rows, w.q.shape[0] * GROUP), dtype=torch.float32)
     step = max(1, _CHUNK // (GROUP * blocks * max(rows, BLOCK)))
     for start in range(0, w.q.shape[0], step):
@@ -90,15 +89,12 @@ def block_rows(ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < w.rows:
         raise IndexError(f"ids must be from 0 to {w.rows - 1}, got {ids.tolist()}")
     group, lane = ids // GROUP, ids % GROUP
-    raw = w.q[group, :, :, lane]  # [T, B, J, I]
-    if w.bits == 4:
-        raw = torch.stack((raw & 15, raw >> 4), dim=2)  # [T, B, half, J, I]
-    values = raw.reshape(ids.shape[0], w.columns // BLOCK, BLOCK).float()  # [T, B, 32]
+    values = split_rows(w, ids).reshape(ids.shape[0], w.columns // BLOCK, BLOCK).float()  # [T, B, 32]
     d = w.scale[group, :, lane].float()[..., None]  # [T, B, 1]
     if w.minimum is not None:
         values = values * d + w.minimum[group, :, lane].float()[..., None]
     else:
-        values = (values - (8.0 if w.bits == 4 else 128.0)) * d
+        values = (values - float(w.zero)) * d
     return values.reshape(ids.shape[0], w.columns).to(dtype)
 
 
@@ -205,13 +201,9 @@ def _gelu_tanh(x: Tensor) -> Tensor:
 
 
 def _columns_first(q: Tensor, bits: int) -> Tensor:
-    """Raw integers of some groups, q [G, B, J, R, I] -> float32 [B, 32, n] for a product per block."""
-    if bits == 4:
-        q = torch.stack((q & 15, q >> 4), dim=2)  # [G, B, half, J, R, I]
-        q = q.permute(1, 2, 3, 5, 0, 4)  # [B, half, J, I, G, R]
-    else:
-        q = q.permute(1, 2, 4, 0, 3)  # [B, J, I, G, R]
-    return q.reshape(q.shape[0], BLOCK, -1).float()
+    """Stored integers of some groups, q [G, B, bits, R, I] -> float32 [B, 32, n] for a product per block."""
+    chunks = split(q, bits).permute(1, 2, 4, 0, 3)  # [B, 8, I, G, R]
+    return chunks.reshape(q.shape[1], BLOCK, -1).float()
 
 
 def _dequantised_linear(x: Tensor, w: BlockTensor) -> Tensor:

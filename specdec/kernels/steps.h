@@ -38,8 +38,9 @@ struct Activations {
   int64_t tiles() const { return (rows + kTile - 1) / kTile; }
   Tile tile(int64_t i) const {
     const int64_t at = i * kTile * blocks;
-    return Tile{values + 32 * at, scale + at, {term[0] + at, term[1] + at, term[2] + at},
-                int(smaller(kTile, rows - i * kTile))};
+    Tile tile{values + 32 * at, scale + at, {}, int(smaller(kTile, rows - i * kTile))};
+    for (int kind = 0; kind < kKinds; ++kind) tile.term[kind] = term[kind] + at;
+    return tile;
   }
   void put(int64_t row, const float* x) const {
     chosen->quantise_row(x, blocks, int(row % kTile), tile(row / kTile));

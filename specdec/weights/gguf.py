@@ -5,9 +5,10 @@ What: `GGUFCheckpoint` reads F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K,
 | type | becomes | exact? |
 |---|---|---|
 | Q4_0, Q4_1 | 4 bits, without and with minimum | yes |
-| Q5_0, Q8_0 | 8 bits | yes |
-| Q4_K | 4 bits with minimum | its products `d * scale` and `dmin * min` are rounded to float16 |
-| Q5_1, Q5_K, Q6_K | 8 bits, quantised again | |error| <= max|w| of 32 inputs / 254 |
+| Q5_0, Q5_1 | 5 bits, without and with minimum | yes |
+| Q8_0 | 8 bits | yes |
+| Q4_K, Q5_K | 4 and 5 bits with minimum | their products `d * scale` and `dmin * min` are rounded to float16 |
+| Q6_K | 8 bits, quantised again | |error| <= max|w| of 32 inputs / 254 |
 
 Why each access maps its tensor anew: the mapping ends with the call, so the resident memory of a load never
 holds more of the file than one tensor. Left out: the types below 4 bits and the IQ family (llama.cpp's
@@ -136,11 +137,11 @@ def _q4_1(raw: Tensor) -> Natural:
 
 
 def _q5_0(raw: Tensor) -> Natural:
-    # Bit i of byte j is the fifth bit of value 8j + i.
-    fifth = raw[..., 2:6, None] >> torch.arange(8, dtype=torch.uint8) & 1  # [R, B, 4, 8]
-    low = _nibbles(raw[..., 6:])  # [R, B, 32]
-    values = (low | fifth.flatten(2) << 4).to(torch.int8) - 16
-    return values.flatten(1), _float16(raw[..., 0:2]), None
+    return _fives(raw[..., 2:]).flatten(1), _float16(raw[..., 0:2]), None
+
+
+def _q5_1(raw: Tensor) -> Natural:
+    return _fives(raw[..., 4:]).flatten(1), _float16(raw[..., 0:2]), _float16(raw[..., 2:4])
 
 
 def _q8_0(raw: Tensor) -> Natural:
@@ -148,17 +149,37 @@ def _q8_0(raw: Tensor) -> Natural:
 
 
 def _q4_k(raw: Tensor) -> Natural:
-    # 256 weights: float16 d and dmin, 6-bit scales and minima of 8 blocks in 12 bytes, 128 bytes of nibbles.
+    # 256 weights: 16 bytes of scales and minima, 128 bytes of nibbles.
+    return _super_nibbles(raw[..., 16:]).flatten(1), *_super_scales(raw)
+
+
+def _q5_k(raw: Tensor) -> Natural:
+    # 256 weights: 16 bytes of scales and minima, 32 bytes of fifth bits, 128 bytes of nibbles.
+    # Bit s of byte j is the fifth bit of value 32s + j.
+    fifth = raw[..., None, 16:48] >> _EIGHT[:, None] & 1  # [R, B, 8, 32]
+    values = _super_nibbles(raw[..., 48:]) | fifth.flatten(2) << 4
+    return values.flatten(1), *_super_scales(raw)
+
+
+def _super_scales(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and minimum of eight blocks that share float16 d and dmin: [R, B, 16 bytes and more] to [R, 8B] each."""
     d, dmin = _float16(raw[..., 0:2]).float(), _float16(raw[..., 2:4]).float()  # [R, B]
     first, second, mixed = raw[..., 4:8], raw[..., 8:12], raw[..., 12:16]  # [R, B, 4]
-    # Blocks 0..3 have their own bytes; 4..7 have four bits in `mixed` and two on top of those bytes.
+    # Six bits each. Blocks 0..3 have their own bytes; 4..7 have four bits in `mixed` and two on top of those bytes.
     scales = torch.cat([first & 63, mixed & 15 | first >> 2 & 48], dim=-1)  # [R, B, 8]
     minima = torch.cat([second & 63, mixed >> 4 | second >> 2 & 48], dim=-1)  # [R, B, 8]
-    # Low nibbles of 32 bytes are one block, the high ones the next.
-    values = _nibbles(raw[..., 16:].view(*raw.shape[:2], 4, BLOCK))  # [R, B, 4, 64]
-    scale = (d[..., None] * scales).half().flatten(1)
-    minimum = (-dmin[..., None] * minima).half().flatten(1)
-    return values.flatten(1), scale, minimum
+    return (d[..., None] * scales).half().flatten(1), (-dmin[..., None] * minima).half().flatten(1)
+
+
+def _super_nibbles(packed: Tensor) -> Tensor:
+    """Low nibbles of 32 bytes are one block, the high ones the next: [R, B, 128] to [R, B, 256] values 0..15."""
+    return _nibbles(packed.view(*packed.shape[:2], 4, BLOCK)).flatten(2)
+
+
+def _fives(packed: Tensor) -> Tensor:
+    """[R, B, 20] bytes to [R, B, 32] values 0..31: fifth bits (bit i of byte j is value 8j + i's), then nibbles."""
+    fifth = packed[..., :4, None] >> _EIGHT & 1  # [R, B, 4, 8]
+    return _nibbles(packed[..., 4:]) | fifth.flatten(2) << 4
 
 
 def _nibbles(packed: Tensor) -> Tensor:
@@ -171,12 +192,15 @@ def _float16(raw: Tensor) -> Tensor:
     return raw.contiguous().view(torch.float16).squeeze(-1)
 
 
+_EIGHT = torch.arange(8, dtype=torch.uint8)
 _FLOATS = {Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}
 _BLOCKS: dict[Type, tuple[int, int, Callable[[Tensor], Natural]]] = {  # bits, bytes of a block, reader
     Type.Q4_0: (4, 18, _q4_0),
     Type.Q4_1: (4, 20, _q4_1),
-    Type.Q5_0: (8, 22, _q5_0),
+    Type.Q5_0: (5, 22, _q5_0),
+    Type.Q5_1: (5, 24, _q5_1),
     Type.Q8_0: (8, 34, _q8_0),
     Type.Q4_K: (4, 144, _q4_k),
+    Type.Q5_K: (5, 176, _q5_k),
 }
-_REQUANTISED = (Type.Q5_1, Type.Q5_K, Type.Q6_K)
+_REQUANTISED = (Type.Q6_K,)

@@ -1,11 +1,11 @@
 """Matrices of weights, and how floats become blocks of 4 or 8 bits.
 
 What: `Weight` is what a layer multiplies by; `DenseWeight` keeps floats, `BlockWeight` keeps blocks of 32
-inputs with a float16 scale (and, at 4 bits, a float16 minimum). `quantize` makes blocks, a few rows at a
+inputs with a float16 scale (and, at 4 and 5 bits, perhaps a float16 minimum). `quantize` makes blocks, a few rows at a
 time, so that a large matrix needs no float32 copy of itself. Why asymmetric 4 bits: at the same speed, the
 minimum removes the error of blocks that are not centred. Why the search: against plain rounding from minimum
 to maximum it removes 12 % of the squared error of Gaussian weights. Left out: calibration with activations
-(GPTQ, AWQ), other block sizes, and float8.
+(GPTQ, AWQ), blocks of 5 bits from floats (GGUF files have them ready), other block sizes, and float8.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BLOCK = 32  # inputs that share one scale
 QuantizedStorage = Literal["int4", "int8"]
 Storage = Literal["int4", "int8", "none"] | None
 Natural = tuple[Tensor, Tensor, Tensor | None]
-"""Blocks in plain order: values [R, K] (uint8 0..15, or int8), scale [R, K/32], minimum [R, K/32] or None."""
+"""Blocks in plain order: values [R, K] (uint8 0..15 or 0..31, or int8), scale [R, K/32], minimum [R, K/32] or None."""
 
 _GROUP = 16  # rows that `pack_blocks` interleaves
 _CHUNK = 1 << 20  # weights handled at once: float32 temporaries of 4 MB each
@@ -91,7 +91,7 @@ class DenseWeight:
 
 @dataclass(frozen=True)
 class BlockWeight:
-    """A matrix in blocks of 32 inputs, 4 or 8 bits (layout: `specdec.kernels`)."""
+    """A matrix in blocks of 32 inputs, 4, 5 or 8 bits (layout: `specdec.kernels`)."""
 
     blocks: BlockTensor
 
