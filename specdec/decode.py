@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +23,7 @@ from specdec.drafting import Draft, Drafter
 from specdec.model.decoder import Decoder
 from specdec.sampling import Sampler
 from specdec.stats import GenerationStats
+from specdec.threads import one_torch_thread
 from specdec.verify import Choice, Verdict, cut, verify
 
 
@@ -148,21 +148,6 @@ def prefill(backbone: Decoder, prompt: Tensor, cache: KVCache) -> Tensor:
         backbone.forward(chunk, cache)
         cache.commit(len(chunk))
     return last
-
-
-@contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Small torch ops on the caller's thread alone.
-
-    A row of logits is work for a few microseconds; shared, it would cost more, and torch's other threads would go on
-    polling for milliseconds on the cores that the next pass needs.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class _Clock:
