@@ -1,48 +1,64 @@
-"""From a drafter's checkpoint to a `Drafter`.
+"""From a drafter's checkpoint to a `Drafter`, and back.
 
-What: `load_drafter` reads the config of a Gemma 4 assistant (transformers' `Gemma4AssistantForCausalLM` and
-`Gemma4UnifiedAssistantForCausalLM`, as published in safetensors). Its weights are read at `bind`, when the
-backbone's dtype and device are known. Of transformers only the config class is used: 5.23.0 cannot build the
-model. Left out: GGUF files of drafters.
+What: `load_drafter` reads a Gemma 4 assistant (transformers' `Gemma4AssistantForCausalLM` and
+`Gemma4UnifiedAssistantForCausalLM`, as published in safetensors), or a head of our own format: a folder with
+`config.json` (sizes, provenance, whose head it is) and `model.gguf` (8-bit matrices), which `save_head` writes. Weights
+are read at `bind`, when the backbone's dtype and device are known. Of transformers only the config class is used:
+5.23.0 cannot build the model. Left out: GGUF files of Gemma 4's drafters.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig
 
-from drafter.head import Assistant, AssistantSpec, CentroidHead, Config, DenseHead, assistant_spec
+from drafter.head import Assistant, Bigram, CentroidHead, DenseHead, PrunedHead
+from drafter.head_file import DRAFT_IDS, HEAD_FILE
 from drafter.propose import AssistantDrafter
+from drafter.spec import HEAD_TYPE, AssistantSpec, Config, HeadConfig, assistant_spec, head_spec
 from specdec.model.build import Source, TensorReader, build_layer, check_tensors
 from specdec.model.decoder import Decoder, Linear, Rotations, Stack
+from specdec.weights.checkpoint import Checkpoint
+from specdec.weights.gguf import GGUFCheckpoint
 from specdec.weights.hub import model_path
 from specdec.weights.safetensors import SafetensorsCheckpoint
-from specdec.weights.tensors import BlockWeight, Storage
+from specdec.weights.tensors import BlockWeight, Storage, Weight
 
 MODEL_TYPES = ("gemma4_assistant", "gemma4_unified_assistant")
 
 _PRE, _POST = "pre_projection.weight", "post_projection.weight"
+_LEFT, _RIGHT = "bigram.left.weight", "bigram.right.weight"
 _CENTROIDS, _ORDERING = "masked_embedding.centroids.weight", "masked_embedding.token_ordering"
 
 
-def load_drafter(name_or_path: str | os.PathLike[str], quantize: Storage = None) -> AssistantDrafter:
+def load_drafter(
+    name_or_path: str | os.PathLike[str], quantize: Storage = None, *, strict: bool = True
+) -> AssistantDrafter:
     """A drafter from a folder or hub id ("google/gemma-4-12B-it-assistant"), not bound to a backbone yet.
 
-    `quantize`: "int4" or "int8" quantise the weights while they stream in, "none" keeps them in the backbone's
-    dtype; None: 8 bits when the backbone is quantised, else its dtype.
+    `quantize`: "int4" or "int8" quantise float weights while they stream in, "none" keeps them in the backbone's
+    dtype; None: 8 bits when the backbone is quantised, else its dtype. `strict`: False only warns when a head of our
+    own format was trained for another model of the same shape.
 
     Raises:
-        ValueError: nothing is there, or it is not the checkpoint of an assistant. Whether it fits a backbone,
-            and whether its tensors are complete, is found out by `bind`.
+        ValueError: nothing is there, or it is not a drafter's checkpoint. Whether it fits a backbone, and whether its
+            tensors are complete, is found out by `bind`.
     """
     folder = model_path(name_or_path)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: drafters are read from safetensors; name such a folder, or a hub id")
-    config = _config(folder)
+        raise ValueError(f"{folder}: drafters are read from a folder with config.json; name such a folder, or a hub id")
+    values = _config_json(folder)
+    if values["model_type"] == HEAD_TYPE:
+        return AssistantDrafter(_own(folder, values, quantize, strict))
+    config = _assistant_config(folder, values["model_type"])
     checkpoint = SafetensorsCheckpoint(folder)
 
     def build(backbone: Decoder) -> Assistant:
@@ -55,17 +71,58 @@ def load_drafter(name_or_path: str | os.PathLike[str], quantize: Storage = None)
     return AssistantDrafter(build)
 
 
-def _config(folder: Path) -> Config:
+def _own(folder: Path, values: dict[str, Any], quantize: Storage, strict: bool) -> Callable[[Decoder], Assistant]:
     try:
-        kind = json.loads((folder / "config.json").read_bytes()).get("model_type")
+        config = HeadConfig.from_dict(values)
+        meant = str(values["backbone"]["fingerprint"])
+        file = GGUFCheckpoint(folder / HEAD_FILE)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder}: not a complete head ({error}); copy the folder again, or train it again"
+        ) from error
+
+    def build(backbone: Decoder) -> Assistant:
+        spec = head_spec(config, backbone.spec)
+        if backbone.fingerprint != meant:
+            complaint = (
+                f"{folder}: this head was trained for another model ({values['backbone'].get('name', 'unnamed')})"
+            )
+            if strict:
+                raise ValueError(
+                    f"{complaint}; train one for yours, or load it with strict=False to try it all the same"
+                )
+            warnings.warn(f"{complaint}; its drafts may all be wrong, which costs time but no word", stacklevel=2)
+        ids = file.header.metadata.get(DRAFT_IDS)
+        return build_assistant(
+            spec,
+            file,
+            backbone.dtype,
+            backbone.device,
+            quantize,
+            draft_ids=None if ids is None else torch.tensor(ids, dtype=torch.int64),
+            vocab=backbone.spec.vocab_size,
+        )
+
+    return build
+
+
+def _config_json(folder: Path) -> dict[str, Any]:
+    try:
+        values = json.loads((folder / "config.json").read_bytes())
+        kind = values.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"{folder}: no readable config.json ({error}); a drafter's folder holds it, and *.safetensors"
+            f"{folder}: no readable config.json ({error}); a drafter's folder holds it, and its weights"
         ) from error
-    if kind not in MODEL_TYPES:
+    if kind not in (*MODEL_TYPES, HEAD_TYPE):
         raise ValueError(
-            f"{folder}: a {kind!r} checkpoint is not a drafter; drafters are of type {', '.join(MODEL_TYPES)}"
+            f"{folder}: a {kind!r} checkpoint is not a drafter; drafters are of type "
+            f"{', '.join((*MODEL_TYPES, HEAD_TYPE))}"
         )
+    return dict(values)
+
+
+def _assistant_config(folder: Path, kind: str) -> Config:
     try:
         return AutoConfig.from_pretrained(folder)
     except Exception as error:  # transformers' validation raises kinds of its own
@@ -82,20 +139,28 @@ def extra_tensors(spec: AssistantSpec) -> dict[str, tuple[int, ...]]:
     if spec.centroids:
         shapes[_CENTROIDS] = (spec.centroids, text.hidden_size)
         shapes[_ORDERING] = (text.vocab_size,)
+    if spec.bigram:
+        shapes[_LEFT] = (text.vocab_size + 1, spec.bigram)
+        shapes[_RIGHT] = (text.vocab_size, spec.bigram)
     return shapes
 
 
 def build_assistant(
     spec: AssistantSpec,
-    checkpoint: SafetensorsCheckpoint,
+    checkpoint: Checkpoint,
     dtype: torch.dtype,
     device: torch.device,
     quantize: Storage = None,
+    *,
+    draft_ids: Tensor | None = None,
+    vocab: int = 0,
 ) -> Assistant:
     """Read every tensor of `spec` from `checkpoint`; `quantize`: see `Checkpoint.weight`.
 
+    `draft_ids` [candidates] int64: the tokens of a pruned head, out of `vocab`.
+
     Raises:
-        ValueError: tensors are missing, surplus or misshapen (all are listed), or the ordering is damaged.
+        ValueError: tensors are missing, surplus or misshapen (all are listed), or a list of tokens is damaged.
     """
     text, more = spec.text, extra_tensors(spec)
     plain = Source.huggingface(checkpoint, text)
@@ -104,7 +169,12 @@ def build_assistant(
     read = TensorReader(text, source, dtype, device, quantize, None)
     norm = read.vector("norm.weight")
     assert norm is not None
-    head = DenseHead(read.matrix("embed_tokens.weight" if text.tied_head else "lm_head.weight"))
+    weight = read.matrix("embed_tokens.weight" if text.tied_head else "lm_head.weight")
+    head: DenseHead | PrunedHead | CentroidHead = DenseHead(weight)
+    if spec.pruned:
+        head = _pruned_head(spec, weight, read, checkpoint, draft_ids, vocab)
+    elif spec.centroids:
+        head = _centroid_head(spec, weight, read, checkpoint)
     layers = [build_layer(text, i, read) for i in range(len(text.layers))]
     stores = [layer.spec.kv_layer for layer in layers if layer.spec.kv_layer is not None]
     return Assistant(
@@ -112,16 +182,38 @@ def build_assistant(
         pre=Linear(read.matrix(_PRE)),
         stack=Stack(layers, stores, norm, text.norm_eps),
         post=Linear(read.matrix(_POST)),
-        head=_centroid_head(spec, head, read, checkpoint) if spec.centroids else head,
+        head=head,
         rotations=Rotations(text.ropes, dtype, device),
     )
 
 
-def _centroid_head(
-    spec: AssistantSpec, dense: DenseHead, read: TensorReader, checkpoint: SafetensorsCheckpoint
-) -> CentroidHead:
+def _pruned_head(
+    spec: AssistantSpec,
+    weight: Weight,
+    read: TensorReader,
+    checkpoint: Checkpoint,
+    ids: Tensor | None,
+    vocab: int,
+) -> PrunedHead:
+    count = spec.text.vocab_size
+    if (
+        ids is None
+        or ids.shape != (count,)
+        or bool((ids.diff() <= 0).any())
+        or not 0 <= int(ids[0]) <= int(ids[-1]) < vocab
+    ):
+        raise ValueError(f"{checkpoint.path}: does not list its {count} draft tokens in order; fetch or train it again")
+    if not spec.bigram:
+        return PrunedHead(weight, ids.to(read.device))
+    slots = torch.full((vocab,), count)  # what cannot be drafted shares the last row
+    slots[ids] = torch.arange(count)
+    left = checkpoint.tensor(_LEFT).to(read.device, read.dtype)  # [candidates + 1, rank]
+    return PrunedHead(weight, ids.to(read.device), Bigram(left, slots.to(read.device), read.matrix(_RIGHT)))
+
+
+def _centroid_head(spec: AssistantSpec, weight: Weight, read: TensorReader, checkpoint: Checkpoint) -> CentroidHead:
     ordering = checkpoint.tensor(_ORDERING).long()  # [vocab]: token ids, cluster after cluster
     if not torch.equal(ordering.sort().values, torch.arange(len(ordering))):
         raise ValueError(f"{checkpoint.path}: {_ORDERING} does not list every token once; fetch the checkpoint again")
     clusters = ordering.view(spec.centroids, -1).to(read.device)  # [centroids, vocab / centroids]
-    return CentroidHead(dense.weight, read.matrix(_CENTROIDS), clusters, spec.top_centroids)
+    return CentroidHead(weight, read.matrix(_CENTROIDS), clusters, spec.top_centroids)

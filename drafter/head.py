@@ -1,7 +1,7 @@
-"""Gemma 4's multi-token-prediction head (its "assistant"): a few layers that attend to the backbone's K/V.
+"""The multi-token-prediction head, as it drafts: a few layers that attend to the backbone's K/V.
 
-The network of transformers' `modeling_gemma4_assistant.py` and `modeling_gemma4_unified_assistant.py`, for
-one query row:
+For a Gemma 4 backbone this is its "assistant", the network of transformers' `modeling_gemma4_assistant.py` and
+`modeling_gemma4_unified_assistant.py`; for others the same with layers of their own kind. One query row:
 
     x = pre_projection([embedding of the newest token ; h])     [1, 2 * backbone hidden] -> [1, hidden]
     x = norm(stack(x))                                           queries only; K/V are the backbone's
@@ -11,91 +11,22 @@ Sliding layers read the K/V of the backbone's last sliding layer that stores any
 last full one. Every step of a round has the position p of the pending token and sees committed keys only:
 j <= p - 1.
 
-Left out: more than one query row, and training. The head has no soft-capping, unlike the backbone's.
+Left out: more than one query row; training (`drafter/network.py`). The head has no soft-capping, unlike the backbone's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from drafter.spec import AssistantSpec
 from specdec import kernels
 from specdec.cache import KVCache
 from specdec.kernels import Span
 from specdec.model.decoder import Linear, Rotations, Stack, TextPass
-from specdec.model.families import decoder_spec
-from specdec.model.spec import DecoderSpec, LayerSpec
 from specdec.weights.tensors import Weight
-
-Config = Any  # transformers' Gemma4AssistantConfig or Gemma4UnifiedAssistantConfig
-
-
-@dataclass(frozen=True)
-class AssistantSpec:
-    """An assistant and the backbone it was made for.
-
-    `text`: its own layers, whose `kv_layer` is the layer of the backbone that they read. `centroids`: clusters
-    of the vocabulary, of which the best `top_centroids` are scored; 0: the whole vocabulary is.
-    """
-
-    text: DecoderSpec
-    backbone_hidden_size: int
-    centroids: int = 0
-    top_centroids: int = 0
-
-
-def assistant_spec(config: Config, backbone: DecoderSpec) -> AssistantSpec:
-    """The assistant that `config` describes, reading the K/V of `backbone`.
-
-    Raises:
-        ValueError: it was made for another backbone (every difference is listed), or has a feature that is
-            not supported.
-    """
-    text = decoder_spec(config.text_config)
-    if text.per_layer_input:
-        raise ValueError(f"an assistant's hidden_size_per_layer_input must be 0, not {text.per_layer_input}")
-    source = backbone.shared_kv_layers
-    problems = [
-        f"{what} is {ours}, the backbone's {theirs}"
-        for what, ours, theirs in (
-            ("vocabulary", text.vocab_size, backbone.vocab_size),
-            ("backbone_hidden_size", config.backbone_hidden_size, backbone.hidden_size),
-        )
-        if ours != theirs
-    ]
-    for kind, layer in {layer.kind: layer for layer in text.layers}.items():
-        problems += _misfits(layer, backbone.layers[source[kind]] if kind in source else None)
-    if problems:
-        raise ValueError(
-            f"this assistant was made for another backbone than this {backbone.model_type}: "
-            f"{'; '.join(problems)}. Use the assistant of this very model (google/gemma-4-12B-it has "
-            "google/gemma-4-12B-it-assistant)"
-        )
-    layers = tuple(replace(layer, kv_layer=source[layer.kind]) for layer in text.layers)
-    text = replace(text, layers=layers, tied_head=bool(config.tie_word_embeddings), reads_backbone=True)
-    if not config.use_ordered_embeddings:
-        return AssistantSpec(text, config.backbone_hidden_size)
-    count, top = config.num_centroids, config.centroid_intermediate_top_k
-    if not 0 < top <= count or text.vocab_size % count:
-        raise ValueError(
-            f"the assistant's config has num_centroids={count} and centroid_intermediate_top_k={top}; its "
-            f"vocabulary of {text.vocab_size} must split evenly, and no more be picked than there are"
-        )
-    return AssistantSpec(text, config.backbone_hidden_size, count, top)
-
-
-def _misfits(layer: LayerSpec, source: LayerSpec | None) -> list[str]:
-    """What keeps the queries of `layer` from the K/V that `source` stores."""
-    if source is None:
-        return [f"{layer.kind} layers, of which the backbone has none"]
-    return [
-        f"{name} of {layer.kind} is {getattr(layer, name)}, the backbone's {getattr(source, name)}"
-        for name in ("kv_heads", "head_dim", "window")
-        if getattr(layer, name) != getattr(source, name)
-    ]
 
 
 @dataclass(frozen=True)
@@ -108,9 +39,47 @@ class DenseHead:
         """x [1, hidden] -> [1, vocab] in x's dtype."""
         return self.weight.linear(x)
 
-    def best(self, x: Tensor) -> Tensor:
-        """The best token of x [1, hidden]: int64 [1]."""
+    def best(self, x: Tensor, newest: Tensor) -> Tensor:
+        """The best token, int64 [1], for x [1, hidden] after token `newest` [1]."""
         return self.logits(x).argmax(dim=-1)
+
+
+@dataclass(frozen=True)
+class Bigram:
+    """What the newest token alone says about the next: a bias of low rank on the logits (DSpark, 2026).
+
+    `left` [candidates + 1, rank] float, a row for each token that can be drafted and one for all others; `slots`
+    [backbone's vocab] int64: each token's row. `right` [candidates, rank].
+    """
+
+    left: Tensor
+    slots: Tensor
+    right: Weight
+
+    def bias(self, newest: Tensor) -> Tensor:
+        """For token `newest` [1] -> [1, candidates]."""
+        return self.right.linear(self.left[self.slots[newest]])
+
+
+@dataclass(frozen=True)
+class PrunedHead:
+    """Scores a part of the vocabulary: the head is most of what a draft step of a small model reads.
+
+    `ids` [candidates] int64, ascending: the backbone's ids of the rows of `weight` [candidates, hidden].
+    """
+
+    weight: Weight
+    ids: Tensor
+    bigram: Bigram | None = None
+
+    def logits(self, x: Tensor, newest: Tensor) -> Tensor:
+        """x [1, hidden] after token `newest` [1] -> [1, candidates] in x's dtype."""
+        logits = self.weight.linear(x)
+        return logits if self.bigram is None else logits + self.bigram.bias(newest)
+
+    def best(self, x: Tensor, newest: Tensor) -> Tensor:
+        """The best token, int64 [1], for x [1, hidden] after token `newest` [1]."""
+        return self.ids[self.logits(x, newest).argmax(dim=-1)]
 
 
 @dataclass(frozen=True)
@@ -131,8 +100,8 @@ class CentroidHead:
         ids = self.clusters[picked].flatten()  # [top, vocab / centroids] -> [C]
         return ids, kernels.dense_linear(x, self.weight.rows(ids, x.dtype))
 
-    def best(self, x: Tensor) -> Tensor:
-        """The best token of x [1, hidden]: int64 [1]."""
+    def best(self, x: Tensor, newest: Tensor) -> Tensor:
+        """The best token, int64 [1], for x [1, hidden] after token `newest` [1]."""
         ids, logits = self.candidates(x)
         return ids[logits.argmax(dim=-1)]
 
@@ -145,7 +114,7 @@ class Assistant:
     pre: Linear  # [hidden, 2 * backbone hidden]
     stack: Stack
     post: Linear  # [backbone hidden, hidden]
-    head: DenseHead | CentroidHead
+    head: DenseHead | PrunedHead | CentroidHead
     rotations: Rotations
 
     @property

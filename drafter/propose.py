@@ -66,7 +66,7 @@ class AssistantDrafter:
         drafted = []
         for _ in range(k):
             x, state = assistant.step(backbone.embed(token), state, spans, cache)
-            token = assistant.head.best(x)
+            token = assistant.head.best(x, token)
             drafted.append(token)  # stays on the device: one wait for a GPU per round, not one per token
         return Draft(tuple(torch.cat(drafted).tolist()), self.name)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,7 +35,8 @@ class Request:
     `row` [n] int64: `padding` padding tokens, then the prompt; processors and `stop` see all of it, the model only the
     prompt. `limit`: tokens at which the row is full, padding included. `stop(tokens, choice)` is asked after every
     emitted token, in order; `emit(verdict, logits)` hears what a round emitted and the logits [emitted, vocab] that it
-    was chosen from.
+    was chosen from. `watch(hidden)`, where given, hears the hidden states [rows, hidden] of what is committed to the
+    cache, prompt included, in order.
     """
 
     row: Tensor
@@ -43,6 +45,16 @@ class Request:
     stop: Callable[[Tensor, Choice], bool]
     emit: Callable[[Verdict, Tensor], None]
     padding: int = 0
+    watch: Callable[[Tensor], None] | None = None
+
+
+class Decoded(NamedTuple):
+    """A text that has ended: which request's, its row with what was emitted, and its cache, which holds all of the text
+    but the last token."""
+
+    number: int
+    row: Tensor
+    cache: KVCache
 
 
 def decode(
@@ -52,8 +64,8 @@ def decode(
     requests: Iterable[Request],
     stats: GenerationStats,
     together: int = 1,
-) -> Iterator[tuple[int, Tensor]]:
-    """Decode `requests`, up to `together` at a time; yields (index, its row with what was emitted) as they end.
+) -> Iterator[Decoded]:
+    """Decode `requests`, up to `together` at a time; yields them as they end.
 
     The text of a request does not depend on the others, or on `together`. `stats` is true after every round.
     """
@@ -80,11 +92,16 @@ def decode(
         draft_seconds, k = clock.lap("draft"), len(draft.tokens)
         hidden = backbone.forward_many([text.rows for text in playing], [text.cache for text in playing])
         if len(playing) == 1:
-            hidden = hidden[-k - 1 :]  # [k + 1, hidden]; of many texts: [texts, hidden]
-        logits = backbone.logits(hidden).to(playing[0].tokens.device)  # [k + 1, vocab] or [texts, vocab]
+            states = [hidden]  # [rows, hidden]
+            logits = backbone.logits(hidden[-k - 1 :])  # [k + 1, vocab]
+        else:
+            states = list(torch.split(hidden, 1))  # [1, hidden] each: nothing is drafted for several
+            logits = backbone.logits(hidden)  # [texts, vocab]
+        logits = logits.to(playing[0].tokens.device)
         with one_torch_thread():
             verdicts = [
-                text.take(draft, hidden[i : i + k + 1], logits[i : i + k + 1]) for i, text in enumerate(playing)
+                text.take(draft, states[i], logits[i : i + k + 1])  # k is 0 where there are several
+                for i, text in enumerate(playing)
             ]
         verify_seconds = clock.lap("verify" if fresh is None else "prefill")
         for verdict in verdicts:
@@ -99,7 +116,7 @@ def decode(
         texts = [text for text in texts if not text.ended]
         for text in playing:
             if text.ended:
-                yield text.index, text.tokens[: text.n].clone()
+                yield Decoded(text.index, text.tokens[: text.n].clone(), text.cache)
 
 
 class _Text:
@@ -111,7 +128,7 @@ class _Text:
         self.n, self.ended = len(request.row), False
         self.tokens = request.row.new_empty(request.limit + self.cache.max_rows)  # a draft comes after what is emitted
         self.tokens[: self.n] = request.row
-        self.rows = prefill(backbone, request.row[request.padding :].to(backbone.device), self.cache)
+        self.rows = prefill(backbone, request.row[request.padding :].to(backbone.device), self.cache, request.watch)
         self.hidden = torch.empty(0)  # [hidden], the state that chose the pending token
 
     def drafted(self, drafter: Drafter, lengths: DraftLength) -> Draft:
@@ -127,26 +144,31 @@ class _Text:
         return draft
 
     def take(self, draft: Draft, hidden: Tensor, logits: Tensor) -> Verdict:
-        """Commit what a pass chose, from its last rows: hidden [k + 1, hidden], logits [k + 1, vocab]."""
+        """Commit what a pass chose; hidden [rows, hidden] of all its rows, logits [k + 1, vocab] of the last."""
         k, request = len(draft.tokens), self.request
         verdict = verify(draft.tokens, logits, self.tokens[: self.n + k], request.sampler.choose)
         self.tokens[self.n + verdict.accepted] = verdict.tokens[-1]
         verdict, done = cut(verdict, self.tokens[: self.n + len(verdict.tokens)], request.stop)
         emitted = len(verdict.tokens)
-        self.cache.commit(len(self.rows) - k - 1 + emitted)
+        committed = len(self.rows) - k - 1 + emitted
+        self.cache.commit(committed)
+        if request.watch is not None:
+            request.watch(hidden[:committed])
         self.n += emitted
-        self.hidden = hidden[emitted - 1]
+        self.hidden = hidden[committed - 1]
         self.rows = self.tokens[self.n - 1 : self.n].to(self.backbone.device)  # [1], the pending token
         self.ended = done or self.n >= request.limit
         return verdict
 
 
-def prefill(backbone: Decoder, prompt: Tensor, cache: KVCache) -> Tensor:
+def prefill(backbone: Decoder, prompt: Tensor, cache: KVCache, watch: Callable[[Tensor], None] | None = None) -> Tensor:
     """Commit all of prompt [n] but its last chunk, in passes of at most `cache.max_rows` rows; returns that chunk."""
     *chunks, last = torch.split(prompt, cache.max_rows)
     for chunk in chunks:
-        backbone.forward(chunk, cache)
+        hidden = backbone.forward(chunk, cache)
         cache.commit(len(chunk))
+        if watch is not None:
+            watch(hidden)
     return last
 
 

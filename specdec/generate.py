@@ -101,8 +101,9 @@ def run_batch(
     ]
     try:
         # A streamer is not told whose token it gets: to it, texts come one after the other.
-        for i, tokens in decode(backbone, drafter, lengths, requests, stats, TOGETHER if batch.streamer is None else 1):
-            rows[i].tokens = tokens
+        together = TOGETHER if batch.streamer is None else 1
+        for ended in decode(backbone, drafter, lengths, requests, stats, together):
+            rows[ended.number].tokens = ended.row
     finally:
         if batch.streamer is not None:
             batch.streamer.end()  # after an error too: a consumer in another thread must not wait for ever

@@ -43,7 +43,7 @@ def run(
     stats = GenerationStats()
     lengths = AdaptiveLength() if length is None else FixedLength(length)
     request = Request(ids, prompt_length + new, Sampler(seed=seed), stop, emit)
-    ((_, row),) = decode(decoder, drafter, lengths, [request], stats)
+    ((_, row, _),) = decode(decoder, drafter, lengths, [request], stats)
     tokens = row.tolist()
     assert tokens == ids.tolist() + emitted
     assert stats.emitted == len(emitted) == 1 + stats.rounds + stats.accepted
@@ -171,7 +171,7 @@ def test_texts_that_are_decoded_together_are_what_they_are_alone(family: str, se
         ]
         stats = GenerationStats()
         ended = {}
-        for i, row in decode(decoder, drafter, FixedLength(3), iter(requests), stats, together):
+        for i, row, _ in decode(decoder, drafter, FixedLength(3), iter(requests), stats, together):
             assert i not in ended
             ended[i] = row.tolist()
         return ended, heard, stats
@@ -185,3 +185,21 @@ def test_texts_that_are_decoded_together_are_what_they_are_alone(family: str, se
         assert stats.prompts == len(prompts)
         assert stats.prompt_tokens == sum(map(len, prompts))
         assert stats.emitted == sum(map(len, heard)) == stats.prompts + stats.rounds + stats.accepted
+
+
+@pytest.mark.parametrize("together", [1, 3])
+@pytest.mark.parametrize("length", [0, 5])
+def test_a_watcher_hears_the_state_of_every_committed_token(together: int, length: int) -> None:
+    decoder = decoder_of(tiny_model("gemma4"))
+    prompts = [prompt(n, seed=n)[0] for n in (150, 9, 64)]
+    heard: list[list[torch.Tensor]] = [[] for _ in prompts]
+    requests = [
+        Request(ids, len(ids) + 30, Sampler(), lambda *_: False, lambda *_: None, watch=heard[i].append)
+        for i, ids in enumerate(prompts)
+    ]
+    for i, row, cache in decode(decoder, SuffixDrafter(), FixedLength(length), requests, GenerationStats(), together):
+        assert cache.length == len(row) - 1
+        again = decoder.new_cache()
+        for part, state in zip(row[:-1].split(1), torch.cat(heard[i]).split(1), strict=True):
+            assert torch.equal(decoder.forward(part, again), state)
+            again.commit(1)

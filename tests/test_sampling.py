@@ -121,7 +121,7 @@ def test_whole_decoding_draws_from_the_model(right: int) -> None:
     for seed in range(runs):
         drafter = LooseDrafter([*ids.tolist(), 0, int(first.argmax())], lambda _: right, VOCAB)
         request = Request(ids, 10, Sampler(cold, seed), lambda *_: False, lambda *_: None)
-        ((_, tokens),) = decode(decoder, drafter, FixedLength(1), [request], GenerationStats())
+        ((_, tokens, _),) = decode(decoder, drafter, FixedLength(1), [request], GenerationStats())
         pairs[tuple(tokens[8:].tolist())] += 1
     counts, expected = [], []
     for token in first.topk(6).indices.tolist():

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from drafter import AssistantDrafter, load_drafter
 from drafter.checkpoint import extra_tensors
-from drafter.head import Assistant, assistant_spec
+from drafter.head import Assistant
+from drafter.spec import assistant_spec
 from specdec.cache import KVCache
 from specdec.drafting import Draft
 from specdec.hf import decoder_of

@@ -7,9 +7,11 @@ objects with `linear` and `rows`: how they are stored is not this module's busin
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -274,6 +276,19 @@ class Decoder:
         if self.per_layer is not None:
             parts += [self.per_layer.embedding, self.per_layer.projection]
         return sum(int(getattr(getattr(part, "weight", part), "nbytes", 0)) for part in parts)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Which model this is, however its matrices are stored: a hash of its shape and its norms, in hexadecimal.
+
+        Norms are float in every checkpoint, and training moves them; a fine-tune that left each of them alone is not
+        told apart from its parent.
+        """
+        spec = self.spec
+        digest = hashlib.sha256(f"{spec.vocab_size} {spec.hidden_size} {spec.layers}".encode())
+        for norm in (self.norm, *(norm for layer in self.layers for norm in (layer.input_norm, layer.mlp_norm))):
+            digest.update(norm.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+        return digest.hexdigest()
 
     def new_cache(self, max_rows: int = MAX_ROWS) -> KVCache:
         shapes = [

@@ -1,0 +1,166 @@
+"""What a drafter's network is, as data: Gemma 4's assistant, and the same head for any other backbone.
+
+`AssistantSpec` is all that the network looks at. It is made from transformers' config of a Gemma 4 assistant
+(`assistant_spec`), or, for a backbone of another family, from our own `HeadConfig` (`head_spec`): layers of the
+backbone's own kind, with query-only attention over the K/V of its last layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from specdec.model.families import decoder_spec
+from specdec.model.spec import DecoderSpec, LayerSpec
+
+Config = Any  # transformers' Gemma4AssistantConfig or Gemma4UnifiedAssistantConfig
+HEAD_TYPE = "specdec_mtp"  # `model_type` in the config.json of a head of our own format
+
+
+@dataclass(frozen=True)
+class AssistantSpec:
+    """An assistant and the backbone it was made for.
+
+    `text`: its own layers, whose `kv_layer` is the layer of the backbone that they read; its vocabulary is what it can
+    propose. `pruned`: that is a part of the backbone's vocabulary, listed in the checkpoint. `bigram`: rank of the bias
+    that the newest token gives every candidate; 0: none. `centroids`: clusters of the vocabulary, of which the best
+    `top_centroids` are scored; 0: all of it is.
+    """
+
+    text: DecoderSpec
+    backbone_hidden_size: int
+    centroids: int = 0
+    top_centroids: int = 0
+    pruned: bool = False
+    bigram: int = 0
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """A head in our own format.
+
+    `layers`: kinds of backbone layers, one for each of its own ("full_attention"). `draft_vocab`: tokens that it can
+    propose; 0: all of the backbone's. Sizes are counts of elements.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    layers: tuple[str, ...]
+    heads: int
+    draft_vocab: int = 0
+    bigram: int = 0
+
+    @classmethod
+    def like(cls, backbone: DecoderSpec, depth: int = 1, draft_vocab: int = 8192) -> HeadConfig:
+        """A head as wide as its backbone: `depth` layers, sliding ones first where the backbone has both kinds."""
+        kinds = sorted(backbone.shared_kv_layers, key=lambda kind: kind == "full_attention")
+        layers = tuple((kinds * depth)[-depth:]) if depth >= len(kinds) else ("full_attention",) * depth
+        last = backbone.layers[backbone.shared_kv_layers[layers[-1]]]
+        vocab = 0 if draft_vocab >= backbone.vocab_size else draft_vocab
+        return cls(backbone.hidden_size, last.intermediate_size, tuple(layers), last.heads, vocab)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"model_type": HEAD_TYPE, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> HeadConfig:
+        """Raises ValueError for missing values and impossible sizes."""
+        try:
+            made = cls(**{f.name: values[f.name] for f in fields(cls)})
+        except KeyError as error:
+            raise ValueError(f"the head's config.json has no {error}; copy it again from where it was saved") from None
+        made = replace(made, layers=tuple(made.layers))
+        sizes = (made.hidden_size, made.intermediate_size, made.heads, len(made.layers))
+        if not all(isinstance(size, int) and size > 0 for size in sizes) or min(made.draft_vocab, made.bigram) < 0:
+            raise ValueError(f"the head's config.json has impossible sizes: {made}")
+        return made
+
+
+def head_spec(config: HeadConfig, backbone: DecoderSpec) -> AssistantSpec:
+    """The head that `config` describes, for `backbone`.
+
+    Raises:
+        ValueError: a kind of layer that the backbone lacks, query heads that do not share its K/V heads evenly, or a
+            draft vocabulary larger than its own.
+    """
+    source = backbone.shared_kv_layers
+    layers = []
+    for kind in config.layers:
+        if kind not in source:
+            raise ValueError(f"the head has {kind} layers, of which the backbone has none: {', '.join(source)}")
+        layer = replace(
+            backbone.layers[source[kind]],
+            heads=config.heads,
+            intermediate_size=config.intermediate_size,
+            kv_layer=source[kind],
+        )
+        if layer.heads % layer.kv_heads:
+            raise ValueError(f"{layer.heads} query heads cannot share the backbone's {layer.kv_heads} K/V heads evenly")
+        layers.append(layer)
+    if config.draft_vocab > backbone.vocab_size:
+        raise ValueError(f"a draft vocabulary of {config.draft_vocab}; the backbone has {backbone.vocab_size} tokens")
+    text = replace(
+        backbone,
+        vocab_size=config.draft_vocab or backbone.vocab_size,
+        hidden_size=config.hidden_size,
+        layers=tuple(layers),
+        norm_offset=0.0,
+        layer_scalar=False,
+        final_softcap=None,
+        tied_head=True,  # one matrix, and it is the head: embeddings are the backbone's
+        per_layer_input=0,
+        per_layer_vocab=0,
+        reads_backbone=True,
+    )
+    return AssistantSpec(text, backbone.hidden_size, pruned=config.draft_vocab > 0, bigram=config.bigram)
+
+
+def assistant_spec(config: Config, backbone: DecoderSpec) -> AssistantSpec:
+    """The assistant that `config` describes, reading the K/V of `backbone`.
+
+    Raises:
+        ValueError: it was made for another backbone (every difference is listed), or has a feature that is
+            not supported.
+    """
+    text = decoder_spec(config.text_config)
+    if text.per_layer_input:
+        raise ValueError(f"an assistant's hidden_size_per_layer_input must be 0, not {text.per_layer_input}")
+    source = backbone.shared_kv_layers
+    problems = [
+        f"{what} is {ours}, the backbone's {theirs}"
+        for what, ours, theirs in (
+            ("vocabulary", text.vocab_size, backbone.vocab_size),
+            ("backbone_hidden_size", config.backbone_hidden_size, backbone.hidden_size),
+        )
+        if ours != theirs
+    ]
+    for kind, layer in {layer.kind: layer for layer in text.layers}.items():
+        problems += _misfits(layer, backbone.layers[source[kind]] if kind in source else None)
+    if problems:
+        raise ValueError(
+            f"this assistant was made for another backbone than this {backbone.model_type}: "
+            f"{'; '.join(problems)}. Use the assistant of this very model (google/gemma-4-12B-it has "
+            "google/gemma-4-12B-it-assistant)"
+        )
+    layers = tuple(replace(layer, kv_layer=source[layer.kind]) for layer in text.layers)
+    text = replace(text, layers=layers, tied_head=bool(config.tie_word_embeddings), reads_backbone=True)
+    if not config.use_ordered_embeddings:
+        return AssistantSpec(text, config.backbone_hidden_size)
+    count, top = config.num_centroids, config.centroid_intermediate_top_k
+    if not 0 < top <= count or text.vocab_size % count:
+        raise ValueError(
+            f"the assistant's config has num_centroids={count} and centroid_intermediate_top_k={top}; its "
+            f"vocabulary of {text.vocab_size} must split evenly, and no more be picked than there are"
+        )
+    return AssistantSpec(text, config.backbone_hidden_size, count, top)
+
+
+def _misfits(layer: LayerSpec, source: LayerSpec | None) -> list[str]:
+    """What keeps the queries of `layer` from the K/V that `source` stores."""
+    if source is None:
+        return [f"{layer.kind} layers, of which the backbone has none"]
+    return [
+        f"{name} of {layer.kind} is {getattr(layer, name)}, the backbone's {getattr(source, name)}"
+        for name in ("kv_heads", "head_dim", "window")
+        if getattr(layer, name) != getattr(source, name)
+    ]

@@ -1,0 +1,164 @@
+"""The head that is trained is the head that drafts, and a row sees what a drafter sees and nothing else."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from drafter.checkpoint import build_assistant
+from drafter.head import Assistant
+from drafter.network import Keys, Network, head_tensors
+from drafter.spec import AssistantSpec, HeadConfig, assistant_spec, head_spec
+from specdec.cache import KVCache
+from specdec.model.decoder import Decoder
+from specdec.weights.state_dict import StateDictCheckpoint
+from tests.tiny import FAMILIES, VOCAB, WINDOW, prompt
+from tests.tiny_assistant import ASSISTANTS, assistant_config, backbone
+
+STEPS = 3
+LENGTH = 3 * WINDOW + 5
+
+
+def spec_of(family: str, **changes: Any) -> AssistantSpec:
+    """Gemma 4's assistant where there is one for the family, else a head of our own."""
+    if family in ASSISTANTS and not changes:
+        return assistant_spec(assistant_config(family), backbone(family).spec)
+    spec = backbone(family).spec
+    source = spec.layers[spec.shared_kv_layers["full_attention"]]
+    config = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "layers": tuple(spec.shared_kv_layers),
+        "heads": source.heads,
+        "draft_vocab": 40,
+        "bigram": 8,
+    }
+    return head_spec(HeadConfig(**{**config, **changes}), spec)
+
+
+@cache
+def network(family: str) -> Network:
+    spec, generator = spec_of(family), torch.Generator().manual_seed(3)
+    return Network(
+        spec,
+        {
+            name: torch.randn(shape, generator=generator) * shape[-1] ** -0.5 + (1 if len(shape) == 1 else 0)
+            for name, shape in head_tensors(spec).items()
+        },
+    )
+
+
+def draft_ids(spec: AssistantSpec) -> Tensor | None:
+    if not spec.pruned:
+        return None
+    return torch.randperm(VOCAB, generator=torch.Generator().manual_seed(1))[: spec.text.vocab_size].sort().values
+
+
+def drafting(family: str) -> Assistant:
+    """The same weights as a drafter runs them."""
+    mine = network(family)
+    return build_assistant(
+        mine.spec,
+        StateDictCheckpoint(mine.tensors(), "the head"),
+        torch.float32,
+        torch.device("cpu"),
+        draft_ids=draft_ids(mine.spec),
+        vocab=VOCAB,
+    )
+
+
+def text_of(decoder: Decoder, length: int) -> tuple[Tensor, Tensor, dict[str, Keys]]:
+    """Tokens [n], hidden [n, H] and the shared K/V of a random text."""
+    ids = prompt(length, seed=8)[0]
+    store = decoder.new_cache()
+    hidden, kept = [], {kind: ([], []) for kind in decoder.spec.shared_kv_layers}  # type: ignore[var-annotated]
+    for part in ids.split(16):
+        hidden.append(decoder.forward(part, store))
+        store.commit(len(part))
+        for kind, layer in decoder.spec.shared_kv_layers.items():
+            at = torch.arange(store.length - len(part), store.length)
+            view = store.stores[layer]
+            assert view is not None
+            kept[kind][0].append(view.keys[:, at % view.slots])
+            kept[kind][1].append(view.values[:, at % view.slots])
+    keys = {kind: Keys(torch.cat(k, 1)[None], torch.cat(v, 1)[None]) for kind, (k, v) in kept.items()}
+    return ids, torch.cat(hidden), keys
+
+
+def prefilled(decoder: Decoder, ids: Tensor) -> KVCache:
+    store = decoder.new_cache()
+    for part in ids.split(16):
+        decoder.forward(part, store)
+        store.commit(len(part))
+    return store
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_of_the_pass_is_the_drafters_step(family: str) -> None:
+    decoder, mine, theirs = backbone(family), network(family), drafting(family)
+    ids, hidden, keys = text_of(decoder, LENGTH)
+    positions = torch.tensor([1, 2, WINDOW - 1, WINDOW, WINDOW + 1, WINDOW + 2, 2 * WINDOW + 3, LENGTH - STEPS])
+    sights = mine.sight(positions[None], LENGTH)
+    state = hidden[positions - 1][None]  # [1, R, H]
+    outputs = []
+    with torch.inference_mode():
+        for step in range(STEPS):
+            x, state = mine.step(decoder.embed(ids[positions + step])[None], state, sights, keys)
+            outputs.append((x[0], state[0]))
+        for row, p in enumerate(positions.tolist()):
+            store = prefilled(decoder, ids[:p])
+            one, spans = hidden[p - 1 : p], theirs.spans(p)
+            for step in range(STEPS):
+                newest = ids[p + step : p + step + 1]
+                x, one = theirs.step(decoder.embed(newest), one, spans, store)
+                torch.testing.assert_close(outputs[step][0][row], x[0], rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(outputs[step][1][row], one[0], rtol=1e-4, atol=1e-4)
+                head: Any = theirs.head
+                logits = head.logits(x, newest) if mine.spec.pruned else head.logits(x)
+                slots = None
+                if (ids_ := draft_ids(mine.spec)) is not None:
+                    found = (ids_ == newest).nonzero().flatten()
+                    slots = found if len(found) else torch.tensor([len(ids_)])
+                torch.testing.assert_close(mine.logits(x, slots), logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4_unified"])
+def test_a_row_does_not_see_the_keys_from_its_own_on(family: str) -> None:
+    decoder, mine = backbone(family), network(family)
+    ids, hidden, keys = text_of(decoder, LENGTH)
+    positions = torch.tensor([[3, 2 * WINDOW]])
+
+    def run(keys: dict[str, Keys]) -> Tensor:
+        x, _ = mine.step(decoder.embed(ids[positions[0]])[None], hidden[positions[0] - 1][None], sights, keys)
+        return x[0].detach()
+
+    sights = mine.sight(positions, LENGTH)
+    before = run(keys)
+    for j in range(LENGTH):
+        changed = {kind: Keys(k.clone(), v.clone()) for kind, (k, v) in keys.items()}
+        for k, v in changed.values():
+            k[:, :, j] += 3.0
+            v[:, :, j] -= 5.0
+        moved = (run(changed) != before).any(dim=1).tolist()
+        assert moved == [j < p for p in positions[0].tolist()], f"key {j}"  # every family has a full layer
+
+
+def test_gradients_reach_every_parameter() -> None:
+    for family in ("llama", "gemma3", "gemma4_unified", "qwen2"):
+        decoder, mine = backbone(family), network(family)
+        ids, hidden, keys = text_of(decoder, 40)
+        positions = torch.arange(1, 30)[None]
+        state, sights = hidden[:29][None], mine.sight(positions, 40)
+        total = torch.zeros(())
+        for step in range(2):
+            x, state = mine.step(decoder.embed(ids[positions[0] + step])[None].clone(), state, sights, keys)
+            total = total + mine.logits(x[0], torch.arange(29)).square().sum() + state.square().sum()
+        total.backward()
+        for name in head_tensors(mine.spec):
+            gradient = mine[name].grad
+            assert gradient is not None and bool(gradient.isfinite().all()) and float(gradient.abs().sum()) > 0, name
+        mine.zero_grad(set_to_none=True)
