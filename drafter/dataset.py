@@ -1,0 +1,161 @@
+"""A training set on disk: shards of `Features`, written as they are made and read back in a shuffled order.
+
+A folder holds `set.json` (whose features these are) and shards `00000.safetensors`, `00001.safetensors`, ... A shard
+is written whole or not at all, so a set whose making was killed goes on after its last shard (`DatasetWriter.done`).
+States are bfloat16: a token of SmolLM2 takes 2 KB. Reading holds one shard at a time. Left out: deduplication,
+compression.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from drafter.features import Features
+from drafter.network import Keys
+from specdec.sampling import mix
+
+ABOUT = "set.json"
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a reader is: the next text to come is number `text` of shard `shard` (in shuffled order) of `epoch`."""
+
+    epoch: int = 0
+    shard: int = 0
+    text: int = 0
+
+
+BEGINNING = Position()
+
+
+class DatasetWriter:
+    """Adds shards to `folder`. `about` says what the set is made from; a folder with another answer is refused."""
+
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+        """Raises ValueError when the folder holds a set of something else."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        if (folder / ABOUT).is_file():
+            if (found := _about(folder)) != about:
+                changed = sorted(key for key in {*found, *about} if found.get(key) != about.get(key))
+                raise ValueError(
+                    f"{folder}: holds a training set with other settings ({', '.join(changed)}); name another folder, "
+                    "or delete it"
+                )
+        else:
+            _replace(folder / ABOUT, lambda path: path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8"))
+
+    @property
+    def done(self) -> int:
+        """Shards that are there."""
+        return len(_shards(self.folder))
+
+    def add(self, texts: Sequence[Features]) -> None:
+        """Write one shard. Raises OSError when the disk is full; the set is then as it was."""
+        assert texts
+        tensors = {
+            "lengths": torch.tensor([len(text) for text in texts]),
+            "answers": torch.tensor([text.answer for text in texts]),
+            "tokens": torch.cat([text.tokens for text in texts]).int(),
+            "best": torch.cat([text.best for text in texts]).int(),
+            "hidden": torch.cat([text.hidden for text in texts]),
+        }
+        for kind in texts[0].keys:
+            for i, name in enumerate(Keys._fields):
+                tensors[f"{kind}.{name}"] = torch.cat([text.keys[kind][i] for text in texts], dim=2)
+        _replace(self.folder / f"{self.done:05d}.safetensors", lambda path: save_file(tensors, path))
+
+
+class Dataset:
+    """Reads what a `DatasetWriter` wrote."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ValueError when there is no set in `folder`."""
+        self.folder, self.about = folder, _about(folder)
+        self.shards = _shards(folder)
+        if not self.shards:
+            raise ValueError(f"{folder}: the training set has no shards yet; let its making finish one")
+
+    def texts(
+        self, seed: int, start: Position = Position(), epochs: int | None = None
+    ) -> Iterator[tuple[Position, Features]]:
+        """Every text once an epoch, shards and texts within them shuffled by `seed`; endless without `epochs`.
+
+        Yields (where to go on after it, the text): started there, the same texts follow.
+        """
+        epoch, first_shard, first_text = start.epoch, start.shard, start.text
+        while epochs is None or epoch < epochs:
+            order = _order(len(self.shards), seed, epoch, 0)
+            for at in range(first_shard, len(order)):
+                texts = read_shard(self.shards[order[at]])
+                inner = _order(len(texts), seed, epoch, 1 + order[at])
+                for i in range(first_text, len(inner)):
+                    yield Position(epoch, at, i + 1), texts[inner[i]]
+                first_text = 0
+            first_shard, epoch = 0, epoch + 1
+
+
+def read_shard(path: Path) -> list[Features]:
+    """The texts of a shard, in the order in which they were added. Raises ValueError when it is damaged."""
+    try:
+        stored = load_file(path)
+        lengths, answers = stored["lengths"].tolist(), stored["answers"].tolist()
+        kinds = [name.removesuffix(".k") for name in stored if name.endswith(".k")]
+        parts: dict[str, Sequence[Tensor]] = {
+            name: torch.split(stored[name], lengths) for name in ("tokens", "best", "hidden")
+        }
+        parts |= {
+            f"{kind}.{n}": torch.split(stored[f"{kind}.{n}"], lengths, dim=2) for kind in kinds for n in Keys._fields
+        }
+    except Exception as error:  # safetensors has errors of its own
+        raise ValueError(f"{path}: a damaged shard ({error}); delete it, and make it again") from error
+    return [
+        Features(
+            parts["tokens"][i].long(),
+            parts["hidden"][i],
+            parts["best"][i].long(),
+            {kind: Keys(parts[f"{kind}.k"][i], parts[f"{kind}.v"][i]) for kind in kinds},
+            answer,
+        )
+        for i, answer in enumerate(answers)
+    ]
+
+
+def _order(count: int, *seeds: int) -> list[int]:
+    key = 0
+    for seed in seeds:
+        key = mix(key ^ seed)
+    generator = torch.Generator().manual_seed(key >> 1)
+    order: list[int] = torch.randperm(count, generator=generator).tolist()
+    return order
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[0-9]*.safetensors"))
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / ABOUT).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: no training set here ({error})") from error
+
+
+def _replace(path: Path, write: Any) -> None:
+    """`write(temporary path)`, then under its name at once; nothing is left of a write that failed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

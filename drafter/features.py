@@ -1,0 +1,130 @@
+"""What a head learns from: texts with the backbone's own states, as `Features`.
+
+`answered` lets the backbone answer prompts, many texts to a pass, and keeps the states that its passes had anyway;
+`read` runs texts that somebody else wrote through it. Either way the labels are the backbone's own choices, which is
+what a drafter has to guess. Answers cost a pass per token of each text, reading a fraction of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.generation.logits_process import LogitsProcessorList, TemperatureLogitsWarper
+
+from drafter.network import Keys
+from specdec.cache import KVCache
+from specdec.control import FixedLength
+from specdec.decode import Request, decode
+from specdec.drafting import NoDraft
+from specdec.model.decoder import Decoder
+from specdec.sampling import Processors, Sampler
+from specdec.stats import GenerationStats
+
+TOGETHER = 32  # texts in a pass
+_ROWS = 64  # of logits at once
+
+
+@dataclass(frozen=True)
+class Features:
+    """One text of n tokens, as the backbone sees it.
+
+    `tokens` [n] int64. `hidden` [n, hidden]: the state after the final norm at each token, which chose the next.
+    `best` [n] int64: that choice, the likeliest next token. `keys`: for each kind of layer the last K and V of that
+    kind, [1, kv_heads, n, head_dim] each. `answer`: where the backbone's own words begin.
+    """
+
+    tokens: Tensor
+    hidden: Tensor
+    best: Tensor
+    keys: Mapping[str, Keys]
+    answer: int
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def answered(
+    backbone: Decoder,
+    prompts: Iterable[Tensor],
+    *,
+    max_new_tokens: int,
+    ends: frozenset[int],
+    temperature: float = 0.0,
+    seed: int = 0,
+    together: int = TOGETHER,
+    dtype: torch.dtype = torch.bfloat16,
+    stats: GenerationStats | None = None,
+) -> Iterator[tuple[int, Features]]:
+    """(number of the prompt, its text) for each of `prompts` ([n] int64), in the order in which they end.
+
+    Greedy, or sampled at `temperature`; a text ends with a token of `ends`. States are kept as `dtype`. The last token
+    of a text is not among its features: nothing was computed from it. A sliding layer's keys reach back only as far as
+    its ring, so texts end where the shortest ring does.
+    """
+    longest = _longest(backbone)
+    watched: dict[int, list[Tensor]] = {}
+    begins: dict[int, int] = {}
+
+    def requests() -> Iterator[Request]:
+        for number, prompt in enumerate(prompts):
+            prompt = prompt[: longest - 1]
+            watched[number], begins[number] = [], len(prompt)
+            yield Request(
+                prompt,
+                min(len(prompt) + max_new_tokens, longest),
+                Sampler(_warmth(temperature), seed + number if temperature else None),
+                lambda tokens, choice: choice.token in ends,
+                lambda verdict, logits: None,
+                watch=watched[number].append,
+            )
+
+    # Without a drafter: these are the plain model's texts either way, and several share a pass.
+    for number, row, cache in decode(
+        backbone, NoDraft(), FixedLength(0), requests(), stats or GenerationStats(), together
+    ):
+        hidden = torch.cat(watched.pop(number))  # [n, hidden]
+        yield number, _features(backbone, row[:-1], hidden, cache, begins.pop(number), dtype)
+
+
+def read(backbone: Decoder, texts: Iterable[Tensor], dtype: torch.dtype = torch.bfloat16) -> Iterator[Features]:
+    """Texts ([n] int64) that the backbone did not write, each cut where the shortest ring of its cache ends."""
+    for text in texts:
+        text = text[: _longest(backbone)].to(backbone.device)
+        cache, hidden = backbone.new_cache(), []
+        for part in torch.split(text, cache.max_rows):
+            hidden.append(backbone.forward(part, cache))
+            cache.commit(len(part))
+        yield _features(backbone, text, torch.cat(hidden), cache, len(text), dtype)
+
+
+def shared_keys(backbone: Decoder, cache: KVCache, dtype: torch.dtype) -> dict[str, Keys]:
+    """The K and V that a head reads, of all positions of `cache`, which its rings must still hold."""
+    keys = {}
+    for kind, layer in backbone.spec.shared_kv_layers.items():
+        store = cache.stores[layer]
+        assert store is not None and cache.length <= store.slots, "the text has outgrown the ring"
+        k, v = (part[None, :, : cache.length].to(dtype, copy=True) for part in (store.keys, store.values))
+        keys[kind] = Keys(k, v)
+    return keys
+
+
+def _features(
+    backbone: Decoder, tokens: Tensor, hidden: Tensor, cache: KVCache, answer: int, dtype: torch.dtype
+) -> Features:
+    best = [backbone.logits(rows).argmax(dim=-1) for rows in torch.split(hidden, _ROWS)]
+    return Features(tokens, hidden.to(dtype), torch.cat(best), shared_keys(backbone, cache, dtype), answer)
+
+
+def _warmth(temperature: float) -> Processors | None:
+    if temperature == 0:
+        return None
+    processors: Processors = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    return processors
+
+
+def _longest(backbone: Decoder) -> int:
+    windows = [backbone.spec.layers[i].window for i in backbone.spec.shared_kv_layers.values()]
+    return min([backbone.spec.max_positions, *(window for window in windows if window is not None)])

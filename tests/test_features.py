@@ -1,0 +1,115 @@
+"""What a head learns from is what the backbone computes, whoever wrote the text; the disk gives it back as it was."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from drafter.dataset import ABOUT, Dataset, DatasetWriter, Position, read_shard
+from drafter.features import Features, answered, read
+from specdec.hf import decoder_of
+from specdec.model.decoder import Decoder
+from tests.tiny import WINDOW, prompt, tiny_model
+
+NOBODY = frozenset[int]()
+
+
+def prompts() -> list[Tensor]:
+    return [prompt(length, seed=length)[0] for length in (3, 9, 1, 14, 6)]
+
+
+def answers(decoder: Decoder, together: int = 3, **changes: object) -> dict[int, Features]:
+    settings = {"max_new_tokens": 30, "ends": NOBODY, "dtype": torch.float32, **changes}
+    return dict(answered(decoder, prompts(), together=together, **settings))  # type: ignore[arg-type]
+
+
+def same(first: Features, second: Features) -> bool:
+    pairs = [(first.tokens, second.tokens), (first.hidden, second.hidden), (first.best, second.best)]
+    pairs += [(a, b) for kind in first.keys for a, b in zip(first.keys[kind], second.keys[kind], strict=True)]
+    return first.answer == second.answer and all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4"])
+def test_answers_and_their_states_are_what_reading_them_gives(family: str) -> None:
+    decoder = decoder_of(tiny_model(family))
+    found = answers(decoder)
+    for number, text in found.items():
+        asked = prompts()[number]
+        assert torch.equal(text.tokens[: len(asked)], asked) and text.answer == len(asked)
+        assert torch.equal(text.best[len(asked) - 1 : -1], text.tokens[len(asked) :])  # its own words, greedily
+        (again,) = read(decoder, [text.tokens], torch.float32)
+        assert same(Features(again.tokens, again.hidden, again.best, again.keys, text.answer), text)
+        assert len(text) == min(len(asked) + 30 - 1, WINDOW - 1 if family != "llama" else 999)
+
+
+def test_answers_do_not_depend_on_their_neighbours() -> None:
+    decoder = decoder_of(tiny_model("gemma3"))
+    for settings in ({}, {"temperature": 0.8, "seed": 5}):
+        found, alone = answers(decoder, 4, **settings), answers(decoder, 1, **settings)
+        assert all(same(found[i], alone[i]) for i in alone)
+    sampled, greedy = answers(decoder, temperature=0.8, seed=5), answers(decoder)
+    assert any(not torch.equal(sampled[i].tokens, greedy[i].tokens) for i in greedy)
+    end = int(greedy[0].tokens[12])
+    short = answers(decoder, ends=frozenset([end]))[0]
+    assert len(short) <= 12 and torch.equal(short.tokens, greedy[0].tokens[: len(short)])
+
+
+def written(folder: Path) -> tuple[list[Features], DatasetWriter]:
+    texts = [text for _, text in sorted(answers(decoder_of(tiny_model("gemma4")), dtype=torch.bfloat16).items())]
+    writer = DatasetWriter(folder, {"backbone": "tiny"})
+    writer.add(texts[:2])
+    writer.add(texts[2:])
+    return texts, writer
+
+
+def test_a_set_comes_back_in_a_shuffled_order_from_any_position(tmp_path: Path) -> None:
+    texts, writer = written(tmp_path / "set")
+    assert writer.done == 2
+    dataset = Dataset(tmp_path / "set")
+    assert all(same(a, b) for a, b in zip(read_shard(dataset.shards[0]), texts[:2], strict=True))
+    whole = list(islice(dataset.texts(seed=3), 15))
+    for epoch in range(3):
+        numbers = [i for _, found in whole[5 * epoch : 5 * epoch + 5] for i, t in enumerate(texts) if same(found, t)]
+        assert sorted(numbers) == [0, 1, 2, 3, 4]
+    for i, (after, _) in enumerate(whole[:14]):
+        (_, following) = next(dataset.texts(seed=3, start=after))
+        assert same(following, whole[i + 1][1])
+    assert len(list(dataset.texts(seed=3, start=Position(1, 1, 0), epochs=2))) in (2, 3)
+    orders = {tuple(t.answer for _, t in islice(dataset.texts(seed=s), 10)) for s in range(8)}
+    assert len(orders) > 1
+
+
+def test_what_a_set_refuses(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no training set here"):
+        Dataset(tmp_path)
+    DatasetWriter(tmp_path / "set", {"backbone": "tiny"})
+    with pytest.raises(ValueError, match="no shards yet"):
+        Dataset(tmp_path / "set")
+    with pytest.raises(ValueError, match=r"other settings \(backbone\)"):
+        DatasetWriter(tmp_path / "set", {"backbone": "another"})
+    (tmp_path / "set" / ABOUT).write_text("{")
+    with pytest.raises(ValueError, match="no training set here"):
+        Dataset(tmp_path / "set")
+    written(tmp_path / "other")
+    shard = tmp_path / "other" / "00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"00001\.safetensors: a damaged shard"):
+        list(Dataset(tmp_path / "other").texts(seed=0, epochs=1))
+
+
+def test_a_shard_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, writer = written(tmp_path / "set")
+    before = sorted(path.name for path in (tmp_path / "set").iterdir())
+
+    def full(tensors: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("drafter.dataset.save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        writer.add(texts)
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == before
