@@ -40,6 +40,10 @@ class Sight(NamedTuple):
     sin: Tensor
     mask: Tensor
 
+    def rows(self, count: int) -> Sight:
+        """The first rows."""
+        return Sight(self.cos[:, :count], self.sin[:, :count], self.mask[:, :, :count])
+
 
 class Network(nn.Module):
     """Parameters of the head that `spec` describes, by the names that its checkpoint has."""
