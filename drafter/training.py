@@ -1,0 +1,163 @@
+"""Training a head: steps over a set of `Features`, and a state that can be put down and taken up again.
+
+What: `Trainer`. A step takes texts until it has `batch_tokens` of them, adds up their losses, divides by the number of
+rows and moves the weights with AdamW. The learning rate rises for `warmup` steps, stays, and falls to zero over the
+last `decay` of the run (constant then decay, the schedule that TorchSpec found best). `save` writes everything that the
+next step depends on, so a run that was killed and started again ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drafter.dataset import BEGINNING, Dataset, Position
+from drafter.loss import Candidates, Recipe, unrolled
+from drafter.network import Network
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. `bfloat16`: matrix products in it, where the processor is faster that way."""
+
+    recipe: Recipe = field(default_factory=Recipe)
+    learning_rate: float = 1e-3
+    batch_tokens: int = 2048
+    warmup: int = 20
+    decay: float = 0.2
+    clip: float = 1.0
+    weight_decay: float = 0.0
+    bfloat16: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One step. `acceptance_length`: 1 + drafts that were right from the first on, per row, teacher-forced."""
+
+    step: int
+    tokens: int
+    loss: float
+    cross_entropy: float
+    feature: float
+    per_position: tuple[float, ...]
+    learning_rate: float
+
+    @property
+    def acceptance_length(self) -> float:
+        return 1 + sum(self.per_position)
+
+
+class Trainer:
+    """Trains `network` on `dataset`, whose backbone embeds tokens with `embed`."""
+
+    def __init__(
+        self,
+        network: Network,
+        dataset: Dataset,
+        embed: Callable[[Tensor], Tensor],
+        candidates: Candidates,
+        settings: Settings,
+    ) -> None:
+        self.network, self.dataset, self.embed, self.candidates = network, dataset, embed, candidates
+        self.settings = settings
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.95)
+        )
+        self.step_number = self.tokens = 0
+        self.scale = _scale(dataset)
+        self.position = BEGINNING
+        self._texts = dataset.texts(settings.seed)
+
+    def step(self, progress: float) -> StepReport:
+        """One step; `progress` 0..1: how much of the run is done, for the learning rate."""
+        rate = self._rate(progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        totals = torch.zeros(3)
+        steps = self.settings.recipe.steps
+        accepted, rows, tokens = torch.zeros(steps), torch.zeros(steps), 0
+        while tokens < self.settings.batch_tokens:
+            self.position, text = next(self._texts)
+            if len(text) <= steps:
+                continue
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bfloat16):
+                found = unrolled(self.network, self.embed, text, self.scale, self.candidates, self.settings.recipe)
+            found.loss.backward()  # type: ignore[no-untyped-call]
+            totals += torch.stack([found.loss.detach(), found.cross_entropy, found.feature])
+            accepted += found.accepted
+            rows += found.rows
+            tokens += len(text)
+        count = float(rows[0])
+        for parameter in self.network.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= count
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
+        self.optimizer.step()
+        self.step_number += 1
+        self.tokens += tokens
+        loss, cross_entropy, feature = (totals / count).tolist()
+        shares = tuple((accepted / rows).tolist())
+        return StepReport(self.step_number, tokens, loss, cross_entropy, feature, shares, rate)
+
+    def save(self, path: Path, more: dict[str, Any] | None = None) -> None:
+        """Everything that the next step depends on, and `more`, in one file, all or nothing."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        state = {
+            "network": self.network.tensors(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step_number,
+            "tokens": self.tokens,
+            "scale": self.scale,
+            "position": asdict(self.position),
+            "settings": asdict(self.settings),
+            "more": more or {},
+        }
+        try:
+            torch.save(state, temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def restore(self, path: Path) -> dict[str, Any]:
+        """Go on from a file that `save` wrote; returns its `more`.
+
+        Raises ValueError when it is damaged, or was written by a run with other settings or another head.
+        """
+        try:
+            state = torch.load(path, weights_only=True)
+            theirs = state["settings"]
+        except Exception as error:  # torch and pickle have many of their own
+            raise ValueError(f"{path}: a damaged checkpoint ({error}); delete it to begin anew") from error
+        mine = asdict(self.settings)
+        if changed := sorted(name for name in mine if mine[name] != theirs.get(name)):
+            raise ValueError(f"{path}: begun with another {', '.join(changed)}; use those, or delete it to begin anew")
+        if {n: t.shape for n, t in state["network"].items()} != {n: t.shape for n, t in self.network.tensors().items()}:
+            raise ValueError(f"{path}: the checkpoint of a head of another shape; delete it to begin anew")
+        with torch.no_grad():
+            for name, tensor in state["network"].items():
+                self.network[name].copy_(tensor)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step_number, self.tokens, self.scale = state["step"], state["tokens"], state["scale"]
+        self.position = Position(**state["position"])
+        self._texts = self.dataset.texts(self.settings.seed, self.position)
+        return dict(state["more"])
+
+    def _rate(self, progress: float) -> float:
+        s = self.settings
+        rising = min(1.0, (self.step_number + 1) / max(1, s.warmup))
+        falling = min(1.0, max(0.0, 1.0 - progress) / s.decay) if s.decay else 1.0
+        return s.learning_rate * rising * falling
+
+
+def _scale(dataset: Dataset) -> float:
+    """The standard deviation of a hidden state's entries, from the first text of the set."""
+    _, text = next(dataset.texts(seed=0))
+    return float(text.hidden.float().std())
