@@ -105,6 +105,15 @@ class Dataset:
             first_shard, epoch = 0, epoch + 1
 
 
+def frequent(dataset: Dataset, vocab: int, count: int) -> Tensor:
+    """The `count` tokens out of `vocab` that the backbone chose most often, ids ascending: [count] int64."""
+    seen = torch.zeros(vocab, dtype=torch.int64)
+    for shard in dataset.shards:
+        for text in read_shard(shard):
+            seen += torch.bincount(text.best, minlength=vocab)
+    return seen.argsort(descending=True, stable=True)[:count].sort().values
+
+
 def read_shard(path: Path) -> list[Features]:
     """The texts of a shard, in the order in which they were added. Raises ValueError when it is damaged."""
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from drafter.dataset import Dataset, DatasetWriter
+from drafter.dataset import Dataset, DatasetWriter, frequent
 from drafter.features import answered
 from drafter.initial import initial_tensors
 from drafter.loss import Candidates, Recipe
@@ -36,7 +36,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def trainer(dataset: Dataset, settings: Settings = SETTINGS) -> Trainer:
     decoder: Decoder = backbone("llama")
     spec = head_spec(HeadConfig.like(decoder.spec, draft_vocab=48), decoder.spec)
-    ids = torch.arange(48) * 2
+    ids = frequent(dataset, VOCAB, 48)
     network = Network(spec, initial_tensors(spec, decoder, ids))
     return Trainer(network, dataset, lambda t: decoder.embed(t).clone(), Candidates.of(ids, VOCAB), settings)
 
@@ -65,8 +65,7 @@ def test_it_learns(dataset: Dataset) -> None:
     first = run.step(0.0)
     for i in range(40):
         report = run.step(i / 40)
-    assert report.loss < 0.5 * first.loss
-    assert report.cross_entropy < first.cross_entropy and report.feature < first.feature
+    assert report.cross_entropy < 0.7 * first.cross_entropy and report.feature < first.feature
     assert report.acceptance_length > first.acceptance_length
     assert 0 < report.learning_rate < first.learning_rate * 3
     assert report.step == 41 and run.tokens >= 4100
