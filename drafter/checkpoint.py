@@ -1,9 +1,9 @@
-"""From a drafter's checkpoint to a `Drafter`, and back.
+"""From a drafter's checkpoint to a `Drafter`.
 
 What: `load_drafter` reads a Gemma 4 assistant (transformers' `Gemma4AssistantForCausalLM` and
 `Gemma4UnifiedAssistantForCausalLM`, as published in safetensors), or a head of our own format: a folder with
-`config.json` (sizes, provenance, whose head it is) and `model.gguf` (8-bit matrices), which `save_head` writes. Weights
-are read at `bind`, when the backbone's dtype and device are known. Of transformers only the config class is used:
+`config.json` (sizes, provenance, whose head it is) and `mtp.gguf` (8-bit matrices), see `head_file.py`. Weights are
+read at `bind`, when the backbone's dtype and device are known. Of transformers only the config class is used:
 5.23.0 cannot build the model. Left out: GGUF files of Gemma 4's drafters.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from drafter.head import Assistant, Bigram, CentroidHead, DenseHead, PrunedHead
-from drafter.head_file import DRAFT_IDS, HEAD_FILE
+from drafter.head_file import DRAFT_IDS, HEAD_FILE, check_weights
 from drafter.propose import AssistantDrafter
 from drafter.spec import HEAD_TYPE, AssistantSpec, Config, HeadConfig, assistant_spec, head_spec
 from specdec.model.build import Source, TensorReader, build_layer, check_tensors
@@ -52,7 +52,8 @@ def load_drafter(
         ValueError: nothing is there, or it is not a drafter's checkpoint. Whether it fits a backbone, and whether its
             tensors are complete, is found out by `bind`.
     """
-    folder = model_path(name_or_path)
+    found = model_path(name_or_path)
+    folder = found.parent if found.name == HEAD_FILE else found  # a folder's only .gguf file is what it resolves to
     if not folder.is_dir():
         raise ValueError(f"{folder}: drafters are read from a folder with config.json; name such a folder, or a hub id")
     values = _config_json(folder)
@@ -75,8 +76,9 @@ def _own(folder: Path, values: dict[str, Any], quantize: Storage, strict: bool) 
     try:
         config = HeadConfig.from_dict(values)
         meant = str(values["backbone"]["fingerprint"])
+        check_weights(folder, values)
         file = GGUFCheckpoint(folder / HEAD_FILE)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, OSError, ValueError) as error:
         raise ValueError(
             f"{folder}: not a complete head ({error}); copy the folder again, or train it again"
         ) from error
