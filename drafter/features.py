@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.generation.logits_process import LogitsProcessorList, TemperatureLogitsWarper
 
 from drafter.network import Keys
 from specdec.cache import KVCache
@@ -20,7 +19,7 @@ from specdec.control import FixedLength
 from specdec.decode import Request, decode
 from specdec.drafting import NoDraft
 from specdec.model.decoder import Decoder
-from specdec.sampling import Processors, Sampler
+from specdec.sampling import Sampler, warmed
 from specdec.stats import GenerationStats
 
 TOGETHER = 32  # texts in a pass
@@ -75,7 +74,7 @@ def answered(
             yield Request(
                 prompt,
                 min(len(prompt) + max_new_tokens, longest),
-                Sampler(_warmth(temperature), seed + number if temperature else None),
+                Sampler(warmed(temperature), seed + number if temperature else None),
                 lambda tokens, choice: choice.token in ends,
                 lambda verdict, logits: None,
                 watch=watched[number].append,
@@ -116,13 +115,6 @@ def _features(
 ) -> Features:
     best = [backbone.logits(rows).argmax(dim=-1) for rows in torch.split(hidden, _ROWS)]
     return Features(tokens, hidden.to(dtype), torch.cat(best), shared_keys(backbone, cache, dtype), answer)
-
-
-def _warmth(temperature: float) -> Processors | None:
-    if temperature == 0:
-        return None
-    processors: Processors = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
-    return processors
 
 
 def _longest(backbone: Decoder) -> int:

@@ -60,6 +60,11 @@ class Sampler:
         return Choice(int(ids[noisy.argmax()]), scores)
 
 
+def warmed(temperature: float) -> Processors | None:
+    """Logits divided by `temperature`, as transformers' `TemperatureLogitsWarper` does; None for 0, which is greedy."""
+    return None if temperature == 0 else lambda tokens, scores: scores / temperature
+
+
 def _not_finite(logits: Tensor, top: float, position: int) -> str:
     if top == -math.inf and not torch.isnan(logits).any():
         return f"the logits processors forbid every token at position {position}; relax bad_words or the constraint"

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from drafter import load_drafter
+from drafter.evaluate import drafted
 from drafter.head_file import HEAD_FILE, save_head
 from drafter.initial import initial_tensors
 from drafter.network import Network
 from drafter.spec import HeadConfig, head_spec
 from specdec.control import FixedLength
 from specdec.decode import Request, decode
-from specdec.drafting import Drafter, NoDraft
+from specdec.drafting import Drafter, NoDraft, SuffixDrafter
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
 from specdec.sampling import Sampler
@@ -109,3 +110,16 @@ def test_a_damaged_head_is_refused(tmp_path: Path) -> None:
     config.write_text(json.dumps({**values, "heads": 0}))
     with pytest.raises(ValueError, match="impossible sizes"):
         load_drafter(tmp_path)
+
+
+def test_a_head_is_judged_by_decoding_with_it(tmp_path: Path) -> None:
+    decoder = backbone("llama")
+    saved(tmp_path, "llama")
+    prompts = [prompt(n, seed=n)[0] for n in (5, 30)]
+    settings = {"draft_length": 3, "max_new_tokens": 40, "ends": frozenset[int]()}
+    for temperature in (0.0, 0.7):
+        found = drafted(decoder, load_drafter(tmp_path), prompts, temperature=temperature, **settings)  # type: ignore[arg-type]
+        assert found.prompts == 2 and found.emitted == 80
+        assert found.drafted > found.rounds and found.mean_acceptance_length == 1 + found.accepted / found.rounds
+    right = drafted(decoder, SuffixDrafter(), [prompt(9)[0].repeat(9)], **settings)  # type: ignore[arg-type]
+    assert right.draft_sources.keys() <= {"suffix"}
