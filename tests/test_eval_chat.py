@@ -127,7 +127,7 @@ def test_ctrl_c_keeps_the_part_that_came(chat: Chat, monkeypatch: pytest.MonkeyP
     whole = list(chat.messages)
     from specdec.model.decoder import Decoder
 
-    honest, passes = Decoder.forward, []
+    honest, passes = Decoder.forward_many, []
 
     def interrupted(self: Decoder, *arguments: Any) -> Any:
         passes.append(1)
@@ -135,7 +135,7 @@ def test_ctrl_c_keeps_the_part_that_came(chat: Chat, monkeypatch: pytest.MonkeyP
             raise KeyboardInterrupt
         return honest(self, *arguments)
 
-    monkeypatch.setattr(Decoder, "forward", interrupted)
+    monkeypatch.setattr(Decoder, "forward_many", interrupted)
     assert chat.line("two")
     monkeypatch.undo()
     assert "(stopped)" in said(chat)
