@@ -25,7 +25,8 @@ from drafter.head_file import DRAFT_IDS, HEAD_FILE, check_weights
 from drafter.propose import AssistantDrafter
 from drafter.spec import HEAD_TYPE, AssistantSpec, Config, HeadConfig, assistant_spec, head_spec
 from specdec.model.build import Source, TensorReader, build_layer, check_tensors
-from specdec.model.decoder import Decoder, Linear, Rotations, Stack
+from specdec.model.decoder import Decoder
+from specdec.model.stack import Linear, Rotations, Stack
 from specdec.weights.checkpoint import Checkpoint
 from specdec.weights.gguf import GGUFCheckpoint
 from specdec.weights.hub import model_path

@@ -25,7 +25,7 @@ from drafter.spec import AssistantSpec
 from specdec import kernels
 from specdec.cache import KVCache
 from specdec.kernels import Span
-from specdec.model.decoder import Linear, Rotations, Stack, TextPass
+from specdec.model.stack import Linear, Rotations, Stack, TextPass
 from specdec.weights.tensors import Weight
 
 

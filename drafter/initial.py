@@ -15,7 +15,8 @@ from torch import Tensor
 
 from drafter.network import head_tensors
 from drafter.spec import AssistantSpec
-from specdec.model.decoder import Decoder, Layer, Linear
+from specdec.model.decoder import Decoder
+from specdec.model.stack import Layer, Linear
 
 _MATRICES = {
     "self_attn.q_proj": "q",

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from drafter.checkpoint import extra_tensors
 from drafter.spec import AssistantSpec
-from specdec.model.decoder import Rotations
 from specdec.model.names import expected_tensors
+from specdec.model.stack import Rotations
 
 _HEAD = "embed_tokens.weight"
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from drafter.grammar import Grammar
+from drafter.prompt_file import FORMS, ROLES, entries_of, parse_line
 
 HELD_OUT_ONE_IN = 64
 MIN_WORDS, MAX_WORDS, MAX_CHARS = 60, 400, 4_000  # of a document's passage
@@ -39,8 +40,6 @@ _SHINGLE = 8  # words in a run; every 16th run or so is kept, to know a passage 
 _CODE = ".py .c .h .cc .cpp .hpp .js .ts .java .go .rs .rb .php .pl .pm .sh .lua .sql .css .el .tcl .awk .r"
 _DATA = ".json .jsonl .csv .tsv .xml .html .htm .svg .yaml .yml .toml .ini .cfg .conf .desktop"
 _SUFFIXES = {**dict.fromkeys(_CODE.split(), "code"), **dict.fromkeys(_DATA.split(), "data")}
-_FORMS = '{"prompt": "..."}, {"turns": ["...", ...]} or {"messages": [{"role": "user", "content": "..."}]}'
-_ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def user_prompts(path: Path) -> Iterator[TrainingPrompt]:
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from None
     if not prompts:
-        raise ValueError(f"{path}: holds no prompts; each line is one of {_FORMS}")
+        raise ValueError(f"{path}: holds no prompts; each line is one of {FORMS}")
     return iter(prompts)
 
 
@@ -193,7 +192,7 @@ def _generate(rng: random.Random) -> TrainingPrompt:
     if kind.sloppy and "\n" not in last and "`" not in last and rng.random() < _SLOPPY:
         last = _sloppy(last, rng)
     system = [("system", draw.expand("{system}"))] if rng.random() < _SYSTEM else []
-    spoken = [(_ROLES[1 + i % 2], turn) for i, turn in enumerate([*turns[:-1], last])]
+    spoken = [(ROLES[1 + i % 2], turn) for i, turn in enumerate([*turns[:-1], last])]
     return TrainingPrompt(names[number], (*system, *spoken))
 
 
@@ -283,37 +282,11 @@ def _document_prompt(suffix: str, passage: str, rng: random.Random) -> TrainingP
 
 
 def _parse_line(line: str) -> tuple[tuple[str, str], ...]:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg} at column {error.colno}); one object per line") from None
-    except RecursionError:
-        raise ValueError("not a prompt: nested too deeply") from None
-    present = [key for key in ("prompt", "turns", "messages") if key in value] if isinstance(value, dict) else []
-    if len(present) != 1:
-        raise ValueError(f"expected one of {_FORMS}")
-    if present[0] == "prompt":
-        return (("user", _text(value["prompt"], "prompt")),)
-    entries = value[present[0]]
-    if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{present[0]} must be a list with at least one entry")
-    if present[0] == "turns":
-        return (("user", _text(entries[0], "turns[0]")),)
-    messages = [_message(entry, f"messages[{i}]") for i, entry in enumerate(entries)]
+    form, messages = entries_of(parse_line(line))
+    if form == "turns":
+        return (messages[0],)
     if messages[-1][0] == "assistant":
         messages.pop()
     if not messages or messages[-1][0] != "user":
         raise ValueError("messages must end with the user's, or with the assistant's answer to it")
     return tuple(messages)
-
-
-def _message(entry: Any, where: str) -> tuple[str, str]:
-    if not isinstance(entry, dict) or entry.get("role") not in _ROLES:
-        raise ValueError(f'{where} must be {{"role": one of {", ".join(_ROLES)}, "content": "..."}}')
-    return entry["role"], _text(entry.get("content"), f"{where}.content")
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where} must be text that is not empty, got {json.dumps(value, ensure_ascii=False)[:60]}")
-    return value

@@ -90,7 +90,7 @@ class Trainer:
                 continue
             with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bfloat16):
                 found = unrolled(self.network, self.embed, text, self.scale, self.candidates, self.settings.recipe)
-            found.loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(found.loss)
             totals += torch.stack([found.loss.detach(), found.cross_entropy, found.feature])
             accepted += found.accepted
             rows += found.rows

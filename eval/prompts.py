@@ -15,13 +15,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from drafter.prompt_file import FORMS, entries_of, parse_line
+
 Message = dict[str, str]
 """{"role": "system" | "user" | "assistant", "content": text}, as chat templates take it."""
 
 PASSAGES = 4  # in a long prompt
 DEFAULTS = 8  # prompts.jsonl begins with the bench's own
-_ROLES = ("system", "user", "assistant")
-_FORMS = '{"prompt": "..."}, {"turns": ["...", ...]} or {"messages": [{"role": "user", "content": "..."}]}'
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def load_prompts(path: Path) -> list[Prompt]:
     """
     parsers: dict[str, Callable[[str, int], Prompt]] = {".jsonl": _parse_json_line, ".txt": _parse_text_line}
     if path.suffix not in parsers:
-        raise ValueError(f"{path}: prompts come as .jsonl (one of {_FORMS} per line) or .txt (one prompt per line)")
+        raise ValueError(f"{path}: prompts come as .jsonl (one of {FORMS} per line) or .txt (one prompt per line)")
     prompts = []
     for number, line in enumerate(_read(path).split("\n"), start=1):  # splitlines() would cut at U+2028 in a string
         if line.strip():
@@ -99,46 +99,18 @@ def parse_object(value: Any, name: str) -> Prompt:
 
     `id` or `question_id` and `category` or `task` name it, as in Spec-Bench and MT-bench; other keys are ignored.
     """
-    if not isinstance(value, dict):
-        raise ValueError(f"expected an object, one of {_FORMS}")
-    present = [key for key in ("prompt", "turns", "messages") if key in value]
-    if len(present) != 1:
-        raise ValueError(f"expected exactly one of prompt, turns and messages, found {present or 'none'}: {_FORMS}")
+    form, entries = entries_of(value)
     name = str(value.get("id", value.get("question_id", name)))
     task = str(value.get("category", value.get("task", "")))
-    if present[0] == "prompt":
-        return Prompt(name, task, (_text(value["prompt"], "prompt"),))
-    entries = value[present[0]]
-    if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{present[0]} must be a list with at least one entry")
-    if present[0] == "turns":
-        return Prompt(name, task, tuple(_text(turn, f"turns[{i}]") for i, turn in enumerate(entries)))
-    messages = [_message(entry, f"messages[{i}]") for i, entry in enumerate(entries)]
-    if messages[-1][0] != "user":
-        raise ValueError(f"the last message must be the user's, for the model to answer; it is {messages[-1][0]}'s")
-    return Prompt(name, task, (messages[-1][1],), tuple(messages[:-1]))
-
-
-def _message(entry: Any, where: str) -> tuple[str, str]:
-    if not isinstance(entry, dict) or entry.get("role") not in _ROLES:
-        raise ValueError(f'{where} must be {{"role": one of {", ".join(_ROLES)}, "content": "..."}}')
-    return entry["role"], _text(entry.get("content"), f"{where}.content")
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where} must be text that is not empty, got {json.dumps(value, ensure_ascii=False)[:60]}")
-    return value
+    if form != "messages":
+        return Prompt(name, task, tuple(content for _, content in entries))
+    if entries[-1][0] != "user":
+        raise ValueError(f"the last message must be the user's, for the model to answer; it is {entries[-1][0]}'s")
+    return Prompt(name, task, (entries[-1][1],), tuple(entries[:-1]))
 
 
 def _parse_json_line(line: str, number: int) -> Prompt:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg} at column {error.colno}); one object per line") from None
-    except RecursionError:
-        raise ValueError("not a prompt: nested too deeply") from None
-    return parse_object(value, f"line-{number}")
+    return parse_object(parse_line(line), f"line-{number}")
 
 
 def _parse_text_line(line: str, number: int) -> Prompt:

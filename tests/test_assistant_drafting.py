@@ -112,7 +112,7 @@ def test_storage_of_its_own(tmp_path: Path) -> None:
     folder = save_assistant(tmp_path, "gemma4_unified", **CENTROIDS)
     sizes = {}
     for storage in ("none", "int8", "int4"):
-        drafter = load_drafter(folder, storage)  # type: ignore[arg-type]
+        drafter = load_drafter(folder, storage)
         drafter.bind(decoder)
         assert drafter._assistant is not None
         sizes[storage] = drafter._assistant.nbytes

@@ -125,7 +125,7 @@ def test_quantised_weights_are_exact_too(bits: str, seed: int | None, tmp_path_f
 
     folder = tmp_path_factory.mktemp("tiny")
     tiny_model("gemma4").save_pretrained(folder)
-    decoder = specdec.load(folder, quantize=bits, device="cpu").decoder  # type: ignore[arg-type]
+    decoder = specdec.load(folder, quantize=bits, device="cpu").decoder
     plain, _ = run(decoder, NoDraft(), 0, seed=seed)
     for script in SCRIPTS.values():
         assert run(decoder, ScriptedDrafter(plain, script, VOCAB), 7, seed=seed)[0] == plain
@@ -136,7 +136,7 @@ def test_an_interrupt_leaves_the_statistics_and_the_model_usable() -> None:
     plain, _ = run(decoder, NoDraft(), 0)
 
     class Interrupted(ScriptedDrafter):
-        def propose(self, tokens, hidden, k):  # type: ignore[no-untyped-def]
+        def propose(self, tokens, hidden, k):
             if len(tokens) > 40:
                 raise KeyboardInterrupt
             return super().propose(tokens, hidden, k)
@@ -165,7 +165,7 @@ def test_texts_that_are_decoded_together_are_what_they_are_alone(family: str, se
                 len(ids) + new,
                 Sampler(seed=None if seed is None else seed + i),
                 lambda tokens, choice: choice.token == stop_at,
-                lambda verdict, logits, i=i: heard[i].extend(verdict.tokens),  # type: ignore[misc]
+                lambda verdict, logits, i=i: heard[i].extend(verdict.tokens),
             )
             for i, (ids, new) in enumerate(zip(prompts, budgets, strict=True))
         ]

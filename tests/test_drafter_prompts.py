@@ -265,9 +265,9 @@ def test_user_prompts_in_three_forms(tmp_path):
     [
         ("{", "not JSON"),
         ("[" * 100_000, "nested too deeply"),
-        ("[]", "expected one of"),
-        ({"text": "x"}, "expected one of"),
-        ({"prompt": "x", "turns": ["y"]}, "expected one of"),
+        ("[]", "expected an object, one of"),
+        ({"text": "x"}, "expected exactly one of"),
+        ({"prompt": "x", "turns": ["y"]}, "expected exactly one of"),
         ({"prompt": " "}, "prompt must be text"),
         ({"turns": []}, "turns must be a list"),
         ({"turns": [3]}, r"turns\[0\] must be text"),

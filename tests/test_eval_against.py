@@ -16,14 +16,15 @@ import run
 from eval import against as module
 from eval.against import PREFILL, Against, cases_of, prefill_text
 from eval.against_report import Case, Turn, figures, line, notes, speed, table, view_for
-from eval.cli import Settings
 from eval.engines import DRAFTED, PLAIN, Timing
 from eval.metrics import Pair, Run
 from eval.prompts import Prompt
-from eval.session import Session, open_session
+from eval.session import Session
 from specdec.stats import GenerationStats
 from tests.fake_engine import FakeEngine
-from tests.tiny_folder import make_folder, threads_restored
+from tests.test_eval_engines import folder, session
+
+__all__ = ["folder", "session"]
 
 TEXT = list(range(1000))
 CASES = [Case("tea", (1, 2, 3), 11), Case("train", (4, 5), 21)]
@@ -141,7 +142,7 @@ def test_the_table_fits_80_columns_and_lines_name_every_engine() -> None:
         row["decode_tokens_per_second"] = {"median": 1234.5, "lowest": 1233.4, "highest": 1235.6}
         row["drafted_is"] = 12.34
     console.print(table(record))
-    output = console.file.getvalue()  # type: ignore[attr-defined]
+    output = console.file.getvalue()
     assert "…" not in output
     assert all(len(shown) <= 80 for shown in output.splitlines())
     for words in ("transformers bfloat16", "1233.4", "12.34x", "1 repetition, 1 prompt, 2 threads", "500 tokens"):
@@ -157,21 +158,10 @@ def test_the_view_tells_of_every_turn(terminal: bool) -> None:
     with view_for(console, 2) as advance:
         for turn in sample_turns():
             advance(turn)
-    output = console.file.getvalue()  # type: ignore[attr-defined]
+    output = console.file.getvalue()
     assert "prefill" in output
     assert ("2/2" in output) == terminal
     assert ("llama.cpp 333.3/s" in output) == (not terminal)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with threads_restored():
-        yield make_folder(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def session(folder: Path) -> Session:
-    return open_session(Settings(model=str(folder), device="cpu", threads=1, max_new_tokens=6, draft_length=3))
 
 
 def test_cases_are_first_turns_as_long_as_their_plain_runs(session: Session) -> None:

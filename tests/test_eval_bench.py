@@ -177,7 +177,7 @@ def test_every_table_fits_80_columns() -> None:
     console.print(prompt_table(sample_pairs()))
     console.print(summary_table(figures, memory, "torch reference: no C++ compiler was found when this was installed"))
     console.print(position_table(figures["drafted"]["acceptance_by_position"]))
-    output = console.file.getvalue()  # type: ignore[attr-defined]
+    output = console.file.getvalue()
     assert all(len(line) <= 80 for line in output.splitlines())
     for words in ("12.35 GB", "99 MB", "NO", "2 of 3 texts", "acceptance by position"):
         assert words in output

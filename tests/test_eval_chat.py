@@ -32,7 +32,7 @@ def chat(session: Session) -> Chat:
 
 
 def said(chat: Chat) -> str:
-    text: str = chat.console.file.getvalue()  # type: ignore[attr-defined]
+    text: str = chat.console.file.getvalue()
     return text
 
 

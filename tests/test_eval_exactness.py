@@ -29,7 +29,7 @@ def check(folder: Path, *arguments: str) -> int:
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
-    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])  # type: ignore[no-any-return]
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
 
 def test_identical_texts_pass(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_ctrl_c_keeps_what_was_compared(
         runs.append(1)
         if len(runs) == 4:
             raise KeyboardInterrupt
-        return honest(self, *arguments, **options)  # type: ignore[arg-type]
+        return honest(self, *arguments, **options)
 
     monkeypatch.setattr(Session, "run", impatient)
     assert check(folder, "--temperature", "0") == 130

@@ -38,7 +38,7 @@ def measure(folder: Path, text: Path, *arguments: str) -> int:
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
-    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])  # type: ignore[no-any-return]
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
 
 def test_perplexity_is_that_of_a_direct_computation(

@@ -24,7 +24,7 @@ def prompts() -> list[Tensor]:
 
 def answers(decoder: Decoder, together: int = 3, **changes: object) -> dict[int, Features]:
     settings = {"max_new_tokens": 30, "ends": NOBODY, "dtype": torch.float32, **changes}
-    return dict(answered(decoder, prompts(), together=together, **settings))  # type: ignore[arg-type]
+    return dict(answered(decoder, prompts(), together=together, **settings))
 
 
 def same(first: Features, second: Features) -> bool:

@@ -115,7 +115,7 @@ def test_sampled_text_depends_on_the_seed_alone(model: SpecdecForCausalLM, setti
 def test_without_a_seed_torch_rules(model: SpecdecForCausalLM) -> None:
     def text(manual_seed: int) -> list[int]:
         torch.manual_seed(manual_seed)
-        return model.generate(prompt(9), do_sample=True, max_new_tokens=20)[0].tolist()  # type: ignore[no-any-return]
+        return model.generate(prompt(9), do_sample=True, max_new_tokens=20)[0].tolist()
 
     assert text(1) == text(1) != text(2)
 
@@ -343,4 +343,4 @@ def test_custom_generate_shares_the_parameters() -> None:
 
     theirs = tiny_model("llama")
     decoder = decoder_of(theirs)
-    assert decoder.layers[0].gate.weight.tensor.data_ptr() == theirs.model.layers[0].mlp.gate_proj.weight.data_ptr()  # type: ignore[attr-defined]
+    assert decoder.layers[0].gate.weight.tensor.data_ptr() == theirs.model.layers[0].mlp.gate_proj.weight.data_ptr()

@@ -86,7 +86,7 @@ def test_the_fingerprint_is_the_models_whatever_its_storage(tmp_path: Path) -> N
     import specdec
 
     tiny_model("llama").save_pretrained(tmp_path)
-    names = {specdec.load(tmp_path, quantize=q, device="cpu").decoder.fingerprint for q in (None, "int4", "int8")}  # type: ignore[arg-type]
+    names = {specdec.load(tmp_path, quantize=q, device="cpu").decoder.fingerprint for q in (None, "int4", "int8")}
     names.add(specdec.load(tmp_path, dtype="bfloat16", device="cpu").decoder.fingerprint)
     assert len(names) == 1
     assert backbone("qwen3").fingerprint not in names
@@ -118,8 +118,8 @@ def test_a_head_is_judged_by_decoding_with_it(tmp_path: Path) -> None:
     prompts = [prompt(n, seed=n)[0] for n in (5, 30)]
     settings = {"draft_length": 3, "max_new_tokens": 40, "ends": frozenset[int]()}
     for temperature in (0.0, 0.7):
-        found = drafted(decoder, load_drafter(tmp_path), prompts, temperature=temperature, **settings)  # type: ignore[arg-type]
+        found = drafted(decoder, load_drafter(tmp_path), prompts, temperature=temperature, **settings)
         assert found.prompts == 2 and found.emitted == 80
         assert found.drafted > found.rounds and found.mean_acceptance_length == 1 + found.accepted / found.rounds
-    right = drafted(decoder, SuffixDrafter(), [prompt(9)[0].repeat(9)], **settings)  # type: ignore[arg-type]
+    right = drafted(decoder, SuffixDrafter(), [prompt(9)[0].repeat(9)], **settings)
     assert right.draft_sources.keys() <= {"suffix"}

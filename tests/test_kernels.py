@@ -122,7 +122,7 @@ def test_the_bytes_are_where_the_layout_says() -> None:
         (lambda v, s, m: (v, s, m, 8), "no minimum"),
     ],
 )
-def test_what_does_not_fit_is_refused(change, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_what_does_not_fit_is_refused(change, message: str) -> None:
     values, scale, minimum = parts(32, 64, 4, True)
     values[0, 0] = 15
     with pytest.raises(ValueError, match=message):

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from specdec import kernels
 from specdec.hf import decoder_of
-from specdec.model.decoder import Decoder, Linear
+from specdec.model.decoder import Decoder
+from specdec.model.stack import Linear
 from specdec.weights.tensors import BlockWeight, quantize
 from tests.test_kernels import NATIVE, _seeded, path, threads
 from tests.tiny import FAMILIES, WINDOW, prompt, tiny_model
@@ -28,7 +29,7 @@ STORAGES = ("int4", "int8", "mixed")
 
 def stored(linear: Linear, storage: str) -> Linear:
     kind = "int4" if storage == "int5" else storage
-    weight = quantize(linear.weight.dequantize(), kind, name="w")  # type: ignore[arg-type]
+    weight = quantize(linear.weight.dequantize(), kind, name="w")
     if storage == "int5":
         values, scale, minimum = kernels.unpack_blocks(weight.blocks)
         weight = BlockWeight(kernels.pack_blocks(2 * values + 1, scale / 2, minimum, 5))

@@ -16,9 +16,9 @@ from gguf import GGMLQuantizationType, GGUFWriter, quants
 from safetensors.torch import load_file, save_file
 
 import specdec
-from specdec.model.decoder import Stack
 from specdec.model.families import decoder_spec
 from specdec.model.names import expected_tensors, gguf_name
+from specdec.model.stack import Stack
 from tests.tiny import FAMILIES, WINDOW, prompt, tiny_model
 
 
@@ -44,7 +44,7 @@ def change(folder: Path, tensors: dict[str, torch.Tensor | None]) -> None:
 
 
 def greedy(model: Any, **arguments: Any) -> list[int]:
-    return model.generate(prompt(20), max_new_tokens=30, do_sample=False, **arguments)[0].tolist()  # type: ignore[no-any-return]
+    return model.generate(prompt(20), max_new_tokens=30, do_sample=False, **arguments)[0].tolist()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -125,7 +125,7 @@ def test_nothing_there() -> None:
 
 def test_bad_arguments(folder: Path) -> None:
     with refused("quantize"):
-        specdec.load(folder, quantize="int5", device="cpu")  # type: ignore[arg-type]
+        specdec.load(folder, quantize="int5", device="cpu")
     with refused("device"):
         specdec.load(folder, device="abacus")
     with refused("dtype"):

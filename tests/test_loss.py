@@ -26,7 +26,7 @@ def candidates(family: str) -> Candidates:
     return Candidates.of(torch.arange(VOCAB) if ids is None else ids, VOCAB)
 
 
-def embed(decoder: Decoder):  # type: ignore[no-untyped-def]
+def embed(decoder: Decoder):
     return lambda ids: decoder.embed(ids).clone()  # not an inference tensor
 
 
@@ -51,7 +51,7 @@ def test_the_unrolled_steps_are_the_drafting_loop(family: str) -> None:
                 alive = alive and bool(theirs.head.best(x, newest) == text.best[at])
                 accepted[step] += alive
                 wanted = int(known.slots[text.best[at]])
-                logits = theirs.head.logits(x, newest) if mine.spec.pruned else theirs.head.logits(x)  # type: ignore
+                logits = theirs.head.logits(x, newest) if mine.spec.pruned else theirs.head.logits(x)
                 ce = 0.0 if wanted == len(known.ids) else -float(torch.log_softmax(logits[0], 0)[wanted])
                 smooth = float(torch.nn.functional.smooth_l1_loss(state / SCALE, text.hidden[at : at + 1] / SCALE))
                 entropy, feature = entropy + ce, feature + smooth
@@ -73,7 +73,7 @@ def test_a_chunked_loss_is_the_whole_one(soft: bool, monkeypatch: pytest.MonkeyP
     def gradients() -> list[torch.Tensor]:
         mine.zero_grad(set_to_none=True)
         unrolled(mine, embed(decoder), text, SCALE, known, Recipe(soft=soft)).loss.backward()
-        return [mine[name].grad.clone() for name in head_tensors(mine.spec)]  # type: ignore[union-attr]
+        return [mine[name].grad.clone() for name in head_tensors(mine.spec)]
 
     whole = gradients()
     monkeypatch.setattr("drafter.loss._CHUNK", 7 * len(ids))

@@ -75,7 +75,7 @@ def text_of(decoder: Decoder, length: int) -> tuple[Tensor, Tensor, dict[str, Ke
     """Tokens [n], hidden [n, H] and the shared K/V of a random text."""
     ids = prompt(length, seed=8)[0]
     store = decoder.new_cache()
-    hidden, kept = [], {kind: ([], []) for kind in decoder.spec.shared_kv_layers}  # type: ignore[var-annotated]
+    hidden, kept = [], {kind: ([], []) for kind in decoder.spec.shared_kv_layers}
     for part in ids.split(16):
         hidden.append(decoder.forward(part, store))
         store.commit(len(part))

@@ -103,7 +103,7 @@ def generated(folder: Path, out: Path, *arguments: str) -> dict[str, Any]:
     assert (
         run.main(tiny(folder, "generate", "abc abc abc", "--max-new-tokens", "20", "--json", str(out), *arguments)) == 0
     )
-    return json.loads(out.read_text())  # type: ignore[no-any-return]
+    return json.loads(out.read_text())
 
 
 def test_generate_prints_the_text_alone(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -137,14 +137,14 @@ def test_whole_decoding_draws_from_the_model(right: int) -> None:
 class LooseDrafter(ScriptedDrafter):
     """Drafts from its script without checking that the text follows it."""
 
-    def propose(self, tokens, hidden, k):  # type: ignore[no-untyped-def]
+    def propose(self, tokens, hidden, k):
         self.answer[: len(tokens)] = list(tokens)
         return super().propose(tokens, hidden, k)
 
 
 def distribution(decoder: object, ids: torch.Tensor, processors: LogitsProcessorList) -> torch.Tensor:
-    cache = decoder.new_cache()  # type: ignore[attr-defined]
-    logits = decoder.logits(decoder.forward(ids, cache)[-1:])  # type: ignore[attr-defined]
+    cache = decoder.new_cache()
+    logits = decoder.logits(decoder.forward(ids, cache)[-1:])
     return torch.softmax(processors(ids[None], logits)[0].double(), dim=0)
 
 

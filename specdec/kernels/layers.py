@@ -33,7 +33,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One decoder layer; what it lacks is None. See `specdec.model.decoder.Layer` for what each field does.
+    """One decoder layer; what it lacks is None. See `specdec.model.stack.Layer` for what each field does.
 
     `kind`: whose rotations and row bounds it uses. `store`: index of the K/V it reads (and writes, when it has `k`).
     """

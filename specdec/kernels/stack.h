@@ -1,4 +1,4 @@
-// Decoder layers, whole: what specdec/model/decoder.py does op by op, in one call and to the same bits. Between the
+// Decoder layers, whole: what specdec/model/stack.py does op by op, in one call and to the same bits. Between the
 // products a row is finished by one thread in one go (bias, norm, residual, the next norm, quantisation), so that a
 // layer is seven shared steps.
 

@@ -9,9 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from specdec.model.decoder import Decoder, Layer, Linear, PerLayerEmbedding
+from specdec.model.decoder import Decoder, PerLayerEmbedding
 from specdec.model.names import expected_tensors, gguf_name, hf_names, ignorable
 from specdec.model.spec import DecoderSpec
+from specdec.model.stack import Layer, Linear
 from specdec.weights.arena import Arena
 from specdec.weights.checkpoint import Checkpoint
 from specdec.weights.tensors import BlockWeight, Storage, Weight

@@ -1,0 +1,217 @@
+"""Decoder layers, and a stack of them: what a backbone and a drafter are both built from.
+
+Everything is a row, there is no batch dimension; rows of several texts may share a pass. Weights are objects with
+`linear` and `rows`: how they are stored is not this module's business. Arithmetic lives in `specdec.kernels`, where
+every op gives a row the same bits whatever the other rows are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from specdec import kernels
+from specdec.cache import KVCache, LayerStore
+from specdec.kernels import LayerWeights, Matrix, Span, TextRows
+from specdec.model.spec import LayerSpec, RopeSpec
+from specdec.weights.tensors import Weight
+
+ROPE_BLOCK = 512  # positions by which the table of rotations grows
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A weight matrix [out, in] with an optional bias [out]."""
+
+    weight: Weight
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self.weight.linear(x)  # [T, in] -> [T, out]
+        return y if self.bias is None else y + self.bias
+
+    @property
+    def matrix(self) -> Matrix:
+        return Matrix(self.weight.packed, self.bias)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer: attention and a gated MLP around a residual stream of [T, hidden].
+
+    `k`, `v` and `k_norm` are None in a layer that reads K/V which another layer stored; `v` also where V is made from
+    k_proj's output. Norms are weights [width] in the compute dtype, None where the family has none.
+    """
+
+    spec: LayerSpec
+    eps: float
+    scale: float
+    activation: str
+    input_norm: Tensor
+    q: Linear
+    o: Linear
+    mlp_norm: Tensor
+    gate: Linear
+    up: Linear
+    down: Linear
+    k: Linear | None = None
+    v: Linear | None = None
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+    norm_values: bool = False
+    attention_post_norm: Tensor | None = None
+    mlp_post_norm: Tensor | None = None
+    ple_gate: Linear | None = None
+    ple_projection: Linear | None = None
+    ple_norm: Tensor | None = None
+    scalar: Tensor | None = None
+
+    def __call__(
+        self, x: Tensor, span: Span, store: LayerStore, start: int, per_layer_input: Tensor | None = None
+    ) -> Tensor:
+        """Rows [T, hidden] at positions start .. start + T - 1; writes their K/V unless this layer shares another's."""
+        y = self.attend(kernels.rms_norm(x, self.input_norm, self.eps), span, store, start)
+        x = x + self._norm(y, self.attention_post_norm)
+        y = kernels.rms_norm(x, self.mlp_norm, self.eps)
+        y = self.down(kernels.gated(self.gate(y), self.up(y), self.activation))
+        x = x + self._norm(y, self.mlp_post_norm)
+        if self.ple_gate is not None:
+            assert self.ple_projection is not None and per_layer_input is not None
+            y = kernels.gated(self.ple_gate(x), per_layer_input, self.activation)  # [T, per_layer_input]
+            x = x + self._norm(self.ple_projection(y), self.ple_norm)
+        return x if self.scalar is None else x * self.scalar
+
+    def attend(self, x: Tensor, span: Span, store: LayerStore, start: int) -> Tensor:
+        rows, spec = x.shape[0], self.spec
+        q = self._norm(self.q(x).view(rows, spec.heads, spec.head_dim), self.q_norm)  # [T, H, D]
+        q = kernels.rope(q, span.cos, span.sin)
+        if self.k is not None:
+            raw = self.k(x).view(rows, spec.kv_heads, spec.head_dim)  # [T, Hkv, D]
+            v = raw if self.v is None else self.v(x).view(rows, spec.kv_heads, spec.head_dim)  # [T, Hkv, D]
+            k = kernels.rope(self._norm(raw, self.k_norm), span.cos, span.sin)
+            store.write(start, k, kernels.rms_norm(v, None, self.eps) if self.norm_values else v)
+        y = kernels.attention(q, store.view, span.first, span.end, self.scale)  # [T, H, D]
+        return self.o(y.reshape(rows, spec.heads * spec.head_dim))  # [T, H * D] -> [T, hidden]
+
+    def weights(self, store: int) -> LayerWeights:
+        """This layer for `kernels.fuse`; `store`: index of the K/V that it reads."""
+
+        def matrix(linear: Linear | None) -> Matrix | None:
+            return None if linear is None else linear.matrix
+
+        spec = self.spec
+        return LayerWeights(
+            kind=spec.kind,
+            store=store,
+            heads=spec.heads,
+            kv_heads=spec.kv_heads,
+            head_dim=spec.head_dim,
+            gelu=self.activation == "gelu_tanh",
+            norm_values=self.norm_values,
+            eps=self.eps,
+            scale=self.scale,
+            q=self.q.matrix,
+            k=matrix(self.k),
+            v=matrix(self.v),
+            o=self.o.matrix,
+            gate=self.gate.matrix,
+            up=self.up.matrix,
+            down=self.down.matrix,
+            input_norm=self.input_norm,
+            q_norm=self.q_norm,
+            k_norm=self.k_norm,
+            attention_norm=self.attention_post_norm,
+            mlp_norm=self.mlp_norm,
+            mlp_post_norm=self.mlp_post_norm,
+            extra_gate=matrix(self.ple_gate),
+            extra_projection=matrix(self.ple_projection),
+            extra_norm=self.ple_norm,
+            scalar=self.scalar,
+        )
+
+    def _norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        return x if weight is None else kernels.rms_norm(x, weight, self.eps)
+
+
+class Rotations:
+    """Rotary cos and sin per layer kind: tables that grow as positions are asked for."""
+
+    def __init__(self, ropes: Mapping[str, RopeSpec], dtype: torch.dtype, device: torch.device) -> None:
+        self._ropes = ropes
+        self._dtype, self._device = dtype, device
+        self._tables = {
+            kind: (torch.empty(0, 2 * len(rope.frequencies), dtype=dtype, device=device),) * 2
+            for kind, rope in ropes.items()
+        }
+
+    def __call__(self, kind: str, texts: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """cos and sin [T, head_dim] for layers of `kind`: positions start .. start + rows - 1 of each (start, rows)."""
+        cos, sin = self._tables[kind]
+        while cos.shape[0] < max(start + rows for start, rows in texts):
+            cos, sin = self._tables[kind] = self._extend(kind, cos, sin)
+        if len(texts) == 1:
+            ((start, rows),) = texts
+            return cos[start : start + rows], sin[start : start + rows]
+        positions = torch.tensor([p for start, rows in texts for p in range(start, start + rows)], device=self._device)
+        return cos[positions], sin[positions]
+
+    def _extend(self, kind: str, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        # Always whole blocks of the same size: the tail of a vectorised cosine depends on the number of elements, and
+        # a position's bits must not depend on the pass that first asked for it.
+        rope = self._ropes[kind]
+        frequencies = torch.tensor(rope.frequencies, dtype=torch.float32, device=self._device)  # [D / 2]
+        positions = torch.arange(cos.shape[0], cos.shape[0] + ROPE_BLOCK, device=self._device)
+        angles = positions[:, None].float() * frequencies  # [ROPE_BLOCK, D / 2]
+        angles = torch.cat((angles, angles), dim=-1)  # [ROPE_BLOCK, D]
+        more = ((angles.cos() * rope.factor).to(self._dtype), (angles.sin() * rope.factor).to(self._dtype))
+        return torch.cat((cos, more[0])), torch.cat((sin, more[1]))
+
+
+class Stack:
+    """Decoder layers one after the other, and the norm after the last: in one native call where the kernels can, else
+    op by op, to the same bits.
+
+    `stores`: for each layer the index of the K/V in the cache that it reads, and writes where it has a k_proj.
+    """
+
+    def __init__(self, layers: Sequence[Layer], stores: Sequence[int], norm: Tensor, eps: float) -> None:
+        self.layers, self.stores, self.norm, self.eps = tuple(layers), tuple(stores), norm, eps
+        assert all(layer.eps == eps for layer in layers)
+        self._fused = kernels.fuse([layer.weights(store) for layer, store in zip(layers, stores, strict=True)], norm)
+
+    def __call__(
+        self, x: Tensor, spans: Mapping[str, Span], texts: Sequence[TextPass], extra: Tensor | None = None
+    ) -> Tensor:
+        """Rows [T, hidden] of `texts`, one text after the other; `extra` [T, layers, width]: per-layer inputs."""
+        if self._fused is not None and self._fused.usable:
+            return self._fused(x, spans, [TextRows(text.rows, text.cache.views) for text in texts], extra)
+        ends = list(accumulate(text.rows for text in texts))
+        parts = [slice(end - text.rows, end) for text, end in zip(texts, ends, strict=True)]
+        done = [
+            self._op_by_op(x[part], {kind: span.part(part) for kind, span in spans.items()}, text, extra, part)
+            for text, part in zip(texts, parts, strict=True)
+        ]
+        return kernels.rms_norm(torch.cat(done), self.norm, self.eps)
+
+    def _op_by_op(
+        self, x: Tensor, spans: Mapping[str, Span], text: TextPass, extra: Tensor | None, part: slice
+    ) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            store = text.cache.stores[self.stores[i]]
+            assert store is not None
+            slice_i = None if extra is None else extra[part, i].contiguous()  # [T, width]
+            x = layer(x, spans[layer.spec.kind], store, text.start, slice_i)
+        return x
+
+
+class TextPass(NamedTuple):
+    """The rows of one text in a pass: at positions start .. start + rows - 1 of `cache`."""
+
+    cache: KVCache
+    start: int
+    rows: int
