@@ -17,7 +17,11 @@ from eval.cli import (
     add_model_options,
     add_sampling_options,
     guarded,
+    number,
     settings_from,
+    share,
+    source,
+    temperature,
     whole,
 )
 
@@ -30,6 +34,7 @@ examples:
   python run.py generate "Explain recursion." --stats
   cat notes.txt | python run.py generate - --max-new-tokens 400
   python run.py chat --draft-length 4        then type; /help lists its commands
+  python run.py train --model gemma-3-270m --minutes 40 --out heads/gemma-3-270m
 
 Drafting never changes the text: a drafted token is kept only when it is the one that the model itself chooses.
 `python run.py COMMAND --help` explains a command's options.
@@ -50,6 +55,15 @@ the first token, and prefill tokens/s of a 512-token prompt, as medians. transfo
 Both need: pip install -c constraints.txt -e '.[bench]'. Eight prompts take minutes, transformers most of them: try
 --limit 2 first. Leave the machine idle meanwhile: one busy core can make an engine that waits for all of its threads
 ten times slower."""
+
+
+TRAIN_TEXT = """\
+Train a draft head for a model on this machine: the model answers prompts, many at a time, and a small network learns to
+foresee its words. What is trained is used with --drafter FOLDER, by every command and by specdec.load. Prompts come
+from the built-in generator, from text files, and from your own .jsonl files; the more they are like what you will ask,
+the better. Ctrl-C, or a kill, loses at most two minutes: the same command goes on. Evaluations decode held-out prompts
+for real, and the head that did best is the one that is kept. On several machines, or sockets:
+torchrun --nproc-per-node N run.py train ..."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -99,7 +113,68 @@ def parser() -> argparse.ArgumentParser:
     add_sampling_options(chat, max_new_tokens=512, seed=None)
     add_drafting_options(chat)
     add_model_options(chat)
+
+    train = commands.add_parser(
+        "train",
+        help="train a draft head for a model",
+        description=TRAIN_TEXT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_train_options(train)
+    add_json_option(train, "scores, settings and versions")
+    add_model_options(train)
     return root
+
+
+def add_train_options(train: argparse.ArgumentParser) -> None:
+    train.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the head goes")
+    long = train.add_argument_group("how long").add_mutually_exclusive_group(required=True)
+    long.add_argument("--minutes", type=number, metavar="M", help="in all, collecting included")
+    long.add_argument("--steps", type=whole(1), metavar="N", help="steps of training, after --tokens were collected")
+    data = train.add_argument_group("what to learn from")
+    data.add_argument(
+        "--data",
+        type=source,
+        nargs="+",
+        default=[("builtin", 1.0)],
+        metavar="NAME[=WEIGHT]",
+        help="builtin (default): generated prompts; a folder of text files, or one: passages with a request; a .jsonl "
+        "file: your prompts or chats, as for bench. Drawn from in proportion to their weights",
+    )
+    data.add_argument("--tokens", type=whole(1), metavar="N", help="size of the training set (with --minutes: at most)")
+    data.add_argument(
+        "--collecting", type=share, default=0.55, metavar="P", help="share of --minutes for data (default 0.55)"
+    )
+    data.add_argument("--max-new-tokens", type=whole(8), default=200, metavar="N", help="of an answer (default 200)")
+    data.add_argument(
+        "--temperature",
+        type=temperature,
+        nargs="+",
+        default=[0.0],
+        metavar="X",
+        help="of answers, as the model will be used; several are taken in turn (default 0: greedy)",
+    )
+    data.add_argument("--together", type=whole(1), default=48, metavar="N", help="answers at a time (default 48)")
+    shape = train.add_argument_group("the head")
+    shape.add_argument("--draft-length", type=whole(1), default=4, metavar="K", help="tokens per draft (default 4)")
+    shape.add_argument("--depth", type=whole(1), default=1, metavar="N", help="layers (default 1)")
+    shape.add_argument("--width", type=whole(32), metavar="N", help="of the feed-forward part (default: the model's)")
+    shape.add_argument("--draft-vocab", type=whole(0), default=8192, metavar="N", help="default 8192; 0: every token")
+    shape.add_argument(
+        "--bigram", type=whole(0), default=0, metavar="RANK", help="bias from the newest token (0: none)"
+    )
+    how = train.add_argument_group("how to train")
+    how.add_argument("--learning-rate", type=number, default=1e-3, metavar="X", help="default 1e-3")
+    how.add_argument("--batch-tokens", type=whole(1), default=2048, metavar="N", help="per step (default 2048)")
+    how.add_argument("--hard", action="store_true", help="learn the model's choices, not its distribution")
+    how.add_argument(
+        "--feature-weight", type=number, default=0.3, metavar="X", help="of the hidden states (default 0.3)"
+    )
+    how.add_argument("--float32", action="store_true", help="no bfloat16 products, where the processor has them")
+    how.add_argument(
+        "--evaluate-minutes", type=number, default=4.0, metavar="M", help="between evaluations (default 4)"
+    )
+    how.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of prompts and of their order (default 0)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -114,6 +189,10 @@ def run(arguments: argparse.Namespace) -> int:
 
         plain = arguments.no_speculation
         return answer(settings, arguments.prompt, not plain, arguments.stats, arguments.raw, arguments.json)
+    if arguments.command == "train":
+        from eval.train import options_from, train
+
+        return train(settings, options_from(arguments), arguments.json)
     from eval.chat import chat
 
     return chat(settings)

@@ -13,9 +13,10 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -56,14 +57,21 @@ class DatasetWriter:
             _replace(folder / ABOUT, lambda path: path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8"))
 
     @property
-    def done(self) -> int:
-        """Shards that are there."""
-        return len(_shards(self.folder))
+    def shards(self) -> list[Path]:
+        """The shards that are there, in order."""
+        return _shards(self.folder)
 
-    def add(self, texts: Sequence[Features]) -> None:
-        """Write one shard. Raises OSError when the disk is full; the set is then as it was."""
+    @property
+    def done(self) -> int:
+        """How many shards are there."""
+        return len(self.shards)
+
+    def add(self, texts: Sequence[Features], seconds: float = 0.0) -> None:
+        """Write one shard, which took `seconds` to make. Raises OSError when the disk is full; the set is then as it
+        was."""
         assert texts
         tensors = {
+            "seconds": torch.tensor(seconds),
             "lengths": torch.tensor([len(text) for text in texts]),
             "answers": torch.tensor([text.answer for text in texts]),
             "tokens": torch.cat([text.tokens for text in texts]).int(),
@@ -72,7 +80,7 @@ class DatasetWriter:
         }
         for kind in texts[0].keys:
             for i, name in enumerate(Keys._fields):
-                tensors[f"{kind}.{name}"] = torch.cat([text.keys[kind][i] for text in texts], dim=2)
+                tensors[f"{kind}.{name}"] = torch.cat([text.keys[kind][i] for text in texts], dim=1)
         _replace(self.folder / f"{self.done:05d}.safetensors", lambda path: save_file(tensors, path))
 
 
@@ -105,13 +113,39 @@ class Dataset:
             first_shard, epoch = 0, epoch + 1
 
 
-def frequent(dataset: Dataset, vocab: int, count: int) -> Tensor:
-    """The `count` tokens out of `vocab` that the backbone chose most often, ids ascending: [count] int64."""
+class Size(NamedTuple):
+    """How large a set is: shards, tokens in them, of which `answered` the backbone wrote, and seconds that it took."""
+
+    shards: int = 0
+    tokens: int = 0
+    answered: int = 0
+    seconds: float = 0.0
+
+
+def size(shards: Sequence[Path]) -> Size:
+    """Of the set in `shards`. Raises ValueError when one is damaged."""
+    found = Size()
+    for path in shards:
+        try:
+            with safe_open(path, "pt") as stored:
+                lengths, answers = stored.get_tensor("lengths"), stored.get_tensor("answers")
+                seconds = float(stored.get_tensor("seconds"))
+        except Exception as error:  # safetensors has errors of its own
+            raise _damaged(path, error) from error
+        own = int((lengths - answers).sum())
+        found = Size(found.shards + 1, found.tokens + int(lengths.sum()), found.answered + own, found.seconds + seconds)
+    return found
+
+
+def frequent(dataset: Dataset, vocab: int, count: int) -> tuple[Tensor, float]:
+    """The `count` tokens out of `vocab` that the backbone chose most often, ids [count] ascending, and their share of
+    all that it chose."""
     seen = torch.zeros(vocab, dtype=torch.int64)
     for shard in dataset.shards:
-        for text in read_shard(shard):
-            seen += torch.bincount(text.best, minlength=vocab)
-    return seen.argsort(descending=True, stable=True)[:count].sort().values
+        with safe_open(shard, "pt") as stored:
+            seen += torch.bincount(stored.get_tensor("best"), minlength=vocab)
+    most = seen.argsort(descending=True, stable=True)[:count]
+    return most.sort().values, float(seen[most].sum() / seen.sum())
 
 
 def read_shard(path: Path) -> list[Features]:
@@ -124,10 +158,10 @@ def read_shard(path: Path) -> list[Features]:
             name: torch.split(stored[name], lengths) for name in ("tokens", "best", "hidden")
         }
         parts |= {
-            f"{kind}.{n}": torch.split(stored[f"{kind}.{n}"], lengths, dim=2) for kind in kinds for n in Keys._fields
+            f"{kind}.{n}": torch.split(stored[f"{kind}.{n}"], lengths, dim=1) for kind in kinds for n in Keys._fields
         }
     except Exception as error:  # safetensors has errors of its own
-        raise ValueError(f"{path}: a damaged shard ({error}); delete it, and make it again") from error
+        raise _damaged(path, error) from error
     return [
         Features(
             parts["tokens"][i].long(),
@@ -138,6 +172,10 @@ def read_shard(path: Path) -> list[Features]:
         )
         for i, answer in enumerate(answers)
     ]
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path}: a damaged shard ({error}); delete it and those after it, and they are made again")
 
 
 def _order(count: int, *seeds: int) -> list[int]:

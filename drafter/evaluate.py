@@ -1,15 +1,20 @@
-"""How good a head is: drafts of a fixed length in the real decoding loop, counted.
+"""How good a head is: `drafted`, drafts of a fixed length in the real decoding loop, counted; and `walked`, the same
+count taken from what the head says about finished texts.
 
-Nothing else predicts it: a head that was right 98% of the time in its trainer was right 10% of the time in a server
-(SpecForge#533).
+Only the first is believed: a head that was right 98% of the time in its trainer was right 10% of the time in a server
+(SpecForge#533). The second has to agree with it, which tells a broken trainer from a head that has not learned enough.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
+import torch
 from torch import Tensor
 
+from drafter.features import Features
+from drafter.loss import Candidates, Recipe, unrolled
+from drafter.network import Network
 from specdec.control import FixedLength
 from specdec.decode import Request, decode
 from specdec.drafting import Drafter
@@ -48,3 +53,30 @@ def drafted(
     for _ in decode(backbone, drafter, FixedLength(draft_length), requests, stats):
         pass
     return stats
+
+
+@torch.no_grad()
+def walked(
+    network: Network,
+    embed: Callable[[Tensor], Tensor],
+    texts: Sequence[Features],
+    candidates: Candidates,
+    draft_length: int,
+) -> float:
+    """Mean acceptance length of greedy drafts over the answers in `texts`, without decoding.
+
+    Every round of the decoding loop begins one token after what the round before emitted, so rounds are not spread
+    evenly over a text: this follows them. The last `draft_length` tokens of a text are left out.
+    """
+    rounds = emitted = 0
+    for text in texts:
+        if len(text) - draft_length < text.answer:
+            continue
+        right = unrolled(network, embed, [text], 1.0, candidates, Recipe(steps=draft_length)).right  # [rows, K]
+        accepted = right.sum(dim=1).tolist()  # of the draft at position row + 1
+        position = text.answer
+        while position <= len(accepted):
+            emitted += accepted[position - 1] + 1
+            position += accepted[position - 1] + 1
+            rounds += 1
+    return emitted / rounds if rounds else 1.0

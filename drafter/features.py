@@ -7,7 +7,7 @@ what a drafter has to guess. Answers cost a pass per token of each text, reading
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +32,7 @@ class Features:
 
     `tokens` [n] int64. `hidden` [n, hidden]: the state after the final norm at each token, which chose the next.
     `best` [n] int64: that choice, the likeliest next token. `keys`: for each kind of layer the last K and V of that
-    kind, [1, kv_heads, n, head_dim] each. `answer`: where the backbone's own words begin.
+    kind, [kv_heads, n, head_dim] each. `answer`: where the backbone's own words begin.
     """
 
     tokens: Tensor
@@ -51,24 +51,27 @@ def answered(
     *,
     max_new_tokens: int,
     ends: frozenset[int],
-    temperature: float = 0.0,
+    temperatures: Sequence[float] = (0.0,),
     seed: int = 0,
+    first: int = 0,
     together: int = TOGETHER,
     dtype: torch.dtype = torch.bfloat16,
     stats: GenerationStats | None = None,
 ) -> Iterator[tuple[int, Features]]:
     """(number of the prompt, its text) for each of `prompts` ([n] int64), in the order in which they end.
 
-    Greedy, or sampled at `temperature`; a text ends with a token of `ends`. States are kept as `dtype`. The last token
-    of a text is not among its features: nothing was computed from it. A sliding layer's keys reach back only as far as
-    its ring, so texts end where the shortest ring does.
+    Prompts are numbered from `first` on. `temperatures` are taken in turn by number, 0 is greedy; a text ends with a
+    token of `ends`. States are kept as `dtype`. The last token of a text is not among its features: nothing was
+    computed from it. A sliding layer's keys reach back only as far as its ring, so texts end where the shortest ring
+    does.
     """
     longest = _longest(backbone)
     watched: dict[int, list[Tensor]] = {}
     begins: dict[int, int] = {}
 
     def requests() -> Iterator[Request]:
-        for number, prompt in enumerate(prompts):
+        for number, prompt in enumerate(prompts, first):
+            temperature = temperatures[number % len(temperatures)]
             prompt = prompt[: longest - 1]
             watched[number], begins[number] = [], len(prompt)
             yield Request(
@@ -84,6 +87,7 @@ def answered(
     for number, row, cache in decode(
         backbone, NoDraft(), FixedLength(0), requests(), stats or GenerationStats(), together
     ):
+        number += first
         hidden = torch.cat(watched.pop(number))  # [n, hidden]
         yield number, _features(backbone, row[:-1], hidden, cache, begins.pop(number), dtype)
 
@@ -105,7 +109,7 @@ def shared_keys(backbone: Decoder, cache: KVCache, dtype: torch.dtype) -> dict[s
     for kind, layer in backbone.spec.shared_kv_layers.items():
         store = cache.stores[layer]
         assert store is not None and cache.length <= store.slots, "the text has outgrown the ring"
-        k, v = (part[None, :, : cache.length].to(dtype, copy=True) for part in (store.keys, store.values))
+        k, v = (part[:, : cache.length].to(dtype, copy=True) for part in (store.keys, store.values))
         keys[kind] = Keys(k, v)
     return keys
 

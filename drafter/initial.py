@@ -2,21 +2,26 @@
 
 Its layers are the backbone's own last ones of the same kinds, its candidates' rows are the backbone's head, its norm
 is the backbone's last: what it has to learn is how to get from [embedding ; state] to the residual stream that those
-expect (`pre_projection`, which begins as an average of the two, each at unit size), and how to do without the layers
-between. Parts whose sizes differ from the backbone's begin random.
+expect (`pre_projection`), and how to do without the layers between. `fitted_projection` solves the first part by
+least squares over a few thousand tokens, before any training. Parts whose sizes differ from the backbone's begin
+random.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
+from drafter.features import Features
 from drafter.network import head_tensors
 from drafter.spec import AssistantSpec
 from specdec.model.decoder import Decoder
 from specdec.model.stack import Layer, Linear
+
+FITTED_TOKENS = 12_000  # rows for 2 * hidden unknowns; three times as many are no better on SmolLM2
 
 _MATRICES = {
     "self_attn.q_proj": "q",
@@ -27,8 +32,14 @@ _MATRICES = {
 }
 
 
-def initial_tensors(spec: AssistantSpec, backbone: Decoder, ids: Tensor, seed: int = 0) -> dict[str, Tensor]:
-    """A float32 tensor for every name of `head_tensors(spec)`. `ids` [candidates]: the tokens of its head."""
+def initial_tensors(
+    spec: AssistantSpec, backbone: Decoder, ids: Tensor, texts: Iterable[Features] = (), seed: int = 0
+) -> dict[str, Tensor]:
+    """A float32 tensor for every name of `head_tensors(spec)`.
+
+    `ids` [candidates]: the tokens of its head. `texts`: what `pre_projection` is fitted to; without any it begins as
+    an average of embedding and state, each at unit size.
+    """
     generator = torch.Generator().manual_seed(seed)
     made = {
         name: torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=generator) * shape[-1] ** -0.5
@@ -45,9 +56,59 @@ def initial_tensors(spec: AssistantSpec, backbone: Decoder, ids: Tensor, seed: i
         size = backbone.embed(ids).float().square().mean().sqrt()
         made["pre_projection.weight"] = torch.cat((unit / size, unit / _state_size(backbone)), dim=1)
         made["post_projection.weight"] = torch.eye(spec.text.hidden_size)
+        if (fitted := fitted_projection(spec, backbone, texts)) is not None:
+            made["pre_projection.weight"] = fitted
     if spec.bigram:
         made["bigram.left.weight"].zero_()  # says nothing at first
     return made
+
+
+def fitted_projection(
+    spec: AssistantSpec, backbone: Decoder, texts: Iterable[Features], tokens: int = FITTED_TOKENS
+) -> Tensor | None:
+    """[hidden, 2 * backbone hidden]: the least-squares map from [embedding of x_p ; state p - 1] to the residual stream
+    that enters, at row p, the backbone's layer that the head's first one is a copy of. About `tokens` tokens of `texts`
+    count, each row by its direction alone: a few rows are a thousand times larger than the others. None for no texts.
+    """
+    first = _sources(spec, backbone)[0]
+    source = next(i for i, layer in enumerate(backbone.layers) if layer is first)
+    size = 2 * backbone.spec.hidden_size
+    gram = torch.zeros(size, size, dtype=torch.float64)
+    right = torch.zeros(size, backbone.spec.hidden_size, dtype=torch.float64)
+    done = 0
+    for text in texts:
+        if done >= tokens or backbone.per_layer is not None:
+            break
+        for rows, stream in _streams(backbone, text.tokens, source):
+            rows, stream = rows[rows > 0], stream[rows > 0]
+            x = torch.cat((backbone.embed(text.tokens[rows]).double(), text.hidden[rows - 1].double()), dim=1)
+            y = stream.double()
+            weight = y.square().mean(dim=1, keepdim=True).rsqrt()
+            x, y = x * weight, y * weight
+            gram += x.t() @ x
+            right += x.t() @ y
+            done += len(rows)
+    if not done:
+        return None
+    gram += 1e-3 * gram.diagonal().mean() * torch.eye(size, dtype=torch.float64)
+    fitted: Tensor = torch.linalg.solve(gram, right)
+    return fitted.t().float().contiguous()
+
+
+@torch.inference_mode()
+def _streams(backbone: Decoder, tokens: Tensor, layer: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """What enters `layer` of the backbone: pieces of (rows [r], residual stream [r, hidden]) of a text."""
+    cache = backbone.new_cache()
+    for part in torch.split(tokens, cache.max_rows):
+        start = cache.begin(len(part))
+        spans = backbone.spans([(start, len(part))])
+        x = backbone.embed(part)
+        for below, store in zip(backbone.layers[:layer], backbone.stack.stores, strict=False):
+            kept = cache.stores[store]
+            assert kept is not None
+            x = below(x, spans[below.spec.kind], kept, start, None)
+        cache.commit(len(part))
+        yield torch.arange(start, start + len(part)), x.clone()
 
 
 def _sources(spec: AssistantSpec, backbone: Decoder) -> list[Layer]:

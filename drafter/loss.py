@@ -1,6 +1,7 @@
 """What a head is trained to do: the K steps of a draft, from every position of a text at once.
 
-Row r of a text stands for the draft that is made when token p = r + 1 is pending. Step i of it gets token p + i - 1
+Row r of a text stands for the draft that is made when token p = r + 1 is pending; the last rows, whose drafts would
+run past the text, are left out. Step i of it gets token p + i - 1
 (teacher forcing) and the head's own state of step i - 1, and should name the backbone's choice at position p + i - 1,
 and bring forth the backbone's state there. The loss is
 
@@ -13,8 +14,9 @@ of them, on all processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -25,14 +27,20 @@ from torch.utils.checkpoint import checkpoint
 from drafter.features import Features
 from drafter.network import Network
 
-_CHUNK = 1 << 23  # logits at once: 32 MB of float32
+_CHUNK = 1 << 24  # logits at once: 64 MB of float32
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the loss is made of. `soft`: the backbone's distribution over the candidates as target, not its choice."""
+    """What the loss is made of.
+
+    `soft`: the backbone's distribution over the candidates as target, not its choice. `deeper`: the share of rows that
+    go on after the first step, chosen at random and counted for the others: what a first draft needs is most of what
+    has to be learned, and costs a fraction of a whole unroll.
+    """
 
     steps: int = 4
+    deeper: float = 1.0
     decay: float = 0.8
     feature_weight: float = 0.3
     soft: bool = False
@@ -57,52 +65,79 @@ class Candidates:
 
 
 class Losses(NamedTuple):
-    """Sums over the rows of a text. `accepted` [K]: rows whose first i drafts are all right; `rows` [K]."""
+    """Sums over all `rows`, or what stands for them. `right` [rows that went on, K] bool: whether this draft of a row
+    and all before it are right."""
 
     loss: Tensor
     cross_entropy: Tensor
     feature: Tensor
-    accepted: Tensor
-    rows: Tensor
+    rows: int
+    right: Tensor
 
 
 def unrolled(
     network: Network,
     embed: Callable[[Tensor], Tensor],
-    text: Features,
+    texts: Sequence[Features],
     scale: float,
     candidates: Candidates,
     recipe: Recipe,
+    generator: torch.Generator | None = None,
 ) -> Losses:
-    """The loss of every draft in `text`; `embed` [n] -> [n, backbone hidden], `scale`: the size of a hidden state."""
-    n = len(text)
-    assert n > recipe.steps, "a text must be longer than a draft"
-    hidden = text.hidden.float()
-    embedded = embed(text.tokens)  # [n, H]
-    slots = candidates.slots[text.tokens]  # [n]
-    positions = torch.arange(1, n, device=hidden.device)[None]  # [1, R]
-    sights = network.sight(positions, n)
-    state = hidden[None, :-1]  # [1, R, H]
-    alive = torch.ones(n - 1, dtype=torch.bool, device=hidden.device)
-    total, entropies, features = (torch.zeros((), device=hidden.device) for _ in range(3))
-    accepted, rows = [], []
+    """The loss of the drafts in `texts`, at every position from which a whole draft fits.
+
+    `embed` [n] -> [n, backbone hidden]; `scale`: the size of a hidden state; `generator`: of the rows that go on.
+    """
+    rows = [torch.arange(1, 1 + rows_of(text, recipe.steps)) for text in texts]  # their tokens' positions
+    total, entropies, features = (torch.zeros(()) for _ in range(3))
+    state, alive, weight = torch.empty(0), torch.empty(0), 1.0
+    right: list[Tensor] = []
+    sight = None
     for step in range(recipe.steps):
-        count = n - 1 - step  # rows p = 1 .. n - 1 - step have a token p + step
-        if step:
-            sights = {kind: sight.rows(count) for kind, sight in sights.items()}
-            state, alive = state[:, :count], alive[:count]
-        ahead = slice(1 + step, n)
-        x, state = network.step(embedded[None, ahead], state, sights, text.keys)
-        right, cross_entropy = _score(
-            network, x[0], slots[ahead], candidates.slots[text.best[ahead]], hidden[ahead], candidates, recipe.soft
+        if step == 1 and recipe.deeper < 1:
+            kept = [_some(len(part), recipe.deeper, generator) for part in rows]
+            every = torch.cat([at + first for at, first in zip(kept, _firsts(rows), strict=True)])
+            state, alive, right, sight = state[every], alive[every], [right[0][every]], None
+            weight = sum(map(len, rows)) / len(every)
+            rows = [part[at] for part, at in zip(rows, kept, strict=True)]
+        if sight is None:
+            sight = network.sight([(part, text.keys) for part, text in zip(rows, texts, strict=True)])
+        if step == 0:
+            state = torch.cat([text.hidden[part - 1] for text, part in zip(texts, rows, strict=True)]).float()  # [R, H]
+            alive = torch.ones(len(state), dtype=torch.bool)
+        newest, best, hidden = (
+            torch.cat([piece[part + step] for piece, part in zip(pieces, rows, strict=True)])
+            for pieces in zip(*((text.tokens, text.best, text.hidden) for text in texts), strict=True)
+        )  # [R], [R], [R, H]
+        hidden = hidden.float()
+        x, state = network.step(embed(newest), state, sight)
+        found, cross_entropy = _score(
+            network, x, candidates.slots[newest], candidates.slots[best], hidden, candidates, recipe.soft
         )
-        feature = F.smooth_l1_loss(state[0] / scale, hidden[ahead] / scale, reduction="sum") / hidden.shape[1]
-        total = total + recipe.decay**step * (cross_entropy + recipe.feature_weight * feature)
-        entropies, features = entropies + cross_entropy.detach(), features + feature.detach()
-        alive = alive & right
-        accepted.append(alive.sum())
-        rows.append(count)
-    return Losses(total, entropies, features, torch.stack(accepted), torch.tensor(rows))
+        feature = F.smooth_l1_loss(state.float() / scale, hidden / scale, reduction="sum") / hidden.shape[1]
+        total = total + weight * recipe.decay**step * (cross_entropy + recipe.feature_weight * feature)
+        entropies, features = entropies + weight * cross_entropy.detach(), features + weight * feature.detach()
+        alive = alive & found
+        right.append(alive)
+    count = sum(rows_of(text, recipe.steps) for text in texts)
+    return Losses(total, entropies, features, count, torch.stack(right, dim=1))
+
+
+def _some(count: int, share: float, generator: torch.Generator | None) -> Tensor:
+    """That share of 0 .. count - 1, at least one of them, ascending."""
+    picked: Tensor = torch.randperm(count, generator=generator)[: max(1, round(share * count))]
+    return picked.sort().values
+
+
+def _firsts(rows: Sequence[Tensor]) -> list[int]:
+    """Where each text's rows begin among those of all."""
+    return [0, *accumulate(len(part) for part in rows)][:-1]
+
+
+def rows_of(text: Features, steps: int) -> int:
+    """Positions p >= 1 of `text` from which all `steps` drafts have a label."""
+    assert len(text) > steps, "a text must be longer than a draft"
+    return len(text) - steps
 
 
 def _score(

@@ -11,7 +11,7 @@ Left out: Gemma 4's centroids, which are trained as a dense head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,22 +27,25 @@ _HEAD = "embed_tokens.weight"
 
 
 class Keys(NamedTuple):
-    """What a backbone's layer keeps of texts: `k`, `v` [B, kv_heads, n, head_dim], keys rotated."""
+    """What a backbone's layer keeps of a text: `k`, `v` [kv_heads, n, head_dim], keys rotated."""
 
     k: Tensor
     v: Tensor
 
 
+class TextView(NamedTuple):
+    """What the rows of one text see, for each kind of layer: `keys` of n positions, and `masks` [rows, n] bool."""
+
+    rows: int
+    masks: Mapping[str, Tensor]
+    keys: Mapping[str, Keys]
+
+
 class Sight(NamedTuple):
-    """For layers of one kind: the rope of rows, cos and sin [B, R, head_dim], and what they see, [B, 1, R, n] bool."""
+    """What all rows of a pass see: their `ropes`, cos and sin [R, head_dim] for each kind of layer, and their texts."""
 
-    cos: Tensor
-    sin: Tensor
-    mask: Tensor
-
-    def rows(self, count: int) -> Sight:
-        """The first rows."""
-        return Sight(self.cos[:, :count], self.sin[:, :count], self.mask[:, :, :count])
+    ropes: Mapping[str, tuple[Tensor, Tensor]]
+    texts: Sequence[TextView]
 
 
 class Network(nn.Module):
@@ -65,30 +68,33 @@ class Network(nn.Module):
     def __getitem__(self, name: str) -> nn.Parameter:
         return self.get_parameter(_key(name))
 
-    def sight(self, positions: Tensor, length: int) -> dict[str, Sight]:
-        """What rows at `positions` [B, R] see of texts of `length` tokens, for each kind of layer."""
-        keys = torch.arange(length, device=positions.device)
-        behind = keys < positions[:, None, :, None]  # [B, 1, R, n]
-        sights = {}
-        for kind, window in {layer.kind: layer.window for layer in self.spec.text.layers}.items():
-            cos, sin = self._rotations(kind, [(0, length)])  # [n, D]
-            cos, sin = (table.to(positions.device)[positions] for table in (cos, sin))  # [B, R, D]
-            near = keys >= positions[:, None, :, None] - 1 - (length if window is None else window)
-            sights[kind] = Sight(cos, sin, behind & near)
-        return sights
+    def sight(self, texts: Sequence[tuple[Tensor, Mapping[str, Keys]]]) -> Sight:
+        """What rows see, text after text: each has its rows' positions [rows] and what the backbone's layers kept."""
+        positions = torch.cat([rows for rows, _ in texts])  # [R]
+        ropes, views = {}, []
+        for kind in self.spec.text.ropes:
+            cos, sin = self._rotations(kind, [(0, int(positions.max()) + 1)])  # [p, D]
+            ropes[kind] = (cos.to(positions.device)[positions], sin.to(positions.device)[positions])
+        windows = {layer.kind: layer.window for layer in self.spec.text.layers}
+        for rows, keys in texts:
+            at = rows[:, None]
+            masks = {}
+            for kind, window in windows.items():
+                key = torch.arange(keys[kind].k.shape[1], device=rows.device)  # [n]
+                masks[kind] = key < at if window is None else (key < at) & (key >= at - 1 - window)
+            views.append(TextView(len(rows), masks, keys))
+        return Sight(ropes, views)
 
-    def step(
-        self, embedding: Tensor, hidden: Tensor, sights: Mapping[str, Sight], keys: Mapping[str, Keys]
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, embedding: Tensor, hidden: Tensor, sight: Sight) -> tuple[Tensor, Tensor]:
         """One draft step of every row.
 
-        `embedding` [B, R, backbone hidden]: of the newest token, scaled as the backbone does. `hidden` [B, R, backbone
+        `embedding` [R, backbone hidden]: of the newest token, scaled as the backbone does. `hidden` [R, backbone
         hidden]: the backbone's state that chose it, or the second result of the step before. Returns what the head
-        scores [B, R, hidden], and the next step's `hidden`.
+        scores [R, hidden], and the next step's `hidden`.
         """
         x = F.linear(torch.cat((embedding, hidden), dim=-1), self["pre_projection.weight"])
-        for i, layer in enumerate(self.spec.text.layers):
-            x = self._layer(i, x, sights[layer.kind], keys[layer.kind])
+        for i in range(len(self.spec.text.layers)):
+            x = self._layer(i, x, sight)
         x = self._norm(x, "norm.weight")
         return x, F.linear(x, self["post_projection.weight"])
 
@@ -103,10 +109,10 @@ class Network(nn.Module):
             logits = logits + F.linear(self["bigram.left.weight"][slots], self["bigram.right.weight"])
         return logits
 
-    def _layer(self, index: int, x: Tensor, sight: Sight, keys: Keys) -> Tensor:
+    def _layer(self, index: int, x: Tensor, sight: Sight) -> Tensor:
         text, at = self.spec.text, f"layers.{index}."
         after, sandwich = f"{at}post_attention_layernorm.weight", text.sandwich_norms
-        y = self._attend(index, self._norm(x, f"{at}input_layernorm.weight"), sight, keys)
+        y = self._attend(index, self._norm(x, f"{at}input_layernorm.weight"), sight)
         x = x + (self._norm(y, after) if sandwich else y)
         y = self._norm(x, f"{at}pre_feedforward_layernorm.weight" if sandwich else after)
         gate = self._linear(y, f"{at}mlp.gate_proj")
@@ -115,24 +121,29 @@ class Network(nn.Module):
         x = x + (self._norm(y, f"{at}post_feedforward_layernorm.weight") if sandwich else y)
         return x * self[f"{at}layer_scalar"] if text.layer_scalar else x
 
-    def _attend(self, index: int, x: Tensor, sight: Sight, keys: Keys) -> Tensor:
+    def _attend(self, index: int, x: Tensor, sight: Sight) -> Tensor:
         text, at = self.spec.text, f"layers.{index}.self_attn."
         layer = text.layers[index]
-        q = self._linear(x, f"{at}q_proj").view(*x.shape[:2], layer.heads, layer.head_dim)  # [B, R, H, D]
+        q = self._linear(x, f"{at}q_proj").view(-1, layer.heads, layer.head_dim)  # [R, H, D]
         if text.qk_norm:
             q = self._norm(q, f"{at}q_norm.weight")
         half = layer.head_dim // 2
         turned = torch.cat((-q[..., half:], q[..., :half]), dim=-1)
-        q = q * sight.cos[:, :, None] + turned * sight.sin[:, :, None]  # cos: [B, R, 1, D]
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2),  # [B, H, R, D]
-            keys.k.to(q.dtype),
-            keys.v.to(q.dtype),
-            attn_mask=sight.mask,
-            scale=text.attention_scale,
-            enable_gqa=layer.heads != layer.kv_heads,
-        )
-        return self._linear(y.transpose(1, 2).flatten(2), f"{at}o_proj")  # [B, R, H * D] -> [B, R, hidden]
+        cos, sin = sight.ropes[layer.kind]
+        q = q * cos[:, None] + turned * sin[:, None]  # cos: [R, 1, D]
+        seen = []
+        for part, view in zip(torch.split(q, [view.rows for view in sight.texts]), sight.texts, strict=True):
+            keys = view.keys[layer.kind]
+            y = F.scaled_dot_product_attention(
+                part.transpose(0, 1)[None],  # [1, H, rows, D]
+                keys.k[None].to(q.dtype),
+                keys.v[None].to(q.dtype),
+                attn_mask=view.masks[layer.kind],
+                scale=text.attention_scale,
+                enable_gqa=layer.heads != layer.kv_heads,
+            )
+            seen.append(y[0].transpose(0, 1).flatten(1))  # [1, H, rows, D] -> [rows, H * D]
+        return self._linear(torch.cat(seen), f"{at}o_proj")
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         bias = self._parameters.get(_key(f"{name}.bias"))

@@ -1,34 +1,42 @@
 """Training a head: steps over a set of `Features`, and a state that can be put down and taken up again.
 
-What: `Trainer`. A step takes texts until it has `batch_tokens` of them, adds up their losses, divides by the number of
-rows and moves the weights with AdamW. The learning rate rises for `warmup` steps, stays, and falls to zero over the
-last `decay` of the run (constant then decay, the schedule that TorchSpec found best). `save` writes everything that the
-next step depends on, so a run that was killed and started again ends with the same weights.
+What: `Trainer`. A step takes texts until it has `batch_tokens` tokens, adds up their losses, divides by the number of
+rows and moves the weights with AdamW. Under `torchrun` every process takes every n-th text of the same batch, and the
+division is by the rows of all: n processes do what one would. The learning rate rises for `warmup` steps, stays, and
+falls to zero over the last `decay` of the run (constant then decay, the schedule that TorchSpec found best). `save`
+writes everything that the next step depends on, so a run that was killed and started again ends with the same weights.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from drafter.dataset import BEGINNING, Dataset, Position
+from drafter.features import Features
 from drafter.loss import Candidates, Recipe, unrolled
 from drafter.network import Network
+from specdec.sampling import mix
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. `bfloat16`: matrix products in it, where the processor is faster that way."""
+    """How to train.
+
+    `batch_tokens` make a step, about `pass_tokens` of them a pass. `bfloat16`: matrix products in it, where the
+    processor is faster that way.
+    """
 
     recipe: Recipe = field(default_factory=Recipe)
     learning_rate: float = 1e-3
     batch_tokens: int = 2048
+    pass_tokens: int = 1024
     warmup: int = 20
     decay: float = 0.2
     clip: float = 1.0
@@ -74,38 +82,69 @@ class Trainer:
         self.scale = _scale(dataset)
         self.position = BEGINNING
         self._texts = dataset.texts(settings.seed)
+        self._rank, self._ranks = 0, 1
+        if distributed.is_available() and distributed.is_initialized():
+            self._rank, self._ranks = distributed.get_rank(), distributed.get_world_size()
 
     def step(self, progress: float) -> StepReport:
         """One step; `progress` 0..1: how much of the run is done, for the learning rate."""
         rate = self._rate(progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for options in self.optimizer.param_groups:
+            options["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        totals = torch.zeros(3)
+        texts = self._batch()
         steps = self.settings.recipe.steps
-        accepted, rows, tokens = torch.zeros(steps), torch.zeros(steps), 0
-        while tokens < self.settings.batch_tokens:
-            self.position, text = next(self._texts)
-            if len(text) <= steps:
-                continue
+        mine = texts[self._rank :: self._ranks]
+        generator = torch.Generator().manual_seed(mix(self.settings.seed ^ self.step_number) >> 1)
+        sums = torch.zeros(5 + steps)  # loss, cross entropy, feature loss, rows, rows that went on, those right
+        for group in _groups(mine, self.settings.pass_tokens):
             with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bfloat16):
-                found = unrolled(self.network, self.embed, text, self.scale, self.candidates, self.settings.recipe)
+                found = unrolled(
+                    self.network, self.embed, group, self.scale, self.candidates, self.settings.recipe, generator
+                )
             torch.autograd.backward(found.loss)
-            totals += torch.stack([found.loss.detach(), found.cross_entropy, found.feature])
-            accepted += found.accepted
-            rows += found.rows
-            tokens += len(text)
-        count = float(rows[0])
+            losses = torch.stack((found.loss.detach(), found.cross_entropy, found.feature))
+            counts = torch.tensor((found.rows, len(found.right)))
+            sums += torch.cat((losses, counts, found.right.sum(dim=0)))
+        self._add_up(sums)
+        loss, cross_entropy, feature, count, deeper, *right = sums.tolist()
         for parameter in self.network.parameters():
             if parameter.grad is not None:
                 parameter.grad /= count
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
         self.optimizer.step()
         self.step_number += 1
+        tokens = sum(map(len, texts))
         self.tokens += tokens
-        loss, cross_entropy, feature = (totals / count).tolist()
-        shares = tuple((accepted / rows).tolist())
-        return StepReport(self.step_number, tokens, loss, cross_entropy, feature, shares, rate)
+        per_position = tuple(n / deeper for n in right)
+        return StepReport(
+            self.step_number, tokens, loss / count, cross_entropy / count, feature / count, per_position, rate
+        )
+
+    def _batch(self) -> list[Features]:
+        """The next texts, `batch_tokens` of them: the same on every process, which takes its share of them."""
+        texts: list[Features] = []
+        while sum(map(len, texts)) < self.settings.batch_tokens:
+            self.position, text = next(self._texts)
+            if len(text) > self.settings.recipe.steps:
+                texts.append(text)
+        return texts
+
+    def _add_up(self, sums: Tensor) -> None:
+        """Add `sums` and the gradients up over all processes, in place: what one process alone would have."""
+        if self._ranks == 1:
+            return
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        for p in parameters:
+            if p.grad is None:  # this process had no text
+                p.grad = torch.zeros_like(p)
+        flat = torch.cat([sums, *(p.grad.flatten() for p in parameters if p.grad is not None)])
+        distributed.all_reduce(flat)
+        sums.copy_(flat[: len(sums)])
+        pieces = torch.split(flat[len(sums) :], [p.numel() for p in parameters])
+        for p, piece in zip(parameters, pieces, strict=True):
+            assert p.grad is not None
+            p.grad.copy_(piece.view_as(p))
 
     def save(self, path: Path, more: dict[str, Any] | None = None) -> None:
         """Everything that the next step depends on, and `more`, in one file, all or nothing."""
@@ -155,6 +194,18 @@ class Trainer:
         rising = min(1.0, (self.step_number + 1) / max(1, s.warmup))
         falling = min(1.0, max(0.0, 1.0 - progress) / s.decay) if s.decay else 1.0
         return s.learning_rate * rising * falling
+
+
+def _groups(texts: Sequence[Features], tokens: int) -> Iterator[list[Features]]:
+    """`texts` in groups of about `tokens` tokens."""
+    group: list[Features] = []
+    for text in texts:
+        group.append(text)
+        if sum(map(len, group)) >= tokens:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _scale(dataset: Dataset) -> float:

@@ -141,6 +141,16 @@ def share(text: str) -> float:
     return value
 
 
+def source(text: str) -> tuple[str, float]:
+    """An argparse type: NAME, or NAME=WEIGHT."""
+    name, equals, weight = text.rpartition("=")
+    if not equals:
+        return text, 1.0
+    if (value := number(weight)) <= 0 or not name:
+        raise argparse.ArgumentTypeError(f"must be NAME=WEIGHT with a positive weight, got {text!r}")
+    return name, value
+
+
 def draft_length(text: str) -> str | int:
     """An argparse type: "adaptive", or a whole number from 0."""
     if text == "adaptive":

@@ -48,11 +48,16 @@ def test_answers_and_their_states_are_what_reading_them_gives(family: str) -> No
 
 def test_answers_do_not_depend_on_their_neighbours() -> None:
     decoder = decoder_of(tiny_model("gemma3"))
-    for settings in ({}, {"temperature": 0.8, "seed": 5}):
+    for settings in ({}, {"temperatures": (0.8,), "seed": 5}):
         found, alone = answers(decoder, 4, **settings), answers(decoder, 1, **settings)
         assert all(same(found[i], alone[i]) for i in alone)
-    sampled, greedy = answers(decoder, temperature=0.8, seed=5), answers(decoder)
+    sampled, greedy = answers(decoder, temperatures=(0.8,), seed=5), answers(decoder)
     assert any(not torch.equal(sampled[i].tokens, greedy[i].tokens) for i in greedy)
+    both = answers(decoder, temperatures=(0.0, 0.8), seed=5)
+    assert all(same(both[i], (greedy, sampled)[i % 2][i]) for i in both)
+    settings = {"max_new_tokens": 30, "ends": NOBODY, "dtype": torch.float32}
+    later = dict(answered(decoder, prompts()[2:], first=2, temperatures=(0.0, 0.8), seed=5, **settings))
+    assert sorted(later) == [2, 3, 4] and all(same(later[i], both[i]) for i in later)
     end = int(greedy[0].tokens[12])
     short = answers(decoder, ends=frozenset([end]))[0]
     assert len(short) <= 12 and torch.equal(short.tokens, greedy[0].tokens[: len(short)])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from drafter.features import Features, read
-from drafter.loss import Candidates, Recipe, unrolled
+from drafter.loss import Candidates, Losses, Recipe, unrolled
 from drafter.network import head_tensors
 from specdec.model.decoder import Decoder
 from tests.test_network import draft_ids, drafting, network
@@ -34,17 +34,19 @@ def embed(decoder: Decoder):
 def test_the_unrolled_steps_are_the_drafting_loop(family: str) -> None:
     decoder, mine, theirs = backbone(family), network(family), drafting(family)
     text, known, recipe = text_of(decoder), candidates(family), Recipe(steps=3)
-    found = unrolled(mine, embed(decoder), text, SCALE, known, recipe)
+    other = text_of(decoder, 9)
+    found = unrolled(mine, embed(decoder), [other, text], SCALE, known, recipe)
+    alone = unrolled(mine, embed(decoder), [other], SCALE, known, recipe)
     n = len(text)
-    assert found.rows.tolist() == [n - 1, n - 2, n - 3]
+    assert found.right.shape == (n - 3 + 6, 3) and torch.equal(found.right[:6], alone.right)
     accepted, entropy, feature, total = [0, 0, 0], 0.0, 0.0, 0.0
     store = decoder.new_cache()
     with torch.inference_mode():
-        for p in range(1, n):
+        for p in range(1, n - 2):
             decoder.forward(text.tokens[p - 1 : p], store)
             store.commit(1)
             state, spans, alive = text.hidden[p - 1 : p], theirs.spans(p), True
-            for step in range(min(3, n - p)):
+            for step in range(3):
                 at = p + step
                 newest = text.tokens[at : at + 1]
                 x, state = theirs.step(decoder.embed(newest), state, spans, store)
@@ -56,10 +58,10 @@ def test_the_unrolled_steps_are_the_drafting_loop(family: str) -> None:
                 smooth = float(torch.nn.functional.smooth_l1_loss(state / SCALE, text.hidden[at : at + 1] / SCALE))
                 entropy, feature = entropy + ce, feature + smooth
                 total += recipe.decay**step * (ce + recipe.feature_weight * smooth)
-    assert found.accepted.tolist() == accepted
-    torch.testing.assert_close(float(found.cross_entropy), entropy, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(float(found.feature), feature, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(float(found.loss.detach()), total, rtol=1e-4, atol=1e-4)
+    assert found.right[6:].sum(0).tolist() == accepted
+    for name, expected in (("cross_entropy", entropy), ("feature", feature), ("loss", total)):
+        mine_alone = float((getattr(found, name) - getattr(alone, name)).detach())
+        torch.testing.assert_close(mine_alone, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -72,7 +74,7 @@ def test_a_chunked_loss_is_the_whole_one(soft: bool, monkeypatch: pytest.MonkeyP
 
     def gradients() -> list[torch.Tensor]:
         mine.zero_grad(set_to_none=True)
-        unrolled(mine, embed(decoder), text, SCALE, known, Recipe(soft=soft)).loss.backward()
+        unrolled(mine, embed(decoder), [text], SCALE, known, Recipe(soft=soft)).loss.backward()
         return [mine[name].grad.clone() for name in head_tensors(mine.spec)]
 
     whole = gradients()
@@ -80,3 +82,22 @@ def test_a_chunked_loss_is_the_whole_one(soft: bool, monkeypatch: pytest.MonkeyP
     for a, b in zip(gradients(), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     mine.zero_grad(set_to_none=True)
+
+
+def test_rows_that_do_not_go_on_are_stood_for_by_others() -> None:
+    decoder, mine, known = backbone("llama"), network("llama"), candidates("llama")
+    texts = [text_of(decoder, 40), text_of(decoder, 60)]
+
+    def losses(seed: int, **changes: float) -> Losses:
+        chance = torch.Generator().manual_seed(seed)
+        return unrolled(mine, embed(decoder), texts, SCALE, known, Recipe(steps=3, **changes), chance)
+
+    whole, some = losses(0), [losses(seed, deeper=0.3) for seed in range(60)]
+    rows = 37 + 57
+    assert whole.rows == some[0].rows == rows and len(whole.right) == rows and len(some[0].right) == 11 + 17
+    for name in ("loss", "cross_entropy", "feature"):
+        mean = sum(float(getattr(found, name).detach()) for found in some) / len(some)
+        assert mean == pytest.approx(float(getattr(whole, name).detach()), rel=0.05)
+    assert torch.equal(losses(5, deeper=0.3).loss, some[5].loss) and some[5].loss != some[6].loss
+    only = losses(0, decay=0.0)
+    assert losses(0, decay=0.0, deeper=0.3).loss == only.loss  # every row takes the first step

@@ -85,7 +85,7 @@ def text_of(decoder: Decoder, length: int) -> tuple[Tensor, Tensor, dict[str, Ke
             assert view is not None
             kept[kind][0].append(view.keys[:, at % view.slots])
             kept[kind][1].append(view.values[:, at % view.slots])
-    keys = {kind: Keys(torch.cat(k, 1)[None], torch.cat(v, 1)[None]) for kind, (k, v) in kept.items()}
+    keys = {kind: Keys(torch.cat(k, 1), torch.cat(v, 1)) for kind, (k, v) in kept.items()}
     return ids, torch.cat(hidden), keys
 
 
@@ -102,13 +102,13 @@ def test_a_row_of_the_pass_is_the_drafters_step(family: str) -> None:
     decoder, mine, theirs = backbone(family), network(family), drafting(family)
     ids, hidden, keys = text_of(decoder, LENGTH)
     positions = torch.tensor([1, 2, WINDOW - 1, WINDOW, WINDOW + 1, WINDOW + 2, 2 * WINDOW + 3, LENGTH - STEPS])
-    sights = mine.sight(positions[None], LENGTH)
-    state = hidden[positions - 1][None]  # [1, R, H]
+    sight = mine.sight([(positions[:3], keys), (positions[3:], keys)])
+    state = hidden[positions - 1]  # [R, H]
     outputs = []
     with torch.inference_mode():
         for step in range(STEPS):
-            x, state = mine.step(decoder.embed(ids[positions + step])[None], state, sights, keys)
-            outputs.append((x[0], state[0]))
+            x, state = mine.step(decoder.embed(ids[positions + step]), state, sight)
+            outputs.append((x, state))
         for row, p in enumerate(positions.tolist()):
             store = prefilled(decoder, ids[:p])
             one, spans = hidden[p - 1 : p], theirs.spans(p)
@@ -130,33 +130,32 @@ def test_a_row_of_the_pass_is_the_drafters_step(family: str) -> None:
 def test_a_row_does_not_see_the_keys_from_its_own_on(family: str) -> None:
     decoder, mine = backbone(family), network(family)
     ids, hidden, keys = text_of(decoder, LENGTH)
-    positions = torch.tensor([[3, 2 * WINDOW]])
+    positions = torch.tensor([3, 2 * WINDOW])
 
     def run(keys: dict[str, Keys]) -> Tensor:
-        x, _ = mine.step(decoder.embed(ids[positions[0]])[None], hidden[positions[0] - 1][None], sights, keys)
-        return x[0].detach()
+        sight = mine.sight([(positions, keys)])
+        return mine.step(decoder.embed(ids[positions]), hidden[positions - 1], sight)[0].detach()
 
-    sights = mine.sight(positions, LENGTH)
     before = run(keys)
     for j in range(LENGTH):
         changed = {kind: Keys(k.clone(), v.clone()) for kind, (k, v) in keys.items()}
         for k, v in changed.values():
-            k[:, :, j] += 3.0
-            v[:, :, j] -= 5.0
+            k[:, j] += 3.0
+            v[:, j] -= 5.0
         moved = (run(changed) != before).any(dim=1).tolist()
-        assert moved == [j < p for p in positions[0].tolist()], f"key {j}"  # every family has a full layer
+        assert moved == [j < p for p in positions.tolist()], f"key {j}"  # every family has a full layer
 
 
 def test_gradients_reach_every_parameter() -> None:
     for family in ("llama", "gemma3", "gemma4_unified", "qwen2"):
         decoder, mine = backbone(family), network(family)
         ids, hidden, keys = text_of(decoder, 40)
-        positions = torch.arange(1, 30)[None]
-        state, sights = hidden[:29][None], mine.sight(positions, 40)
+        positions = torch.arange(1, 30)
+        state, sight = hidden[:29], mine.sight([(positions, keys)])
         total = torch.zeros(())
         for step in range(2):
-            x, state = mine.step(decoder.embed(ids[positions[0] + step])[None].clone(), state, sights, keys)
-            total = total + mine.logits(x[0], torch.arange(29)).square().sum() + state.square().sum()
+            x, state = mine.step(decoder.embed(ids[positions + step]).clone(), state, sight)
+            total = total + mine.logits(x, torch.arange(29)).square().sum() + state.square().sum()
         total.backward()
         for name in head_tensors(mine.spec):
             gradient = mine[name].grad

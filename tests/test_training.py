@@ -36,7 +36,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def trainer(dataset: Dataset, settings: Settings = SETTINGS) -> Trainer:
     decoder: Decoder = backbone("llama")
     spec = head_spec(HeadConfig.like(decoder.spec, draft_vocab=48), decoder.spec)
-    ids = frequent(dataset, VOCAB, 48)
+    ids, coverage = frequent(dataset, VOCAB, 48)
+    assert 0.4 < coverage <= 1
     network = Network(spec, initial_tensors(spec, decoder, ids))
     return Trainer(network, dataset, lambda t: decoder.embed(t).clone(), Candidates.of(ids, VOCAB), settings)
 

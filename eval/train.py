@@ -1,0 +1,170 @@
+"""`run.py train`: a head for a model, from the model's own answers; the folder it leaves is a drafter.
+
+Under `torchrun` each process runs this; the first one speaks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, distributed
+
+from drafter.collect import Answering, Collector, fitting, training_prompts
+from drafter.course import Budget, Course, Event
+from drafter.dataset import Size
+from drafter.loss import Recipe
+from drafter.prompts import TrainingPrompt
+from drafter.spec import HeadConfig
+from drafter.training import Settings as Training
+from eval.cli import INTERRUPTED, Settings, check_writable, write_json
+from eval.provenance import machine
+from eval.session import Session, open_session
+from eval.train_view import view_for
+
+WAIT = timedelta(days=1)  # of the other processes, while the first one collects
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What `run.py train` was asked for; see its --help."""
+
+    out: Path
+    data: tuple[tuple[str, float], ...]
+    budget: Budget
+    answering: Answering
+    training: Training
+    depth: int
+    width: int | None
+    draft_vocab: int
+    bigram: int
+
+
+def train(settings: Settings, options: TrainOptions, json_file: Path | None) -> int:
+    """Train as `options` say; returns the exit code.
+
+    Raises ValueError: the model, the data or the shape of the head is not usable, or `options.out` holds another run.
+    """
+    check_writable(json_file)
+    parallel = "WORLD_SIZE" in os.environ and "RANK" in os.environ
+    if parallel:
+        distributed.init_process_group("gloo", timeout=WAIT)
+    try:
+        return _train(settings, options, json_file)
+    finally:
+        if parallel:
+            distributed.destroy_process_group()
+
+
+def _train(settings: Settings, options: TrainOptions, json_file: Path | None) -> int:
+    prompts = training_prompts(options.data, options.answering.seed)  # before the model: a wrong name fails at once
+    session = open_session(replace(settings, drafter="none"))
+    backbone = session.model.decoder
+
+    def encode(prompt: TrainingPrompt) -> Tensor:
+        return session.encode([{"role": role, "content": content} for role, content in prompt.messages])[0]
+
+    collector = Collector(
+        options.out / "training" / "set",
+        backbone,
+        fitting(prompts, encode, options.answering.max_prompt),
+        ends_of(session),
+        options.answering,
+        {"data": [list(source) for source in options.data]},
+    )
+    shape = HeadConfig.like(backbone.spec, options.depth, options.draft_vocab)
+    shape = replace(shape, intermediate_size=options.width or shape.intermediate_size, bigram=options.bigram)
+    about = {"backbone_name": settings.model, **machine(backbone.device)}
+    course = Course(options.out, backbone, collector, shape, options.training, options.budget, about)
+    console = Console(quiet=not course.first)
+    try:
+        with view_for(console, f"{settings.model}: a draft head in {options.out}") as view:
+            for event in course.run():
+                view.heard(event, _done(course, event))
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    if course.first:
+        _report(console, course, options, json_file)
+    return 0
+
+
+def ends_of(session: Session) -> frozenset[int]:
+    """The tokens that end a text of the model."""
+    ends = session.model.generation_config.eos_token_id
+    return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+
+
+def _done(course: Course, event: Event) -> float:
+    budget = course.budget
+    if isinstance(event, Size):
+        parts = [0.0]
+        if budget.minutes is not None:
+            parts.append(event.seconds / (budget.minutes * 60 * budget.collecting))
+        if budget.tokens is not None:
+            parts.append(event.tokens / budget.tokens)
+        return min(1.0, max(parts))
+    return min(1.0, course.done)
+
+
+def _report(console: Console, course: Course, options: TrainOptions, json_file: Path | None) -> None:
+    scores = course.progress.scores
+    best = max(scores, key=lambda score: float(score["real"]))
+    k = options.training.recipe.steps
+    console.print(
+        f"\n{options.out}: {best['real']:.2f} tokens per round with {k} drafted, on held-out prompts.\n"
+        f"Use it: --drafter {options.out} with any command, or specdec.load(..., drafter={str(options.out)!r}).\n"
+        f"{options.out}/training may be deleted once you are done.",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    record: dict[str, Any] = {
+        "command": "train",
+        "out": str(options.out),
+        "best": best,
+        "scores": scores,
+        "set": course.collector.size()._asdict(),
+        "budget": asdict(options.budget),
+        "training": asdict(options.training),
+        "shape": course.shape.to_dict(),
+        **machine(course.backbone.device),
+    }
+    if json_file:
+        write_json(json_file, record)
+    print(json.dumps(record, ensure_ascii=False))
+
+
+def options_from(arguments: argparse.Namespace) -> TrainOptions:
+    """What the parsed `arguments` ask for. Raises ValueError for a combination that makes no sense."""
+    a = arguments
+    return TrainOptions(
+        out=a.out,
+        data=tuple(a.data),
+        budget=Budget(a.minutes, a.steps, a.tokens, a.collecting, a.evaluate_minutes),
+        answering=Answering(a.max_new_tokens, temperatures=tuple(a.temperature), seed=a.seed, together=a.together),
+        training=Training(
+            recipe=Recipe(steps=a.draft_length, feature_weight=a.feature_weight, soft=not a.hard),
+            learning_rate=a.learning_rate,
+            batch_tokens=a.batch_tokens,
+            bfloat16=not a.float32 and fast_bfloat16(),
+            seed=a.seed,
+        ),
+        depth=a.depth,
+        width=a.width,
+        draft_vocab=a.draft_vocab,
+        bigram=a.bigram,
+    )
+
+
+def fast_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself; elsewhere it is slower than float32."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_bf16_supported()

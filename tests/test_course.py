@@ -1,0 +1,137 @@
+"""A whole training run: it leaves a drafter, can be stopped anywhere, and counts what decoding does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from drafter.checkpoint import load_drafter
+from drafter.collect import HELD_OUT, PER_SHARD, Answering, Collector
+from drafter.course import Began, Budget, Course, Event, Scored
+from drafter.dataset import Size, read_shard
+from drafter.evaluate import drafted
+from drafter.loss import Recipe
+from drafter.spec import HeadConfig
+from drafter.training import Settings, StepReport
+from specdec.model.decoder import Decoder
+from tests.tiny import prompt
+from tests.tiny_assistant import backbone
+
+ANSWERING = Answering(max_new_tokens=48, temperatures=(0.0, 0.7), together=16)
+SETTINGS = Settings(Recipe(steps=3, deeper=0.5, soft=True), learning_rate=3e-3, batch_tokens=200, warmup=3)
+BUDGET = Budget(steps=12, tokens=6000)
+
+
+def prompts(count: int = 1000) -> Iterator[Tensor]:
+    return (prompt(3 + i % 6, seed=i)[0] for i in range(count))
+
+
+def collector(folder: Path, family: str = "llama", count: int = 1000, answering: Answering = ANSWERING) -> Collector:
+    return Collector(folder / "training" / "set", backbone(family), prompts(count), frozenset(), answering, {})
+
+
+def course(folder: Path, family: str = "llama", budget: Budget = BUDGET, settings: Settings = SETTINGS) -> Course:
+    decoder: Decoder = backbone(family)
+    shape = replace(HeadConfig.like(decoder.spec, draft_vocab=64), bigram=4)
+    return Course(folder, decoder, collector(folder, family), shape, settings, budget, {"backbone_name": "tiny"})
+
+
+def saved(folder: Path) -> list[Tensor]:
+    state = torch.load(folder / "training" / "state.pt", weights_only=True)
+    return [*state["network"].values(), *[t for entry in state["optimizer"]["state"].values() for t in entry.values()]]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_course_leaves_a_drafter_that_does_what_it_says(family: str, tmp_path: Path) -> None:
+    run = course(tmp_path, family)
+    events = list(run.run())
+    kinds = [type(event) for event in events]
+    assert kinds[0] is Size and kinds.count(Began) == 1 and kinds.count(StepReport) == 12
+    scores = [event for event in events if isinstance(event, Scored)]
+    assert [score.step for score in scores] == [0, 12]
+    best = max(scores, key=lambda score: score.real)
+    assert abs(best.offline - best.real) < 0.03 * best.real
+    stats = drafted(
+        run.backbone,
+        load_drafter(tmp_path),
+        run.collector.held_out,
+        draft_length=3,
+        max_new_tokens=ANSWERING.max_new_tokens,
+        ends=frozenset(),
+    )
+    assert stats.mean_acceptance_length == best.real > 1
+    assert len(run.collector.held_out) == HELD_OUT
+
+
+class KilledError(Exception):
+    """What comes between two events, as Ctrl-C would."""
+
+
+@pytest.mark.parametrize("after", [1, 2, 4, 9])
+def test_a_course_that_was_killed_ends_with_the_same_weights(after: int, tmp_path: Path) -> None:
+    list(course(tmp_path / "whole").run())
+    events: Iterator[Event] = course(tmp_path / "cut").run()
+    list(islice(events, after))
+    if after > 4:
+        with pytest.raises(KilledError):
+            events.throw(KilledError())
+    del events
+    list(course(tmp_path / "cut").run())
+    pairs = zip(saved(tmp_path / "whole"), saved(tmp_path / "cut"), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_set_grows_to_the_same_texts_however_it_was_made(tmp_path: Path) -> None:
+    whole, cut = collector(tmp_path / "whole"), collector(tmp_path / "cut")
+    sizes = list(islice(whole.grow(), 3))
+    assert [size.shards for size in sizes] == [1, 2, 3] and sizes[2].answered < sizes[2].tokens
+    next(cut.grow())
+    again = collector(tmp_path / "cut", answering=replace(ANSWERING, together=5))
+    assert list(islice(again.grow(), 2))[1][:3] == sizes[2][:3] == again.size()[:3]
+    for one, other in zip(whole.writer.shards, again.writer.shards, strict=True):
+        for a, b in zip(read_shard(one), read_shard(other), strict=True):
+            assert torch.equal(a.tokens, b.tokens) and torch.equal(a.hidden, b.hidden) and a.answer == b.answer
+
+
+def test_prompts_may_run_out(tmp_path: Path) -> None:
+    few = collector(tmp_path, count=HELD_OUT + PER_SHARD + 3)
+    assert [size.shards for size in few.grow()] == [1, 2]
+    assert len(read_shard(few.writer.shards[1])) == 3
+    assert list(collector(tmp_path, count=HELD_OUT + PER_SHARD + 3).grow()) == []
+    none = course(tmp_path / "none")
+    none.collector = collector(tmp_path / "none", count=HELD_OUT)
+    with pytest.raises(ValueError, match="no prompts short enough"):
+        list(none.run())
+
+
+def test_minutes_end_a_course(tmp_path: Path) -> None:
+    run = course(tmp_path, budget=Budget(minutes=0.3, evaluate_minutes=0.02, tokens=1000))
+    events = list(run.run())
+    assert sum(isinstance(event, Scored) for event in events) >= 2
+    assert 5 < run.progress.training < 60
+
+
+def test_budgets_that_make_no_sense() -> None:
+    with pytest.raises(ValueError, match="either minutes or steps"):
+        Budget()
+    with pytest.raises(ValueError, match="either minutes or steps"):
+        Budget(minutes=1, steps=1)
+    with pytest.raises(ValueError, match="size of the training set"):
+        Budget(steps=1)
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    list(course(tmp_path, budget=Budget(steps=2, tokens=100)).run())
+    with pytest.raises(ValueError, match="another learning_rate"):
+        list(course(tmp_path, settings=replace(SETTINGS, learning_rate=1.0)).run())
+    with pytest.raises(ValueError, match=r"other settings \(answering\)"):
+        collector(tmp_path, answering=replace(ANSWERING, max_new_tokens=99))
+    (tmp_path / "training" / "progress.json").write_text("{")
+    with pytest.raises(ValueError, match=r"progress\.json: not readable"):
+        course(tmp_path)
