@@ -157,7 +157,7 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
     data.add_argument("--together", type=whole(1), default=48, metavar="N", help="answers at a time (default 48)")
     shape = train.add_argument_group("the head")
     shape.add_argument("--draft-length", type=whole(1), default=4, metavar="K", help="tokens per draft (default 4)")
-    shape.add_argument("--depth", type=whole(1), default=1, metavar="N", help="layers (default 1)")
+    shape.add_argument("--depth", type=whole(1), metavar="N", help="layers (default: one for each kind of attention)")
     shape.add_argument("--width", type=whole(32), metavar="N", help="of the feed-forward part (default: the model's)")
     shape.add_argument("--draft-vocab", type=whole(0), default=8192, metavar="N", help="default 8192; 0: every token")
     shape.add_argument(

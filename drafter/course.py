@@ -30,11 +30,10 @@ from drafter.collect import Collector, held_out_texts
 from drafter.dataset import Dataset, Size, frequent
 from drafter.evaluate import drafted, walked
 from drafter.features import Features
-from drafter.head_file import save_head
+from drafter.form import Form
 from drafter.initial import initial_tensors
 from drafter.loss import Candidates
 from drafter.network import Network
-from drafter.spec import HeadConfig, head_spec
 from drafter.training import Settings, StepReport, Trainer
 from specdec.model.decoder import Decoder
 
@@ -96,14 +95,14 @@ Event = Size | Began | StepReport | Scored
 
 
 class Course:
-    """Trains a head of `shape` for `backbone` in `folder`; see the module."""
+    """Trains a head of `form` for `backbone` in `folder`; see the module."""
 
     def __init__(
         self,
         folder: Path,
         backbone: Decoder,
         collector: Collector,
-        shape: HeadConfig,
+        form: Form,
         settings: Settings,
         budget: Budget,
         about: dict[str, Any],
@@ -111,8 +110,8 @@ class Course:
         """`about`: what the head's provenance says besides what is known here. Raises ValueError: an impossible
         shape."""
         self.folder, self.backbone, self.collector = folder, backbone, collector
-        self.shape, self.settings, self.budget, self.about = shape, settings, budget, about
-        self.spec = head_spec(shape, backbone.spec)
+        self.form, self.settings, self.budget, self.about = form, settings, budget, about
+        self.spec = form.spec(backbone.spec)
         self.progress = self._progress()
         self.done = 0.0  # of training, 0..1
         self.first = not _parallel() or distributed.get_rank() == 0
@@ -127,9 +126,9 @@ class Course:
             yield from self._collect()
         if _parallel():
             distributed.barrier()
-        trainer, began = self._begin()
+        self.trainer, began = self._begin()
         yield began
-        yield from self._train(trainer)
+        yield from self._train(self.trainer)
 
     # Collecting
 
@@ -160,7 +159,7 @@ class Course:
     def _begin(self) -> tuple[Trainer, Began]:
         dataset, backbone = Dataset(self.collector.writer.folder), self.backbone
         vocab = backbone.spec.vocab_size
-        ids, coverage = frequent(dataset, vocab, self.shape.draft_vocab or vocab)
+        ids, coverage = frequent(dataset, vocab, self.form.draft_vocab or vocab)
         teacher = backbone.head.rows(ids, torch.float32) if self.settings.recipe.soft else None
         candidates = Candidates.of(ids, vocab, teacher)
         going_on = self.state.is_file()
@@ -242,7 +241,8 @@ class Course:
             "trained": {"steps": trainer.step_number, "tokens": trainer.tokens, **asdict(self.settings)},
             "score": None if score is None else asdict(score),
         }
-        save_head(folder, self.shape, trainer.network.tensors(), trainer.candidates.ids, self.backbone, about)
+        tensors, k = trainer.network.tensors(), self.settings.recipe.steps
+        self.form.save(folder, tensors, trainer.candidates.ids, self.backbone, about, k)
 
     def _save(self, trainer: Trainer, clock: _Clock) -> None:
         trainer.save(self.state)

@@ -82,11 +82,12 @@ def unrolled(
     scale: float,
     candidates: Candidates,
     recipe: Recipe,
-    generator: torch.Generator | None = None,
+    seeds: Sequence[int] = (),
 ) -> Losses:
     """The loss of the drafts in `texts`, at every position from which a whole draft fits.
 
-    `embed` [n] -> [n, backbone hidden]; `scale`: the size of a hidden state; `generator`: of the rows that go on.
+    `embed` [n] -> [n, backbone hidden]; `scale`: the size of a hidden state; `seeds`: for each
+    text, of its rows that go on, where not all do.
     """
     rows = [torch.arange(1, 1 + rows_of(text, recipe.steps)) for text in texts]  # their tokens' positions
     total, entropies, features = (torch.zeros(()) for _ in range(3))
@@ -95,7 +96,7 @@ def unrolled(
     sight = None
     for step in range(recipe.steps):
         if step == 1 and recipe.deeper < 1:
-            kept = [_some(len(part), recipe.deeper, generator) for part in rows]
+            kept = [_some(len(part), recipe.deeper, seed) for part, seed in zip(rows, seeds, strict=True)]
             every = torch.cat([at + first for at, first in zip(kept, _firsts(rows), strict=True)])
             state, alive, right, sight = state[every], alive[every], [right[0][every]], None
             weight = sum(map(len, rows)) / len(every)
@@ -123,9 +124,11 @@ def unrolled(
     return Losses(total, entropies, features, count, torch.stack(right, dim=1))
 
 
-def _some(count: int, share: float, generator: torch.Generator | None) -> Tensor:
+def _some(count: int, share: float, seed: int) -> Tensor:
     """That share of 0 .. count - 1, at least one of them, ascending."""
-    picked: Tensor = torch.randperm(count, generator=generator)[: max(1, round(share * count))]
+    picked: Tensor = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[
+        : max(1, round(share * count))
+    ]
     return picked.sort().values
 
 

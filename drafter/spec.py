@@ -51,13 +51,18 @@ class HeadConfig:
     bigram: int = 0
 
     @classmethod
-    def like(cls, backbone: DecoderSpec, depth: int = 1, draft_vocab: int = 8192) -> HeadConfig:
-        """A head as wide as its backbone: `depth` layers, sliding ones first where the backbone has both kinds."""
+    def like(cls, backbone: DecoderSpec, depth: int | None = None, draft_vocab: int = 8192) -> HeadConfig:
+        """A head as wide as its backbone, of `depth` layers (None: one of each kind that the backbone has).
+
+        The last one is the backbone's last kind, full attention as a rule, and those before it are of the other kind
+        where there is one, as in Gemma 4's assistants.
+        """
         kinds = sorted(backbone.shared_kv_layers, key=lambda kind: kind == "full_attention")
-        layers = tuple((kinds * depth)[-depth:]) if depth >= len(kinds) else ("full_attention",) * depth
+        depth = depth or len(kinds)
+        layers = (kinds[0],) * (depth - 1) + (kinds[-1],)
         last = backbone.layers[backbone.shared_kv_layers[layers[-1]]]
         vocab = 0 if draft_vocab >= backbone.vocab_size else draft_vocab
-        return cls(backbone.hidden_size, last.intermediate_size, tuple(layers), last.heads, vocab)
+        return cls(backbone.hidden_size, last.intermediate_size, layers, last.heads, vocab)
 
     def to_dict(self) -> dict[str, Any]:
         return {"model_type": HEAD_TYPE, **asdict(self)}

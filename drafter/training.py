@@ -94,13 +94,13 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         texts = self._batch()
         steps = self.settings.recipe.steps
-        mine = texts[self._rank :: self._ranks]
-        generator = torch.Generator().manual_seed(mix(self.settings.seed ^ self.step_number) >> 1)
+        chance = mix(mix(self.settings.seed) ^ self.step_number) >> 1
+        mine = [(text, chance ^ number) for number, text in enumerate(texts)][self._rank :: self._ranks]
         sums = torch.zeros(5 + steps)  # loss, cross entropy, feature loss, rows, rows that went on, those right
-        for group in _groups(mine, self.settings.pass_tokens):
+        for group, seeds in _groups(mine, self.settings.pass_tokens):
             with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bfloat16):
                 found = unrolled(
-                    self.network, self.embed, group, self.scale, self.candidates, self.settings.recipe, generator
+                    self.network, self.embed, group, self.scale, self.candidates, self.settings.recipe, seeds
                 )
             torch.autograd.backward(found.loss)
             losses = torch.stack((found.loss.detach(), found.cross_entropy, found.feature))
@@ -196,16 +196,18 @@ class Trainer:
         return s.learning_rate * rising * falling
 
 
-def _groups(texts: Sequence[Features], tokens: int) -> Iterator[list[Features]]:
-    """`texts` in groups of about `tokens` tokens."""
+def _groups(texts: Sequence[tuple[Features, int]], tokens: int) -> Iterator[tuple[list[Features], list[int]]]:
+    """`texts` and their seeds in groups of about `tokens` tokens."""
     group: list[Features] = []
-    for text in texts:
+    seeds: list[int] = []
+    for text, seed in texts:
         group.append(text)
+        seeds.append(seed)
         if sum(map(len, group)) >= tokens:
-            yield group
-            group = []
+            yield group, seeds
+            group, seeds = [], []
     if group:
-        yield group
+        yield group, seeds
 
 
 def _scale(dataset: Dataset) -> float:

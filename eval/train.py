@@ -21,9 +21,9 @@ from torch import Tensor, distributed
 from drafter.collect import Answering, Collector, fitting, training_prompts
 from drafter.course import Budget, Course, Event
 from drafter.dataset import Size
+from drafter.form import Shape, form_for
 from drafter.loss import Recipe
 from drafter.prompts import TrainingPrompt
-from drafter.spec import HeadConfig
 from drafter.training import Settings as Training
 from eval.cli import INTERRUPTED, Settings, check_writable, write_json
 from eval.provenance import machine
@@ -42,10 +42,7 @@ class TrainOptions:
     budget: Budget
     answering: Answering
     training: Training
-    depth: int
-    width: int | None
-    draft_vocab: int
-    bigram: int
+    shape: Shape
 
 
 def train(settings: Settings, options: TrainOptions, json_file: Path | None) -> int:
@@ -80,10 +77,9 @@ def _train(settings: Settings, options: TrainOptions, json_file: Path | None) ->
         options.answering,
         {"data": [list(source) for source in options.data]},
     )
-    shape = HeadConfig.like(backbone.spec, options.depth, options.draft_vocab)
-    shape = replace(shape, intermediate_size=options.width or shape.intermediate_size, bigram=options.bigram)
+    form = form_for(options.shape, backbone.spec, session.model.config.get_text_config())
     about = {"backbone_name": settings.model, **machine(backbone.device)}
-    course = Course(options.out, backbone, collector, shape, options.training, options.budget, about)
+    course = Course(options.out, backbone, collector, form, options.training, options.budget, about)
     console = Console(quiet=not course.first)
     try:
         with view_for(console, f"{settings.model}: a draft head in {options.out}") as view:
@@ -135,7 +131,7 @@ def _report(console: Console, course: Course, options: TrainOptions, json_file: 
         "set": course.collector.size()._asdict(),
         "budget": asdict(options.budget),
         "training": asdict(options.training),
-        "shape": course.shape.to_dict(),
+        "shape": course.form.to_dict(),
         **machine(course.backbone.device),
     }
     if json_file:
@@ -158,10 +154,7 @@ def options_from(arguments: argparse.Namespace) -> TrainOptions:
             bfloat16=not a.float32 and fast_bfloat16(),
             seed=a.seed,
         ),
-        depth=a.depth,
-        width=a.width,
-        draft_vocab=a.draft_vocab,
-        bigram=a.bigram,
+        shape=Shape(a.depth, a.width, a.draft_vocab, a.bigram),
     )
 
 

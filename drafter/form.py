@@ -1,0 +1,119 @@
+"""In which format a head is kept: our own, or, for a Gemma 4 backbone, as transformers' assistant.
+
+A `Form` is a head's shape and the way in and out of a folder; training knows no more of formats than this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from drafter.assistant_file import assistant_config, save_assistant
+from drafter.head_file import save_head
+from drafter.spec import AssistantSpec, Config, HeadConfig, assistant_spec, head_spec
+from specdec.model.decoder import Decoder
+from specdec.model.spec import DecoderSpec
+
+
+class Form(Protocol):
+    """A head's shape. `draft_vocab`: how many tokens it can propose, 0: every one."""
+
+    @property
+    def draft_vocab(self) -> int: ...
+
+    def spec(self, backbone: DecoderSpec) -> AssistantSpec:
+        """Raises ValueError when `backbone` cannot have such a head."""
+
+    def save(
+        self,
+        folder: Path,
+        tensors: Mapping[str, Tensor],
+        draft_ids: Tensor,
+        backbone: Decoder,
+        about: Mapping[str, Any],
+        draft_length: int,
+    ) -> None:
+        """Write a usable drafter to `folder`."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class OwnForm:
+    """Our own format: any size, any part of the vocabulary, 8 bits."""
+
+    config: HeadConfig
+
+    @property
+    def draft_vocab(self) -> int:
+        return self.config.draft_vocab
+
+    def spec(self, backbone: DecoderSpec) -> AssistantSpec:
+        return head_spec(self.config, backbone)
+
+    def save(
+        self,
+        folder: Path,
+        tensors: Mapping[str, Tensor],
+        draft_ids: Tensor,
+        backbone: Decoder,
+        about: Mapping[str, Any],
+        draft_length: int,
+    ) -> None:
+        save_head(folder, self.config, tensors, draft_ids, backbone, about)
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.config.to_dict()
+
+
+@dataclass(frozen=True)
+class AssistantForm:
+    """A Gemma 4 assistant, float, with the whole vocabulary."""
+
+    config: Config
+    draft_vocab = 0
+
+    def spec(self, backbone: DecoderSpec) -> AssistantSpec:
+        return assistant_spec(self.config, backbone)
+
+    def save(
+        self,
+        folder: Path,
+        tensors: Mapping[str, Tensor],
+        draft_ids: Tensor,
+        backbone: Decoder,
+        about: Mapping[str, Any],
+        draft_length: int,
+    ) -> None:
+        save_assistant(folder, self.config, self.spec(backbone.spec), tensors, backbone, about, draft_length)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.config.to_dict())
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a user asks of a head: None leaves it to the backbone's own sizes."""
+
+    depth: int | None = None
+    width: int | None = None
+    draft_vocab: int = 8192
+    bigram: int = 0
+
+
+def form_for(shape: Shape, backbone: DecoderSpec, config: Config) -> Form:
+    """The form of a head of `shape` for the backbone with transformers' text config `config`.
+
+    Raises ValueError: Gemma 4's assistants have no bigram bias, and no smaller vocabulary.
+    """
+    head = HeadConfig.like(backbone, shape.depth, shape.draft_vocab)
+    head = replace(head, intermediate_size=shape.width or head.intermediate_size, bigram=shape.bigram)
+    if not config.model_type.startswith("gemma4"):
+        return OwnForm(head)
+    if shape.bigram:
+        raise ValueError("Gemma 4's assistants have no bigram bias; train this head without one")
+    return AssistantForm(assistant_config(config, backbone, head))
