@@ -156,6 +156,12 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
     )
     data.add_argument("--together", type=whole(1), default=48, metavar="N", help="answers at a time (default 48)")
     shape = train.add_argument_group("the head")
+    shape.add_argument(
+        "--start",
+        metavar="NAME",
+        help="go on from a trained head or a released assistant (a folder, or a hub id); its shape comes with it. A "
+        "--learning-rate of 2e-5 suits one that is already good",
+    )
     shape.add_argument("--draft-length", type=whole(1), default=4, metavar="K", help="tokens per draft (default 4)")
     shape.add_argument("--depth", type=whole(1), metavar="N", help="layers (default: one for each kind of attention)")
     shape.add_argument("--width", type=whole(32), metavar="N", help="of the feed-forward part (default: the model's)")

@@ -104,3 +104,18 @@ def save_assistant(
         os.replace(temporary, folder / "model.safetensors")
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def assistants_backbone(folder: Path) -> tuple[str, str] | None:
+    """Fingerprint and name of the backbone that the assistant in `folder` was trained for; None: nobody says.
+
+    Raises ValueError when the file that says so is damaged.
+    """
+    path = folder / ABOUT_FILE
+    if not path.is_file():
+        return None
+    try:
+        backbone = json.loads(path.read_text(encoding="utf-8"))["backbone"]
+        return str(backbone["fingerprint"]), str(backbone["name"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: damaged ({error!r}); delete it to load the assistant unchecked") from error

@@ -12,14 +12,14 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig
 
+from drafter.assistant_file import assistants_backbone
 from drafter.head import Assistant, Bigram, CentroidHead, DenseHead, PrunedHead
 from drafter.head_file import DRAFT_IDS, HEAD_FILE, check_weights
 from drafter.propose import AssistantDrafter
@@ -40,73 +40,91 @@ _LEFT, _RIGHT = "bigram.left.weight", "bigram.right.weight"
 _CENTROIDS, _ORDERING = "masked_embedding.centroids.weight", "masked_embedding.token_ordering"
 
 
+class Stored(NamedTuple):
+    """A drafter's folder: `shape` is our `HeadConfig` or transformers' config of an assistant.
+
+    `meant`: fingerprint and name of the backbone that it was trained for, where the folder says so. `draft_ids`
+    [candidates] int64: the tokens of a pruned head.
+    """
+
+    folder: Path
+    shape: HeadConfig | Config
+    checkpoint: Checkpoint
+    meant: tuple[str, str] | None
+    draft_ids: Tensor | None
+
+    def spec(self, backbone: Decoder, strict: bool = True) -> AssistantSpec:
+        """The network's, for `backbone`. Raises ValueError when it was made for another one (see `load_drafter`)."""
+        own = isinstance(self.shape, HeadConfig)
+        spec = head_spec(self.shape, backbone.spec) if own else assistant_spec(self.shape, backbone.spec)
+        if self.meant is not None and backbone.fingerprint != self.meant[0]:
+            complaint = f"{self.folder}: this head was trained for another model ({self.meant[1]})"
+            if strict:
+                raise ValueError(
+                    f"{complaint}; train one for yours, or load it with strict=False to try it all the same"
+                )
+            warnings.warn(f"{complaint}; its drafts may all be wrong, which costs time but no word", stacklevel=2)
+        return spec
+
+
 def load_drafter(
     name_or_path: str | os.PathLike[str], quantize: Storage = None, *, strict: bool = True
 ) -> AssistantDrafter:
     """A drafter from a folder or hub id ("google/gemma-4-12B-it-assistant"), not bound to a backbone yet.
 
     `quantize`: "int4" or "int8" quantise float weights while they stream in, "none" keeps them in the backbone's
-    dtype; None: 8 bits when the backbone is quantised, else its dtype. `strict`: False only warns when a head of our
-    own format was trained for another model of the same shape.
+    dtype; None: 8 bits when the backbone is quantised, else its dtype. `strict`: False only warns when a head that
+    was trained here was trained for another model of the same shape.
 
     Raises:
         ValueError: nothing is there, or it is not a drafter's checkpoint. Whether it fits a backbone, and whether its
             tensors are complete, is found out by `bind`.
     """
+    stored = read_folder(name_or_path)
+
+    def build(backbone: Decoder) -> Assistant:
+        storage = quantize
+        float_weights = not isinstance(stored.shape, HeadConfig)
+        if storage is None and float_weights and isinstance(backbone.layers[0].q.weight, BlockWeight):
+            storage = "int8"  # a draft's acceptance is the same at 8 bits, and the head is most of its cost
+        return build_assistant(
+            stored.spec(backbone, strict),
+            stored.checkpoint,
+            backbone.dtype,
+            backbone.device,
+            storage,
+            draft_ids=stored.draft_ids,
+            vocab=backbone.spec.vocab_size,
+        )
+
+    return AssistantDrafter(build)
+
+
+def read_folder(name_or_path: str | os.PathLike[str]) -> Stored:
+    """What is at a folder or hub id. Raises ValueError: see `load_drafter`."""
     found = model_path(name_or_path)
     folder = found.parent if found.name == HEAD_FILE else found  # a folder's only .gguf file is what it resolves to
     if not folder.is_dir():
         raise ValueError(f"{folder}: drafters are read from a folder with config.json; name such a folder, or a hub id")
     values = _config_json(folder)
     if values["model_type"] == HEAD_TYPE:
-        return AssistantDrafter(_own(folder, values, quantize, strict))
+        return _own(folder, values)
     config = _assistant_config(folder, values["model_type"])
-    checkpoint = SafetensorsCheckpoint(folder)
-
-    def build(backbone: Decoder) -> Assistant:
-        spec = assistant_spec(config, backbone.spec)
-        storage = quantize
-        if storage is None and isinstance(backbone.layers[0].q.weight, BlockWeight):
-            storage = "int8"  # a draft's acceptance is the same at 8 bits, and the head is most of its cost
-        return build_assistant(spec, checkpoint, backbone.dtype, backbone.device, storage)
-
-    return AssistantDrafter(build)
+    return Stored(folder, config, SafetensorsCheckpoint(folder), assistants_backbone(folder), None)
 
 
-def _own(folder: Path, values: dict[str, Any], quantize: Storage, strict: bool) -> Callable[[Decoder], Assistant]:
+def _own(folder: Path, values: dict[str, Any]) -> Stored:
     try:
         config = HeadConfig.from_dict(values)
-        meant = str(values["backbone"]["fingerprint"])
+        meant = (str(values["backbone"]["fingerprint"]), str(values["backbone"].get("name", "unnamed")))
         check_weights(folder, values)
         file = GGUFCheckpoint(folder / HEAD_FILE)
     except (KeyError, TypeError, OSError, ValueError) as error:
         raise ValueError(
             f"{folder}: not a complete head ({error}); copy the folder again, or train it again"
         ) from error
-
-    def build(backbone: Decoder) -> Assistant:
-        spec = head_spec(config, backbone.spec)
-        if backbone.fingerprint != meant:
-            complaint = (
-                f"{folder}: this head was trained for another model ({values['backbone'].get('name', 'unnamed')})"
-            )
-            if strict:
-                raise ValueError(
-                    f"{complaint}; train one for yours, or load it with strict=False to try it all the same"
-                )
-            warnings.warn(f"{complaint}; its drafts may all be wrong, which costs time but no word", stacklevel=2)
-        ids = file.header.metadata.get(DRAFT_IDS)
-        return build_assistant(
-            spec,
-            file,
-            backbone.dtype,
-            backbone.device,
-            quantize,
-            draft_ids=None if ids is None else torch.tensor(ids, dtype=torch.int64),
-            vocab=backbone.spec.vocab_size,
-        )
-
-    return build
+    ids = file.header.metadata.get(DRAFT_IDS)
+    return Stored(folder, config, file, meant, None if ids is None else torch.tensor(ids, dtype=torch.int64))
 
 
 def _config_json(folder: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from drafter.collect import Collector, held_out_texts
 from drafter.dataset import Dataset, Size, frequent
 from drafter.evaluate import drafted, walked
 from drafter.features import Features
-from drafter.form import Form
+from drafter.form import Form, Start
 from drafter.initial import initial_tensors
 from drafter.loss import Candidates
 from drafter.network import Network
@@ -106,12 +106,13 @@ class Course:
         settings: Settings,
         budget: Budget,
         about: dict[str, Any],
+        start: Start | None = None,
     ) -> None:
-        """`about`: what the head's provenance says besides what is known here. Raises ValueError: an impossible
-        shape."""
+        """`about`: what the head's provenance says besides what is known here. `start`: a head of this form to go on
+        from, instead of the backbone's last layers. Raises ValueError: an impossible shape."""
         self.folder, self.backbone, self.collector = folder, backbone, collector
         self.form, self.settings, self.budget, self.about = form, settings, budget, about
-        self.spec = form.spec(backbone.spec)
+        self.spec, self.start = form.spec(backbone.spec), start
         self.progress = self._progress()
         self.done = 0.0  # of training, 0..1
         self.first = not _parallel() or distributed.get_rank() == 0
@@ -159,12 +160,17 @@ class Course:
     def _begin(self) -> tuple[Trainer, Began]:
         dataset, backbone = Dataset(self.collector.writer.folder), self.backbone
         vocab = backbone.spec.vocab_size
-        ids, coverage = frequent(dataset, vocab, self.form.draft_vocab or vocab)
+        wanted = None if self.start is None else self.start.draft_ids
+        ids, coverage = frequent(dataset, vocab, self.form.draft_vocab or vocab, wanted)
         teacher = backbone.head.rows(ids, torch.float32) if self.settings.recipe.soft else None
         candidates = Candidates.of(ids, vocab, teacher)
         going_on = self.state.is_file()
-        texts = () if going_on else (text for _, text in dataset.texts(self.settings.seed, epochs=1))
-        network = Network(self.spec, initial_tensors(self.spec, backbone, ids, texts, self.settings.seed))
+        if self.start is not None:
+            tensors = self.start.tensors
+        else:
+            texts = () if going_on else (text for _, text in dataset.texts(self.settings.seed, epochs=1))
+            tensors = initial_tensors(self.spec, backbone, ids, texts, self.settings.seed)
+        network = Network(self.spec, tensors)
         trainer = Trainer(network, dataset, self._embed, candidates, self.settings)
         if going_on:
             trainer.restore(self.state)

@@ -137,14 +137,14 @@ def size(shards: Sequence[Path]) -> Size:
     return found
 
 
-def frequent(dataset: Dataset, vocab: int, count: int) -> tuple[Tensor, float]:
+def frequent(dataset: Dataset, vocab: int, count: int, wanted: Tensor | None = None) -> tuple[Tensor, float]:
     """The `count` tokens out of `vocab` that the backbone chose most often, ids [count] ascending, and their share of
-    all that it chose."""
+    all that it chose. `wanted`: the tokens, where they are given."""
     seen = torch.zeros(vocab, dtype=torch.int64)
     for shard in dataset.shards:
         with safe_open(shard, "pt") as stored:
             seen += torch.bincount(stored.get_tensor("best"), minlength=vocab)
-    most = seen.argsort(descending=True, stable=True)[:count]
+    most = seen.argsort(descending=True, stable=True)[:count] if wanted is None else wanted
     return most.sort().values, float(seen[most].sum() / seen.sum())
 
 

@@ -5,16 +5,20 @@ A `Form` is a head's shape and the way in and out of a folder; training knows no
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from drafter.assistant_file import assistant_config, save_assistant
+from drafter.checkpoint import read_folder
 from drafter.head_file import save_head
+from drafter.network import head_tensors
 from drafter.spec import AssistantSpec, Config, HeadConfig, assistant_spec, head_spec
+from specdec.model.build import Source
 from specdec.model.decoder import Decoder
 from specdec.model.spec import DecoderSpec
 
@@ -93,6 +97,32 @@ class AssistantForm:
 
     def to_dict(self) -> dict[str, Any]:
         return dict(self.config.to_dict())
+
+
+class Start(NamedTuple):
+    """A head to go on from: its tensors as `Network` takes them, and the tokens of a pruned one."""
+
+    form: Form
+    tensors: dict[str, Tensor]
+    draft_ids: Tensor | None
+
+
+def read_start(name_or_path: str | os.PathLike[str], backbone: Decoder) -> Start:
+    """The head in a folder, or a released assistant by hub id, in float32.
+
+    Raises ValueError: there is none, it does not fit `backbone`, or it scores its vocabulary by clusters.
+    """
+    stored = read_folder(name_or_path)
+    spec = stored.spec(backbone)
+    if spec.centroids:
+        raise ValueError(f"{stored.folder}: scores clusters of its vocabulary, and such heads cannot be trained here")
+    source = Source.huggingface(stored.checkpoint, spec.text)
+    tensors = {
+        name: stored.checkpoint.tensor(source.names.get(name, name)).float().view(shape)
+        for name, shape in head_tensors(spec).items()
+    }
+    own = isinstance(stored.shape, HeadConfig)
+    return Start(OwnForm(stored.shape) if own else AssistantForm(stored.shape), tensors, stored.draft_ids)
 
 
 @dataclass(frozen=True)

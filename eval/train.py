@@ -21,7 +21,7 @@ from torch import Tensor, distributed
 from drafter.collect import Answering, Collector, fitting, training_prompts
 from drafter.course import Budget, Course, Event
 from drafter.dataset import Size
-from drafter.form import Shape, form_for
+from drafter.form import Shape, form_for, read_start
 from drafter.loss import Recipe
 from drafter.prompts import TrainingPrompt
 from drafter.training import Settings as Training
@@ -43,6 +43,7 @@ class TrainOptions:
     answering: Answering
     training: Training
     shape: Shape
+    start: str | None
 
 
 def train(settings: Settings, options: TrainOptions, json_file: Path | None) -> int:
@@ -77,9 +78,10 @@ def _train(settings: Settings, options: TrainOptions, json_file: Path | None) ->
         options.answering,
         {"data": [list(source) for source in options.data]},
     )
-    form = form_for(options.shape, backbone.spec, session.model.config.get_text_config())
-    about = {"backbone_name": settings.model, **machine(backbone.device)}
-    course = Course(options.out, backbone, collector, form, options.training, options.budget, about)
+    start = None if options.start is None else read_start(options.start, backbone)
+    form = start.form if start else form_for(options.shape, backbone.spec, session.model.config.get_text_config())
+    about = {"backbone_name": settings.model, "start": options.start, **machine(backbone.device)}
+    course = Course(options.out, backbone, collector, form, options.training, options.budget, about, start)
     console = Console(quiet=not course.first)
     try:
         with view_for(console, f"{settings.model}: a draft head in {options.out}") as view:
@@ -154,6 +156,7 @@ def options_from(arguments: argparse.Namespace) -> TrainOptions:
             bfloat16=not a.float32 and fast_bfloat16(),
             seed=a.seed,
         ),
+        start=a.start,
         shape=Shape(a.depth, a.width, a.draft_vocab, a.bigram),
     )
 

@@ -19,9 +19,10 @@ from drafter.collect import HELD_OUT, Answering, Collector
 from drafter.course import Began, Budget, Course, Event, Scored
 from drafter.dataset import Size, read_shard
 from drafter.evaluate import drafted
-from drafter.form import Shape, form_for
+from drafter.form import Shape, Start, form_for, read_start
 from drafter.loss import Recipe
 from drafter.training import Settings, StepReport
+from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
 from tests.tiny import prompt, tiny_model
 from tests.tiny_assistant import backbone
@@ -45,12 +46,19 @@ def collector(folder: Path, family: str = "llama", count: int = 1000, answering:
     return Collector(folder / "training" / "set", backbone(family), prompts(count), frozenset(), answering, {})
 
 
-def course(folder: Path, family: str = "llama", budget: Budget = BUDGET, settings: Settings = SETTINGS) -> Course:
+def course(
+    folder: Path,
+    family: str = "llama",
+    budget: Budget = BUDGET,
+    settings: Settings = SETTINGS,
+    start: Start | None = None,
+) -> Course:
     decoder: Decoder = backbone(family)
     text = tiny_model(family).config.get_text_config()
     shape = Shape(draft_vocab=64, bigram=0 if family.startswith("gemma4") else 4)
     form = form_for(shape, decoder.spec, text)
-    return Course(folder, decoder, collector(folder, family), form, settings, budget, {"backbone_name": "tiny"})
+    answers, about = collector(folder, family), {"backbone_name": "tiny"}
+    return Course(folder, decoder, answers, form, settings, budget, about, start)
 
 
 def saved(folder: Path) -> list[Tensor]:
@@ -124,6 +132,21 @@ def test_a_set_grows_to_the_same_texts_however_it_was_made(tmp_path: Path) -> No
     for one, other in zip(whole.writer.shards, again.writer.shards, strict=True):
         for a, b in zip(read_shard(one), read_shard(other), strict=True):
             assert torch.equal(a.tokens, b.tokens) and torch.equal(a.hidden, b.hidden) and a.answer == b.answer
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma4_unified"])
+def test_a_trained_head_is_a_start(family: str, tmp_path: Path) -> None:
+    first = course(tmp_path / "first", family)
+    list(first.run())
+    start = read_start(tmp_path / "first", first.backbone)
+    assert start.form == first.form or family.startswith("gemma4")
+    second = course(tmp_path / "second", family, budget=Budget(steps=1, tokens=300), start=start)
+    events = list(second.run())
+    assert torch.equal(second.trainer.candidates.ids, first.trainer.candidates.ids)
+    scores = [event.real for event in events if isinstance(event, Scored)]
+    assert scores[0] == max(score["real"] for score in first.progress.scores)  # 8 bits hold 8 bits
+    with pytest.raises(ValueError, match="trained for another model"):
+        read_start(tmp_path / "first", decoder_of(tiny_model(family, seed=1)))
 
 
 def test_prompts_may_run_out(tmp_path: Path) -> None:
