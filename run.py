@@ -176,6 +176,13 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--feature-weight", type=number, default=0.3, metavar="X", help="of the hidden states (default 0.3)"
     )
+    how.add_argument(
+        "--unrolled",
+        type=share,
+        default=0.25,
+        metavar="P",
+        help="share of positions from which more than a draft's first token is trained (default 0.25)",
+    )
     how.add_argument("--float32", action="store_true", help="no bfloat16 products, where the processor has them")
     how.add_argument(
         "--evaluate-minutes", type=number, default=4.0, metavar="M", help="between evaluations (default 4)"

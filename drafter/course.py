@@ -229,7 +229,7 @@ class Course:
             temperature=how.temperatures[0],
             seed=how.seed,
         )
-        positions = tuple(n / max(1, stats.rounds) for n in stats.accepted_per_position)
+        positions = tuple(stats.acceptance_per_position)
         real = stats.mean_acceptance_length
         best = all(real > score["real"] for score in scores)
         offline = walked(trainer.network, self._embed, texts, trainer.candidates, k)

@@ -59,6 +59,14 @@ def exactness_prompts(count: int = 40) -> list[Prompt]:
     return every[:count]
 
 
+def foreign_prompts() -> list[Prompt]:
+    """80 prompts that drafters are judged on, 16 each of chat, code, maths, writing and summarising.
+
+    Written apart from everything that training prompts are made from.
+    """
+    return [parse_object(line, "") for line in _lines("foreign.jsonl")]
+
+
 def long_prompts() -> list[Prompt]:
     """Eight prompts of several passages each, with a task that draws on them."""
     passages, tasks = _lines("passages.jsonl"), _lines("long_tasks.jsonl")

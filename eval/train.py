@@ -150,7 +150,7 @@ def options_from(arguments: argparse.Namespace) -> TrainOptions:
         budget=Budget(a.minutes, a.steps, a.tokens, a.collecting, a.evaluate_minutes),
         answering=Answering(a.max_new_tokens, temperatures=tuple(a.temperature), seed=a.seed, together=a.together),
         training=Training(
-            recipe=Recipe(steps=a.draft_length, feature_weight=a.feature_weight, soft=not a.hard),
+            recipe=Recipe(steps=a.draft_length, feature_weight=a.feature_weight, soft=not a.hard, deeper=a.unrolled),
             learning_rate=a.learning_rate,
             batch_tokens=a.batch_tokens,
             bfloat16=not a.float32 and fast_bfloat16(),

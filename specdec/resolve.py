@@ -3,27 +3,62 @@
 from __future__ import annotations
 
 import importlib
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
-from specdec.drafting import Drafter, NoDraft, SuffixDrafter
+from torch import Tensor
+
+from specdec.cache import KVCache
+from specdec.drafting import Draft, Drafter, NoDraft, SuffixDrafter
+from specdec.model.decoder import Decoder
+
+
+class AutoDrafter:
+    """The trained head that comes with the package for the backbone, or suffix matching where there is none."""
+
+    def __init__(self) -> None:
+        self._take(SuffixDrafter())
+        self._for: str | None = None  # whose it is
+
+    def _take(self, chosen: Drafter) -> None:
+        self._chosen, self.name, self.max_draft = chosen, chosen.name, chosen.max_draft
+
+    def bind(self, backbone: Decoder) -> None:
+        if self._for != backbone.fingerprint:
+            folder = _drafters().bundled_head(backbone.fingerprint)
+            self._take(SuffixDrafter() if folder is None else _drafters().load_drafter(folder))
+            self._for = backbone.fingerprint
+        self._chosen.bind(backbone)
+
+    def start(self, cache: KVCache) -> None:
+        self._chosen.start(cache)
+
+    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+        return self._chosen.propose(tokens, hidden, k)
 
 
 def resolve_drafter(drafter: Drafter | str | None) -> Drafter:
     """The drafter that `drafter` names; a fresh one, not bound to a backbone yet.
 
-    None or "none": plain decoding. "auto": the best that needs no checkpoint, which is suffix matching. "suffix".
-    Any other string: the folder or hub id of a drafter checkpoint (a Gemma 4 assistant). An object is returned as is.
+    None or "none": plain decoding. "auto": see `AutoDrafter`. "suffix": suffix matching. Any other string: the folder
+    or hub id of a drafter checkpoint (a trained head, a Gemma 4 assistant). An object is returned as is.
 
     Raises:
         ValueError: there is no such checkpoint, or it is not a drafter's.
     """
     if drafter is None or drafter == "none":
         return NoDraft()
-    if drafter in ("auto", "suffix"):
+    if drafter == "auto":
+        return AutoDrafter()
+    if drafter == "suffix":
         return SuffixDrafter()
     if isinstance(drafter, str):
-        # The one import that points up: trained heads live in their own package, above the engine that runs them.
-        return cast(Drafter, importlib.import_module("drafter").load_drafter(drafter))
+        return cast(Drafter, _drafters().load_drafter(drafter))
     if not callable(getattr(drafter, "propose", None)):
         raise ValueError(f"a drafter is 'auto', 'suffix', None, a checkpoint or a Drafter object, not {drafter!r}")
     return drafter
+
+
+def _drafters() -> Any:
+    # The one import that points up: trained heads live in their own package, above the engine that runs them.
+    return importlib.import_module("drafter")

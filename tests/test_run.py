@@ -37,7 +37,9 @@ def tiny(folder: Path, *arguments: str) -> list[str]:
     return [*arguments, "--model", str(folder), "--device", "cpu", "--threads", "1"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["bench", "--help"], ["generate", "--help"], ["chat", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["bench", "--help"], ["generate", "--help"], ["chat", "--help"], ["train", "--help"]]
+)
 def test_help_teaches(arguments: list[str]) -> None:
     done = start(*arguments)
     assert done.returncode == 0
@@ -46,8 +48,14 @@ def test_help_teaches(arguments: list[str]) -> None:
         len(arguments)
     ]:
         assert words in done.stdout
-    for absent in ("train", "plan", "report"):
+    for absent in ("plan", "report"):
         assert not re.search(rf"\b{absent}\b", done.stdout)
+
+
+def test_help_of_training_teaches() -> None:
+    shown = start("train", "--help").stdout
+    for words in ("--minutes", "--steps", "--data", "--out", "--start", "torchrun", "Ctrl-C", "--drafter"):
+        assert words in shown
 
 
 def test_arguments_are_understood_before_anything_heavy_is_imported() -> None:

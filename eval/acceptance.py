@@ -1,0 +1,186 @@
+"""`python -m eval.acceptance`: how many drafted tokens are right, and what drafting them costs.
+
+What: drafts of one length in the real decoding loop, by kind of prompt, and d / V(1): a draft step's time against that
+of a plain pass, measured in turns. By default on 80 prompts that have nothing to do with what heads are trained on; a
+head is always better on its own kind of prompts (`--own`), which says little about anybody else's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from drafter.evaluate import drafted
+from drafter.prompts import held_out_prompts
+from eval import cli
+from eval.cli import INTERRUPTED
+from eval.dashboard import share
+from eval.prompts import Prompt, foreign_prompts, load_prompts
+from eval.provenance import provenance
+from eval.session import Session, open_session
+from eval.train import ends_of
+from specdec.drafting import Drafter, NoDraft
+from specdec.stats import GenerationStats
+
+OWN = 80
+TIMED_TOKENS = 64  # of each of the texts that d and V(1) are taken from
+TIMED_TEXTS = 5
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m eval.acceptance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    which = made.add_mutually_exclusive_group()
+    which.add_argument("--prompts", type=Path, metavar="FILE", help="your own, .jsonl or .txt, as for run.py bench")
+    which.add_argument(
+        "--own", action="store_true", help="80 prompts of the training generator's kind, never trained on"
+    )
+    made.add_argument("--limit", type=cli.whole(1), metavar="N", help="only the first N of each kind")
+    made.add_argument("--draft-length", type=cli.whole(1), default=4, metavar="K", help="tokens per draft (default 4)")
+    made.add_argument("--max-new-tokens", type=cli.whole(1), default=128, metavar="N", help="default 128")
+    made.add_argument("--temperature", type=cli.temperature, default=0.0, metavar="X", help="0 is greedy (default)")
+    made.add_argument("--seed", type=cli.whole(0), default=0, metavar="N", help="of sampling (default 0)")
+    made.add_argument("--drafter", default="auto", metavar="NAME", help="as for run.py (default auto)")
+    cli.add_json_option(made, "the figures")
+    cli.add_model_options(made)
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    return cli.guarded(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the table, then one line of JSON. Raises ValueError: the model, the drafter or the prompts are unusable."""
+    a = arguments
+    cli.check_writable(a.json)
+    asked = prompts(a.prompts, a.own, a.limit)
+    session = open_session(cli.settings_from(a))
+    console = Console(stderr=True)
+    found: dict[str, GenerationStats] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("decoding", total=len(asked))
+            for prompt in asked:
+                stats = counted(session, prompt, a)
+                kind = prompt.task or "all"
+                found.setdefault(kind, GenerationStats()).merge(stats)
+                bar.advance(task)
+            step, plain = costs(session, asked, a.draft_length)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return INTERRUPTED
+    total = GenerationStats()
+    for part in found.values():
+        total.merge(part)
+    Console().print(table(found, total))
+    print(f"one draft step {1000 * step:.3f} ms, a plain pass {1000 * plain:.3f} ms: d / V(1) = {step / plain:.3f}")
+    record = {
+        "command": "acceptance",
+        **provenance(session),
+        "draft_length": a.draft_length,
+        "temperature": a.temperature,
+        "prompts": len(asked),
+        "all": figures(total),
+        "tasks": {kind: figures(stats) for kind, stats in found.items()},
+        "draft_step_seconds": step,
+        "plain_pass_seconds": plain,
+        "d_over_v1": step / plain,
+    }
+    if a.json:
+        cli.write_json(a.json, record)
+    print(json.dumps(record, ensure_ascii=False))
+    return 0
+
+
+def prompts(file: Path | None, own: bool, limit: int | None) -> list[Prompt]:
+    """What to decode, at most `limit` of each task. Raises ValueError: see `load_prompts`."""
+    if own:
+        asked = [
+            Prompt(f"own-{i}", "own kind", (prompt.messages[-1][1],), prompt.messages[:-1])
+            for i, prompt in enumerate(held_out_prompts(OWN))
+        ]
+    else:
+        asked = foreign_prompts() if file is None else load_prompts(file)
+    kept: list[Prompt] = []
+    for prompt in asked:
+        if limit is None or sum(other.task == prompt.task for other in kept) < limit:
+            kept.append(prompt)
+    return kept
+
+
+def counted(session: Session, prompt: Prompt, a: argparse.Namespace) -> GenerationStats:
+    """The drafts of the answer to a prompt's first turn."""
+    return drafted(
+        session.model.decoder,
+        session.model.drafter,
+        [ids_of(session, prompt)],
+        draft_length=a.draft_length,
+        max_new_tokens=a.max_new_tokens,
+        ends=ends_of(session),
+        temperature=a.temperature,
+        seed=a.seed,
+    )
+
+
+def ids_of(session: Session, prompt: Prompt) -> Tensor:
+    return session.encode([*prompt.history(), {"role": "user", "content": prompt.turns[0]}])[0]
+
+
+def costs(session: Session, asked: Sequence[Prompt], draft_length: int) -> tuple[float, float]:
+    """Seconds of a draft step and of a plain pass: medians over a few texts, taken in turns."""
+    backbone = session.model.decoder
+    steps, passes = [], []
+    for prompt in asked[:TIMED_TEXTS]:
+
+        def once(drafter: Drafter, length: int, ids: Tensor) -> GenerationStats:
+            return drafted(backbone, drafter, [ids], draft_length=length, max_new_tokens=TIMED_TOKENS, ends=frozenset())
+
+        ids = ids_of(session, prompt)
+        plain = once(NoDraft(), 0, ids)
+        with_drafts = once(session.model.drafter, draft_length, ids)
+        passes.append(plain.seconds["verify"] / plain.rounds)
+        steps.append(with_drafts.seconds["draft"] / max(1, with_drafts.drafted))
+    return statistics.median(steps), statistics.median(passes)
+
+
+def figures(stats: GenerationStats) -> dict[str, Any]:
+    return {
+        "mean_acceptance_length": stats.mean_acceptance_length,
+        "acceptance_rate": stats.acceptance_rate,
+        "per_position": stats.acceptance_per_position,
+        "rounds": stats.rounds,
+        "emitted": stats.emitted,
+    }
+
+
+def table(found: dict[str, GenerationStats], total: GenerationStats) -> Table:
+    made = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    made.add_column("prompts")
+    for name in ("tokens per round", "accepted by position, of all rounds", "tokens"):
+        made.add_column(name, justify="right", no_wrap=True)
+    rows = [*found.items(), *([("all", total)] if len(found) > 1 else [])]
+    for kind, stats in rows:
+        positions = "  ".join(share(value) for value in stats.acceptance_per_position)
+        style = "bold" if kind == "all" else ""
+        made.add_row(Text(kind, style=style), f"{stats.mean_acceptance_length:.3f}", positions, str(stats.emitted))
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())
