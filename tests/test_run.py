@@ -37,9 +37,7 @@ def tiny(folder: Path, *arguments: str) -> list[str]:
     return [*arguments, "--model", str(folder), "--device", "cpu", "--threads", "1"]
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["bench", "--help"], ["generate", "--help"], ["chat", "--help"], ["train", "--help"]]
-)
+@pytest.mark.parametrize("arguments", [["--help"], ["bench", "--help"], ["generate", "--help"], ["chat", "--help"]])
 def test_help_teaches(arguments: list[str]) -> None:
     done = start(*arguments)
     assert done.returncode == 0
