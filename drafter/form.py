@@ -48,9 +48,10 @@ class Form(Protocol):
 
 @dataclass(frozen=True)
 class OwnForm:
-    """Our own format: any size, any part of the vocabulary, 8 bits."""
+    """Our own format: any size, any part of the vocabulary, quantised to `bits`."""
 
     config: HeadConfig
+    bits: int = 8
 
     @property
     def draft_vocab(self) -> int:
@@ -68,7 +69,7 @@ class OwnForm:
         about: Mapping[str, Any],
         draft_length: int,
     ) -> None:
-        save_head(folder, self.config, tensors, draft_ids, backbone, about)
+        save_head(folder, self.config, tensors, draft_ids, backbone, about, self.bits)
 
     def to_dict(self) -> dict[str, Any]:
         return self.config.to_dict()
@@ -133,6 +134,7 @@ class Shape:
     width: int | None = None
     draft_vocab: int = 8192
     bigram: int = 0
+    bits: int = 8
 
 
 def form_for(shape: Shape, backbone: DecoderSpec, config: Config) -> Form:
@@ -143,7 +145,7 @@ def form_for(shape: Shape, backbone: DecoderSpec, config: Config) -> Form:
     head = HeadConfig.like(backbone, shape.depth, shape.draft_vocab)
     head = replace(head, intermediate_size=shape.width or head.intermediate_size, bigram=shape.bigram)
     if not config.model_type.startswith("gemma4"):
-        return OwnForm(head)
+        return OwnForm(head, shape.bits)
     if shape.bigram:
         raise ValueError("Gemma 4's assistants have no bigram bias; train this head without one")
     return AssistantForm(assistant_config(config, backbone, head))

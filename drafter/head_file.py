@@ -1,8 +1,8 @@
-"""A head of our own format as a folder: `mtp.gguf` (matrices as 8-bit blocks, Q8_0, vectors as float32) and
+"""A head of our own format as a folder: `mtp.gguf` (matrices as blocks of 8, 5 or 4 bits, vectors as float32) and
 `config.json` (sizes, whose head it is, what it was trained on and how it scored).
 
-8 bits because a draft's acceptance is the same there and the file is what a user downloads; GGUF because the backbone's
-reader then reads it too. The float weights that training goes on from are kept apart, in its own checkpoints.
+Quantised because a draft's acceptance hardly changes and its cost does, and the file is what a user downloads; GGUF
+because the backbone's reader then reads it too. The float weights that training goes on from are in its checkpoints.
 """
 
 from __future__ import annotations
@@ -14,19 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter, quants
 from torch import Tensor
 
 from drafter.spec import HeadConfig
-from specdec.kernels import unpack_blocks
 from specdec.model.decoder import Decoder
-from specdec.weights.tensors import BLOCK, quantize
+from specdec.weights.tensors import BLOCK
 
 HEAD_FILE = "mtp.gguf"
 ARCHITECTURE = "specdec-mtp"
+STORED = {8: GGMLQuantizationType.Q8_0, 5: GGMLQuantizationType.Q5_1, 4: GGMLQuantizationType.Q4_1}
 DRAFT_IDS = "specdec.draft_ids"  # metadata: the backbone's ids of a pruned head's candidates, ascending
 
 
@@ -37,14 +34,15 @@ def save_head(
     draft_ids: Tensor | None,
     backbone: Decoder,
     about: Mapping[str, Any],
+    bits: int = 8,
 ) -> None:
     """Write a head for `backbone` to `folder`, over an older one if there is one.
 
     `tensors`: as `Network.tensors()` gives them. `about`: what config.json says besides: "backbone_name", data,
-    settings, scores; any JSON.
+    settings, scores; any JSON. `bits`: of its matrices, one of `STORED`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = write_weights(folder, tensors, draft_ids if config.draft_vocab else None)
+    weights = write_weights(folder, tensors, draft_ids if config.draft_vocab else None, bits)
     values = {
         **config.to_dict(),
         "backbone": {"fingerprint": backbone.fingerprint, "name": about.get("backbone_name", "unnamed")},
@@ -67,15 +65,16 @@ def _digest(path: Path) -> str:
         return hashlib.sha256(file.read()).hexdigest()
 
 
-def write_weights(folder: Path, tensors: Mapping[str, Tensor], draft_ids: Tensor | None) -> str:
+def write_weights(folder: Path, tensors: Mapping[str, Tensor], draft_ids: Tensor | None, bits: int = 8) -> str:
     """Write `tensors` (float, named as transformers would) to `folder`, all or nothing; returns the file's SHA-256."""
+    kind = STORED[bits]
     temporary = folder / f".{HEAD_FILE}.{os.getpid()}"
     writer = GGUFWriter(temporary, ARCHITECTURE)
     if draft_ids is not None:
         writer.add_array(DRAFT_IDS, draft_ids.tolist())
     for name, tensor in tensors.items():
         if tensor.dim() == 2 and tensor.shape[1] % BLOCK == 0:
-            writer.add_tensor(name, q8_0(tensor, name), raw_dtype=GGMLQuantizationType.Q8_0)
+            writer.add_tensor(name, quants.quantize(tensor.float().numpy(), kind), raw_dtype=kind)
         else:
             writer.add_tensor(name, tensor.float().numpy())
     try:
@@ -87,14 +86,3 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], draft_ids: Tensor
     finally:
         temporary.unlink(missing_ok=True)
     return _digest(folder / HEAD_FILE)
-
-
-def q8_0(tensor: Tensor, name: str) -> npt.NDArray[np.uint8]:
-    """A matrix [N, K] as Q8_0 bytes [N, K / 32 * 34]: of every 32 values a float16 scale, then int8 values."""
-    values, scale, _ = unpack_blocks(quantize(tensor.float(), "int8", name=name).blocks)
-    rows, columns = tensor.shape
-    raw = torch.empty(rows, columns // BLOCK, 2 + BLOCK, dtype=torch.uint8)
-    raw[..., :2] = scale.flatten().contiguous().view(torch.uint8).view(rows, -1, 2)  # [N * K / 32] -> [N, K / 32, 2]
-    raw[..., 2:] = values.view(torch.uint8).view(rows, -1, BLOCK)  # [N, K / 32, 32]
-    bytes_: npt.NDArray[np.uint8] = raw.view(rows, -1).numpy()
-    return bytes_

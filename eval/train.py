@@ -157,7 +157,7 @@ def options_from(arguments: argparse.Namespace) -> TrainOptions:
             seed=a.seed,
         ),
         start=a.start,
-        shape=Shape(a.depth, a.width, a.draft_vocab, a.bigram),
+        shape=Shape(a.depth, a.width, a.draft_vocab, a.bigram, a.bits),
     )
 
 

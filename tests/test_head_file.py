@@ -27,7 +27,7 @@ from tests.tiny_assistant import backbone
 IDS = torch.arange(0, VOCAB, 2)
 
 
-def saved(folder: Path, family: str, bigram: int = 32, draft_vocab: int = len(IDS)) -> Network:
+def saved(folder: Path, family: str, bigram: int = 32, draft_vocab: int = len(IDS), bits: int = 8) -> Network:
     decoder = backbone(family)
     base = HeadConfig.like(decoder.spec, draft_vocab=draft_vocab or VOCAB)
     config = HeadConfig(base.hidden_size, base.intermediate_size, base.layers, base.heads, base.draft_vocab, bigram)
@@ -37,7 +37,7 @@ def saved(folder: Path, family: str, bigram: int = 32, draft_vocab: int = len(ID
         with torch.no_grad():
             network["bigram.left.weight"].normal_(generator=torch.Generator().manual_seed(0))
     about = {"backbone_name": family, "data": "made up", "scores": {"acceptance_length": 1.5}}
-    save_head(folder, config, network.tensors(), IDS, decoder, about)
+    save_head(folder, config, network.tensors(), IDS, decoder, about, bits)
     return network
 
 
@@ -66,6 +66,20 @@ def test_a_saved_head_is_the_trained_one_in_8_bits(family: str, bigram: int, dra
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["provenance"] == {"data": "made up", "scores": {"acceptance_length": 1.5}}
     assert config["backbone"] == {"fingerprint": decoder.fingerprint, "name": family}
+
+
+@pytest.mark.parametrize(("bits", "bytes_of_32"), [(8, 34), (5, 24), (4, 20)])
+def test_fewer_bits_make_a_smaller_file_and_the_same_text(bits: int, bytes_of_32: int, tmp_path: Path) -> None:
+    decoder, network = backbone("llama"), saved(tmp_path, "llama", bits=bits)
+    drafter = load_drafter(tmp_path)
+    text, stats = generated(decoder, drafter)
+    assert stats.drafted > 30 and text == generated(decoder, NoDraft())[0]
+    assert drafter._assistant is not None
+    blocks = drafter._assistant.pre.weight
+    mine = network["pre_projection.weight"].detach()
+    assert blocks.nbytes == mine.numel() // 32 * bytes_of_32
+    step = (mine.max() - mine.min()) / 2**bits
+    assert (mine - blocks.dequantize()).abs().max() <= step
 
 
 def test_a_head_of_another_model_is_refused(tmp_path: Path) -> None:
