@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from specdec.drafting import NoDraft
 from specdec.model.decoder import Decoder
 from specdec.sampling import Sampler, warmed
 from specdec.stats import GenerationStats
+from specdec.verify import Verdict
 
 TOGETHER = 32  # texts in a pass
 _ROWS = 64  # of logits at once
@@ -67,19 +69,20 @@ def answered(
     """
     longest = _longest(backbone)
     watched: dict[int, list[Tensor]] = {}
+    likeliest: dict[int, list[int]] = {}  # for each emitted token
     begins: dict[int, int] = {}
 
     def requests() -> Iterator[Request]:
         for number, prompt in enumerate(prompts, first):
             temperature = temperatures[number % len(temperatures)]
             prompt = prompt[: longest - 1]
-            watched[number], begins[number] = [], len(prompt)
+            watched[number], likeliest[number], begins[number] = [], [], len(prompt)
             yield Request(
                 prompt,
                 min(len(prompt) + max_new_tokens, longest),
                 Sampler(warmed(temperature), seed + number if temperature else None),
                 lambda tokens, choice: choice.token in ends,
-                lambda verdict, logits: None,
+                partial(_note, likeliest[number], greedy=not temperature),
                 watch=watched[number].append,
             )
 
@@ -88,8 +91,10 @@ def answered(
         backbone, NoDraft(), FixedLength(0), requests(), stats or GenerationStats(), together
     ):
         number += first
-        hidden = torch.cat(watched.pop(number))  # [n, hidden]
-        yield number, _features(backbone, row[:-1], hidden, cache, begins.pop(number), dtype)
+        hidden, answer = torch.cat(watched.pop(number)), begins.pop(number)  # [n, hidden]
+        prompted = _best(backbone, hidden[: answer - 1])
+        best = torch.cat((prompted, prompted.new_tensor(likeliest.pop(number))))  # [n]
+        yield number, Features(row[:-1], hidden.to(dtype), best, shared_keys(backbone, cache, dtype), answer)
 
 
 def read(backbone: Decoder, texts: Iterable[Tensor], dtype: torch.dtype = torch.bfloat16) -> Iterator[Features]:
@@ -100,7 +105,8 @@ def read(backbone: Decoder, texts: Iterable[Tensor], dtype: torch.dtype = torch.
         for part in torch.split(text, cache.max_rows):
             hidden.append(backbone.forward(part, cache))
             cache.commit(len(part))
-        yield _features(backbone, text, torch.cat(hidden), cache, len(text), dtype)
+        states = torch.cat(hidden)  # [n, hidden]
+        yield Features(text, states.to(dtype), _best(backbone, states), shared_keys(backbone, cache, dtype), len(text))
 
 
 def shared_keys(backbone: Decoder, cache: KVCache, dtype: torch.dtype) -> dict[str, Keys]:
@@ -114,11 +120,16 @@ def shared_keys(backbone: Decoder, cache: KVCache, dtype: torch.dtype) -> dict[s
     return keys
 
 
-def _features(
-    backbone: Decoder, tokens: Tensor, hidden: Tensor, cache: KVCache, answer: int, dtype: torch.dtype
-) -> Features:
-    best = [backbone.logits(rows).argmax(dim=-1) for rows in torch.split(hidden, _ROWS)]
-    return Features(tokens, hidden.to(dtype), torch.cat(best), shared_keys(backbone, cache, dtype), answer)
+def _best(backbone: Decoder, hidden: Tensor) -> Tensor:
+    """The likeliest next token after each of hidden [n, hidden]: [n] int64."""
+    if not len(hidden):
+        return torch.empty(0, dtype=torch.int64, device=hidden.device)
+    return torch.cat([backbone.logits(rows).argmax(dim=-1) for rows in torch.split(hidden, _ROWS)])
+
+
+def _note(likeliest: list[int], verdict: Verdict, logits: Tensor, *, greedy: bool) -> None:
+    """Of every token that was emitted, what would have been by greed; its logits are there, and need not come again."""
+    likeliest.extend(verdict.tokens if greedy else logits.argmax(dim=-1).tolist())
 
 
 def _longest(backbone: Decoder) -> int:
