@@ -54,9 +54,10 @@ class Sampler:
             raise ValueError(_not_finite(logits, top, tokens.shape[0]))
         if self.seed is None:
             return Choice(token, scores)
-        ids = torch.nonzero(scores > top - _REACH).squeeze(1)  # [survivors]
+        key = noise_key(self.seed, tokens.shape[0] - self.offset)
+        ids = kernels.contenders(scores, top, top - _REACH, key)
         # On the CPU wherever the logits are: the same noise on every device, and float64 where the device has none.
-        noisy = scores[ids].cpu().double() + gumbel(self.seed, tokens.shape[0] - self.offset, ids.cpu())
+        noisy = scores[ids].cpu().double() + gumbel(key, ids.cpu())
         return Choice(int(ids[noisy.argmax()]), scores)
 
 
@@ -74,9 +75,13 @@ def _not_finite(logits: Tensor, top: float, position: int) -> str:
     )
 
 
-def gumbel(seed: int, position: int, ids: Tensor) -> Tensor:
-    """Standard Gumbel noise, float64, for token `ids` [n] at an absolute position: a pure function of its arguments."""
-    key = mix(mix(seed) ^ position)
+def noise_key(seed: int, position: int) -> int:
+    """What the noise at an absolute position is made from, 64 bits."""
+    return mix(mix(seed) ^ position)
+
+
+def gumbel(key: int, ids: Tensor) -> Tensor:
+    """Standard Gumbel noise, float64, for token `ids` [n] under `noise_key`: a pure function of its arguments."""
     bits = _hash(ids, key)  # [n] int64
     uniform = ((_shift_right(bits, 11)).double() + 0.5) * 2.0**-53
     return -torch.log(-torch.log(uniform))

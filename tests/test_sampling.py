@@ -10,10 +10,11 @@ import torch
 from scipy.stats import chisquare, kstest
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
+from specdec import kernels
 from specdec.control import FixedLength
 from specdec.decode import Request, decode
 from specdec.hf import decoder_of
-from specdec.sampling import Processors, Sampler, gumbel, mix
+from specdec.sampling import Processors, Sampler, gumbel, mix, noise_key
 from specdec.stats import GenerationStats
 from specdec.verify import verify
 from tests.scripted import ScriptedDrafter
@@ -24,25 +25,46 @@ DRAWS = 100_000
 
 def test_noise_is_a_pure_function_of_its_key() -> None:
     ids = torch.arange(1000)
-    everything = gumbel(5, 17, ids)
-    assert torch.equal(gumbel(5, 17, ids[ids % 3 == 0]), everything[ids % 3 == 0])
-    assert not torch.equal(gumbel(5, 18, ids), everything)
-    assert not torch.equal(gumbel(6, 17, ids), everything)
+    everything = gumbel(noise_key(5, 17), ids)
+    assert torch.equal(gumbel(noise_key(5, 17), ids[ids % 3 == 0]), everything[ids % 3 == 0])
+    assert not torch.equal(gumbel(noise_key(5, 18), ids), everything)
+    assert not torch.equal(gumbel(noise_key(6, 17), ids), everything)
     assert everything.isfinite().all()
 
 
 def test_noise_is_gumbel_and_independent_across_positions() -> None:
-    noise = gumbel(0, 3, torch.arange(200_000))
+    noise = gumbel(noise_key(0, 3), torch.arange(200_000))
     assert kstest(noise.numpy(), "gumbel_r").pvalue > 0.001
-    next_position = gumbel(0, 4, torch.arange(200_000))
+    next_position = gumbel(noise_key(0, 4), torch.arange(200_000))
     assert abs(float(torch.corrcoef(torch.stack((noise, next_position)))[0, 1])) < 0.01
-    by_seed = torch.cat([gumbel(seed, 0, torch.tensor([9])) for seed in range(20_000)])
+    by_seed = torch.cat([gumbel(noise_key(seed, 0), torch.tensor([9])) for seed in range(20_000)])
     assert kstest(by_seed.numpy(), "gumbel_r").pvalue > 0.001
 
 
 def test_integer_and_tensor_hashes_agree() -> None:
     # mix() is SplitMix64; its first output for state 0 is published with the algorithm.
     assert mix(0) == 0xE220A8397B1DCDAF
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 3.0, 12.0])
+def test_no_token_that_wins_is_left_out(spread: float) -> None:
+    """Every set of kernels finds the winner, among a few tokens; also where all are alike, or most are forbidden."""
+    generator = torch.Generator().manual_seed(int(10 * spread))
+    kept = 0
+    for draw in range(300):
+        scores = torch.randn(5003, generator=generator) * spread
+        if draw % 3 == 0:
+            scores[torch.rand(5003, generator=generator) < 0.9] = -math.inf
+        top, key = float(scores.max()), noise_key(draw, 7)
+        ids = torch.nonzero(scores > top - 41.4).squeeze(1)
+        noisy = scores[ids].double() + gumbel(key, ids)
+        winner = int(ids[noisy.argmax()])
+        found = kernels.contenders(scores, top, top - 41.4, key)
+        assert winner in found and bool((found.diff() > 0).all()) and set(found.tolist()) <= set(ids.tolist())
+        assert Sampler(seed=draw).choose(scores, torch.zeros(7)).token == winner
+        kept += len(found)
+    if kernels.active().startswith("native") and spread > 1:
+        assert kept / 300 < 60
 
 
 @pytest.mark.parametrize("drafter", ["good", "bad", "adversarial"])
@@ -70,7 +92,7 @@ def test_drafts_never_change_the_distribution(drafter: str) -> None:
         elif drafter == "bad":
             draft = [int(exact[0].argmin())]
         else:
-            noise = gumbel(seed - 1, len(ids), tokens)
+            noise = gumbel(noise_key(seed - 1, len(ids)), tokens)
             choice = int((scores + noise).argmax())
             draft = [choice if choice % 2 else choice + 1]
         verdict = verify(draft, logits[: len(draft) + 1], torch.cat((ids, ids.new_tensor(draft))), sampler.choose)

@@ -130,6 +130,17 @@ def best(x: Tensor) -> tuple[float, int]:
     return _reference.best(x)
 
 
+def contenders(scores: Tensor, top: float, floor: float, key: int) -> Tensor:
+    """The ids, ascending, of the tokens that can have the largest sum of score and noise: long [n].
+
+    `scores` [vocab], the largest of them `top`; nothing at or below `floor` can win. `key`: of the position's noise
+    (see `specdec.sampling.gumbel`), which is not added here.
+    """
+    if _use is not None and scores.is_cpu and scores.dtype is torch.float32 and scores.is_contiguous():
+        return _use.contenders(scores, top, floor, key)
+    return _reference.contenders(scores, top, floor, key)
+
+
 def dense_linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [T, K] times w [N, K], plus bias [N] -> [T, N] in x.dtype."""
     return _reference.dense_linear(x, w, bias)

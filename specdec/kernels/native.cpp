@@ -8,6 +8,7 @@
 // Left out: NEON (the portable code is plain C++ that compilers vectorise).
 
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -172,11 +173,13 @@ struct Kernels {
   decltype(&portable::scale_row) scale_row;
   decltype(&portable::unpack_row) unpack_row;
   decltype(&portable::best_of) best_of;
+  decltype(&portable::contenders) contenders;
 };
 
 #define KERNELS_OF(isa)                                                                                 \
   {isa::quantise_row, isa::multiply, isa::score,   isa::soften,    isa::gather,     isa::norm,          \
-   isa::turn,         isa::gate_row, isa::add_row, isa::scale_row, isa::unpack_row, isa::best_of}
+   isa::turn,         isa::gate_row, isa::add_row, isa::scale_row, isa::unpack_row, isa::best_of,      \
+   isa::contenders}
 const Kernels kSets[] = {
     KERNELS_OF(portable),
 #if defined(__x86_64__)
@@ -317,6 +320,11 @@ API int specdec_gated(const float* gate, const float* up, int gelu, float* y, in
 
 // Index of the largest of x [count], count > 0; its value goes to *value.
 API int64_t specdec_best(const float* x, int64_t count, float* value) { return chosen->best_of(x, count, value); }
+
+API int64_t specdec_contenders(const float* scores, int64_t count, float top, double floor, uint64_t key,
+                               int64_t* found) {
+  return chosen->contenders(scores, count, top, floor, key, found);
+}
 
 // x [rows, hidden] through `count` decoder layers and a last norm of weight `final_norm` [hidden], in place. The rows
 // belong to `texts` texts, one after the other: those of text i begin at starts[i], and Layer::store indexes stores[i].

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import Array, Structure, byref, c_float, c_int, c_int64, c_void_p
+from ctypes import Array, Structure, byref, c_double, c_float, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ _SIGNATURES = {
     "specdec_block_linear": [c_void_p] * 5 + [c_int64] * 3 + [c_int] * 2,
     "specdec_block_rows": [c_void_p] * 5 + [c_int64] * 3 + [c_int],
     "specdec_best": [c_void_p, c_int64, c_void_p],
+    "specdec_contenders": [c_void_p, c_int64, c_float, c_double, c_uint64, c_void_p],
     "specdec_attention": [c_void_p] * 4 + [c_float, c_void_p] + [c_int64] * 3 + [c_int],
     "specdec_layers": [c_void_p, c_int64, c_void_p, c_int64, *[c_void_p] * 4, *[c_int64] * 2, c_void_p, c_int64, c_int],
     "specdec_rms_norm": [c_void_p, c_void_p, c_float, c_void_p, c_int64, c_int64, c_int],
@@ -38,6 +39,7 @@ _SIGNATURES = {
     "specdec_best_set": [],
     "specdec_has_threads": [],
 }
+_COUNTING = ("specdec_best", "specdec_contenders")  # functions whose result is 64 bits wide
 
 
 def load(folder: Path = Path(__file__).parent) -> Native | str:
@@ -92,12 +94,13 @@ class Native:
         library = ctypes.CDLL(str(path))
         for name, arguments in _SIGNATURES.items():
             function = getattr(library, name)
-            function.argtypes, function.restype = arguments, c_int64 if name == "specdec_best" else c_int
+            function.argtypes, function.restype = arguments, c_int64 if name in _COUNTING else c_int
         self._library = library
         self._block_linear = library.specdec_block_linear
         self._block_rows = library.specdec_block_rows
         self._layers = library.specdec_layers
         self._best = library.specdec_best
+        self._contenders = library.specdec_contenders
         self._attention = library.specdec_attention
         self._rms_norm = library.specdec_rms_norm
         self._rope = library.specdec_rope
@@ -154,6 +157,11 @@ class Native:
         value = c_float()
         index: int = self._best(x.data_ptr(), x.numel(), byref(value))
         return value.value, index
+
+    def contenders(self, scores: Tensor, top: float, floor: float, key: int) -> Tensor:
+        found = torch.empty(scores.numel(), dtype=torch.int64)
+        kept: int = self._contenders(scores.data_ptr(), scores.numel(), top, floor, key, found.data_ptr())
+        return found[:kept]
 
     @staticmethod
     def reads(kv: KVView) -> bool:

@@ -105,6 +105,11 @@ def best(x: Tensor) -> tuple[float, int]:
     return float(value), int(wanted.to(torch.uint8).argmax())
 
 
+def contenders(scores: Tensor, top: float, floor: float, key: int) -> Tensor:
+    """Ids of the tokens above `floor`: each of them could be lucky."""
+    return torch.nonzero(scores > floor).squeeze(1)
+
+
 def dense_linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [T, K], w [N, K], bias [N] or None -> [T, N] in x.dtype.
 

@@ -99,3 +99,44 @@ int64_t best_of(const float* x, int64_t count, float* value) {
   *value = x[found];
   return found;
 }
+
+// SplitMix64's finaliser, as `_hash` of specdec/sampling.py: the 53 bits of token `id` under `key`.
+inline uint64_t noise_bits(uint64_t id, uint64_t key) {
+  uint64_t v = id * 0x9E3779B97F4A7C15u + key;
+  v = (v ^ (v >> 30)) * 0xBF58476D1CE4E5B9u;
+  v = (v ^ (v >> 27)) * 0x94D049BB133111EBu;
+  return (v ^ (v >> 31)) >> 11;
+}
+
+// Which tokens can have the largest scores[i] + gumbel(u[i]), u[i] = (bits + 1/2) / 2^53: found [count] gets their ids,
+// ascending; returns how many. `top`: the largest score; nothing at or below `floor` can win. A token that is `need`
+// below the best sum of the likeliest ones must have gumbel(u) >= need, so 1 - u <= exp(-need): a look into a table
+// instead of two logarithms. The caller computes the sums of those few as it always does, so no choice depends on this.
+int64_t contenders(const float* scores, int64_t count, float top, double floor, uint64_t key, int64_t* found) {
+  constexpr int kSteps = 64, kPiece = 64, kExact = 256;
+  const double unit = 1.0 / 9007199254740992.0;  // 2^-53
+  double limit[kSteps], best = -std::numeric_limits<double>::infinity();
+  for (int k = 0; k < kSteps; ++k) limit[k] = std::exp(double(-k)) * (1 + 1e-9);
+  int exact = 0;
+  for (int64_t i = 0; i < count && exact < kExact; ++i) {
+    if (scores[i] < top - 4.0f || scores[i] <= floor) continue;
+    const double sum = scores[i] - std::log(-std::log((double(noise_bits(uint64_t(i), key)) + 0.5) * unit));
+    best = sum > best ? sum : best;
+    ++exact;
+  }
+  best -= 1e-6;  // logarithms of other libraries round otherwise
+  int64_t kept = 0;
+  for (int64_t at = 0; at < count; at += kPiece) {
+    const int n = int(count - at < kPiece ? count - at : kPiece);
+    uint64_t bits[kPiece];
+    for (int i = 0; i < n; ++i) bits[i] = noise_bits(uint64_t(at + i), key);
+    for (int i = 0; i < n; ++i) {
+      const double score = scores[at + i];
+      if (!(score > floor)) continue;
+      const double need = best - score, left = 1 - (double(bits[i]) + 0.5) * unit;
+      const int step = need < 0 ? 0 : need < kSteps - 1 ? int(need) : kSteps - 1;
+      if (need < 0 || left <= limit[step]) found[kept++] = at + i;
+    }
+  }
+  return kept;
+}
