@@ -1,0 +1,199 @@
+"""`python -m eval.ablations --set FOLDER --steps N`: what each part of the training recipe is worth.
+
+Every variant differs from the base in one thing, is trained on the same set for the same number of tokens, saved, and
+judged by drafting for the same foreign prompts in the real decoding loop. The set is one that `run.py train` collected
+(its `training/set`). Some variants are mistakes that other trainers have shipped: they show what a mistake costs.
+Left out: low, middle and high layers' states fused (EAGLE-3), which the decoder does not hand out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from drafter.checkpoint import load_drafter
+from drafter.dataset import BEGINNING, Dataset, Position, frequent
+from drafter.evaluate import drafted
+from drafter.features import Features
+from drafter.form import Shape, form_for
+from drafter.initial import initial_tensors
+from drafter.loss import Candidates, Recipe
+from drafter.network import Keys, Network, Sight
+from drafter.training import Settings, Trainer
+from eval import cli
+from eval.acceptance import figures, ids_of, prompts
+from eval.provenance import machine
+from eval.session import Session, open_session
+from eval.train import ends_of, fast_bfloat16
+
+
+class SeesItself(Network):
+    """The mask mistake: row p also sees key p, which does not exist yet when drafts are made."""
+
+    def sight(self, texts: Sequence[tuple[Tensor, Mapping[str, Keys]]]) -> Sight:
+        right = super().sight(texts)
+        views = []
+        for view, (rows, _) in zip(right.texts, texts, strict=True):
+            own = {
+                kind: mask.index_put((torch.arange(len(rows)), rows), torch.tensor(True))
+                for kind, mask in view.masks.items()
+            }
+            views.append(view._replace(masks=own))
+        return right._replace(texts=views)
+
+
+class Shifted(Dataset):
+    """The shift mistake: row p is trained with the state of token p, which is not known when drafts are made."""
+
+    def texts(
+        self, seed: int, start: Position = BEGINNING, epochs: int | None = None
+    ) -> Iterator[tuple[Position, Features]]:
+        for position, text in super().texts(seed, start, epochs):
+            states = torch.cat((text.hidden[1:], text.hidden[-1:]))
+            yield position, replace(text, hidden=states)
+
+
+BASE = Shape()
+
+
+@dataclass(frozen=True)
+class Variant:
+      """One change; the recipe's own values stand for all that is not said."""
+
+    name: str
+    shape: Shape = BASE
+    settings: Callable[[Settings], Settings] = lambda base: base
+    network: type[Network] = Network
+    dataset: type[Dataset] = Dataset
+    fitted: bool = True  # whether pre_projection begins as the least-squares solution
+
+
+def _recipe(**changes: Any) -> Callable[[Settings], Settings]:
+    return lambda base: replace(base, recipe=replace(base.recipe, **changes))
+
+
+VARIANTS = (
+    Variant("base"),
+    Variant("not fitted: an average of embedding and state", fitted=False),
+    Variant("mistake: state of the wrong position", dataset=Shifted),
+    Variant("mistake: sees its own key", network=SeesItself),
+    Variant("K = 1", settings=_recipe(steps=1)),
+    Variant("K = 2", settings=_recipe(steps=2)),
+    Variant("all positions unrolled", settings=_recipe(deeper=1.0)),
+    Variant("no feature loss", settings=_recipe(feature_weight=0.0)),
+    Variant("feature loss x 3", settings=_recipe(feature_weight=1.0)),
+    Variant("the model's choices as targets", settings=_recipe(soft=False)),
+    Variant("two layers", Shape(depth=2)),
+    Variant("half the feed-forward width", Shape(width=768)),
+    Variant("draft vocabulary 4,096", Shape(draft_vocab=4096)),
+    Variant("draft vocabulary 16,384", Shape(draft_vocab=16384)),
+    Variant("bigram bias of rank 256", Shape(bigram=256)),
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m eval.ablations", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--set", type=Path, required=True, metavar="FOLDER", help="what run.py train collected")
+    made.add_argument("--steps", type=cli.whole(1), default=150, metavar="N", help="of 2048 tokens (default 150)")
+    made.add_argument("--only", nargs="+", metavar="WORD", help="variants whose names contain one of these words")
+    made.add_argument("--limit", type=cli.whole(1), default=8, metavar="N", help="prompts of each kind (default 8)")
+    made.add_argument("--max-new-tokens", type=cli.whole(1), default=128, metavar="N", help="default 128")
+    cli.add_json_option(made, "the figures")
+    cli.add_model_options(made)
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    return cli.guarded(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print a line for each variant, then the table. Raises ValueError: the model or the set is not usable."""
+    a = arguments
+    cli.check_writable(a.json)
+    Dataset(a.set)
+    session = open_session(replace(cli.settings_from(a), drafter="none"))
+    asked = [ids_of(session, prompt) for prompt in prompts(None, False, a.limit)]
+    chosen = [v for v in VARIANTS if not a.only or any(word in v.name for word in a.only)]
+    if not chosen:
+        raise ValueError(f"no variant is called like that; there are: {', '.join(v.name for v in VARIANTS)}")
+    rows = []
+    for variant in chosen:
+        began = time.monotonic()
+        found = judged(session, variant, a.set, a.steps, asked, a.max_new_tokens)
+        rows.append({"name": variant.name, "seconds": time.monotonic() - began, **found})
+        print(f"{variant.name}: {found['mean_acceptance_length']:.3f}, {rows[-1]['seconds']:.0f} s", flush=True)
+    Console().print(table(rows))
+    record = {"command": "ablations", **machine(session.model.device), "steps": a.steps, "variants": rows}
+    if a.json:
+        cli.write_json(a.json, record)
+    print(json.dumps(record))
+    return 0
+
+
+def judged(
+    session: Session, variant: Variant, folder: Path, steps: int, asked: Sequence[Tensor], max_new_tokens: int
+) -> dict[str, Any]:
+    """Train as `variant` says, save, and draft 4 tokens a round for `asked` (ids [n])."""
+    backbone = session.model.decoder
+    base = Settings(Recipe(steps=4, deeper=0.25, soft=True), bfloat16=fast_bfloat16())
+    settings, dataset = variant.settings(base), variant.dataset(folder)
+    form = form_for(variant.shape, backbone.spec, session.model.config.get_text_config())
+    spec, vocab = form.spec(backbone.spec), backbone.spec.vocab_size
+    ids, coverage = frequent(dataset, vocab, form.draft_vocab or vocab)
+    texts = (text for _, text in Dataset(folder).texts(0, epochs=1)) if variant.fitted else ()
+    network = variant.network(spec, initial_tensors(spec, backbone, ids, texts))
+    candidates = Candidates.of(ids, vocab, backbone.head.rows(ids, torch.float32))
+    trainer = Trainer(network, dataset, lambda t: backbone.embed(t).float().clone(), candidates, settings)
+    began = time.monotonic()
+    for step in range(steps):
+        trainer.step(step / steps)
+    seconds = time.monotonic() - began
+    head = Path(tempfile.mkdtemp())
+    try:
+        form.save(head, network.tensors(), ids, backbone, {}, 4)
+        stats = drafted(
+            backbone,
+            load_drafter(head),
+            asked,
+            draft_length=4,
+            max_new_tokens=max_new_tokens,
+            ends=ends_of(session),
+        )
+        size = sum(path.stat().st_size for path in head.iterdir())
+    finally:
+        shutil.rmtree(head)
+    return {**figures(stats), "tokens_per_second": trainer.tokens / seconds, "bytes": size, "coverage": coverage}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    made = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    made.add_column("variant")
+    for name in ("tokens per round", "by position", "trained tokens/s", "MB"):
+        made.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        positions = " ".join(f"{value:.2f}" for value in row["per_position"])
+        cells = (f"{row['mean_acceptance_length']:.3f}", positions, f"{row['tokens_per_second']:.0f}")
+        made.add_row(row["name"], *cells, f"{row['bytes'] / 1e6:.1f}")
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())
