@@ -72,7 +72,7 @@ BASE = Shape()
 
 @dataclass(frozen=True)
 class Variant:
-      """One change; the recipe's own values stand for all that is not said."""
+    """One change; the recipe's own values stand for all that is not said."""
 
     name: str
     shape: Shape = BASE
