@@ -25,6 +25,7 @@ from drafter.spec import AssistantSpec
 from specdec import kernels
 from specdec.cache import KVCache
 from specdec.kernels import Span
+from specdec.model.decoder import Decoder
 from specdec.model.stack import Linear, Rotations, Stack, TextPass
 from specdec.weights.tensors import Weight
 
@@ -116,6 +117,22 @@ class Assistant:
     post: Linear  # [backbone hidden, hidden]
     head: DenseHead | PrunedHead | CentroidHead
     rotations: Rotations
+
+    def fused(self, backbone: Decoder) -> kernels.FusedDraft | None:
+        """All steps of a draft for `backbone` as one native call, to the same bits; None where step by step is the
+        only way: no native kernels, matrices that are not in blocks, a bigram bias, clusters."""
+        head = self.head
+        if isinstance(head, CentroidHead) or (isinstance(head, PrunedHead) and head.bigram is not None):
+            return None
+        return kernels.fuse_draft(
+            self.stack.fused,
+            self.pre.matrix,
+            self.post.matrix,
+            kernels.Matrix(head.weight.packed),
+            backbone.embedding.packed,
+            backbone.spec.embed_scale,
+            head.ids if isinstance(head, PrunedHead) else None,
+        )
 
     @property
     def nbytes(self) -> int:

@@ -150,7 +150,7 @@ class Network(nn.Module):
         return F.linear(x, self[f"{name}.weight"], bias)
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self[name], self.spec.text.norm_eps)
+        return F.rms_norm(x, (x.shape[-1],), self[name].to(x.dtype), self.spec.text.norm_eps)
 
 
 def head_tensors(spec: AssistantSpec) -> dict[str, tuple[int, ...]]:

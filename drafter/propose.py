@@ -15,6 +15,7 @@ from torch import Tensor
 from drafter.head import Assistant
 from specdec.cache import KVCache
 from specdec.drafting import Draft
+from specdec.kernels import FusedDraft
 from specdec.model.decoder import Decoder
 
 
@@ -27,6 +28,7 @@ class AssistantDrafter:
     def __init__(self, build: Callable[[Decoder], Assistant]) -> None:
         self._build = build
         self._assistant: Assistant | None = None
+        self._fused: FusedDraft | None = None
         self._backbone: Decoder | None = None
         self._cache: KVCache | None = None
 
@@ -40,6 +42,9 @@ class AssistantDrafter:
         # `speculative` wraps a model anew in every call: the same kind of backbone needs no second reading.
         if before is None or _kind(before) != _kind(backbone):
             self._assistant = self._build(backbone)
+        assert self._assistant is not None
+        if before is not backbone:
+            self._fused = self._assistant.fused(backbone)
         self._backbone, self._cache = backbone, None
 
     def start(self, cache: KVCache) -> None:
@@ -61,6 +66,8 @@ class AssistantDrafter:
         if k <= 0 or cache.length == 0:
             return Draft()
         spans = assistant.spans(cache.length)
+        if self._fused is not None and self._fused.usable:
+            return Draft(tuple(self._fused(hidden, tokens[-1], k, spans, cache.views)), self.name)
         token = torch.tensor(tokens[-1:], dtype=torch.int64, device=backbone.device)  # [1]
         state = hidden[None]  # [1, backbone hidden]
         drafted = []

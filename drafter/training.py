@@ -47,7 +47,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class StepReport:
-    """One step. `acceptance_length`: 1 + drafts that were right from the first on, per row, teacher-forced."""
+    """One step. `loss` is a row's; `cross_entropy` and `feature` are a drafted token's, without weights.
+
+    `acceptance_length`: 1 + drafts that were right from the first on, per row, teacher-forced.
+    """
 
     step: int
     tokens: int
@@ -117,8 +120,9 @@ class Trainer:
         tokens = sum(map(len, texts))
         self.tokens += tokens
         per_position = tuple(n / deeper for n in right)
+        drafts = count * steps
         return StepReport(
-            self.step_number, tokens, loss / count, cross_entropy / count, feature / count, per_position, rate
+            self.step_number, tokens, loss / count, cross_entropy / drafts, feature / drafts, per_position, rate
         )
 
     def _batch(self) -> list[Features]:

@@ -22,12 +22,13 @@ from torch import Tensor
 from specdec.kernels import native as _native
 from specdec.kernels import reference as _reference
 from specdec.kernels.blocks import BlockTensor, pack_blocks, unpack_blocks
-from specdec.kernels.layers import FusedLayers, LayerWeights, Matrix, Span, TextRows, plain
+from specdec.kernels.layers import FusedDraft, FusedLayers, LayerWeights, Matrix, Span, TextRows, plain
 from specdec.kernels.store import KVView, Rebuild
 
 __all__ = [
     "CHOICES",
     "BlockTensor",
+    "FusedDraft",
     "FusedLayers",
     "KVView",
     "LayerWeights",
@@ -43,6 +44,7 @@ __all__ = [
     "choose",
     "dense_linear",
     "fuse",
+    "fuse_draft",
     "gated",
     "pack_blocks",
     "rms_norm",
@@ -102,6 +104,26 @@ def fuse(layers: Sequence[LayerWeights], norm: Tensor) -> FusedLayers | None:
         return None
     library = _use
     return FusedLayers(library, layers, norm, lambda: _use is library)
+
+
+def fuse_draft(
+    layers: FusedLayers | None,
+    pre: Matrix,
+    post: Matrix,
+    head: Matrix,
+    embedding: BlockTensor | None,
+    embed_scale: float,
+    ids: Tensor | None,
+) -> FusedDraft | None:
+    """A draft head around fused `layers` as one native call for all steps of a draft.
+
+    `embedding`: the backbone's; `ids` int64: the tokens of the head's rows, None: every one. None where step by step
+    is the only way, as in `fuse`.
+    """
+    blocks = (pre.blocks, post.blocks, head.blocks, embedding)
+    if layers is None or embedding is None or any(b is None or not b.q.is_cpu for b in blocks):
+        return None
+    return FusedDraft(layers, pre, post, head, embedding, embed_scale, ids)
 
 
 def block_linear(x: Tensor, w: BlockTensor) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ctypes import Array, Structure, addressof, c_float, c_int64, c_void_p
 from dataclasses import dataclass, fields
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -161,12 +161,23 @@ class FusedLayers:
         """
         rows = x.shape[0]
         assert x.dtype is torch.float32 and x.is_contiguous() and sum(text.rows for text in texts) == rows
+        starts = (c_int64 * (len(texts) + 1))(0, *accumulate(text.rows for text in texts))
+        stores, (table, _kept) = self._stores(texts), self._spans(spans, rows)
+        if extra is not None:
+            extra = extra.contiguous()
+        self._library.layers(self._layers, table, starts, stores, self._norm, x, extra)
+        return x
+
+    def _stores(self, texts: Sequence[TextRows]) -> Array[c_void_p]:
+        """Where each text's stores are."""
         # Kept as long as they are in use: to make a text's table anew costs as much as a small pass.
         self._tables = {id(text.views): self._table(text.views) for text in texts}
-        starts = (c_int64 * (len(texts) + 1))(0, *accumulate(text.rows for text in texts))
-        stores = (c_void_p * len(texts))(*(addressof(self._tables[id(text.views)][1]) for text in texts))
+        return (c_void_p * len(texts))(*(addressof(self._tables[id(text.views)][1]) for text in texts))
+
+    def _spans(self, spans: Mapping[str, Span], rows: int) -> tuple[Array[_Span], list[Any]]:
+        """The table of spans, and what has to live as long as it does."""
         bounds = c_int64 * rows
-        kept = []  # alive until the call returns
+        kept: list[Any] = []
         table = (_Span * len(self._kinds))()
         for entry, kind in zip(table, self._kinds, strict=True):
             span = spans[kind]
@@ -175,10 +186,7 @@ class FusedLayers:
             kept.append((first, end, cos, sin))
             entry.cos, entry.sin = cos.data_ptr(), sin.data_ptr()
             entry.first, entry.end = addressof(first), addressof(end)
-        if extra is not None:
-            extra = extra.contiguous()
-        self._library.layers(self._layers, table, starts, stores, self._norm, x, extra)
-        return x
+        return table, kept
 
     def _table(self, views: Views) -> tuple[Views, Array[Store]]:
         """`views`, so that they live, and the structures that point into them."""
@@ -204,6 +212,58 @@ class FusedLayers:
             value = getattr(layer, name)
             setattr(made, name, self._kinds.index(value) if name == "kind" else int(value))
         return made
+
+
+class _Drafter(Structure):
+    _fields_ = (
+        *((name, _Matrix) for name in ("pre", "post", "head")),
+        *((name, c_void_p) for name in ("q", "scale", "minimum")),
+        *((name, c_int64) for name in ("blocks", "bits", "tokens")),
+        ("ids", c_void_p),
+        ("embed_scale", c_float),
+    )
+
+
+class FusedDraft:
+    """A head whose drafts are made in one call (draft.h). Made by `specdec.kernels.fuse_draft`."""
+
+    def __init__(
+        self,
+        layers: FusedLayers,
+        pre: Matrix,
+        post: Matrix,
+        head: Matrix,
+        embedding: BlockTensor,
+        embed_scale: float,
+        ids: Tensor | None,
+    ) -> None:
+        self._layers, self._parts = layers, (pre, post, head, embedding, ids)  # the structure points into these
+        self._drafter = _Drafter(
+            *map(_matrix, (pre, post, head)),
+            q=embedding.q.data_ptr(),
+            scale=embedding.scale.data_ptr(),
+            minimum=None if embedding.minimum is None else embedding.minimum.data_ptr(),
+            blocks=embedding.columns // 32,
+            bits=embedding.bits,
+            tokens=embedding.rows,
+            ids=None if ids is None else ids.data_ptr(),
+            embed_scale=embed_scale,
+        )
+
+    @property
+    def usable(self) -> bool:
+        return self._layers.usable
+
+    def __call__(self, state: Tensor, newest: int, steps: int, spans: Mapping[str, Span], views: Views) -> list[int]:
+        """`steps` tokens after `newest`.
+
+        `state` [backbone hidden] float32: what chose `newest`. `spans`: of the one row, at its position. `views`: the
+        stores of the backbone's cache.
+        """
+        layers = self._layers
+        stores, (table, _kept) = layers._stores([TextRows(1, views)]), layers._spans(spans, 1)
+        state = state.contiguous()
+        return layers._library.draft(self._drafter, layers._layers, table, stores, layers._norm, state, newest, steps)
 
 
 def _matrix(matrix: Matrix) -> _Matrix:

@@ -215,6 +215,7 @@ int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 #include "steps.h"
 #include "stack.h"
+#include "draft.h"
 
 // 0 portable, 1 AVX2, 2 AVX-512 VNNI: the best that this CPU runs.
 API int specdec_best_set() { return kBest; }
@@ -335,4 +336,14 @@ API int specdec_layers(const Layer* layers, int64_t count, const Span* spans, in
                        int64_t hidden, const float* extra, int64_t extra_width, int threads) {
   Stack stack{layers, count, spans, {texts, starts, stores}, final_norm, x, rows, hidden, extra, extra_width};
   return stack.run(threads);
+}
+
+// `steps` tokens [steps] of a head with these layers; stores, spans and the rest are those of `specdec_layers` for one
+// row, x [hidden] is scratch, `state` [the backbone's width] the state that chose `newest`. Codes: see draft.h.
+API int specdec_draft(const Drafter* drafter, const Layer* layers, int64_t count, const Span* spans,
+                      const KV* const* stores, const float* final_norm, float* x, int64_t hidden, const float* state,
+                      int64_t newest, int64_t steps, int64_t* tokens, int threads) {
+  const int64_t starts[2] = {0, 1};
+  const Stack stack{layers, count, spans, {1, starts, stores}, final_norm, x, 1, hidden, nullptr, 0};
+  return draft(*drafter, stack, state, newest, steps, tokens, threads);
 }

@@ -32,6 +32,7 @@ _SIGNATURES = {
     "specdec_contenders": [c_void_p, c_int64, c_float, c_double, c_uint64, c_void_p],
     "specdec_attention": [c_void_p] * 4 + [c_float, c_void_p] + [c_int64] * 3 + [c_int],
     "specdec_layers": [c_void_p, c_int64, c_void_p, c_int64, *[c_void_p] * 4, *[c_int64] * 2, c_void_p, c_int64, c_int],
+    "specdec_draft": [c_void_p] * 2 + [c_int64] + [c_void_p] * 4 + [c_int64, c_void_p, *[c_int64] * 2, c_void_p, c_int],
     "specdec_rms_norm": [c_void_p, c_void_p, c_float, c_void_p, c_int64, c_int64, c_int],
     "specdec_rope": [c_void_p] * 4 + [c_int64] * 3 + [c_int],
     "specdec_gated": [c_void_p, c_void_p, c_int, c_void_p, c_int64, c_int64, c_int],
@@ -99,6 +100,7 @@ class Native:
         self._block_linear = library.specdec_block_linear
         self._block_rows = library.specdec_block_rows
         self._layers = library.specdec_layers
+        self._draft = library.specdec_draft
         self._best = library.specdec_best
         self._contenders = library.specdec_contenders
         self._attention = library.specdec_attention
@@ -220,6 +222,38 @@ class Native:
         )
         assert code != 2, "a row sees positions that a ring does not hold"
         _check(code)
+
+    def draft(
+        self,
+        drafter: Structure,
+        layers: Array[Any],
+        spans: Array[Any],
+        stores: Array[Any],
+        norm: Tensor,
+        state: Tensor,
+        newest: int,
+        steps: int,
+    ) -> list[int]:
+        """`steps` tokens after `newest`, which `state` [backbone hidden] (float32, contiguous) chose."""
+        x, tokens = torch.empty_like(norm), (c_int64 * steps)()
+        code = self._draft(
+            byref(drafter),
+            layers,
+            len(layers),
+            spans,
+            stores,
+            norm.data_ptr(),
+            x.data_ptr(),
+            x.numel(),
+            state.data_ptr(),
+            newest,
+            steps,
+            tokens,
+            torch.get_num_threads(),
+        )
+        assert code not in (2, 3), "the row sees positions that a ring does not hold, or a token is none"
+        _check(code)
+        return list(tokens)
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         wide = x.float().contiguous()

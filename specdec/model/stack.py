@@ -17,7 +17,7 @@ from torch import Tensor
 
 from specdec import kernels
 from specdec.cache import KVCache, LayerStore
-from specdec.kernels import LayerWeights, Matrix, Span, TextRows
+from specdec.kernels import FusedLayers, LayerWeights, Matrix, Span, TextRows
 from specdec.model.spec import LayerSpec, RopeSpec
 from specdec.weights.tensors import Weight
 
@@ -183,6 +183,11 @@ class Stack:
         self.layers, self.stores, self.norm, self.eps = tuple(layers), tuple(stores), norm, eps
         assert all(layer.eps == eps for layer in layers)
         self._fused = kernels.fuse([layer.weights(store) for layer, store in zip(layers, stores, strict=True)], norm)
+
+    @property
+    def fused(self) -> FusedLayers | None:
+        """The layers as one native call, where there is one."""
+        return self._fused
 
     def __call__(
         self, x: Tensor, spans: Mapping[str, Span], texts: Sequence[TextPass], extra: Tensor | None = None

@@ -1,0 +1,73 @@
+"""A draft made in one native call is the draft that is made step by step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import specdec
+from drafter import load_drafter
+from drafter.head_file import save_head
+from drafter.initial import initial_tensors
+from drafter.spec import HeadConfig, head_spec
+from specdec import kernels
+from specdec.model.decoder import Decoder
+from tests.tiny import VOCAB, WINDOW, prompt, tiny_model
+from tests.tiny_assistant import CENTROIDS, prefilled, save_assistant
+
+LENGTHS = (1, 7, WINDOW + 1, 3 * WINDOW, 6 * WINDOW + 3)
+
+if not kernels.active().startswith("native"):
+    pytest.skip("no native kernels here", allow_module_level=True)
+
+
+def quantised(folder: Path, family: str) -> Decoder:
+    tiny_model(family).save_pretrained(folder)
+    return specdec.load(folder, drafter=None, quantize="int8", device="cpu").decoder
+
+
+def head(folder: Path, decoder: Decoder, draft_vocab: int, bigram: int, bits: int) -> Path:
+    ids = torch.arange(0, VOCAB, VOCAB // draft_vocab)
+    base = HeadConfig.like(decoder.spec, draft_vocab=draft_vocab)
+    config = HeadConfig(base.hidden_size, base.intermediate_size, base.layers, base.heads, base.draft_vocab, bigram)
+    tensors = initial_tensors(head_spec(config, decoder.spec), decoder, ids)
+    save_head(folder, config, tensors, ids, decoder, {}, bits)
+    return folder
+
+
+def compared(decoder: Decoder, folder: Path, quantize: str | None = None) -> bool:
+    """Whether drafts come in one call; they are the same in any case."""
+    drafter = load_drafter(folder, quantize)
+    drafter.bind(decoder)
+    fused = drafter._fused
+    for length in LENGTHS:
+        ids = prompt(length + 1, seed=length)[0]
+        cache, hidden = prefilled(decoder, ids[:-1])
+        found = []
+        for drafter._fused in (fused, None):
+            drafter.start(cache)
+            found.append([drafter.propose(ids.tolist(), hidden, k).tokens for k in (1, 2, 5, 8)])
+        assert found[0] == found[1] and [len(tokens) for tokens in found[0]] == [1, 2, 5, 8]
+    return fused is not None
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3"])
+@pytest.mark.parametrize(("draft_vocab", "bits"), [(VOCAB, 8), (VOCAB // 2, 8), (VOCAB // 2, 4)])
+def test_one_call_drafts_what_the_steps_draft(family: str, draft_vocab: int, bits: int, tmp_path: Path) -> None:
+    decoder = quantised(tmp_path / "backbone", family)
+    assert compared(decoder, head(tmp_path / "head", decoder, draft_vocab, 0, bits))
+
+
+def test_an_assistant_drafts_in_one_call(tmp_path: Path) -> None:
+    decoder = quantised(tmp_path / "backbone", "gemma4_unified")
+    assert compared(decoder, save_assistant(tmp_path / "assistant", "gemma4_unified"), "int8")
+
+
+def test_what_goes_step_by_step(tmp_path: Path) -> None:
+    decoder = quantised(tmp_path / "backbone", "llama")
+    assert not compared(decoder, head(tmp_path / "bigram", decoder, VOCAB // 2, 32, 8))
+    gemma = quantised(tmp_path / "gemma", "gemma4_unified")
+    assert not compared(gemma, save_assistant(tmp_path / "clusters", "gemma4_unified", **CENTROIDS), "int8")
+    assert not compared(gemma, save_assistant(tmp_path / "float", "gemma4_unified"), "none")
