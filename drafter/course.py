@@ -27,7 +27,7 @@ from torch import Tensor, distributed
 
 from drafter.checkpoint import load_drafter
 from drafter.collect import Collector, held_out_texts
-from drafter.dataset import Dataset, Size, frequent
+from drafter.dataset import Dataset, Size, frequent, size
 from drafter.evaluate import drafted, walked
 from drafter.features import Features
 from drafter.form import Form, Start
@@ -243,7 +243,7 @@ class Course:
         set_ = trainer.dataset
         about = {
             **self.about,
-            "set": {**set_.about, "shards": len(set_.shards)},
+            "set": {**set_.about, **size(set_.shards)._asdict()},
             "trained": {"steps": trainer.step_number, "tokens": trainer.tokens, **asdict(self.settings)},
             "score": None if score is None else asdict(score),
         }

@@ -80,7 +80,9 @@ def _train(settings: Settings, options: TrainOptions, json_file: Path | None) ->
     )
     start = None if options.start is None else read_start(options.start, backbone)
     form = start.form if start else form_for(options.shape, backbone.spec, session.model.config.get_text_config())
-    about = {"backbone_name": settings.model, "start": options.start, **machine(backbone.device)}
+    here = machine(backbone.device)
+    about = {"backbone_name": settings.model, "start": options.start, "versions": here["versions"]}
+    about["cpu"], about["threads"] = here["host"]["cpu"], here["host"]["threads"]
     course = Course(options.out, backbone, collector, form, options.training, options.budget, about, start)
     console = Console(quiet=not course.first)
     try:
