@@ -1,15 +1,16 @@
 """Draft length: how many tokens to ask for each round, zero included.
 
-`AdaptiveLength` weighs what a draft costs against what it wins, both measured while it runs. With a_i the probability
-that draft i is accepted given that the ones before it were, r_k = a_1...a_k, S_k = r_1 + ... + r_k and
-T(k) = V(k + 1) + k d, it picks the k that maximises (1 + S_k) / T(k): expected tokens a second. Lengths never change a
-token, only when it comes.
+`AdaptiveLength` weighs what a draft costs against what it wins, both measured while it runs, for each source of drafts
+apart. With a_i the probability that draft i is accepted given that the ones before it were, r_k = a_1...a_k,
+S_k = r_1 + ... + r_k and T(k) = V(k + 1) + k d, it picks the k that maximises (1 + S_k) / T(k): expected tokens a
+second. Lengths never change a token, only when it comes.
 
-Left out: costs measured at load, several drafters competing, memory across requests.
+Left out: costs measured at load, sources joined in one draft.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 PRIOR, PRIOR_DECAY = 0.85, 0.98  # a_i before anything was seen
@@ -21,10 +22,10 @@ RETRY_EVERY = 16  # plain rounds after which one draft is tried again
 class DraftLength(Protocol):
     """Chooses the draft length of a round and hears how it went."""
 
-    def choose(self, limit: int) -> int:
-        """Tokens to draft next, 0..limit."""
+    def choose(self, limit: int, source: str) -> int:
+        """Tokens that the drafter `source` is to draft next, 0..limit."""
 
-    def observe(self, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float) -> None:
+    def observe(self, source: str, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float) -> None:
         """What the last round drafted and accepted, and what its two halves cost."""
 
 
@@ -36,11 +37,20 @@ class FixedLength:
             raise ValueError(f"draft_length must be 0 or more, or 'adaptive'; got {length}")
         self.length = length
 
-    def choose(self, limit: int) -> int:
+    def choose(self, limit: int, source: str) -> int:
         return min(self.length, limit)
 
-    def observe(self, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float) -> None:
+    def observe(self, source: str, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float) -> None:
         pass
+
+
+@dataclass
+class _Record:
+    """How a source of drafts has done: a_i, d in seconds, and rounds in a row without a draft of its."""
+
+    acceptance: list[float]
+    step_seconds: float = 0.0
+    plain_rounds: int = 0
 
 
 class AdaptiveLength:
@@ -48,37 +58,38 @@ class AdaptiveLength:
 
     def __init__(self, longest: int = 8) -> None:
         self.longest = longest
-        self._acceptance = [PRIOR * PRIOR_DECAY**i for i in range(longest)]
+        self._records: dict[str, _Record] = {}
         self._pass_seconds: dict[int, float] = {}  # rows -> V(rows)
-        self._step_seconds = 0.0  # d
-        self._plain_rounds = 0
 
-    def choose(self, limit: int) -> int:
-        limit = min(limit, self.longest)
-        best, best_rate = 0, 1.0 / self._cost(0)
+    def choose(self, limit: int, source: str) -> int:
+        limit, record = min(limit, self.longest), self._record(source)
+        best, best_rate = 0, 1.0 / self._pass_cost(1)
         reach, expected = 1.0, 1.0
         for k in range(1, limit + 1):
-            reach *= self._acceptance[k - 1]
+            reach *= record.acceptance[k - 1]
             expected += reach
-            rate = expected / self._cost(k)
+            rate = expected / (self._pass_cost(k + 1) + k * record.step_seconds)
             if rate > best_rate:
                 best, best_rate = k, rate
         if best == 0 and limit > 0:
-            self._plain_rounds += 1
-            if self._plain_rounds % RETRY_EVERY == 0:  # so that 0 is not for ever
+            record.plain_rounds += 1
+            if record.plain_rounds % RETRY_EVERY == 0:  # so that 0 is not for ever
                 return 1
         return best
 
-    def observe(self, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float) -> None:
+    def observe(self, source: str, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float) -> None:
         rows = drafted + 1
         self._pass_seconds[rows] = _blend(self._pass_seconds.get(rows), verify_seconds)
-        if drafted:
-            self._step_seconds = _blend(self._step_seconds or None, draft_seconds / drafted)
+        if not drafted:
+            return
+        record = self._record(source)
+        record.step_seconds = _blend(record.step_seconds or None, draft_seconds / drafted)
         for i in range(min(accepted + 1, drafted, self.longest)):  # only positions that were reached
-            self._acceptance[i] += WEIGHT * (float(i < accepted) - self._acceptance[i])
+            record.acceptance[i] += WEIGHT * (float(i < accepted) - record.acceptance[i])
 
-    def _cost(self, k: int) -> float:
-        return self._pass_cost(k + 1) + k * self._step_seconds
+    def _record(self, source: str) -> _Record:
+        prior = [PRIOR * PRIOR_DECAY**i for i in range(self.longest)]
+        return self._records.setdefault(source, _Record(prior))
 
     def _pass_cost(self, rows: int) -> float:
         """V(rows): as measured, or scaled from the nearest row count that was."""

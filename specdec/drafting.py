@@ -1,4 +1,4 @@
-"""Drafters: whatever proposes tokens. Here the protocol and the two that need no training.
+"""Drafters: whatever proposes tokens. Here the protocol, the two that need no training, and several that compete.
 
 A drafter may propose anything, at any length up to the one asked for: verification decides what is emitted, so a bad
 drafter costs time and never a word.
@@ -115,3 +115,47 @@ class SuffixDrafter:
         while length < limit and tokens[end - length - 1] == tokens[-length - 1]:
             length += 1
         return length
+
+    def matches(self, tokens: Sequence[int]) -> bool:
+        """Whether the ending of `tokens` was there before."""
+        self._index(tokens)
+        return tuple(tokens[-self.min_match :]) in self._ends
+
+
+class SuffixOr:
+    """Suffix matches of `MATCH` tokens or more where there are any, and `other` elsewhere.
+
+    A long match is right more often and costs nothing; the draft length keeps a record of each, and where matches do
+    not pay `other` has its turn.
+    """
+
+    MATCH = 4
+
+    def __init__(self, other: Drafter) -> None:
+        self.take(other)
+
+    def take(self, other: Drafter) -> None:
+        """`other` from now on; one that never proposes leaves shorter matches to the suffix drafter too."""
+        alone = other.max_draft == 0
+        self.suffix, self.other = SuffixDrafter() if alone else SuffixDrafter(min_match=self.MATCH), other
+        self.name = self.suffix.name if alone else f"{self.suffix.name}+{other.name}"
+        self.max_draft = max(self.suffix.max_draft, other.max_draft)
+
+    def bind(self, backbone: Decoder) -> None:
+        self.other.bind(backbone)
+
+    def start(self, cache: KVCache) -> None:
+        self.suffix.start(cache)
+        self.other.start(cache)
+
+    def proposers(self, tokens: Sequence[int]) -> tuple[Drafter, ...]:
+        """Who may draft after `tokens`, the preferred one first."""
+        return (self.suffix, self.other) if self.suffix.matches(tokens) else (self.other,)
+
+    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+        return self.proposers(tokens)[0].propose(tokens, hidden, k)
+
+
+def proposers(drafter: Drafter, tokens: Sequence[int]) -> tuple[Drafter, ...]:
+    """The drafters that may draft after `tokens`, each with a name, and a record, of its own."""
+    return drafter.proposers(tokens) if isinstance(drafter, SuffixOr) else (drafter,)

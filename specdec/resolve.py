@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
 from typing import Any, cast
 
-from torch import Tensor
-
-from specdec.cache import KVCache
-from specdec.drafting import Draft, Drafter, NoDraft, SuffixDrafter
+from specdec.drafting import Drafter, NoDraft, SuffixDrafter, SuffixOr
 from specdec.model.decoder import Decoder
 
 
-class AutoDrafter:
-    """The trained head that comes with the package for the backbone, or suffix matching where there is none."""
+class AutoDrafter(SuffixOr):
+    """Suffix matches, and the trained head that comes with the package for the backbone, where there is one."""
 
     def __init__(self) -> None:
-        self._take(SuffixDrafter())
-        self._for: str | None = None  # whose it is
-
-    def _take(self, chosen: Drafter) -> None:
-        self._chosen, self.name, self.max_draft = chosen, chosen.name, chosen.max_draft
+        super().__init__(NoDraft())
+        self._for: str | None = None  # whose head it is
 
     def bind(self, backbone: Decoder) -> None:
         if self._for != backbone.fingerprint:
             folder = _drafters().bundled_head(backbone.fingerprint)
-            self._take(SuffixDrafter() if folder is None else _drafters().load_drafter(folder))
+            self.take(NoDraft() if folder is None else _drafters().load_drafter(folder))
             self._for = backbone.fingerprint
-        self._chosen.bind(backbone)
-
-    def start(self, cache: KVCache) -> None:
-        self._chosen.start(cache)
-
-    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
-        return self._chosen.propose(tokens, hidden, k)
+        super().bind(backbone)
 
 
 def resolve_drafter(drafter: Drafter | str | None) -> Drafter:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
 from specdec.cache import KVCache
 from specdec.control import AdaptiveLength, FixedLength
-from specdec.drafting import SuffixDrafter
+from specdec.drafting import Draft, NoDraft, SuffixDrafter, SuffixOr, proposers
+from specdec.hf import decoder_of
+from specdec.model.decoder import Decoder
+from tests.tiny import tiny_model
 
 HIDDEN = torch.zeros(4)
 
@@ -64,27 +69,74 @@ def test_bad_settings_are_refused() -> None:
         FixedLength(-1)
 
 
+SOURCE = "suffix"
+
+
 def observe(control: AdaptiveLength, rounds: int, accepts: float, step: float, row: float = 0.1) -> None:
     for _ in range(rounds):
-        k = control.choose(8)
+        k = control.choose(8, SOURCE)
         accepted = round(k * accepts)
-        control.observe(k, accepted, k * step, 1 + row * k)
+        control.observe(SOURCE, k, accepted, k * step, 1 + row * k)
 
 
 def test_adaptive_drafts_long_when_it_pays_and_stops_when_it_does_not() -> None:
     good, bad, dear = AdaptiveLength(), AdaptiveLength(), AdaptiveLength()
     observe(good, 60, accepts=1.0, step=0.01)
-    assert good.choose(8) == 8
+    assert good.choose(8, SOURCE) == 8
     observe(bad, 60, accepts=0.0, step=0.01)
-    assert sum(bad.choose(8) for _ in range(32)) <= 2  # the odd try excepted
+    assert sum(bad.choose(8, SOURCE) for _ in range(32)) <= 2  # the odd try excepted
     observe(dear, 60, accepts=1.0, step=3.0)
-    assert sum(dear.choose(8) for _ in range(32)) <= 2
+    assert sum(dear.choose(8, SOURCE) for _ in range(32)) <= 2
 
 
 def test_adaptive_tries_again_after_a_while_and_respects_the_limit() -> None:
     control = AdaptiveLength()
     observe(control, 60, accepts=0.0, step=0.01)
-    assert 1 in {control.choose(8) for _ in range(40)}
+    assert 1 in {control.choose(8, SOURCE) for _ in range(40)}
     observe(control, 200, accepts=1.0, step=0.01)
-    assert control.choose(3) == 3
-    assert control.choose(0) == 0
+    assert control.choose(3, SOURCE) == 3
+    assert control.choose(0, SOURCE) == 0
+
+
+def test_every_source_has_a_record_of_its_own() -> None:
+    control = AdaptiveLength()
+    observe(control, 40, 0.0, 0.1)
+    assert control.choose(8, SOURCE) <= 1 < control.choose(8, "mtp")
+    for _ in range(40):
+        control.observe("mtp", 4, 4, 0.1, 1.2)
+    assert control.choose(8, "mtp") >= 4 and control.choose(8, SOURCE) <= 1
+
+
+class Scripted:
+    """Proposes the tokens that it was given."""
+
+    name, max_draft = "scripted", 4
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = tokens
+
+    def bind(self, backbone: Decoder) -> None:
+        pass
+
+    def start(self, cache: KVCache) -> None:
+        pass
+
+    def propose(self, tokens: Sequence[int], hidden: torch.Tensor, k: int) -> Draft:
+        return Draft(tuple(self.tokens[:k]), self.name)
+
+
+def test_long_matches_come_first_and_the_other_drafter_elsewhere() -> None:
+    both = SuffixOr(Scripted([7, 7, 7, 7]))
+    decoder = decoder_of(tiny_model("llama"))
+    both.bind(decoder)
+    both.start(decoder.new_cache())
+    hidden = torch.empty(0)
+    text = [3, 4, 5, 6, 8, 9, 3, 4, 5]
+    assert [d.name for d in proposers(both, text)] == ["scripted"], "three tokens are too short a match"
+    assert both.propose(text, hidden, 2) == Draft((7, 7), "scripted")
+    text.append(6)
+    assert [d.name for d in proposers(both, text)] == ["suffix", "scripted"]
+    assert both.propose(text, hidden, 2) == Draft((8, 9), "suffix")
+    assert both.max_draft == 16 and both.name == "suffix+scripted"
+    both.take(NoDraft())
+    assert both.name == "suffix" and both.suffix.min_match == 2

@@ -31,7 +31,7 @@ def test_auto_is_the_head_of_this_backbone_or_suffix_matching(tmp_path: Path, mo
     drafter.bundled._heads.cache_clear()
     try:
         auto = resolve_drafter("auto")
-        for family, name in (("llama", "mtp"), ("qwen3", "suffix"), ("gemma3", "mtp")):
+        for family, name in (("llama", "suffix+mtp"), ("qwen3", "suffix"), ("gemma3", "suffix+mtp")):
             auto.bind(backbone(family))
             assert auto.name == name and auto.max_draft > 0
         auto.bind(decoder_of(tiny_model("llama", seed=1)))
