@@ -29,7 +29,7 @@ from drafter.checkpoint import load_drafter
 from drafter.collect import Collector, held_out_texts
 from drafter.dataset import Dataset, Size, frequent, size
 from drafter.evaluate import drafted, walked
-from drafter.features import Features
+from drafter.features import Features, longest_text
 from drafter.form import Form, Start
 from drafter.initial import initial_tensors
 from drafter.loss import Candidates
@@ -228,6 +228,7 @@ class Course:
             ends=collector.ends,
             temperature=how.temperatures[0],
             seed=how.seed,
+            longest=longest_text(self.backbone),
         )
         positions = tuple(stats.acceptance_per_position)
         real = stats.mean_acceptance_length

@@ -33,16 +33,18 @@ def drafted(
     ends: frozenset[int],
     temperature: float = 0.0,
     seed: int = 0,
+    longest: int | None = None,
 ) -> GenerationStats:
     """What decoding `prompts` ([n] int64) one by one with drafts of `draft_length` tokens did.
 
-    `mean_acceptance_length` of the result is the figure; texts end with a token of `ends`.
+    `mean_acceptance_length` of the result is the figure; texts end with a token of `ends`, and at `longest` tokens.
     """
+    longest = min(longest or backbone.spec.max_positions, backbone.spec.max_positions)
     drafter.bind(backbone)
     requests = [
         Request(
             prompt,
-            min(len(prompt) + max_new_tokens, backbone.spec.max_positions),
+            min(len(prompt) + max_new_tokens, longest),
             Sampler(warmed(temperature), seed + number if temperature else None),
             lambda tokens, choice: choice.token in ends,
             lambda verdict, logits: None,

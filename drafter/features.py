@@ -67,7 +67,7 @@ def answered(
     computed from it. A sliding layer's keys reach back only as far as its ring, so texts end where the shortest ring
     does.
     """
-    longest = _longest(backbone)
+    longest = longest_text(backbone)
     watched: dict[int, list[Tensor]] = {}
     likeliest: dict[int, list[int]] = {}  # for each emitted token
     begins: dict[int, int] = {}
@@ -100,7 +100,7 @@ def answered(
 def read(backbone: Decoder, texts: Iterable[Tensor], dtype: torch.dtype = torch.bfloat16) -> Iterator[Features]:
     """Texts ([n] int64) that the backbone did not write, each cut where the shortest ring of its cache ends."""
     for text in texts:
-        text = text[: _longest(backbone)].to(backbone.device)
+        text = text[: longest_text(backbone)].to(backbone.device)
         cache, hidden = backbone.new_cache(), []
         for part in torch.split(text, cache.max_rows):
             hidden.append(backbone.forward(part, cache))
@@ -132,6 +132,7 @@ def _note(likeliest: list[int], verdict: Verdict, logits: Tensor, *, greedy: boo
     likeliest.extend(verdict.tokens if greedy else logits.argmax(dim=-1).tolist())
 
 
-def _longest(backbone: Decoder) -> int:
+def longest_text(backbone: Decoder) -> int:
+    """Tokens that a text can have for the shortest ring of shared K/V to reach back to its beginning from its end."""
     windows = [backbone.spec.layers[i].window for i in backbone.spec.shared_kv_layers.values()]
     return min([backbone.spec.max_positions, *(window for window in windows if window is not None)])

@@ -21,6 +21,7 @@ from torch import Tensor, distributed
 from drafter.collect import Answering, Collector, fitting, training_prompts
 from drafter.course import Budget, Course, Event
 from drafter.dataset import Size
+from drafter.features import longest_text
 from drafter.form import Shape, form_for, read_start
 from drafter.loss import Recipe
 from drafter.prompts import TrainingPrompt
@@ -73,7 +74,7 @@ def _train(settings: Settings, options: TrainOptions, json_file: Path | None) ->
     collector = Collector(
         options.out / "training" / "set",
         backbone,
-        fitting(prompts, encode, options.answering.max_prompt),
+        fitting(prompts, encode, min(options.answering.max_prompt, 2 * longest_text(backbone) // 3)),
         ends_of(session),
         options.answering,
         {"data": [list(source) for source in options.data]},
