@@ -41,8 +41,8 @@ def load(
     Args:
         name_or_path: "smollm2-135m-instruct" or "gemma-3-270m" (fetched on first use), a .gguf file, a folder in the
             Hugging Face format (safetensors), or a hub id ("owner/name").
-        drafter: "auto" (the trained head that comes with the package for this model, else suffix matching), "suffix",
-            None (plain decoding), a drafter checkpoint, or a `Drafter`. Never changes the text.
+        drafter: "auto" (suffix matches, and the trained head that comes with the package for this model where there
+            is one), "suffix", None (plain decoding), a drafter checkpoint, or a `Drafter`. Never changes the text.
         dtype: of activations and of weights that are not quantised; None: float32 on the CPU, bfloat16 on a GPU.
         quantize: "int4" or "int8" quantise a float checkpoint while it streams in; "none" expands a quantised one to
             `dtype`; None keeps weights as they are stored.
