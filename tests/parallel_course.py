@@ -7,11 +7,11 @@ import torch
 from torch import distributed
 
 from drafter import collect
-from tests.test_course import PER_SHARD, course
+from tests.test_course import HELD_OUT, PER_SHARD, course
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    collect.PER_SHARD = PER_SHARD
+    collect.PER_SHARD, collect.HELD_OUT = PER_SHARD, HELD_OUT
     distributed.init_process_group("gloo")
     run = course(Path(sys.argv[1]))
     kinds = [type(event).__name__ for event in run.run()]

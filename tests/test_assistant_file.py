@@ -16,11 +16,17 @@ from drafter import load_drafter
 from drafter.assistant_file import ABOUT_FILE
 from drafter.course import Budget
 from drafter.form import Shape, form_for
-from tests.test_course import course
+from tests.test_course import HELD_OUT, PER_SHARD, course
 from tests.tiny import prompt, tiny_model
 from tests.tiny_assistant import ASSISTANTS, backbone, prefilled, proposed
 
 LENGTH = 3
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("drafter.collect.PER_SHARD", PER_SHARD)
+    monkeypatch.setattr("drafter.collect.HELD_OUT", HELD_OUT)
 
 
 def transformers_assistant(folder: Path, family: str) -> Any:
@@ -39,7 +45,7 @@ def transformers_assistant(folder: Path, family: str) -> Any:
 def test_transformers_drafts_the_same_with_what_was_trained_here(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    list(course(tmp_path, family, budget=Budget(steps=20, tokens=3000)).run())
+    list(course(tmp_path, family, budget=Budget(steps=20, tokens=1000)).run())
     theirs = transformers_assistant(tmp_path, family)
     assert theirs.generation_config.num_assistant_tokens == LENGTH
     rounds: list[tuple[Tensor, Tensor, bool]] = []
@@ -74,7 +80,7 @@ def test_the_folder_says_how_it_was_made(tmp_path: Path) -> None:
     list(run.run())
     about = json.loads((tmp_path / ABOUT_FILE).read_text())
     assert about["backbone"] == {"fingerprint": run.backbone.fingerprint, "name": "tiny"}
-    assert about["provenance"]["trained"]["steps"] in (0, 2) and about["provenance"]["set"]["shards"] == 1
+    assert about["provenance"]["trained"]["steps"] in (0, 2) and about["provenance"]["set"]["shards"] >= 1
     config = transformers.AutoConfig.from_pretrained(tmp_path)
     assert config.backbone_hidden_size == 64
     assert config.text_config.layer_types == [

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from drafter.checkpoint import load_drafter
-from drafter.collect import HELD_OUT, Answering, Collector
+from drafter.collect import Answering, Collector
 from drafter.course import Began, Budget, Course, Event, Scored
 from drafter.dataset import Size, read_shard
 from drafter.evaluate import drafted
@@ -28,15 +28,16 @@ from specdec.model.decoder import Decoder
 from tests.tiny import prompt, tiny_model
 from tests.tiny_assistant import backbone
 
-PER_SHARD = 24  # fewer than usual, so that sets of several shards are small
-ANSWERING = Answering(max_new_tokens=48, temperatures=(0.0, 0.7), together=16)
+PER_SHARD, HELD_OUT = 12, 8  # fewer than usual: several shards and evaluations in a second or two
+ANSWERING = Answering(max_new_tokens=32, temperatures=(0.0, 0.7), together=16)
 SETTINGS = Settings(Recipe(steps=3, deeper=0.5, soft=True), learning_rate=3e-3, batch_tokens=200, warmup=3)
-BUDGET = Budget(steps=12, tokens=1500)
+BUDGET = Budget(steps=12, tokens=700)
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("drafter.collect.PER_SHARD", PER_SHARD)
+    monkeypatch.setattr("drafter.collect.HELD_OUT", HELD_OUT)
 
 
 def prompts(count: int = 1000) -> Iterator[Tensor]:
@@ -76,8 +77,8 @@ def test_a_course_leaves_a_drafter_that_does_what_it_says(family: str, tmp_path:
     scores = [event for event in events if isinstance(event, Scored)]
     assert [score.step for score in scores] == [0, 12]
     best = max(scores, key=lambda score: score.real)
-    near = 0.03 if family == "llama" else 0.15  # windows of 16 tokens end texts early, and their ends count differently
-    assert abs(best.offline - best.real) < near * best.real
+    # Texts of some 30 tokens: their ends, which the two count differently, are a large part of them.
+    assert abs(best.offline - best.real) < 0.15 * best.real
     stats = drafted(
         run.backbone,
         load_drafter(tmp_path),
@@ -89,6 +90,14 @@ def test_a_course_leaves_a_drafter_that_does_what_it_says(family: str, tmp_path:
     )
     assert stats.mean_acceptance_length == best.real > 1
     assert len(run.collector.held_out) == HELD_OUT
+
+
+def test_offline_figures_are_those_of_decoding(tmp_path: Path) -> None:
+    run = course(tmp_path, budget=Budget(steps=6, tokens=700))
+    run.collector.answering = replace(ANSWERING, max_new_tokens=250)
+    scores = [event for event in run.run() if isinstance(event, Scored)]
+    for score in scores:
+        assert abs(score.offline - score.real) < 0.03 * score.real
 
 
 class KilledError(Exception):

@@ -29,7 +29,7 @@ ROOT = Path(run.__file__).parent
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with threads_restored():
-        yield make_folder(tmp_path_factory.mktemp("tiny"))
+        yield make_folder(tmp_path_factory.mktemp("tiny"), "llama")  # its texts have no window to fit into
 
 
 @pytest.fixture
