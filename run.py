@@ -163,7 +163,9 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         "--learning-rate of 2e-5 suits one that is already good",
     )
     shape.add_argument("--draft-length", type=whole(1), default=4, metavar="K", help="tokens per draft (default 4)")
-    shape.add_argument("--depth", type=whole(1), metavar="N", help="layers (default: one for each kind of attention)")
+    shape.add_argument(
+        "--depth", type=whole(1), metavar="N", help="layers (default: a tenth of the model's, one of each kind)"
+    )
     shape.add_argument("--width", type=whole(32), metavar="N", help="of the feed-forward part (default: the model's)")
     shape.add_argument("--draft-vocab", type=whole(0), default=8192, metavar="N", help="default 8192; 0: every token")
     shape.add_argument(
@@ -172,6 +174,14 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
     shape.add_argument("--bits", type=int, choices=(8, 5, 4), default=8, help="of the saved matrices (default 8)")
     how = train.add_argument_group("how to train")
     how.add_argument("--learning-rate", type=number, default=1e-3, metavar="X", help="default 1e-3")
+    how.add_argument(
+        "--matrix-rate",
+        type=number,
+        default=3.0,
+        metavar="X",
+        help="learning rate of the layers' matrices, which Muon moves, in units of --learning-rate (default 3; 0: "
+        "AdamW moves all)",
+    )
     how.add_argument("--batch-tokens", type=whole(1), default=2048, metavar="N", help="per step (default 2048)")
     how.add_argument("--hard", action="store_true", help="learn the model's choices, not its distribution")
     how.add_argument(

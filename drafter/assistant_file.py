@@ -62,9 +62,9 @@ def assistant_config(backbone: Config, spec: DecoderSpec, head: HeadConfig) -> C
         hidden_size=head.hidden_size,
         intermediate_size=head.intermediate_size,
         num_attention_heads=head.heads,
-        num_hidden_layers=len(head.layers),
-        num_kv_shared_layers=len(head.layers),
-        layer_types=list(head.layers),
+        num_hidden_layers=len(head.reads),
+        num_kv_shared_layers=len(head.reads),
+        layer_types=[spec.layers[read].kind for read in head.reads],
         hidden_size_per_layer_input=0,
         vocab_size_per_layer_input=0,
     )

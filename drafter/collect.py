@@ -8,7 +8,7 @@ uninterrupted run.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -68,12 +68,14 @@ def fitting(prompts: Iterable[TrainingPrompt], encode: Encode, most: int) -> Ite
 
 
 class Collector:
-    """Grows the set in `folder` with answers to `prompts` (token ids [n], always the same ones from the first on)."""
+    """Grows the set in `folder` with answers to `prompts` (token ids [n], always the same ones from the first on), for
+    heads that read the K/V of the backbone's `layers`."""
 
     def __init__(
         self,
         folder: Path,
         backbone: Decoder,
+        layers: Sequence[int],
         prompts: Iterator[Tensor],
         ends: frozenset[int],
         answering: Answering,
@@ -82,8 +84,9 @@ class Collector:
         """Raises ValueError when `folder` holds a set that was made in another way."""
         how = {k: v for k, v in asdict(answering).items() if k != "together"}
         how["temperatures"] = list(answering.temperatures)  # as JSON gives it back
-        self.writer = DatasetWriter(folder, {**about, "backbone": backbone.fingerprint, "answering": how})
-        self.backbone, self.ends, self.answering = backbone, ends, answering
+        about = {**about, "backbone": backbone.fingerprint, "layers": list(layers), "answering": how}
+        self.writer = DatasetWriter(folder, about)
+        self.backbone, self.layers, self.ends, self.answering = backbone, layers, ends, answering
         self.held_out = list(islice(prompts, HELD_OUT))
         self._prompts = prompts
 
@@ -101,6 +104,7 @@ class Collector:
         texts = answered(
             self.backbone,
             islice(self._prompts, first, None),
+            layers=self.layers,
             max_new_tokens=how.max_new_tokens,
             ends=self.ends,
             temperatures=how.temperatures,
@@ -132,6 +136,7 @@ def held_out_texts(collector: Collector) -> list[Features]:
     texts = answered(
         collector.backbone,
         collector.held_out,
+        layers=collector.layers,
         max_new_tokens=how.max_new_tokens,
         ends=collector.ends,
         temperatures=how.temperatures[:1],

@@ -30,7 +30,7 @@ from drafter.collect import Collector, held_out_texts
 from drafter.dataset import Dataset, Size, frequent, size
 from drafter.evaluate import drafted, walked
 from drafter.features import Features, longest_text
-from drafter.form import Form, Start
+from drafter.form import Form, Start, Trained
 from drafter.initial import initial_tensors
 from drafter.loss import Candidates
 from drafter.network import Network
@@ -159,6 +159,7 @@ class Course:
 
     def _begin(self) -> tuple[Trainer, Began]:
         dataset, backbone = Dataset(self.collector.writer.folder), self.backbone
+        self.collected = size(dataset.shards)
         vocab = backbone.spec.vocab_size
         wanted = None if self.start is None else self.start.draft_ids
         ids, coverage = frequent(dataset, vocab, self.form.draft_vocab or vocab, wanted)
@@ -206,7 +207,7 @@ class Course:
         if self.budget.steps is not None:
             return trainer.step_number / self.budget.steps
         assert self.budget.minutes is not None
-        share = clock.seconds / max(1e-9, self.budget.minutes * 60 - self.collector.size().seconds)
+        share = clock.seconds / max(1e-9, self.budget.minutes * 60 - self.collected.seconds)
         if _parallel():
             agreed = torch.tensor(share)
             distributed.broadcast(agreed, 0)
@@ -228,7 +229,7 @@ class Course:
             ends=collector.ends,
             temperature=how.temperatures[0],
             seed=how.seed,
-            longest=longest_text(self.backbone),
+            longest=longest_text(self.backbone, collector.layers),
         )
         positions = tuple(stats.acceptance_per_position)
         real = stats.mean_acceptance_length
@@ -241,15 +242,14 @@ class Course:
         return found
 
     def _write(self, folder: Path, trainer: Trainer, score: Scored | None) -> None:
-        set_ = trainer.dataset
         about = {
             **self.about,
-            "set": {**set_.about, **size(set_.shards)._asdict()},
+            "set": {**trainer.dataset.about, **self.collected._asdict()},
             "trained": {"steps": trainer.step_number, "tokens": trainer.tokens, **asdict(self.settings)},
             "score": None if score is None else asdict(score),
         }
-        tensors, k = trainer.network.tensors(), self.settings.recipe.steps
-        self.form.save(folder, tensors, trainer.candidates.ids, self.backbone, about, k)
+        tensors, ids = trainer.network.tensors(), trainer.candidates.ids
+        self.form.save(folder, Trained(tensors, ids, self.backbone, about, self.settings.recipe.steps))
 
     def _save(self, trainer: Trainer, clock: _Clock) -> None:
         trainer.save(self.state)

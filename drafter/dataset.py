@@ -78,9 +78,9 @@ class DatasetWriter:
             "best": torch.cat([text.best for text in texts]).int(),
             "hidden": torch.cat([text.hidden for text in texts]),
         }
-        for kind in texts[0].keys:
+        for layer in texts[0].keys:
             for i, name in enumerate(Keys._fields):
-                tensors[f"{kind}.{name}"] = torch.cat([text.keys[kind][i] for text in texts], dim=1)
+                tensors[f"{layer}.{name}"] = torch.cat([text.keys[layer][i] for text in texts], dim=1)
         _replace(self.folder / f"{self.done:05d}.safetensors", lambda path: save_file(tensors, path))
 
 
@@ -153,13 +153,11 @@ def read_shard(path: Path) -> list[Features]:
     try:
         stored = load_file(path)
         lengths, answers = stored["lengths"].tolist(), stored["answers"].tolist()
-        kinds = [name.removesuffix(".k") for name in stored if name.endswith(".k")]
+        layers = [int(name.removesuffix(".k")) for name in stored if name.endswith(".k")]
         parts: dict[str, Sequence[Tensor]] = {
             name: torch.split(stored[name], lengths) for name in ("tokens", "best", "hidden")
         }
-        parts |= {
-            f"{kind}.{n}": torch.split(stored[f"{kind}.{n}"], lengths, dim=1) for kind in kinds for n in Keys._fields
-        }
+        parts |= {f"{i}.{n}": torch.split(stored[f"{i}.{n}"], lengths, dim=1) for i in layers for n in Keys._fields}
     except Exception as error:  # safetensors has errors of its own
         raise _damaged(path, error) from error
     return [
@@ -167,7 +165,7 @@ def read_shard(path: Path) -> list[Features]:
             parts["tokens"][i].long(),
             parts["hidden"][i],
             parts["best"][i].long(),
-            {kind: Keys(parts[f"{kind}.k"][i], parts[f"{kind}.v"][i]) for kind in kinds},
+            {at: Keys(parts[f"{at}.k"][i], parts[f"{at}.v"][i]) for at in layers},
             answer,
         )
         for i, answer in enumerate(answers)

@@ -33,14 +33,14 @@ class Features:
     """One text of n tokens, as the backbone sees it.
 
     `tokens` [n] int64. `hidden` [n, hidden]: the state after the final norm at each token, which chose the next.
-    `best` [n] int64: that choice, the likeliest next token. `keys`: for each kind of layer the last K and V of that
-    kind, [kv_heads, n, head_dim] each. `answer`: where the backbone's own words begin.
+    `best` [n] int64: that choice, the likeliest next token. `keys`: K and V, [kv_heads, n, head_dim] each, by the layer
+    of the backbone that stores them. `answer`: where the backbone's own words begin.
     """
 
     tokens: Tensor
     hidden: Tensor
     best: Tensor
-    keys: Mapping[str, Keys]
+    keys: Mapping[int, Keys]
     answer: int
 
     def __len__(self) -> int:
@@ -51,6 +51,7 @@ def answered(
     backbone: Decoder,
     prompts: Iterable[Tensor],
     *,
+    layers: Sequence[int],
     max_new_tokens: int,
     ends: frozenset[int],
     temperatures: Sequence[float] = (0.0,),
@@ -63,11 +64,11 @@ def answered(
     """(number of the prompt, its text) for each of `prompts` ([n] int64), in the order in which they end.
 
     Prompts are numbered from `first` on. `temperatures` are taken in turn by number, 0 is greedy; a text ends with a
-    token of `ends`. States are kept as `dtype`. The last token of a text is not among its features: nothing was
-    computed from it. A sliding layer's keys reach back only as far as its ring, so texts end where the shortest ring
-    does.
+    token of `ends`. States, and the K/V of `layers`, are kept as `dtype`. The last token of a text is not among its
+    features: nothing was computed from it. A sliding layer's keys reach back only as far as its ring, so texts end
+    where the shortest ring does.
     """
-    longest = longest_text(backbone)
+    longest = longest_text(backbone, layers)
     watched: dict[int, list[Tensor]] = {}
     likeliest: dict[int, list[int]] = {}  # for each emitted token
     begins: dict[int, int] = {}
@@ -94,29 +95,31 @@ def answered(
         hidden, answer = torch.cat(watched.pop(number)), begins.pop(number)  # [n, hidden]
         prompted = _best(backbone, hidden[: answer - 1])
         best = torch.cat((prompted, prompted.new_tensor(likeliest.pop(number))))  # [n]
-        yield number, Features(row[:-1], hidden.to(dtype), best, shared_keys(backbone, cache, dtype), answer)
+        yield number, Features(row[:-1], hidden.to(dtype), best, kept_keys(cache, layers, dtype), answer)
 
 
-def read(backbone: Decoder, texts: Iterable[Tensor], dtype: torch.dtype = torch.bfloat16) -> Iterator[Features]:
+def read(
+    backbone: Decoder, texts: Iterable[Tensor], layers: Sequence[int], dtype: torch.dtype = torch.bfloat16
+) -> Iterator[Features]:
     """Texts ([n] int64) that the backbone did not write, each cut where the shortest ring of its cache ends."""
     for text in texts:
-        text = text[: longest_text(backbone)].to(backbone.device)
+        text = text[: longest_text(backbone, layers)].to(backbone.device)
         cache, hidden = backbone.new_cache(), []
         for part in torch.split(text, cache.max_rows):
             hidden.append(backbone.forward(part, cache))
             cache.commit(len(part))
         states = torch.cat(hidden)  # [n, hidden]
-        yield Features(text, states.to(dtype), _best(backbone, states), shared_keys(backbone, cache, dtype), len(text))
+        yield Features(text, states.to(dtype), _best(backbone, states), kept_keys(cache, layers, dtype), len(text))
 
 
-def shared_keys(backbone: Decoder, cache: KVCache, dtype: torch.dtype) -> dict[str, Keys]:
-    """The K and V that a head reads, of all positions of `cache`, which its rings must still hold."""
+def kept_keys(cache: KVCache, layers: Sequence[int], dtype: torch.dtype) -> dict[int, Keys]:
+    """The K and V of `layers`, of all positions of `cache`, which their rings must still hold."""
     keys = {}
-    for kind, layer in backbone.spec.shared_kv_layers.items():
+    for layer in layers:
         store = cache.stores[layer]
         assert store is not None and cache.length <= store.slots, "the text has outgrown the ring"
         k, v = (part[:, : cache.length].to(dtype, copy=True) for part in (store.keys, store.values))
-        keys[kind] = Keys(k, v)
+        keys[layer] = Keys(k, v)
     return keys
 
 
@@ -132,7 +135,7 @@ def _note(likeliest: list[int], verdict: Verdict, logits: Tensor, *, greedy: boo
     likeliest.extend(verdict.tokens if greedy else logits.argmax(dim=-1).tolist())
 
 
-def longest_text(backbone: Decoder) -> int:
-    """Tokens that a text can have for the shortest ring of shared K/V to reach back to its beginning from its end."""
-    windows = [backbone.spec.layers[i].window for i in backbone.spec.shared_kv_layers.values()]
+def longest_text(backbone: Decoder, layers: Sequence[int]) -> int:
+    """Tokens that a text can have for the shortest ring of `layers` to reach back to its beginning from its end."""
+    windows = [backbone.spec.layers[i].window for i in layers]
     return min([backbone.spec.max_positions, *(window for window in windows if window is not None)])

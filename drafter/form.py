@@ -23,6 +23,17 @@ from specdec.model.decoder import Decoder
 from specdec.model.spec import DecoderSpec
 
 
+class Trained(NamedTuple):
+    """A head that is to be saved: `tensors` as `Network.tensors()` gives them, `draft_ids` [candidates] that it scores,
+    whose it is, what the folder says of it (any JSON), and the length of the drafts that it was trained for."""
+
+    tensors: Mapping[str, Tensor]
+    draft_ids: Tensor
+    backbone: Decoder
+    about: Mapping[str, Any]
+    draft_length: int
+
+
 class Form(Protocol):
     """A head's shape. `draft_vocab`: how many tokens it can propose, 0: every one."""
 
@@ -32,15 +43,7 @@ class Form(Protocol):
     def spec(self, backbone: DecoderSpec) -> AssistantSpec:
         """Raises ValueError when `backbone` cannot have such a head."""
 
-    def save(
-        self,
-        folder: Path,
-        tensors: Mapping[str, Tensor],
-        draft_ids: Tensor,
-        backbone: Decoder,
-        about: Mapping[str, Any],
-        draft_length: int,
-    ) -> None:
+    def save(self, folder: Path, head: Trained) -> None:
         """Write a usable drafter to `folder`."""
 
     def to_dict(self) -> dict[str, Any]: ...
@@ -60,16 +63,8 @@ class OwnForm:
     def spec(self, backbone: DecoderSpec) -> AssistantSpec:
         return head_spec(self.config, backbone)
 
-    def save(
-        self,
-        folder: Path,
-        tensors: Mapping[str, Tensor],
-        draft_ids: Tensor,
-        backbone: Decoder,
-        about: Mapping[str, Any],
-        draft_length: int,
-    ) -> None:
-        save_head(folder, self.config, tensors, draft_ids, backbone, about, self.bits)
+    def save(self, folder: Path, head: Trained) -> None:
+        save_head(folder, self.config, head.tensors, head.draft_ids, head.backbone, head.about, self.bits)
 
     def to_dict(self) -> dict[str, Any]:
         return self.config.to_dict()
@@ -85,16 +80,9 @@ class AssistantForm:
     def spec(self, backbone: DecoderSpec) -> AssistantSpec:
         return assistant_spec(self.config, backbone)
 
-    def save(
-        self,
-        folder: Path,
-        tensors: Mapping[str, Tensor],
-        draft_ids: Tensor,
-        backbone: Decoder,
-        about: Mapping[str, Any],
-        draft_length: int,
-    ) -> None:
-        save_assistant(folder, self.config, self.spec(backbone.spec), tensors, backbone, about, draft_length)
+    def save(self, folder: Path, head: Trained) -> None:
+        spec = self.spec(head.backbone.spec)
+        save_assistant(folder, self.config, spec, head.tensors, head.backbone, head.about, head.draft_length)
 
     def to_dict(self) -> dict[str, Any]:
         return dict(self.config.to_dict())

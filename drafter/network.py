@@ -11,7 +11,7 @@ Left out: Gemma 4's centroids, which are trained as a dense head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,11 +34,12 @@ class Keys(NamedTuple):
 
 
 class TextView(NamedTuple):
-    """What the rows of one text see, for each kind of layer: `keys` of n positions, and `masks` [rows, n] bool."""
+    """What the rows of one text see: for each kind of layer `masks` [rows, n] bool, and `keys` of n positions by the
+    backbone's layer that kept them."""
 
     rows: int
     masks: Mapping[str, Tensor]
-    keys: Mapping[str, Keys]
+    keys: Mapping[int, Keys]
 
 
 class Sight(NamedTuple):
@@ -61,14 +62,18 @@ class Network(nn.Module):
             self.register_parameter(_key(name), nn.Parameter(tensors[name].detach().float().clone()))
         self._rotations = Rotations(spec.text.ropes, torch.float32, torch.device("cpu"))
 
+    def by_name(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters with their checkpoint names."""
+        return ((name, self[name]) for name in head_tensors(self.spec))
+
     def tensors(self) -> dict[str, Tensor]:
         """The parameters by checkpoint name, detached."""
-        return {name: self[name].detach() for name in head_tensors(self.spec)}
+        return {name: parameter.detach() for name, parameter in self.by_name()}
 
     def __getitem__(self, name: str) -> nn.Parameter:
         return self.get_parameter(_key(name))
 
-    def sight(self, texts: Sequence[tuple[Tensor, Mapping[str, Keys]]]) -> Sight:
+    def sight(self, texts: Sequence[tuple[Tensor, Mapping[int, Keys]]]) -> Sight:
         """What rows see, text after text: each has its rows' positions [rows] and what the backbone's layers kept."""
         positions = torch.cat([rows for rows, _ in texts])  # [R]
         ropes, views = {}, []
@@ -79,8 +84,8 @@ class Network(nn.Module):
         for rows, keys in texts:
             at = rows[:, None]
             masks = {}
+            key = torch.arange(keys[self.spec.reads[0]].k.shape[1], device=rows.device)  # [n]
             for kind, window in windows.items():
-                key = torch.arange(keys[kind].k.shape[1], device=rows.device)  # [n]
                 masks[kind] = key < at if window is None else (key < at) & (key >= at - 1 - window)
             views.append(TextView(len(rows), masks, keys))
         return Sight(ropes, views)
@@ -133,7 +138,8 @@ class Network(nn.Module):
         q = q * cos[:, None] + turned * sin[:, None]  # cos: [R, 1, D]
         seen = []
         for part, view in zip(torch.split(q, [view.rows for view in sight.texts]), sight.texts, strict=True):
-            keys = view.keys[layer.kind]
+            assert layer.kv_layer is not None
+            keys = view.keys[layer.kv_layer]
             y = F.scaled_dot_product_attention(
                 part.transpose(0, 1)[None],  # [1, H, rows, D]
                 keys.k[None].to(q.dtype),

@@ -34,35 +34,43 @@ class AssistantSpec:
     pruned: bool = False
     bigram: int = 0
 
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """The backbone's layers whose K/V it attends to, ascending."""
+        return tuple(sorted({layer.kv_layer for layer in self.text.layers if layer.kv_layer is not None}))
+
 
 @dataclass(frozen=True)
 class HeadConfig:
     """A head in our own format.
 
-    `layers`: kinds of backbone layers, one for each of its own ("full_attention"). `draft_vocab`: tokens that it can
-    propose; 0: all of the backbone's. Sizes are counts of elements.
+    `reads`: for each of its layers the backbone's layer whose K/V it attends to, and whose kind it is of.
+    `draft_vocab`: tokens that it can propose; 0: all of the backbone's. Sizes are counts of elements.
     """
 
     hidden_size: int
     intermediate_size: int
-    layers: tuple[str, ...]
+    reads: tuple[int, ...]
     heads: int
     draft_vocab: int = 0
     bigram: int = 0
 
     @classmethod
     def like(cls, backbone: DecoderSpec, depth: int | None = None, draft_vocab: int = 8192) -> HeadConfig:
-        """A head as wide as its backbone, of `depth` layers (None: one of each kind that the backbone has).
+        """A head as wide as its backbone, of `depth` layers that are like the backbone's last (None: a tenth of their
+        number, at least one of each kind).
 
-        The last one is the backbone's last kind, full attention as a rule, and those before it are of the other kind
-        where there is one, as in Gemma 4's assistants.
+        Its last layer reads the backbone's last full attention, as in Gemma 4's assistants; those before it the layers
+        before. Raises ValueError when the backbone has not so many.
         """
-        kinds = sorted(backbone.shared_kv_layers, key=lambda kind: kind == "full_attention")
-        depth = depth or len(kinds)
-        layers = (kinds[0],) * (depth - 1) + (kinds[-1],)
-        last = backbone.layers[backbone.shared_kv_layers[layers[-1]]]
-        vocab = 0 if draft_vocab >= backbone.vocab_size else draft_vocab
-        return cls(backbone.hidden_size, last.intermediate_size, layers, last.heads, vocab)
+        depth = depth or max(len(backbone.shared_kv_layers), round(len(backbone.layers) / 10))
+        last = backbone.shared_kv_layers.get("full_attention", max(backbone.shared_kv_layers.values()))
+        others = [i for i, layer in enumerate(backbone.layers) if layer.kv_layer is None and i != last]
+        if depth > 1 + len(others):
+            raise ValueError(f"a head of {depth} layers; the backbone has {1 + len(others)} that store K/V")
+        reads = (*others[len(others) - depth + 1 :], last)
+        model, vocab = backbone.layers[last], 0 if draft_vocab >= backbone.vocab_size else draft_vocab
+        return cls(backbone.hidden_size, model.intermediate_size, reads, model.heads, vocab)
 
     def to_dict(self) -> dict[str, Any]:
         return {"model_type": HEAD_TYPE, **asdict(self)}
@@ -74,9 +82,10 @@ class HeadConfig:
             made = cls(**{f.name: values[f.name] for f in fields(cls)})
         except KeyError as error:
             raise ValueError(f"the head's config.json has no {error}; copy it again from where it was saved") from None
-        made = replace(made, layers=tuple(made.layers))
-        sizes = (made.hidden_size, made.intermediate_size, made.heads, len(made.layers))
-        if not all(isinstance(size, int) and size > 0 for size in sizes) or min(made.draft_vocab, made.bigram) < 0:
+        made = replace(made, reads=tuple(made.reads))
+        sizes = (made.hidden_size, made.intermediate_size, made.heads, len(made.reads))
+        others = (made.draft_vocab, made.bigram, *made.reads)
+        if not all(isinstance(size, int) and size > 0 for size in sizes) or min(others) < 0:
             raise ValueError(f"the head's config.json has impossible sizes: {made}")
         return made
 
@@ -85,19 +94,15 @@ def head_spec(config: HeadConfig, backbone: DecoderSpec) -> AssistantSpec:
     """The head that `config` describes, for `backbone`.
 
     Raises:
-        ValueError: a kind of layer that the backbone lacks, query heads that do not share its K/V heads evenly, or a
-            draft vocabulary larger than its own.
+        ValueError: it reads a layer that the backbone lacks or that stores no K/V, has query heads that do not share
+            K/V heads evenly, or a draft vocabulary larger than the backbone's.
     """
-    source = backbone.shared_kv_layers
     layers = []
-    for kind in config.layers:
-        if kind not in source:
-            raise ValueError(f"the head has {kind} layers, of which the backbone has none: {', '.join(source)}")
+    for read in config.reads:
+        if read >= len(backbone.layers) or backbone.layers[read].kv_layer is not None:
+            raise ValueError(f"the head reads the K/V of layer {read}, and the backbone stores none there")
         layer = replace(
-            backbone.layers[source[kind]],
-            heads=config.heads,
-            intermediate_size=config.intermediate_size,
-            kv_layer=source[kind],
+            backbone.layers[read], heads=config.heads, intermediate_size=config.intermediate_size, kv_layer=read
         )
         if layer.heads % layer.kv_heads:
             raise ValueError(f"{layer.heads} query heads cannot share the backbone's {layer.kv_heads} K/V heads evenly")

@@ -1,10 +1,11 @@
 """Training a head: steps over a set of `Features`, and a state that can be put down and taken up again.
 
 What: `Trainer`. A step takes texts until it has `batch_tokens` tokens, adds up their losses, divides by the number of
-rows and moves the weights with AdamW. Under `torchrun` every process takes every n-th text of the same batch, and the
-division is by the rows of all: n processes do what one would. The learning rate rises for `warmup` steps, stays, and
-falls to zero over the last `decay` of the run (constant then decay, the schedule that TorchSpec found best). `save`
-writes everything that the next step depends on, so a run that was killed and started again ends with the same weights.
+rows and moves the weights: the matrices of the layers and projections with Muon, all else with AdamW. Under `torchrun`
+every process takes every n-th text of the same batch, and the division is by the rows of all: n processes do what one
+would. The learning rate rises for `warmup` steps, stays, and falls to zero over the last `decay` of the run (constant
+then decay, the schedule that TorchSpec found best). `save` writes everything that the next step depends on, so a run
+that was killed and started again ends with the same weights.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ from specdec.sampling import mix
 class Settings:
     """How to train.
 
-    `batch_tokens` make a step, about `pass_tokens` of them a pass. `bfloat16`: matrix products in it, where the
-    processor is faster that way.
+    `batch_tokens` make a step, about `pass_tokens` of them a pass. `matrix_rate`: the learning rate of what Muon moves,
+    in units of `learning_rate`; 0: AdamW moves everything. `bfloat16`: matrix products in it, where the processor is
+    faster that way.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
     learning_rate: float = 1e-3
+    matrix_rate: float = 3.0
     batch_tokens: int = 2048
     pass_tokens: int = 1024
     warmup: int = 20
@@ -78,9 +81,7 @@ class Trainer:
     ) -> None:
         self.network, self.dataset, self.embed, self.candidates = network, dataset, embed, candidates
         self.settings = settings
-        self.optimizer = torch.optim.AdamW(
-            network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.95)
-        )
+        self.optimizers = _optimizers(network, settings)
         self.step_number = self.tokens = 0
         self.scale = _scale(dataset)
         self.position = BEGINNING
@@ -92,9 +93,10 @@ class Trainer:
     def step(self, progress: float) -> StepReport:
         """One step; `progress` 0..1: how much of the run is done, for the learning rate."""
         rate = self._rate(progress)
-        for options in self.optimizer.param_groups:
-            options["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer, factor in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+            for options in optimizer.param_groups:
+                options["lr"] = factor * rate
         texts = self._batch()
         steps = self.settings.recipe.steps
         chance = mix(mix(self.settings.seed) ^ self.step_number) >> 1
@@ -115,7 +117,8 @@ class Trainer:
             if parameter.grad is not None:
                 parameter.grad /= count
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
-        self.optimizer.step()
+        for optimizer, _ in self.optimizers:
+            optimizer.step()
         self.step_number += 1
         tokens = sum(map(len, texts))
         self.tokens += tokens
@@ -155,7 +158,7 @@ class Trainer:
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         state = {
             "network": self.network.tensors(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer, _ in self.optimizers],
             "step": self.step_number,
             "tokens": self.tokens,
             "scale": self.scale,
@@ -187,7 +190,8 @@ class Trainer:
         with torch.no_grad():
             for name, tensor in state["network"].items():
                 self.network[name].copy_(tensor)
-        self.optimizer.load_state_dict(state["optimizer"])
+        for (optimizer, _), theirs in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(theirs)
         self.step_number, self.tokens, self.scale = state["step"], state["tokens"], state["scale"]
         self.position = Position(**state["position"])
         self._texts = self.dataset.texts(self.settings.seed, self.position)
@@ -198,6 +202,27 @@ class Trainer:
         rising = min(1.0, (self.step_number + 1) / max(1, s.warmup))
         falling = min(1.0, max(0.0, 1.0 - progress) / s.decay) if s.decay else 1.0
         return s.learning_rate * rising * falling
+
+
+def _optimizers(network: Network, settings: Settings) -> list[tuple[torch.optim.Optimizer, float]]:
+    """What moves the weights, and each one's learning rate in units of `settings.learning_rate`.
+
+    Muon (https://kellerjordan.github.io/posts/muon/, its step sized as in arXiv 2502.16982) gives every direction of a
+    matrix the same step. It is for matrices between hidden states: rows that stand for tokens come up too unevenly.
+    """
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for name, parameter in network.by_name():
+        hidden = parameter.dim() == 2 and not name.startswith(("embed_tokens", "bigram"))
+        (matrices if hidden and settings.matrix_rate else others).append(parameter)
+    rate, decay = settings.learning_rate, settings.weight_decay
+    found: list[tuple[torch.optim.Optimizer, float]] = [
+        (torch.optim.AdamW(others, lr=rate, weight_decay=decay, betas=(0.9, 0.95)), 1.0)
+    ]
+    if matrices:
+        muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        found.append((muon, settings.matrix_rate))
+    return found
 
 
 def _groups(texts: Sequence[tuple[Features, int]], tokens: int) -> Iterator[tuple[list[Features], list[int]]]:

@@ -29,7 +29,7 @@ from drafter.checkpoint import load_drafter
 from drafter.dataset import BEGINNING, Dataset, Position, frequent
 from drafter.evaluate import drafted
 from drafter.features import Features
-from drafter.form import Shape, form_for
+from drafter.form import Shape, Trained, form_for
 from drafter.initial import initial_tensors
 from drafter.loss import Candidates, Recipe
 from drafter.network import Keys, Network, Sight
@@ -106,9 +106,7 @@ VARIANTS = (
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m eval.ablations", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = cli.module_parser("ablations", __doc__)
     made.add_argument("--set", type=Path, required=True, metavar="FOLDER", help="what run.py train collected")
     made.add_argument("--steps", type=cli.whole(1), default=150, metavar="N", help="of 2048 tokens (default 150)")
     made.add_argument("--only", nargs="+", metavar="WORD", help="variants whose names contain one of these words")
@@ -168,7 +166,7 @@ def judged(
     seconds = time.monotonic() - began
     head = Path(tempfile.mkdtemp())
     try:
-        form.save(head, network.tensors(), ids, backbone, {}, 4)
+        form.save(head, Trained(network.tensors(), ids, backbone, {}, 4))
         stats = drafted(
             backbone,
             load_drafter(head),

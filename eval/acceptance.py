@@ -40,9 +40,7 @@ TIMED_TEXTS = 5
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m eval.acceptance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = cli.module_parser("acceptance", __doc__)
     which = made.add_mutually_exclusive_group()
     which.add_argument("--prompts", type=Path, metavar="FILE", help="your own, .jsonl or .txt, as for run.py bench")
     which.add_argument(

@@ -48,6 +48,13 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
     return Settings(**{name: value for name, value in vars(arguments).items() if name in known})
 
 
+def module_parser(name: str, about: str | None) -> argparse.ArgumentParser:
+    """Of `python -m eval.NAME`, whose module says what it is `about`."""
+    return argparse.ArgumentParser(
+        prog=f"python -m eval.{name}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(

@@ -7,10 +7,10 @@ counted, in rich's own thread, and its cost falls on plain and drafted runs alik
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -59,52 +59,71 @@ class View(AbstractContextManager["View"], Protocol):
         """Both of a prompt's runs are done."""
 
 
-class PlainView:
-    """One line per finished prompt, for files and pipes."""
+class Lines:
+    """A view for files and pipes, in plain lines below a title."""
 
-    def __init__(self, console: Console, title: str, total: int, text: Callable[[Sequence[int]], str]) -> None:
-        self.console, self.title, self.total, self.done = console, title, total, 0
+    def __init__(self, console: Console, title: str) -> None:
+        self.console, self.title = console, title
 
-    def __enter__(self) -> PlainView:
-        self.console.print(self.title, highlight=False, markup=False)
+    def __enter__(self) -> Self:
+        self.print(self.title)
         return self
 
     def __exit__(self, *_: object) -> None:
         pass
+
+    def print(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class Redrawn(ABC):
+    """A view that draws itself anew all the time while it is open, and a first time when it is made."""
+
+    def __init__(self, console: Console, title: str, times_per_second: float, transient: bool = False) -> None:
+        self.console, self.title = console, title
+        self.live = Live(
+            console=console, get_renderable=self.draw, refresh_per_second=times_per_second, transient=transient
+        )
+
+    def __enter__(self) -> Self:
+        self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    @abstractmethod
+    def draw(self) -> RenderableType: ...
+
+
+class PlainView(Lines):
+    """One line per finished prompt, for files and pipes."""
+
+    def __init__(self, console: Console, title: str, total: int, text: Callable[[Sequence[int]], str]) -> None:
+        super().__init__(console, title)
+        self.total, self.done = total, 0
 
     def begin(self, number: int, name: str, mode: str) -> None:
         return None
 
     def finished(self, pair: Pair) -> None:
         self.done += 1
-        self.console.print(
+        self.print(
             f"{self.done}/{self.total} {pair.name}: {len(pair.plain.tokens)} tokens, "
             f"plain {pair.plain.tokens_per_second:.1f}/s, drafted {pair.drafted.tokens_per_second:.1f}/s, "
-            f"{pair.speedup:.2f}x, {'identical' if pair.identical else 'DIFFERENT'}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+            f"{pair.speedup:.2f}x, {'identical' if pair.identical else 'DIFFERENT'}"
         )
 
 
-class LiveView:
+class LiveView(Redrawn):
     """What is being decoded, at what speed, above the table of what is done."""
 
     def __init__(self, console: Console, title: str, total: int, text: Callable[[Sequence[int]], str]) -> None:
-        self.console, self.title, self.total, self.text = console, title, total, text
+        self.total, self.text = total, text
         self.number, self.name, self.mode = 0, "", "warming up"
         self.watch = Watch()
         self.pairs: list[Pair] = []
-        self.live = Live(console=console, get_renderable=self.draw, refresh_per_second=4, transient=True)
-
-    def __enter__(self) -> LiveView:
-        self.live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.live.stop()
+        super().__init__(console, title, 4, transient=True)
 
     def begin(self, number: int, name: str, mode: str) -> Watch:
         self.number, self.name, self.mode, self.watch = number, name, mode, Watch()

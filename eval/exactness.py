@@ -244,9 +244,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--drafter",
         nargs="+",
-        default=["suffix", "scripted"],
+        default=["auto", "suffix", "scripted"],
         metavar="NAME",
-        help="suffix, scripted, or a drafter checkpoint (default: suffix scripted)",
+        help="auto, suffix, scripted, or a drafter checkpoint (default: auto suffix scripted)",
     )
     parser.add_argument(
         "--temperature", nargs="+", type=cli.temperature, default=[0.0, 0.8], metavar="X", help="default: 0 0.8"

@@ -71,16 +71,18 @@ def _train(settings: Settings, options: TrainOptions, json_file: Path | None) ->
     def encode(prompt: TrainingPrompt) -> Tensor:
         return session.encode([{"role": role, "content": content} for role, content in prompt.messages])[0]
 
+    start = None if options.start is None else read_start(options.start, backbone)
+    form = start.form if start else form_for(options.shape, backbone.spec, session.model.config.get_text_config())
+    layers = form.spec(backbone.spec).reads
     collector = Collector(
         options.out / "training" / "set",
         backbone,
-        fitting(prompts, encode, min(options.answering.max_prompt, 2 * longest_text(backbone) // 3)),
+        layers,
+        fitting(prompts, encode, min(options.answering.max_prompt, 2 * longest_text(backbone, layers) // 3)),
         ends_of(session),
         options.answering,
         {"data": [list(source) for source in options.data]},
     )
-    start = None if options.start is None else read_start(options.start, backbone)
-    form = start.form if start else form_for(options.shape, backbone.spec, session.model.config.get_text_config())
     here = machine(backbone.device)
     about = {"backbone_name": settings.model, "start": options.start, "versions": here["versions"]}
     about["cpu"], about["threads"] = here["host"]["cpu"], here["host"]["threads"]
@@ -133,7 +135,7 @@ def _report(console: Console, course: Course, options: TrainOptions, json_file: 
         "out": str(options.out),
         "best": best,
         "scores": scores,
-        "set": course.collector.size()._asdict(),
+        "set": course.collected._asdict(),
         "budget": asdict(options.budget),
         "training": asdict(options.training),
         "shape": course.form.to_dict(),
@@ -155,6 +157,7 @@ def options_from(arguments: argparse.Namespace) -> TrainOptions:
         training=Training(
             recipe=Recipe(steps=a.draft_length, feature_weight=a.feature_weight, soft=not a.hard, deeper=a.unrolled),
             learning_rate=a.learning_rate,
+            matrix_rate=a.matrix_rate,
             batch_tokens=a.batch_tokens,
             bfloat16=not a.float32 and fast_bfloat16(),
             seed=a.seed,

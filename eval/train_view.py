@@ -5,12 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Protocol
 
 from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -19,7 +17,7 @@ from rich.text import Text
 from drafter.course import Began, Event, Scored
 from drafter.dataset import Size
 from drafter.training import StepReport
-from eval.dashboard import WIDTH, share
+from eval.dashboard import WIDTH, Lines, Redrawn, share
 
 _SMOOTH = 0.95  # of the figures of a step, which jump from batch to batch
 _EVERY = 30.0  # seconds between plain lines
@@ -62,58 +60,38 @@ class Running:
         return f"step {self.step}: loss {self.loss:.2f}, drafts right {drafts}, {self.tokens_per_second:.0f} tokens/s"
 
 
-class PlainLines:
+class PlainLines(Lines):
     """One line per event, steps at most every half minute: for files and pipes."""
 
     def __init__(self, console: Console, title: str) -> None:
-        self.console, self.title = console, title
+        super().__init__(console, title)
         self.running, self._last = Running(), time.monotonic()
-
-    def __enter__(self) -> PlainLines:
-        self._print(self.title)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     def heard(self, event: Event, done: float) -> None:
         if isinstance(event, StepReport):
             self.running.add(event)
             if time.monotonic() - self._last >= _EVERY:
                 self._last = time.monotonic()
-                self._print(f"{share(done)} {self.running.line()}")
+                self.print(f"{share(done)} {self.running.line()}")
         elif isinstance(event, Size):
             if event.shards:
-                self._print(collected(event))
+                self.print(collected(event))
         elif isinstance(event, Began):
-            self._print(begun(event))
+            self.print(begun(event))
             self.running = Running()
         else:
-            self._print(scored(event))
-
-    def _print(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self.print(scored(event))
 
 
-class LiveTraining:
+class LiveTraining(Redrawn):
     """The phase with its bar and time left, the drafts' accuracy by position, and the evaluations."""
 
     def __init__(self, console: Console, title: str) -> None:
-        self.console, self.title = console, title
         self.phase, self.done, self.note = "loading", 0.0, ""
         self.running = Running()
         self.scores: list[Scored] = []
         self._began, self._from = time.monotonic(), 0.0
-        self.live = Live(console=console, get_renderable=self.draw, refresh_per_second=2)
-
-    def __enter__(self) -> LiveTraining:
-        self.live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.live.stop()
+        super().__init__(console, title, 2)
 
     def heard(self, event: Event, done: float) -> None:
         if isinstance(event, Size):

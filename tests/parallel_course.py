@@ -7,7 +7,7 @@ import torch
 from torch import distributed
 
 from drafter import collect
-from tests.test_course import HELD_OUT, PER_SHARD, course
+from tests.tiny_course import HELD_OUT, PER_SHARD, course
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -21,12 +21,12 @@ from tests.tiny import WINDOW, prompt, tiny_model
 from tests.tiny_assistant import (
     ASSISTANTS,
     CENTROIDS,
-    assistant_config,
     backbone,
     bound,
     prefilled,
     proposed,
     save_assistant,
+    transformers_assistant,
 )
 
 TOLERANCE = 1e-4
@@ -34,19 +34,6 @@ STEPS = 4
 
 
 # Parity with transformers
-
-
-def transformers_assistant(folder: Path, family: str) -> Any:
-    model_class = getattr(transformers, f"{ASSISTANTS[family][0]}ForCausalLM")
-    try:
-        model_class(assistant_config(family))
-    except ValueError as error:
-        if "layer types producing a cache" not in str(error):
-            raise
-        pytest.skip(f"transformers {transformers.__version__} cannot build its own assistant: {error}")
-    model, report = model_class.from_pretrained(folder, output_loading_info=True, attn_implementation="eager")
-    assert not any(report.values()), report
-    return model.float().eval()
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:

@@ -16,29 +16,16 @@ from drafter import load_drafter
 from drafter.assistant_file import ABOUT_FILE
 from drafter.course import Budget
 from drafter.form import Shape, form_for
-from tests.test_course import HELD_OUT, PER_SHARD, course
 from tests.tiny import prompt, tiny_model
-from tests.tiny_assistant import ASSISTANTS, backbone, prefilled, proposed
+from tests.tiny_assistant import backbone, prefilled, proposed, transformers_assistant
+from tests.tiny_course import course, make_shards_small
 
 LENGTH = 3
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drafter.collect.PER_SHARD", PER_SHARD)
-    monkeypatch.setattr("drafter.collect.HELD_OUT", HELD_OUT)
-
-
-def transformers_assistant(folder: Path, family: str) -> Any:
-    model_class = getattr(transformers, f"{ASSISTANTS[family][0]}ForCausalLM")
-    try:
-        model, report = model_class.from_pretrained(folder, output_loading_info=True, attn_implementation="eager")
-    except ValueError as error:
-        if "layer types producing a cache" not in str(error):
-            raise
-        pytest.skip(f"transformers {transformers.__version__} cannot build its own assistant: {error}")
-    assert not any(report.values()), report
-    return model.eval()
+    make_shards_small(monkeypatch)
 
 
 @pytest.mark.parametrize("family", ["gemma4_unified", "gemma4"])

@@ -15,57 +15,34 @@ import torch
 from torch import Tensor
 
 from drafter.checkpoint import load_drafter
-from drafter.collect import Answering, Collector
-from drafter.course import Began, Budget, Course, Event, Scored
+from drafter.course import Began, Budget, Event, Scored
 from drafter.dataset import Size, read_shard
 from drafter.evaluate import drafted
 from drafter.features import longest_text
-from drafter.form import Shape, Start, form_for, read_start
-from drafter.loss import Recipe
-from drafter.training import Settings, StepReport
+from drafter.form import read_start
+from drafter.training import StepReport
 from specdec.hf import decoder_of
-from specdec.model.decoder import Decoder
-from tests.tiny import prompt, tiny_model
-from tests.tiny_assistant import backbone
-
-PER_SHARD, HELD_OUT = 12, 8  # fewer than usual: several shards and evaluations in a second or two
-ANSWERING = Answering(max_new_tokens=32, temperatures=(0.0, 0.7), together=16)
-SETTINGS = Settings(Recipe(steps=3, deeper=0.5, soft=True), learning_rate=3e-3, batch_tokens=200, warmup=3)
-BUDGET = Budget(steps=12, tokens=700)
+from tests.tiny import tiny_model
+from tests.tiny_course import (
+    ANSWERING,
+    HELD_OUT,
+    PER_SHARD,
+    SETTINGS,
+    collector,
+    course,
+    make_shards_small,
+)
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drafter.collect.PER_SHARD", PER_SHARD)
-    monkeypatch.setattr("drafter.collect.HELD_OUT", HELD_OUT)
-
-
-def prompts(count: int = 1000) -> Iterator[Tensor]:
-    return (prompt(3 + i % 6, seed=i)[0] for i in range(count))
-
-
-def collector(folder: Path, family: str = "llama", count: int = 1000, answering: Answering = ANSWERING) -> Collector:
-    return Collector(folder / "training" / "set", backbone(family), prompts(count), frozenset(), answering, {})
-
-
-def course(
-    folder: Path,
-    family: str = "llama",
-    budget: Budget = BUDGET,
-    settings: Settings = SETTINGS,
-    start: Start | None = None,
-) -> Course:
-    decoder: Decoder = backbone(family)
-    text = tiny_model(family).config.get_text_config()
-    shape = Shape(draft_vocab=64, bigram=0 if family.startswith("gemma4") else 4)
-    form = form_for(shape, decoder.spec, text)
-    answers, about = collector(folder, family), {"backbone_name": "tiny"}
-    return Course(folder, decoder, answers, form, settings, budget, about, start)
+    make_shards_small(monkeypatch)
 
 
 def saved(folder: Path) -> list[Tensor]:
     state = torch.load(folder / "training" / "state.pt", weights_only=True)
-    return [*state["network"].values(), *[t for entry in state["optimizer"]["state"].values() for t in entry.values()]]
+    entries = [entry for optimizer in state["optimizers"] for entry in optimizer["state"].values()]
+    return [*state["network"].values(), *[tensor for entry in entries for tensor in entry.values()]]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4_unified"])
@@ -86,7 +63,7 @@ def test_a_course_leaves_a_drafter_that_does_what_it_says(family: str, tmp_path:
         draft_length=3,
         max_new_tokens=ANSWERING.max_new_tokens,
         ends=frozenset(),
-        longest=longest_text(run.backbone),
+        longest=longest_text(run.backbone, run.collector.layers),
     )
     assert stats.mean_acceptance_length == best.real > 1
     assert len(run.collector.held_out) == HELD_OUT
@@ -130,8 +107,8 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     for one, two in zip(saved(tmp_path / "one"), saved(tmp_path / "two"), strict=True):
-        # Sums in another order; AdamW's roots make much of the smallest gradients.
-        assert float((two - one).norm()) <= 2e-2 * float(one.norm())
+        # Sums in another order; AdamW's roots and Muon's bfloat16 make much of the smallest gradients.
+        assert float((two - one).norm()) <= 0.1 * float(one.norm())
 
 
 def test_a_set_grows_to_the_same_texts_however_it_was_made(tmp_path: Path) -> None:
@@ -167,7 +144,7 @@ def test_prompts_may_run_out(tmp_path: Path) -> None:
     assert len(read_shard(few.writer.shards[1])) == 3
     assert list(collector(tmp_path, count=HELD_OUT + PER_SHARD + 3).grow()) == []
     none = course(tmp_path / "none")
-    none.collector = collector(tmp_path / "none", count=HELD_OUT)
+    none.collector = collector(tmp_path / "none", count=HELD_OUT, layers=none.spec.reads)
     with pytest.raises(ValueError, match="no prompts short enough"):
         list(none.run())
 

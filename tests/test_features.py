@@ -22,14 +22,18 @@ def prompts() -> list[Tensor]:
     return [prompt(length, seed=length)[0] for length in (3, 9, 1, 14, 6)]
 
 
+def layers(decoder: Decoder) -> list[int]:
+    return [0, *decoder.spec.shared_kv_layers.values()]
+
+
 def answers(decoder: Decoder, together: int = 3, **changes: object) -> dict[int, Features]:
-    settings = {"max_new_tokens": 30, "ends": NOBODY, "dtype": torch.float32, **changes}
+    settings = {"layers": layers(decoder), "max_new_tokens": 30, "ends": NOBODY, "dtype": torch.float32, **changes}
     return dict(answered(decoder, prompts(), together=together, **settings))
 
 
 def same(first: Features, second: Features) -> bool:
     pairs = [(first.tokens, second.tokens), (first.hidden, second.hidden), (first.best, second.best)]
-    pairs += [(a, b) for kind in first.keys for a, b in zip(first.keys[kind], second.keys[kind], strict=True)]
+    pairs += [(a, b) for at in first.keys for a, b in zip(first.keys[at], second.keys[at], strict=True)]
     return first.answer == second.answer and all(torch.equal(a, b) for a, b in pairs)
 
 
@@ -41,7 +45,7 @@ def test_answers_and_their_states_are_what_reading_them_gives(family: str) -> No
         asked = prompts()[number]
         assert torch.equal(text.tokens[: len(asked)], asked) and text.answer == len(asked)
         assert torch.equal(text.best[len(asked) - 1 : -1], text.tokens[len(asked) :])  # its own words, greedily
-        (again,) = read(decoder, [text.tokens], torch.float32)
+        (again,) = read(decoder, [text.tokens], layers(decoder), torch.float32)
         assert same(Features(again.tokens, again.hidden, again.best, again.keys, text.answer), text)
         assert len(text) == min(len(asked) + 30 - 1, WINDOW - 1 if family != "llama" else 999)
 
@@ -55,7 +59,7 @@ def test_answers_do_not_depend_on_their_neighbours() -> None:
     assert any(not torch.equal(sampled[i].tokens, greedy[i].tokens) for i in greedy)
     both = answers(decoder, temperatures=(0.0, 0.8), seed=5)
     assert all(same(both[i], (greedy, sampled)[i % 2][i]) for i in both)
-    settings = {"max_new_tokens": 30, "ends": NOBODY, "dtype": torch.float32}
+    settings = {"layers": layers(decoder), "max_new_tokens": 30, "ends": NOBODY, "dtype": torch.float32}
     later = dict(answered(decoder, prompts()[2:], first=2, temperatures=(0.0, 0.8), seed=5, **settings))
     assert sorted(later) == [2, 3, 4] and all(same(later[i], both[i]) for i in later)
     end = int(greedy[0].tokens[12])

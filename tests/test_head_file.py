@@ -30,7 +30,7 @@ IDS = torch.arange(0, VOCAB, 2)
 def saved(folder: Path, family: str, bigram: int = 32, draft_vocab: int = len(IDS), bits: int = 8) -> Network:
     decoder = backbone(family)
     base = HeadConfig.like(decoder.spec, draft_vocab=draft_vocab or VOCAB)
-    config = HeadConfig(base.hidden_size, base.intermediate_size, base.layers, base.heads, base.draft_vocab, bigram)
+    config = HeadConfig(base.hidden_size, base.intermediate_size, base.reads, base.heads, base.draft_vocab, bigram)
     spec = head_spec(config, decoder.spec)
     network = Network(spec, initial_tensors(spec, decoder, IDS if draft_vocab else torch.arange(VOCAB)))
     if bigram:
@@ -92,7 +92,7 @@ def test_a_head_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="trained for another model"):
         text, _ = generated(stranger, load_drafter(tmp_path, strict=False))
     assert text == generated(stranger, NoDraft())[0]
-    with pytest.raises(ValueError, match=r"draft vocabulary|another model|of which the backbone has none|evenly"):
+    with pytest.raises(ValueError, match=r"draft vocabulary|another model|and the backbone stores none there|evenly"):
         load_drafter(tmp_path).bind(backbone("gemma3"))
 
 

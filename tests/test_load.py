@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +26,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-@contextmanager
-def refused(match: str) -> Iterator[None]:
+def refusal(name: Path | str, **settings: Any) -> str:
+    """What loading `name` raises, in under a second."""
     began = time.perf_counter()
-    with pytest.raises(ValueError, match=match):
-        yield
+    with pytest.raises(ValueError, match=r".") as raised:
+        specdec.load(name, **{"device": "cpu", **settings})
     assert time.perf_counter() - began < 1.0
+    return str(raised.value)
 
 
 def change(folder: Path, tensors: dict[str, torch.Tensor | None]) -> None:
@@ -80,26 +79,21 @@ def test_missing_surplus_and_misshapen_tensors_are_all_listed(folder: Path) -> N
             "model.layers.9.mlp.up_proj.weight": torch.ones(96, 64),
         },
     )
-    with refused(r"1 missing: model.layers.1.mlp.up_proj.weight \[96, 64\]") as _:
-        specdec.load(folder, device="cpu")
-    with refused(r"1 misshapen: model.layers.0.self_attn.q_norm.weight is \[7\], needs \[32\]"):
-        specdec.load(folder, device="cpu")
-    with refused(r"1 surplus: model.layers.9.mlp.up_proj.weight"):
-        specdec.load(folder, device="cpu")
+    assert "1 missing: model.layers.1.mlp.up_proj.weight [96, 64]" in refusal(folder)
+    assert "1 misshapen: model.layers.0.self_attn.q_norm.weight is [7], needs [32]" in refusal(folder)
+    assert "1 surplus: model.layers.9.mlp.up_proj.weight" in refusal(folder)
 
 
 def test_a_truncated_checkpoint(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:5000])
-    with refused("model.safetensors"):
-        specdec.load(folder, device="cpu")
+    assert "model.safetensors" in refusal(folder)
 
 
 def test_pickles_are_refused(folder: Path) -> None:
     torch.save({}, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with refused("safetensors"):
-        specdec.load(folder, device="cpu")
+    assert "safetensors" in refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -114,22 +108,17 @@ def test_pickles_are_refused(folder: Path) -> None:
 def test_unknown_architectures_list_the_known_ones(tmp_path: Path, config: dict[str, Any], message: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with refused(message):
-        specdec.load(tmp_path, device="cpu")
+    assert message in refusal(tmp_path)
 
 
 def test_nothing_there() -> None:
-    with refused("smollm2-135m-instruct"):
-        specdec.load("/no/such/model")
+    assert "smollm2-135m-instruct" in refusal("/no/such/model")
 
 
 def test_bad_arguments(folder: Path) -> None:
-    with refused("quantize"):
-        specdec.load(folder, quantize="int5", device="cpu")
-    with refused("device"):
-        specdec.load(folder, device="abacus")
-    with refused("dtype"):
-        specdec.load(folder, dtype="float99", device="cpu")
+    assert "quantize" in refusal(folder, quantize="int5")
+    assert "device" in refusal(folder, device="abacus")
+    assert "dtype" in refusal(folder, dtype="float99")
 
 
 def write_gguf(path: Path, family: str, kind: GGMLQuantizationType) -> Path:
@@ -246,8 +235,7 @@ def test_a_gguf_without_what_its_architecture_needs(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with refused("llama.block_count"):
-        specdec.load(tmp_path / "m.gguf")
+    assert "llama.block_count" in refusal(tmp_path / "m.gguf")
 
 
 def test_a_gguf_of_an_unknown_architecture(tmp_path: Path) -> None:
@@ -257,5 +245,4 @@ def test_a_gguf_of_an_unknown_architecture(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with refused("'mamba' is not supported; supported are: gemma3, gemma4, llama"):
-        specdec.load(tmp_path / "m.gguf")
+    assert "'mamba' is not supported; supported are: gemma3, gemma4, llama" in refusal(tmp_path / "m.gguf")

@@ -17,7 +17,7 @@ SCALE = 2.0
 
 
 def text_of(decoder: Decoder, length: int = 15) -> Features:
-    (text,) = read(decoder, [prompt(length, seed=2)[0]], torch.float32)
+    (text,) = read(decoder, [prompt(length, seed=2)[0]], decoder.spec.shared_kv_layers.values(), torch.float32)
     return text
 
 

@@ -32,7 +32,7 @@ def spec_of(family: str, **changes: Any) -> AssistantSpec:
     config = {
         "hidden_size": 32,
         "intermediate_size": 64,
-        "layers": tuple(spec.shared_kv_layers),
+        "reads": tuple(spec.shared_kv_layers.values()),
         "heads": source.heads,
         "draft_vocab": 40,
         "bigram": 8,
@@ -71,22 +71,21 @@ def drafting(family: str) -> Assistant:
     )
 
 
-def text_of(decoder: Decoder, length: int) -> tuple[Tensor, Tensor, dict[str, Keys]]:
+def text_of(decoder: Decoder, length: int) -> tuple[Tensor, Tensor, dict[int, Keys]]:
     """Tokens [n], hidden [n, H] and the shared K/V of a random text."""
     ids = prompt(length, seed=8)[0]
     store = decoder.new_cache()
-    hidden, kept = [], {kind: ([], []) for kind in decoder.spec.shared_kv_layers}
+    hidden, kept = [], {layer: ([], []) for layer in decoder.spec.shared_kv_layers.values()}
     for part in ids.split(16):
         hidden.append(decoder.forward(part, store))
         store.commit(len(part))
-        for kind, layer in decoder.spec.shared_kv_layers.items():
+        for layer, (keys, values) in kept.items():
             at = torch.arange(store.length - len(part), store.length)
             view = store.stores[layer]
             assert view is not None
-            kept[kind][0].append(view.keys[:, at % view.slots])
-            kept[kind][1].append(view.values[:, at % view.slots])
-    keys = {kind: Keys(torch.cat(k, 1), torch.cat(v, 1)) for kind, (k, v) in kept.items()}
-    return ids, torch.cat(hidden), keys
+            keys.append(view.keys[:, at % view.slots])
+            values.append(view.values[:, at % view.slots])
+    return ids, torch.cat(hidden), {layer: Keys(torch.cat(k, 1), torch.cat(v, 1)) for layer, (k, v) in kept.items()}
 
 
 def prefilled(decoder: Decoder, ids: Tensor) -> KVCache:
@@ -132,13 +131,13 @@ def test_a_row_does_not_see_the_keys_from_its_own_on(family: str) -> None:
     ids, hidden, keys = text_of(decoder, LENGTH)
     positions = torch.tensor([3, 2 * WINDOW])
 
-    def run(keys: dict[str, Keys]) -> Tensor:
+    def run(keys: dict[int, Keys]) -> Tensor:
         sight = mine.sight([(positions, keys)])
         return mine.step(decoder.embed(ids[positions]), hidden[positions - 1], sight)[0].detach()
 
     before = run(keys)
     for j in range(LENGTH):
-        changed = {kind: Keys(k.clone(), v.clone()) for kind, (k, v) in keys.items()}
+        changed = {layer: Keys(k.clone(), v.clone()) for layer, (k, v) in keys.items()}
         for k, v in changed.values():
             k[:, j] += 3.0
             v[:, j] -= 5.0

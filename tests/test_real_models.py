@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, StopStringCriteria, TextIteratorStreamer
 
 import specdec
+from drafter.bundled import bundled_head
 from tests.scripted import SCRIPTS, ScriptedDrafter
 
 MODELS = ["smollm2-135m-instruct", "gemma-3-270m"]
@@ -45,6 +46,14 @@ def test_drafting_never_changes_real_text_past_the_window(name: str, sampling: d
     suffix = model.generate(**inputs, **settings, drafter="suffix", draft_length=7)
     assert torch.equal(suffix, plain)
     assert model.last_stats.accepted > 0
+    default = model.generate(**inputs, **settings)  # suffix matches, and the head where one is in the box
+    assert torch.equal(default, plain)
+    if name == MODELS[0]:
+        head = model.generate(
+            **inputs, **settings, drafter=str(bundled_head(model.decoder.fingerprint)), draft_length=4
+        )
+        assert torch.equal(head, plain)
+        assert list(model.last_stats.draft_sources) == ["mtp"] and model.last_stats.accepted > 0
     drafter = ScriptedDrafter(plain[0].tolist(), SCRIPTS["in turn"], model.decoder.spec.vocab_size)
     assert torch.equal(model.generate(**inputs, **settings, drafter=drafter, draft_length=6), plain)
 

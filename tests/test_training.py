@@ -19,7 +19,7 @@ from specdec.model.decoder import Decoder
 from tests.tiny import FAMILIES, VOCAB, prompt
 from tests.tiny_assistant import backbone
 
-SETTINGS = Settings(recipe=Recipe(steps=2), learning_rate=3e-3, batch_tokens=100, warmup=3)
+SETTINGS = Settings(recipe=Recipe(steps=2, feature_weight=2.0), learning_rate=3e-3, batch_tokens=100, warmup=3)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("set")
     writer = DatasetWriter(folder, {"backbone": "llama"})
     asked = [prompt(4 + i % 5, seed=i)[0] for i in range(24)]
-    texts = [text for _, text in answered(backbone("llama"), asked, max_new_tokens=25, ends=frozenset())]
+    layers = HeadConfig.like(backbone("llama").spec).reads
+    found = answered(backbone("llama"), asked, layers=layers, max_new_tokens=25, ends=frozenset())
+    texts = [text for _, text in found]
     for at in range(0, 24, 8):
         writer.add(texts[at : at + 8])
     return Dataset(folder)
@@ -35,7 +37,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def trainer(dataset: Dataset, settings: Settings = SETTINGS) -> Trainer:
     decoder: Decoder = backbone("llama")
-    spec = head_spec(HeadConfig.like(decoder.spec, draft_vocab=48), decoder.spec)
+    spec = head_spec(HeadConfig.like(decoder.spec, depth=1, draft_vocab=48), decoder.spec)
     ids, coverage = frequent(dataset, VOCAB, 48)
     assert 0.4 < coverage <= 1
     network = Network(spec, initial_tensors(spec, decoder, ids))

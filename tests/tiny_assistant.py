@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
@@ -115,3 +116,16 @@ def bound(folder: Path, decoder: Decoder) -> tuple[AssistantDrafter, Assistant]:
 def proposed(drafter: AssistantDrafter, cache: KVCache, ids: Tensor, hidden: Tensor, k: int) -> Draft:
     drafter.start(cache)
     return drafter.propose(ids.tolist(), hidden, k)
+
+
+def transformers_assistant(folder: Path, family: str) -> Any:
+    """What transformers makes of the assistant in `folder`, all of whose tensors it takes."""
+    model_class = getattr(transformers, f"{ASSISTANTS[family][0]}ForCausalLM")
+    try:
+        model, report = model_class.from_pretrained(folder, output_loading_info=True, attn_implementation="eager")
+    except ValueError as error:
+        if "layer types producing a cache" not in str(error):
+            raise
+        pytest.skip(f"transformers {transformers.__version__} cannot build its own assistant: {error}")
+    assert not any(report.values()), report
+    return model.float().eval()
