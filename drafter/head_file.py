@@ -14,12 +14,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, quants
+from numpy.typing import NDArray
 from torch import Tensor
 
 from drafter.spec import HeadConfig
 from specdec.model.decoder import Decoder
-from specdec.weights.tensors import BLOCK
+from specdec.weights.tensors import BLOCK, fit_minimum
 
 HEAD_FILE = "mtp.gguf"
 ARCHITECTURE = "specdec-mtp"
@@ -74,7 +76,8 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], draft_ids: Tensor
         writer.add_array(DRAFT_IDS, draft_ids.tolist())
     for name, tensor in tensors.items():
         if tensor.dim() == 2 and tensor.shape[1] % BLOCK == 0:
-            writer.add_tensor(name, quants.quantize(tensor.float().numpy(), kind), raw_dtype=kind)
+            stored = quants.quantize(tensor.float().numpy(), kind) if bits == 8 else _blocks(tensor.float(), bits)
+            writer.add_tensor(name, stored, raw_dtype=kind)
         else:
             writer.add_tensor(name, tensor.float().numpy())
     try:
@@ -86,3 +89,23 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], draft_ids: Tensor
     finally:
         temporary.unlink(missing_ok=True)
     return _digest(folder / HEAD_FILE)
+
+
+def _blocks(tensor: Tensor, bits: int) -> NDArray[np.uint8]:
+    """tensor, float32 [R, K], as Q4_1 or Q5_1: [R, bytes of a row].
+
+    Our own search for scale and minimum, whose error is less than that of rounding between a block's least and greatest
+    value. Layout: ggml's `block_q4_1` and `block_q5_1`: scale, minimum, (the fifth bits,) and nibbles, those of the
+    first sixteen values low.
+    """
+    rows, blocks = tensor.shape[0], tensor.shape[1] // BLOCK
+    values, scale, minimum = fit_minimum(tensor, bits)
+    assert minimum is not None
+    q = values.numpy().reshape(rows, blocks, BLOCK)
+    parts: list[NDArray[Any]] = [part.numpy().view(np.uint8).reshape(rows, blocks, 2) for part in (scale, minimum)]
+    if bits == 5:
+        parts.append(np.packbits(q >> 4, axis=-1, bitorder="little"))  # [R, K / 32, 4]
+    low = q & 15
+    parts.append(low[..., :16] | low[..., 16:] << 4)
+    made: NDArray[np.uint8] = np.concatenate(parts, axis=-1)
+    return made.reshape(rows, -1)  # [R, K / 32, bytes of a block] -> [R, bytes of a row]

@@ -27,7 +27,7 @@ Natural = tuple[Tensor, Tensor, Tensor | None]
 
 _GROUP = 16  # rows that `pack_blocks` interleaves
 _CHUNK = 1 << 20  # weights handled at once: float32 temporaries of 4 MB each
-_SHRINK = (1.0, 0.93, 0.86)  # ranges tried for a 4-bit block, as shares of maximum - minimum
+_SHRINK = (1.0, 0.93, 0.86)  # ranges tried for a block with a minimum, as shares of maximum - minimum
 
 
 class Weight(Protocol):
@@ -221,11 +221,17 @@ def fit_int8(x: Tensor) -> Natural:
 
 
 def fit_int4(x: Tensor) -> Natural:
-    """Asymmetric 4-bit blocks of x, float32 [R, K]; what float16 cannot hold comes out as infinite or NaN.
+    """Asymmetric 4-bit blocks of x, float32 [R, K]; what float16 cannot hold comes out as infinite or NaN."""
+    return fit_minimum(x, 4)
+
+
+def fit_minimum(x: Tensor, bits: int) -> Natural:
+    """Blocks of `bits` bits with a minimum, of x, float32 [R, K]; what float16 cannot hold becomes infinite or NaN.
 
     For each share of the range: round, refit scale and minimum to the rounded values by least squares, and
     keep the pair (in float16) with the smallest squared error. Rounding once more can only lower that error.
     """
+    top = 2**bits - 1
     # One block a column: sums over a block then run along contiguous rows, twice as fast as over rows of 32.
     y = x.view(-1, BLOCK).t().contiguous()  # [32, B]
     low, high = y.amin(0), y.amax(0)  # [B]
@@ -237,10 +243,10 @@ def fit_int4(x: Tensor) -> Natural:
     for share in _SHRINK:
         range_ = (high - low) * share
         first = _half(middle - range_ / 2 if share < 1 else low)
-        step = _half(range_ / 15)
+        step = _half(range_ / top)
         if share == 1:
-            step = _raise_to_reach(step, high - first, 15.5)
-        _round_int4(y, step, first - middle, q)
+            step = _raise_to_reach(step, high - first, top + 0.5)
+        _round(y, step, first - middle, top, q)
         sum_q = q.sum(0)
         sum_qy = torch.mul(q, y, out=product).sum(0)
         sum_qq = torch.mul(q, q, out=product).sum(0)
@@ -258,15 +264,15 @@ def fit_int4(x: Tensor) -> Natural:
             better = squared < error
             scale, minimum = torch.where(better, s, scale), torch.where(better, m, minimum)
             error = torch.where(better, squared, error)
-    _round_int4(y, scale, minimum - middle, q)
+    _round(y, scale, minimum - middle, top, q)
     values = q.to(torch.uint8).t().reshape(x.shape)  # [R, K]
     shape = (x.shape[0], x.shape[1] // BLOCK)
     return values, scale.half().view(shape), minimum.half().view(shape)
 
 
-def _round_int4(y: Tensor, scale: Tensor, minimum: Tensor, out: Tensor) -> None:
+def _round(y: Tensor, scale: Tensor, minimum: Tensor, top: int, out: Tensor) -> None:
     inverse = _inverse(scale)
-    torch.mul(y, inverse, out=out).sub_(minimum * inverse).round_().clamp_(0, 15)
+    torch.mul(y, inverse, out=out).sub_(minimum * inverse).round_().clamp_(0, top)
 
 
 def _half(x: Tensor) -> Tensor:
