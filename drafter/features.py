@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from drafter.network import Keys
+from specdec import kernels
 from specdec.cache import KVCache
 from specdec.control import FixedLength
 from specdec.decode import Request, decode
@@ -118,8 +119,7 @@ def kept_keys(cache: KVCache, layers: Sequence[int], dtype: torch.dtype) -> dict
     for layer in layers:
         store = cache.stores[layer]
         assert store is not None and cache.length <= store.slots, "the text has outgrown the ring"
-        k, v = (part[:, : cache.length].to(dtype, copy=True) for part in (store.keys, store.values))
-        keys[layer] = Keys(k, v)
+        keys[layer] = Keys(*(part.to(dtype) for part in kernels.stored(store.view, 0, cache.length)))
     return keys
 
 

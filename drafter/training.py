@@ -100,7 +100,9 @@ class Trainer:
         texts = self._batch()
         steps = self.settings.recipe.steps
         chance = mix(mix(self.settings.seed) ^ self.step_number) >> 1
-        mine = [(text, chance ^ number) for number, text in enumerate(texts)][self._rank :: self._ranks]
+        # By length, so that all processes have about as much to do; the sums do not depend on who does what.
+        dealt = sorted(enumerate(texts), key=lambda found: -len(found[1]))[self._rank :: self._ranks]
+        mine = [(text, chance ^ number) for number, text in dealt]
         sums = torch.zeros(5 + steps)  # loss, cross entropy, feature loss, rows, rows that went on, those right
         for group, seeds in _groups(mine, self.settings.pass_tokens):
             with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bfloat16):

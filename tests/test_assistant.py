@@ -149,7 +149,8 @@ def test_sees_committed_keys_of_its_window_and_nothing_else(length: int, tmp_pat
         visible = [p % store.slots for p in range(oldest, length)]
         hidden_slots = [slot for slot in range(store.slots) if slot not in visible]
         for tensor in (store.keys, store.values):
-            tensor[:, hidden_slots] = 1e4
+            if tensor is not None:  # Gemma 4's full layers keep no keys
+                tensor[:, hidden_slots] = 1e4
         assert same(clean, steps(drafter, assistant, cache, int(ids[-1]), hidden)), f"{kind}: sees a hidden key"
         assert draft == proposed(drafter, cache, ids, hidden, 8)
         for slot in (visible[0], visible[-1]):  # the window ends exactly where it should

@@ -50,9 +50,10 @@ def quantised(family: str, storage: str) -> Decoder:
     return Decoder(decoder.spec, decoder.embedding, layers, decoder.norm, decoder.head, decoder.per_layer)
 
 
-def run(decoder: Decoder, ids: Tensor, rows: int, fused: bool) -> Tensor:
-    """Hidden states [n, hidden] of `ids` [n], `rows` to a pass, from a fresh cache."""
-    decoder = Decoder(decoder.spec, decoder.embedding, decoder.layers, decoder.norm, decoder.head, decoder.per_layer)
+def run(decoder: Decoder, ids: Tensor, rows: int, fused: bool, kept: torch.dtype | None = None) -> Tensor:
+    """Hidden states [n, hidden] of `ids` [n], `rows` to a pass, from a fresh cache that keeps `kept`."""
+    parts = (decoder.spec, decoder.embedding, decoder.layers, decoder.norm, decoder.head, decoder.per_layer)
+    decoder = Decoder(*parts, kv_dtype=kept)
     assert decoder.stack._fused is not None and decoder.stack._fused.usable is False  # gradients are on here
     if not fused:
         decoder.stack._fused = None
@@ -71,6 +72,17 @@ def test_one_call_has_the_bits_of_op_by_op(family: str, storage: str) -> None:
     assert expected.isfinite().all()
     for rows in (1, 2, 3, 7, 8, 9, 16, 17, 64):
         assert torch.equal(run(decoder, ids, rows, fused=True), expected), f"{rows} rows in a pass"
+
+
+@pytest.mark.parametrize("kept", [torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4", "gemma4-e2b"])
+def test_one_call_writes_the_stores_that_op_by_op_writes(family: str, kept: torch.dtype) -> None:
+    decoder, ids = quantised(family, "int8"), prompt(LENGTH, seed=4)[0]
+    expected = run(decoder, ids, 16, False, kept)
+    for rows in (1, 5, 64):
+        assert torch.equal(run(decoder, ids, rows, True, kept), expected), f"{rows} rows in a pass"
+    whole = run(decoder, ids, 16, True)
+    assert 0 < (whole - expected).norm() < 0.5 * whole.norm()  # another rounding, the same model
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma4", "gemma4-e2b"])

@@ -13,6 +13,7 @@ from drafter.checkpoint import build_assistant
 from drafter.head import Assistant
 from drafter.network import Keys, Network, head_tensors
 from drafter.spec import AssistantSpec, HeadConfig, assistant_spec, head_spec
+from specdec import kernels
 from specdec.cache import KVCache
 from specdec.model.decoder import Decoder
 from specdec.weights.state_dict import StateDictCheckpoint
@@ -80,11 +81,11 @@ def text_of(decoder: Decoder, length: int) -> tuple[Tensor, Tensor, dict[int, Ke
         hidden.append(decoder.forward(part, store))
         store.commit(len(part))
         for layer, (keys, values) in kept.items():
-            at = torch.arange(store.length - len(part), store.length)
-            view = store.stores[layer]
-            assert view is not None
-            keys.append(view.keys[:, at % view.slots])
-            values.append(view.values[:, at % view.slots])
+            kept_by = store.stores[layer]
+            assert kept_by is not None
+            k, v = kernels.stored(kept_by.view, store.length - len(part), store.length)
+            keys.append(k)
+            values.append(v)
     return ids, torch.cat(hidden), {layer: Keys(torch.cat(k, 1), torch.cat(v, 1)) for layer, (k, v) in kept.items()}
 
 

@@ -47,8 +47,10 @@ __all__ = [
     "fuse_draft",
     "gated",
     "pack_blocks",
+    "quantise_store",
     "rms_norm",
     "rope",
+    "stored",
     "unpack_blocks",
 ]
 
@@ -166,6 +168,10 @@ def contenders(scores: Tensor, top: float, floor: float, key: int) -> Tensor:
 def dense_linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [T, K] times w [N, K], plus bias [N] -> [T, N] in x.dtype."""
     return _reference.dense_linear(x, w, bias)
+
+
+quantise_store = _reference.quantise_store
+stored = _reference.stored
 
 
 def attention(q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale: float) -> Tensor:

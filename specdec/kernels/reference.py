@@ -144,11 +144,7 @@ def attention(q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale
         if low < high:
             query = (q[row].float() * scale).view(kv.kv_heads, heads // kv.kv_heads, -1)  # [Hkv, G, D]
             assert high - low <= kv.slots, f"row sees {high - low} positions of a ring of {kv.slots}"
-            values = _visible(kv.values, kv.value_scale, low, high)
-            if kv.keys is not None:
-                keys = _visible(kv.keys, kv.key_scale, low, high)
-            else:
-                keys = _rebuilt(kv, values, slice(low, high))
+            keys, values = stored(kv, low, high)
             scores = torch.matmul(query, keys.transpose(1, 2))  # [Hkv, G, L]
             found = torch.matmul(torch.softmax(scores, dim=-1), values)
             out[row] = found.view(heads, -1)  # [Hkv, G, Dv] -> [Hq, Dv]
@@ -233,6 +229,28 @@ def _visible(store: Tensor, scale: Tensor | None, low: int, high: int) -> Tensor
         return part if scale is None else part * scale[:, first:last, None]
     part = torch.cat((store[:, first:], store[:, :last]), dim=1).float()
     return part if scale is None else part * torch.cat((scale[:, first:], scale[:, :last]), dim=1)[..., None]
+
+
+def quantise_store(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of a store x [H, T, D] -> int8 [H, T, D] and scale float32 [H, T], by the rule of `quantise_rows` with the
+    whole width as one block: what they stand for is value * scale."""
+    wide = x.float()
+    largest = wide.abs().amax(dim=-1)  # [H, T]; NaN stays NaN
+    finite = largest < torch.inf
+    usable = finite & (largest >= TINY)
+    top = torch.full_like(largest, 127.0)
+    inverse = torch.where(usable, top / largest, 0.0)
+    values = torch.where(usable[..., None], torch.round(wide * inverse[..., None]), 0.0)
+    scale = torch.where(usable, largest / top, 0.0)
+    return values.to(torch.int8), torch.where(finite, scale, torch.nan)
+
+
+def stored(kv: KVView, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """Keys and values [Hkv, L, D] of positions low .. high - 1, float32."""
+    values = _visible(kv.values, kv.value_scale, low, high)
+    if kv.keys is None:
+        return _rebuilt(kv, values, slice(low, high)), values
+    return _visible(kv.keys, kv.key_scale, low, high), values
 
 
 def _rebuilt(kv: KVView, values: Tensor, positions: slice | Tensor) -> Tensor:

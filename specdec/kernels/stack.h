@@ -221,6 +221,35 @@ struct Stack {
     return made;
   }
 
+  // A head's row, in the store's type: bfloat16 to the nearest (even), int8 as reference.py's quantise_store has it.
+  static void keep(const KV& s, const Plane& plane, int64_t head, int64_t slot, const float* from, int64_t width) {
+    const int64_t at = head * plane.head + slot * plane.slot;
+    if (s.type == kFloat32) {
+      std::memcpy(static_cast<float*>(const_cast<void*>(plane.data)) + at, from, sizeof(float) * width);
+    } else if (s.type == kBfloat16) {
+      uint16_t* to = static_cast<uint16_t*>(const_cast<void*>(plane.data)) + at;
+      for (int64_t i = 0; i < width; ++i) {
+        uint32_t bits;
+        std::memcpy(&bits, from + i, sizeof(bits));
+        to[i] = from[i] != from[i] ? 0x7fc0 : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+      }
+    } else {
+      int8_t* to = static_cast<int8_t*>(const_cast<void*>(plane.data)) + at;
+      float largest = 0.0f;
+      bool finite = true;
+      for (int64_t i = 0; i < width; ++i) {
+        const float size = std::fabs(from[i]);
+        finite = finite && size < std::numeric_limits<float>::infinity();
+        largest = size > largest ? size : largest;
+      }
+      const bool usable = finite && largest >= 1e-30f;
+      const float inverse = usable ? 127.0f / largest : 0.0f;
+      for (int64_t i = 0; i < width; ++i) to[i] = usable ? int8_t(std::nearbyint(from[i] * inverse)) : int8_t(0);
+      const_cast<float*>(plane.scale)[head * s.slots + slot] =
+          finite ? (usable ? largest / 127.0f : 0.0f) : std::numeric_limits<float>::quiet_NaN();
+    }
+  }
+
   // Norm and rotation of a row's queries and keys; its K and V go to the store.
   void place(const Layer& l, int64_t row, int thread) const {
     const Span& span = spans[l.kind];
@@ -241,17 +270,18 @@ struct Stack {
     if (!l.k.present()) return;
     const KV& s = store_of(l, owner[row]);
     const int64_t slot = (span.end[row] - 1) % s.slots;
+    float* made = space + (2 * thread + 1) * part;  // the norm's own scratch, free again
     for (int64_t h = 0; h < l.kv_heads; ++h) {
       const float* raw = k + (row * l.kv_heads + h) * width;
-      const float* from = l.v.present() ? v + (row * l.kv_heads + h) * width : raw;
-      float* value = static_cast<float*>(const_cast<void*>(s.values.data)) + h * s.values.head + slot * s.values.slot;
+      const float* value = l.v.present() ? v + (row * l.kv_heads + h) * width : raw;
       if (l.norm_values) {
-        norm(l, from, nullptr, width, value, thread);
-      } else {
-        std::memcpy(value, from, sizeof(float) * width);
+        norm(l, value, nullptr, width, one, thread);
+        value = one;
       }
-      float* key = static_cast<float*>(const_cast<void*>(s.keys.data)) + h * s.keys.head + slot * s.keys.slot;
-      turned(raw, l.k_norm, key);
+      keep(s, s.values, h, slot, value, width);
+      if (!s.keys.data) continue;  // made from the value again, by whoever reads it
+      turned(raw, l.k_norm, made);
+      keep(s, s.keys, h, slot, made, width);
     }
   }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from specdec import kernels
 from specdec.cache import MAX_ROWS, KVCache, StoreShape
-from specdec.kernels import Span
+from specdec.kernels import Rebuild, Span
 from specdec.model.spec import DecoderSpec
 from specdec.model.stack import Layer, Linear, Rotations, Stack, TextPass
 from specdec.weights.tensors import Weight
@@ -53,7 +53,9 @@ class Decoder:
         norm: Tensor,
         head: Weight,
         per_layer: PerLayerEmbedding | None = None,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
+        """`kv_dtype`: what its caches keep K and V in, a float type or int8; None: the compute dtype."""
         self.spec = spec
         self.embedding = embedding
         stores = [i if kv is None else kv for i, kv in enumerate(layer.spec.kv_layer for layer in layers)]
@@ -64,6 +66,7 @@ class Decoder:
         self._windows = {layer.kind: layer.window for layer in spec.layers}
         self.device = norm.device
         self.dtype = norm.dtype
+        self.kv_dtype = kv_dtype or self.dtype
         self.rotations = Rotations(spec.ropes, self.dtype, self.device)
 
     @property
@@ -94,10 +97,22 @@ class Decoder:
 
     def new_cache(self, max_rows: int = MAX_ROWS) -> KVCache:
         shapes = [
-            None if layer.kv_layer is not None else StoreShape(layer.kv_heads, layer.head_dim, layer.window)
-            for layer in self.spec.layers
+            None if layer.k is None else StoreShape(spec.kv_heads, spec.head_dim, spec.window, self._rebuild(layer))
+            for layer, spec in zip(self.layers, self.spec.layers, strict=True)
         ]
-        return KVCache(shapes, self.dtype, self.device, max_rows)
+        return KVCache(shapes, self.kv_dtype, self.device, max_rows)
+
+    def _rebuild(self, layer: Layer) -> Callable[[int], Rebuild] | None:
+        """How a layer that makes K and V from one projection gets K from V; None: it keeps both."""
+        weight, kind = layer.k_norm, layer.spec.kind
+        if layer.v is not None or not layer.norm_values or weight is None or layer.spec.window is not None:
+            return None
+
+        def rebuild(positions: int) -> Rebuild:
+            cos, sin = self.rotations(kind, [(0, positions)])  # [positions, head_dim]
+            return Rebuild(weight.float(), cos.float(), sin.float())
+
+        return rebuild
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, cache: KVCache) -> Tensor:

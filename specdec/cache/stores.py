@@ -1,0 +1,122 @@
+"""What one layer keeps of a text: K and V, or V alone, as floats or as int8 with a scale per head and position.
+
+Position p lives in slot `p % slots`, in full and sliding layers alike. A full layer has at least as many slots as
+positions, so it never wraps, and grows a block at a time. A sliding layer is a ring of `window - 1 + max_rows` slots
+and never grows. Why V alone: Gemma 4's full layers make K and V from one projection, so that K = rope(V * weight), and
+half of what a long text takes need not be kept.
+
+What is written is rounded to the store's dtype before anybody reads it, the pass that wrote it included: a row's bits
+do not depend on which pass it came with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from specdec.kernels import KVView, Rebuild, quantise_store
+
+GROWTH = 256  # slots by which a full layer grows at first, as it doubles
+BLOCK = 2048  # slots by which it grows at the most: copying 32k positions sixteen times takes a second, once
+
+
+class StoreShape(NamedTuple):
+    """What a layer stores: `kv_heads` x `head_dim` for K and for V, `window` positions (None: all of them).
+
+    `rebuild(n)`: the means to make K from V for positions below n; K is then not stored. None: it is.
+    """
+
+    kv_heads: int
+    head_dim: int
+    window: int | None
+    rebuild: Callable[[int], Rebuild] | None = None
+
+
+class LayerStore:
+    """K and V of one layer, [kv_heads, slots, head_dim] each, and where they are int8 the scales [kv_heads, slots]."""
+
+    def __init__(self, shape: StoreShape, max_rows: int, dtype: torch.dtype, device: torch.device) -> None:
+        assert shape.window is None or shape.rebuild is None, "slots of a ring are not positions"
+        self.window, self._rebuild = shape.window, shape.rebuild
+        slots = GROWTH if shape.window is None else shape.window - 1 + max_rows
+        self.values = torch.zeros(shape.kv_heads, slots, shape.head_dim, dtype=dtype, device=device)
+        self.keys = torch.zeros_like(self.values) if shape.rebuild is None else None
+        scaled = dtype is torch.int8
+        self.value_scale = self.values.new_zeros(self.values.shape[:2], dtype=torch.float32) if scaled else None
+        self.key_scale = None if self.keys is None or self.value_scale is None else torch.zeros_like(self.value_scale)
+        self._look()
+
+    @property
+    def slots(self) -> int:
+        return self.values.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self._parts if part is not None)
+
+    @property
+    def capacity(self) -> float:
+        """Positions that there is room for; a ring always has room."""
+        return math.inf if self.window is not None else self.slots
+
+    @property
+    def _parts(self) -> tuple[Tensor | None, ...]:
+        return self.keys, self.values, self.key_scale, self.value_scale
+
+    def reserve(self, length: int) -> None:
+        """Make room for positions below `length`; `view` is another one then."""
+        if length <= self.capacity:
+            return
+        slots = slots_for(length, self.slots)
+        # One part at a time: what is held twice is a part of one layer.
+        self.values = _grown(self.values, slots)
+        self.keys = None if self.keys is None else _grown(self.keys, slots)
+        self.value_scale = None if self.value_scale is None else _grown(self.value_scale, slots)
+        self.key_scale = None if self.key_scale is None else _grown(self.key_scale, slots)
+        self._look()
+
+    def write(self, start: int, keys: Tensor | None, values: Tensor) -> None:
+        """Store K and V [T, kv_heads, head_dim] of positions start .. start + T - 1; a store of V alone takes no K."""
+        for store, scale, rows in (
+            (self.keys, self.key_scale, keys),
+            (self.values, self.value_scale, values),
+        ):
+            if store is None:
+                continue
+            assert rows is not None
+            data = rows.transpose(0, 1)  # [kv_heads, T, head_dim]
+            if scale is not None:
+                data, scales = quantise_store(data)
+                _put(scale, start, scales)
+            _put(store, start, data)
+
+    def _look(self) -> None:
+        rebuild = None if self._rebuild is None else self._rebuild(self.slots)
+        self.view = KVView(self.keys, self.values, self.key_scale, self.value_scale, rebuild)
+
+
+def slots_for(length: int, slots: int = GROWTH) -> int:
+    """The slots of a full layer that had `slots` of them, once it has room for `length` positions."""
+    while slots < length:
+        slots += min(slots, BLOCK)
+    return slots
+
+
+def _put(store: Tensor, start: int, rows: Tensor) -> None:
+    """rows [H, T, ...] into the slots of store [H, S, ...] from position `start` on."""
+    slots, count = store.shape[1], rows.shape[1]
+    first = start % slots
+    head = min(count, slots - first)
+    store[:, first : first + head] = rows[:, :head]
+    if head < count:  # the rows wrap around the end of the ring
+        store[:, : count - head] = rows[:, head:]
+
+
+def _grown(tensor: Tensor, slots: int) -> Tensor:
+    grown = tensor.new_zeros(tensor.shape[0], slots, *tensor.shape[2:])
+    grown[:, : tensor.shape[1]] = tensor
+    return grown
