@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from transformers import AutoConfig, GenerationConfig
 
+from specdec import quantized
 from specdec.drafting import Drafter
 from specdec.hf import SpecdecForCausalLM
-from specdec.model import build
-from specdec.model.build import Source, build_decoder
+from specdec.model.build import Source, assemble, build_decoder
 from specdec.model.decoder import Decoder
 from specdec.model.families import decoder_spec, supported_families
 from specdec.model.gguf_config import config_from_gguf, with_rope_divisors
@@ -35,6 +35,7 @@ def load(
     dtype: torch.dtype | str | None = None,
     quantize: Storage = None,
     device: torch.device | str | None = None,
+    kv_dtype: torch.dtype | str | None = None,
 ) -> SpecdecForCausalLM:
     """A model that generates what the plain model would, sooner.
 
@@ -47,6 +48,11 @@ def load(
         quantize: "int4" or "int8" quantise a float checkpoint while it streams in; "none" expands a quantised one to
             `dtype`; None keeps weights as they are stored.
         device: "cpu", "cuda", "mps"; None: a GPU where there is one.
+        kv_dtype: what the cache keeps of the context: "float32", "bfloat16", "float16" or "int8"; None: `dtype`. Rounds
+            what attention reads, so another one may give another text; drafting never does.
+
+    A checkpoint of more than a gigabyte that is quantised while it loads is kept quantised in the cache folder
+    ($SPECDEC_CACHE, else ~/.cache/specdec), and mapped from there: the next start takes seconds.
 
     Raises:
         ValueError: nothing is at `name_or_path`, the architecture is not supported, the file is damaged, or tensors
@@ -55,12 +61,17 @@ def load(
     where = _device(device)
     kind = _dtype(dtype, where)
     proposer = resolve_drafter(drafter)  # before the minutes that a large model takes: a wrong name fails at once
-    decoder, config, generation_config = load_decoder(model_path(name_or_path), kind, where, quantize)
+    kept = None if kv_dtype is None else _kv_dtype(kv_dtype, where)
+    decoder, config, generation_config = load_decoder(model_path(name_or_path), kind, where, quantize, kept)
     return SpecdecForCausalLM(decoder, config, generation_config, proposer)
 
 
 def load_decoder(
-    path: Path, dtype: torch.dtype, device: torch.device, quantize: Storage = None
+    path: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantize: Storage = None,
+    kv_dtype: torch.dtype | None = None,
 ) -> tuple[Decoder, Any, GenerationConfig]:
     """The decoder, config and generation config of a .gguf file or a Hugging Face folder."""
     if path.suffix == ".gguf":
@@ -76,9 +87,23 @@ def load_decoder(
     else:
         config, generation_config = _configs(path)
         spec = decoder_spec(config)
-        source = Source.huggingface(SafetensorsCheckpoint(path), spec)
-    with _progress(path.name, len(expected_tensors(spec))) as tick:
-        decoder = build_decoder(spec, source, dtype=dtype, device=device, quantize=quantize, progress=tick)
+        checkpoint = SafetensorsCheckpoint(path)
+        source = Source.huggingface(checkpoint, spec)
+        if quantize in ("int4", "int8") and checkpoint.nbytes >= quantized.LEAST:
+            packed = quantized.kept(path, spec, source, quantize, dtype, _progress)
+            if packed is not None:
+                decoder = assemble(spec, quantized.PackedReader(packed, dtype, device), kv_dtype)
+                return decoder, config, generation_config
+    with _progress(f"loading {path.name}", len(expected_tensors(spec))) as advance:
+        decoder = build_decoder(
+            spec,
+            source,
+            dtype=dtype,
+            device=device,
+            quantize=quantize,
+            progress=lambda _: advance(1),
+            kv_dtype=kv_dtype,
+        )
     return decoder, config, generation_config
 
 
@@ -117,11 +142,15 @@ def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype
     return dtype
 
 
+def _kv_dtype(kept: torch.dtype | str, device: torch.device) -> torch.dtype:
+    return torch.int8 if kept in (torch.int8, "int8") else _dtype(kept, device)
+
+
 @contextmanager
-def _progress(name: str, tensors: int) -> Iterator[build.Progress]:
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on stderr, gone when done; nothing where stderr is not a terminal."""
-    columns = (TextColumn("loading {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tensors"))
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(name, total=tensors)
-        yield lambda _: bar.advance(task)
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)

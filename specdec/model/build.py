@@ -55,17 +55,22 @@ def build_decoder(
     device: torch.device,
     quantize: Storage = None,
     progress: Progress | None = None,
+    kv_dtype: torch.dtype | None = None,
 ) -> Decoder:
     """Read every tensor of `spec` from `source`.
 
     `quantize`: see `Checkpoint.weight`; with "int4" the embedding and the head take 8 bits, which costs little memory
-    and keeps rare tokens apart. `progress(name)` is called after every tensor.
+    and keeps rare tokens apart. `progress(name)` is called after every tensor. `kv_dtype`: see `Decoder`.
 
     Raises:
         ValueError: tensors are missing, surplus or misshapen; all of them are listed.
     """
     check_tensors(spec, source)
-    read = TensorReader(spec, source, dtype, device, quantize, progress)
+    return assemble(spec, TensorReader(spec, source, dtype, device, quantize, progress), kv_dtype)
+
+
+def assemble(spec: DecoderSpec, read: Reader, kv_dtype: torch.dtype | None = None) -> Decoder:
+    """The decoder that `spec` describes, of what `read` has."""
     embedding = read.matrix("embed_tokens.weight")
     norm = read.vector("norm.weight")
     assert norm is not None
@@ -82,7 +87,7 @@ def build_decoder(
         )
     layers = [build_layer(spec, i, read) for i in range(len(spec.layers))]
     head = embedding if spec.tied_head else read.matrix("lm_head.weight")
-    return Decoder(spec, embedding, layers, norm, head, per_layer)
+    return Decoder(spec, embedding, layers, norm, head, per_layer, kv_dtype)
 
 
 def build_layer(spec: DecoderSpec, index: int, read: Reader) -> Layer:
@@ -157,6 +162,11 @@ def check_tensors(spec: DecoderSpec, source: Source, more: Mapping[str, tuple[in
         )
 
 
+def storage_of(name: str, quantize: Storage) -> Storage:
+    """How the matrix of this canonical name is kept in a model that is quantised so."""
+    return "int8" if quantize == "int4" and name in ("embed_tokens.weight", "lm_head.weight") else quantize
+
+
 class TensorReader:
     """A `Reader` of `source`; one tensor in memory at a time besides what it returned."""
 
@@ -175,13 +185,17 @@ class TensorReader:
         self._arena = Arena()
 
     def matrix(self, name: str) -> Weight:
-        vocabulary = name in ("embed_tokens.weight", "lm_head.weight")
-        storage: Storage = "int8" if vocabulary and self.quantize == "int4" else self.quantize
-        weight = self.source.checkpoint.weight(self.source.names[name], self.dtype, storage, self._rows(name))
-        self._read(name)
+        weight = self.stored(name)
         if self.device.type == "cpu" and weight.packed is not None:  # floats may be another model's own
             return BlockWeight(weight.packed.moved(self._arena.place))
         return weight.to(self.device)
+
+    def stored(self, name: str) -> Weight:
+        """A matrix where the checkpoint's reader left it, on the CPU."""
+        storage = storage_of(name, self.quantize)
+        weight = self.source.checkpoint.weight(self.source.names[name], self.dtype, storage, self._rows(name))
+        self._read(name)
+        return weight
 
     def vector(self, name: str) -> Tensor | None:
         """A norm, bias or scalar in the compute dtype; None when the spec has none of this name."""

@@ -74,6 +74,11 @@ class SafetensorsCheckpoint:
         """The file or folder that was named."""
         return self._path
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its files."""
+        return sum(shard.stat().st_size for shard in {entry.shard for entry in self._entries.values()})
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor's name and shape."""
         return {name: entry.shape for name, entry in self._entries.items()}

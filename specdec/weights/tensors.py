@@ -10,6 +10,7 @@ to maximum it removes 12 % of the squared error of Gaussian weights. Left out: c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -144,6 +145,16 @@ def quantize(
         return fit(part.float())
 
     return pack(count, columns, 4 if storage == "int4" else 8, read, name)
+
+
+def stored_bytes(shape: tuple[int, ...], storage: Storage, dtype: torch.dtype) -> int:
+    """Bytes that a tensor of floats of `shape` takes once it is `convert`ed; vectors stay in `dtype`."""
+    count = math.prod(shape)
+    if len(shape) != 2 or storage not in ("int4", "int8") or shape[1] % BLOCK:
+        return count * dtype.itemsize
+    bits, parts = (4, 2) if storage == "int4" else (8, 1)  # float16 scale, and a minimum at 4 bits
+    groups, blocks = -(-shape[0] // _GROUP), shape[1] // BLOCK
+    return groups * blocks * _GROUP * (bits * BLOCK // 8 + 2 * parts)
 
 
 def convert(tensor: Tensor, dtype: torch.dtype, storage: Storage, *, name: str, rows: Tensor | None = None) -> Weight:

@@ -1,0 +1,179 @@
+"""A model as it is multiplied, in one file: what is kept of a quantised checkpoint for the next start.
+
+What: `PackedWriter` adds tensor after tensor and gives the file its name at the end, so that there is never half of
+one; `PackedFile` maps it. Why a format of our own: blocks are stored as the kernels read them, each part on a boundary
+of 64 bytes, and the index comes last because nothing has to be known before the first tensor is written.
+
+    "SPECDEC1", zeros up to 64 | parts of tensors, each padded to 64 | index, JSON | footer
+
+The footer holds the index's length (8 bytes, little endian), its SHA-256 and "SPECDEC1" again: a file that was cut
+short or written over at its end is known without reading the rest. `verify` reads the rest. Left out: compression, and
+files for other machines: bytes are in this machine's order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import sys
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from specdec.kernels import BlockTensor
+from specdec.weights.tensors import BlockWeight, DenseWeight, Weight
+
+MAGIC = b"SPECDEC1"
+ALIGNMENT = 64
+_FOOTER = 8 + 32 + len(MAGIC)
+_CHUNK = 64 << 20  # bytes checked at once
+_DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloat16, torch.float16, torch.uint8)}
+
+
+class PackedWriter:
+    """Writes `path`; use it as a context: an error inside leaves nothing behind.
+
+    `about`: any JSON, what the file was made from; whoever opens it must expect the same.
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any]) -> None:
+        self.path, self._about = path, {**about, "byte_order": sys.byteorder}
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        self._tensors: dict[str, Any] = {}
+
+    def __enter__(self) -> PackedWriter:
+        self._file: BinaryIO = self._temporary.open("wb")
+        self._put(MAGIC)
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self._finish()
+                os.replace(self._temporary, self.path)
+        finally:
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+    def weight(self, name: str, weight: Weight) -> None:
+        """Add a matrix. Raises OSError when the disk is full."""
+        blocks = weight.packed
+        if blocks is None:
+            assert isinstance(weight, DenseWeight)
+            self._tensors[name] = {"parts": [self._part(weight.tensor)]}
+            return
+        parts = [blocks.q, blocks.scale, *([] if blocks.minimum is None else [blocks.minimum])]
+        shape = {"bits": blocks.bits, "rows": blocks.rows, "columns": blocks.columns}
+        self._tensors[name] = {**shape, "parts": [self._part(part) for part in parts]}
+
+    def vector(self, name: str, tensor: Tensor) -> None:
+        """Add a norm, bias or scalar."""
+        self._tensors[name] = {"parts": [self._part(tensor)]}
+
+    def _part(self, tensor: Tensor) -> dict[str, Any]:
+        dtype, shape = str(tensor.dtype).removeprefix("torch."), list(tensor.shape)
+        assert dtype in _DTYPES, dtype
+        raw = _bytes(tensor.contiguous())
+        at = self._file.tell()
+        self._put(raw)
+        return {"at": at, "dtype": dtype, "shape": shape, "crc": zlib.crc32(raw)}
+
+    def _put(self, raw: bytes | memoryview) -> None:
+        self._file.write(raw)
+        self._file.write(bytes(-len(raw) % ALIGNMENT))
+
+    def _finish(self) -> None:
+        index = json.dumps({"about": self._about, "tensors": self._tensors}).encode()
+        self._file.write(index + len(index).to_bytes(8, "little") + hashlib.sha256(index).digest() + MAGIC)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+class PackedFile:
+    """What a `PackedWriter` wrote, mapped: its tensors are pages of the file, and take memory once they are read."""
+
+    def __init__(self, path: Path, about: dict[str, Any]) -> None:
+        """Raises ValueError when the file is damaged, or was made from something else than `about`."""
+        self.path = path
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size < ALIGNMENT + _FOOTER:
+                raise self._damaged("it is cut short")
+            # Private, so that torch gets memory that it may think writable; nobody writes.
+            self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        footer = self._memory[-_FOOTER:]
+        length = int.from_bytes(footer[:8], "little")
+        if footer[40:] != MAGIC or self._memory[: len(MAGIC)] != MAGIC or length > size - _FOOTER - ALIGNMENT:
+            raise self._damaged("it is cut short")
+        index = self._memory[size - _FOOTER - length : size - _FOOTER]
+        if hashlib.sha256(index).digest() != footer[8:40]:
+            raise self._damaged("its index was changed")
+        found = json.loads(index)
+        if found["about"] != {**about, "byte_order": sys.byteorder}:
+            raise ValueError(f"{path}: was made from something else; delete it, and it is made again")
+        self._tensors: dict[str, Any] = found["tensors"]
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file."""
+        return len(self._memory)
+
+    def weight(self, name: str) -> Weight:
+        """The matrix `name`."""
+        entry = self._tensors[name]
+        q, *more = (self._tensor(part) for part in entry["parts"])
+        if "bits" not in entry:
+            return DenseWeight(q)
+        minimum = more[1] if len(more) > 1 else None
+        return BlockWeight(BlockTensor(q, more[0], minimum, entry["bits"], entry["rows"], entry["columns"]))
+
+    def vector(self, name: str) -> Tensor:
+        (part,) = self._tensors[name]["parts"]
+        return self._tensor(part)
+
+    def verify(self, advance: Callable[[int], None] = lambda done: None) -> None:
+        """Read all of it and compare checksums, which also brings it into memory. `advance(bytes)` after each part.
+
+        Raises ValueError when it is damaged.
+        """
+        parts = [part for entry in self._tensors.values() for part in entry["parts"]]
+
+        def matches(part: dict[str, Any]) -> tuple[bool, int]:
+            raw, crc = _bytes(self._tensor(part)), 0
+            for start in range(0, len(raw), _CHUNK):
+                crc = zlib.crc32(raw[start : start + _CHUNK], crc)
+            return crc == part["crc"], len(raw)
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            for part, (right, size) in zip(parts, pool.map(matches, parts), strict=True):
+                if not right:
+                    raise self._damaged(f"the bytes at {part['at']} were changed")
+                advance(size)
+
+    def _tensor(self, part: dict[str, Any]) -> Tensor:
+        dtype = _DTYPES[part["dtype"]]
+        count = 1
+        for size in part["shape"]:
+            count *= size
+        found: Tensor = torch.frombuffer(self._memory, dtype=dtype, count=count, offset=part["at"])
+        return found.view(part["shape"])
+
+    def _damaged(self, why: str) -> ValueError:
+        return ValueError(f"{self.path}: damaged ({why}); delete it, and it is made again")
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    flat: memoryview = tensor.view(-1).view(torch.uint8).numpy().data
+    return flat
