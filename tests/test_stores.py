@@ -12,7 +12,6 @@ from specdec.control import FixedLength
 from specdec.decode import Request, decode
 from specdec.drafting import Drafter, NoDraft
 from specdec.hf import decoder_of
-from specdec.kernels import Rebuild
 from specdec.model.decoder import Decoder
 from specdec.sampling import Sampler
 from specdec.stats import GenerationStats
@@ -80,8 +79,8 @@ def test_keys_are_made_from_values(kept: torch.dtype) -> None:
     # A cache that keeps both, filled with the same: keys differ by the rounding of what they are made from.
     layer = both.layers[full]
     keys, values = kernels.stored(store.view, 0, cache.length)
-    made = Rebuild(layer.k_norm, *both.rotations("full_attention", [(0, len(ids))]))
-    exact = kernels.rope((values * made.weight).transpose(0, 1).contiguous(), made.cos, made.sin)
+    turned = both.rotations("full_attention", [(0, len(ids))])
+    exact = kernels.rope((values * layer.k_norm).transpose(0, 1).contiguous(), *turned)
     assert torch.equal(keys, exact.transpose(0, 1))
     shape = StoreShape(layer.spec.kv_heads, layer.spec.head_dim, None)
     assert 2 * store.nbytes == KVCache([shape], kept, CPU).nbytes * store.slots // GROWTH

@@ -61,12 +61,17 @@ INLINE Rows keys_of(const Attention& a, int64_t kv, int64_t position, int64_t co
   const int64_t slot = position % s.slots;
   if (s.keys.data) return expand(s.keys, s.type, kv, slot, count, 0, s.width, s.slots, buffer);
   const Rows values = expand(s.values, s.type, kv, slot, count, 0, s.width, s.slots, buffer);
-  float* scaled = buffer + kPositions * s.width;
+  const int64_t half = s.width / 2;
   for (int64_t j = 0; j < count; ++j) {
-    const float* v = values.data + j * values.stride;
-    for (int64_t i = 0; i < s.width; ++i) scaled[i] = v[i] * s.weight[i];
-    const int64_t row = (position + j) * s.width;
-    turn(scaled, s.cos + row, s.sin + row, 1, s.width, buffer + j * s.width);
+    const float *v = values.data + j * values.stride, *cos = s.cos + (position + j) * s.pairs,
+                *sin = s.sin + (position + j) * s.pairs;
+    float* key = buffer + j * s.width;
+    for (int64_t i = 0; i < s.width; ++i) key[i] = v[i] * s.weight[i];
+    for (int64_t i = 0; i < s.pairs; ++i) {
+      const float low = key[i], high = key[i + half];
+      key[i] = low * cos[i] - high * sin[i];
+      key[i + half] = high * cos[i] + low * sin[i];
+    }
   }
   return Rows{buffer, s.width};
 }
@@ -111,7 +116,7 @@ INLINE void scores_of(const float* q, int64_t q_stride, const Rows& keys, int64_
 }
 
 // Scores of all rows and of the query heads that share key head `kv`, against positions from .. to - 1. `buffer`:
-// (kPositions + 1) * width floats.
+// kPositions * width floats.
 void score(const Attention& a, int64_t kv, int64_t from, int64_t to, float* buffer) {
   const KV& s = *a.store;
   const int64_t group = a.heads / a.kv_heads;

@@ -60,13 +60,14 @@ struct Plane {
   int64_t head, slot;
 };
 
-// One layer's store. Without keys they are rebuilt: rope(values * weight), with `cos` and `sin` [positions, width].
+// One layer's store. Without keys they are rebuilt: rope(values * weight), with `cos` and `sin` [positions, pairs]: the
+// first `pairs` pairs of a head turn, the others stay.
 struct KV {
   Plane keys, values;
   const float* weight;
   const float* cos;
   const float* sin;
-  int64_t type, slots, width, value_width;
+  int64_t type, slots, width, value_width, pairs;
 };
 
 // Rows of one sequence over its store. Row t sees positions first[t] .. end[t] - 1; all lie in low .. high - 1.

@@ -64,7 +64,7 @@ class Store(Structure):
     _fields_ = (
         *((name, _Plane) for name in ("keys", "values")),
         *((name, c_void_p) for name in ("weight", "cos", "sin")),
-        *((name, c_int64) for name in ("type", "slots", "width", "value_width")),
+        *((name, c_int64) for name in ("type", "slots", "width", "value_width", "pairs")),
     )
 
 
@@ -78,6 +78,7 @@ def store_of(kv: KVView) -> Store:
         made = (kv.rebuild.weight, kv.rebuild.cos, kv.rebuild.sin)
         assert all(t.dtype is torch.float32 and t.is_contiguous() for t in made)
         store.weight, store.cos, store.sin = (t.data_ptr() for t in made)
+        store.pairs = kv.rebuild.cos.shape[1]
     return store
 
 

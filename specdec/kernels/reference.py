@@ -257,8 +257,13 @@ def _rebuilt(kv: KVView, values: Tensor, positions: slice | Tensor) -> Tensor:
     """Keys [H, L, D] of `positions` from their values [H, L, D], float32."""
     made = kv.rebuild
     assert made is not None
-    turned = rope((values * made.weight.float()).transpose(0, 1), made.cos[positions], made.sin[positions])
-    return turned.transpose(0, 1)  # [L, H, D] -> [H, L, D]
+    keys = values * made.weight.float()
+    half, count = keys.shape[-1] // 2, made.cos.shape[-1]
+    cos, sin = made.cos[positions], made.sin[positions]  # [L, n]
+    low, high = keys[..., :count].clone(), keys[..., half : half + count].clone()
+    keys[..., :count] = low * cos - high * sin
+    keys[..., half : half + count] = high * cos + low * sin
+    return keys
 
 
 def _masked_attention(q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale: float) -> Tensor:

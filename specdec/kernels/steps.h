@@ -174,7 +174,7 @@ struct AttentionScratch {
       : AttentionScratch(a.rows, a.heads, a.span, larger(a.store->width, a.store->value_width), threads, arena) {}
   AttentionScratch(int64_t all, int64_t heads, int64_t span, int64_t width, int threads, Arena& arena)
       : rows(smaller(all, larger(1, kScores / (heads * span)))),
-        tile((kPositions + 1) * larger(width, kColumns)),
+        tile(kPositions * larger(width, kColumns)),
         scores(arena.take<float>(rows * heads * span)),
         over(arena.take<float>(rows * heads)),
         tiles(arena.take<float>(tile * larger(1, threads))) {}

@@ -17,7 +17,8 @@ from torch import Tensor
 class Rebuild:
     """Keys from values, for Gemma 4's full layers, which make both from one projection: rope(values * weight).
 
-    `weight` [D]: the key norm's. `cos`, `sin` [P, D]: rotations of positions 0 .. P - 1.
+    `weight` [D]: the key norm's. `cos`, `sin` [P, n]: rotations of positions 0 .. P - 1, of the first n pairs (i,
+    i + D / 2); the others do not turn.
     """
 
     weight: Tensor

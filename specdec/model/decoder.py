@@ -109,8 +109,7 @@ class Decoder:
             return None
 
         def rebuild(positions: int) -> Rebuild:
-            cos, sin = self.rotations(kind, [(0, positions)])  # [positions, head_dim]
-            return Rebuild(weight.float(), cos.float(), sin.float())
+            return Rebuild(weight.float(), *self.rotations.turns(kind, positions))
 
         return rebuild
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -21,7 +22,8 @@ from specdec.kernels import FusedLayers, LayerWeights, Matrix, Span, TextRows
 from specdec.model.spec import LayerSpec, RopeSpec
 from specdec.weights.tensors import Weight
 
-ROPE_BLOCK = 512  # positions by which the table of rotations grows
+ROPE_BLOCK = 512  # positions whose rotations are made together
+ROPE_BLOCKS = 16  # blocks of a kind that are kept: 2 MB each for heads of 512
 
 
 @dataclass(frozen=True)
@@ -139,37 +141,63 @@ class Layer:
 
 
 class Rotations:
-    """Rotary cos and sin per layer kind: tables that grow as positions are asked for."""
+    """Rotary cos and sin per layer kind, made for blocks of positions; the blocks that were asked for last are kept."""
 
     def __init__(self, ropes: Mapping[str, RopeSpec], dtype: torch.dtype, device: torch.device) -> None:
-        self._ropes = ropes
-        self._dtype, self._device = dtype, device
-        self._tables = {
-            kind: (torch.empty(0, 2 * len(rope.frequencies), dtype=dtype, device=device),) * 2
-            for kind, rope in ropes.items()
-        }
+        self._ropes, self._dtype, self._device = ropes, dtype, device
+        self._block = lru_cache(ROPE_BLOCKS * len(ropes))(self._made)
+        self._turns: dict[str, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, kind: str, texts: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """cos and sin [T, head_dim] for layers of `kind`: positions start .. start + rows - 1 of each (start, rows)."""
-        cos, sin = self._tables[kind]
-        while cos.shape[0] < max(start + rows for start, rows in texts):
-            cos, sin = self._tables[kind] = self._extend(kind, cos, sin)
-        if len(texts) == 1:
-            ((start, rows),) = texts
-            return cos[start : start + rows], sin[start : start + rows]
-        positions = torch.tensor([p for start, rows in texts for p in range(start, start + rows)], device=self._device)
-        return cos[positions], sin[positions]
+        parts = [
+            tuple(table[low - index * ROPE_BLOCK : high - index * ROPE_BLOCK] for table in self._block(kind, index))
+            for start, rows in texts
+            for index, low, high in _pieces(start, start + rows)
+        ]
+        if len(parts) == 1:
+            return parts[0][0], parts[0][1]
+        return torch.cat([cos for cos, _ in parts]), torch.cat([sin for _, sin in parts])
 
-    def _extend(self, kind: str, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def turns(self, kind: str, positions: int) -> tuple[Tensor, Tensor]:
+        """cos and sin float32 [at least `positions`, n], for positions from 0 on, of the n pairs that turn at all.
+
+        Proportional rope (Gemma 4's full layers) turns 64 pairs of 256: a table for every position of a long text is
+        then an eighth of what it would be.
+        """
+        count = self.turning(kind)
+        known = self._turns.get(kind)
+        made = 0 if known is None else known[0].shape[0]
+        if known is None or made < positions:
+            blocks = [self._made(kind, index) for index in range(made // ROPE_BLOCK, -(-positions // ROPE_BLOCK))]
+            more = [torch.cat([block[i][:, :count].float() for block in blocks]) for i in (0, 1)]
+            cos, sin = more if known is None else (torch.cat((old, new)) for old, new in zip(known, more, strict=True))
+            known = self._turns[kind] = (cos, sin)
+        return known
+
+    def turning(self, kind: str) -> int:
+        """How many pairs of layers of `kind` turn; they are the first ones."""
+        frequencies = self._ropes[kind].frequencies
+        count = sum(f != 0 for f in frequencies)
+        return count if all(f != 0 for f in frequencies[:count]) else len(frequencies)
+
+    def _made(self, kind: str, index: int) -> tuple[Tensor, Tensor]:
         # Always whole blocks of the same size: the tail of a vectorised cosine depends on the number of elements, and
         # a position's bits must not depend on the pass that first asked for it.
         rope = self._ropes[kind]
         frequencies = torch.tensor(rope.frequencies, dtype=torch.float32, device=self._device)  # [D / 2]
-        positions = torch.arange(cos.shape[0], cos.shape[0] + ROPE_BLOCK, device=self._device)
+        positions = torch.arange(index * ROPE_BLOCK, (index + 1) * ROPE_BLOCK, device=self._device)
         angles = positions[:, None].float() * frequencies  # [ROPE_BLOCK, D / 2]
         angles = torch.cat((angles, angles), dim=-1)  # [ROPE_BLOCK, D]
-        more = ((angles.cos() * rope.factor).to(self._dtype), (angles.sin() * rope.factor).to(self._dtype))
-        return torch.cat((cos, more[0])), torch.cat((sin, more[1]))
+        return (angles.cos() * rope.factor).to(self._dtype), (angles.sin() * rope.factor).to(self._dtype)
+
+
+def _pieces(low: int, high: int) -> list[tuple[int, int, int]]:
+    """Positions low .. high - 1 block by block: (block, first position, one past the last)."""
+    return [
+        (index, max(low, index * ROPE_BLOCK), min(high, (index + 1) * ROPE_BLOCK))
+        for index in range(low // ROPE_BLOCK, -(-high // ROPE_BLOCK))
+    ]
 
 
 class Stack:
