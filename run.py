@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.cli import (
+    DEFAULT_MODEL,
     add_drafting_options,
     add_json_option,
     add_model_options,
     add_sampling_options,
     guarded,
+    memory,
     number,
     settings_from,
     share,
@@ -57,6 +59,9 @@ Both need: pip install -c constraints.txt -e '.[bench]'. Eight prompts take minu
 ten times slower."""
 
 
+PLAN_TEXT = """\
+Say what a model, its drafter and a context take in memory, and the longest context that fits, from headers alone. The
+exit code is 1 when the context does not fit."""
 TRAIN_TEXT = """\
 Train a draft head for a model on this machine: the model answers prompts, many at a time, and a small network learns to
 foresee its words. What is trained is used with --drafter FOLDER, by every command and by specdec.load. Prompts come
@@ -123,7 +128,33 @@ def parser() -> argparse.ArgumentParser:
     add_train_options(train)
     add_json_option(train, "scores, settings and versions")
     add_model_options(train)
+    planned = commands.add_parser(
+        "plan", help="say what a model takes in memory, before it is loaded", description=PLAN_TEXT
+    )
+    add_plan_options(planned)
+    add_json_option(planned, "the figures")
     return root
+
+
+def add_plan_options(planned: argparse.ArgumentParser) -> None:
+    planned.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="NAME",
+        help="as for every command, or gemma-4-12b: the shape alone, of which no weights need to be here",
+    )
+    planned.add_argument(
+        "--drafter", default="auto", metavar="NAME", help="auto (default), suffix, none, or a checkpoint"
+    )
+    planned.add_argument("--context", type=whole(1), default=4096, metavar="N", help="positions (default 4096)")
+    planned.add_argument("--budget", type=memory, metavar="SIZE", help="such as 16GB (default: what is free now)")
+    planned.add_argument(
+        "--kv-dtype", choices=("float32", "bfloat16", "int8"), default="float32", help="what the cache keeps"
+    )
+    planned.add_argument("--quantize", choices=("int4", "int8", "none"), help="as for every command")
+    planned.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of activations"
+    )
 
 
 def add_train_options(train: argparse.ArgumentParser) -> None:
@@ -217,9 +248,20 @@ def run(arguments: argparse.Namespace) -> int:
         from eval.train import options_from, train
 
         return train(settings, options_from(arguments), arguments.json)
+    if arguments.command == "plan":
+        return run_plan(arguments)
     from eval.chat import chat
 
     return chat(settings)
+
+
+def run_plan(a: argparse.Namespace) -> int:
+    import torch
+
+    from eval.plan import Asked, plan
+
+    dtype = getattr(torch, a.dtype)
+    return plan(Asked(a.model, a.drafter, a.quantize, dtype, a.context, a.budget, a.kv_dtype), a.json)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -29,7 +29,7 @@ from drafter.checkpoint import load_drafter
 from drafter.dataset import BEGINNING, Dataset, Position, frequent
 from drafter.evaluate import drafted
 from drafter.features import Features
-from drafter.form import Shape, Trained, form_for
+from drafter.form import Form, Shape, Trained, form_for
 from drafter.initial import initial_tensors
 from drafter.loss import Candidates, Recipe
 from drafter.network import Keys, Network, Sight
@@ -44,7 +44,7 @@ from eval.train import ends_of, fast_bfloat16
 class SeesItself(Network):
     """The mask mistake: row p also sees key p, which does not exist yet when drafts are made."""
 
-    def sight(self, texts: Sequence[tuple[Tensor, Mapping[str, Keys]]]) -> Sight:
+    def sight(self, texts: Sequence[tuple[Tensor, Mapping[int, Keys]]]) -> Sight:
         right = super().sight(texts)
         views = []
         for view, (rows, _) in zip(right.texts, texts, strict=True):
@@ -97,7 +97,9 @@ VARIANTS = (
     Variant("no feature loss", settings=_recipe(feature_weight=0.0)),
     Variant("feature loss x 3", settings=_recipe(feature_weight=1.0)),
     Variant("the model's choices as targets", settings=_recipe(soft=False)),
+    Variant("one layer", Shape(depth=1)),
     Variant("two layers", Shape(depth=2)),
+    Variant("AdamW alone", settings=lambda base: replace(base, matrix_rate=0.0)),
     Variant("half the feed-forward width", Shape(width=768)),
     Variant("draft vocabulary 4,096", Shape(draft_vocab=4096)),
     Variant("draft vocabulary 16,384", Shape(draft_vocab=16384)),
@@ -126,12 +128,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Print a line for each variant, then the table. Raises ValueError: the model or the set is not usable."""
     a = arguments
     cli.check_writable(a.json)
-    Dataset(a.set)
+    kept = Dataset(a.set).about.get("layers", [])
     session = open_session(replace(cli.settings_from(a), drafter="none"))
     asked = [ids_of(session, prompt) for prompt in prompts(None, False, a.limit)]
     chosen = [v for v in VARIANTS if not a.only or any(word in v.name for word in a.only)]
     if not chosen:
         raise ValueError(f"no variant is called like that; there are: {', '.join(v.name for v in VARIANTS)}")
+    reads = {layer for v in chosen for layer in _form(session, v).spec(session.model.decoder.spec).reads}
+    if not reads <= set(kept):
+        raise ValueError(f"{a.set}: keeps the K/V of layers {kept}, and these heads read {sorted(reads)}")
     rows = []
     for variant in chosen:
         began = time.monotonic()
@@ -153,7 +158,7 @@ def judged(
     backbone = session.model.decoder
     base = Settings(Recipe(steps=4, deeper=0.25, soft=True), bfloat16=fast_bfloat16())
     settings, dataset = variant.settings(base), variant.dataset(folder)
-    form = form_for(variant.shape, backbone.spec, session.model.config.get_text_config())
+    form = _form(session, variant)
     spec, vocab = form.spec(backbone.spec), backbone.spec.vocab_size
     ids, coverage = frequent(dataset, vocab, form.draft_vocab or vocab)
     texts = (text for _, text in Dataset(folder).texts(0, epochs=1)) if variant.fitted else ()
@@ -179,6 +184,10 @@ def judged(
     finally:
         shutil.rmtree(head)
     return {**figures(stats), "tokens_per_second": trainer.tokens / seconds, "bytes": size, "coverage": coverage}
+
+
+def _form(session: Session, variant: Variant) -> Form:
+    return form_for(variant.shape, session.model.decoder.spec, session.model.config.get_text_config())
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:

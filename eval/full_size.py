@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from importlib import resources
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +22,33 @@ from specdec.hf import SpecdecForCausalLM
 from specdec.model.build import Source, build_decoder
 from specdec.model.families import decoder_spec
 from specdec.model.names import expected_tensors
-from specdec.model.spec import DecoderSpec
+from specdec.plan import available_memory, weight_bytes
 
-BYTES = {"4 bit": 0.625, "8 bit": 1.0625}  # a weight, with its share of the float16 scale and minimum
+_DRAFTER = ".drafter.json"
 HEADROOM = 5 << 29  # bytes besides the weights: torch, float32 rings of K and V, the buffer of the bandwidth
 
 
 def full_size_names() -> list[str]:
     folder = resources.files("eval") / "configs"
-    return sorted(Path(file.name).stem for file in folder.iterdir() if file.name.endswith(".json"))
+    files = (file.name for file in folder.iterdir() if file.name.endswith(".json"))
+    return sorted(Path(name).stem for name in files if not name.endswith(_DRAFTER))
 
 
 def full_size_config(name: str) -> Any:
     """The transformers text config of `name`. Raises ValueError for an unknown one."""
     if name not in full_size_names():
         raise ValueError(f"there is no shape {name!r}; there are: {', '.join(full_size_names())}")
-    text = (resources.files("eval") / "configs" / f"{name}.json").read_text(encoding="utf-8")
-    config = json.loads(text)
+    return _config(f"{name}.json")
+
+
+def full_size_drafter(name: str) -> Any | None:
+    """The transformers config of the assistant that was published for `name`; None: there is none."""
+    file = f"{name}{_DRAFTER}"
+    return _config(file) if (resources.files("eval") / "configs" / file).is_file() else None
+
+
+def _config(file: str) -> Any:
+    config = json.loads((resources.files("eval") / "configs" / file).read_text(encoding="utf-8"))
     return AutoConfig.for_model(config.pop("model_type"), **config)
 
 
@@ -50,7 +59,7 @@ def full_size_model(name: str, progress: Callable[[str], None] | None = None) ->
     """
     config = full_size_config(name)
     spec = decoder_spec(config)
-    check_memory(name, weight_bytes(spec), available_memory())
+    check_memory(name, weight_bytes(expected_tensors(spec), "int4", torch.float32), available_memory())
     checkpoint = RandomCheckpoint(spec, f"random {name}")
     decoder = build_decoder(
         spec,
@@ -63,16 +72,6 @@ def full_size_model(name: str, progress: Callable[[str], None] | None = None) ->
     return SpecdecForCausalLM(decoder, config, GenerationConfig(), NoDraft())
 
 
-def weight_bytes(spec: DecoderSpec) -> int:
-    """Bytes of the matrices of `spec` when its vocabulary takes 8 bits and everything else 4."""
-    total = 0.0
-    for name, shape in expected_tensors(spec).items():
-        if len(shape) == 2:
-            vocabulary = name in ("embed_tokens.weight", "lm_head.weight")
-            total += prod(shape) * BYTES["8 bit" if vocabulary else "4 bit"]
-    return int(total)
-
-
 def check_memory(name: str, needed: int, available: int | None) -> None:
     """Raise a ValueError, before the memory is taken, when `needed` bytes and some room do not fit."""
     if available is not None and needed + HEADROOM > available:
@@ -80,13 +79,3 @@ def check_memory(name: str, needed: int, available: int | None) -> None:
             f"{name} needs {(needed + HEADROOM) / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are free: "
             "close other programs, or run it on a larger machine"
         )
-
-
-def available_memory() -> int | None:
-    """Bytes that a new process can take without swapping, where Linux tells; None elsewhere."""
-    file = Path("/proc/meminfo")
-    if file.is_file():
-        for line in file.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None

@@ -20,7 +20,7 @@ from specdec.kernels import BlockTensor, pack_blocks
 from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
 from specdec.weights.checkpoint import find
-from specdec.weights.tensors import BLOCK, BlockWeight, DenseWeight, Storage, Weight
+from specdec.weights.tensors import BLOCK, BlockWeight, DenseWeight, Storage, Weight, stored_bytes
 
 PATTERN = 256  # rows that are packed; a multiple of the 16 that the layout interleaves
 _GROUP = 16
@@ -65,6 +65,9 @@ class RandomCheckpoint:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return dict(self._shapes)
+
+    def loaded_bytes(self, name: str, dtype: torch.dtype, quantize: Storage = None) -> int:
+        return stored_bytes(find(name, self._shapes, self.path), quantize, dtype)
 
     def tensor(self, name: str) -> Tensor:
         shape = find(name, self._shapes, self.path)

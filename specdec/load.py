@@ -21,6 +21,7 @@ from specdec.model.decoder import Decoder
 from specdec.model.families import decoder_spec, supported_families
 from specdec.model.gguf_config import config_from_gguf, with_rope_divisors
 from specdec.model.names import expected_tensors
+from specdec.model.spec import DecoderSpec
 from specdec.resolve import resolve_drafter
 from specdec.weights.gguf import GGUFCheckpoint
 from specdec.weights.hub import model_path
@@ -74,26 +75,14 @@ def load_decoder(
     kv_dtype: torch.dtype | None = None,
 ) -> tuple[Decoder, Any, GenerationConfig]:
     """The decoder, config and generation config of a .gguf file or a Hugging Face folder."""
-    if path.suffix == ".gguf":
-        file = GGUFCheckpoint(path)
-        config = config_from_gguf(file.header.metadata, file.shapes())
-        generation_config = generation_config_from_gguf(file.header.metadata)
-        spec = decoder_spec(config)
-        if "rope_freqs.weight" in file.shapes():
-            spec = with_rope_divisors(spec, file.tensor("rope_freqs.weight"))
-        elif spec.model_type == "gemma4_text":
-            raise ValueError(f"{path}: has no rope_freqs.weight, without which Gemma 4's rope is unknown")
-        source = Source.gguf(file, spec)
-    else:
-        config, generation_config = _configs(path)
-        spec = decoder_spec(config)
-        checkpoint = SafetensorsCheckpoint(path)
-        source = Source.huggingface(checkpoint, spec)
-        if quantize in ("int4", "int8") and checkpoint.nbytes >= quantized.LEAST:
-            packed = quantized.kept(path, spec, source, quantize, dtype, _progress)
-            if packed is not None:
-                decoder = assemble(spec, quantized.PackedReader(packed, dtype, device), kv_dtype)
-                return decoder, config, generation_config
+    spec, source, config, generation_config = open_checkpoint(path)
+    checkpoint = source.checkpoint
+    large = isinstance(checkpoint, SafetensorsCheckpoint) and checkpoint.nbytes >= quantized.LEAST
+    if large and quantize in ("int4", "int8"):
+        packed = quantized.kept(path, spec, source, quantize, dtype, _progress)
+        if packed is not None:
+            decoder = assemble(spec, quantized.PackedReader(packed, dtype, device), kv_dtype)
+            return decoder, config, generation_config
     with _progress(f"loading {path.name}", len(expected_tensors(spec))) as advance:
         decoder = build_decoder(
             spec,
@@ -105,6 +94,22 @@ def load_decoder(
             kv_dtype=kv_dtype,
         )
     return decoder, config, generation_config
+
+
+def open_checkpoint(path: Path) -> tuple[DecoderSpec, Source, Any, GenerationConfig]:
+    """What is in a .gguf file or a Hugging Face folder, of which no weights have been read yet."""
+    if path.suffix == ".gguf":
+        file = GGUFCheckpoint(path)
+        config = config_from_gguf(file.header.metadata, file.shapes())
+        spec = decoder_spec(config)
+        if "rope_freqs.weight" in file.shapes():
+            spec = with_rope_divisors(spec, file.tensor("rope_freqs.weight"))
+        elif spec.model_type == "gemma4_text":
+            raise ValueError(f"{path}: has no rope_freqs.weight, without which Gemma 4's rope is unknown")
+        return spec, Source.gguf(file, spec), config, generation_config_from_gguf(file.header.metadata)
+    config, generation_config = _configs(path)
+    spec = decoder_spec(config)
+    return spec, Source.huggingface(SafetensorsCheckpoint(path), spec), config, generation_config
 
 
 def _configs(folder: Path) -> tuple[Any, GenerationConfig]:

@@ -16,7 +16,7 @@ from rich.console import Console
 import eval.kernels
 from eval import bandwidth, full_size, kernel_cases
 from eval.bandwidth import Bandwidth, cache_bytes
-from eval.full_size import check_memory, full_size_config, full_size_model, weight_bytes
+from eval.full_size import check_memory, full_size_config, full_size_model
 from eval.kernel_cases import NAMES, ROWS, cases
 from eval.kernel_report import Series, decoding_dict, heading, series_table
 from eval.kernels import main
@@ -26,6 +26,7 @@ from eval.timing import Effort, Neighbours, Timing, alternate, busy_seconds
 from specdec import kernels, load
 from specdec.model.families import decoder_spec
 from specdec.model.names import expected_tensors
+from specdec.plan import weight_bytes
 from specdec.weights.tensors import BlockWeight
 from tests.tiny import tiny_model
 from tests.tiny_folder import make_folder, threads_restored
@@ -283,7 +284,7 @@ def test_gemma_4_12b_has_its_published_shape() -> None:
     assert {layer.window for layer in spec.layers if layer.window} == {1024}
     weights = sum(math.prod(shape) for shape in expected_tensors(spec).values())
     assert weights == 11_907_350_320  # of 11,959,730,224; the others see images and hear sound
-    assert 7.8e9 < weight_bytes(spec) < 8.0e9
+    assert 7.8e9 < weight_bytes(expected_tensors(spec), "int4", torch.float32) < 8.0e9
 
 
 def test_a_shape_that_does_not_fit_is_refused_before_it_is_built() -> None:
@@ -311,8 +312,7 @@ def test_random_weights_are_stored_as_int4_would_be() -> None:
     assert isinstance(decoder.embedding, BlockWeight) and decoder.embedding.blocks.bits == 8
     gate = decoder.layers[0].gate.weight
     assert isinstance(gate, BlockWeight) and gate.blocks.bits == 4 and gate.blocks.minimum is not None
-    vectors = sum(shape[0] for shape in expected_tensors(decoder.spec).values() if len(shape) == 1)
-    assert decoder.nbytes == weight_bytes(decoder.spec) + 4 * vectors
+    assert decoder.nbytes == weight_bytes(expected_tensors(decoder.spec), "int4", torch.float32)
     ids = torch.tensor([[3, 4, 5, 6]])
     assert bool(torch.isfinite(model(ids).logits).all())
 

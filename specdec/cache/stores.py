@@ -99,6 +99,12 @@ class LayerStore:
         self.view = KVView(self.keys, self.values, self.key_scale, self.value_scale, rebuild)
 
 
+def store_bytes(kv_heads: int, head_dim: int, slots: int, dtype: torch.dtype, values_alone: bool) -> int:
+    """What a store of so many slots takes."""
+    head = head_dim * dtype.itemsize + (4 if dtype is torch.int8 else 0)  # a float32 scale for each
+    return kv_heads * slots * head * (1 if values_alone else 2)
+
+
 def slots_for(length: int, slots: int = GROWTH) -> int:
     """The slots of a full layer that had `slots` of them, once it has room for `length` positions."""
     while slots < length:

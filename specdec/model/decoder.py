@@ -104,9 +104,10 @@ class Decoder:
 
     def _rebuild(self, layer: Layer) -> Callable[[int], Rebuild] | None:
         """How a layer that makes K and V from one projection gets K from V; None: it keeps both."""
-        weight, kind = layer.k_norm, layer.spec.kind
-        if layer.v is not None or not layer.norm_values or weight is None or layer.spec.window is not None:
+        if not self.spec.keeps_values_alone(layer.spec):
             return None
+        weight, kind = layer.k_norm, layer.spec.kind
+        assert weight is not None
 
         def rebuild(positions: int) -> Rebuild:
             return Rebuild(weight.float(), *self.rotations.turns(kind, positions))

@@ -70,6 +70,10 @@ class DecoderSpec:
     def windows(self) -> tuple[int | None, ...]:
         return tuple(layer.window for layer in self.layers)
 
+    def keeps_values_alone(self, layer: LayerSpec) -> bool:
+        """Whether K of `layer` can be made from V: both come from one projection, and a slot is a position."""
+        return layer.values_from_keys and self.v_norm and self.qk_norm and layer.window is None
+
     @property
     def shared_kv_layers(self) -> dict[str, int]:
         """Layer kind -> index of the last layer of that kind which stores K/V: what an MTP drafter attends to."""

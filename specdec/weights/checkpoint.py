@@ -31,6 +31,9 @@ class Checkpoint(Protocol):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor's name and shape in torch's order, (out, in) for matrices."""
 
+    def loaded_bytes(self, name: str, dtype: torch.dtype, quantize: Storage = None) -> int:
+        """What `weight` makes of a matrix, and `tensor` in `dtype` of a vector, takes in memory."""
+
     def tensor(self, name: str) -> Tensor:
         """The whole tensor as float32 on the CPU, dequantised: for norms, scalars and biases.
 

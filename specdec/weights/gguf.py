@@ -37,11 +37,13 @@ from specdec.weights.tensors import (
     Natural,
     Storage,
     Weight,
+    block_bytes,
     checked_dense,
     chunks,
     convert,
     fit_int8,
     pack,
+    stored_bytes,
 )
 
 Bytes = npt.NDArray[np.uint8]
@@ -110,6 +112,15 @@ class GGUFCheckpoint:
             return fit_int8(_floats(read(start, stop), info.type))
 
         return pack(count, columns, 8, again, label)
+
+    def loaded_bytes(self, name: str, dtype: torch.dtype, quantize: Storage = None) -> int:
+        """What `weight` makes of a matrix, and `tensor` in `dtype` of a vector, takes in memory."""
+        info = find(name, self.header.tensors, self.path)
+        if info.type in _FLOATS or quantize == "none" or len(info.shape) != 2:
+            return stored_bytes(info.shape, quantize, dtype)
+        if info.type in _BLOCKS:
+            return block_bytes(info.shape, _BLOCKS[info.type][0], info.type in _WITH_MINIMUM)
+        return block_bytes(info.shape, 8, False)
 
     def _map(self, info: TensorInfo) -> Bytes:
         """The tensor's bytes, mapped read-only: [rows, bytes of a row]."""
@@ -205,4 +216,5 @@ _BLOCKS: dict[Type, tuple[int, int, Callable[[Tensor], Natural]]] = {  # bits, b
     Type.Q4_K: (4, 144, _q4_k),
     Type.Q5_K: (5, 176, _q5_k),
 }
+_WITH_MINIMUM = (Type.Q4_1, Type.Q5_1, Type.Q4_K, Type.Q5_K)
 _REQUANTISED = (Type.Q6_K,)

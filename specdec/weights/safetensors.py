@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from specdec.weights.checkpoint import check_request, find
-from specdec.weights.tensors import Storage, Weight, convert
+from specdec.weights.tensors import Storage, Weight, convert, stored_bytes
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -82,6 +82,10 @@ class SafetensorsCheckpoint:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor's name and shape."""
         return {name: entry.shape for name, entry in self._entries.items()}
+
+    def loaded_bytes(self, name: str, dtype: torch.dtype, quantize: Storage = None) -> int:
+        """What `weight` makes of a matrix, and `tensor` in `dtype` of a vector, takes in memory."""
+        return stored_bytes(find(name, self._entries, self.path).shape, quantize, dtype)
 
     def tensor(self, name: str) -> Tensor:
         """The whole tensor as float32; ValueError for integers that float32 cannot hold."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from specdec.weights.checkpoint import check_request, find
-from specdec.weights.tensors import DenseWeight, Storage, Weight
+from specdec.weights.tensors import DenseWeight, Storage, Weight, stored_bytes
 
 
 class StateDictCheckpoint:
@@ -33,6 +33,9 @@ class StateDictCheckpoint:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in self._state.items()}
+
+    def loaded_bytes(self, name: str, dtype: torch.dtype, quantize: Storage = None) -> int:
+        return stored_bytes(tuple(find(name, self._state, self.path).shape), quantize, dtype)
 
     def tensor(self, name: str) -> Tensor:
         return find(name, self._state, self.path).detach().float()

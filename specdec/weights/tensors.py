@@ -152,9 +152,13 @@ def stored_bytes(shape: tuple[int, ...], storage: Storage, dtype: torch.dtype) -
     count = math.prod(shape)
     if len(shape) != 2 or storage not in ("int4", "int8") or shape[1] % BLOCK:
         return count * dtype.itemsize
-    bits, parts = (4, 2) if storage == "int4" else (8, 1)  # float16 scale, and a minimum at 4 bits
+    return block_bytes(shape, 4, True) if storage == "int4" else block_bytes(shape, 8, False)
+
+
+def block_bytes(shape: tuple[int, ...], bits: int, minimum: bool) -> int:
+    """Bytes of a matrix in blocks, with a float16 scale for each, and perhaps a float16 minimum."""
     groups, blocks = -(-shape[0] // _GROUP), shape[1] // BLOCK
-    return groups * blocks * _GROUP * (bits * BLOCK // 8 + 2 * parts)
+    return groups * blocks * _GROUP * (bits * BLOCK // 8 + (4 if minimum else 2))
 
 
 def convert(tensor: Tensor, dtype: torch.dtype, storage: Storage, *, name: str, rows: Tensor | None = None) -> Weight:

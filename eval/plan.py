@@ -1,0 +1,137 @@
+"""`run.py plan`: what a model would take in memory, and the longest context that fits, before anything is loaded.
+
+The model is a name, a file or a folder as for every command, whose headers are read; or one of the shapes in
+`eval/configs/`, of which nothing needs to be there.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from drafter.bundled import HEADS
+from drafter.checkpoint import extra_tensors, read_folder
+from drafter.head_file import HEAD_FILE
+from drafter.spec import assistant_spec
+from eval.cli import DIFFERS, check_writable, write_json
+from eval.full_size import full_size_config, full_size_drafter, full_size_names
+from eval.provenance import machine
+from specdec.load import open_checkpoint
+from specdec.model.families import decoder_spec
+from specdec.model.names import expected_tensors
+from specdec.model.spec import DecoderSpec
+from specdec.plan import KV_DTYPES, Needs, Planner, available_memory, loaded_bytes, program_bytes, weight_bytes
+from specdec.weights.hub import model_path
+from specdec.weights.tensors import Storage
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `run.py plan` was asked for; sizes in bytes."""
+
+    model: str
+    drafter: str
+    quantize: Storage
+    dtype: torch.dtype
+    context: int
+    budget: int | None
+    kv_dtype: str
+
+
+def plan(asked: Asked, json_file: Path | None) -> int:
+    """Print what is needed and what fits; returns the exit code, 1 when the context does not fit into the budget.
+
+    Raises ValueError: the model or the drafter is not readable, or the context is longer than the model's.
+    """
+    check_writable(json_file)
+    program, free = program_bytes(), available_memory()
+    spec, weights = _model(asked)
+    if asked.context > spec.max_positions:
+        raise ValueError(f"{asked.context:,} positions; {asked.model} has a context of {spec.max_positions:,}")
+    planner = Planner(spec, weights, _drafter(asked, spec), program, asked.dtype)
+    needs = planner.needs(asked.context, asked.kv_dtype)
+    # What is free does not count this program, which is in memory already.
+    budget = asked.budget if asked.budget is not None else None if free is None else free + program
+    longest = {} if budget is None else {name: planner.longest(budget, name) for name in KV_DTYPES}
+    fits = budget is None or needs.total <= budget
+    console = Console(highlight=False)
+    console.print(_table(needs))
+    if budget is not None:
+        source = "the budget" if asked.budget is not None else "what is free"
+        verdict = "fits into" if fits else "does not fit into"
+        console.print(f"{verdict} {source}, {budget / 1e9:.2f} GB")
+        console.print(_longest(longest, spec.max_positions))
+    record: dict[str, Any] = {
+        "command": "plan",
+        "model": asked.model,
+        **needs.to_dict(),
+        "budget": budget,
+        "fits": fits,
+        "longest_context": longest,
+        "available_memory": free,
+        **machine(torch.device("cpu")),
+    }
+    if json_file:
+        write_json(json_file, record)
+    print(json.dumps(record))
+    return 0 if fits else DIFFERS
+
+
+def _model(asked: Asked) -> tuple[DecoderSpec, int]:
+    """The decoder that would be loaded, and bytes of its weights."""
+    if asked.model in full_size_names():
+        spec = decoder_spec(full_size_config(asked.model))
+        return spec, weight_bytes(expected_tensors(spec), asked.quantize or "int4", asked.dtype)
+    spec, source, _, _ = open_checkpoint(model_path(asked.model))
+    return spec, loaded_bytes(spec, source, asked.quantize, asked.dtype)
+
+
+def _drafter(asked: Asked, spec: DecoderSpec) -> int:
+    """Bytes of the drafter's weights: of a folder, of the published assistant of a shape, of a head in the box."""
+    if asked.drafter in ("none", "suffix"):
+        return 0
+    if asked.drafter != "auto":
+        stored = read_folder(asked.drafter)
+        shapes = stored.checkpoint.shapes()
+        if (stored.folder / HEAD_FILE).is_file():
+            return sum(stored.checkpoint.loaded_bytes(name, asked.dtype) for name in shapes)
+        return weight_bytes(shapes, "int8" if asked.quantize else None, asked.dtype)
+    if asked.model in full_size_names():
+        config = full_size_drafter(asked.model)
+        if config is None:
+            return 0
+        head = assistant_spec(config, spec)
+        return weight_bytes({**expected_tensors(head.text), **extra_tensors(head)}, "int8", asked.dtype)
+    bundled = HEADS / asked.model / HEAD_FILE
+    return bundled.stat().st_size if bundled.is_file() else 0
+
+
+def _table(needs: Needs) -> Table:
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    table.add_column("")
+    table.add_column("GB", justify="right")
+    for name, value in (
+        ("weights", needs.weights),
+        ("drafter", needs.drafter),
+        (f"cache of {needs.positions:,} positions, {needs.kv_dtype}", needs.cache),
+        ("workspace of a pass", needs.workspace),
+        ("Python and its libraries", needs.program),
+        ("in all", needs.total),
+    ):
+        table.add_row(name, f"{value / 1e9:.2f}")
+    return table
+
+
+def _longest(longest: dict[str, int], most: int) -> str:
+    parts = [
+        f"{name} {'does not fit' if not n else f'{n:,}' + (' (all that the model has)' if n == most else '')}"
+        for name, n in longest.items()
+    ]
+    return f"longest context by what the cache keeps: {', '.join(parts)}"

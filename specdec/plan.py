@@ -1,0 +1,132 @@
+"""What a model takes in memory at a length of context, known before any of it is loaded.
+
+What: `needs` adds up weights, drafter, cache, workspace and the program itself; `longest` turns it around. The cache's
+part is exact, it comes from the rules that `specdec.cache` allocates by; weights are the bytes of their storage. The
+workspace is what a pass over the longest chunk needs: attention's scores, logits, rotations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from specdec.cache import MAX_ROWS
+from specdec.cache.stores import slots_for, store_bytes
+from specdec.model.build import Source, storage_of
+from specdec.model.names import expected_tensors
+from specdec.model.spec import DecoderSpec
+from specdec.model.stack import ROPE_BLOCK, ROPE_BLOCKS
+from specdec.weights.tensors import Storage, stored_bytes
+
+KV_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+LOGIT_ROWS = 27  # of the vocabulary, float32: a pass over nine rows, and two copies that processors and sampling make
+PROGRAM = 450_000_000  # Python, torch and transformers, where the system does not tell
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes, for `positions` of context in stores of `kv_dtype`."""
+
+    positions: int
+    kv_dtype: str
+    weights: int
+    drafter: int
+    cache: int
+    workspace: int
+    program: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.drafter + self.cache + self.workspace + self.program
+
+    def to_dict(self) -> dict[str, int | str]:
+        return {**asdict(self), "total": self.total}
+
+
+@dataclass(frozen=True)
+class Planner:
+    """What does not depend on the length: the model, bytes of its weights and of the drafter's, and of the program."""
+
+    spec: DecoderSpec
+    weights: int
+    drafter: int = 0
+    program: int = PROGRAM
+    dtype: torch.dtype = torch.float32  # of activations
+
+    def needs(self, positions: int, kv_dtype: str = "float32") -> Needs:
+        """For a context of `positions`. Raises ValueError for an unknown `kv_dtype`."""
+        if kv_dtype not in KV_DTYPES:
+            raise ValueError(f"there is no cache of {kv_dtype!r}; choose one of {', '.join(KV_DTYPES)}")
+        cache = cache_bytes(self.spec, positions, KV_DTYPES[kv_dtype])
+        workspace = workspace_bytes(self.spec, positions, self.dtype)
+        return Needs(positions, kv_dtype, self.weights, self.drafter, cache, workspace, self.program)
+
+    def longest(self, budget: int, kv_dtype: str = "float32") -> int:
+        """The longest context whose total is within `budget` bytes; 0: not even the weights are."""
+        low, high = 0, self.spec.max_positions
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.needs(middle, kv_dtype).total <= budget else (low, middle - 1)
+        return low
+
+
+def weight_bytes(shapes: Mapping[str, tuple[int, ...]], quantize: Storage, dtype: torch.dtype) -> int:
+    """What float tensors of these canonical names and shapes take once they are loaded with `quantize`."""
+    return sum(stored_bytes(shape, storage_of(name, quantize), dtype) for name, shape in shapes.items())
+
+
+def loaded_bytes(spec: DecoderSpec, source: Source, quantize: Storage, dtype: torch.dtype) -> int:
+    """What the decoder that `build_decoder` makes of `source` takes."""
+    names = expected_tensors(spec)
+    return sum(source.checkpoint.loaded_bytes(source.names[n], dtype, storage_of(n, quantize)) for n in names)
+
+
+def cache_bytes(spec: DecoderSpec, positions: int, kept: torch.dtype, max_rows: int = MAX_ROWS) -> int:
+    """What `Decoder.new_cache` has allocated once it holds `positions`, a pass of `max_rows` rows included."""
+    total = 0
+    for layer in spec.layers:
+        if layer.kv_layer is None:
+            slots = slots_for(positions) if layer.window is None else layer.window - 1 + max_rows
+            total += store_bytes(layer.kv_heads, layer.head_dim, slots, kept, spec.keeps_values_alone(layer))
+    return total
+
+
+def workspace_bytes(spec: DecoderSpec, positions: int, dtype: torch.dtype, max_rows: int = MAX_ROWS) -> int:
+    """What a pass of `max_rows` rows needs besides, at the end of `positions`."""
+    scores = max(
+        layer.heads * max_rows * min(positions, positions if layer.window is None else layer.window + max_rows)
+        for layer in spec.layers
+    )
+    widest = max(2 * layer.intermediate_size + 4 * layer.heads * layer.head_dim for layer in spec.layers)
+    rows = max_rows * (widest + 6 * spec.hidden_size)
+    turned = 0
+    for kind in {layer.kind for layer in spec.layers}:
+        pairs = spec.ropes[kind].frequencies
+        blocks = min(ROPE_BLOCKS, -(-positions // ROPE_BLOCK))
+        turned += blocks * ROPE_BLOCK * 2 * (2 * len(pairs)) * dtype.itemsize
+        if any(layer.kind == kind and spec.keeps_values_alone(layer) for layer in spec.layers):
+            turned += slots_for(positions) * 2 * sum(f != 0 for f in pairs) * 4
+    return 4 * (scores + rows + LOGIT_ROWS * spec.vocab_size) + turned
+
+
+def program_bytes() -> int:
+    """Resident bytes of this process now, before a model is in it."""
+    file = Path("/proc/self/status")
+    if file.is_file():
+        for line in file.read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    return PROGRAM
+
+
+def available_memory() -> int | None:
+    """Bytes that a new process can take without swapping, where Linux tells; None elsewhere."""
+    file = Path("/proc/meminfo")
+    if file.is_file():
+        for line in file.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
