@@ -19,7 +19,7 @@ import run
 from drafter.course import Began, Scored
 from drafter.dataset import Size
 from drafter.training import StepReport
-from eval import acceptance
+from eval import ablations, acceptance
 from eval.train_view import LiveTraining, PlainLines
 from tests.tiny_folder import make_folder, threads_restored
 
@@ -132,3 +132,25 @@ def test_both_views_show_every_kind_of_event() -> None:
         for part in ("a head", "1,000 tokens", "8,192 candidates", "93%", "1.75", "1.76"):
             assert part in shown, (view_class, part)
         assert max(map(len, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).splitlines())) <= 120
+
+
+def test_ablations_train_what_they_name(
+    folder: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.main([*words(folder, prompts, tmp_path / "head"), "--steps", "1"]) == 0
+    asked = ["--set", str(tmp_path / "head" / "training" / "set"), "--steps", "2", "--model", str(folder)]
+    asked += ["--limit", "1", "--max-new-tokens", "12", "--threads", "1", "--device", "cpu", "--json"]
+    chosen = ["one layer", "mistake", "K = 1", "AdamW"]
+    assert ablations.main([*asked, str(tmp_path / "out.json"), "--only", *chosen]) == 0
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert [row["name"] for row in record["variants"]] == [
+        "mistake: state of the wrong position",
+        "mistake: sees its own key",
+        "K = 1",
+        "one layer",
+        "AdamW alone",
+    ]
+    assert all(row["mean_acceptance_length"] >= 1 and len(row["per_position"]) == 4 for row in record["variants"])
+    capsys.readouterr()
+    assert ablations.main([*asked, str(tmp_path / "no.json"), "--only", "two layers"]) == 2
+    assert "these heads read [2, 3]" in capsys.readouterr().err
