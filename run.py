@@ -18,7 +18,6 @@ from eval.cli import (
     add_model_options,
     add_sampling_options,
     guarded,
-    memory,
     number,
     settings_from,
     share,
@@ -147,7 +146,7 @@ def add_plan_options(planned: argparse.ArgumentParser) -> None:
         "--drafter", default="auto", metavar="NAME", help="auto (default), suffix, none, or a checkpoint"
     )
     planned.add_argument("--context", type=whole(1), default=4096, metavar="N", help="positions (default 4096)")
-    planned.add_argument("--budget", type=memory, metavar="SIZE", help="such as 16GB (default: what is free now)")
+    planned.add_argument("--budget", metavar="SIZE", help="such as 16GB (default: what is free now)")
     planned.add_argument(
         "--kv-dtype", choices=("float32", "bfloat16", "int8"), default="float32", help="what the cache keeps"
     )
@@ -259,9 +258,10 @@ def run_plan(a: argparse.Namespace) -> int:
     import torch
 
     from eval.plan import Asked, plan
+    from specdec.plan import parse_bytes
 
-    dtype = getattr(torch, a.dtype)
-    return plan(Asked(a.model, a.drafter, a.quantize, dtype, a.context, a.budget, a.kv_dtype), a.json)
+    dtype, budget = getattr(torch, a.dtype), None if a.budget is None else parse_bytes(a.budget)
+    return plan(Asked(a.model, a.drafter, a.quantize, dtype, a.context, budget, a.kv_dtype), a.json)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,8 @@ import json
 from functools import cache
 from pathlib import Path
 
+from drafter.head_file import HEAD_FILE
+
 HEADS = Path(__file__).parent / "heads"
 
 
@@ -20,3 +22,8 @@ def _heads() -> dict[str, Path]:
 def bundled_head(fingerprint: str) -> Path | None:
     """The folder of the head for the backbone with this fingerprint (`Decoder.fingerprint`); None: there is none."""
     return _heads().get(fingerprint)
+
+
+def largest_bundled_head() -> int:
+    """Bytes of the largest of them."""
+    return max((file.stat().st_size for file in HEADS.glob(f"*/{HEAD_FILE}")), default=0)

@@ -100,6 +100,13 @@ def load_drafter(
     return AssistantDrafter(build)
 
 
+def stored_bytes(name_or_path: str | os.PathLike[str], dtype: torch.dtype, quantized: bool) -> int:
+    """What the weights of a drafter take, bound to a backbone in `dtype` that is `quantized` or is not."""
+    stored = read_folder(name_or_path)
+    quantize: Storage = "int8" if quantized and not isinstance(stored.shape, HeadConfig) else None
+    return sum(stored.checkpoint.loaded_bytes(name, dtype, quantize) for name in stored.checkpoint.shapes())
+
+
 def read_folder(name_or_path: str | os.PathLike[str]) -> Stored:
     """What is at a folder or hub id. Raises ValueError: see `load_drafter`."""
     found = model_path(name_or_path)

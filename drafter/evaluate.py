@@ -39,7 +39,7 @@ def drafted(
 
     `mean_acceptance_length` of the result is the figure; texts end with a token of `ends`, and at `longest` tokens.
     """
-    longest = min(longest or backbone.spec.max_positions, backbone.spec.max_positions)
+    longest = min(longest or backbone.context, backbone.context)
     drafter.bind(backbone)
     requests = [
         Request(

@@ -138,4 +138,4 @@ def _note(likeliest: list[int], verdict: Verdict, logits: Tensor, *, greedy: boo
 def longest_text(backbone: Decoder, layers: Sequence[int]) -> int:
     """Tokens that a text can have for the shortest ring of `layers` to reach back to its beginning from its end."""
     windows = [backbone.spec.layers[i].window for i in layers]
-    return min([backbone.spec.max_positions, *(window for window in windows if window is not None)])
+    return min([backbone.context, *(window for window in windows if window is not None)])

@@ -10,7 +10,6 @@ import argparse
 import json
 import math
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -157,15 +156,6 @@ def source(text: str) -> tuple[str, float]:
     if (value := number(weight)) <= 0 or not name:
         raise argparse.ArgumentTypeError(f"must be NAME=WEIGHT with a positive weight, got {text!r}")
     return name, value
-
-
-def memory(text: str) -> int:
-    """An argparse type: an amount of memory such as 16GB, in bytes."""
-    units = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an amount of memory; write it like 16GB")
-    return int(float(found[1]) * units[found[2].upper()])
 
 
 def draft_length(text: str) -> str | int:

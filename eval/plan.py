@@ -16,9 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from drafter.bundled import HEADS
-from drafter.checkpoint import extra_tensors, read_folder
-from drafter.head_file import HEAD_FILE
+from drafter.checkpoint import extra_tensors
 from drafter.spec import assistant_spec
 from eval.cli import DIFFERS, check_writable, write_json
 from eval.full_size import full_size_config, full_size_drafter, full_size_names
@@ -28,6 +26,7 @@ from specdec.model.families import decoder_spec
 from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
 from specdec.plan import KV_DTYPES, Needs, Planner, available_memory, loaded_bytes, program_bytes, weight_bytes
+from specdec.resolve import drafter_bytes
 from specdec.weights.hub import model_path
 from specdec.weights.tensors import Storage
 
@@ -95,22 +94,13 @@ def _model(asked: Asked) -> tuple[DecoderSpec, int]:
 
 def _drafter(asked: Asked, spec: DecoderSpec) -> int:
     """Bytes of the drafter's weights: of a folder, of the published assistant of a shape, of a head in the box."""
-    if asked.drafter in ("none", "suffix"):
-        return 0
-    if asked.drafter != "auto":
-        stored = read_folder(asked.drafter)
-        shapes = stored.checkpoint.shapes()
-        if (stored.folder / HEAD_FILE).is_file():
-            return sum(stored.checkpoint.loaded_bytes(name, asked.dtype) for name in shapes)
-        return weight_bytes(shapes, "int8" if asked.quantize else None, asked.dtype)
-    if asked.model in full_size_names():
+    if asked.drafter == "auto" and asked.model in full_size_names():
         config = full_size_drafter(asked.model)
         if config is None:
             return 0
         head = assistant_spec(config, spec)
         return weight_bytes({**expected_tensors(head.text), **extra_tensors(head)}, "int8", asked.dtype)
-    bundled = HEADS / asked.model / HEAD_FILE
-    return bundled.stat().st_size if bundled.is_file() else 0
+    return drafter_bytes(asked.drafter, asked.dtype, asked.quantize is not None)
 
 
 def _table(needs: Needs) -> Table:

@@ -32,7 +32,7 @@ class Session:
     @property
     def context(self) -> int:
         """Positions that the model can hold, prompt and answer together."""
-        return self.model.decoder.spec.max_positions
+        return self.model.decoder.context
 
     @property
     def converses(self) -> bool:

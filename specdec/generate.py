@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from specdec.control import AdaptiveLength, DraftLength, FixedLength
 from specdec.decode import Request, decode
 from specdec.drafting import Drafter, NoDraft
 from specdec.model.decoder import Decoder
+from specdec.plan import cache_bytes
 from specdec.sampling import Sampler, mix
 from specdec.stats import GenerationStats
 from specdec.verify import Choice, Verdict
@@ -101,7 +102,7 @@ def run_batch(
     ]
     try:
         # A streamer is not told whose token it gets: to it, texts come one after the other.
-        together = TOGETHER if batch.streamer is None else 1
+        together = 1 if batch.streamer is not None else _together(backbone, [request.limit for request in requests])
         for ended in decode(backbone, drafter, lengths, requests, stats, together):
             rows[ended.number].tokens = ended.row
     finally:
@@ -119,11 +120,10 @@ class _Row:
 
 def _request(backbone: Decoder, batch: Batch, row: _Row, padding: int, seed: int | None) -> Request:
     config = batch.config
-    limit = min(config.max_length, padding + backbone.spec.max_positions)
+    limit = min(config.max_length, padding + backbone.context)
     if limit < config.max_length:
         warnings.warn(
-            f"max_length {config.max_length - padding} exceeds the model's context of {backbone.spec.max_positions} "
-            "tokens; the text ends there",
+            f"max_length {config.max_length - padding} exceeds {_context(backbone)}; the text ends there",
             stacklevel=2,
         )
 
@@ -176,14 +176,27 @@ def _prompt(backbone: Decoder, batch: Batch, row: int) -> tuple[Tensor, int]:
     else:
         padding = 0
     prompt = ids[padding:]
-    context, vocabulary = backbone.spec.max_positions, backbone.spec.vocab_size
+    context, vocabulary = backbone.context, backbone.spec.vocab_size
     if len(prompt) == 0:
         raise ValueError("the prompt is empty; give at least one token, for example the tokenizer's BOS token")
     if len(prompt) >= context:
-        raise ValueError(f"the prompt has {len(prompt)} tokens and the model's context is {context}; shorten it")
+        raise ValueError(f"the prompt has {len(prompt)} tokens, which exceeds {_context(backbone)}; shorten it")
     if int(prompt.min()) < 0 or int(prompt.max()) >= vocabulary:
         raise ValueError(f"token ids must lie in 0..{vocabulary - 1}; is the tokenizer this model's own?")
     return ids, padding
+
+
+def _context(backbone: Decoder) -> str:
+    if backbone.context < backbone.spec.max_positions:
+        return f"the {backbone.context} tokens that the memory budget leaves room for"
+    return f"the model's context of {backbone.context} tokens"
+
+
+def _together(backbone: Decoder, limits: Sequence[int]) -> int:
+    """Texts in a pass, so that their caches stay within the memory budget."""
+    if backbone.room is None:
+        return TOGETHER
+    return max(1, min(TOGETHER, backbone.room.cache // cache_bytes(backbone.spec, max(limits), backbone.kv_dtype)))
 
 
 def _output(batch: Batch, rows: list[_Row]) -> Tensor | GenerateDecoderOnlyOutput:

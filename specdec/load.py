@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,13 @@ from specdec import quantized
 from specdec.drafting import Drafter
 from specdec.hf import SpecdecForCausalLM
 from specdec.model.build import Source, assemble, build_decoder
-from specdec.model.decoder import Decoder
+from specdec.model.decoder import Decoder, Room
 from specdec.model.families import decoder_spec, supported_families
 from specdec.model.gguf_config import config_from_gguf, with_rope_divisors
 from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
-from specdec.resolve import resolve_drafter
+from specdec.plan import Planner, loaded_bytes, parse_bytes, program_bytes
+from specdec.resolve import drafter_bytes, resolve_drafter
 from specdec.weights.gguf import GGUFCheckpoint
 from specdec.weights.hub import model_path
 from specdec.weights.safetensors import SafetensorsCheckpoint
@@ -37,6 +40,7 @@ def load(
     quantize: Storage = None,
     device: torch.device | str | None = None,
     kv_dtype: torch.dtype | str | None = None,
+    memory_budget: int | str | None = None,
 ) -> SpecdecForCausalLM:
     """A model that generates what the plain model would, sooner.
 
@@ -51,19 +55,22 @@ def load(
         device: "cpu", "cuda", "mps"; None: a GPU where there is one.
         kv_dtype: what the cache keeps of the context: "float32", "bfloat16", "float16" or "int8"; None: `dtype`. Rounds
             what attention reads, so another one may give another text; drafting never does.
+        memory_budget: bytes, or text like "9GB", that this process may take in all: a model that does not fit is
+            refused before it is read, and a prompt that does not, before it is computed.
 
     A checkpoint of more than a gigabyte that is quantised while it loads is kept quantised in the cache folder
     ($SPECDEC_CACHE, else ~/.cache/specdec), and mapped from there: the next start takes seconds.
 
     Raises:
         ValueError: nothing is at `name_or_path`, the architecture is not supported, the file is damaged, or tensors
-            are missing, surplus or misshapen.
+            are missing, surplus or misshapen; the memory budget is too small.
     """
     where = _device(device)
     kind = _dtype(dtype, where)
     proposer = resolve_drafter(drafter)  # before the minutes that a large model takes: a wrong name fails at once
     kept = None if kv_dtype is None else _kv_dtype(kv_dtype, where)
-    decoder, config, generation_config = load_decoder(model_path(name_or_path), kind, where, quantize, kept)
+    budget = None if memory_budget is None else Budget(parse_bytes(memory_budget), drafter)
+    decoder, config, generation_config = load_decoder(model_path(name_or_path), kind, where, quantize, kept, budget)
     return SpecdecForCausalLM(decoder, config, generation_config, proposer)
 
 
@@ -73,15 +80,17 @@ def load_decoder(
     device: torch.device,
     quantize: Storage = None,
     kv_dtype: torch.dtype | None = None,
+    budget: Budget | None = None,
 ) -> tuple[Decoder, Any, GenerationConfig]:
     """The decoder, config and generation config of a .gguf file or a Hugging Face folder."""
     spec, source, config, generation_config = open_checkpoint(path)
+    room = None if budget is None else budget.room(spec, source, quantize, dtype, kv_dtype or dtype)
     checkpoint = source.checkpoint
     large = isinstance(checkpoint, SafetensorsCheckpoint) and checkpoint.nbytes >= quantized.LEAST
     if large and quantize in ("int4", "int8"):
         packed = quantized.kept(path, spec, source, quantize, dtype, _progress)
         if packed is not None:
-            decoder = assemble(spec, quantized.PackedReader(packed, dtype, device), kv_dtype)
+            decoder = assemble(spec, quantized.PackedReader(packed, dtype, device), kv_dtype, room)
             return decoder, config, generation_config
     with _progress(f"loading {path.name}", len(expected_tensors(spec))) as advance:
         decoder = build_decoder(
@@ -92,8 +101,29 @@ def load_decoder(
             quantize=quantize,
             progress=lambda _: advance(1),
             kv_dtype=kv_dtype,
+            room=room,
         )
     return decoder, config, generation_config
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes that this process may take with a model and `drafter` in it."""
+
+    total: int
+    drafter: Drafter | str | None
+
+    def room(
+        self, spec: DecoderSpec, source: Source, quantize: Storage, dtype: torch.dtype, kv_dtype: torch.dtype
+    ) -> Room:
+        """What it leaves for texts. Raises ValueError when that is next to nothing."""
+        weights = loaded_bytes(spec, source, quantize, dtype)
+        blocks = any(
+            source.checkpoint.loaded_bytes(name, dtype, quantize) < math.prod(shape) * dtype.itemsize
+            for name, shape in source.checkpoint.shapes().items()
+        )
+        planner = Planner(spec, weights, drafter_bytes(self.drafter, dtype, blocks), program_bytes(), dtype)
+        return planner.room(self.total, str(kv_dtype).removeprefix("torch."))
 
 
 def open_checkpoint(path: Path) -> tuple[DecoderSpec, Source, Any, GenerationConfig]:

@@ -7,6 +7,7 @@ workspace is what a pass over the longest chunk needs: attention's scores, logit
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,12 +17,20 @@ import torch
 from specdec.cache import MAX_ROWS
 from specdec.cache.stores import slots_for, store_bytes
 from specdec.model.build import Source, storage_of
+from specdec.model.decoder import Room
 from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
 from specdec.model.stack import ROPE_BLOCK, ROPE_BLOCKS
 from specdec.weights.tensors import Storage, stored_bytes
 
-KV_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+KV_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.int8,
+}
+LEAST = 512  # positions that a budget must leave room for
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 LOGIT_ROWS = 27  # of the vocabulary, float32: a pass over nine rows, and two copies that processors and sampling make
 PROGRAM = 450_000_000  # Python, torch and transformers, where the system does not tell
 
@@ -71,6 +80,20 @@ class Planner:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.needs(middle, kv_dtype).total <= budget else (low, middle - 1)
         return low
+
+    def room(self, budget: int, kv_dtype: str) -> Room:
+        """What `budget` bytes leave for texts. Raises ValueError when that is less than LEAST positions, and says what
+        would be needed."""
+        if (positions := self.longest(budget, kv_dtype)) >= min(LEAST, self.spec.max_positions):
+            found = self.needs(positions, kv_dtype)
+            return Room(positions, found.cache + budget - found.total)
+        least = self.needs(min(LEAST, self.spec.max_positions), kv_dtype)
+        raise ValueError(
+            f"a memory budget of {budget / 1e9:.2f} GB is too small: weights {least.weights / 1e9:.2f}, drafter "
+            f"{least.drafter / 1e9:.2f}, {least.positions} positions of context {least.cache / 1e9:.2f}, workspace "
+            f"{least.workspace / 1e9:.2f} and Python with its libraries {least.program / 1e9:.2f} make "
+            f"{least.total / 1e9:.2f} GB; allow as much, or quantise (quantize='int4', kv_dtype='int8')"
+        )
 
 
 def weight_bytes(shapes: Mapping[str, tuple[int, ...]], quantize: Storage, dtype: torch.dtype) -> int:
@@ -130,3 +153,11 @@ def available_memory() -> int | None:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return None
+
+
+def parse_bytes(amount: int | str) -> int:
+    """Bytes of "16GB", "9.5 G" or a number; G is 10^9. Raises ValueError for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", str(amount), re.IGNORECASE)
+    if found is None:
+        raise ValueError(f"{amount!r} is not an amount of memory; write it like '16GB'")
+    return int(float(found[1]) * _UNITS[found[2].upper()])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any, cast
 
+import torch
+
 from specdec.drafting import Drafter, NoDraft, SuffixDrafter, SuffixOr
 from specdec.model.decoder import Decoder
 
@@ -44,6 +46,16 @@ def resolve_drafter(drafter: Drafter | str | None) -> Drafter:
     if not callable(getattr(drafter, "propose", None)):
         raise ValueError(f"a drafter is 'auto', 'suffix', None, a checkpoint or a Drafter object, not {drafter!r}")
     return drafter
+
+
+def drafter_bytes(drafter: Drafter | str | None, dtype: torch.dtype, quantized: bool) -> int:
+    """What the weights of the drafter that `drafter` names take beside a backbone in `dtype`, quantised or not; at most
+    that for "auto". An object takes what it has taken already: 0."""
+    if not isinstance(drafter, str) or drafter in ("none", "suffix"):
+        return 0
+    if drafter == "auto":
+        return int(_drafters().largest_bundled_head())
+    return int(_drafters().stored_bytes(drafter, dtype, quantized))
 
 
 def _drafters() -> Any:

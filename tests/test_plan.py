@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,35 @@ def test_what_does_not_fit_is_an_exit_code(capsys: pytest.CaptureFixture) -> Non
     assert "all that the model has" in capsys.readouterr().out
     assert run.main(["plan", "--model", "gemma-4-12b", "--context", "999999"]) == 2
     assert "has a context of 262,144" in capsys.readouterr().err
+
+
+def test_a_budget_is_kept_at_load_and_at_prefill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_model("gemma4_unified").save_pretrained(tmp_path)
+    monkeypatch.setattr(sys.modules["specdec.load"], "program_bytes", lambda: 0)
+    whole = specdec.load(tmp_path, device="cpu").decoder
+    planner = Planner(whole.spec, whole.nbytes, 0, 0)
+    budget = planner.needs(100).total
+    monkeypatch.setattr("specdec.plan.LEAST", 64)
+    model = specdec.load(tmp_path, drafter="suffix", device="cpu", memory_budget=budget)
+    room = model.decoder.room
+    assert room is not None and model.decoder.context == room.positions == planner.longest(budget) >= 100
+    assert room.cache >= cache_bytes(whole.spec, room.positions, torch.float32)
+    with pytest.raises(ValueError, match="memory budget leaves room for; shorten it"):
+        model.generate(prompt(room.positions)[:1], max_new_tokens=5)
+    short, long = prompt(20)[:1], prompt(room.positions - 10)[:1]
+    unlimited = specdec.load(tmp_path, drafter="suffix", device="cpu")
+    settings = {"do_sample": False, "eos_token_id": None}
+    assert torch.equal(
+        model.generate(short, max_new_tokens=30, **settings), unlimited.generate(short, max_new_tokens=30, **settings)
+    )
+    with pytest.warns(UserWarning, match="memory budget"):
+        assert model.generate(long, max_new_tokens=30, **settings).shape[1] == room.positions
+    several = prompt(20, seed=1).expand(6, -1)
+    assert torch.equal(
+        model.generate(several, max_new_tokens=9, **settings), unlimited.generate(several, max_new_tokens=9, **settings)
+    )
+    for small in (planner.needs(30).total, "1KB"):
+        with pytest.raises(ValueError, match="is too small: weights"):
+            specdec.load(tmp_path, device="cpu", memory_budget=small)
+    with pytest.raises(ValueError, match="not an amount of memory"):
+        specdec.load(tmp_path, device="cpu", memory_budget="lots")

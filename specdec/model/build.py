@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from specdec.model.decoder import Decoder, PerLayerEmbedding
+from specdec.model.decoder import Decoder, PerLayerEmbedding, Room
 from specdec.model.names import expected_tensors, gguf_name, hf_names, ignorable
 from specdec.model.spec import DecoderSpec
 from specdec.model.stack import Layer, Linear
@@ -56,20 +56,21 @@ def build_decoder(
     quantize: Storage = None,
     progress: Progress | None = None,
     kv_dtype: torch.dtype | None = None,
+    room: Room | None = None,
 ) -> Decoder:
     """Read every tensor of `spec` from `source`.
 
     `quantize`: see `Checkpoint.weight`; with "int4" the embedding and the head take 8 bits, which costs little memory
-    and keeps rare tokens apart. `progress(name)` is called after every tensor. `kv_dtype`: see `Decoder`.
+    and keeps rare tokens apart. `progress(name)` is called after every tensor. `kv_dtype`, `room`: see `Decoder`.
 
     Raises:
         ValueError: tensors are missing, surplus or misshapen; all of them are listed.
     """
     check_tensors(spec, source)
-    return assemble(spec, TensorReader(spec, source, dtype, device, quantize, progress), kv_dtype)
+    return assemble(spec, TensorReader(spec, source, dtype, device, quantize, progress), kv_dtype, room)
 
 
-def assemble(spec: DecoderSpec, read: Reader, kv_dtype: torch.dtype | None = None) -> Decoder:
+def assemble(spec: DecoderSpec, read: Reader, kv_dtype: torch.dtype | None = None, room: Room | None = None) -> Decoder:
     """The decoder that `spec` describes, of what `read` has."""
     embedding = read.matrix("embed_tokens.weight")
     norm = read.vector("norm.weight")
@@ -87,7 +88,7 @@ def assemble(spec: DecoderSpec, read: Reader, kv_dtype: torch.dtype | None = Non
         )
     layers = [build_layer(spec, i, read) for i in range(len(spec.layers))]
     head = embedding if spec.tied_head else read.matrix("lm_head.weight")
-    return Decoder(spec, embedding, layers, norm, head, per_layer, kv_dtype)
+    return Decoder(spec, embedding, layers, norm, head, per_layer, kv_dtype, room)
 
 
 def build_layer(spec: DecoderSpec, index: int, read: Reader) -> Layer:

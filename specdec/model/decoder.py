@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +43,13 @@ class PerLayerEmbedding:
         return mixed
 
 
+class Room(NamedTuple):
+    """What a memory budget leaves: `positions` that one text can have, and `cache` bytes for all texts together."""
+
+    positions: int
+    cache: int
+
+
 class Decoder:
     """A text decoder. `forward` is one pass through all layers; `logits` is the head, for the rows that need it."""
 
@@ -54,8 +62,10 @@ class Decoder:
         head: Weight,
         per_layer: PerLayerEmbedding | None = None,
         kv_dtype: torch.dtype | None = None,
+        room: Room | None = None,
     ) -> None:
-        """`kv_dtype`: what its caches keep K and V in, a float type or int8; None: the compute dtype."""
+        """`kv_dtype`: what its caches keep K and V in, a float type or int8; None: the compute dtype. `room`: what a
+        memory budget leaves; None: nobody set one."""
         self.spec = spec
         self.embedding = embedding
         stores = [i if kv is None else kv for i, kv in enumerate(layer.spec.kv_layer for layer in layers)]
@@ -66,8 +76,13 @@ class Decoder:
         self._windows = {layer.kind: layer.window for layer in spec.layers}
         self.device = norm.device
         self.dtype = norm.dtype
-        self.kv_dtype = kv_dtype or self.dtype
+        self.kv_dtype, self.room = kv_dtype or self.dtype, room
         self.rotations = Rotations(spec.ropes, self.dtype, self.device)
+
+    @property
+    def context(self) -> int:
+        """Positions that a text can have."""
+        return self.spec.max_positions if self.room is None else min(self.spec.max_positions, self.room.positions)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
