@@ -201,7 +201,13 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
     shape.add_argument(
         "--bigram", type=whole(0), default=0, metavar="RANK", help="bias from the newest token (0: none)"
     )
-    shape.add_argument("--bits", type=int, choices=(8, 5, 4), default=8, help="of the saved matrices (default 8)")
+    shape.add_argument(
+        "--bits",
+        type=int,
+        choices=(8, 5, 4),
+        default=8,
+        help="of the saved matrices (default 8); 4: of the layers, and 5 for the others",
+    )
     how = train.add_argument_group("how to train")
     how.add_argument("--learning-rate", type=number, default=1e-3, metavar="X", help="default 1e-3")
     how.add_argument(

@@ -41,7 +41,8 @@ def save_head(
     """Write a head for `backbone` to `folder`, over an older one if there is one.
 
     `tensors`: as `Network.tensors()` gives them. `about`: what config.json says besides: "backbone_name", data,
-    settings, scores; any JSON. `bits`: of its matrices, one of `STORED`.
+    settings, scores; any JSON. `bits`: of its matrices, one of `STORED`; 4 is for those of the layers alone, others
+    then take 5.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = write_weights(folder, tensors, draft_ids if config.draft_vocab else None, bits)
@@ -69,14 +70,16 @@ def _digest(path: Path) -> str:
 
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], draft_ids: Tensor | None, bits: int = 8) -> str:
     """Write `tensors` (float, named as transformers would) to `folder`, all or nothing; returns the file's SHA-256."""
-    kind = STORED[bits]
     temporary = folder / f".{HEAD_FILE}.{os.getpid()}"
     writer = GGUFWriter(temporary, ARCHITECTURE)
     if draft_ids is not None:
         writer.add_array(DRAFT_IDS, draft_ids.tolist())
     for name, tensor in tensors.items():
         if tensor.dim() == 2 and tensor.shape[1] % BLOCK == 0:
-            stored = quants.quantize(tensor.float().numpy(), kind) if bits == 8 else _blocks(tensor.float(), bits)
+            # What chooses the token, and what joins the inputs, suffers more from 4 bits than the layers do.
+            own = 5 if bits == 4 and not name.startswith("layers.") else bits
+            kind = STORED[own]
+            stored = quants.quantize(tensor.float().numpy(), kind) if own == 8 else _blocks(tensor.float(), own)
             writer.add_tensor(name, stored, raw_dtype=kind)
         else:
             writer.add_tensor(name, tensor.float().numpy())

@@ -283,7 +283,7 @@ def test_bad_prompts_are_refused(model: SpecdecForCausalLM) -> None:
         model.generate(torch.zeros(1, 0, dtype=torch.long), max_new_tokens=4)
     with pytest.raises(ValueError, match="empty"):
         model.generate(prompt(4), attention_mask=torch.zeros(1, 4, dtype=torch.long), max_new_tokens=4)
-    with pytest.raises(ValueError, match=r"600 tokens.*context is 512"):
+    with pytest.raises(ValueError, match=r"600 tokens.*context of 512"):
         model.generate(prompt(600), max_new_tokens=4)
     with pytest.raises(ValueError, match=r"0\.\.255"):
         model.generate(torch.tensor([[5, 300]]), max_new_tokens=4)
