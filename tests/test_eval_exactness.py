@@ -35,16 +35,18 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
 def test_identical_texts_pass(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert check(folder, "--json", str(tmp_path / "out.json")) == 0
     output = capsys.readouterr().out
-    assert "8/8 identical, token for token. 4 plain texts of up to 40 new tokens" in output
+    assert "12/12 identical, token for token. 4 plain texts of up to 40 new tokens" in output
     record = json.loads(output.strip().splitlines()[-1])
     assert json.loads((tmp_path / "out.json").read_text()) == record
     assert [(c["sampling"], c["drafter"], c["identical"], c["total"]) for c in record["configurations"]] == [
+        ("greedy", "auto", 2, 2),
         ("greedy", "suffix", 2, 2),
         ("greedy", "scripted", 2, 2),
+        ("temperature 0.8, top-p 0.95", "auto", 2, 2),
         ("temperature 0.8, top-p 0.95", "suffix", 2, 2),
         ("temperature 0.8, top-p 0.95", "scripted", 2, 2),
     ]
-    scripted = record["configurations"][1]
+    scripted = record["configurations"][2]
     assert 0 < scripted["accepted"] < scripted["drafted"]
 
 

@@ -21,7 +21,7 @@ from drafter.dataset import Size
 from drafter.training import StepReport
 from eval import ablations, acceptance
 from eval.train_view import LiveTraining, PlainLines
-from tests.tiny_folder import make_folder, threads_restored
+from tests.tiny_folder import hears_ctrl_c, make_folder, threads_restored
 
 ROOT = Path(run.__file__).parent
 
@@ -77,7 +77,12 @@ def test_ctrl_c_leaves_what_the_same_command_goes_on_from(folder: Path, prompts:
     out = tmp_path / "head"
     command = [sys.executable, "run.py", *words(folder, prompts, out), "--minutes", "10", "--collecting", "0.1"]
     running = subprocess.Popen(
-        [*command, "--evaluate-minutes", "0.01"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--evaluate-minutes", "0.01"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hears_ctrl_c,
     )
     deadline = time.monotonic() + 120
     while not (out / "config.json").is_file() and time.monotonic() < deadline:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import run
-from tests.tiny_folder import make_folder, threads_restored
+from tests.tiny_folder import hears_ctrl_c, make_folder, threads_restored
 
 ROOT = Path(run.__file__).parent
 
@@ -150,6 +150,7 @@ def test_ctrl_c_ends_a_bench_with_what_was_finished(folder: Path, tmp_path: Path
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        preexec_fn=hears_ctrl_c,
     )
     try:
         assert process.stdout is not None
