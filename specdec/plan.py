@@ -131,28 +131,26 @@ def workspace_bytes(spec: DecoderSpec, positions: int, dtype: torch.dtype, max_r
         blocks = min(ROPE_BLOCKS, -(-positions // ROPE_BLOCK))
         turned += blocks * ROPE_BLOCK * 2 * (2 * len(pairs)) * dtype.itemsize
         if any(layer.kind == kind and spec.keeps_values_alone(layer) for layer in spec.layers):
-            turned += slots_for(positions) * 2 * sum(f != 0 for f in pairs) * 4
+            turned += slots_for(positions) * 2 * spec.ropes[kind].turning * 4
     return 4 * (scores + rows + LOGIT_ROWS * spec.vocab_size) + turned
 
 
 def program_bytes() -> int:
     """Resident bytes of this process now, before a model is in it."""
-    file = Path("/proc/self/status")
-    if file.is_file():
-        for line in file.read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    return PROGRAM
+    return _reported("/proc/self/status", "VmRSS") or PROGRAM
 
 
 def available_memory() -> int | None:
     """Bytes that a new process can take without swapping, where Linux tells; None elsewhere."""
-    file = Path("/proc/meminfo")
-    if file.is_file():
-        for line in file.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
+    return _reported("/proc/meminfo", "MemAvailable")
+
+
+def _reported(file: str, field: str) -> int | None:
+    """Bytes that Linux gives for `field` in a file of kilobytes; None where there is no such file or field."""
+    if not Path(file).is_file():
+        return None
+    found = re.search(rf"^{field}:\s+(\d+) kB$", Path(file).read_text(), re.MULTILINE)
+    return None if found is None else int(found[1]) * 1024
 
 
 def parse_bytes(amount: int | str) -> int:

@@ -45,16 +45,20 @@ def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     x float32 [T, K] -> values float32 [T, B, 32] (integers -127..127), scale [T, B], sum of values [T, B].
     """
-    blocks = x.reshape(x.shape[0], x.shape[1] // BLOCK, BLOCK)  # [T, B, 32]
-    largest = blocks.abs().amax(dim=-1)  # [T, B]; NaN stays NaN
+    values, scale = _quantised(x.reshape(x.shape[0], x.shape[1] // BLOCK, BLOCK))  # [T, B, 32]
+    return values, scale, values.sum(dim=-1)
+
+
+def _quantised(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x float32 [..., N] -> integers -127..127 in float32 [..., N] and their scale [...]: each last row a block."""
+    largest = x.abs().amax(dim=-1)  # [...]; NaN stays NaN
     finite = largest < torch.inf
     usable = finite & (largest >= TINY)
     # torch turns 127 / tensor into reciprocal * 127, which rounds twice: divide tensor by tensor
     top = torch.full_like(largest, 127.0)
     inverse = torch.where(usable, top / largest, 0.0)
-    values = torch.where(usable[..., None], torch.round(blocks * inverse[..., None]), 0.0)
-    scale = torch.where(usable, largest / top, 0.0)
-    return values, torch.where(finite, scale, torch.nan), values.sum(dim=-1)
+    values = torch.where(usable[..., None], torch.round(x * inverse[..., None]), 0.0)
+    return values, torch.where(finite, torch.where(usable, largest / top, 0.0), torch.nan)
 
 
 def block_linear(x: Tensor, w: BlockTensor) -> Tensor:
@@ -234,15 +238,8 @@ def _visible(store: Tensor, scale: Tensor | None, low: int, high: int) -> Tensor
 def quantise_store(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of a store x [H, T, D] -> int8 [H, T, D] and scale float32 [H, T], by the rule of `quantise_rows` with the
     whole width as one block: what they stand for is value * scale."""
-    wide = x.float()
-    largest = wide.abs().amax(dim=-1)  # [H, T]; NaN stays NaN
-    finite = largest < torch.inf
-    usable = finite & (largest >= TINY)
-    top = torch.full_like(largest, 127.0)
-    inverse = torch.where(usable, top / largest, 0.0)
-    values = torch.where(usable[..., None], torch.round(wide * inverse[..., None]), 0.0)
-    scale = torch.where(usable, largest / top, 0.0)
-    return values.to(torch.int8), torch.where(finite, scale, torch.nan)
+    values, scale = _quantised(x.float())
+    return values.to(torch.int8), scale
 
 
 def stored(kv: KVView, low: int, high: int) -> tuple[Tensor, Tensor]:

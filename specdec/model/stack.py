@@ -165,7 +165,7 @@ class Rotations:
         Proportional rope (Gemma 4's full layers) turns 64 pairs of 256: a table for every position of a long text is
         then an eighth of what it would be.
         """
-        count = self.turning(kind)
+        count = self._ropes[kind].turning
         known = self._turns.get(kind)
         made = 0 if known is None else known[0].shape[0]
         if known is None or made < positions:
@@ -174,12 +174,6 @@ class Rotations:
             cos, sin = more if known is None else (torch.cat((old, new)) for old, new in zip(known, more, strict=True))
             known = self._turns[kind] = (cos, sin)
         return known
-
-    def turning(self, kind: str) -> int:
-        """How many pairs of layers of `kind` turn; they are the first ones."""
-        frequencies = self._ropes[kind].frequencies
-        count = sum(f != 0 for f in frequencies)
-        return count if all(f != 0 for f in frequencies[:count]) else len(frequencies)
 
     def _made(self, kind: str, index: int) -> tuple[Tensor, Tensor]:
         # Always whole blocks of the same size: the tail of a vectorised cosine depends on the number of elements, and
