@@ -13,6 +13,7 @@ from pathlib import Path
 
 from eval.cli import (
     DEFAULT_MODEL,
+    QUANTIZE,
     add_drafting_options,
     add_json_option,
     add_model_options,
@@ -150,7 +151,7 @@ def add_plan_options(planned: argparse.ArgumentParser) -> None:
     planned.add_argument(
         "--kv-dtype", choices=("float32", "bfloat16", "int8"), default="float32", help="what the cache keeps"
     )
-    planned.add_argument("--quantize", choices=("int4", "int8", "none"), help="as for every command")
+    planned.add_argument("--quantize", choices=QUANTIZE, help="as for every command")
     planned.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of activations"
     )

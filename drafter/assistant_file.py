@@ -8,7 +8,6 @@ model.safetensors. Whose it is and how it was made stands beside them in `specde
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 from transformers import Gemma4AssistantConfig, Gemma4UnifiedAssistantConfig, GenerationConfig
 
 from drafter.spec import AssistantSpec, Config, HeadConfig
+from specdec.atomic import replacing
 from specdec.model.decoder import Decoder
 from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
@@ -98,12 +98,8 @@ def save_assistant(
     (folder / ABOUT_FILE).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     inner = expected_tensors(spec.text)
     named = {f"model.{name}" if name in inner else name: tensor.contiguous() for name, tensor in tensors.items()}
-    temporary = folder / f".model.safetensors.{os.getpid()}"
-    try:
+    with replacing(folder / "model.safetensors") as temporary:
         save_file(named, temporary, metadata={"format": "pt"})
-        os.replace(temporary, folder / "model.safetensors")
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def assistants_backbone(folder: Path) -> tuple[str, str] | None:

@@ -15,7 +15,6 @@ Under `torchrun` the first process collects, judges and saves; all of them train
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -35,6 +34,7 @@ from drafter.initial import initial_tensors
 from drafter.loss import Candidates
 from drafter.network import Network
 from drafter.training import Settings, StepReport, Trainer
+from specdec.atomic import replacing
 from specdec.model.decoder import Decoder
 
 SAVE_SECONDS = 120.0  # between states; a kill loses less than that
@@ -270,10 +270,8 @@ class Course:
     def _note(self, **changes: Any) -> None:
         self.progress = Progress(**{**asdict(self.progress), **changes})
         path = self.folder / "training" / "progress.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(asdict(self.progress)) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self.progress)) + "\n", encoding="utf-8")
 
 
 class _Clock:

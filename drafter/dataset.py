@@ -9,7 +9,6 @@ compression.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from drafter.features import Features
 from drafter.network import Keys
+from specdec.atomic import replacing
 from specdec.sampling import mix
 
 ABOUT = "set.json"
@@ -44,7 +44,6 @@ class DatasetWriter:
 
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
         """Raises ValueError when the folder holds a set of something else."""
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         if (folder / ABOUT).is_file():
             if (found := _about(folder)) != about:
@@ -54,7 +53,8 @@ class DatasetWriter:
                     "or delete it"
                 )
         else:
-            _replace(folder / ABOUT, lambda path: path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8"))
+            with replacing(folder / ABOUT) as temporary:
+                temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
     @property
     def shards(self) -> list[Path]:
@@ -81,7 +81,8 @@ class DatasetWriter:
         for layer in texts[0].keys:
             for i, name in enumerate(Keys._fields):
                 tensors[f"{layer}.{name}"] = torch.cat([text.keys[layer][i] for text in texts], dim=1)
-        _replace(self.folder / f"{self.done:05d}.safetensors", lambda path: save_file(tensors, path))
+        with replacing(self.folder / f"{self.done:05d}.safetensors") as temporary:
+            save_file(tensors, temporary)
 
 
 class Dataset:
@@ -194,13 +195,3 @@ def _about(folder: Path) -> dict[str, Any]:
         return dict(json.loads((folder / ABOUT).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: no training set here ({error})") from error
-
-
-def _replace(path: Path, write: Any) -> None:
-    """`write(temporary path)`, then under its name at once; nothing is left of a write that failed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from drafter.spec import HeadConfig
+from specdec.atomic import replacing
 from specdec.model.decoder import Decoder
 from specdec.weights.tensors import BLOCK, fit_minimum
 
@@ -52,9 +52,8 @@ def save_head(
         "weights": weights,
         "provenance": {key: value for key, value in about.items() if key != "backbone_name"},
     }
-    temporary = folder / f".config.json.{os.getpid()}"
-    temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "config.json")
+    with replacing(folder / "config.json") as temporary:
+        temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def check_weights(folder: Path, values: Mapping[str, Any]) -> None:
@@ -70,27 +69,23 @@ def _digest(path: Path) -> str:
 
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], draft_ids: Tensor | None, bits: int = 8) -> str:
     """Write `tensors` (float, named as transformers would) to `folder`, all or nothing; returns the file's SHA-256."""
-    temporary = folder / f".{HEAD_FILE}.{os.getpid()}"
-    writer = GGUFWriter(temporary, ARCHITECTURE)
-    if draft_ids is not None:
-        writer.add_array(DRAFT_IDS, draft_ids.tolist())
-    for name, tensor in tensors.items():
-        if tensor.dim() == 2 and tensor.shape[1] % BLOCK == 0:
-            # What chooses the token, and what joins the inputs, suffers more from 4 bits than the layers do.
-            own = 5 if bits == 4 and not name.startswith("layers.") else bits
-            kind = STORED[own]
-            stored = quants.quantize(tensor.float().numpy(), kind) if own == 8 else _blocks(tensor.float(), own)
-            writer.add_tensor(name, stored, raw_dtype=kind)
-        else:
-            writer.add_tensor(name, tensor.float().numpy())
-    try:
+    with replacing(folder / HEAD_FILE) as temporary:
+        writer = GGUFWriter(temporary, ARCHITECTURE)
+        if draft_ids is not None:
+            writer.add_array(DRAFT_IDS, draft_ids.tolist())
+        for name, tensor in tensors.items():
+            if tensor.dim() == 2 and tensor.shape[1] % BLOCK == 0:
+                # What chooses the token, and what joins the inputs, suffers more from 4 bits than the layers do.
+                own = 5 if bits == 4 and not name.startswith("layers.") else bits
+                kind = STORED[own]
+                stored = quants.quantize(tensor.float().numpy(), kind) if own == 8 else _blocks(tensor.float(), own)
+                writer.add_tensor(name, stored, raw_dtype=kind)
+            else:
+                writer.add_tensor(name, tensor.float().numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        os.replace(temporary, folder / HEAD_FILE)
-    finally:
-        temporary.unlink(missing_ok=True)
     return _digest(folder / HEAD_FILE)
 
 

@@ -10,7 +10,6 @@ that was killed and started again ends with the same weights.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from drafter.dataset import BEGINNING, Dataset, Position
 from drafter.features import Features
 from drafter.loss import Candidates, Recipe, unrolled
 from drafter.network import Network
+from specdec.atomic import replacing
 from specdec.sampling import mix
 
 
@@ -157,7 +157,6 @@ class Trainer:
 
     def save(self, path: Path, more: dict[str, Any] | None = None) -> None:
         """Everything that the next step depends on, and `more`, in one file, all or nothing."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         state = {
             "network": self.network.tensors(),
             "optimizers": [optimizer.state_dict() for optimizer, _ in self.optimizers],
@@ -168,11 +167,8 @@ class Trainer:
             "settings": asdict(self.settings),
             "more": more or {},
         }
-        try:
+        with replacing(path) as temporary:
             torch.save(state, temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def restore(self, path: Path) -> dict[str, Any]:
         """Go on from a file that `save` wrote; returns its `more`.

@@ -11,6 +11,7 @@ import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -29,6 +30,7 @@ HELP = """\
 /temperature X     0 is greedy; /seed N makes sampling repeatable
 /system TEXT       give the model a role; without TEXT: take it away
 /reset             forget the conversation (the role stays)
+/save FILE         keep the conversation and its cache; /load FILE goes on, without computing it again
 /quit              leave, as Ctrl-D does; Ctrl-C stops an answer"""
 
 
@@ -51,6 +53,8 @@ class Chat:
             "/draft": self.draft,
             "/stats": lambda _: self.stats(),
             "/reset": lambda _: self.reset(),
+            "/save": self.save,
+            "/load": self.load,
             "/system": self.set_system,
             "/temperature": self.set_temperature,
             "/seed": self.set_seed,
@@ -86,7 +90,7 @@ class Chat:
                     f"the conversation has reached {ids.shape[1]} tokens and the model's context is "
                     f"{self.session.context}; /reset starts anew"
                 )
-            run = self.session.run(ids, speculation=self.speculation, streamer=spoken)
+            run = self.session.run(ids, speculation=self.speculation, streamer=spoken, reuse=True)
         except KeyboardInterrupt:
             self.say("(stopped)")
         except ValueError as error:
@@ -125,6 +129,24 @@ class Chat:
         self.messages.clear()
         self.runs.clear()
         self.say("the conversation begins anew")
+
+    def save(self, name: str) -> None:
+        if not name:
+            raise ValueError("name a file")
+        if not self.runs:
+            raise ValueError("no answers yet")
+        self.session.model.save_conversation(name, notes={"system": self.system, "messages": self.messages})
+        self.say(f"saved in {name}, {Path(name).stat().st_size / 1e6:.0f} MB")
+
+    def load(self, name: str) -> None:
+        if not name:
+            raise ValueError("name a file")
+        found = self.session.model.load_conversation(name)
+        if "messages" not in found.notes:
+            raise ValueError(f"{name}: holds a cache that was not saved here: nobody says who said what")
+        self.reset()
+        self.system, self.messages = found.notes["system"], found.notes["messages"]
+        self.say(f"{len(self.messages)} messages, {len(found.tokens):,} tokens")
 
     def set_system(self, text: str) -> None:
         self.system = text

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+QUANTIZE = ("int4", "int4-all", "int8", "none")
 DIFFERS, USER_ERROR, INTERRUPTED = 1, 2, 130  # exit codes; 130 is what a shell reports after Ctrl-C
 
 
@@ -37,6 +38,8 @@ class Settings:
     dtype: str | None = None
     quantize: str | None = None
     device: str | None = None
+    kv_dtype: str | None = None
+    memory_budget: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -66,11 +69,18 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--quantize",
-        choices=["int4", "int8", "none"],
-        help="quantise a float checkpoint while it loads; none: expand a quantised one (default: as stored)",
+        choices=QUANTIZE,
+        help="quantise a float checkpoint while it loads; int4 leaves the vocabulary at 8 bits, int4-all does not; "
+        "none: expand a quantised one (default: as stored)",
     )
     group.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of activations and float weights")
     group.add_argument("--device", help="cpu, cuda or mps (default: a GPU where there is one)")
+    group.add_argument(
+        "--kv-dtype",
+        choices=["float32", "bfloat16", "float16", "int8"],
+        help="what the cache keeps of the context (default: as --dtype); rounds, so another one may change the text",
+    )
+    group.add_argument("--memory-budget", metavar="SIZE", help="what this process may take in all, like 9GB")
     group.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads (default: torch's choice)")
 
 

@@ -12,10 +12,12 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -23,7 +25,7 @@ from rich.text import Text
 from torch import Tensor
 
 from eval import cli
-from eval.cli import DIFFERS, INTERRUPTED, Settings
+from eval.cli import DIFFERS, INTERRUPTED
 from eval.metrics import Run, first_difference
 from eval.prompts import Prompt, exactness_prompts
 from eval.provenance import provenance
@@ -73,6 +75,7 @@ class Tally:
     total: int = 0
     drafted: int = 0
     accepted: int = 0
+    reused: int = 0
     first: Difference | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,6 +94,7 @@ class Checker:
     top_p: float = 0.95
     seed: int = 0
     draft_length: int = 8
+    reuse: bool = False
     tallies: dict[tuple[float, str], Tally] = field(default_factory=dict)
     lengths: list[int] = field(default_factory=list)  # of the plain texts, prompt included
 
@@ -118,21 +122,38 @@ class Checker:
         answer = [*ids[0].tolist(), *plain.tokens]
         vocabulary = self.session.model.decoder.spec.vocab_size
         proposer = ScriptedDrafter(answer, vocabulary, self.draft_length) if drafter == "scripted" else drafter
-        run = self._run(ids, temperature, speculation=True, drafter=proposer, draft_length=self.draft_length)
+        run = self._drafted(ids, temperature, drafter=proposer, draft_length=self.draft_length)
         tally = self.tallies.setdefault((temperature, drafter), Tally(self._sampling(temperature), drafter))
         at = first_difference(plain.tokens, run.tokens)
         tally.total += 1
         tally.identical += at is None
         tally.drafted += run.stats.drafted
         tally.accepted += run.stats.accepted
+        tally.reused += run.stats.reused
         if at is not None and tally.first is None:
             tally.first = Difference(
                 prompt.name, at, _at(plain.tokens, at), _at(run.tokens, at), self._top_two(ids, temperature, at)
             )
         return tally
 
+    def _drafted(self, ids: Tensor, temperature: float, **options: Any) -> Run:
+        """A drafted run; with `reuse` in two halves, between which its cache goes to the disk and comes back."""
+        if not self.reuse or self.tokens < 2:
+            return self._run(ids, temperature, speculation=True, **options)
+        model, half = self.session.model, self.tokens // 2
+        first = self._run(ids, temperature, speculation=True, reuse=True, **options, max_new_tokens=half)
+        with TemporaryDirectory() as folder:
+            model.save_conversation(Path(folder) / "cache")
+            model.conversations.forget()
+            model.load_conversation(Path(folder) / "cache")
+        longer = torch.cat((ids, ids.new_tensor([first.tokens])), dim=1)
+        rest = self.tokens - len(first.tokens)
+        second = self._run(longer, temperature, speculation=True, reuse=True, **options, max_new_tokens=rest)
+        first.stats.merge(second.stats)
+        return Run(first.tokens + second.tokens, first.seconds + second.seconds, first.stats)
+
     def _run(self, ids: Tensor, temperature: float, speculation: bool = False, **options: Any) -> Run:
-        return self.session.run(ids, speculation=speculation, **self._sampling_options(temperature), **options)
+        return self.session.run(ids, speculation=speculation, **(self._sampling_options(temperature) | options))
 
     def _sampling_options(self, temperature: float) -> dict[str, Any]:
         # Without EOS nothing stops a text early, and no logit is touched to get there.
@@ -158,6 +179,7 @@ class Checker:
             ids.to(self.session.model.device),
             attention_mask=ids.new_ones(ids.shape),
             speculation=False,
+            reuse=False,
             output_logits=True,
             return_dict_in_generate=True,
             **options,
@@ -196,6 +218,7 @@ def exactness(checker: Checker, prompts: Sequence[Prompt], json_file: Path | Non
         "tokens": checker.tokens,
         "draft_length": checker.draft_length,
         "seed": checker.seed,
+        "reuse": checker.reuse,
         "identical": identical,
         "total": total,
         "texts": len(checker.lengths),
@@ -216,11 +239,12 @@ def _show(tallies: Sequence[Tally], record: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("sampling", "drafter"):
         table.add_column(name)
-    for name in ("identical", "drafted", "accepted"):
+    for name in ("identical", "drafted", "accepted", "reused"):
         table.add_column(name, justify="right")
     for tally in tallies:
         same = Text(f"{tally.identical}/{tally.total}", style="green" if tally.identical == tally.total else "bold red")
-        table.add_row(tally.sampling, tally.drafter, same, f"{tally.drafted:,}", f"{tally.accepted:,}")
+        counts = (f"{count:,}" for count in (tally.drafted, tally.accepted, tally.reused))
+        table.add_row(tally.sampling, tally.drafter, same, *counts)
     console.print(table)
     console.print(
         f"{record['identical']}/{record['total']} identical, token for token. {record['texts']} plain texts of "
@@ -254,6 +278,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--top-p", type=cli.share, default=0.95, metavar="P", help="when sampling (default 0.95)")
     parser.add_argument("--seed", type=cli.whole(0), default=0, metavar="N", help="when sampling (default 0)")
     parser.add_argument("--draft-length", type=cli.whole(1), default=8, metavar="N", help="fixed (default 8)")
+    parser.add_argument(
+        "--reuse",
+        action="store_true",
+        help="decode drafted texts in two halves, between which their cache is saved, forgotten and loaded",
+    )
     cli.add_json_option(parser, "the JSON object that is the last line of stdout")
     cli.add_model_options(parser)
     arguments = parser.parse_args(argv)
@@ -261,8 +290,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> int:
         cli.check_writable(arguments.json)
         prompts = exactness_prompts(arguments.prompts)
-        model_options = {name: getattr(arguments, name) for name in ("model", "dtype", "quantize", "device", "threads")}
-        session = open_session(Settings(**model_options, drafter="none", max_new_tokens=arguments.tokens))
+        settings = cli.settings_from(arguments)
+        session = open_session(replace(settings, drafter="none", max_new_tokens=arguments.tokens, temperature=0.0))
         checker = Checker(
             session,
             arguments.temperature,
@@ -271,6 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.top_p,
             arguments.seed,
             arguments.draft_length,
+            arguments.reuse,
         )
         return exactness(checker, prompts, arguments.json)
 

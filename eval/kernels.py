@@ -205,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     group = parser.add_argument_group("model")
     group.add_argument("--model", default=cli.DEFAULT_MODEL, metavar="NAME", help=f"default: {cli.DEFAULT_MODEL}")
-    group.add_argument("--quantize", choices=["int4", "int8", "none"], help="as for run.py (default: as stored)")
+    group.add_argument("--quantize", choices=cli.QUANTIZE, help="as for run.py (default: as stored)")
     group.add_argument("--threads", type=cli.whole(1), metavar="N", help="CPU threads (default: torch's choice)")
     cli.add_json_option(parser, "the JSON object that is the last line of stdout")
     arguments = parser.parse_args(argv)

@@ -196,6 +196,10 @@ def peak_memory(device: str = "cpu") -> dict[str, int | None]:
 
 
 def _peak_process() -> int | None:
+    from specdec.plan import peak_bytes  # not above: it imports torch
+
+    if (peak := peak_bytes()) is not None:
+        return peak
     try:
         import resource
     except ImportError:  # Windows

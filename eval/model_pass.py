@@ -97,6 +97,7 @@ def decode_speed(model: SpecdecForCausalLM, prompt_tokens: int, tokens: int) -> 
         do_sample=False,
         eos_token_id=None,
         speculation=False,
+        reuse=False,
     )
     times = [seconds for seconds, _ in model.last_stats.timeline]
     assert len(times) == tokens and times[-1] <= time.perf_counter() - began

@@ -22,13 +22,13 @@ from eval.cli import DIFFERS, check_writable, write_json
 from eval.full_size import full_size_config, full_size_drafter, full_size_names
 from eval.provenance import machine
 from specdec.load import open_checkpoint
+from specdec.model.build import Quantize
 from specdec.model.families import decoder_spec
 from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
 from specdec.plan import KV_DTYPES, Needs, Planner, available_memory, loaded_bytes, program_bytes, weight_bytes
 from specdec.resolve import drafter_bytes
 from specdec.weights.hub import model_path
-from specdec.weights.tensors import Storage
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Asked:
 
     model: str
     drafter: str
-    quantize: Storage
+    quantize: Quantize
     dtype: torch.dtype
     context: int
     budget: int | None
@@ -51,10 +51,8 @@ def plan(asked: Asked, json_file: Path | None) -> int:
     """
     check_writable(json_file)
     program, free = program_bytes(), available_memory()
-    spec, weights = _model(asked)
-    if asked.context > spec.max_positions:
-        raise ValueError(f"{asked.context:,} positions; {asked.model} has a context of {spec.max_positions:,}")
-    planner = Planner(spec, weights, _drafter(asked, spec), program, asked.dtype)
+    planner = planned(asked, program)
+    spec = planner.spec
     needs = planner.needs(asked.context, asked.kv_dtype)
     # What is free does not count this program, which is in memory already.
     budget = asked.budget if asked.budget is not None else None if free is None else free + program
@@ -81,6 +79,14 @@ def plan(asked: Asked, json_file: Path | None) -> int:
         write_json(json_file, record)
     print(json.dumps(record))
     return 0 if fits else DIFFERS
+
+
+def planned(asked: Asked, program: int) -> Planner:
+    """The planner for what was asked for. Raises ValueError as `plan` does."""
+    spec, weights = _model(asked)
+    if asked.context > spec.max_positions:
+        raise ValueError(f"{asked.context:,} positions; {asked.model} has a context of {spec.max_positions:,}")
+    return Planner(spec, weights, _drafter(asked, spec), program, asked.dtype)
 
 
 def _model(asked: Asked) -> tuple[DecoderSpec, int]:

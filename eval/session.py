@@ -67,9 +67,11 @@ class Session:
         speculation: bool = True,
         drafter: Drafter | str | None = None,
         streamer: BaseStreamer | None = None,
+        reuse: bool = False,
         **overrides: Any,
     ) -> Run:
-        """Decode after `ids` [1, n]. `overrides`: keyword arguments of `generate`, instead of the settings'.
+        """Decode after `ids` [1, n]. `reuse`: go on from an earlier run's cache; off, because it is the whole work that
+        is measured. `overrides`: keyword arguments of `generate`, instead of the settings'.
 
         Raises ValueError: see `SpecdecForCausalLM.generate`.
         """
@@ -84,6 +86,7 @@ class Session:
             speculation=speculation,
             drafter=drafter,
             streamer=streamer,
+            reuse=reuse,
             **options,
         )
         seconds = time.perf_counter() - began
@@ -115,5 +118,7 @@ def open_session(settings: Settings) -> Session:
         dtype=settings.dtype,
         quantize=settings.quantize,  # type: ignore[arg-type]  # argparse has checked the word
         device=settings.device,
+        kv_dtype=settings.kv_dtype,
+        memory_budget=settings.memory_budget,
     )
     return Session(model, specdec.load_tokenizer(settings.model), settings)

@@ -13,12 +13,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from specdec.cache import KVCache
+from specdec.cache import Conversations, KVCache
 from specdec.control import DraftLength
 from specdec.drafting import Draft, Drafter, proposers
 from specdec.model.decoder import Decoder
@@ -64,11 +65,14 @@ def decode(
     requests: Iterable[Request],
     stats: GenerationStats,
     together: int = 1,
+    conversations: Conversations | None = None,
 ) -> Iterator[Decoded]:
     """Decode `requests`, up to `together` at a time; yields them as they end.
 
-    The text of a request does not depend on the others, or on `together`. `stats` is true after every round.
+    The text of a request does not depend on the others, on `together`, or on what `conversations` has kept of earlier
+    texts: a request that begins as one of them did goes on from its cache. `stats` is true after every round.
     """
+    kept = conversations or Conversations(backbone.new_cache)
     clock = _Clock(stats)
     waiting = enumerate(requests)
     texts: list[_Text] = []
@@ -76,9 +80,8 @@ def decode(
     while True:
         fresh = next(waiting, None) if len(texts) < together else None
         if fresh is not None:
-            texts.append(_Text(*fresh, backbone))
-            stats.prompts += 1
-            stats.prompt_tokens += len(texts[-1].rows) + texts[-1].cache.length
+            texts.append(_Text(*fresh, backbone, kept))
+            stats.count_prompt(len(texts[-1].rows) + texts[-1].cache.length, texts[-1].reused)
         if not texts:
             return
         playing = texts if fresh is None else texts[-1:]  # a new text's first pass is its own
@@ -116,19 +119,23 @@ def decode(
         texts = [text for text in texts if not text.ended]
         for text in playing:
             if text.ended:
+                kept.end(text.conversation)
                 yield Decoded(text.index, text.tokens[: text.n].clone(), text.cache)
 
 
 class _Text:
     """A text on its way: tokens[:n] are emitted (prompt included), `rows` is what the next pass reads of it."""
 
-    def __init__(self, index: int, request: Request, backbone: Decoder) -> None:
+    def __init__(self, index: int, request: Request, backbone: Decoder, kept: Conversations) -> None:
         self.index, self.request, self.backbone = index, request, backbone
-        self.cache = backbone.new_cache()
+        self.conversation = kept.begin(request.row[request.padding :], request.limit - request.padding)
+        self.cache, self.reused = self.conversation.cache, self.conversation.cache.length
         self.n, self.ended = len(request.row), False
         self.tokens = request.row.new_empty(request.limit + self.cache.max_rows)  # a draft comes after what is emitted
         self.tokens[: self.n] = request.row
-        self.rows = prefill(backbone, request.row[request.padding :].to(backbone.device), self.cache, request.watch)
+        self.conversation.tokens = self.tokens[request.padding :]
+        prompt = request.row[request.padding + self.reused :].to(backbone.device)
+        self.rows = prefill(backbone, prompt, self.cache, request.watch, partial(kept.prefilling, self.conversation))
         self.hidden = torch.empty(0)  # [hidden], the state that chose the pending token
 
     def drafted(self, drafter: Drafter, lengths: DraftLength) -> Draft:
@@ -164,14 +171,27 @@ class _Text:
         return verdict
 
 
-def prefill(backbone: Decoder, prompt: Tensor, cache: KVCache, watch: Callable[[Tensor], None] | None = None) -> Tensor:
-    """Commit all of prompt [n] but its last chunk, in passes of at most `cache.max_rows` rows; returns that chunk."""
+def prefill(
+    backbone: Decoder,
+    prompt: Tensor,
+    cache: KVCache,
+    watch: Callable[[Tensor], None] | None = None,
+    before: Callable[[int, int], None] = lambda left, chunk: None,
+) -> Tensor:
+    """Commit all of prompt [n] but its last chunk, in passes of at most `cache.max_rows` rows; returns that chunk.
+
+    `before(left, chunk)` is called ahead of each chunk, the last one too: of `left` tokens to come, `chunk` are next.
+    """
     *chunks, last = torch.split(prompt, cache.max_rows)
+    left = len(prompt)
     for chunk in chunks:
+        before(left, len(chunk))
         hidden = backbone.forward(chunk, cache)
         cache.commit(len(chunk))
+        left -= len(chunk)
         if watch is not None:
             watch(hidden)
+    before(left, len(last))
     return last
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from specdec.cache import Conversations
 from specdec.control import AdaptiveLength, DraftLength, FixedLength
 from specdec.decode import Request, decode
 from specdec.drafting import Drafter, NoDraft
@@ -37,12 +38,14 @@ class Options:
     """What `generate` takes besides transformers' own arguments.
 
     `speculation`: False decodes plainly. `draft_length`: "adaptive", or a number of tokens. `seed`: of the noise that
-    sampling uses; None draws one from torch's global generator, so that `torch.manual_seed` rules.
+    sampling uses; None draws one from torch's global generator, so that `torch.manual_seed` rules. `reuse`: False
+    computes all of the prompt, even where an earlier text began with it, and keeps nothing of this one.
     """
 
     speculation: bool = True
     draft_length: str | int = "adaptive"
     seed: int | None = None
+    reuse: bool = True
 
     def lengths(self, adaptive: AdaptiveLength) -> DraftLength:
         if not self.speculation:
@@ -82,6 +85,7 @@ def run_batch(
     batch: Batch,
     options: Options,
     stats: GenerationStats,
+    conversations: Conversations | None = None,
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """Decode every row of `batch`; returns what transformers' `generate` would, padded as it pads.
 
@@ -100,12 +104,15 @@ def run_batch(
         _request(backbone, batch, row, padding, seed)
         for row, (_, padding), seed in zip(rows, prompts, seeds, strict=True)
     ]
+    kept = conversations if options.reuse else None
     try:
         # A streamer is not told whose token it gets: to it, texts come one after the other.
         together = 1 if batch.streamer is not None else _together(backbone, [request.limit for request in requests])
-        for ended in decode(backbone, drafter, lengths, requests, stats, together):
+        for ended in decode(backbone, drafter, lengths, requests, stats, together, kept):
             rows[ended.number].tokens = ended.row
     finally:
+        if kept is not None:
+            kept.stop()  # after Ctrl-C the same prompt goes on from where it was
         if batch.streamer is not None:
             batch.streamer.end()  # after an error too: a consumer in another thread must not wait for ever
     return _output(batch, rows)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,8 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from specdec.cache import Conversation, Conversations
+from specdec.cache.conversation_file import load_conversation, save_conversation
 from specdec.control import AdaptiveLength
 from specdec.drafting import Drafter
 from specdec.generate import Batch, Options, refuse_unsupported, run_batch
@@ -28,15 +32,24 @@ DrafterLike = Drafter | str | None
 class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """A causal language model that decodes speculatively; made by `specdec.load`.
 
-    `generate(**anything transformers accepts, speculation=True, draft_length="adaptive", seed=None)`; the text depends
-    on prompt, settings and seed, never on `speculation` or `draft_length`. `last_stats` tells what the last call did.
+    `generate(**anything transformers accepts, speculation=True, draft_length="adaptive", seed=None,
+    reuse=True)`; the text depends on prompt, settings and seed, never on the other three. `last_stats` tells what the
+    last call did, `conversations` holds the caches that a prompt which goes on need not fill again.
     """
 
     main_input_name = "input_ids"
     _supports_sdpa = True  # whatever the config asks for: our attention has one implementation
 
-    def __init__(self, decoder: Decoder, config: Any, generation_config: GenerationConfig, drafter: Drafter) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        config: Any,
+        generation_config: GenerationConfig,
+        drafter: Drafter,
+        conversations: Conversations | None = None,
+    ) -> None:
         super().__init__(config)
+        self.conversations = conversations or Conversations(decoder.new_cache)
         self.decoder = decoder
         self.generation_config = generation_config
         self.drafter = drafter
@@ -119,6 +132,7 @@ class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         speculation: bool = True,
         draft_length: str | int = "adaptive",
         seed: int | None = None,
+        reuse: bool = True,
         drafter: DrafterLike = None,
     ) -> dict[str, Any]:
         """The keyword arguments that `generate` passes through to the loop: transformers checks names against these."""
@@ -130,14 +144,41 @@ class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         """transformers' `generate`, decoded speculatively, with the same output.
 
         Besides everything that transformers accepts: `speculation` (False decodes plainly), `draft_length` ("adaptive"
-        or a number), `seed`, and `drafter` (another one for this call). `last_stats` is this call's
-        `GenerationStats` afterwards, also after an interrupt.
+        or a number), `seed`, `reuse` (False: compute all of the prompt, and keep nothing for the next one), and
+        `drafter` (another one for this call). `last_stats` is this call's `GenerationStats` afterwards, also after an
+        interrupt.
 
         Raises:
             ValueError: beam search and other methods that this loop does not have; the message says what to use.
         """
         self._refuse(generation_config or self.generation_config, kwargs)
         return super().generate(inputs, generation_config, *args, **kwargs)
+
+    def save_conversation(
+        self, path: str | os.PathLike[str], ids: Tensor | None = None, notes: dict[str, Any] | None = None
+    ) -> None:
+        """Write the cache of the conversation that ids [n] or [1, n] begin with to `path`; None: of the last one.
+
+        `notes`: any JSON that belongs to it. Raises ValueError: there is none, or the file cannot be written.
+        """
+        found = self.conversations.find(None if ids is None else ids.flatten())
+        save_conversation(found, Path(path), self.decoder.identity, notes or {})
+
+    def load_conversation(self, path: str | os.PathLike[str]) -> Conversation:
+        """Take in what `save_conversation` wrote: a prompt that begins with it goes on from there.
+
+        Its `tokens` [n] int64 are all but the text's last one, from which nothing had been computed yet. Raises
+        ValueError: the file is not there, damaged, of another model or another way to load it, or larger than what the
+        memory for conversations holds.
+        """
+        found = load_conversation(Path(path), self.decoder.identity, self.decoder.new_cache)
+        if found.nbytes > self.conversations.limit:
+            raise ValueError(
+                f"{path}: takes {found.nbytes / 1e9:.2f} GB, and conversations may take "
+                f"{self.conversations.limit / 1e9:.2f}; raise model.conversations.limit or memory_budget"
+            )
+        self.conversations.add(found)
+        return found
 
     def _refuse(self, config: GenerationConfig, kwargs: dict[str, Any]) -> None:
         # Before transformers picks another decoding method for these, or prepares things that nothing would use.
@@ -170,14 +211,15 @@ class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         speculation: bool = True,
         draft_length: str | int = "adaptive",
         seed: int | None = None,
+        reuse: bool = True,
         drafter: DrafterLike = None,
         **kwargs: Any,
     ) -> Tensor | GenerateDecoderOnlyOutput:
         chosen = self.drafter if drafter is None else resolve_drafter(drafter)
         self.last_stats = GenerationStats()
         batch = Batch(input_ids, attention_mask, logits_processor, stopping_criteria, generation_config, streamer)
-        options = Options(speculation, draft_length, seed)
-        return run_batch(self.decoder, chosen, self.lengths, batch, options, self.last_stats)
+        options = Options(speculation, draft_length, seed, reuse)
+        return run_batch(self.decoder, chosen, self.lengths, batch, options, self.last_stats, self.conversations)
 
 
 # pipeline() looks class names up here, and prints an error with a few hundred of them when it finds none.

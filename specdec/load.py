@@ -18,18 +18,17 @@ from transformers import AutoConfig, GenerationConfig
 from specdec import quantized
 from specdec.drafting import Drafter
 from specdec.hf import SpecdecForCausalLM
-from specdec.model.build import Source, assemble, build_decoder
+from specdec.model.build import Quantize, Source, assemble, build_decoder
 from specdec.model.decoder import Decoder, Room
 from specdec.model.families import decoder_spec, supported_families
 from specdec.model.gguf_config import config_from_gguf, with_rope_divisors
 from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
-from specdec.plan import Planner, loaded_bytes, parse_bytes, program_bytes
+from specdec.plan import Planner, conversations_of, loaded_bytes, parse_bytes, program_bytes
 from specdec.resolve import drafter_bytes, resolve_drafter
 from specdec.weights.gguf import GGUFCheckpoint
 from specdec.weights.hub import model_path
 from specdec.weights.safetensors import SafetensorsCheckpoint
-from specdec.weights.tensors import Storage
 from specdec.weights.tokenizer import generation_config_from_gguf
 
 
@@ -37,7 +36,7 @@ def load(
     name_or_path: str | os.PathLike[str],
     drafter: Drafter | str | None = "auto",
     dtype: torch.dtype | str | None = None,
-    quantize: Storage = None,
+    quantize: Quantize = None,
     device: torch.device | str | None = None,
     kv_dtype: torch.dtype | str | None = None,
     memory_budget: int | str | None = None,
@@ -50,13 +49,16 @@ def load(
         drafter: "auto" (suffix matches, and the trained head that comes with the package for this model where there
             is one), "suffix", None (plain decoding), a drafter checkpoint, or a `Drafter`. Never changes the text.
         dtype: of activations and of weights that are not quantised; None: float32 on the CPU, bfloat16 on a GPU.
-        quantize: "int4" or "int8" quantise a float checkpoint while it streams in; "none" expands a quantised one to
-            `dtype`; None keeps weights as they are stored.
+        quantize: "int4" (of it the vocabulary in 8 bits), "int4-all" or "int8" quantise a float checkpoint while it
+            streams in; "none" expands a quantised one to `dtype`; None keeps weights as they are stored.
         device: "cpu", "cuda", "mps"; None: a GPU where there is one.
         kv_dtype: what the cache keeps of the context: "float32", "bfloat16", "float16" or "int8"; None: `dtype`. Rounds
             what attention reads, so another one may give another text; drafting never does.
         memory_budget: bytes, or text like "9GB", that this process may take in all: a model that does not fit is
             refused before it is read, and a prompt that does not, before it is computed.
+
+    The caches of former conversations are kept, so that one which goes on is not computed again: in what a memory
+    budget leaves, else in an eighth of the memory that is free now (`model.conversations.limit`, in bytes; 0: none).
 
     A checkpoint of more than a gigabyte that is quantised while it loads is kept quantised in the cache folder
     ($SPECDEC_CACHE, else ~/.cache/specdec), and mapped from there: the next start takes seconds.
@@ -71,14 +73,14 @@ def load(
     kept = None if kv_dtype is None else _kv_dtype(kv_dtype, where)
     budget = None if memory_budget is None else Budget(parse_bytes(memory_budget), drafter)
     decoder, config, generation_config = load_decoder(model_path(name_or_path), kind, where, quantize, kept, budget)
-    return SpecdecForCausalLM(decoder, config, generation_config, proposer)
+    return SpecdecForCausalLM(decoder, config, generation_config, proposer, conversations_of(decoder))
 
 
 def load_decoder(
     path: Path,
     dtype: torch.dtype,
     device: torch.device,
-    quantize: Storage = None,
+    quantize: Quantize = None,
     kv_dtype: torch.dtype | None = None,
     budget: Budget | None = None,
 ) -> tuple[Decoder, Any, GenerationConfig]:
@@ -87,12 +89,12 @@ def load_decoder(
     room = None if budget is None else budget.room(spec, source, quantize, dtype, kv_dtype or dtype)
     checkpoint = source.checkpoint
     large = isinstance(checkpoint, SafetensorsCheckpoint) and checkpoint.nbytes >= quantized.LEAST
-    if large and quantize in ("int4", "int8"):
-        packed = quantized.kept(path, spec, source, quantize, dtype, _progress)
+    if large and quantize is not None and quantize != "none":
+        packed = quantized.kept(path, spec, source, quantize, dtype, progress_bar)
         if packed is not None:
             decoder = assemble(spec, quantized.PackedReader(packed, dtype, device), kv_dtype, room)
             return decoder, config, generation_config
-    with _progress(f"loading {path.name}", len(expected_tensors(spec))) as advance:
+    with progress_bar(f"loading {path.name}", len(expected_tensors(spec))) as advance:
         decoder = build_decoder(
             spec,
             source,
@@ -114,14 +116,11 @@ class Budget:
     drafter: Drafter | str | None
 
     def room(
-        self, spec: DecoderSpec, source: Source, quantize: Storage, dtype: torch.dtype, kv_dtype: torch.dtype
+        self, spec: DecoderSpec, source: Source, quantize: Quantize, dtype: torch.dtype, kv_dtype: torch.dtype
     ) -> Room:
         """What it leaves for texts. Raises ValueError when that is next to nothing."""
         weights = loaded_bytes(spec, source, quantize, dtype)
-        blocks = any(
-            source.checkpoint.loaded_bytes(name, dtype, quantize) < math.prod(shape) * dtype.itemsize
-            for name, shape in source.checkpoint.shapes().items()
-        )
+        blocks = weights < dtype.itemsize * sum(map(math.prod, expected_tensors(spec).values()))
         planner = Planner(spec, weights, drafter_bytes(self.drafter, dtype, blocks), program_bytes(), dtype)
         return planner.room(self.total, str(kv_dtype).removeprefix("torch."))
 
@@ -182,7 +181,7 @@ def _kv_dtype(kept: torch.dtype | str, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on stderr, gone when done; nothing where stderr is not a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     console = Console(stderr=True)

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import torch
 
-from specdec.cache import MAX_ROWS
+from specdec.cache import MAX_ROWS, Conversations
 from specdec.cache.stores import slots_for, store_bytes
-from specdec.model.build import Source, storage_of
-from specdec.model.decoder import Room
+from specdec.model.build import Quantize, Source, storage_of
+from specdec.model.decoder import Decoder, Room
 from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
 from specdec.model.stack import ROPE_BLOCK, ROPE_BLOCKS
-from specdec.weights.tensors import Storage, stored_bytes
+from specdec.weights.tensors import stored_bytes
 
 KV_DTYPES = {
     "float32": torch.float32,
@@ -32,6 +32,8 @@ KV_DTYPES = {
 LEAST = 512  # positions that a budget must leave room for
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 LOGIT_ROWS = 27  # of the vocabulary, float32: a pass over nine rows, and two copies that processors and sampling make
+KEPT_SHARE = 8  # of the memory that is free, one part in so many is for the caches of former conversations
+LATER = 22_000_000  # parts of libraries that a generation is the first to need; measured with eval.memory
 PROGRAM = 450_000_000  # Python, torch and transformers, where the system does not tell
 
 
@@ -96,12 +98,12 @@ class Planner:
         )
 
 
-def weight_bytes(shapes: Mapping[str, tuple[int, ...]], quantize: Storage, dtype: torch.dtype) -> int:
+def weight_bytes(shapes: Mapping[str, tuple[int, ...]], quantize: Quantize, dtype: torch.dtype) -> int:
     """What float tensors of these canonical names and shapes take once they are loaded with `quantize`."""
     return sum(stored_bytes(shape, storage_of(name, quantize), dtype) for name, shape in shapes.items())
 
 
-def loaded_bytes(spec: DecoderSpec, source: Source, quantize: Storage, dtype: torch.dtype) -> int:
+def loaded_bytes(spec: DecoderSpec, source: Source, quantize: Quantize, dtype: torch.dtype) -> int:
     """What the decoder that `build_decoder` makes of `source` takes."""
     names = expected_tensors(spec)
     return sum(source.checkpoint.loaded_bytes(source.names[n], dtype, storage_of(n, quantize)) for n in names)
@@ -135,9 +137,28 @@ def workspace_bytes(spec: DecoderSpec, positions: int, dtype: torch.dtype, max_r
     return 4 * (scores + rows + LOGIT_ROWS * spec.vocab_size) + turned
 
 
+def conversations_of(decoder: Decoder) -> Conversations:
+    """What keeps the caches of texts that `decoder` has ended: within its memory budget, or in a share of what is free.
+
+    Off the CPU nothing is kept: kernels there are not ours, and a row's bits may depend on the pass that it came with.
+    """
+    if decoder.device.type != "cpu":
+        return Conversations(decoder.new_cache)
+    if decoder.room is None:
+        return Conversations(decoder.new_cache, (available_memory() or 0) // KEPT_SHARE)
+    return Conversations(
+        decoder.new_cache, decoder.room.cache, lambda n: cache_bytes(decoder.spec, n, decoder.kv_dtype)
+    )
+
+
 def program_bytes() -> int:
-    """Resident bytes of this process now, before a model is in it."""
-    return _reported("/proc/self/status", "VmRSS") or PROGRAM
+    """Resident bytes of this process now, before a model is in it, and of what a first generation brings in besides."""
+    return (_reported("/proc/self/status", "VmRSS") or PROGRAM) + LATER
+
+
+def peak_bytes() -> int | None:
+    """Resident bytes of this process at the most so far, where Linux tells; None elsewhere."""
+    return _reported("/proc/self/status", "VmHWM")  # ru_maxrss would count what ran in this process before
 
 
 def available_memory() -> int | None:

@@ -20,12 +20,12 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from specdec.model.build import Source, TensorReader, check_tensors, storage_of
+from specdec.model.build import Quantize, Source, TensorReader, check_tensors, storage_of
 from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
 from specdec.weights.hub import cache_folder
-from specdec.weights.packed import PackedFile, PackedWriter
-from specdec.weights.tensors import QuantizedStorage, Weight, stored_bytes
+from specdec.weights.packed import PackedFile, packing
+from specdec.weights.tensors import Weight, stored_bytes
 
 FORMAT = 1  # of what is kept; another one makes everything anew
 LEAST = 1 << 30  # bytes of a checkpoint that is worth keeping quantised
@@ -53,7 +53,7 @@ def kept(
     folder: Path,
     spec: DecoderSpec,
     source: Source,
-    quantize: QuantizedStorage,
+    quantize: Quantize,
     dtype: torch.dtype,
     bar: Bar,
 ) -> PackedFile | None:
@@ -100,7 +100,7 @@ def _made(
     about: dict[str, Any],
     spec: DecoderSpec,
     source: Source,
-    quantize: QuantizedStorage,
+    quantize: Quantize,
     dtype: torch.dtype,
     bar: Bar,
 ) -> PackedFile:
@@ -112,7 +112,7 @@ def _made(
     free = shutil.disk_usage(path.parent).free
     if needed > free:
         raise OSError(f"it takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
-    with bar(f"quantising {path.name}", len(shapes)) as advance, PackedWriter(path, about) as writer:
+    with bar(f"quantising {path.name}", len(shapes)) as advance, packing(path, about) as writer:
         read = TensorReader(spec, source, dtype, torch.device("cpu"), quantize, lambda _: advance(1))
         for name, shape in shapes.items():
             if len(shape) == 2:

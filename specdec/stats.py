@@ -13,14 +13,16 @@ PHASES = ("prefill", "draft", "verify", "other")
 class GenerationStats:
     """Counts of one generation, or of several merged.
 
-    `rounds` excludes the prefill, whose logits give the first token without a draft: emitted = prompts + rounds +
-    accepted. `accepted_per_position[i]` and `drafted_per_position[i]` count rounds in which draft i was accepted, and
-    proposed. `draft_sources[name]` holds [drafted, accepted] per drafter. `seconds` by phase; `timeline` holds
-    (seconds since the request began, tokens emitted by then) after the prefill and after every round.
+    `reused` of the `prompt_tokens` came from the cache of an earlier text. `rounds` excludes the prefill, whose logits
+    give the first token without a draft: emitted = prompts + rounds + accepted. `accepted_per_position[i]` and
+    `drafted_per_position[i]` count rounds in which draft i was accepted, and proposed. `draft_sources[name]` holds
+    [drafted, accepted] per drafter. `seconds` by phase; `timeline` holds (seconds since the request began, tokens
+    emitted by then) after the prefill and after every round.
     """
 
     prompts: int = 0
     prompt_tokens: int = 0
+    reused: int = 0
     emitted: int = 0
     rounds: int = 0
     drafted: int = 0
@@ -64,6 +66,11 @@ class GenerationStats:
         tokens = self.emitted - self.prompts
         return tokens / seconds if seconds > 0 and tokens > 0 else 0.0
 
+    def count_prompt(self, tokens: int, reused: int) -> None:
+        self.prompts += 1
+        self.prompt_tokens += tokens
+        self.reused += reused
+
     def count_round(self, drafted: int, accepted: int, source: str) -> None:
         self.rounds += 1
         self.drafted += drafted
@@ -80,7 +87,7 @@ class GenerationStats:
 
     def merge(self, other: GenerationStats) -> None:
         """Add the counts and seconds of another generation; the timeline stays the first one's."""
-        for name in ("prompts", "prompt_tokens", "emitted", "rounds", "drafted", "accepted"):
+        for name in ("prompts", "prompt_tokens", "reused", "emitted", "rounds", "drafted", "accepted"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for mine, theirs in (
             (self.drafted_per_position, other.drafted_per_position),
@@ -104,6 +111,7 @@ class GenerationStats:
         return {
             "prompts": self.prompts,
             "prompt_tokens": self.prompt_tokens,
+            "reused": self.reused,
             "emitted": self.emitted,
             "rounds": self.rounds,
             "drafted": self.drafted,

@@ -171,3 +171,30 @@ def test_lines_come_from_a_pipe(
     output = capsys.readouterr().out
     assert "5 tokens in" in output
     assert "> " not in output
+
+
+def test_a_conversation_is_saved_and_goes_on(chat: Chat, tmp_path: Path) -> None:
+    file = str(tmp_path / "talk")
+    chat.line(f"/save {file}")
+    assert "no answers yet" in said(chat)
+    for line in ("/system be kind", "hello", f"/save {file}"):
+        assert chat.line(line)
+    messages = list(chat.messages)
+    chat.line("/reset")
+    chat.line("/system")
+    chat.session.model.conversations.forget()
+    chat.line(f"/load {file}")
+    assert (chat.messages, chat.system) == (messages, "be kind")
+    chat.line("again")
+    assert chat.runs[-1].stats.reused > 0
+    for line, complaint in (
+        ("/load", "name a file"),
+        ("/load nowhere", "no such file"),
+        ("/save /", "cannot be saved"),
+    ):
+        chat.line(line)
+        assert complaint in said(chat).replace("\n", " ")
+    chat.session.model.save_conversation(file)
+    chat.line(f"/load {file}")
+    assert "who said what" in said(chat).replace("\n", " ")
+    assert len(chat.messages) == 4

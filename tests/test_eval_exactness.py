@@ -50,6 +50,15 @@ def test_identical_texts_pass(folder: Path, capsys: pytest.CaptureFixture[str], 
     assert 0 < scripted["accepted"] < scripted["drafted"]
 
 
+@pytest.mark.parametrize("kept", ["float32", "bfloat16", "int8"])
+def test_texts_that_go_on_from_a_saved_cache_pass(folder: Path, kept: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(folder, "--reuse", "--kv-dtype", kept) == 0
+    record = last_line(capsys)
+    assert (record["identical"], record["total"], record["reuse"]) == (12, 12, True)
+    for tally in record["configurations"]:
+        assert tally["reused"] >= sum(prompt_lengths(folder)) + 2 * (20 - 1)
+
+
 def prompt_lengths(folder: Path) -> list[int]:
     from eval.prompts import exactness_prompts
     from specdec import load_tokenizer

@@ -13,7 +13,7 @@ import torch
 
 import specdec
 from specdec import quantized
-from specdec.weights.packed import ALIGNMENT, PackedFile, PackedWriter
+from specdec.weights.packed import ALIGNMENT, PackedFile, packing
 from specdec.weights.tensors import BlockWeight, DenseWeight, quantize, stored_bytes
 from tests.tiny import prompt, tiny_model
 
@@ -40,7 +40,7 @@ def text(folder: Path, storage: str = "int4") -> list[int]:
 def written(path: Path) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     tensors = {name: torch.randn(40, 64, generator=generator) for name in ("int4", "int8", "none")}
-    with PackedWriter(path, ABOUT) as writer:
+    with packing(path, ABOUT) as writer:
         writer.weight("int4", quantize(tensors["int4"], "int4"))
         writer.weight("int8", quantize(tensors["int8"], "int8"))
         writer.weight("none", DenseWeight(tensors["none"].bfloat16()))
@@ -79,7 +79,7 @@ def test_damage_is_noticed(damage: str, tmp_path: Path) -> None:
 
 def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
     def fill(path: Path) -> None:
-        with PackedWriter(path, ABOUT) as writer:
+        with packing(path, ABOUT) as writer:
             writer.vector("norm", torch.ones(5))
             raise OSError("the disk is full")
 

@@ -2,18 +2,39 @@
 
 The rows of one pass can overwrite, in a ring, only positions that no row from the pass's first one on may see, so
 forgetting rejected rows is a smaller length and never a copy. What a store is, is `stores.py`'s business.
+
+A cache can also go back to an earlier length, as far as its rings still hold what a row there sees; a `Mark`, the rings
+as they once were, takes it further back. What is computed from there on has the bits that it would have had, for a
+position's K and V depend on the tokens up to it and on nothing else.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from specdec.cache.stores import LayerStore, StoreShape
 
 MAX_ROWS = 64  # rows of one pass; fixed, so that the layout of a ring never depends on settings
+
+
+class Mark(NamedTuple):
+    """The rings of a cache as they were at `length` positions, of which a longer text overwrites what they held.
+
+    `reach`: the cache's, then. `rings`: per ring, the parts of its store.
+    """
+
+    length: int
+    reach: int
+    rings: tuple[tuple[Tensor, ...], ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for ring in self.rings for part in ring)
 
 
 class KVCache:
@@ -33,7 +54,9 @@ class KVCache:
     ) -> None:
         self.max_rows = max_rows
         self.length = 0
+        self.reach = 0  # one past the last position that was ever written
         self._pending = 0
+        self._made = shapes, dtype, device, max_rows
         self.stores = [None if s is None else LayerStore(s, max_rows, dtype, device) for s in shapes]
         self._look()
 
@@ -47,6 +70,7 @@ class KVCache:
                 if store is not None:
                     store.reserve(self.length + rows)
             self._look()
+        self.reach = max(self.reach, self.length + rows)
         return self.length
 
     def _look(self) -> None:
@@ -60,3 +84,48 @@ class KVCache:
         assert 0 <= rows <= self._pending, f"commit of {rows} of {self._pending} rows"
         self.length += rows
         self._pending = 0
+
+    # Going back
+
+    @property
+    def rings(self) -> tuple[LayerStore, ...]:
+        """The stores of sliding layers."""
+        return tuple(store for store in self.stores if store is not None and store.window is not None)
+
+    def rewindable(self, length: int) -> bool:
+        """Whether all that a row at position `length` may see is still there."""
+        return length <= self.length and all(ring.holds(length, self.reach) for ring in self.rings)
+
+    @torch.inference_mode()
+    def mark(self) -> Mark:
+        """The way back to where the cache is now."""
+        return Mark(self.length, self.reach, tuple(ring.copy_of_parts() for ring in self.rings))
+
+    @torch.inference_mode()  # in place: the cache may have been made in that mode
+    def rewind(self, length: int, mark: Mark | None = None) -> None:
+        """Forget all from position `length` on; by way of `mark`, made at that length, where it is not `rewindable`."""
+        if mark is None:
+            assert self.rewindable(length), f"the rings no longer hold what position {length} sees"
+        else:
+            assert mark.length == length <= self.length
+            for ring, parts in zip(self.rings, mark.rings, strict=True):
+                ring.put_back(parts)
+            self.reach = mark.reach
+        self.length, self._pending = length, 0
+
+    @torch.inference_mode()
+    def fork(self, length: int, mark: Mark | None = None) -> KVCache:
+        """A cache of its own that holds the first `length` positions, under the conditions of `rewind`."""
+        assert mark is not None or self.rewindable(length)
+        copy = KVCache(*self._made)
+        for mine, theirs in zip(self.stores, copy.stores, strict=True):
+            if mine is not None and theirs is not None and (mark is None or mine.window is None):
+                theirs.copy_from(mine, length)
+        copy.restored(self.length, self.reach)
+        copy.rewind(length, mark)
+        return copy
+
+    def restored(self, length: int, reach: int) -> None:
+        """Others have filled the stores, with what a cache of this length and reach had in them."""
+        self.length, self.reach = length, reach
+        self._look()

@@ -12,7 +12,7 @@ do not depend on which pass it came with.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -56,7 +56,7 @@ class LayerStore:
 
     @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for part in self._parts if part is not None)
+        return sum(part.nbytes for part in self.parts)
 
     @property
     def capacity(self) -> float:
@@ -64,8 +64,26 @@ class LayerStore:
         return math.inf if self.window is not None else self.slots
 
     @property
-    def _parts(self) -> tuple[Tensor | None, ...]:
-        return self.keys, self.values, self.key_scale, self.value_scale
+    def parts(self) -> tuple[Tensor, ...]:
+        """The tensors that there are of K, V and their scales, [kv_heads, slots, ...] each."""
+        return tuple(part for part in (self.keys, self.values, self.key_scale, self.value_scale) if part is not None)
+
+    def holds(self, length: int, reach: int) -> bool:
+        """Whether what a row at position `length` sees is there, once positions below `reach` were written."""
+        return self.window is None or reach - self.slots <= max(0, length - (self.window - 1))
+
+    def copy_of_parts(self) -> tuple[Tensor, ...]:
+        return tuple(part.clone() for part in self.parts)
+
+    def put_back(self, parts: Sequence[Tensor]) -> None:
+        """What `copy_of_parts` gave, into the first slots that it is for."""
+        for mine, theirs in zip(self.parts, parts, strict=True):
+            mine[:, : theirs.shape[1]] = theirs
+
+    def copy_from(self, other: LayerStore, length: int) -> None:
+        """What `other`, a store of this shape, holds of positions below `length`; of a ring, all that it holds."""
+        self.reserve(length)
+        self.put_back([part if self.window is not None else part[:, :length] for part in other.parts])
 
     def reserve(self, length: int) -> None:
         """Make room for positions below `length`; `view` is another one then."""

@@ -37,6 +37,7 @@ __all__ = [
     "Span",
     "TextRows",
     "active",
+    "arithmetic",
     "attention",
     "best",
     "block_linear",
@@ -94,6 +95,11 @@ def active() -> str:
         return f"native {_use.instruction_set}, 1 thread (Windows: the kernels have no threads there yet)"
     threads = torch.get_num_threads()
     return f"native {_use.instruction_set}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def arithmetic() -> str:
+    """Whose rounding it is: caches with another one are not the ones that would be computed here."""
+    return "reference" if _use is None else f"native {_use.instruction_set}"
 
 
 def fuse(layers: Sequence[LayerWeights], norm: Tensor) -> FusedLayers | None:

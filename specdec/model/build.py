@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from specdec.weights.arena import Arena
 from specdec.weights.checkpoint import Checkpoint
 from specdec.weights.tensors import BlockWeight, Storage, Weight
 
+Quantize = Storage | Literal["int4-all"]
+"""What a user asks of a whole model; "int4" leaves the vocabulary at 8 bits, "int4-all" does not."""
 Progress = Callable[[str], None]
 _LISTED = 8  # tensors of a kind that an error lists
 
@@ -53,7 +55,7 @@ def build_decoder(
     *,
     dtype: torch.dtype,
     device: torch.device,
-    quantize: Storage = None,
+    quantize: Quantize = None,
     progress: Progress | None = None,
     kv_dtype: torch.dtype | None = None,
     room: Room | None = None,
@@ -61,7 +63,8 @@ def build_decoder(
     """Read every tensor of `spec` from `source`.
 
     `quantize`: see `Checkpoint.weight`; with "int4" the embedding and the head take 8 bits, which costs little memory
-    and keeps rare tokens apart. `progress(name)` is called after every tensor. `kv_dtype`, `room`: see `Decoder`.
+    and keeps rare tokens apart; "int4-all" makes them 4 too. `progress(name)` is called after every tensor. `kv_dtype`,
+    `room`: see `Decoder`.
 
     Raises:
         ValueError: tensors are missing, surplus or misshapen; all of them are listed.
@@ -163,8 +166,10 @@ def check_tensors(spec: DecoderSpec, source: Source, more: Mapping[str, tuple[in
         )
 
 
-def storage_of(name: str, quantize: Storage) -> Storage:
+def storage_of(name: str, quantize: Quantize) -> Storage:
     """How the matrix of this canonical name is kept in a model that is quantised so."""
+    if quantize == "int4-all":
+        return "int4"
     return "int8" if quantize == "int4" and name in ("embed_tokens.weight", "lm_head.weight") else quantize
 
 
@@ -177,7 +182,7 @@ class TensorReader:
         source: Source,
         dtype: torch.dtype,
         device: torch.device,
-        quantize: Storage,
+        quantize: Quantize,
         progress: Progress | None,
     ) -> None:
         self.spec, self.source, self.dtype, self.device = spec, source, dtype, device

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import NamedTuple
@@ -109,6 +109,27 @@ class Decoder:
         for norm in (self.norm, *(norm for layer in self.layers for norm in (layer.input_norm, layer.mlp_norm))):
             digest.update(norm.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def identity(self) -> str:
+        """What a cache's bits depend on besides its tokens, as a hash: which model, how it is stored, what computes.
+
+        Of every matrix its shape and its first rows are in it.
+        """
+        digest = hashlib.sha256(f"{self.fingerprint} {self.dtype} {self.kv_dtype} {kernels.arithmetic()}".encode())
+        first = torch.zeros(1, dtype=torch.int64, device=self.device)
+        for weight in self._matrices():
+            blocks = weight.packed
+            digest.update(f"{weight.shape} {None if blocks is None else blocks.bits}".encode())
+            digest.update(weight.rows(first, torch.float32).cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _matrices(self) -> Iterator[Weight]:
+        yield self.embedding
+        for layer in self.layers:
+            for field in fields(layer):
+                if isinstance(linear := getattr(layer, field.name), Linear):
+                    yield linear.weight
 
     def new_cache(self, max_rows: int = MAX_ROWS) -> KVCache:
         shapes = [

@@ -64,7 +64,7 @@ def find(name: str, entries: Mapping[str, Entry], path: Path) -> Entry:
 def check_request(name: str, shape: tuple[int, ...], quantize: Storage, rows: Tensor | None) -> None:
     """The ValueErrors of `Checkpoint.weight` that need only its arguments."""
     if quantize is not None and quantize not in get_args(get_args(Storage)[0]):
-        raise ValueError(f"quantize={quantize!r} is not known; use 'int4', 'int8', 'none' or None")
+        raise ValueError(f"quantize={quantize!r} is not known; use 'int4', 'int4-all', 'int8', 'none' or None")
     if len(shape) != 2 or 0 in shape:
         raise ValueError(f"tensor {name!r} of shape {shape} is not a matrix; read it with tensor()")
     if rows is None:

@@ -1,8 +1,8 @@
 """A model as it is multiplied, in one file: what is kept of a quantised checkpoint for the next start.
 
-What: `PackedWriter` adds tensor after tensor and gives the file its name at the end, so that there is never half of
-one; `PackedFile` maps it. Why a format of our own: blocks are stored as the kernels read them, each part on a boundary
-of 64 bytes, and the index comes last because nothing has to be known before the first tensor is written.
+What: `packing` adds tensor after tensor and gives the file its name at the end, so that there is never half of one;
+`PackedFile` maps it. Why a format of our own: blocks are stored as the kernels read them, each part on a boundary of 64
+bytes, and the index comes last because nothing has to be known before the first tensor is written.
 
     "SPECDEC1", zeros up to 64 | parts of tensors, each padded to 64 | index, JSON | footer
 
@@ -19,14 +19,16 @@ import mmap
 import os
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from specdec.atomic import replacing
 from specdec.kernels import BlockTensor
 from specdec.weights.tensors import BlockWeight, DenseWeight, Weight
 
@@ -38,29 +40,12 @@ _DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloa
 
 
 class PackedWriter:
-    """Writes `path`; use it as a context: an error inside leaves nothing behind.
+    """Writes tensor after tensor to a file; made by `packing`."""
 
-    `about`: any JSON, what the file was made from; whoever opens it must expect the same.
-    """
-
-    def __init__(self, path: Path, about: dict[str, Any]) -> None:
-        self.path, self._about = path, {**about, "byte_order": sys.byteorder}
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    def __init__(self, file: BinaryIO, about: dict[str, Any]) -> None:
+        self._file, self._about = file, {**about, "byte_order": sys.byteorder}
         self._tensors: dict[str, Any] = {}
-
-    def __enter__(self) -> PackedWriter:
-        self._file: BinaryIO = self._temporary.open("wb")
         self._put(MAGIC)
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            if kind is None:
-                self._finish()
-                os.replace(self._temporary, self.path)
-        finally:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
 
     def weight(self, name: str, weight: Weight) -> None:
         """Add a matrix. Raises OSError when the disk is full."""
@@ -89,11 +74,23 @@ class PackedWriter:
         self._file.write(raw)
         self._file.write(bytes(-len(raw) % ALIGNMENT))
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
         index = json.dumps({"about": self._about, "tensors": self._tensors}).encode()
         self._file.write(index + len(index).to_bytes(8, "little") + hashlib.sha256(index).digest() + MAGIC)
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+@contextmanager
+def packing(path: Path, about: dict[str, Any]) -> Iterator[PackedWriter]:
+    """A writer of `path`, which is there when the block ends; an error inside leaves nothing behind.
+
+    `about`: any JSON, what the file was made from; whoever opens it must expect the same.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        writer = PackedWriter(file, about)
+        yield writer
+        writer.finish()
 
 
 class PackedFile:

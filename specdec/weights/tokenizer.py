@@ -17,6 +17,7 @@ from typing import Any
 import tokenizers
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from specdec.atomic import replacing
 from specdec.weights.gguf_header import GGUFHeader, read_header
 from specdec.weights.gguf_tokenizer import (
     CONTROL,
@@ -147,12 +148,10 @@ def _intact(file: Path) -> bool:
 def _keep(content: bytes, file: Path) -> bool:
     """Write a cache entry, each of its two files at once; False when the folder cannot be written."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         checksum = hashlib.sha256(content).hexdigest().encode()
         for target, data in ((file, content), (_checksum(file), checksum)):
-            with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
-                temporary.write(data)
-            os.replace(temporary.name, target)
+            with replacing(target) as temporary:
+                temporary.write_bytes(data)
     except OSError:
         return False
     return True

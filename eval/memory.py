@@ -1,0 +1,233 @@
+"""`python -m eval.memory`: what a model takes at a length of context, measured, beside what `run.py plan` says.
+
+What: for every context and cache type a process of its own loads the model, puts random keys and values in place of all
+but the last positions, computes a prompt at the end of them, decodes with drafting and plainly, and reports its peak of
+resident memory. Why random ones: a pass reads, and memory holds, the same bytes whatever they say, and computing 16k
+positions of a 12B model takes a laptop half an hour. Left out: what the text says.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import specdec
+from eval import cli
+from eval.cli import DIFFERS, INTERRUPTED
+from eval.metrics import peak_memory
+from eval.model_pass import random_tokens
+from eval.plan import Asked, planned
+from eval.provenance import machine
+from specdec.cache import Conversation
+from specdec.model.decoder import Decoder
+from specdec.plan import Needs, program_bytes
+
+TOLERANCE = 0.05  # of the plan, between it and what was measured
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement. `prefill` and twice `tokens` are the last of its `context` positions."""
+
+    model: str
+    drafter: str
+    quantize: Any
+    context: int
+    kv_dtype: str
+    prefill: int
+    tokens: int
+    draft_length: int
+    threads: int | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bytes and seconds of a case. `per_token`: the median of plain decoding; `drafted`: tokens a second."""
+
+    context: int
+    kv_dtype: str
+    plan: Needs
+    peak: int
+    ready: float
+    prefill_per_second: float
+    per_token: float
+    drafted: float
+    acceptance_length: float
+
+    @property
+    def ratio(self) -> float:
+        return self.peak / self.plan.total
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "plan": self.plan.to_dict(), "ratio": self.ratio}
+
+
+def measure(case: Case) -> Measured:
+    """In this process, which should be a new one. Raises ValueError: see `specdec.load`."""
+    if case.threads is not None:
+        torch.set_num_threads(case.threads)
+    asked = Asked(case.model, case.drafter, case.quantize, torch.float32, case.context, None, case.kv_dtype)
+    plan = planned(asked, program_bytes()).needs(case.context, case.kv_dtype)
+    began = time.perf_counter()
+    model = specdec.load(case.model, case.drafter, quantize=case.quantize, kv_dtype=case.kv_dtype, device="cpu")
+    ready = time.perf_counter() - began
+    model.conversations.limit = 1 << 40  # what was put in place must stay
+    before = case.context - case.prefill - 2 * case.tokens
+    began_with = filled(model.decoder, before)
+    if before:
+        model.conversations.add(began_with)
+    ids = torch.cat((began_with.tokens, random_tokens(model.decoder, case.prefill)))[None]
+
+    def run(**options: Any) -> tuple[torch.Tensor, list[float]]:
+        text = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=case.tokens,
+            do_sample=False,
+            eos_token_id=None,
+            **options,
+        )
+        return text, [seconds for seconds, _ in model.last_stats.timeline]
+
+    ids, times = run(draft_length=case.draft_length)
+    stats = model.last_stats
+    assert stats.reused == before
+    _, plain = run(speculation=False)
+    peak = peak_memory()["process"]
+    assert peak is not None
+    return Measured(
+        case.context,
+        case.kv_dtype,
+        plan,
+        peak,
+        ready,
+        case.prefill / times[0],
+        median(after - before for before, after in pairwise(plain)),
+        stats.decode_tokens_per_second,
+        stats.mean_acceptance_length,
+    )
+
+
+def filled(decoder: Decoder, positions: int) -> Conversation:
+    """A conversation of `positions` random tokens whose keys and values are random too, and nobody computed."""
+    cache = decoder.new_cache()
+    for store in cache.stores:
+        if store is not None:
+            store.reserve(positions)
+            for part in store.parts:
+                if part.dtype is torch.int8:
+                    part.random_(-127, 128)
+                elif part.dim() == 2:  # [kv_heads, slots], the scales of int8
+                    part.fill_(1 / 127)
+                else:
+                    part.normal_()
+    cache.restored(positions, positions)
+    return Conversation(cache, tokens=random_tokens(decoder, positions))
+
+
+def measured(cases: Sequence[Case]) -> Iterator[Measured]:
+    """Each case in a process of its own: what a process has taken, it may not give back."""
+    context = multiprocessing.get_context("spawn")
+    for case in cases:
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            yield pool.submit(measure, case).result()
+
+
+def show(found: Sequence[Measured], console: Console) -> None:
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    columns: dict[str, Callable[[Measured], str]] = {
+        "context": lambda m: f"{m.context:,}",
+        "cache": lambda m: m.kv_dtype,
+        "plan GB": lambda m: f"{m.plan.total / 1e9:.2f}",
+        "peak GB": lambda m: f"{m.peak / 1e9:.2f}",
+        "ratio": lambda m: f"{m.ratio:.3f}",
+        "ready s": lambda m: f"{m.ready:.1f}",
+        "prefill/s": lambda m: f"{m.prefill_per_second:.1f}",
+        "plain ms": lambda m: f"{1000 * m.per_token:.0f}",
+        "drafted/s": lambda m: f"{m.drafted:.2f}",
+    }
+    for name in columns:
+        table.add_column(name, justify="right")
+    for each in found:
+        table.add_row(*(cell(each) for cell in columns.values()))
+    console.print(table)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.module_parser("memory", __doc__)
+    parser.add_argument("--context", nargs="+", type=cli.whole(8), default=[1024, 4096, 16384], metavar="N")
+    parser.add_argument(
+        "--prefill", type=cli.whole(1), default=128, metavar="N", help="positions that are computed (default 128)"
+    )
+    parser.add_argument(
+        "--tokens", type=cli.whole(2), default=16, metavar="N", help="decoded with drafting, then plainly (default 16)"
+    )
+    parser.add_argument("--draft-length", type=cli.whole(1), default=4, metavar="N", help="default 4")
+    parser.add_argument("--model", default=cli.DEFAULT_MODEL, metavar="NAME", help="as for run.py")
+    parser.add_argument("--drafter", default="auto", metavar="NAME", help="as for run.py")
+    parser.add_argument("--quantize", choices=cli.QUANTIZE, help="as for run.py")
+    parser.add_argument("--threads", type=cli.whole(1), metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument(
+        "--kv-dtype",
+        nargs="+",
+        choices=["float32", "bfloat16", "float16", "int8"],
+        default=["bfloat16", "int8"],
+        help="default: bfloat16 int8",
+    )
+    cli.add_json_option(parser, "the JSON object that is the last line of stdout")
+    a = parser.parse_args(argv)
+    if min(a.context) < a.prefill + 2 * a.tokens:
+        parser.error("--context must hold --prefill and twice --tokens")
+
+    def command() -> int:
+        cli.check_writable(a.json)
+        if peak_memory()["process"] is None:
+            raise ValueError("this system does not tell the peak of a process")
+        cases = [
+            Case(a.model, a.drafter, a.quantize, n, kept, a.prefill, a.tokens, a.draft_length, a.threads)
+            for kept in a.kv_dtype
+            for n in a.context
+        ]
+        found: list[Measured] = []
+        console, interrupted = Console(highlight=False), False
+        try:
+            with console.status("measuring") as status:
+                for each in measured(cases):
+                    found.append(each)
+                    status.update(f"measured {len(found)} of {len(cases)}")
+        except KeyboardInterrupt:
+            interrupted = True
+        show(found, console)
+        record = {
+            "command": "memory",
+            "interrupted": interrupted,
+            "model": a.model,
+            "quantize": a.quantize,
+            "drafter": a.drafter,
+            "measured": [each.to_dict() for each in found],
+            **machine(torch.device("cpu")),
+        }
+        if a.json:
+            cli.write_json(a.json, record)
+        print(json.dumps(record))
+        off = [each for each in found if abs(each.ratio - 1) > TOLERANCE]
+        return INTERRUPTED if interrupted else DIFFERS if off else 0
+
+    return cli.guarded(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

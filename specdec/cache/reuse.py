@@ -1,0 +1,177 @@
+"""Prefix reuse: a text that begins as an earlier one did goes on from that one's cache.
+
+What: `Conversations` gives out a cache for every text, with as much of its beginning in it as some earlier text shares,
+and takes the cache back when the text ends. What was used least recently is forgotten first. Why it is exact: keys and
+values of a position depend on the tokens up to it alone, to the bit, wherever our kernels compute them.
+
+Sliding layers overwrite what the beginning of a long text had in them, so their caches go back a few positions only;
+`Mark`s, taken near the end of a prompt, go back to there: to ask again, to ask something else about the same document,
+or because a chat template repeats an answer in other words than the model's. vLLM and llama.cpp ("context checkpoints")
+keep such copies too. Left out: sharing between texts that are decoded at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from specdec.cache.kv_cache import KVCache, Mark
+
+TAIL = 64  # positions that a text which goes on may drop of its conversation; with more to lose, it gets a copy
+MARKS = 2  # per conversation: a ring's worth of memory each
+EARLY = 256  # tokens before the end of a prompt where the first of them is made: a question about a document is shorter
+
+
+@dataclass(eq=False)
+class Conversation:
+    """A cache, what it is the cache of, and the ways back.
+
+    `tokens` [n] int64: the text, whose first `cache.length` are what the cache holds. `reserved`: bytes that the
+    budget counts for it while it is decoded. `marking`: whether its rings will overwrite what it began with. `notes`:
+    what was saved with it.
+    """
+
+    cache: KVCache
+    marks: list[Mark] = field(default_factory=list)
+    tokens: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    reserved: int = 0
+    marking: bool = False
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return max(self.cache.nbytes, self.reserved) + sum(mark.nbytes for mark in self.marks)
+
+
+class _Found(NamedTuple):
+    """How much of a prompt `conversation` has in its cache, by way of `mark` where there is one."""
+
+    length: int = 0
+    mark: Mark | None = None
+    conversation: Conversation | None = None
+
+
+class Conversations:
+    """The conversations that may go on, in at most `limit` bytes, the most recently used one last."""
+
+    def __init__(
+        self, new_cache: Callable[[], KVCache], limit: int = 0, bytes_for: Callable[[int], int] | None = None
+    ) -> None:
+        """`limit` 0 keeps nothing. `bytes_for(positions)`: of a cache; with it, texts that are being decoded count
+        towards the limit too, at what they may take by their end."""
+        self._new_cache, self.limit, self._bytes_for = new_cache, limit, bytes_for
+        self.kept: list[Conversation] = []
+        self._playing: list[Conversation] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is kept, which texts that are being decoded do not belong to."""
+        return sum(conversation.nbytes for conversation in self.kept)
+
+    def begin(self, prompt: Tensor, longest: int) -> Conversation:
+        """A conversation for a text that begins with prompt [n] and has `longest` tokens at most. Its cache holds some
+        of the prompt's first n - 1 positions: the last token's state has to be computed anew."""
+        prompt = prompt.cpu()
+        found = self._best(prompt)
+        mine = self._take(found, longest)
+        mine.marking = bool(mine.cache.rings) and longest > min(ring.slots for ring in mine.cache.rings)
+        if self.limit:
+            self._playing.append(mine)
+            self._fit()
+        return mine
+
+    def prefilling(self, conversation: Conversation, left: int, chunk: int) -> None:
+        """`left` tokens of its prompt are still to come, and `chunk` of them come next; marks are made here."""
+        if not conversation.marking or conversation not in self._playing:
+            return
+        if left > chunk and not left - chunk < EARLY <= left:
+            return
+        rings = sum(ring.nbytes for ring in conversation.cache.rings)
+        conversation.marks = conversation.marks[-(MARKS - 1) :]
+        if self._fit(rings):
+            conversation.marks.append(conversation.cache.mark())
+
+    def end(self, conversation: Conversation) -> None:
+        """The text of `conversation` has ended, or was stopped: it may go on."""
+        if conversation not in self._playing:
+            return
+        self._playing.remove(conversation)
+        conversation.tokens = conversation.tokens[: conversation.cache.length].cpu().clone()
+        conversation.reserved = 0
+        if len(conversation.tokens):
+            self.add(conversation)
+
+    def stop(self) -> None:
+        """`end` for all texts: an error or Ctrl-C stopped them, and what was computed of them serves the next try."""
+        for conversation in list(self._playing):
+            self.end(conversation)
+
+    def add(self, conversation: Conversation) -> None:
+        """Keep `conversation`, as the one used last; those that it can stand in for are dropped."""
+        served = [old for old in self.kept if _usable(conversation, old.tokens)[0] == len(old.tokens)]
+        self.kept = [old for old in self.kept if old not in served] + [conversation]
+        self._fit()
+
+    def find(self, tokens: Tensor | None = None) -> Conversation:
+        """The conversation that has most of tokens [n], or the one used last. Raises ValueError when there is none."""
+        found = (self.kept[-1] if self.kept else None) if tokens is None else self._best(tokens.cpu()).conversation
+        if found is None:
+            raise ValueError("no such conversation is kept; generate first, and with reuse=True")
+        return found
+
+    def forget(self) -> None:
+        """Give all memory back."""
+        self.kept.clear()
+
+    def _best(self, prompt: Tensor) -> _Found:
+        best = _Found()
+        for conversation in self.kept:
+            length, mark = _usable(conversation, prompt[:-1])
+            if length >= max(1, best.length):  # of equals the one used last
+                best = _Found(length, mark, conversation)
+        return best
+
+    def _take(self, found: _Found, longest: int) -> Conversation:
+        length, mark, source = found
+        reserved = self._bytes_for(longest) if self._bytes_for is not None else 0
+        if source is None:
+            return Conversation(self._new_cache(), reserved=reserved)
+        self.kept.remove(source)  # it must not be what makes room for its own copy
+        if source.cache.length - length > TAIL and self._fit(source.nbytes + max(reserved, source.cache.nbytes)):
+            marks = [each for each in source.marks if each.length <= length]
+            mine = Conversation(source.cache.fork(length, mark), marks[-MARKS:], reserved=reserved)
+            self.kept.append(source)
+            return mine
+        source.cache.rewind(length, mark)
+        source.marks = [each for each in source.marks if each.length <= length]
+        source.tokens, source.reserved = source.tokens[:length], reserved
+        return source
+
+    def _fit(self, more: int = 0) -> bool:
+        """Forget what was used least recently until `more` bytes are free; whether they are.
+
+        Marks go before conversations: without them a conversation still goes on.
+        """
+        playing = sum(c.nbytes for c in self._playing) if self._bytes_for is not None else 0
+        while self.kept and playing + self.nbytes + more > self.limit:
+            marked = next((each for each in self.kept if each.marks), None)
+            if marked is not None:
+                marked.marks.pop(0)
+            else:
+                self.kept.pop(0)
+        return playing + more <= self.limit
+
+
+def _usable(conversation: Conversation, tokens: Tensor) -> tuple[int, Mark | None]:
+    """How many of tokens [n] the cache can begin with, and the mark that this takes, if any."""
+    most = min(len(tokens), len(conversation.tokens))
+    differs = (tokens[:most] != conversation.tokens[:most]).nonzero()
+    shared = int(differs[0]) if len(differs) else most
+    if conversation.cache.rewindable(shared):
+        return shared, None
+    marks = [mark for mark in conversation.marks if mark.length <= shared]
+    return (marks[-1].length, marks[-1]) if marks else (0, None)
