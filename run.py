@@ -89,6 +89,15 @@ def parser() -> argparse.ArgumentParser:
     add_sampling_options(bench, max_new_tokens=128, seed=0)
     add_drafting_options(bench)
     add_model_options(bench)
+    bench.add_argument(
+        "--synthetic-acceptance",
+        nargs="+",
+        type=share,
+        default=[],
+        metavar="P",
+        help="make the first, second, ... drafted token right with these probabilities, whatever the drafter says (it "
+        "still takes its time): for checkpoints of random weights; labelled as synthetic",
+    )
     others = bench.add_argument_group("other engines", AGAINST_TEXT)
     others.add_argument(
         "--against",
@@ -244,7 +253,8 @@ def run(arguments: argparse.Namespace) -> int:
         from eval.bench import bench
 
         engines = list(dict.fromkeys(arguments.against))
-        return bench(settings, arguments.prompts, arguments.limit, arguments.json, engines, arguments.repeat)
+        a = arguments
+        return bench(settings, a.prompts, a.limit, a.json, engines, a.repeat, a.synthetic_acceptance)
     if arguments.command == "generate":
         from eval.answer import answer
 

@@ -25,16 +25,18 @@ from eval.metrics import Pair, Run, compare, peak_memory
 from eval.prompts import Prompt, default_prompts, load_prompts
 from eval.provenance import provenance
 from eval.session import Session, open_session
+from eval.synthetic_acceptance import SyntheticAcceptance
 
 WARM_UP_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What to compare: `prompts` on `session`."""
+    """What to compare: `prompts` on `session`. `rates`: where there are any, drafts are right as often as they say."""
 
     session: Session
     prompts: Sequence[Prompt]
+    rates: Sequence[float] = ()
 
     def pairs(self, view: View) -> Iterator[Pair]:
         """Decode prompt by prompt, turn by turn; a turn sees the plain run's answers to the ones before it.
@@ -57,9 +59,14 @@ class Bench:
 
     def _pair(self, view: View, index: int, name: str, task: str, ids: Tensor) -> Pair:
         runs: dict[str, Run] = {}
-        for mode in ("plain", "drafted") if index % 2 == 0 else ("drafted", "plain"):
+        drafter = None
+        # Synthetic drafts are made from the plain run's text, which then comes first.
+        for mode in ("plain", "drafted") if index % 2 == 0 or self.rates else ("drafted", "plain"):
             watch = view.begin(index + 1, name, mode)
-            runs[mode] = self.session.run(ids, speculation=mode == "drafted", streamer=watch)
+            if mode == "drafted" and self.rates:
+                model, answer = self.session.model, [*ids[0].tolist(), *runs["plain"].tokens]
+                drafter = SyntheticAcceptance(model.drafter, answer, self.rates, model.decoder.spec.vocab_size)
+            runs[mode] = self.session.run(ids, speculation=mode == "drafted", drafter=drafter, streamer=watch)
         return Pair(name, task, runs["plain"], runs["drafted"])
 
     def _warm_up(self) -> None:
@@ -75,11 +82,13 @@ def bench(
     json_file: Path | None,
     engines: Sequence[str] = (),
     repeat: int | None = None,
+    rates: Sequence[float] = (),
 ) -> int:
     """Run, show and write a bench; returns the exit code: 0, 1 when an output differs, 130 after Ctrl-C.
 
     The last line of stdout is one JSON object with every figure; `json_file` gets the same. `engines` ("transformers",
-    "llama.cpp") are then compared with, `repeat` times; their figures are the object's "against".
+    "llama.cpp") are then compared with, `repeat` times; their figures are the object's "against". `rates`: of synthetic
+    acceptance.
     Raises ValueError: the model, a prompt or a file is not usable, or an engine failed (after all else is written); the
     message says why.
     """
@@ -88,14 +97,16 @@ def bench(
         check_possible(engines, settings)
     elif repeat is not None:
         raise ValueError("--repeat is how often engines are compared: name them with --against transformers llama.cpp")
+    if engines and rates:
+        raise ValueError("--synthetic-acceptance is not for comparisons with other engines; leave --against away")
     prompts = (load_prompts(prompts_file) if prompts_file else default_prompts())[:limit]
     session = open_session(settings)
     console = Console()
     pairs: list[Pair] = []
     interrupted = False
     try:
-        with view_for(console, _title(session), len(prompts), session.text) as view:
-            for pair in Bench(session, prompts).pairs(view):
+        with view_for(console, _title(session, rates), len(prompts), session.text) as view:
+            for pair in Bench(session, prompts, rates).pairs(view):
                 pairs.append(pair)
     except KeyboardInterrupt:
         interrupted = True
@@ -105,6 +116,7 @@ def bench(
         "prompts_file": str(prompts_file) if prompts_file else None,
         "limit": limit,
         "interrupted": interrupted,
+        "synthetic_acceptance": list(rates) or None,
         **provenance(session),
         "memory": peak_memory(session.model.device.type),
         **compare(pairs),
@@ -129,11 +141,13 @@ def _show(console: Console, session: Session, pairs: Sequence[Pair], record: dic
         return
     console.print()
     if console.is_terminal:  # elsewhere every prompt has had its line
-        console.print(_title(session), style="bold", highlight=False)
+        console.print(_title(session, record["synthetic_acceptance"]), style="bold", highlight=False)
         console.print(prompt_table(pairs), "")
     console.print(summary_table(record, record["memory"], record["host"]["kernels"]), "")
     if positions := record["drafted"]["acceptance_by_position"]:
         console.print(position_table(positions), "")
+    if record["synthetic_acceptance"]:
+        console.print("SYNTHETIC: drafts were right as often as was asked for; no drafter did this.\n", style="yellow")
     if record["implausible"]:
         console.print(
             f"These timings are not reliable: {', '.join(record['implausible'])} sped up by more than acceptance can "
@@ -165,8 +179,9 @@ def _show_against(console: Console, found: dict[str, Any]) -> None:
     console.print()
 
 
-def _title(session: Session) -> str:
+def _title(session: Session, rates: Sequence[float] | None) -> str:
     s = session.settings
     mode = "greedy" if s.temperature == 0 else f"temperature {s.temperature:g}, seed {s.seed}"
     name = Path(s.model).name
-    return f"{name}, drafter {session.model.drafter.name}, {mode}, up to {s.max_new_tokens} tokens"
+    acceptance = f", SYNTHETIC acceptance {' '.join(f'{rate:g}' for rate in rates)}" if rates else ""
+    return f"{name}, drafter {session.model.drafter.name}, {mode}, up to {s.max_new_tokens} tokens{acceptance}"

@@ -153,7 +153,12 @@ def conversations_of(decoder: Decoder) -> Conversations:
 
 def program_bytes() -> int:
     """Resident bytes of this process now, before a model is in it, and of what a first generation brings in besides."""
-    return (_reported("/proc/self/status", "VmRSS") or PROGRAM) + LATER
+    return (resident_bytes() or PROGRAM) + LATER
+
+
+def resident_bytes() -> int | None:
+    """Of this process now, where Linux tells; None elsewhere."""
+    return _reported("/proc/self/status", "VmRSS")
 
 
 def peak_bytes() -> int | None:

@@ -202,3 +202,21 @@ def test_the_live_view_draws_at_80_columns_and_keeps_its_height() -> None:
     for pair in sample_pairs() * 20:
         view.finished(pair)
     assert len(console.render_lines(view.draw())) <= 24
+
+
+def test_synthetic_acceptance_is_what_was_asked_for_and_says_so(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench(folder, "--draft-length", "2", "--max-new-tokens", "40", "--synthetic-acceptance", "1") == 0
+    output = capsys.readouterr().out
+    record = json.loads(output.splitlines()[-1])
+    assert record["identical"] is True
+    assert record["synthetic_acceptance"] == [1.0]
+    assert record["drafted"]["acceptance_rate"] == 1.0
+    assert "SYNTHETIC" in output
+    assert bench(folder, "--draft-length", "2", "--max-new-tokens", "400", "--synthetic-acceptance", "0.8", "0.3") == 0
+    positions = json.loads(capsys.readouterr().out.splitlines()[-1])["drafted"]["acceptance_by_position"]
+    first, second = (position["accepted"] for position in positions)
+    assert 0.7 < first < 0.9
+    assert 0.15 < second < 0.33  # of all rounds: 0.8 * 0.3
+    assert bench(folder, "--synthetic-acceptance", "0.5", "--against", "transformers") == 2

@@ -1,0 +1,185 @@
+"""`python -m eval.conversations`: what prefix reuse saves, that it changes nothing, and that memory stays where it is.
+
+What: a conversation of a long document goes on, is asked again, is asked something else, and goes on from a file; the
+time to the first token of each turn beside that of the same prompt computed whole, and whether the texts are the same.
+Then, with `--soak`, many conversations of random lengths in turn, and the resident memory as they go by. Why random
+tokens: they cost what real ones do, and repeat nothing that a drafter could find.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from eval import cli
+from eval.cli import DIFFERS, INTERRUPTED
+from eval.metrics import Run
+from eval.model_pass import random_tokens
+from eval.provenance import provenance
+from eval.session import Session, open_session
+from specdec.plan import resident_bytes
+
+SAVES = 0.1  # the first token of a turn that goes on comes in at most this share of the time
+FLAT = 1.05  # memory after a soak, against the middle of it
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One request: `reused` of its `tokens` were not computed again. Seconds to its first token, and without reuse."""
+
+    name: str
+    tokens: int
+    reused: int
+    ttft: float
+    whole: float
+    identical: bool
+
+    @property
+    def ratio(self) -> float:
+        return self.ttft / self.whole
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "ratio": self.ratio}
+
+
+class Talk:
+    """Requests to `session` that begin with the same document."""
+
+    def __init__(self, session: Session, document: int, answer: int, question: int) -> None:
+        """Lengths in tokens. Raises ValueError when the model's context does not hold them."""
+        if document + 2 * (answer + question) > session.context:
+            raise ValueError(f"the model's context is {session.context} tokens; ask for a shorter --document")
+        self.session, self.answer, self.question = session, answer, question
+        self.document = random_tokens(session.model.decoder, document)
+
+    def turns(self) -> Iterator[Turn]:
+        """Every request once with reuse, and once without."""
+        kept = self.session.model.conversations
+        kept.forget()
+        first = self._asked(self.document, 1)
+        begun = self._run(first, reuse=True)
+        yield self._turn("first turn", first, begun)
+        longer = self._asked(torch.cat((first, first.new_tensor(begun.tokens))), 2)
+        yield self._turn("second turn", longer, self._run(longer, reuse=True))
+        yield self._turn("the same again", longer, self._run(longer, reuse=True))
+        other = self._asked(self.document, 3)
+        yield self._turn("another question", other, self._run(other, reuse=True))
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "conversation"
+            self.session.model.save_conversation(file, longer)
+            kept.forget()
+            self.session.model.load_conversation(file)
+        yield self._turn("second turn, from a file", longer, self._run(longer, reuse=True))
+
+    def _asked(self, text: Tensor, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        question = torch.randint(self.session.model.decoder.spec.vocab_size, (self.question,), generator=generator)
+        return torch.cat((text, question.to(text.device)))
+
+    def _run(self, ids: Tensor, reuse: bool) -> Run:
+        return self.session.run(ids[None], reuse=reuse, max_new_tokens=self.answer, eos_token_id=None)
+
+    def _turn(self, name: str, ids: Tensor, run: Run) -> Turn:
+        whole = self._run(ids, reuse=False)
+        same = run.tokens == whole.tokens
+        return Turn(name, len(ids), run.stats.reused, run.stats.ttft, whole.stats.ttft, same)
+
+
+def soak(session: Session, count: int, longest: int) -> Iterator[int]:
+    """Resident bytes after each of `count` conversations of two turns and random lengths, up to `longest` tokens."""
+    generator = torch.Generator().manual_seed(0)
+    vocab = session.model.decoder.spec.vocab_size
+    for _ in range(count):
+        length, new = (int(torch.randint(8, longest // 2, (1,), generator=generator)) for _ in range(2))
+        ids = torch.randint(vocab, (1, length), generator=generator)
+        options: dict[str, Any] = {"reuse": True, "max_new_tokens": 1 + new % 32, "eos_token_id": None}
+        answer = session.run(ids, **options)
+        session.run(torch.cat((ids, ids.new_tensor([[*answer.tokens, 1]])), dim=1), **options)
+        resident = resident_bytes()
+        assert resident is not None
+        yield resident
+
+
+def show(turns: list[Turn], console: Console) -> None:
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    table.add_column("")
+    for name in ("tokens", "reused", "first token s", "computed whole s", "ratio", "same text"):
+        table.add_column(name, justify="right")
+    for turn in turns:
+        figures = (f"{turn.ttft:.3f}", f"{turn.whole:.3f}", f"{turn.ratio:.3f}", "yes" if turn.identical else "NO")
+        table.add_row(turn.name, f"{turn.tokens:,}", f"{turn.reused:,}", *figures)
+    console.print(table)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.module_parser("conversations", __doc__)
+    parser.add_argument("--document", type=cli.whole(1), default=4096, metavar="N", help="tokens (default 4096)")
+    parser.add_argument("--answer", type=cli.whole(1), default=96, metavar="N", help="tokens (default 96)")
+    parser.add_argument("--question", type=cli.whole(1), default=48, metavar="N", help="tokens (default 48)")
+    parser.add_argument("--soak", type=cli.whole(0), default=0, metavar="N", help="conversations (default: none)")
+    parser.add_argument("--soak-tokens", type=cli.whole(32), default=1500, metavar="N", help="longest (default 1500)")
+    cli.add_json_option(parser, "the JSON object that is the last line of stdout")
+    cli.add_drafting_options(parser)
+    cli.add_model_options(parser)
+    a = parser.parse_args(argv)
+
+    def command() -> int:
+        cli.check_writable(a.json)
+        if a.soak and resident_bytes() is None:
+            raise ValueError("--soak reads /proc, which is Linux's; measure there")
+        session = open_session(cli.settings_from(a))
+        console, bar = Console(highlight=False), Console(stderr=True)
+        turns: list[Turn] = []
+        memory: list[int] = []
+        interrupted = False
+        try:
+            with bar.status("talking") as status:
+                for turn in Talk(session, a.document, a.answer, a.question).turns():
+                    turns.append(turn)
+                    status.update(f"talking: {turn.name}")
+                for resident in soak(session, a.soak, a.soak_tokens):
+                    memory.append(resident)
+                    status.update(f"soak: {len(memory)} of {a.soak}, {resident / 1e9:.2f} GB")
+        except KeyboardInterrupt:
+            interrupted = True
+        show(turns, console)
+        flat = None
+        if len(memory) >= 4:
+            quarter = len(memory) // 4
+            middle, end = median(memory[2 * quarter : 3 * quarter]), median(memory[3 * quarter :])
+            flat = end / middle
+            console.print(
+                f"{len(memory)} conversations: {middle / 1e9:.3f} GB in the third quarter, {end / 1e9:.3f} in the last"
+            )
+        record = {
+            "command": "conversations",
+            "interrupted": interrupted,
+            **provenance(session),
+            "turns": [turn.to_dict() for turn in turns],
+            "soak": memory,
+            "growth": flat,
+        }
+        if a.json:
+            cli.write_json(a.json, record)
+        print(json.dumps(record))
+        good = all(turn.identical for turn in turns) and (flat is None or flat <= FLAT)
+        good = good and all(turn.ratio <= SAVES for turn in turns if turn.name.startswith("second turn"))
+        return INTERRUPTED if interrupted else 0 if good else DIFFERS
+
+    return cli.guarded(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
