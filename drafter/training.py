@@ -165,6 +165,7 @@ class Trainer:
             "scale": self.scale,
             "position": asdict(self.position),
             "settings": asdict(self.settings),
+            "candidates": self.candidates.ids,
             "more": more or {},
         }
         with replacing(path) as temporary:
@@ -173,11 +174,11 @@ class Trainer:
     def restore(self, path: Path) -> dict[str, Any]:
         """Go on from a file that `save` wrote; returns its `more`.
 
-        Raises ValueError when it is damaged, or was written by a run with other settings or another head.
+        Raises ValueError when it is damaged, or was written by a run with other settings, candidates, or another head.
         """
         try:
             state = torch.load(path, weights_only=True)
-            theirs = state["settings"]
+            theirs, candidates = state["settings"], state["candidates"]
         except Exception as error:  # torch and pickle have many of their own
             raise ValueError(f"{path}: a damaged checkpoint ({error}); delete it to begin anew") from error
         mine = asdict(self.settings)
@@ -185,6 +186,11 @@ class Trainer:
             raise ValueError(f"{path}: begun with another {', '.join(changed)}; use those, or delete it to begin anew")
         if {n: t.shape for n, t in state["network"].items()} != {n: t.shape for n, t in self.network.tensors().items()}:
             raise ValueError(f"{path}: the checkpoint of a head of another shape; delete it to begin anew")
+        if not torch.equal(candidates, self.candidates.ids):
+            raise ValueError(
+                f"{path}: the training set has changed since, and its most frequent tokens with it, which the head's "
+                "rows stand for; put the set back as it was, or delete the checkpoint to begin anew"
+            )
         with torch.no_grad():
             for name, tensor in state["network"].items():
                 self.network[name].copy_(tensor)

@@ -97,6 +97,10 @@ def test_what_cannot_be_taken_up(dataset: Dataset, tmp_path: Path) -> None:
     run.save(path)
     with pytest.raises(ValueError, match="another learning_rate"):
         trainer(dataset, replace(SETTINGS, learning_rate=1.0)).restore(path)
+    other = trainer(dataset)
+    other.candidates = Candidates.of(other.candidates.ids + 1, VOCAB)
+    with pytest.raises(ValueError, match="training set has changed"):
+        other.restore(path)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ValueError, match="damaged checkpoint"):
         run.restore(path)
