@@ -66,21 +66,20 @@ class Talk:
 
     def turns(self) -> Iterator[Turn]:
         """Every request once with reuse, and once without."""
-        kept = self.session.model.conversations
-        kept.forget()
+        model = self.session.model
+        model.conversations.forget()
         first = self._asked(self.document, 1)
         begun = self._run(first, reuse=True)
-        yield self._turn("first turn", first, begun)
         longer = self._asked(torch.cat((first, first.new_tensor(begun.tokens))), 2)
-        yield self._turn("second turn", longer, self._run(longer, reuse=True))
-        yield self._turn("the same again", longer, self._run(longer, reuse=True))
         other = self._asked(self.document, 3)
-        yield self._turn("another question", other, self._run(other, reuse=True))
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "conversation"
-            self.session.model.save_conversation(file, longer)
-            kept.forget()
-            self.session.model.load_conversation(file)
+            model.save_conversation(file)
+            yield self._turn("first turn", first, begun)
+            for name, ids in (("second turn", longer), ("the same again", longer), ("another question", other)):
+                yield self._turn(name, ids, self._run(ids, reuse=True))
+            model.conversations.forget()
+            model.load_conversation(file)
         yield self._turn("second turn, from a file", longer, self._run(longer, reuse=True))
 
     def _asked(self, text: Tensor, seed: int) -> Tensor:

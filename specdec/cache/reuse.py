@@ -22,7 +22,7 @@ from torch import Tensor
 from specdec.cache.kv_cache import KVCache, Mark
 
 TAIL = 64  # positions that a text which goes on may drop of its conversation; with more to lose, it gets a copy
-MARKS = 2  # per conversation: a ring's worth of memory each
+MARKS = 3  # per conversation: a ring's worth of memory each
 EARLY = 256  # tokens before the end of a prompt where the first of them is made: a question about a document is shorter
 
 
@@ -91,9 +91,14 @@ class Conversations:
         if left > chunk and not left - chunk < EARLY <= left:
             return
         rings = sum(ring.nbytes for ring in conversation.cache.rings)
-        conversation.marks = conversation.marks[-(MARKS - 1) :]
+        marks, here = conversation.marks, conversation.cache.length
+        if here == (marks[-1].length if marks else 0):
+            return
+        if len(marks) == MARKS:  # the one whose successor is nearest is missed the least
+            after = [*(mark.length for mark in marks[1:]), here]
+            del marks[min(range(MARKS), key=lambda i: after[i] - marks[i].length)]
         if self._fit(rings):
-            conversation.marks.append(conversation.cache.mark())
+            marks.append(conversation.cache.mark())
 
     def end(self, conversation: Conversation) -> None:
         """The text of `conversation` has ended, or was stopped: it may go on."""
