@@ -310,37 +310,3 @@ def test_forward_scores_padded_sequences(model: SpecdecForCausalLM) -> None:
     torch.testing.assert_close(ours[mask.bool()], theirs[mask.bool()], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model(ids, labels=ids).loss, tiny_model("gemma3")(ids, labels=ids).loss)
     assert model(ids, logits_to_keep=2).logits.shape == (2, 2, VOCAB)
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4_unified", "qwen3"])
-def test_custom_generate_on_a_model_that_transformers_loaded(family: str) -> None:
-    theirs, ids = tiny_model(family), prompt(20, seed=8)
-    plain = theirs.generate(ids, max_new_tokens=NEW, do_sample=False)
-    drafter = ScriptedDrafter(plain[0].tolist() + [3] * 20, SCRIPTS["in turn"], VOCAB)
-    ours = theirs.generate(
-        ids,
-        max_new_tokens=NEW,
-        do_sample=False,
-        custom_generate=specdec.speculative,
-        drafter=drafter,
-        draft_length=5,
-    )
-    assert torch.equal(ours, plain)
-    assert theirs.last_stats.accepted > 0
-
-
-def test_custom_generate_feeds_and_ends_a_streamer(tokenizer: PreTrainedTokenizerFast) -> None:
-    theirs, ids = tiny_model("llama"), prompt(20, seed=8)
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=30)
-    text = theirs.generate(
-        ids, max_new_tokens=9, do_sample=False, custom_generate=specdec.speculative, drafter="suffix", streamer=streamer
-    )
-    assert "".join(streamer) == tokenizer.decode(text[0, 20:])
-
-
-def test_custom_generate_shares_the_parameters() -> None:
-    from specdec.hf import decoder_of
-
-    theirs = tiny_model("llama")
-    decoder = decoder_of(theirs)
-    assert decoder.layers[0].gate.weight.tensor.data_ptr() == theirs.model.layers[0].mlp.gate_proj.weight.data_ptr()

@@ -6,18 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
-from tokenizers.pre_tokenizers import ByteLevel
 
-from specdec.weights import tokenizer as module
 from specdec.weights.gguf_header import read_header
 from specdec.weights.hub import model_path
 from specdec.weights.tokenizer import generation_config_from_gguf, load_tokenizer
-
-ALPHABET = sorted(ByteLevel.alphabet())  # one letter for each of the 256 bytes
-BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+from tests.tiny_gguf import byte_level, sentencepiece
 
 
 @pytest.fixture(autouse=True)
@@ -26,59 +20,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
     if not request.node.get_closest_marker("model"):
         monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def write(path: Path, metadata: dict[str, Any]) -> Path:
-    """A GGUF file without tensors; keys are given without "tokenizer.ggml."."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_uint32("llama.context_length", 77)
-    for key, value in metadata.items():
-        full = key if "." in key else f"tokenizer.ggml.{key}"
-        if isinstance(value, bool):
-            writer.add_bool(full, value)
-        elif isinstance(value, int):
-            writer.add_uint32(full, value)
-        elif isinstance(value, str):
-            writer.add_string(full, value)
-        else:
-            writer.add_array(full, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    return path
-
-
-def byte_level(path: Path, **extra: Any) -> Path:
-    """GPT-2's kind: special tokens 0-2, the bytes, three merges, and "<think>" of the user-defined kind."""
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *ALPHABET, "he", "ll", "hell", "<think>", "12"]
-    kinds = [3] * 3 + [1] * 259 + [4, 1]
-    metadata = {
-        "model": "gpt2",
-        "pre": "smollm",
-        "tokens": tokens,
-        "token_type": kinds,
-        "merges": ["h e", "l l", "he ll", "1 2"],
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "tokenizer.chat_template": TEMPLATE,
-        **extra,
-    }
-    return write(path, {key: value for key, value in metadata.items() if value is not None})
-
-
-def sentencepiece(path: Path, **extra: Any) -> Path:
-    """Llama 2's kind: unk, bos, eos, bytes, then pieces in the order of their scores."""
-    pieces = ["▁a", "bc", "ab", "▁ab", "abc", "a", "b", "c", "▁", "  "]
-    tokens = ["<unk>", "<s>", "</s>", *BYTES, *pieces]
-    metadata = {
-        "model": "llama",
-        "pre": "default",
-        "tokens": tokens,
-        "scores": [0.0] * 259 + [-float(index) for index in range(len(pieces))],
-        "token_type": [2, 3, 3] + [6] * 256 + [1] * 9 + [4],
-        **extra,
-    }
-    return write(path, {key: value for key, value in metadata.items() if value is not None})
 
 
 def pieces(tokenizer: Any, text: str) -> list[str]:
@@ -259,70 +200,6 @@ def test_named_chat_templates(tmp_path: Path) -> None:
 def test_ids_outside_the_vocabulary_are_ignored(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(byte_level(tmp_path / "m.gguf", padding_token_id=9999))
     assert tokenizer.pad_token_id == 2
-
-
-def test_the_second_load_converts_nothing(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = byte_level(tmp_path / "m.gguf")
-    first = load_tokenizer(path)
-    monkeypatch.setattr(module, "tokenizer_json", lambda metadata: pytest.fail("converted again"))
-    second = load_tokenizer(path)
-    assert second.get_vocab() == first.get_vocab()
-    assert second("hello <think>")["input_ids"] == first("hello <think>")["input_ids"]
-    assert sorted(entry.suffix for entry in (cache / "tokenizers").iterdir()) == [".json", ".sha256"]
-
-
-def test_another_header_is_another_entry(tmp_path: Path, cache: Path) -> None:
-    assert pieces(load_tokenizer(byte_level(tmp_path / "m.gguf")), "12") == ["1", "2"]
-    assert pieces(load_tokenizer(byte_level(tmp_path / "m.gguf", pre="gpt-2")), "12") == ["12"]
-    assert len(list((cache / "tokenizers").glob("*.json"))) == 2
-
-
-@pytest.mark.parametrize("suffix", [".json", ".sha256"])
-@pytest.mark.parametrize("damage", ["empty", "half", "flip", "gone"])
-def test_a_damaged_entry_is_rebuilt(tmp_path: Path, cache: Path, suffix: str, damage: str) -> None:
-    path = byte_level(tmp_path / "m.gguf")
-    good = load_tokenizer(path).get_vocab()
-    entry = next((cache / "tokenizers").glob(f"*{suffix}"))
-    content = entry.read_bytes()
-    if damage == "gone":
-        entry.unlink()
-    else:
-        flipped = content[:40] + bytes([content[40] ^ 1]) + content[41:]
-        entry.write_bytes({"empty": b"", "half": content[:40], "flip": flipped}[damage])
-    assert load_tokenizer(path).get_vocab() == good
-    assert entry.read_bytes() == content
-
-
-def test_works_without_a_cache(tmp_path: Path, cache: Path) -> None:
-    cache.write_text("a file where the folder should be")
-    assert pieces(load_tokenizer(byte_level(tmp_path / "m.gguf")), "hell") == ["hell"]
-
-
-def test_folders(tmp_path: Path) -> None:
-    folder = tmp_path / "saved"
-    original = load_tokenizer(byte_level(tmp_path / "m.gguf"))
-    original.save_pretrained(folder)
-    saved = load_tokenizer(folder)
-    assert saved.padding_side == "left"
-    assert saved("hello <think>12")["input_ids"] == original("hello <think>12")["input_ids"]
-    (tmp_path / "with").mkdir()
-    os.rename(tmp_path / "m.gguf", tmp_path / "with" / "m.gguf")
-    assert load_tokenizer(tmp_path / "with").get_vocab() == original.get_vocab()
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"no tokenizer here; put the model's tokenizer\.json"):
-        load_tokenizer(tmp_path / "empty")
-    (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match="its tokenizer could not be loaded"):
-        load_tokenizer(folder)
-
-
-def test_an_unknown_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"nobody/nothing: its tokenizer could not be loaded.*gemma-3-270m"):
-        load_tokenizer("nobody/nothing")
-    with pytest.raises(ValueError, match="there is no such file or folder"):
-        load_tokenizer("nothing")
 
 
 def test_generation_config(tmp_path: Path) -> None:
