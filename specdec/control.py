@@ -13,8 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-PRIOR, PRIOR_DECAY = 0.85, 0.98  # a_i before anything was seen
-WEIGHT = 0.15  # of the newest round in the moving averages
+PRIOR, PRIOR_ROUNDS = 0.65, 6  # a_i before anything was seen, and how many rounds that counts for
+FORGET = 0.03  # weight of the newest round in acceptance, once there are many: an average of fewer is mostly noise
+WEIGHT = 0.15  # of the newest round in costs
 COST_PER_ROW = 0.15  # V(T + 1) - V(T) as a share of V(1), until both have been measured
 RETRY_EVERY = 16  # plain rounds after which one draft is tried again
 
@@ -46,9 +47,10 @@ class FixedLength:
 
 @dataclass
 class _Record:
-    """How a source of drafts has done: a_i, d in seconds, and rounds in a row without a draft of its."""
+    """How a source of drafts has done: a_i, from how many rounds, d in seconds, and plain rounds that it had."""
 
     acceptance: list[float]
+    seen: list[int]
     step_seconds: float = 0.0
     plain_rounds: int = 0
 
@@ -85,11 +87,14 @@ class AdaptiveLength:
         record = self._record(source)
         record.step_seconds = _blend(record.step_seconds or None, draft_seconds / drafted)
         for i in range(min(accepted + 1, drafted, self.longest)):  # only positions that were reached
-            record.acceptance[i] += WEIGHT * (float(i < accepted) - record.acceptance[i])
+            record.seen[i] += 1
+            weight = max(FORGET, 1 / record.seen[i])
+            record.acceptance[i] += weight * (float(i < accepted) - record.acceptance[i])
 
     def _record(self, source: str) -> _Record:
-        prior = [PRIOR * PRIOR_DECAY**i for i in range(self.longest)]
-        return self._records.setdefault(source, _Record(prior))
+        if source not in self._records:
+            self._records[source] = _Record([PRIOR] * self.longest, [PRIOR_ROUNDS] * self.longest)
+        return self._records[source]
 
     def _pass_cost(self, rows: int) -> float:
         """V(rows): as measured, or scaled from the nearest row count that was."""

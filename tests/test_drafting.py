@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import pytest
 import torch
 
 from specdec.cache import KVCache
-from specdec.control import AdaptiveLength, FixedLength
+from specdec.control import AdaptiveLength, DraftLength, FixedLength
 from specdec.drafting import Draft, NoDraft, SuffixDrafter, SuffixOr, proposers
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
@@ -82,7 +83,7 @@ def observe(control: AdaptiveLength, rounds: int, accepts: float, step: float, r
 def test_adaptive_drafts_long_when_it_pays_and_stops_when_it_does_not() -> None:
     good, bad, dear = AdaptiveLength(), AdaptiveLength(), AdaptiveLength()
     observe(good, 60, accepts=1.0, step=0.01)
-    assert good.choose(8, SOURCE) == 8
+    assert good.choose(8, SOURCE) >= 7
     observe(bad, 60, accepts=0.0, step=0.01)
     assert sum(bad.choose(8, SOURCE) for _ in range(32)) <= 2  # the odd try excepted
     observe(dear, 60, accepts=1.0, step=3.0)
@@ -105,6 +106,26 @@ def test_every_source_has_a_record_of_its_own() -> None:
     for _ in range(40):
         control.observe("mtp", 4, 4, 0.1, 1.2)
     assert control.choose(8, "mtp") >= 4 and control.choose(8, SOURCE) <= 1
+
+
+@pytest.mark.parametrize(
+    ("accepts", "step", "row"), [(0.5, 0.08, 0.12), (0.7, 0.08, 0.2), (0.35, 0.05, 0.1), (0.2, 0.1, 0.2)]
+)
+def test_chance_does_not_lead_it_far_from_the_best_length(accepts: float, step: float, row: float) -> None:
+    draws = random.Random(3)
+
+    def speed(control: DraftLength, rounds: int = 3000) -> float:
+        emitted = seconds = 0.0
+        for _ in range(rounds):
+            k = control.choose(8, SOURCE)
+            accepted = next((i for i in range(k) if draws.random() >= accepts), k)
+            draft, verify = k * step, (1 + row * k) * (0.95 + 0.1 * draws.random())
+            control.observe(SOURCE, k, accepted, draft, verify)
+            emitted, seconds = emitted + accepted + 1, seconds + draft + verify
+        return emitted / seconds
+
+    best = max(speed(FixedLength(k)) for k in range(5))
+    assert speed(AdaptiveLength()) > 0.96 * best
 
 
 class Scripted:
