@@ -40,7 +40,8 @@ TOLERANCE = 0.05  # of the plan, between it and what was measured
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement. `prefill` and twice `tokens` are the last of its `context` positions."""
+    """One measurement. `prefill` and twice `tokens` are the last of its `context` positions; with `from_start` the
+    first, of a cache that is as large all the same."""
 
     model: str
     drafter: str
@@ -51,6 +52,7 @@ class Case:
     tokens: int
     draft_length: int
     threads: int | None
+    from_start: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,10 @@ def measure(case: Case) -> Measured:
     model.conversations.limit = 1 << 40  # what was put in place must stay
     before = case.context - case.prefill - 2 * case.tokens
     began_with = filled(model.decoder, before)
+    if case.from_start and before:
+        before = 1
+        began_with.cache.restored(before, before)
+        began_with.tokens = began_with.tokens[:before].clone()
     if before:
         model.conversations.add(began_with)
     ids = torch.cat((began_with.tokens, random_tokens(model.decoder, case.prefill)))[None]
@@ -151,19 +157,22 @@ def show(found: Sequence[Measured], console: Console) -> None:
     columns: dict[str, Callable[[Measured], str]] = {
         "context": lambda m: f"{m.context:,}",
         "cache": lambda m: m.kv_dtype,
-        "plan GB": lambda m: f"{m.plan.total / 1e9:.2f}",
-        "peak GB": lambda m: f"{m.peak / 1e9:.2f}",
+        "plan": lambda m: f"{m.plan.total / 1e9:.2f}",
+        "peak": lambda m: f"{m.peak / 1e9:.2f}",
         "ratio": lambda m: f"{m.ratio:.3f}",
         "ready s": lambda m: f"{m.ready:.1f}",
-        "prefill/s": lambda m: f"{m.prefill_per_second:.1f}",
-        "plain ms": lambda m: f"{1000 * m.per_token:.0f}",
-        "drafted/s": lambda m: f"{m.drafted:.2f}",
+        "prompt/s": lambda m: f"{m.prefill_per_second:.1f}",
+        "ms": lambda m: f"{1000 * m.per_token:.0f}",
+        "draft/s": lambda m: f"{m.drafted:.2f}",
     }
     for name in columns:
         table.add_column(name, justify="right")
     for each in found:
         table.add_row(*(cell(each) for cell in columns.values()))
     console.print(table)
+    console.print(
+        "plan and peak in GB; seconds until ready; prompt tokens/s; ms of a plain token; tokens/s with drafting"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -174,6 +183,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--tokens", type=cli.whole(2), default=16, metavar="N", help="decoded with drafting, then plainly (default 16)"
+    )
+    parser.add_argument(
+        "--from-start",
+        action="store_true",
+        help="compute them at the beginning of a cache that is as large as for all of the context, not at its end",
     )
     parser.add_argument("--draft-length", type=cli.whole(1), default=4, metavar="N", help="default 4")
     parser.add_argument("--model", default=cli.DEFAULT_MODEL, metavar="NAME", help="as for run.py")
@@ -197,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
         if peak_memory()["process"] is None:
             raise ValueError("this system does not tell the peak of a process")
         cases = [
-            Case(a.model, a.drafter, a.quantize, n, kept, a.prefill, a.tokens, a.draft_length, a.threads)
+            Case(a.model, a.drafter, a.quantize, n, kept, a.prefill, a.tokens, a.draft_length, a.threads, a.from_start)
             for kept in a.kv_dtype
             for n in a.context
         ]
