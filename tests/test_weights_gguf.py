@@ -200,7 +200,7 @@ def test_requests_that_cannot_be_met(one):
         checkpoint.tensor("ww")
     with pytest.raises(ValueError, match="no tensor 'x'"):
         checkpoint.weight("x", torch.float32)
-    with pytest.raises(ValueError, match="use 'int4', 'int8'"):
+    with pytest.raises(ValueError, match="use 'int4', 'int4-all', 'int8'"):
         checkpoint.weight("w", torch.float32, "int2")
     with pytest.raises(ValueError, match=rf"rows 0..{ROWS} .* use 0..{ROWS - 1}"):
         checkpoint.weight("w", torch.float32, None, torch.tensor([0, ROWS]))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -187,25 +188,32 @@ def checked_dense(tensor: Tensor, name: str) -> DenseWeight:
 def pack(count: int, columns: int, bits: int, read: Callable[[int, int], Natural], name: str) -> BlockWeight:
     """The blocks of a [count, columns] matrix; `read(start, stop)` gives those rows in plain order.
 
-    Only a chunk exists twice. Raises ValueError, naming `name`, when a scale or minimum is not finite.
+    Only a chunk for every thread exists twice. Raises ValueError, naming `name`, when a scale or minimum is not finite.
     """
-    target: BlockTensor | None = None
-    for start, stop in chunks(count, columns):
+
+    def made(start: int, stop: int) -> BlockTensor:
         values, scale, minimum = read(start, stop)
         if not all(bool(torch.isfinite(t).all()) for t in (scale, minimum) if t is not None):
             raise ValueError(
                 f"{name} holds values that are not finite, or too large for float16 block scales; fetch the "
                 "checkpoint again, or load it with quantize='none' and dtype=torch.float32"
             )
-        part = pack_blocks(values, scale, minimum, bits)
-        if target is None:
-            target = _empty(part, count)
-        groups = slice(start // _GROUP, start // _GROUP + part.q.shape[0])
-        target.q[groups] = part.q
-        target.scale[groups] = part.scale
-        if target.minimum is not None and part.minimum is not None:
-            target.minimum[groups] = part.minimum
-    assert target is not None, "an empty matrix"
+        return pack_blocks(values, scale, minimum, bits)
+
+    def place(start: int, part: BlockTensor) -> None:
+        first = start // _GROUP
+        for whole, its in ((target.q, part.q), (target.scale, part.scale), (target.minimum, part.minimum)):
+            if whole is not None and its is not None:
+                whole[first : first + len(its)] = its
+
+    first, *others = chunks(count, columns)
+    # A thread of its own for each chunk: torch's threads meet after every op, and wait there for the slower one.
+    with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        part = pool.submit(made, *first).result()
+        target = _empty(part, count)
+        place(0, part)
+        for _ in pool.map(lambda span: place(span[0], made(*span)), others):
+            pass
     return BlockWeight(target)
 
 
