@@ -86,13 +86,13 @@ def measure(case: Case) -> Measured:
     began = time.perf_counter()
     model = specdec.load(case.model, case.drafter, quantize=case.quantize, kv_dtype=case.kv_dtype, device="cpu")
     ready = time.perf_counter() - began
-    model.conversations.limit = 1 << 40  # what was put in place must stay
     before = case.context - case.prefill - 2 * case.tokens
     began_with = filled(model.decoder, before)
     if case.from_start and before:
         before = 1
         began_with.cache.restored(before, before)
         began_with.tokens = began_with.tokens[:before].clone()
+    model.conversations.limit = began_with.nbytes  # what was put in place stays, and nothing more is kept
     if before:
         model.conversations.add(began_with)
     ids = torch.cat((began_with.tokens, random_tokens(model.decoder, case.prefill)))[None]

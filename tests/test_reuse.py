@@ -245,3 +245,19 @@ def test_files_that_are_not_this_conversation(tmp_path: Path, monkeypatch: pytes
         save_conversation(kept.find(), path, decoder.identity, {})
     assert path.read_bytes() == whole
     assert [file.name for file in tmp_path.iterdir()] == ["talk"]
+
+
+def test_marks_are_made_where_there_is_room_for_them() -> None:
+    decoder, ids = of("gemma3", torch.float32), prompt(400, seed=2)[0]
+    cache = decoder.new_cache()
+    cache.begin(1)
+    rings = sum(ring.nbytes for ring in cache.rings)
+    (_, stats), kept = texts(decoder, [ids], kept_by(decoder)), kept_by(decoder)
+    texts(decoder, [ids], kept)
+    size = kept.kept[0].cache.nbytes
+    for room, expected in ((0, 0), (rings - 1, 0), (rings, 1), (2 * rings, 2)):
+        kept = kept_by(decoder, size + room)
+        texts(decoder, [ids], kept)
+        assert [len(each.marks) for each in kept.kept] == [expected]
+        assert kept.nbytes <= kept.limit
+    assert stats.reused == 0

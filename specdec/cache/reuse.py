@@ -43,8 +43,13 @@ class Conversation:
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def marked(self) -> int:
+        """Bytes of its marks."""
+        return sum(mark.nbytes for mark in self.marks)
+
+    @property
     def nbytes(self) -> int:
-        return max(self.cache.nbytes, self.reserved) + sum(mark.nbytes for mark in self.marks)
+        return max(self.cache.nbytes, self.reserved) + self.marked
 
 
 class _Found(NamedTuple):
@@ -62,7 +67,7 @@ class Conversations:
         self, new_cache: Callable[[], KVCache], limit: int = 0, bytes_for: Callable[[int], int] | None = None
     ) -> None:
         """`limit` 0 keeps nothing. `bytes_for(positions)`: of a cache; with it, texts that are being decoded count
-        towards the limit too, at what they may take by their end."""
+        towards the limit too, at what they may take by their end; otherwise their marks alone do."""
         self._new_cache, self.limit, self._bytes_for = new_cache, limit, bytes_for
         self.kept: list[Conversation] = []
         self._playing: list[Conversation] = []
@@ -97,7 +102,7 @@ class Conversations:
         if len(marks) == MARKS:  # the one whose successor is nearest is missed the least
             after = [*(mark.length for mark in marks[1:]), here]
             del marks[min(range(MARKS), key=lambda i: after[i] - marks[i].length)]
-        if self._fit(rings):
+        if conversation.nbytes + rings <= self.limit and self._fit(rings):
             marks.append(conversation.cache.mark())
 
     def end(self, conversation: Conversation) -> None:
@@ -161,7 +166,8 @@ class Conversations:
 
         Marks go before conversations: without them a conversation still goes on.
         """
-        playing = sum(c.nbytes for c in self._playing) if self._bytes_for is not None else 0
+        whole = self._bytes_for is not None
+        playing = sum(c.nbytes if whole else c.marked for c in self._playing)
         while self.kept and playing + self.nbytes + more > self.limit:
             marked = next((each for each in self.kept if each.marks), None)
             if marked is not None:
