@@ -16,9 +16,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCE = "specdec/kernels/native.cpp"
-HEADERS = [
-    f"specdec/kernels/{name}.h" for name in ("threads", "simd", "product", "rows", "attention", "steps", "stack")
-]
+HEADERS = sorted(map(str, Path("specdec/kernels").glob("*.h")))  # all of them, or an sdist lacks one
 # Bits must not depend on the compiler's taste: no fused multiply-add, no reordering of float sums.
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-fast-math"]
 FLAGS += ["-fno-math-errno", "-fno-exceptions", "-fno-rtti", "-w"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,6 @@ from eval.metrics import Pair, Run, compare
 from eval.prompts import Prompt
 from eval.session import Session, open_session
 from specdec.stats import GenerationStats
-from tests.tiny_folder import make_folder, threads_restored
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with threads_restored():
-        yield make_folder(tmp_path_factory.mktemp("tiny"))
 
 
 def bench(folder: Path, *arguments: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,6 @@ from eval.cli import Settings
 from eval.conversations import Talk, main, soak
 from eval.session import Session, open_session
 from specdec.plan import resident_bytes
-from tests.tiny_folder import make_folder, threads_restored
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with threads_restored():
-        yield make_folder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

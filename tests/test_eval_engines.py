@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,6 @@ from eval.engines import DRAFTED, PLAIN, LlamaCpp, Ours, Sampling, Timing, Trans
 from eval.remote import Remote
 from eval.session import Session, open_session
 from tests.fake_engine import Dying, FakeEngine, Refusing, Stubborn, broken, working
-from tests.tiny_folder import make_folder, threads_restored
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with threads_restored():
-        yield make_folder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

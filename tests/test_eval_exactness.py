@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,13 +14,6 @@ import specdec.decode
 from eval.exactness import main
 from eval.scripted import ScriptedDrafter
 from specdec.verify import Choice, Verdict, verify
-from tests.tiny_folder import make_folder, threads_restored
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with threads_restored():
-        yield make_folder(tmp_path_factory.mktemp("tiny"))
 
 
 def check(folder: Path, *arguments: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,9 @@ from specdec.model.names import expected_tensors
 from specdec.plan import weight_bytes
 from specdec.weights.tensors import BlockWeight
 from tests.tiny import tiny_model
-from tests.tiny_folder import make_folder, threads_restored
+from tests.tiny_folder import make_folder
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with threads_restored():
-        yield make_folder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(autouse=True)

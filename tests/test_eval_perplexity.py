@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,15 +14,8 @@ from eval.english import manual_prose, prose
 from eval.perplexity import Comparison, Score, compare, main, windows
 from specdec import load_tokenizer
 from tests.tiny import tiny_model
-from tests.tiny_folder import make_folder, threads_restored
 
 TEXT = "The ferry leaves at seven, and whoever is late takes the road around the lake. " * 3
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with threads_restored():
-        yield make_folder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

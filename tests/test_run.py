@@ -9,22 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import run
-from tests.tiny_folder import hears_ctrl_c, make_folder, threads_restored
+from tests.tiny_folder import hears_ctrl_c
 
 ROOT = Path(run.__file__).parent
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with threads_restored():
-        yield make_folder(tmp_path_factory.mktemp("tiny"))
 
 
 def start(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:

@@ -151,14 +151,13 @@ class Conversations:
         if source is None:
             return Conversation(self._new_cache(), reserved=reserved)
         self.kept.remove(source)  # it must not be what makes room for its own copy
+        marks = [each for each in source.marks if each.length <= length]
         if source.cache.length - length > TAIL and self._fit(source.nbytes + max(reserved, source.cache.nbytes)):
-            marks = [each for each in source.marks if each.length <= length]
-            mine = Conversation(source.cache.fork(length, mark), marks[-MARKS:], reserved=reserved)
+            mine = Conversation(source.cache.fork(length, mark), marks, reserved=reserved)
             self.kept.append(source)
             return mine
         source.cache.rewind(length, mark)
-        source.marks = [each for each in source.marks if each.length <= length]
-        source.tokens, source.reserved = source.tokens[:length], reserved
+        source.marks, source.tokens, source.reserved = marks, source.tokens[:length], reserved
         return source
 
     def _fit(self, more: int = 0) -> bool:
