@@ -22,9 +22,9 @@ from eval.prompts import Prompt
 from eval.session import Session
 from specdec.stats import GenerationStats
 from tests.fake_engine import FakeEngine
-from tests.test_eval_engines import folder, session
+from tests.test_eval_engines import session
 
-__all__ = ["folder", "session"]
+__all__ = ["session"]
 
 TEXT = list(range(1000))
 CASES = [Case("tea", (1, 2, 3), 11), Case("train", (4, 5), 21)]
