@@ -67,7 +67,7 @@ class AssistantDrafter:
             return Draft()
         spans = assistant.spans(cache.length)
         if self._fused is not None and self._fused.usable:
-            return Draft(tuple(self._fused(hidden, tokens[-1], k, spans, cache.views)), self.name)
+            return Draft.by(self.name, self._fused(hidden, tokens[-1], k, spans, cache.views))
         token = torch.tensor(tokens[-1:], dtype=torch.int64, device=backbone.device)  # [1]
         state = hidden[None]  # [1, backbone hidden]
         drafted = []
@@ -75,7 +75,7 @@ class AssistantDrafter:
             x, state = assistant.step(backbone.embed(token), state, spans, cache)
             token = assistant.head.best(x, token)
             drafted.append(token)  # stays on the device: one wait for a GPU per round, not one per token
-        return Draft(tuple(torch.cat(drafted).tolist()), self.name)
+        return Draft.by(self.name, torch.cat(drafted).tolist())
 
 
 def _kind(backbone: Decoder) -> tuple[object, ...]:

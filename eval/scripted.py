@@ -36,4 +36,4 @@ class ScriptedDrafter:
         right = (len(follow), 0, len(follow) // 2)[self.turn % 3]
         self.turn += 1
         wrong = ((token + 1) % self.vocabulary for token in follow[right:])
-        return Draft((*follow[:right], *wrong), self.name)
+        return Draft.by(self.name, (*follow[:right], *wrong))

@@ -46,4 +46,4 @@ class SyntheticAcceptance:
             rate = self.rates[min(i, len(self.rates) - 1)]
             chance = mix(mix(self.seed) ^ (len(tokens) << 8) ^ i) / 2**64
             drafted.append(token if chance < rate else (token + 1) % self.vocabulary)
-        return Draft(tuple(drafted), self.name)
+        return Draft.by(self.name, drafted)

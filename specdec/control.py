@@ -1,110 +1,221 @@
-"""Draft length: how many tokens to ask for each round, zero included.
+"""Draft length: who drafts next, and how many tokens, none included.
 
-`AdaptiveLength` weighs what a draft costs against what it wins, both measured while it runs, for each source of drafts
-apart. With a_i the probability that draft i is accepted given that the ones before it were, r_k = a_1...a_k,
-S_k = r_1 + ... + r_k and T(k) = V(k + 1) + k d, it picks the k that maximises (1 + S_k) / T(k): expected tokens a
-second. Lengths never change a token, only when it comes.
+`AdaptiveLength` weighs what a draft costs against what it wins. With a_i the probability that a source's draft i is
+accepted given that the ones before it were, r_k = a_1...a_k, S_k = r_1 + ... + r_k and T(k) = V(k + 1) + k d, it picks
+the source and the k that maximise (1 + S_k) / T(k): expected tokens a second. V and d are measured at load
+(`specdec.calibrate`) and corrected while it runs; every source has an acceptance record of its own, which outlives the
+request. Lengths never change a token, only when it comes.
 
-Left out: costs measured at load, sources joined in one draft.
+Left out, because replaying recorded texts showed no gain: stopping a draft where its drafter is unsure (0.99x to 1.01x:
+the steps that told so are paid for by then), and the backbone's own margin at the pending token.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 PRIOR, PRIOR_ROUNDS = 0.65, 6  # a_i before anything was seen, and how many rounds that counts for
 FORGET = 0.03  # weight of the newest round in acceptance, once there are many: an average of fewer is mostly noise
-WEIGHT = 0.15  # of the newest round in costs
-COST_PER_ROW = 0.15  # V(T + 1) - V(T) as a share of V(1), until both have been measured
-RETRY_EVERY = 16  # plain rounds after which one draft is tried again
+COST_PER_ROW = 0.15  # V(T + 1) - V(T) as a share of V(1), where nothing was measured
+RETRY, RETRY_MOST = 16, 64  # rounds without a source until it is tried again; twice as many after each failure
+
+# Weights of the newest round in costs: the machine's pace changes for all row counts at once, their ratios hardly.
+PACE, SHAPE = 0.1, 0.01
 
 
 class DraftLength(Protocol):
-    """Chooses the draft length of a round and hears how it went."""
+    """Chooses who drafts in a round and how much, and hears how it went."""
 
-    def choose(self, limit: int, source: str) -> int:
-        """Tokens that the drafter `source` is to draft next, 0..limit."""
+    def choose(self, limits: Mapping[str, int]) -> tuple[str, int]:
+        """One of the sources that may draft, the preferred first, and how many tokens of at most `limits[source]`."""
 
-    def observe(self, source: str, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float) -> None:
-        """What the last round drafted and accepted, and what its two halves cost."""
+    def extend(self, sources: Sequence[str], source: str, limit: int) -> int:
+        """How many of `limit` more tokens, of `source`, to add to a draft whose tokens `sources` proposed."""
+
+    def observe(self, sources: Sequence[str], accepted: int, draft_seconds: float, verify_seconds: float) -> None:
+        """Who proposed the last round's tokens, how many were accepted, and what the round's two halves cost."""
 
 
 class FixedLength:
-    """Always the same draft length."""
+    """Always the same draft length, from the preferred source."""
 
     def __init__(self, length: int) -> None:
         if length < 0:
             raise ValueError(f"draft_length must be 0 or more, or 'adaptive'; got {length}")
         self.length = length
 
-    def choose(self, limit: int, source: str) -> int:
-        return min(self.length, limit)
+    def choose(self, limits: Mapping[str, int]) -> tuple[str, int]:
+        source = next(iter(limits))
+        return source, min(self.length, limits[source])
 
-    def observe(self, source: str, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float) -> None:
+    def extend(self, sources: Sequence[str], source: str, limit: int) -> int:
+        return min(self.length - len(sources), limit)
+
+    def observe(self, sources: Sequence[str], accepted: int, draft_seconds: float, verify_seconds: float) -> None:
         pass
 
 
 @dataclass
+class Costs:
+    """Seconds: V(rows) of a pass, for two numbers of rows or more; d of a drafted token, by source."""
+
+    passes: dict[int, float] = field(default_factory=lambda: {1: 1.0, 2: 1.0 + COST_PER_ROW})
+    steps: dict[str, float] = field(default_factory=dict)
+
+    def of_pass(self, rows: int) -> float:
+        """V(rows): as measured, on a line between the nearest that were, or beyond the last two."""
+        if rows in self.passes:
+            return self.passes[rows]
+        known = sorted(self.passes)
+        above = next((i for i, one in enumerate(known) if one > rows), len(known) - 1)
+        left, right = known[above - 1], known[above]
+        slope = (self.passes[right] - self.passes[left]) / (right - left)
+        return self.passes[left] + slope * (rows - left)
+
+
+@dataclass
 class _Record:
-    """How a source of drafts has done: a_i, from how many rounds, d in seconds, and plain rounds that it had."""
+    """How a source of drafts has done: a_i, and from how many rounds; rounds without it, and how many are enough."""
 
     acceptance: list[float]
     seen: list[int]
-    step_seconds: float = 0.0
-    plain_rounds: int = 0
+    idle: int = 0
+    patience: int = RETRY
+
+    def note(self, position: int, accepted: bool) -> None:
+        self.seen[position] += 1
+        weight = max(FORGET, 1 / self.seen[position])
+        self.acceptance[position] += weight * (accepted - self.acceptance[position])
+
+    def retried(self) -> None:
+        """It has its chance again: what was seen long ago counts for no more than a prior."""
+        self.idle, self.patience = 0, min(2 * self.patience, RETRY_MOST)
+        self.seen = [min(n, PRIOR_ROUNDS) for n in self.seen]
 
 
 class AdaptiveLength:
-    """The draft length with the best expected tokens per second, up to `longest`."""
+    """The source and the draft length with the best expected tokens per second, up to `longest` tokens.
 
-    def __init__(self, longest: int = 8) -> None:
+    `costs` in seconds as they were measured; without them a guess at their ratios until rounds have been seen.
+    """
+
+    def __init__(self, costs: Costs | None = None, longest: int = 8) -> None:
         self.longest = longest
+        self.threads: int | None = None  # with how many the costs were measured; None: not yet
         self._records: dict[str, _Record] = {}
-        self._pass_seconds: dict[int, float] = {}  # rows -> V(rows)
+        self._costs = Costs()
+        self._pace: float | None = None  # what now takes this many times as long as in `_costs`; None: not known
+        if costs is not None:
+            self.calibrate(costs)
 
-    def choose(self, limit: int, source: str) -> int:
-        limit, record = min(limit, self.longest), self._record(source)
-        best, best_rate = 0, 1.0 / self._pass_cost(1)
-        reach, expected = 1.0, 1.0
-        for k in range(1, limit + 1):
-            reach *= record.acceptance[k - 1]
-            expected += reach
-            rate = expected / (self._pass_cost(k + 1) + k * record.step_seconds)
-            if rate > best_rate:
-                best, best_rate = k, rate
-        if best == 0 and limit > 0:
-            record.plain_rounds += 1
-            if record.plain_rounds % RETRY_EVERY == 0:  # so that 0 is not for ever
-                return 1
+    def calibrate(self, costs: Costs) -> None:
+        """Costs as they are now; what is known of acceptance stays."""
+        table = {rows: costs.of_pass(rows) for rows in range(1, self.longest + 2)}
+        self._costs, self._pace = Costs(table, self._costs.steps | costs.steps), 1.0
+
+    @property
+    def costs(self) -> Costs:
+        """What a pass and a drafted token cost now, in seconds."""
+        return Costs({rows: self._pass(rows) for rows in self._costs.passes}, dict(self._costs.steps))
+
+    def choose(self, limits: Mapping[str, int]) -> tuple[str, int]:
+        best, best_rate = (next(iter(limits)), 0), 1 / self._pass(1)
+        for source, limit in limits.items():
+            k, rate = self._best(source, limit)
+            if k and rate > best_rate:
+                best, best_rate = (source, k), rate
+        for source, limit in limits.items():
+            record = self._record(source)
+            if best[1] and source == best[0]:
+                record.idle, record.patience = 0, RETRY
+            elif limit:
+                record.idle += 1
+                if record.idle >= record.patience:  # so that never is not for ever
+                    record.retried()
+                    return source, 1
         return best
 
-    def observe(self, source: str, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float) -> None:
-        rows = drafted + 1
-        self._pass_seconds[rows] = _blend(self._pass_seconds.get(rows), verify_seconds)
-        if not drafted:
+    def extend(self, sources: Sequence[str], source: str, limit: int) -> int:
+        expected = reach = 1.0
+        for a in self._chances(sources):
+            reach *= a
+            expected += reach
+        more, rows = 0, len(sources) + 1
+        seconds = self._pass(rows) + self._drafting(sources)
+        for a in self._record(source).acceptance[: max(0, min(limit, self.longest - len(sources)))]:
+            reach *= a
+            dearer = self._pass(rows + 1) - self._pass(rows) + self._step(source)
+            if reach * seconds <= dearer * expected:
+                break
+            more, rows, seconds, expected = more + 1, rows + 1, seconds + dearer, expected + reach
+        return more
+
+    def observe(self, sources: Sequence[str], accepted: int, draft_seconds: float, verify_seconds: float) -> None:
+        self._correct(len(sources) + 1, verify_seconds)
+        if not sources:
             return
-        record = self._record(source)
-        record.step_seconds = _blend(record.step_seconds or None, draft_seconds / drafted)
-        for i in range(min(accepted + 1, drafted, self.longest)):  # only positions that were reached
-            record.seen[i] += 1
-            weight = max(FORGET, 1 / record.seen[i])
-            record.acceptance[i] += weight * (float(i < accepted) - record.acceptance[i])
+        first, own = sources[0], sum(source == sources[0] for source in sources)
+        self._costs.steps[first] = _blend(self._costs.steps.get(first), draft_seconds / own, PACE)
+        for i, (source, at) in enumerate(
+            _places(sources[: min(accepted + 1, self.longest)])
+        ):  # those that were reached
+            self._record(source).note(at, i < accepted)
+        if accepted:
+            self._record(first).patience = RETRY
+
+    def _best(self, source: str, limit: int) -> tuple[int, float]:
+        """The best length for a draft of `source`, and expected tokens a second with it."""
+        best, best_rate = 0, 0.0
+        reach = expected = 1.0
+        for k, a in enumerate(self._record(source).acceptance[:limit], start=1):
+            reach *= a
+            expected += reach
+            rate = expected / (self._pass(k + 1) + k * self._step(source))
+            if rate > best_rate:
+                best, best_rate = k, rate
+        return best, best_rate
 
     def _record(self, source: str) -> _Record:
         if source not in self._records:
             self._records[source] = _Record([PRIOR] * self.longest, [PRIOR_ROUNDS] * self.longest)
         return self._records[source]
 
-    def _pass_cost(self, rows: int) -> float:
-        """V(rows): as measured, or scaled from the nearest row count that was."""
-        if rows in self._pass_seconds:
-            return self._pass_seconds[rows]
-        if not self._pass_seconds:
-            return 1.0 + COST_PER_ROW * (rows - 1)
-        nearest = min(self._pass_seconds, key=lambda known: abs(known - rows))
-        return self._pass_seconds[nearest] * (1 + COST_PER_ROW * (rows - 1)) / (1 + COST_PER_ROW * (nearest - 1))
+    def _chances(self, sources: Sequence[str]) -> list[float]:
+        return [self._record(source).acceptance[at] for source, at in _places(sources[: self.longest])]
+
+    def _drafting(self, sources: Sequence[str]) -> float:
+        return sum(map(self._step, sources))
+
+    def _pass(self, rows: int) -> float:
+        return (self._pace or 1.0) * self._costs.of_pass(rows)
+
+    def _step(self, source: str) -> float:
+        return self._costs.steps.get(source, 0.0)
+
+    def _correct(self, rows: int, seconds: float) -> None:
+        """A pass over `rows` rows took so long: mostly the machine's pace, and a little this number of rows."""
+        if self._pace is None:
+            self._pace = seconds / self._costs.of_pass(rows)
+            return
+        slower, table = seconds / self._pass(rows), self._costs.passes
+        self._pace = _blend(self._pace, self._pace * slower, PACE)
+        table[rows] = _blend(self._costs.of_pass(rows), self._costs.of_pass(rows) * slower, SHAPE)
 
 
-def _blend(average: float | None, newest: float) -> float:
-    return newest if average is None else average + WEIGHT * (newest - average)
+def _places(sources: Sequence[str]) -> list[tuple[str, int]]:
+    """Each token's source, and which token of that source it is, from 0."""
+    counts: dict[str, int] = {}
+    places = []
+    for source in sources:
+        counts[source] = counts.get(source, -1) + 1
+        places.append((source, counts[source]))
+    return places
+
+
+def _blend(average: float | None, newest: float, weight: float) -> float:
+    """An average that moves on; a figure twice or half of it counts as that: the machine was doing something else."""
+    if average is None or average <= 0:
+        return newest
+    return average + weight * (min(max(newest, average / 2), average * 2) - average)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from specdec.cache import Conversations, KVCache
 from specdec.control import DraftLength
-from specdec.drafting import Draft, Drafter, proposers
+from specdec.drafting import Draft, Drafter, drafted
 from specdec.model.decoder import Decoder
 from specdec.sampling import Sampler
 from specdec.stats import GenerationStats
@@ -110,9 +110,9 @@ def decode(
         for verdict in verdicts:
             stats.emitted += len(verdict.tokens)
             if fresh is None:
-                stats.count_round(k, verdict.accepted, draft.source)
+                stats.count_round(draft.sources, verdict.accepted)
         if fresh is None and len(playing) == 1:
-            lengths.observe(draft.source, k, verdicts[0].accepted, draft_seconds, verify_seconds)
+            lengths.observe(draft.sources, verdicts[0].accepted, draft_seconds, verify_seconds)
         clock.emitted(texts)
         for i, (text, verdict) in enumerate(zip(playing, verdicts, strict=True)):
             text.request.emit(verdict, logits[i : i + len(verdict.tokens)])
@@ -142,12 +142,7 @@ class _Text:
         """A draft to follow the pending token, which `rows` then ends with."""
         n, request = self.n, self.request
         room = min(request.limit - n - 1, self.cache.max_rows - 1)  # no draft outruns the budget
-        text, draft = self.tokens[request.padding : n].tolist(), Draft()
-        for candidate in proposers(drafter, text):
-            if k := lengths.choose(min(room, candidate.max_draft), candidate.name):
-                draft = candidate.propose(text, self.hidden, k)
-                assert len(draft.tokens) <= k
-                break
+        draft = drafted(drafter, lengths, self.tokens[request.padding : n].tolist(), self.hidden, room)
         if draft.tokens:
             self.tokens[n : n + len(draft.tokens)] = self.tokens.new_tensor(draft.tokens)
             self.rows = self.tokens[n - 1 : n + len(draft.tokens)].to(self.backbone.device)  # [k + 1]

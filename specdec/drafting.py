@@ -13,15 +13,21 @@ from typing import Protocol
 from torch import Tensor
 
 from specdec.cache import KVCache
+from specdec.control import DraftLength
 from specdec.model.decoder import Decoder
 
 
 @dataclass(frozen=True)
 class Draft:
-    """Tokens proposed for one round, and who proposed them."""
+    """Tokens proposed for one round, and who proposed each of them."""
 
     tokens: tuple[int, ...] = ()
-    source: str = "none"
+    sources: tuple[str, ...] = ()
+
+    @classmethod
+    def by(cls, source: str, tokens: Sequence[int]) -> Draft:
+        """All of `tokens` are one drafter's."""
+        return cls(tuple(tokens), (source,) * len(tokens))
 
 
 class Drafter(Protocol):
@@ -92,14 +98,26 @@ class SuffixDrafter:
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
         self._index(tokens)
+        return Draft.by(self.name, self._following(tokens, k))
+
+    def continuing(self, tokens: Sequence[int], draft: Draft, k: int) -> Draft:
+        """Up to `k` tokens to follow `draft`, which follows `tokens`; the draft itself is not searched."""
+        self._index(tokens)
+        return Draft.by(self.name, self._following([*tokens, *draft.tokens], k))
+
+    def matches(self, tokens: Sequence[int]) -> bool:
+        """Whether the ending of `tokens` was there before."""
+        self._index(tokens)
+        return tuple(tokens[-self.min_match :]) in self._ends
+
+    def _following(self, tokens: Sequence[int], k: int) -> Sequence[int]:
         best, length = 0, 0
         for end in reversed(self._ends.get(tuple(tokens[-self.min_match :]), [])[-self.candidates :]):
             match = self._match(tokens, end)
             if match > length:
                 best, length = end, match
         # A match is worth about as many tokens as it is long: a short one is often a coincidence.
-        follow = tokens[best : best + min(k, 2 * length)] if length else ()
-        return Draft(tuple(follow), self.name)
+        return tokens[best : best + min(k, 2 * length)] if length else ()
 
     def _index(self, tokens: Sequence[int]) -> None:
         """Note where every n-gram ends, the text's own ending excepted: it must not find itself."""
@@ -116,17 +134,12 @@ class SuffixDrafter:
             length += 1
         return length
 
-    def matches(self, tokens: Sequence[int]) -> bool:
-        """Whether the ending of `tokens` was there before."""
-        self._index(tokens)
-        return tuple(tokens[-self.min_match :]) in self._ends
 
+class Joined:
+    """Suffix matches of `MATCH` tokens or more, and `other`, which compete for every round; a draft of `other` goes on
+    with a suffix match where there is one.
 
-class SuffixOr:
-    """Suffix matches of `MATCH` tokens or more where there are any, and `other` elsewhere.
-
-    A long match is right more often and costs nothing; the draft length keeps a record of each, and where matches do
-    not pay `other` has its turn.
+    A long match is right more often and costs nothing; the draft length keeps a record of each, and picks who drafts.
     """
 
     MATCH = 4
@@ -156,6 +169,17 @@ class SuffixOr:
         return self.proposers(tokens)[0].propose(tokens, hidden, k)
 
 
-def proposers(drafter: Drafter, tokens: Sequence[int]) -> tuple[Drafter, ...]:
-    """The drafters that may draft after `tokens`, each with a name, and a record, of its own."""
-    return drafter.proposers(tokens) if isinstance(drafter, SuffixOr) else (drafter,)
+def drafted(drafter: Drafter, lengths: DraftLength, tokens: Sequence[int], hidden: Tensor, room: int) -> Draft:
+    """A round's draft, of at most `room` tokens: who makes it, and how long it is, `lengths` decide."""
+    able = drafter.proposers(tokens) if isinstance(drafter, Joined) else (drafter,)
+    by_name = {one.name: one for one in able}
+    name, k = lengths.choose({one.name: min(room, one.max_draft) for one in able})
+    if k == 0:
+        return Draft()
+    draft = by_name[name].propose(tokens, hidden, k)
+    assert len(draft.tokens) <= k
+    if isinstance(drafter, Joined) and draft.tokens and by_name[name] is drafter.other:
+        more = drafter.suffix.continuing(tokens, draft, room - len(draft.tokens))
+        kept = lengths.extend(draft.sources, drafter.suffix.name, len(more.tokens))
+        draft = Draft(draft.tokens + more.tokens[:kept], draft.sources + more.sources[:kept])
+    return draft

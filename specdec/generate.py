@@ -19,6 +19,7 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from specdec.cache import Conversations
+from specdec.calibrate import calibrated
 from specdec.control import AdaptiveLength, DraftLength, FixedLength
 from specdec.decode import Request, decode
 from specdec.drafting import Drafter, NoDraft
@@ -97,6 +98,8 @@ def run_batch(
         drafter = NoDraft()
     drafter.bind(backbone)  # each time: one drafter object may serve several models in turn
     lengths = options.lengths(adaptive)
+    if lengths is adaptive:
+        calibrated(adaptive, backbone, drafter)
     seeds = options.seeds(batch.input_ids.shape[0], bool(batch.config.do_sample))
     prompts = [_prompt(backbone, batch, row) for row in range(len(seeds))]
     rows = [_Row(ids, [], []) for ids, _ in prompts]

@@ -255,6 +255,8 @@ def speculative(
     decoder = decoder_of(model)
     chosen = resolve_drafter(drafter)
     stats = model.last_stats = GenerationStats()
+    if not hasattr(model, "draft_lengths"):
+        model.draft_lengths = AdaptiveLength()  # what it learns is for the next call too
     batch = Batch(
         input_ids,
         model_kwargs.get("attention_mask"),
@@ -263,7 +265,7 @@ def speculative(
         generation_config,
         streamer if streamer is not None else _callers_streamer(),
     )
-    return run_batch(decoder, chosen, AdaptiveLength(), batch, Options(speculation, draft_length, seed), stats)
+    return run_batch(decoder, chosen, model.draft_lengths, batch, Options(speculation, draft_length, seed), stats)
 
 
 def decoder_of(model: PreTrainedModel) -> Decoder:

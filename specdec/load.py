@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from transformers import AutoConfig, GenerationConfig
 
 from specdec import quantized
+from specdec.calibrate import calibrated
 from specdec.drafting import Drafter
 from specdec.hf import SpecdecForCausalLM
 from specdec.model.build import Quantize, Source, assemble, build_decoder
@@ -60,6 +61,9 @@ def load(
     The caches of former conversations are kept, so that one which goes on is not computed again: in what a memory
     budget leaves, else in an eighth of the memory that is free now (`model.conversations.limit`, in bytes; 0: none).
 
+    With a drafter, about a second goes into measuring what passes of several lengths and drafted tokens cost here, from
+    which adaptive draft lengths are chosen.
+
     A checkpoint of more than a gigabyte that is quantised while it loads is kept quantised in the cache folder
     ($SPECDEC_CACHE, else ~/.cache/specdec), and mapped from there: the next start takes seconds.
 
@@ -73,7 +77,9 @@ def load(
     kept = None if kv_dtype is None else _kv_dtype(kv_dtype, where)
     budget = None if memory_budget is None else Budget(parse_bytes(memory_budget), drafter)
     decoder, config, generation_config = load_decoder(model_path(name_or_path), kind, where, quantize, kept, budget)
-    return SpecdecForCausalLM(decoder, config, generation_config, proposer, conversations_of(decoder))
+    model = SpecdecForCausalLM(decoder, config, generation_config, proposer, conversations_of(decoder))
+    calibrated(model.lengths, decoder, proposer)
+    return model
 
 
 def load_decoder(

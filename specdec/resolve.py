@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import torch
 
-from specdec.drafting import Drafter, NoDraft, SuffixDrafter, SuffixOr
+from specdec.drafting import Drafter, Joined, NoDraft, SuffixDrafter
 from specdec.model.decoder import Decoder
 
 
-class AutoDrafter(SuffixOr):
+class AutoDrafter(Joined):
     """Suffix matches, and the trained head that comes with the package for the backbone, where there is one."""
 
     def __init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,7 +72,9 @@ class GenerationStats:
         self.prompt_tokens += tokens
         self.reused += reused
 
-    def count_round(self, drafted: int, accepted: int, source: str) -> None:
+    def count_round(self, sources: Sequence[str], accepted: int) -> None:
+        """A round whose drafted tokens `sources` proposed, the first `accepted` of them rightly."""
+        drafted = len(sources)
         self.rounds += 1
         self.drafted += drafted
         self.accepted += accepted
@@ -80,10 +83,10 @@ class GenerationStats:
             counts.extend([0] * (max(drafted, reached) - len(counts)))
             for i in range(reached):
                 counts[i] += 1
-        if drafted:
+        for i, source in enumerate(sources):
             record = self.draft_sources.setdefault(source, [0, 0])
-            record[0] += drafted
-            record[1] += accepted
+            record[0] += 1
+            record[1] += i < accepted
 
     def merge(self, other: GenerationStats) -> None:
         """Add the counts and seconds of another generation; the timeline stays the first one's."""

@@ -37,7 +37,7 @@ class ScriptedDrafter:
         assert list(tokens) == self.answer[: len(tokens)], "the text so far is not the plain run's"
         right, self.rounds = self.right(self.rounds), self.rounds + 1
         follow = self.answer[len(tokens) : len(tokens) + k]
-        return Draft(tuple(t if i < right else (t + 1) % self.vocabulary for i, t in enumerate(follow)), self.name)
+        return Draft.by(self.name, [t if i < right else (t + 1) % self.vocabulary for i, t in enumerate(follow)])
 
 
 SCRIPTS: dict[str, Script] = {

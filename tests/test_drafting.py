@@ -1,16 +1,15 @@
-"""Suffix matching and the choice of the draft length."""
+"""Suffix matches, and drafters that compete and join."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
 import pytest
 import torch
 
 from specdec.cache import KVCache
-from specdec.control import AdaptiveLength, DraftLength, FixedLength
-from specdec.drafting import Draft, NoDraft, SuffixDrafter, SuffixOr, proposers
+from specdec.control import AdaptiveLength, Costs, FixedLength
+from specdec.drafting import Draft, Joined, NoDraft, SuffixDrafter, drafted
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
 from tests.tiny import tiny_model
@@ -27,7 +26,7 @@ def fresh(**settings: int) -> SuffixDrafter:
 def test_proposes_what_followed_the_longest_match() -> None:
     text = [1, 2, 3, 9, 9, 5, 1, 2, 3, 4, 4, 7, 5, 1, 2, 3]
     assert fresh().propose(text, HIDDEN, 2).tokens == (4, 4)  # 5 1 2 3 matches four tokens, 1 2 3 at the start three
-    assert fresh().propose(text, HIDDEN, 2).source == "suffix"
+    assert fresh().propose(text, HIDDEN, 2).sources == ("suffix", "suffix")
 
 
 def test_the_latest_of_equal_matches_wins() -> None:
@@ -66,66 +65,6 @@ def test_start_forgets_the_last_request() -> None:
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="min_match"):
         SuffixDrafter(min_match=5, max_match=2)
-    with pytest.raises(ValueError, match="draft_length"):
-        FixedLength(-1)
-
-
-SOURCE = "suffix"
-
-
-def observe(control: AdaptiveLength, rounds: int, accepts: float, step: float, row: float = 0.1) -> None:
-    for _ in range(rounds):
-        k = control.choose(8, SOURCE)
-        accepted = round(k * accepts)
-        control.observe(SOURCE, k, accepted, k * step, 1 + row * k)
-
-
-def test_adaptive_drafts_long_when_it_pays_and_stops_when_it_does_not() -> None:
-    good, bad, dear = AdaptiveLength(), AdaptiveLength(), AdaptiveLength()
-    observe(good, 60, accepts=1.0, step=0.01)
-    assert good.choose(8, SOURCE) >= 7
-    observe(bad, 60, accepts=0.0, step=0.01)
-    assert sum(bad.choose(8, SOURCE) for _ in range(32)) <= 2  # the odd try excepted
-    observe(dear, 60, accepts=1.0, step=3.0)
-    assert sum(dear.choose(8, SOURCE) for _ in range(32)) <= 2
-
-
-def test_adaptive_tries_again_after_a_while_and_respects_the_limit() -> None:
-    control = AdaptiveLength()
-    observe(control, 60, accepts=0.0, step=0.01)
-    assert 1 in {control.choose(8, SOURCE) for _ in range(40)}
-    observe(control, 200, accepts=1.0, step=0.01)
-    assert control.choose(3, SOURCE) == 3
-    assert control.choose(0, SOURCE) == 0
-
-
-def test_every_source_has_a_record_of_its_own() -> None:
-    control = AdaptiveLength()
-    observe(control, 40, 0.0, 0.1)
-    assert control.choose(8, SOURCE) <= 1 < control.choose(8, "mtp")
-    for _ in range(40):
-        control.observe("mtp", 4, 4, 0.1, 1.2)
-    assert control.choose(8, "mtp") >= 4 and control.choose(8, SOURCE) <= 1
-
-
-@pytest.mark.parametrize(
-    ("accepts", "step", "row"), [(0.5, 0.08, 0.12), (0.7, 0.08, 0.2), (0.35, 0.05, 0.1), (0.2, 0.1, 0.2)]
-)
-def test_chance_does_not_lead_it_far_from_the_best_length(accepts: float, step: float, row: float) -> None:
-    draws = random.Random(3)
-
-    def speed(control: DraftLength, rounds: int = 3000) -> float:
-        emitted = seconds = 0.0
-        for _ in range(rounds):
-            k = control.choose(8, SOURCE)
-            accepted = next((i for i in range(k) if draws.random() >= accepts), k)
-            draft, verify = k * step, (1 + row * k) * (0.95 + 0.1 * draws.random())
-            control.observe(SOURCE, k, accepted, draft, verify)
-            emitted, seconds = emitted + accepted + 1, seconds + draft + verify
-        return emitted / seconds
-
-    best = max(speed(FixedLength(k)) for k in range(5))
-    assert speed(AdaptiveLength()) > 0.96 * best
 
 
 class Scripted:
@@ -143,21 +82,56 @@ class Scripted:
         pass
 
     def propose(self, tokens: Sequence[int], hidden: torch.Tensor, k: int) -> Draft:
-        return Draft(tuple(self.tokens[:k]), self.name)
+        return Draft.by(self.name, self.tokens[:k])
 
 
-def test_long_matches_come_first_and_the_other_drafter_elsewhere() -> None:
-    both = SuffixOr(Scripted([7, 7, 7, 7]))
+def joined(*tokens: int) -> Joined:
+    both = Joined(Scripted(list(tokens)))
     decoder = decoder_of(tiny_model("llama"))
     both.bind(decoder)
     both.start(decoder.new_cache())
-    hidden = torch.empty(0)
-    text = [3, 4, 5, 6, 8, 9, 3, 4, 5]
-    assert [d.name for d in proposers(both, text)] == ["scripted"], "three tokens are too short a match"
-    assert both.propose(text, hidden, 2) == Draft((7, 7), "scripted")
+    return both
+
+
+def test_long_matches_compete_and_the_other_drafter_is_asked_elsewhere() -> None:
+    both, text = joined(7, 7, 7, 7), [3, 4, 5, 6, 8, 9, 3, 4, 5]
+    assert [d.name for d in both.proposers(text)] == ["scripted"], "three tokens are too short a match"
+    assert both.propose(text, HIDDEN, 2) == Draft.by("scripted", (7, 7))
     text.append(6)
-    assert [d.name for d in proposers(both, text)] == ["suffix", "scripted"]
-    assert both.propose(text, hidden, 2) == Draft((8, 9), "suffix")
+    assert [d.name for d in both.proposers(text)] == ["suffix", "scripted"]
+    assert both.propose(text, HIDDEN, 2) == Draft.by("suffix", (8, 9))
     assert both.max_draft == 16 and both.name == "suffix+scripted"
     both.take(NoDraft())
     assert both.name == "suffix" and both.suffix.min_match == 2
+
+
+def test_who_does_better_drafts() -> None:
+    both, text = joined(7, 7), [3, 4, 5, 6, 8, 9, 3, 4, 5, 6]
+    lengths = AdaptiveLength(Costs({1: 1.0, 2: 1.1}))
+    for _ in range(40):
+        lengths.observe(["suffix"], 0, 0.0, 1.1)
+        lengths.observe(["scripted", "scripted"], 2, 0.1, 1.2)
+    assert set(drafted(both, lengths, text, HIDDEN, 4).sources) == {"scripted"}
+    for _ in range(90):
+        lengths.observe(["suffix"], 1, 0.0, 1.1)
+        lengths.observe(["scripted", "scripted"], 0, 0.1, 1.2)
+    assert set(drafted(both, lengths, text, HIDDEN, 4).sources) == {"suffix"}
+
+
+def test_a_draft_goes_on_where_it_leads_into_earlier_text() -> None:
+    text = [1, 2, 3, 4, 5, 6, 7, 8, 9, 2, 3]  # then 4 5: four tokens that were there, and 6 7 8 came next
+    both, lengths = joined(4, 5), AdaptiveLength(Costs({1: 1.0, 2: 1.1}, {"scripted": 0.5}))
+    lengths.observe(["scripted", "scripted"], 2, 1.0, 1.2)
+    draft = drafted(both, FixedLength(2), text, HIDDEN, 8)
+    assert draft == Draft.by("scripted", (4, 5)), "a fixed length is that length"
+    for _ in range(40):
+        lengths.observe(["scripted"] * 2 + ["suffix"] * 3, 5, 1.0, 1.5)
+    draft = drafted(both, lengths, text, HIDDEN, 8)
+    added = len(draft.tokens) - 2
+    assert added >= 3 and draft.tokens == (4, 5, 6, 7, 8, 9, 2, 3)[: 2 + added]
+    assert draft.sources == ("scripted",) * 2 + ("suffix",) * added
+    assert len(drafted(both, lengths, text, HIDDEN, 4).tokens) == 4, "no draft outruns its room"
+    assert joined(4, 5).suffix.continuing(text, Draft.by("scripted", (4, 6)), 4).tokens == ()
+    for _ in range(90):
+        lengths.observe(["scripted"] * 2 + ["suffix"] * 3, 2, 1.0, 1.5)
+    assert "suffix" not in drafted(both, lengths, text, HIDDEN, 8).sources

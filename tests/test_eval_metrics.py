@@ -28,7 +28,7 @@ def stats(rounds: list[tuple[int, int]], timeline: list[tuple[float, int]], pref
     made = GenerationStats(prompts=1, prompt_tokens=10)
     made.emitted = 1
     for drafted, accepted in rounds:
-        made.count_round(drafted, accepted, "suffix")
+        made.count_round(["suffix"] * drafted, accepted)
         made.emitted += accepted + 1
     made.timeline = timeline
     made.seconds["prefill"] = prefill
