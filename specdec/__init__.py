@@ -3,7 +3,7 @@
 from specdec.drafting import Draft, Drafter, NoDraft, SuffixDrafter
 from specdec.hf import SpecdecForCausalLM, speculative
 from specdec.load import load
-from specdec.stats import GenerationStats
+from specdec.stats import GenerationStats, Round
 from specdec.weights.hub import model_path
 from specdec.weights.tokenizer import load_tokenizer
 
@@ -12,6 +12,7 @@ __all__ = [
     "Drafter",
     "GenerationStats",
     "NoDraft",
+    "Round",
     "SpecdecForCausalLM",
     "SuffixDrafter",
     "load",

@@ -24,7 +24,7 @@ from specdec.control import DraftLength
 from specdec.drafting import Draft, Drafter, drafted
 from specdec.model.decoder import Decoder
 from specdec.sampling import Sampler
-from specdec.stats import GenerationStats
+from specdec.stats import GenerationStats, Round
 from specdec.threads import one_torch_thread
 from specdec.verify import Choice, Verdict, cut, verify
 
@@ -66,11 +66,13 @@ def decode(
     stats: GenerationStats,
     together: int = 1,
     conversations: Conversations | None = None,
+    heard: Callable[[Round], None] | None = None,
 ) -> Iterator[Decoded]:
     """Decode `requests`, up to `together` at a time; yields them as they end.
 
     The text of a request does not depend on the others, on `together`, or on what `conversations` has kept of earlier
-    texts: a request that begins as one of them did goes on from its cache. `stats` is true after every round.
+    texts: a request that begins as one of them did goes on from its cache. `stats` is true after every round, of which
+    `heard` is told then.
     """
     kept = conversations or Conversations(backbone.new_cache)
     clock = _Clock(stats)
@@ -85,7 +87,7 @@ def decode(
         if not texts:
             return
         playing = texts if fresh is None else texts[-1:]  # a new text's first pass is its own
-        clock.lap("other" if fresh is None else "prefill")
+        other_seconds = clock.lap("other" if fresh is None else "prefill")
         draft = Draft()
         if fresh is None and len(texts) == 1:
             if drafted_for is not texts[0]:
@@ -107,13 +109,18 @@ def decode(
                 for i, text in enumerate(playing)
             ]
         verify_seconds = clock.lap("verify" if fresh is None else "prefill")
-        for verdict in verdicts:
-            stats.emitted += len(verdict.tokens)
-            if fresh is None:
-                stats.count_round(draft.sources, verdict.accepted)
-        if fresh is None and len(playing) == 1:
-            lengths.observe(draft.sources, verdicts[0].accepted, draft_seconds, verify_seconds)
+        emitted = sum(len(verdict.tokens) for verdict in verdicts)
+        stats.emitted += emitted
         clock.emitted(texts)
+        if fresh is None:
+            accepted = verdicts[0].accepted  # 0 where there are several
+            done = Round(draft.sources, accepted, emitted, draft_seconds, verify_seconds, other_seconds)
+            for _ in playing:
+                stats.count_round(done)
+            if len(playing) == 1:
+                lengths.observe(draft.sources, accepted, draft_seconds, verify_seconds)
+            if heard is not None:
+                heard(done)
         for i, (text, verdict) in enumerate(zip(playing, verdicts, strict=True)):
             text.request.emit(verdict, logits[i : i + len(verdict.tokens)])
         texts = [text for text in texts if not text.ended]

@@ -26,7 +26,7 @@ from specdec.drafting import Drafter, NoDraft
 from specdec.model.decoder import Decoder
 from specdec.plan import cache_bytes
 from specdec.sampling import Sampler, mix
-from specdec.stats import GenerationStats
+from specdec.stats import GenerationStats, Round
 from specdec.verify import Choice, Verdict
 
 TOGETHER = 32  # texts in a pass: more take memory, and on a CPU win no more
@@ -40,13 +40,15 @@ class Options:
 
     `speculation`: False decodes plainly. `draft_length`: "adaptive", or a number of tokens. `seed`: of the noise that
     sampling uses; None draws one from torch's global generator, so that `torch.manual_seed` rules. `reuse`: False
-    computes all of the prompt, even where an earlier text began with it, and keeps nothing of this one.
+    computes all of the prompt, even where an earlier text began with it, and keeps nothing of this one. `on_round` is
+    called with a `Round` after every round.
     """
 
     speculation: bool = True
     draft_length: str | int = "adaptive"
     seed: int | None = None
     reuse: bool = True
+    on_round: Callable[[Round], None] | None = None
 
     def lengths(self, adaptive: AdaptiveLength) -> DraftLength:
         if not self.speculation:
@@ -111,7 +113,7 @@ def run_batch(
     try:
         # A streamer is not told whose token it gets: to it, texts come one after the other.
         together = 1 if batch.streamer is not None else _together(backbone, [request.limit for request in requests])
-        for ended in decode(backbone, drafter, lengths, requests, stats, together, kept):
+        for ended in decode(backbone, drafter, lengths, requests, stats, together, kept, options.on_round):
             rows[ended.number].tokens = ended.row
     finally:
         if kept is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from specdec.model.build import Source, build_decoder
 from specdec.model.decoder import Decoder
 from specdec.model.families import decoder_spec
 from specdec.resolve import resolve_drafter
-from specdec.stats import GenerationStats
+from specdec.stats import GenerationStats, Round
 from specdec.weights.state_dict import StateDictCheckpoint
 
 DrafterLike = Drafter | str | None
@@ -32,9 +33,10 @@ DrafterLike = Drafter | str | None
 class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """A causal language model that decodes speculatively; made by `specdec.load`.
 
-    `generate(**anything transformers accepts, speculation=True, draft_length="adaptive", seed=None,
-    reuse=True)`; the text depends on prompt, settings and seed, never on the other three. `last_stats` tells what the
-    last call did, `conversations` holds the caches that a prompt which goes on need not fill again.
+    `generate(**anything transformers accepts, speculation=True, draft_length="adaptive", seed=None, reuse=True,
+    on_round=None)`; the text depends on prompt, settings and seed, never on the others. `last_stats` tells what the
+    last call did, `lengths` what was learned of costs and acceptance, `conversations` holds the caches that a prompt
+    which goes on need not fill again.
     """
 
     main_input_name = "input_ids"
@@ -134,6 +136,7 @@ class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         seed: int | None = None,
         reuse: bool = True,
         drafter: DrafterLike = None,
+        on_round: Callable[[Round], None] | None = None,
     ) -> dict[str, Any]:
         """The keyword arguments that `generate` passes through to the loop: transformers checks names against these."""
         return {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -144,9 +147,9 @@ class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         """transformers' `generate`, decoded speculatively, with the same output.
 
         Besides everything that transformers accepts: `speculation` (False decodes plainly), `draft_length` ("adaptive"
-        or a number), `seed`, `reuse` (False: compute all of the prompt, and keep nothing for the next one), and
-        `drafter` (another one for this call). `last_stats` is this call's `GenerationStats` afterwards, also after an
-        interrupt.
+        or a number), `seed`, `reuse` (False: compute all of the prompt, and keep nothing for the next one), `drafter`
+        (another one for this call), and `on_round` (called with a `specdec.Round` after every round). `last_stats` is
+        this call's `GenerationStats` afterwards, also after an interrupt.
 
         Raises:
             ValueError: beam search and other methods that this loop does not have; the message says what to use.
@@ -213,12 +216,13 @@ class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         seed: int | None = None,
         reuse: bool = True,
         drafter: DrafterLike = None,
+        on_round: Callable[[Round], None] | None = None,
         **kwargs: Any,
     ) -> Tensor | GenerateDecoderOnlyOutput:
         chosen = self.drafter if drafter is None else resolve_drafter(drafter)
         self.last_stats = GenerationStats()
         batch = Batch(input_ids, attention_mask, logits_processor, stopping_criteria, generation_config, streamer)
-        options = Options(speculation, draft_length, seed, reuse)
+        options = Options(speculation, draft_length, seed, reuse, on_round)
         return run_batch(self.decoder, chosen, self.lengths, batch, options, self.last_stats, self.conversations)
 
 
@@ -238,6 +242,7 @@ def speculative(
     speculation: bool = True,
     draft_length: str | int = "adaptive",
     seed: int | None = None,
+    on_round: Callable[[Round], None] | None = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """A decoding method for `hf_model.generate(..., custom_generate=specdec.speculative, drafter=...)`.
@@ -265,7 +270,8 @@ def speculative(
         generation_config,
         streamer if streamer is not None else _callers_streamer(),
     )
-    return run_batch(decoder, chosen, model.draft_lengths, batch, Options(speculation, draft_length, seed), stats)
+    options = Options(speculation, draft_length, seed, on_round=on_round)
+    return run_batch(decoder, chosen, model.draft_lengths, batch, options, stats)
 
 
 def decoder_of(model: PreTrainedModel) -> Decoder:

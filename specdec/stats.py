@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 PHASES = ("prefill", "draft", "verify", "other")
+
+
+class Round(NamedTuple):
+    """One round, as `generate(on_round=...)` hears of it.
+
+    `sources`: who proposed each drafted token; the first `accepted` of them were right. `emitted`: tokens, of all texts
+    of the pass together. Seconds of its two halves, and of what came between the last round and this one.
+    """
+
+    sources: tuple[str, ...]
+    accepted: int
+    emitted: int
+    draft_seconds: float
+    verify_seconds: float
+    other_seconds: float
 
 
 @dataclass
@@ -72,9 +86,8 @@ class GenerationStats:
         self.prompt_tokens += tokens
         self.reused += reused
 
-    def count_round(self, sources: Sequence[str], accepted: int) -> None:
-        """A round whose drafted tokens `sources` proposed, the first `accepted` of them rightly."""
-        drafted = len(sources)
+    def count_round(self, done: Round) -> None:
+        drafted, accepted = len(done.sources), done.accepted
         self.rounds += 1
         self.drafted += drafted
         self.accepted += accepted
@@ -83,7 +96,7 @@ class GenerationStats:
             counts.extend([0] * (max(drafted, reached) - len(counts)))
             for i in range(reached):
                 counts[i] += 1
-        for i, source in enumerate(sources):
+        for i, source in enumerate(done.sources):
             record = self.draft_sources.setdefault(source, [0, 0])
             record[0] += 1
             record[1] += i < accepted

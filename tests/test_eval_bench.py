@@ -17,7 +17,7 @@ from eval.dashboard import LiveView, PlainView, position_table, prompt_table, su
 from eval.metrics import Pair, Run, compare
 from eval.prompts import Prompt
 from eval.session import Session, open_session
-from specdec.stats import GenerationStats
+from specdec.stats import GenerationStats, Round
 
 
 def bench(folder: Path, *arguments: str) -> int:
@@ -154,7 +154,7 @@ def test_the_answer_ends_where_the_context_does(folder: Path) -> None:
 def sample_pairs() -> list[Pair]:
     stats = GenerationStats(prompts=1, prompt_tokens=900, emitted=120)
     for turn in range(40):
-        stats.count_round(["suffix"] * 8, turn % 9)
+        stats.count_round(Round(("suffix",) * 8, turn % 9, turn % 9 + 1, 0.0, 0.0, 0.0))
     stats.timeline = [(0.2, 1), (2.0, 120)]
     stats.seconds |= {"prefill": 0.2, "verify": 1.8}
     name = "a-name-that-is-longer-than-its-column [/red] ✓"

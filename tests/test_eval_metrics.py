@@ -20,7 +20,7 @@ from eval.metrics import (
     summarise,
     time_per_output_token,
 )
-from specdec.stats import GenerationStats
+from specdec.stats import GenerationStats, Round
 
 
 def stats(rounds: list[tuple[int, int]], timeline: list[tuple[float, int]], prefill: float = 0.5) -> GenerationStats:
@@ -28,7 +28,7 @@ def stats(rounds: list[tuple[int, int]], timeline: list[tuple[float, int]], pref
     made = GenerationStats(prompts=1, prompt_tokens=10)
     made.emitted = 1
     for drafted, accepted in rounds:
-        made.count_round(["suffix"] * drafted, accepted)
+        made.count_round(Round(("suffix",) * drafted, accepted, accepted + 1, 0.0, 0.0, 0.0))
         made.emitted += accepted + 1
     made.timeline = timeline
     made.seconds["prefill"] = prefill
