@@ -17,22 +17,23 @@ from eval.cli import (
     add_drafting_options,
     add_json_option,
     add_model_options,
+    add_prometheus_option,
     add_sampling_options,
     guarded,
-    number,
     settings_from,
     share,
-    source,
-    temperature,
     whole,
 )
+from eval.train_options import add_train_options
 
 EXAMPLES = """\
 examples:
   python run.py                              compare plain and drafted decoding, on the default model
   python run.py bench --limit 2 --json out.json
   python run.py bench --model gemma-3-270m --prompts mine.jsonl --temperature 0.8 --top-p 0.95
-  python run.py bench --against transformers llama.cpp --limit 2 --threads 2
+  python run.py bench --suite --modes adaptive fixed --repeat 3 --json runs/mine.json
+  python run.py report runs/*.json            one HTML page of them
+  python run.py bench --modes adaptive transformers llama.cpp --limit 2 --threads 2
   python run.py generate "Explain recursion." --stats
   cat notes.txt | python run.py generate - --max-new-tokens 400
   python run.py chat --draft-length 4        then type; /help lists its commands
@@ -51,14 +52,18 @@ PROMPTS_TEXT = """\
 a .jsonl file with {"prompt": ...}, {"turns": [...]} (Spec-Bench, MT-bench) or {"messages": [...]} per line, or a
 .txt file with one prompt per line (default: eight prompts of this project)"""
 
-AGAINST_TEXT = """\
-Measure other engines too, on the same .gguf file, prompts and threads (CPU), in turns with ours: decode tokens/s, after
-the first token, and prefill tokens/s of a 512-token prompt, as medians. transformers runs in float32 and in bfloat16.
-Both need: pip install -c constraints.txt -e '.[bench]'. Eight prompts take minutes, transformers most of them: try
---limit 2 first. Leave the machine idle meanwhile: one busy core can make an engine that waits for all of its threads
-ten times slower."""
+MODES_TEXT = """\
+Besides plain decoding: adaptive (default), k1 to k16 (always so many tokens; fixed: k1 to k6), suffix and mtp (one kind
+of draft alone), wrong (drafts that are never right). And other engines, on the same .gguf file, prompts and threads, on
+the CPU: transformers and transformers-lookup (in float32 and in bfloat16), llama.cpp and llama.cpp-ngram (all five
+kinds of it). They need: pip install -c constraints.txt -e '.[bench]'. Eight prompts take minutes, transformers most of
+them: try --limit 2 first. Leave the machine idle meanwhile: one busy core can make an engine that waits for all of its
+threads ten times slower."""
 
 
+REPORT_TEXT = """\
+Draw what bench --json wrote, several runs side by side, as one HTML page: speed-up by task, acceptance by position,
+latencies, where rounds spend their time, what passes cost, memory. The page needs no network and no other file."""
 PLAN_TEXT = """\
 Say what a model, its drafter and a context take in memory, and the longest context that fits, from headers alone. The
 exit code is 1 when the context does not fit."""
@@ -84,8 +89,12 @@ def parser() -> argparse.ArgumentParser:
         "bench", help="compare plain and drafted decoding (the default)", description=BENCH_TEXT
     )
     bench.add_argument("--prompts", type=Path, metavar="FILE", help=PROMPTS_TEXT)
+    bench.add_argument(
+        "--suite", action="store_true", help="128 prompts of eight tasks, Spec-Bench's six among them, instead of eight"
+    )
     bench.add_argument("--limit", type=whole(1), metavar="N", help="only the first N prompts")
     add_json_option(bench, "the JSON object")
+    add_prometheus_option(bench)
     add_sampling_options(bench, max_new_tokens=128, seed=0)
     add_drafting_options(bench)
     add_model_options(bench)
@@ -98,16 +107,15 @@ def parser() -> argparse.ArgumentParser:
         help="make the first, second, ... drafted token right with these probabilities, whatever the drafter says (it "
         "still takes its time): for checkpoints of random weights; labelled as synthetic",
     )
-    others = bench.add_argument_group("other engines", AGAINST_TEXT)
-    others.add_argument(
-        "--against",
-        nargs="+",
-        default=[],
-        choices=("transformers", "llama.cpp"),
-        metavar="ENGINE",
-        help="transformers, llama.cpp, or both",
+    modes = bench.add_argument_group("modes", MODES_TEXT)
+    modes.add_argument("--modes", nargs="+", default=[], metavar="MODE", help="what to compare with plain decoding")
+    modes.add_argument(
+        "--repeat", type=whole(1), default=1, metavar="N", help="repetitions; figures are medians of them (default 1)"
     )
-    others.add_argument("--repeat", type=whole(1), metavar="N", help="repetitions of the comparison (default 5)")
+
+    page = commands.add_parser("report", help="draw benches as an HTML page", description=REPORT_TEXT)
+    page.add_argument("files", type=Path, nargs="+", metavar="FILE", help="what run.py bench --json wrote")
+    page.add_argument("--out", type=Path, metavar="FILE", help="the page (default: report.html here); is replaced")
 
     generate = commands.add_parser(
         "generate", help="answer one prompt", description="Answer one prompt on stdout, word by word as it comes."
@@ -117,6 +125,7 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--stats", action="store_true", help="say on stderr what drafting did")
     generate.add_argument("--no-speculation", action="store_true", help="decode plainly")
     add_json_option(generate, "text, token ids and figures")
+    add_prometheus_option(generate)
     add_sampling_options(generate, max_new_tokens=256, seed=None)
     add_drafting_options(generate)
     add_model_options(generate)
@@ -124,6 +133,13 @@ def parser() -> argparse.ArgumentParser:
     chat = commands.add_parser(
         "chat", help="converse", description="Converse in the terminal, or through a pipe. /help lists the commands."
     )
+    chat.add_argument(
+        "--dashboard",
+        action="store_true",
+        help="draw speed against plain, acceptance, where rounds spend their time, costs and memory while an answer "
+        "comes; 'now' is the last 64 rounds. Plain lines after every answer where the output is not a terminal",
+    )
+    add_prometheus_option(chat)
     add_sampling_options(chat, max_new_tokens=512, seed=None)
     add_drafting_options(chat)
     add_model_options(chat)
@@ -166,95 +182,17 @@ def add_plan_options(planned: argparse.ArgumentParser) -> None:
     )
 
 
-def add_train_options(train: argparse.ArgumentParser) -> None:
-    train.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the head goes")
-    long = train.add_argument_group("how long").add_mutually_exclusive_group(required=True)
-    long.add_argument("--minutes", type=number, metavar="M", help="in all, collecting included")
-    long.add_argument("--steps", type=whole(1), metavar="N", help="steps of training, after --tokens were collected")
-    data = train.add_argument_group("what to learn from")
-    data.add_argument(
-        "--data",
-        type=source,
-        nargs="+",
-        default=[("builtin", 1.0)],
-        metavar="NAME[=WEIGHT]",
-        help="builtin (default): generated prompts; a folder of text files, or one: passages with a request; a .jsonl "
-        "file: your prompts or chats, as for bench. Drawn from in proportion to their weights",
-    )
-    data.add_argument("--tokens", type=whole(1), metavar="N", help="size of the training set (with --minutes: at most)")
-    data.add_argument(
-        "--collecting", type=share, default=0.55, metavar="P", help="share of --minutes for data (default 0.55)"
-    )
-    data.add_argument("--max-new-tokens", type=whole(8), default=200, metavar="N", help="of an answer (default 200)")
-    data.add_argument(
-        "--temperature",
-        type=temperature,
-        nargs="+",
-        default=[0.0],
-        metavar="X",
-        help="of answers, as the model will be used; several are taken in turn (default 0: greedy)",
-    )
-    data.add_argument("--together", type=whole(1), default=48, metavar="N", help="answers at a time (default 48)")
-    shape = train.add_argument_group("the head")
-    shape.add_argument(
-        "--start",
-        metavar="NAME",
-        help="go on from a trained head or a released assistant (a folder, or a hub id); its shape comes with it. A "
-        "--learning-rate of 2e-5 suits one that is already good",
-    )
-    shape.add_argument("--draft-length", type=whole(1), default=4, metavar="K", help="tokens per draft (default 4)")
-    shape.add_argument(
-        "--depth", type=whole(1), metavar="N", help="layers (default: a tenth of the model's, one of each kind)"
-    )
-    shape.add_argument("--width", type=whole(32), metavar="N", help="of the feed-forward part (default: the model's)")
-    shape.add_argument("--draft-vocab", type=whole(0), default=8192, metavar="N", help="default 8192; 0: every token")
-    shape.add_argument(
-        "--bigram", type=whole(0), default=0, metavar="RANK", help="bias from the newest token (0: none)"
-    )
-    shape.add_argument(
-        "--bits",
-        type=int,
-        choices=(8, 5, 4),
-        default=8,
-        help="of the saved matrices (default 8); 4: of the layers, and 5 for the others",
-    )
-    how = train.add_argument_group("how to train")
-    how.add_argument("--learning-rate", type=number, default=1e-3, metavar="X", help="default 1e-3")
-    how.add_argument(
-        "--matrix-rate",
-        type=number,
-        default=3.0,
-        metavar="X",
-        help="learning rate of the layers' matrices, which Muon moves, in units of --learning-rate (default 3; 0: "
-        "AdamW moves all)",
-    )
-    how.add_argument("--batch-tokens", type=whole(1), default=2048, metavar="N", help="per step (default 2048)")
-    how.add_argument("--hard", action="store_true", help="learn the model's choices, not its distribution")
-    how.add_argument(
-        "--feature-weight", type=number, default=0.3, metavar="X", help="of the hidden states (default 0.3)"
-    )
-    how.add_argument(
-        "--unrolled",
-        type=share,
-        default=0.25,
-        metavar="P",
-        help="share of positions from which more than a draft's first token is trained (default 0.25)",
-    )
-    how.add_argument("--float32", action="store_true", help="no bfloat16 products, where the processor has them")
-    how.add_argument(
-        "--evaluate-minutes", type=number, default=4.0, metavar="M", help="between evaluations (default 4)"
-    )
-    how.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of prompts and of their order (default 0)")
-
-
 def run(arguments: argparse.Namespace) -> int:
     settings = settings_from(arguments)
     if arguments.command == "bench":
-        from eval.bench import bench
+        from eval.bench import BenchOptions, bench
 
-        engines = list(dict.fromkeys(arguments.against))
-        a = arguments
-        return bench(settings, a.prompts, a.limit, a.json, engines, a.repeat, a.synthetic_acceptance)
+        a, modes, rates = arguments, tuple(arguments.modes), tuple(arguments.synthetic_acceptance)
+        return bench(settings, BenchOptions(a.prompts, a.suite, a.limit, modes, a.repeat, rates, a.json))
+    if arguments.command == "report":
+        from eval.report import report
+
+        return report(arguments.files, arguments.out)
     if arguments.command == "generate":
         from eval.answer import answer
 
@@ -268,7 +206,7 @@ def run(arguments: argparse.Namespace) -> int:
         return run_plan(arguments)
     from eval.chat import chat
 
-    return chat(settings)
+    return chat(settings, arguments.dashboard)
 
 
 def run_plan(a: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
 """`run.py chat`: a conversation in the terminal, with commands to switch drafting and to see what it does.
 
 Lines come from stdin, so that a pipe works as well as a person. Ctrl-C stops the answer and keeps what was said;
-Ctrl-D leaves.
+Ctrl-D leaves. With the dashboard a terminal shows the end of an answer above it while it comes, and then all of the
+answer, as ordinary text; elsewhere an answer is printed as it comes, and followed by the dashboard's lines.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
 
 from eval import cli
 from eval.answer import Spoken, one_line
 from eval.cli import Settings
-from eval.dashboard import position_table, share
+from eval.dashboard import WIDTH, Redrawn, position_table, share
+from eval.live import HEIGHT, Dashboard
 from eval.metrics import Run, summarise
 from eval.prompts import Message
 from eval.session import Session, open_session
@@ -27,17 +30,46 @@ from eval.session import Session, open_session
 HELP = """\
 /draft on|off|N    draft adaptively, not at all, or always N tokens
 /stats             what drafting did in the last answer and in the conversation
+/dashboard on|off  speed, acceptance, costs and memory, below every answer and while it comes
 /temperature X     0 is greedy; /seed N makes sampling repeatable
 /system TEXT       give the model a role; without TEXT: take it away
 /reset             forget the conversation (the role stays)
 /save FILE         keep the conversation and its cache; /load FILE goes on, without computing it again
 /quit              leave, as Ctrl-D does; Ctrl-C stops an answer"""
+_TAIL = 8  # lines of an answer above the dashboard, where the terminal is high enough
+_BREAK = 1000  # characters; what is drawn of an answer begins at a multiple, or every redraw would break lines anew
+
+
+class Noted(Spoken):
+    """Keeps an answer, and does not print it."""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.text += text
+
+
+class LiveAnswer(Redrawn):
+    """The end of an answer that is on its way, above the dashboard; alone where the terminal is too low for both."""
+
+    def __init__(self, console: Console, dashboard: Dashboard, answer: Noted) -> None:
+        self.dashboard, self.answer = dashboard, answer
+        super().__init__(console, "", 4, transient=True)
+
+    def draw(self) -> RenderableType:
+        room = self.console.height - HEIGHT - 2  # one line between them, and one below, where the cursor ends
+        below: list[RenderableType] = ["", self.dashboard]
+        if room < 1:  # a frame that is higher than the terminal could not be taken away again
+            room, below = max(1, self.console.height - 1), []
+        room = min(room, _TAIL)
+        text, width = self.answer.text, min(self.console.width, WIDTH)
+        recent = text[max(0, len(text) // _BREAK - 1) * _BREAK :] or "reading the prompt"
+        lines = Text(recent, style="" if text else "dim").wrap(self.console, width)[-room:]
+        return Group(*lines, *[Text()] * (room - len(lines)), *below)
 
 
 class Chat:
-    """The state of a conversation; `line` is one turn of it."""
+    """The state of a conversation; `line` is one turn of it. `dashboard`: whether it is shown."""
 
-    def __init__(self, session: Session, console: Console) -> None:
+    def __init__(self, session: Session, console: Console, dashboard: bool = False) -> None:
         if not session.converses:
             raise ValueError(
                 f"{session.settings.model} has no chat template: it continues texts and does not converse; "
@@ -48,10 +80,12 @@ class Chat:
         self.system = ""
         self.speculation = True
         self.runs: list[Run] = []
+        self.shown, self.dashboard = dashboard, Dashboard(session.costs, session.memory)
         self.commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: self.say(HELP),
             "/draft": self.draft,
             "/stats": lambda _: self.stats(),
+            "/dashboard": self.switch_dashboard,
             "/reset": lambda _: self.reset(),
             "/save": self.save,
             "/load": self.load,
@@ -82,7 +116,8 @@ class Chat:
         """Decode the answer to `question`; a turn that fails leaves the conversation as it was."""
         self.messages.append({"role": "user", "content": question})
         role: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        spoken = Spoken(self.session)
+        live = self.shown and self.console.is_terminal and not self.console.is_dumb_terminal
+        spoken = Noted(self.session) if live else Spoken(self.session)
         try:
             ids = self.session.encode(role + self.messages)
             if ids.shape[1] >= self.session.context:
@@ -90,7 +125,10 @@ class Chat:
                     f"the conversation has reached {ids.shape[1]} tokens and the model's context is "
                     f"{self.session.context}; /reset starts anew"
                 )
-            run = self.session.run(ids, speculation=self.speculation, streamer=spoken, reuse=True)
+            with self._drawn(spoken):
+                run = self.session.run(
+                    ids, speculation=self.speculation, streamer=spoken, reuse=True, on_round=self.dashboard.heard
+                )
         except KeyboardInterrupt:
             self.say("(stopped)")
         except ValueError as error:
@@ -101,6 +139,25 @@ class Chat:
             self.runs.append(run)
             self.say(f"({one_line(run)})")
         self.messages.append({"role": "assistant", "content": spoken.text.strip()})
+        if live:
+            self.console.print(self.dashboard)
+        elif self.shown:
+            for line in self.dashboard.lines():
+                self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def _drawn(self, answer: Spoken) -> Iterator[None]:
+        """Shows an answer that does not print itself; in the end, however it comes, all of it stays as text."""
+        if not isinstance(answer, Noted):
+            yield
+            return
+        try:
+            with LiveAnswer(self.console, self.dashboard, answer):
+                yield
+        finally:
+            self.console.show_cursor()  # a second Ctrl-C may have come while the first one's was brought back
+            if answer.text:
+                self.console.out(answer.text, highlight=False)
 
     def draft(self, value: str) -> None:
         if value:
@@ -125,9 +182,16 @@ class Chat:
         if figures["acceptance_by_position"]:
             self.console.print(position_table(figures["acceptance_by_position"]))
 
+    def switch_dashboard(self, value: str) -> None:
+        if value not in ("", "on", "off"):
+            raise ValueError(f"say on or off, not {value!r}")
+        self.shown = value == "on" if value else self.shown
+        self.say(f"dashboard: {'on' if self.shown else 'off'}")
+
     def reset(self) -> None:
         self.messages.clear()
         self.runs.clear()
+        self.dashboard = Dashboard(self.session.costs, self.session.memory)
         self.say("the conversation begins anew")
 
     def save(self, name: str) -> None:
@@ -167,12 +231,12 @@ class Chat:
         self.session.settings = replace(self.session.settings, **changes)
 
 
-def chat(settings: Settings) -> int:
+def chat(settings: Settings, dashboard: bool = False) -> int:
     """Converse until /quit or the end of stdin; returns exit code 0.
 
     Raises ValueError: the model is not usable, or has no chat template.
     """
-    conversation = Chat(open_session(settings), Console())
+    conversation = Chat(open_session(settings), Console(), dashboard)
     person = sys.stdin.isatty()
     if person:
         with contextlib.suppress(ImportError):  # not on Windows

@@ -40,9 +40,10 @@ class Settings:
     device: str | None = None
     kv_dtype: str | None = None
     memory_budget: str | None = None
+    prometheus: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "prometheus": None if self.prometheus is None else str(self.prometheus)}
 
 
 def settings_from(arguments: argparse.Namespace) -> Settings:
@@ -119,6 +120,16 @@ def add_json_option(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help=f"also write {what} to FILE")
 
 
+def add_prometheus_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--prometheus",
+        type=Path,
+        metavar="FILE",
+        help="write counters (drafts, accepted tokens by position, seconds, ...) to FILE in Prometheus' text format, "
+        "after every answer; for node_exporter's textfile collector the name must end in .prom",
+    )
+
+
 def whole(least: int) -> Callable[[str], int]:
     """An argparse type: a whole number of at least `least`."""
 
@@ -193,16 +204,16 @@ def guarded(command: Callable[[], int]) -> int:
         return DIFFERS
 
 
-def check_writable(path: Path | None) -> None:
-    """Raise a ValueError before the work, not after it, when `path` cannot be written."""
+def check_writable(path: Path | None, option: str = "--json") -> None:
+    """Raise a ValueError before the work, not after it, when `path`, which `option` named, cannot be written."""
     if path is None:
         return
     if path.is_dir():
-        raise ValueError(f"--json {path}: is a folder; name a file")
+        raise ValueError(f"{option} {path}: is a folder; name a file")
     if not path.absolute().parent.is_dir():
-        raise ValueError(f"--json {path}: the folder {path.parent} does not exist; create it first")
+        raise ValueError(f"{option} {path}: the folder {path.parent} does not exist; create it first")
     if not os.access(path.absolute().parent, os.W_OK):
-        raise ValueError(f"--json {path}: the folder {path.parent} cannot be written")
+        raise ValueError(f"{option} {path}: the folder {path.parent} cannot be written")
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

@@ -1,16 +1,16 @@
-"""The engines that `bench --against` compares, behind one method: `run(ids, tokens)` -> `Timing`.
+"""Other engines, for `bench --modes`, behind one method: `run(ids, tokens)` -> `Timing`.
 
-What: `Ours` (a session of this project, plain or drafted), `Transformers` (its own loading of the same .gguf file, and
-its `generate`) and `LlamaCpp` (through the wheel `xllamacpp`, for measuring only). What makes the work equal: the same
-file, token ids in and token ids counted, the same number of threads for prompt and answer, the same sampling settings,
-no prompt cache, and exactly `tokens` new tokens. For that, every engine is told to go on past EOS: ours and
-transformers have no EOS to stop at, which touches no logit, and llama.cpp masks its own, which costs a handful of
+What: `Transformers` (its own loading of the same .gguf file, and its `generate`, plain or with its own prompt lookup)
+and `LlamaCpp` (through the wheel `xllamacpp`, for measuring only, plain or with its own n-gram speculation). What makes
+the work equal: the same file, token ids in and token ids counted, the same number of threads for prompt and answer, the
+same sampling settings, no prompt cache, and exactly `tokens` new tokens. For that, every engine is told to go on past
+EOS: transformers has no EOS to stop at, which touches no logit, and llama.cpp masks its own, which costs a handful of
 additions. (A minimum length would have cost transformers a logits processor.)
 
 Where the clock is read: `first` is from the call to the first token, `rest` from the first token to the last, for
-`tokens - 1` tokens. For ours and transformers both come from a streamer, the same for both; llama.cpp's server counts
-`rest` from its first token itself (`predicted_ms`; its own tokens per second divide all `tokens` by it, so they are
-higher by tokens / (tokens - 1)), and `first` is what remains of the call.
+`tokens - 1` tokens. For transformers both come from a streamer; llama.cpp's server counts `rest` from its first token
+itself (`predicted_ms`; its own tokens per second divide all `tokens` by it, so they are higher by tokens / (tokens -
+1)), and `first` is what remains of the call.
 
 Left out: compiled transformers and its static cache, GPU builds, batches. Nothing heavy is imported before an engine
 is made: `eval.remote` makes them in processes of their own.
@@ -19,28 +19,31 @@ is made: `eval.remote` makes them in processes of their own.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    from eval.session import Session
+from typing import Any, Protocol
 
 INSTALL = "pip install -c constraints.txt -e '.[bench]'"
-PLAIN, DRAFTED = "specdec", "specdec drafted"  # names of our engines
 DTYPES = ("float32", "bfloat16")  # in which transformers is measured
-NEEDS = {"transformers": ("transformers", "accelerate"), "llama.cpp": ("xllamacpp",)}  # packages, by --against word
+LOOKUP = 10  # tokens that transformers' prompt lookup drafts: what its documentation uses
+NGRAM = ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache")  # llama.cpp's, without a model
+NEEDS = {"transformers": ("transformers", "accelerate"), "llama.cpp": ("xllamacpp",)}  # packages, by first word
 
 
 @dataclass(frozen=True)
 class Timing:
-    """`tokens` emitted; `first`: seconds from the call to the first of them; `rest`: from there to the last."""
+    """`tokens` emitted; `first`: seconds from the call to the first of them; `rest`: from there to the last.
+
+    `drafted` and `accepted`: what the engine says of its own speculation.
+    """
 
     tokens: int
     first: float
     rest: float
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,87 +57,49 @@ class Sampling:
 
 
 class Engine(Protocol):
-    """`name` for tables; `details` (version, build, dtype) in one line; `process`: the id of the one it computes in."""
+    """`details`: version, build, dtype, in one line."""
 
-    name: str
     details: str
-    process: int
 
     def run(self, ids: Sequence[int], tokens: int) -> Timing:
         """Decode exactly `tokens` tokens after the prompt `ids`. Raises ValueError when the engine cannot."""
 
-    def cpu_seconds(self) -> float:
-        """CPU time that the engine's process has used so far."""
-
-    def close(self) -> None:
-        """Free what the engine holds; it is not used again."""
-
 
 def check_packages(words: Sequence[str]) -> None:
-    """Raise a ValueError when a package is missing for one of the `--against` words."""
+    """Raise a ValueError when a package is missing for one of the engines that `words` name."""
     for word in words:
         for package in NEEDS[word]:
             if util.find_spec(package) is None:
-                raise ValueError(f"--against {word} needs the package {package}: {INSTALL}")
+                raise ValueError(f"--modes {word} needs the package {package}: {INSTALL}")
 
 
-class Local:
-    """What engines share that compute in the process they were made in."""
-
-    def __init__(self) -> None:
-        import os
-
-        self.process = os.getpid()
-
-    def cpu_seconds(self) -> float:
-        return time.process_time()
-
-    def close(self) -> None:
-        pass
-
-
-class Ours(Local):
-    """A loaded session, decoding plainly or with its drafter; in this process, because the model is here already."""
-
-    def __init__(self, session: Session, drafted: bool) -> None:
-        super().__init__()
-        from specdec import kernels
-
-        self.name = DRAFTED if drafted else PLAIN
-        self.details = f"drafter {session.model.drafter.name}" if drafted else f"kernels: {kernels.active()}"
-        self._session, self._drafted = session, drafted
-
-    def run(self, ids: Sequence[int], tokens: int) -> Timing:
-        import torch
-
-        prompt = torch.tensor([list(ids)])  # [1, n]
-        options: dict[str, Any] = {"max_new_tokens": tokens, "eos_token_id": None}
-        return _timed(lambda clock: self._session.run(prompt, self._drafted, streamer=clock, **options), tokens)
-
-
-class Transformers(Local):
+class Transformers:
     """transformers' own model of a .gguf `file`, expanded to `dtype` ("float32" or "bfloat16"), with `generate`.
 
-    Raises ValueError (from transformers) for an architecture whose GGUF it does not read.
+    `lookup`: tokens that its prompt lookup drafts, 0: none. Raises ValueError (from transformers) for an architecture
+    whose GGUF it does not read.
     """
 
-    def __init__(self, file: Path, dtype: str, threads: int, sampling: Sampling) -> None:
-        super().__init__()
+    def __init__(self, file: Path, dtype: str, threads: int, sampling: Sampling, lookup: int = 0) -> None:
         import torch
         import transformers
 
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         torch.set_num_threads(threads)
-        self.name, self._seed = f"transformers {dtype}", sampling.seed
+        self._seed = sampling.seed
         self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=getattr(torch, dtype)
         )
-        self.details = f"transformers {transformers.__version__}, {self._model.config._attn_implementation} attention"
+        attention = self._model.config._attn_implementation
+        drafting = f", prompt lookup of {lookup} tokens" if lookup else ""
+        self.details = f"transformers {transformers.__version__}, {attention} attention{drafting}"
         self._options: dict[str, Any] = {"do_sample": sampling.temperature > 0, "eos_token_id": None}
         names = ("temperature", "top_p", "top_k")
         # None: a model's own sampling settings would be warned about, for greedy decoding does not use them.
         self._options |= {name: getattr(sampling, name) if sampling.temperature > 0 else None for name in names}
+        if lookup:
+            self._options["prompt_lookup_num_tokens"] = lookup
 
     def run(self, ids: Sequence[int], tokens: int) -> Timing:
         import torch
@@ -142,20 +107,22 @@ class Transformers(Local):
         torch.manual_seed(self._seed)
         prompt = torch.tensor([list(ids)])  # [1, n]
         options = self._options | {"max_new_tokens": tokens, "attention_mask": torch.ones_like(prompt)}
-        return _timed(lambda clock: self._model.generate(prompt, streamer=clock, **options), tokens)
+        clock = _Clock()
+        began = time.perf_counter()
+        self._model.generate(prompt, streamer=clock, **options)
+        _check(clock.tokens, tokens)
+        return Timing(tokens, clock.first - began, clock.latest - clock.first)
 
 
-class LlamaCpp(Local):
+class LlamaCpp:
     """llama.cpp's server on a .gguf `file`, inside this process; `context`: positions that it makes room for.
 
     `details` has the instruction sets that the wheel was built for: they decide its speed, and a wheel that must run
-    everywhere leaves out the newest. It keeps a port of its own on the loopback address, which nothing here uses.
+    everywhere leaves out the newest. `speculation`: one of `NGRAM`, with llama.cpp's own settings. It keeps a port of
+    its own on the loopback address, which nothing here uses.
     """
 
-    name = "llama.cpp"
-
-    def __init__(self, file: Path, threads: int, context: int, sampling: Sampling) -> None:
-        super().__init__()
+    def __init__(self, file: Path, threads: int, context: int, sampling: Sampling, speculation: str = "") -> None:
         import xllamacpp
 
         build = [part.split("=")[0].strip() for part in xllamacpp.get_system_info().split("|") if part.endswith("= 1 ")]
@@ -167,6 +134,10 @@ class LlamaCpp(Local):
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         params.cache_prompt, params.cache_ram_mib = False, 0
         params.n_gpu_layers = 0
+        if speculation:
+            kind = f"COMMON_SPECULATIVE_TYPE_{speculation.upper().replace('-', '_')}"
+            params.speculative.types = [getattr(xllamacpp.common_speculative_type, kind)]
+            self.details += f", {speculation}"
         params.port = 0  # any free one
         params.verbosity = -1
         self._server: Any = xllamacpp.Server(params)
@@ -189,7 +160,7 @@ class LlamaCpp(Local):
         if timings["prompt_n"] != len(ids):
             raise ValueError(f"read {timings['prompt_n']} prompt tokens where it was given {len(ids)}")
         rest = timings["predicted_ms"] / 1000
-        return Timing(tokens, seconds - rest, rest)
+        return Timing(tokens, seconds - rest, rest, timings.get("draft_n", 0), timings.get("draft_n_accepted", 0))
 
 
 class _Clock:
@@ -209,14 +180,6 @@ class _Clock:
 
     def end(self) -> None:
         pass
-
-
-def _timed(generate: Callable[[Any], object], tokens: int) -> Timing:
-    clock = _Clock()
-    began = time.perf_counter()
-    generate(clock)
-    _check(clock.tokens, tokens)
-    return Timing(tokens, clock.first - began, clock.latest - clock.first)
 
 
 def _check(emitted: int, tokens: int) -> None:

@@ -1,7 +1,7 @@
 """From measured runs to the figures that are shown. Pure: no model, no clock; `peak_memory` alone asks the system.
 
 Definitions are those of vLLM and Spec-Bench, so that figures can be compared: tokens are token ids, tokens per second
-counts the whole call, prefill included, and the speed-up is drafted over plain on the same prompts.
+counts the whole call, prefill included.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from itertools import pairwise
 from typing import Any
 
 from specdec.stats import PHASES, GenerationStats
+from specdec.telemetry import speculative_decoding
 
 NOISE = 1.25  # by how much two timings of the same work may differ before they are called unreliable
 
 
 @dataclass(frozen=True)
 class Run:
-    """One decoded prompt: the emitted token ids, the seconds that the whole call took, and what the loop counted."""
+    """One decoded prompt: the emitted token ids (none where an engine does not tell), the seconds that the whole call
+    took, and what the loop counted."""
 
     tokens: tuple[int, ...]
     seconds: float
@@ -29,37 +31,7 @@ class Run:
 
     @property
     def tokens_per_second(self) -> float:
-        return len(self.tokens) / self.seconds if self.seconds > 0 else 0.0
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The same prompt decoded plainly and with drafting."""
-
-    name: str
-    task: str
-    plain: Run
-    drafted: Run
-
-    @property
-    def difference(self) -> int | None:
-        """Index of the first emitted token that differs, a missing one included; None when all are equal."""
-        return first_difference(self.plain.tokens, self.drafted.tokens)
-
-    @property
-    def identical(self) -> bool:
-        return self.difference is None
-
-    @property
-    def speedup(self) -> float:
-        plain = self.plain.tokens_per_second
-        return self.drafted.tokens_per_second / plain if plain > 0 else 0.0
-
-    @property
-    def implausible(self) -> bool:
-        """Whether the speed-up exceeds what acceptance can give: a verifying pass costs at least a plain one, so tokens
-        per round are the ceiling. Beyond it, and a margin for noise, something else slowed the plain run down."""
-        return self.speedup > NOISE * self.drafted.stats.mean_acceptance_length
+        return self.stats.emitted / self.seconds if self.seconds > 0 else 0.0
 
 
 def first_difference(plain: Sequence[int], other: Sequence[int]) -> int | None:
@@ -129,13 +101,13 @@ def acceptance_by_position(stats: GenerationStats) -> list[dict[str, float]]:
 def summarise(runs: Sequence[Run]) -> dict[str, Any]:
     """Figures of several runs of one kind, in JSON types; seconds, tokens, shares from 0 to 1."""
     stats = merged(runs)
-    tokens, seconds = sum(len(run.tokens) for run in runs), sum(run.seconds for run in runs)
+    seconds = sum(run.seconds for run in runs)
     tpot = [value for run in runs if (value := time_per_output_token(run.stats.timeline)) is not None]
     return {
-        "tokens": tokens,
+        "tokens": stats.emitted,
         "prompt_tokens": stats.prompt_tokens,
         "seconds": seconds,
-        "tokens_per_second": tokens / seconds if seconds > 0 else 0.0,
+        "tokens_per_second": stats.emitted / seconds if seconds > 0 else 0.0,
         "decode_tokens_per_second": stats.decode_tokens_per_second,
         "ttft": spread(run.stats.ttft for run in runs),
         "itl": spread(latency for run in runs for latency in inter_token_latencies(run.stats.timeline)),
@@ -149,45 +121,16 @@ def summarise(runs: Sequence[Run]) -> dict[str, Any]:
         "draft_lengths": {str(k): n for k, n in sorted(Counter(stats.draft_lengths).items())},
         "draft_sources": stats.draft_sources,
         "phase_seconds": {phase: stats.seconds[phase] for phase in PHASES},
+        "overhead": _overhead(stats),
         "cache_bytes": stats.cache_bytes,
+        "speculative_decoding": speculative_decoding(stats),
     }
 
 
-def compare(pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Plain against drafted. `speedup`: of all tokens over all seconds; `speedup_median`, `_lowest`: per prompt."""
-    plain, drafted = summarise([p.plain for p in pairs]), summarise([p.drafted for p in pairs])
-    ratios = [pair.speedup for pair in pairs]
-    base = plain["tokens_per_second"]
-    return {
-        "prompts": len(pairs),
-        "identical": all(pair.identical for pair in pairs) if pairs else None,
-        "differing": [pair.name for pair in pairs if not pair.identical],
-        "speedup": drafted["tokens_per_second"] / base if base > 0 else 0.0,
-        "speedup_median": statistics.median(ratios) if ratios else 0.0,
-        "speedup_lowest": min(ratios, default=0.0),
-        "implausible": [pair.name for pair in pairs if pair.implausible],
-        "plain": plain,
-        "drafted": drafted,
-        "per_prompt": [describe(pair) for pair in pairs],
-    }
-
-
-def describe(pair: Pair) -> dict[str, Any]:
-    """One prompt's figures, in JSON types."""
-    stats = pair.drafted.stats
-    return {
-        "name": pair.name,
-        "task": pair.task,
-        "prompt_tokens": stats.prompt_tokens,
-        "tokens": len(pair.plain.tokens),
-        "plain_seconds": pair.plain.seconds,
-        "drafted_seconds": pair.drafted.seconds,
-        "speedup": pair.speedup,
-        "mean_acceptance_length": stats.mean_acceptance_length,
-        "acceptance_rate": stats.acceptance_rate,
-        "identical": pair.identical,
-        "first_difference": pair.difference,
-    }
+def _overhead(stats: GenerationStats) -> float:
+    """The share of the rounds' time that is neither drafting nor verifying."""
+    rounds = sum(stats.seconds[phase] for phase in ("draft", "verify", "other"))
+    return stats.seconds["other"] / rounds if rounds > 0 else 0.0
 
 
 def peak_memory(device: str = "cpu") -> dict[str, int | None]:

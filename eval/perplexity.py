@@ -1,10 +1,11 @@
-"""`python -m eval.perplexity`: what 8-bit activations (and quantised weights) cost in the quality of predictions.
+"""`python -m eval.perplexity`: what 8-bit activations, quantised weights and rounded caches cost in predictions.
 
 What: perplexity over real English, of the model as it is loaded, and of the same checkpoint as transformers runs it in
 float32 with its weights expanded. For a GGUF file both have the same weights, so that the difference is our arithmetic
-alone; with `--quantize` on a float checkpoint it includes the quantisation. Windows do not overlap: every token but
-the first of a window is scored once. Why beside exactness: that check compares drafted text with plain text, and
-would not notice if both were equally bad. Left out: ranking models, for which the text is too small and too odd.
+alone; with `--quantize` on a float checkpoint it includes the quantisation, and with `--kv-dtype` what a rounded cache
+does. Windows do not overlap: every token but the first of a window is scored once. Why beside exactness: that check
+compares drafted text with plain text, and would not notice if both were equally bad. Left out: ranking models, for
+which the text is too small and too odd.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from transformers import AutoModelForCausalLM
 
 import specdec
 from eval import cli
-from eval.cli import DIFFERS, INTERRUPTED, Settings
+from eval.cli import DIFFERS, INTERRUPTED
 from eval.english import manual_prose
 from eval.provenance import provenance
 from eval.session import Session, open_session
@@ -188,8 +189,7 @@ def perplexity(arguments: argparse.Namespace) -> int:
     """
     cli.check_writable(arguments.json)
     text = _read(arguments.text) if arguments.text else manual_prose()
-    options = {name: getattr(arguments, name) for name in ("model", "dtype", "quantize", "device", "threads")}
-    session = open_session(Settings(**options, drafter="none"))
+    session = open_session(replace(cli.settings_from(arguments), drafter="none"))
     ids, first = text_ids(session, text)
     if arguments.context > session.context:
         raise ValueError(f"--context {arguments.context} exceeds the model's {session.context}: ask for less")

@@ -67,6 +67,12 @@ def foreign_prompts() -> list[Prompt]:
     return [parse_object(line, "") for line in _lines("foreign.jsonl")]
 
 
+def suite_prompts() -> list[Prompt]:
+    """128 prompts, 16 each of the six tasks of Spec-Bench (conversations of two turns, translation, summarisation,
+    question answering, mathematical reasoning, answers from retrieved passages), of code editing and of JSON."""
+    return [parse_object(line, "") for line in _lines("suite.jsonl")]
+
+
 def long_prompts() -> list[Prompt]:
     """Eight prompts of several passages each, with a task that draws on them."""
     passages, tasks = _lines("passages.jsonl"), _lines("long_tasks.jsonl")

@@ -25,7 +25,7 @@ PATIENCE = 5.0  # seconds that a child has to end by itself
 
 
 class Remote:
-    """`make(*arguments)` as an engine called `name`, in a new process; both must be picklable.
+    """`make(*arguments)` as an engine called `name`, in a new process, whose id is `process`; both must be picklable.
 
     Raises ValueError, here and from `run`: what the engine raised, or that its process has ended.
     """
@@ -51,9 +51,11 @@ class Remote:
         return timing
 
     def cpu_seconds(self) -> float:
+        """CPU time that its process has used so far."""
         return float(self._ask(None))
 
     def close(self) -> None:
+        """Free what it holds; it is not used again."""
         self._child.terminate()
         self._child.join(PATIENCE)
         if self._child.is_alive():

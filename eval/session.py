@@ -15,10 +15,15 @@ from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 import specdec
-from eval.cli import Settings
+from eval.cli import Settings, check_writable
 from eval.metrics import Run
 from eval.prompts import Message
+from specdec.atomic import replacing
+from specdec.control import Costs
 from specdec.drafting import Drafter
+from specdec.plan import parse_bytes, resident_bytes
+from specdec.stats import GenerationStats
+from specdec.telemetry import prometheus
 
 
 class Session:
@@ -28,6 +33,7 @@ class Session:
         self, model: specdec.SpecdecForCausalLM, tokenizer: PreTrainedTokenizerBase, settings: Settings
     ) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.counts = GenerationStats()  # of all runs so far, for Prometheus
 
     @property
     def context(self) -> int:
@@ -91,7 +97,21 @@ class Session:
         )
         seconds = time.perf_counter() - began
         assert isinstance(output, Tensor)
+        if self.settings.prometheus is not None:
+            self.counts.merge(self.model.last_stats)
+            with replacing(self.settings.prometheus) as temporary:
+                temporary.write_text(prometheus(self.counts, self.settings.model), encoding="utf-8")
         return Run(tuple(output[0, ids.shape[1] :].tolist()), seconds, self.model.last_stats)
+
+    def costs(self) -> Costs | None:
+        """V(T) and d as they are now, where they were measured."""
+        lengths = self.model.lengths
+        return None if lengths.threads is None else lengths.costs
+
+    def memory(self) -> tuple[int | None, int | None]:
+        """Bytes that this process takes now (None where that is not known), and the budget, where there is one."""
+        budget = self.settings.memory_budget
+        return resident_bytes(), None if budget is None else parse_bytes(budget)
 
     def generation_options(self) -> dict[str, Any]:
         """The settings as keyword arguments of `generate`."""
@@ -110,6 +130,7 @@ class Session:
 
 def open_session(settings: Settings) -> Session:
     """Load what `settings` name. Raises ValueError: see `specdec.load`."""
+    check_writable(settings.prometheus, "--prometheus")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     model = specdec.load(

@@ -1,39 +1,22 @@
-"""Engines that compute nothing: for tests of turns, figures and child processes. Light, for children import it."""
+"""Engines that compute nothing, for tests of child processes. Light, for children import it."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from eval.engines import Timing
 
 
 class FakeEngine:
-    """Takes `first` seconds to the first token and `each` for every other one, on paper; `runs` notes the requests."""
+    """Takes half a second to the first token and `each` for every other one, on paper."""
 
-    def __init__(
-        self, name: str, first: float = 0.5, each: float = 0.1, process: int = 0, log: list[str] | None = None
-    ) -> None:
-        self.name, self.details, self.process = name, f"details of {name}", process
-        self.first, self.each = first, each
-        self.log: list[str] = [] if log is None else log
-        self.runs: list[tuple[tuple[int, ...], int]] = []
-        self.before: Callable[[], None] = lambda: None
-        self.cpu = 0.0
-        self.closed = False
+    def __init__(self, name: str, each: float = 0.1) -> None:
+        self.details, self.each = f"details of {name}", each
 
     def run(self, ids: Sequence[int], tokens: int) -> Timing:
-        self.before()
-        self.log.append(self.name)
-        self.runs.append((tuple(ids), tokens))
-        return Timing(tokens, self.first, self.each * (tokens - 1))
-
-    def cpu_seconds(self) -> float:
-        return self.cpu
-
-    def close(self) -> None:
-        self.closed = True
+        return Timing(tokens, 0.5, self.each * (tokens - 1))
 
 
 def working(each: float) -> FakeEngine:

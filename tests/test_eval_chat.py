@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import pytest
 from rich.console import Console
 
 import run
-from eval.chat import Chat
+from eval.chat import Chat, LiveAnswer, Noted
 from eval.cli import Settings
 from eval.metrics import Run
 from eval.session import Session, open_session
+from specdec import Round
 from tests.tiny_folder import make_folder, threads_restored
 
 
@@ -29,6 +32,14 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
 def chat(session: Session) -> Chat:
     session.settings = Settings(model=session.settings.model, device="cpu", threads=1, max_new_tokens=8)
     return Chat(session, Console(file=io.StringIO(), width=80))
+
+
+@pytest.fixture
+def terminal(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> Chat:
+    """A chat with the dashboard on a terminal of 80 by 24."""
+    monkeypatch.setenv("TERM", "xterm")
+    console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True)
+    return Chat(chat.session, console, dashboard=True)
 
 
 def said(chat: Chat) -> str:
@@ -198,3 +209,106 @@ def test_a_conversation_is_saved_and_goes_on(chat: Chat, tmp_path: Path) -> None
     chat.line(f"/load {file}")
     assert "who said what" in said(chat).replace("\n", " ")
     assert len(chat.messages) == 4
+
+
+def test_the_dashboard_follows_answers_as_lines_where_no_terminal_is(
+    session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("aaaa aaaa\n/dashboard off\nhello\n"))
+    arguments = ["--model", session.settings.model, "--device", "cpu", "--threads", "1", "--max-new-tokens", "5"]
+    assert run.main(["chat", "--dashboard", *arguments]) == 0
+    output = capsys.readouterr().out
+    lines = output.splitlines()
+    assert "\x1b" not in output and output.count("tokens/s: ") == 1
+    first = next(i for i, line in enumerate(lines) if line.startswith("tokens/s: "))
+    assert "5 tokens in" in lines[first - 1]
+    assert [line.partition(":")[0] for line in lines[first : first + 7]] == [
+        "tokens/s",
+        "tokens per round",
+        "accepted by position",
+        "a round",
+        "V(1) to V(9)",
+        "rounds by draft length",
+        "memory",
+    ]
+
+
+def test_the_dashboard_is_drawn_while_an_answer_comes_which_stays_as_text(
+    terminal: Chat, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal.session.settings = replace(terminal.session.settings, max_new_tokens=80, memory_budget="9GB")
+    for line in ("/reset", "aaaa aaaa aaaa", "/draft off", "again"):
+        assert terminal.line(line)
+    assert capsys.readouterr().out == ""
+    live, _, kept = said(terminal).rpartition("\x1b[2K")
+    answer = terminal.messages[-1]["content"]
+    assert "overall" in live
+    kept = kept.removeprefix("\x1b[?25h")  # the cursor
+    assert kept.startswith(terminal.session.text(terminal.runs[-1].tokens)) and kept.count(answer) == 1
+    assert kept.index("80 tokens in") < kept.index("overall") and "of 9.00 GB" in kept
+    counted = terminal.dashboard.figures().stats
+    assert counted.rounds == sum(one.stats.rounds for one in terminal.runs) > 79
+    assert counted.draft_sources == terminal.runs[0].stats.draft_sources
+    assert counted.decode_tokens_per_second > 0
+    terminal.line("/reset")
+    assert terminal.dashboard.figures().stats.rounds == 0
+
+
+def test_ctrl_c_leaves_the_terminal_usable(terminal: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    from specdec.model.decoder import Decoder
+
+    honest, passes, stdout = Decoder.forward_many, [], sys.stdout
+
+    def interrupted(self: Decoder, *arguments: Any) -> Any:
+        passes.append(1)
+        if len(passes) == 5:
+            raise KeyboardInterrupt
+        return honest(self, *arguments)
+
+    monkeypatch.setattr(Decoder, "forward_many", interrupted)
+    assert terminal.line("two")
+    monkeypatch.undo()
+    part = terminal.messages[-1]["content"]
+    kept = said(terminal).rpartition("\x1b[2K")[2]
+    assert 0 < len(part) < 8
+    assert kept.index(part) < kept.index("(stopped)") < kept.index("overall")
+    assert said(terminal).rfind("\x1b[?25h") > said(terminal).rfind("\x1b[?25l"), "the cursor is back"
+    assert sys.stdout is stdout
+    assert terminal.line("three") and len(terminal.messages) == 4
+
+
+def test_errors_come_without_a_dashboard(terminal: Chat) -> None:
+    terminal.line("x" * 9000)
+    assert "the model's context is 8192" in said(terminal) and "overall" not in said(terminal)
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 50), (80, 24), (60, 19), (80, 18), (40, 24), (80, 6), (80, 2)])
+def test_no_frame_is_higher_than_the_terminal(session: Session, width: int, height: int) -> None:
+    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, _environ={"TERM": "xterm"})
+    one = Chat(session, console, dashboard=True)
+    answer = Noted(session)
+    heights = set()
+    for text in ("", "a word", "many words " * 40, "many words " * 400, "lines\n" * 50):
+        answer.text = text
+        heights.add(len(console.render_lines(LiveAnswer(console, one.dashboard, answer).draw())))
+        one.dashboard.heard(Round(("mtp",) * 4, 2, 3, 0.01, 0.02, 0.003))
+    assert len(heights) == 1 and heights.pop() < height
+    one.line("hello")
+    assert "tokens in" in said(one) and "..." not in said(one)
+
+
+def test_a_dumb_terminal_gets_lines(session: Session) -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, _environ={"TERM": "dumb"})
+    dumb = Chat(session, console, dashboard=True)
+    dumb.line("hello")
+    assert "tokens/s: " in said(dumb) and "\x1b[2K" not in said(dumb)
+
+
+def test_the_dashboard_is_switched(chat: Chat) -> None:
+    chat.line("hello")
+    for line in ("/dashboard", "/dashboard on", "again", "/dashboard off", "third", "/dashboard up"):
+        assert chat.line(line)
+    assert said(chat).count("tokens/s: ") == 1
+    assert "dashboard: on" in said(chat) and said(chat).count("dashboard: off") == 2
+    assert "/dashboard: say on or off, not 'up'" in said(chat)
+    assert chat.dashboard.figures().stats.rounds == sum(one.stats.rounds for one in chat.runs), "also while it was off"

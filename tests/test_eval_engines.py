@@ -1,88 +1,24 @@
-"""The engines of `bench --against`: ours on a tiny model, child processes with fakes, then the real other ones."""
+"""Other engines: child processes with fakes, then the real ones."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 import specdec
-from eval import against as module
-from eval.against import check_possible, open_engines, sampling_of
-from eval.cli import Settings
-from eval.engines import DRAFTED, PLAIN, LlamaCpp, Ours, Sampling, Timing, Transformers, check_packages
+from eval.engines import NGRAM, LlamaCpp, Sampling, Timing, Transformers, check_packages
 from eval.remote import Remote
-from eval.session import Session, open_session
-from tests.fake_engine import Dying, FakeEngine, Refusing, Stubborn, broken, working
+from tests.fake_engine import Dying, Refusing, Stubborn, broken, working
 
 
-@pytest.fixture(scope="module")
-def session(folder: Path) -> Session:
-    return open_session(Settings(model=str(folder), device="cpu", threads=1, max_new_tokens=6, draft_length=3))
-
-
-def test_ours_goes_on_past_eos_and_drafting_is_on_where_it_says_so(
-    session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    eos = session.run(torch.tensor([[5, 6, 7] * 9]), max_new_tokens=30, eos_token_id=None).tokens[3]
-    monkeypatch.setattr(session.model.generation_config, "eos_token_id", eos)
-    assert len(session.run(torch.tensor([[5, 6, 7] * 9]), max_new_tokens=30).tokens) <= 4
-    for engine in (Ours(session, drafted=False), Ours(session, drafted=True)):
-        timing = engine.run([5, 6, 7] * 9, 30)
-        assert timing.tokens == session.model.last_stats.emitted == 30
-        assert timing.first > 0 and timing.rest > 0
-        assert (session.model.last_stats.drafted > 0) == (engine.name == DRAFTED)
-    assert engine.run([5, 6, 7] * 9, 1).rest == 0
-
-
-def test_sampling_is_spelled_out(session: Session, folder: Path) -> None:
-    assert sampling_of(session) == Sampling(0.0, 1.0, 50, 0)
-    asked = Settings(model=str(folder), temperature=0.8, top_p=0.9, top_k=0, seed=4)
-    assert sampling_of(Session(session.model, session.tokenizer, asked)) == Sampling(0.8, 0.9, 0, 4)
-
-
-def test_engines_are_opened_by_name_and_closed(session: Session, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[FakeEngine] = []
-
-    def remote(name: str, *how: Any) -> FakeEngine:
-        if len(opened) == 3:
-            raise ValueError(f"{name}: cannot")
-        opened.append(FakeEngine(f"{name} {how[2:]}"))
-        return opened[-1]
-
-    monkeypatch.setattr(module, "Remote", remote)
-    with open_engines(session, ["transformers", "llama.cpp"], 700, Console(quiet=True)) as engines:
-        assert [engine.name for engine in engines[:2]] == [PLAIN, DRAFTED]
-        assert [engine.name for engine in engines[2:]] == [
-            f"transformers float32 ('float32', 1, {Sampling()})",
-            f"transformers bfloat16 ('bfloat16', 1, {Sampling()})",
-            f"llama.cpp (1, 700, {Sampling()})",
-        ]
-        assert not any(engine.closed for engine in opened)
-    assert all(engine.closed for engine in opened)
-    opened = opened[2:]
-    with (
-        pytest.raises(ValueError, match=r"llama\.cpp: cannot"),
-        open_engines(session, ["transformers", "llama.cpp"], 700, Console(quiet=True)),
-    ):
-        pass
-    assert all(engine.closed for engine in opened)
-
-
-def test_what_cannot_be_compared_is_said_before_anything_loads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings(model=str(folder), device="cpu")
-    with pytest.raises(ValueError, match=r"is none: name such a file"):
-        check_possible([], settings)
-    with pytest.raises(ValueError, match="--max-new-tokens 2 or more"):
-        check_possible([], Settings(model=str(folder), max_new_tokens=1))
+def test_missing_packages_are_named_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eval.engines.util.find_spec", lambda name: None if name == "xllamacpp" else name)
     check_packages(["transformers"])
     with pytest.raises(ValueError, match=r"xllamacpp: pip install -c constraints.txt -e '.\[bench\]'"):
-        check_possible(["transformers", "llama.cpp"], settings)
+        check_packages(["transformers", "llama.cpp"])
 
 
 def test_a_child_answers_until_it_is_closed_and_ends_quietly(capfd: pytest.CaptureFixture[str]) -> None:
@@ -134,6 +70,29 @@ def test_transformers_decodes_what_it_is_asked_for() -> None:
         assert engine.run(range(5, 30), 1).rest == 0
     finally:
         engine.close()
+
+
+@pytest.mark.model
+def test_transformers_prompt_lookup_decodes_as_many_tokens() -> None:
+    engine = real("lookup", Transformers, "float32", torch.get_num_threads(), Sampling(), 10)
+    try:
+        assert "prompt lookup of 10 tokens" in engine.details
+        assert engine.run([*range(5, 30)] * 2, 12).tokens == 12
+    finally:
+        engine.close()
+
+
+@pytest.mark.model
+def test_every_kind_of_llama_cpps_speculation_runs_and_is_named() -> None:
+    pytest.importorskip("xllamacpp")
+    for kind in NGRAM:
+        engine = real(kind, LlamaCpp, torch.get_num_threads(), 256, Sampling(), kind)
+        try:
+            assert engine.details.endswith(f", {kind}")
+            timing = engine.run([*range(5, 30)] * 3, 12)
+            assert timing.tokens == 12 and 0 <= timing.accepted <= timing.drafted
+        finally:
+            engine.close()
 
 
 @pytest.mark.model

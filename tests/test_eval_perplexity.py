@@ -63,6 +63,17 @@ def test_our_own_reference_agrees_with_transformers(
     assert last_line(capsys)["reference_perplexity"] == pytest.approx(theirs, rel=1e-4)
 
 
+def test_a_rounded_cache_is_measured_too(folder: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {}
+    for kept in ("float32", "int8"):
+        assert measure(folder, text, "--kv-dtype", kept) == 0
+        record = last_line(capsys)
+        assert record["arguments"]["kv_dtype"] == kept
+        found[kept] = record["perplexity"]
+    assert found["int8"] != found["float32"]
+    assert found["int8"] == pytest.approx(found["float32"], rel=0.02)
+
+
 def test_a_difference_that_is_not_allowed_fails(folder: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert measure(folder, text, "--quantize", "int4", "--within", "0.0001") == 1
     record = last_line(capsys)
