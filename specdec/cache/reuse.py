@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from specdec.cache.kv_cache import KVCache, Mark
+from specdec.heap import hand_back
 
 TAIL = 64  # positions that a text which goes on may drop of its conversation; with more to lose, it gets a copy
 MARKS = 3  # per conversation: a ring's worth of memory each
@@ -136,6 +137,7 @@ class Conversations:
     def forget(self) -> None:
         """Give all memory back."""
         self.kept.clear()
+        hand_back()
 
     def _best(self, prompt: Tensor) -> _Found:
         best = _Found()
@@ -165,6 +167,7 @@ class Conversations:
 
         Marks go before conversations: without them a conversation still goes on.
         """
+        kept = len(self.kept)
         whole = self._bytes_for is not None
         playing = sum(c.nbytes if whole else c.marked for c in self._playing)
         while self.kept and playing + self.nbytes + more > self.limit:
@@ -173,6 +176,8 @@ class Conversations:
                 marked.marks.pop(0)
             else:
                 self.kept.pop(0)
+        if len(self.kept) < kept:
+            hand_back()
         return playing + more <= self.limit
 
 

@@ -1,0 +1,17 @@
+"""Memory that was freed goes back to the system, where the allocator would have kept it for later."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+
+def hand_back() -> None:
+    """Return the free pages of malloc's heap. Caches grow through many sizes, and what they leave fits no later one:
+    after two hundred conversations glibc held a twentieth more than a budget allowed. Nothing where libc has no such
+    call: other allocators return pages by themselves.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
