@@ -214,6 +214,7 @@ def _costs(modes: Sequence[Mode]) -> dict[str, dict[str, float]] | None:
             return {
                 "pass_seconds": {str(rows): seconds for rows, seconds in costs.passes.items()},
                 "draft_seconds": dict(costs.steps),
+                "draft_start_seconds": dict(costs.starts),
             }
     return None
 

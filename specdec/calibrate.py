@@ -52,18 +52,27 @@ def measured(backbone: Decoder, drafter: Drafter, most: int, seconds: float = SE
     short = verify(1)
     rows = range(1, most + 1) if short * 2 * most < seconds else [n for n in FEW if n <= most]
     passes: dict[int, list[float]] = {n: [] for n in rows}
-    steps: dict[str, list[float]] = {}
+    longest = min(DRAFT, drafter.max_draft)
+    drafts: dict[str, dict[int, list[float]]] = {}  # by source and tokens
     for sweep in range(SWEEPS):
         for n in passes if sweep % 2 == 0 else reversed(passes):
             passes[n].append(verify(n))
-        before = time.perf_counter()
-        draft = drafter.propose(text, hidden[-1], min(DRAFT, drafter.max_draft))
-        if draft.tokens:
-            steps.setdefault(draft.sources[0], []).append((time.perf_counter() - before) / len(draft.tokens))
+        for k in {1, longest}:
+            before = time.perf_counter()
+            made = drafter.propose(text, hidden[-1], k)
+            if made.tokens:
+                times = drafts.setdefault(made.sources[0], {}).setdefault(len(made.tokens), [])
+                times.append(time.perf_counter() - before)
         spent = time.perf_counter() - began
         if spent + spent / (sweep + 1) > seconds:
             break
     found = {n: min(times) for n, times in passes.items()}  # what disturbs only adds
     for n, fewer in zip(list(found)[1:], list(found), strict=False):  # more rows never take less: what does is noise
         found[n] = max(found[n], found[fewer])
-    return Costs(found, {source: min(times) for source, times in steps.items()})
+    costs = Costs(found)
+    for source, by_length in drafts.items():
+        best = {k: min(times) for k, times in by_length.items()}
+        few, many = min(best), max(best)
+        step = max(0.0, best[many] - best[few]) / (many - few) if many > few else best[few] / few
+        costs.steps[source], costs.starts[source] = step, max(0.0, best[few] - few * step)
+    return costs

@@ -1,8 +1,8 @@
 """Draft length: who drafts next, and how many tokens, none included.
 
 `AdaptiveLength` weighs what a draft costs against what it wins. With a_i the probability that a source's draft i is
-accepted given that the ones before it were, r_k = a_1...a_k, S_k = r_1 + ... + r_k and T(k) = V(k + 1) + k d, it picks
-the source and the k that maximise (1 + S_k) / T(k): expected tokens a second. V and d are measured at load
+accepted given that the ones before it were, r_k = a_1...a_k, S_k = r_1 + ... + r_k and T(k) = V(k + 1) + c + k d, it
+picks the source and the k that maximise (1 + S_k) / T(k): expected tokens a second. V, c and d are measured at load
 (`specdec.calibrate`) and corrected while it runs; every source has an acceptance record of its own, which outlives the
 request. Lengths never change a token, only when it comes.
 
@@ -59,10 +59,16 @@ class FixedLength:
 
 @dataclass
 class Costs:
-    """Seconds: V(rows) of a pass, for two numbers of rows or more; d of a drafted token, by source."""
+    """Seconds: V(rows) of a pass, for two numbers of rows or more; by source d of a drafted token, and c, what a draft
+    costs besides."""
 
     passes: dict[int, float] = field(default_factory=lambda: {1: 1.0, 2: 1.0 + COST_PER_ROW})
     steps: dict[str, float] = field(default_factory=dict)
+    starts: dict[str, float] = field(default_factory=dict)
+
+    def of_draft(self, source: str, tokens: int) -> float:
+        """c + tokens * d; 0 for a source that nobody has measured."""
+        return self.starts.get(source, 0.0) + tokens * self.steps.get(source, 0.0) if tokens else 0.0
 
     def of_pass(self, rows: int) -> float:
         """V(rows): as measured, on a line between the nearest that were, or beyond the last two."""
@@ -113,12 +119,14 @@ class AdaptiveLength:
     def calibrate(self, costs: Costs) -> None:
         """Costs as they are now; what is known of acceptance stays."""
         table = {rows: costs.of_pass(rows) for rows in range(1, self.longest + 2)}
-        self._costs, self._pace = Costs(table, self._costs.steps | costs.steps), 1.0
+        steps, starts = self._costs.steps | costs.steps, self._costs.starts | costs.starts
+        self._costs, self._pace = Costs(table, steps, starts), 1.0
 
     @property
     def costs(self) -> Costs:
         """What a pass and a drafted token cost now, in seconds."""
-        return Costs({rows: self._pass(rows) for rows in self._costs.passes}, dict(self._costs.steps))
+        table = {rows: self._pass(rows) for rows in self._costs.passes}
+        return Costs(table, dict(self._costs.steps), dict(self._costs.starts))
 
     def choose(self, limits: Mapping[str, int]) -> tuple[str, int]:
         best, best_rate = (next(iter(limits)), 0), 1 / self._pass(1)
@@ -143,10 +151,10 @@ class AdaptiveLength:
             reach *= a
             expected += reach
         more, rows = 0, len(sources) + 1
-        seconds = self._pass(rows) + self._drafting(sources)
+        seconds = self._pass(rows) + self._costs.of_draft(sources[0], len(sources))
         for a in self._record(source).acceptance[: max(0, min(limit, self.longest - len(sources)))]:
             reach *= a
-            dearer = self._pass(rows + 1) - self._pass(rows) + self._step(source)
+            dearer = self._pass(rows + 1) - self._pass(rows) + self._costs.steps.get(source, 0.0)
             if reach * seconds <= dearer * expected:
                 break
             more, rows, seconds, expected = more + 1, rows + 1, seconds + dearer, expected + reach
@@ -157,7 +165,7 @@ class AdaptiveLength:
         if not sources:
             return
         first, own = sources[0], sum(source == sources[0] for source in sources)
-        self._costs.steps[first] = _blend(self._costs.steps.get(first), draft_seconds / own, PACE)
+        self._correct_draft(first, own, draft_seconds)
         for i, (source, at) in enumerate(
             _places(sources[: min(accepted + 1, self.longest)])
         ):  # those that were reached
@@ -172,7 +180,7 @@ class AdaptiveLength:
         for k, a in enumerate(self._record(source).acceptance[:limit], start=1):
             reach *= a
             expected += reach
-            rate = expected / (self._pass(k + 1) + k * self._step(source))
+            rate = expected / (self._pass(k + 1) + self._costs.of_draft(source, k))
             if rate > best_rate:
                 best, best_rate = k, rate
         return best, best_rate
@@ -185,14 +193,18 @@ class AdaptiveLength:
     def _chances(self, sources: Sequence[str]) -> list[float]:
         return [self._record(source).acceptance[at] for source, at in _places(sources[: self.longest])]
 
-    def _drafting(self, sources: Sequence[str]) -> float:
-        return sum(map(self._step, sources))
-
     def _pass(self, rows: int) -> float:
         return (self._pace or 1.0) * self._costs.of_pass(rows)
 
-    def _step(self, source: str) -> float:
-        return self._costs.steps.get(source, 0.0)
+    def _correct_draft(self, source: str, tokens: int, seconds: float) -> None:
+        """A draft took so long: c and d keep their ratio, which one length after the other could not tell."""
+        steps, starts = self._costs.steps, self._costs.starts
+        if (expected := self._costs.of_draft(source, tokens)) <= 0:
+            steps[source] = seconds / tokens
+            return
+        factor = _blend(1.0, seconds / expected, PACE)
+        steps[source] = factor * steps.get(source, 0.0)
+        starts[source] = factor * starts.get(source, 0.0)
 
     def _correct(self, rows: int, seconds: float) -> None:
         """A pass over `rows` rows took so long: mostly the machine's pace, and a little this number of rows."""
@@ -214,8 +226,6 @@ def _places(sources: Sequence[str]) -> list[tuple[str, int]]:
     return places
 
 
-def _blend(average: float | None, newest: float, weight: float) -> float:
+def _blend(average: float, newest: float, weight: float) -> float:
     """An average that moves on; a figure twice or half of it counts as that: the machine was doing something else."""
-    if average is None or average <= 0:
-        return newest
     return average + weight * (min(max(newest, average / 2), average * 2) - average)

@@ -80,13 +80,12 @@ class SuffixDrafter:
     (at most `candidates` of them) the longest match wins, then the latest.
     """
 
-    name = "suffix"
     max_draft = 16
 
-    def __init__(self, min_match: int = 2, max_match: int = 24, candidates: int = 16) -> None:
+    def __init__(self, min_match: int = 2, max_match: int = 24, candidates: int = 16, name: str = "suffix") -> None:
         if not 1 <= min_match <= max_match:
             raise ValueError(f"need 1 <= min_match <= max_match, got {min_match} and {max_match}")
-        self.min_match, self.max_match, self.candidates = min_match, max_match, candidates
+        self.name, self.min_match, self.max_match, self.candidates = name, min_match, max_match, candidates
         self._ends: dict[tuple[int, ...], list[int]] = {}
         self._indexed = 0
 
@@ -136,21 +135,23 @@ class SuffixDrafter:
 
 
 class Joined:
-    """Suffix matches of `MATCH` tokens or more, and `other`, which compete for every round; a draft of `other` goes on
-    with a suffix match where there is one.
+    """Suffix matches and `other`, which compete for every round; a draft of `other` goes on with a suffix match of
+    `LONG` tokens or more where it leads to one.
 
-    A long match is right more often and costs nothing; the draft length keeps a record of each, and picks who drafts.
+    A long match is right more often than most drafters, a short one (`SHORT` tokens or more) less often, and both cost
+    next to nothing: the draft length keeps a record of each of the three, and picks who drafts.
     """
 
-    MATCH = 4
+    LONG, SHORT = 4, 2
 
     def __init__(self, other: Drafter) -> None:
         self.take(other)
 
     def take(self, other: Drafter) -> None:
-        """`other` from now on; one that never proposes leaves shorter matches to the suffix drafter too."""
-        alone = other.max_draft == 0
-        self.suffix, self.other = SuffixDrafter() if alone else SuffixDrafter(min_match=self.MATCH), other
+        """`other` from now on; where it never proposes, matches are all of one kind."""
+        self.other, alone = other, other.max_draft == 0
+        self.suffix = SuffixDrafter(self.SHORT if alone else self.LONG)
+        self.short = SuffixDrafter(self.SHORT, name="suffix-short")
         self.name = self.suffix.name if alone else f"{self.suffix.name}+{other.name}"
         self.max_draft = max(self.suffix.max_draft, other.max_draft)
 
@@ -159,11 +160,14 @@ class Joined:
 
     def start(self, cache: KVCache) -> None:
         self.suffix.start(cache)
+        self.short.start(cache)
         self.other.start(cache)
 
     def proposers(self, tokens: Sequence[int]) -> tuple[Drafter, ...]:
         """Who may draft after `tokens`, the preferred one first."""
-        return (self.suffix, self.other) if self.suffix.matches(tokens) else (self.other,)
+        if self.suffix.matches(tokens):
+            return self.suffix, self.other
+        return (self.other, self.short) if self.short.matches(tokens) else (self.other,)
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
         return self.proposers(tokens)[0].propose(tokens, hidden, k)

@@ -94,8 +94,10 @@ def joined(*tokens: int) -> Joined:
 
 
 def test_long_matches_compete_and_the_other_drafter_is_asked_elsewhere() -> None:
-    both, text = joined(7, 7, 7, 7), [3, 4, 5, 6, 8, 9, 3, 4, 5]
-    assert [d.name for d in both.proposers(text)] == ["scripted"], "three tokens are too short a match"
+    both, text = joined(7, 7, 7, 7), [3, 4, 5, 6, 8, 9, 3]
+    assert [d.name for d in both.proposers(text)] == ["scripted"]
+    text += [4, 5]
+    assert [d.name for d in both.proposers(text)] == ["scripted", "suffix-short"], "the other one is the preferred"
     assert both.propose(text, HIDDEN, 2) == Draft.by("scripted", (7, 7))
     text.append(6)
     assert [d.name for d in both.proposers(text)] == ["suffix", "scripted"]
@@ -120,12 +122,12 @@ def test_who_does_better_drafts() -> None:
 
 def test_a_draft_goes_on_where_it_leads_into_earlier_text() -> None:
     text = [1, 2, 3, 4, 5, 6, 7, 8, 9, 2, 3]  # then 4 5: four tokens that were there, and 6 7 8 came next
-    both, lengths = joined(4, 5), AdaptiveLength(Costs({1: 1.0, 2: 1.1}, {"scripted": 0.5}))
-    lengths.observe(["scripted", "scripted"], 2, 1.0, 1.2)
+    both, lengths = joined(4, 5), AdaptiveLength(Costs({1: 1.0, 2: 1.1}, {"scripted": 0.01}))
+    lengths.observe(["scripted", "scripted"], 2, 0.02, 1.2)
     draft = drafted(both, FixedLength(2), text, HIDDEN, 8)
     assert draft == Draft.by("scripted", (4, 5)), "a fixed length is that length"
     for _ in range(40):
-        lengths.observe(["scripted"] * 2 + ["suffix"] * 3, 5, 1.0, 1.5)
+        lengths.observe(["scripted"] * 2 + ["suffix"] * 3, 5, 0.02, 1.5)
     draft = drafted(both, lengths, text, HIDDEN, 8)
     added = len(draft.tokens) - 2
     assert added >= 3 and draft.tokens == (4, 5, 6, 7, 8, 9, 2, 3)[: 2 + added]
@@ -133,5 +135,5 @@ def test_a_draft_goes_on_where_it_leads_into_earlier_text() -> None:
     assert len(drafted(both, lengths, text, HIDDEN, 4).tokens) == 4, "no draft outruns its room"
     assert joined(4, 5).suffix.continuing(text, Draft.by("scripted", (4, 6)), 4).tokens == ()
     for _ in range(90):
-        lengths.observe(["scripted"] * 2 + ["suffix"] * 3, 2, 1.0, 1.5)
+        lengths.observe(["scripted"] * 2 + ["suffix"] * 3, 2, 0.02, 1.5)
     assert "suffix" not in drafted(both, lengths, text, HIDDEN, 8).sources
