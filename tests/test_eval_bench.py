@@ -214,7 +214,7 @@ def test_every_prefill_reads_another_stretch_of_the_text(tiny: Session, monkeypa
     assert {len(ids) for ids in stretches()} == {100 - WARM_UP_TOKENS}
 
 
-def test_cpu_time_of_waiting_processes_is_counted_and_told(tiny: Session) -> None:
+def test_cpu_time_of_waiting_processes_is_counted_and_told(tiny: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[tuple[str, int]] = []
     busy, other = FakeMode("busy", 1, log), FakeMode("other", 2, log)
 
@@ -224,7 +224,7 @@ def test_cpu_time_of_waiting_processes_is_counted_and_told(tiny: Session) -> Non
     other.before = spin  # busy burns a second whenever the other is timed
     busy.before = lambda: setattr(busy, "cpu", busy.cpu + 5.0)  # its own work is not a disturbance
     plain = Ours(tiny, "plain", 0)
-    plain.cpu_seconds = lambda: 0.0  # type: ignore[method-assign]
+    monkeypatch.setattr(plain, "cpu_seconds", lambda: 0.0)
     found = Bench(tiny, PROMPTS[:1], [plain, busy, other])
     assert len(list(found.turns(PlainView(Console(file=io.StringIO()), "", 1, 1)))) == 2
     assert found.disturbed == pytest.approx(2.0) and found.waited > 0

@@ -133,9 +133,7 @@ def test_help_unknown_empty_and_quit(chat: Chat) -> None:
     assert not chat.messages
 
 
-def test_ctrl_c_keeps_the_part_that_came(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    chat.line("one")
-    whole = list(chat.messages)
+def interrupt_fifth_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     from specdec.model.decoder import Decoder
 
     honest, passes = Decoder.forward_many, []
@@ -147,6 +145,12 @@ def test_ctrl_c_keeps_the_part_that_came(chat: Chat, monkeypatch: pytest.MonkeyP
         return honest(self, *arguments)
 
     monkeypatch.setattr(Decoder, "forward_many", interrupted)
+
+
+def test_ctrl_c_keeps_the_part_that_came(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat.line("one")
+    whole = list(chat.messages)
+    interrupt_fifth_pass(monkeypatch)
     assert chat.line("two")
     monkeypatch.undo()
     assert "(stopped)" in said(chat)
@@ -255,17 +259,8 @@ def test_the_dashboard_is_drawn_while_an_answer_comes_which_stays_as_text(
 
 
 def test_ctrl_c_leaves_the_terminal_usable(terminal: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    from specdec.model.decoder import Decoder
-
-    honest, passes, stdout = Decoder.forward_many, [], sys.stdout
-
-    def interrupted(self: Decoder, *arguments: Any) -> Any:
-        passes.append(1)
-        if len(passes) == 5:
-            raise KeyboardInterrupt
-        return honest(self, *arguments)
-
-    monkeypatch.setattr(Decoder, "forward_many", interrupted)
+    stdout = sys.stdout
+    interrupt_fifth_pass(monkeypatch)
     assert terminal.line("two")
     monkeypatch.undo()
     part = terminal.messages[-1]["content"]

@@ -158,11 +158,15 @@ def test_what_is_missing_is_left_out(path: tuple[str, ...], title: str | None) -
 @pytest.mark.parametrize("value", [None, 3, "text", [], {}, [None], [[1]], {"a": {"b": 1}}, True, -1])
 def test_values_of_any_type_make_a_page(value: object) -> None:
     for key in record():
-        Reader(made(record(MODES[:2], 2) | {key: value}))
+        text = made(record(MODES[:2], 2) | {key: value})
+        Reader(text)
+        assert text.count("<h1") == 1, "a whole page, whatever was wrong"
     for key in record()["modes"][1]:
         shown = record(MODES[:2], 2)
         shown["modes"][1][key] = value
-        Reader(made(shown))
+        text = made(shown)
+        Reader(text)
+        assert text.count("<h1") == 1
 
 
 def test_hostile_text_is_text() -> None:
