@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console, Group, RenderableType
 
-from eval.live import HEIGHT, Dashboard, apportioned
+from eval.live import Dashboard
+from eval.live_blocks import HEIGHT, apportioned
 from specdec import Round
 from specdec.control import Costs
 
