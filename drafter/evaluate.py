@@ -19,7 +19,7 @@ from specdec.control import FixedLength
 from specdec.decode import Request, decode
 from specdec.drafting import Drafter
 from specdec.model.decoder import Decoder
-from specdec.sampling import Sampler, warmed
+from specdec.sampling import Sampler
 from specdec.stats import GenerationStats
 
 
@@ -45,7 +45,7 @@ def drafted(
         Request(
             prompt,
             min(len(prompt) + max_new_tokens, longest),
-            Sampler(warmed(temperature), seed + number if temperature else None),
+            Sampler.warmed(temperature, seed + number),
             lambda tokens, choice: choice.token in ends,
             lambda verdict, logits: None,
         )

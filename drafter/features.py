@@ -21,7 +21,7 @@ from specdec.control import FixedLength
 from specdec.decode import Request, decode
 from specdec.drafting import NoDraft
 from specdec.model.decoder import Decoder
-from specdec.sampling import Sampler, warmed
+from specdec.sampling import Sampler
 from specdec.stats import GenerationStats
 from specdec.verify import Verdict
 
@@ -82,7 +82,7 @@ def answered(
             yield Request(
                 prompt,
                 min(len(prompt) + max_new_tokens, longest),
-                Sampler(warmed(temperature), seed + number if temperature else None),
+                Sampler.warmed(temperature, seed + number),
                 lambda tokens, choice: choice.token in ends,
                 partial(_note, likeliest[number], greedy=not temperature),
                 watch=watched[number].append,

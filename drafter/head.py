@@ -5,7 +5,7 @@ For a Gemma 4 backbone this is its "assistant", the network of transformers' `mo
 
     x = pre_projection([embedding of the newest token ; h])     [1, 2 * backbone hidden] -> [1, hidden]
     x = norm(stack(x))                                           queries only; K/V are the backbone's
-    next token = argmax head(x);  next h = post_projection(x)
+    next token = argmax head(x), with noise or without;  next h = post_projection(x)
 
 Sliding layers read the K/V of the backbone's last sliding layer that stores any, full layers those of the
 last full one. Every step of a round has the position p of the pending token and sees committed keys only:
@@ -16,6 +16,7 @@ Left out: more than one query row; training (`drafter/network.py`). The head has
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -27,6 +28,7 @@ from specdec.cache import KVCache
 from specdec.kernels import Span
 from specdec.model.decoder import Decoder
 from specdec.model.stack import Linear, Rotations, Stack, TextPass
+from specdec.sampling import luckiest
 from specdec.weights.tensors import Weight
 
 
@@ -36,13 +38,9 @@ class DenseHead:
 
     weight: Weight  # [vocab, hidden]
 
-    def logits(self, x: Tensor) -> Tensor:
-        """x [1, hidden] -> [1, vocab] in x's dtype."""
-        return self.weight.linear(x)
-
-    def best(self, x: Tensor, newest: Tensor) -> Tensor:
-        """The best token, int64 [1], for x [1, hidden] after token `newest` [1]."""
-        return self.logits(x).argmax(dim=-1)
+    def scored(self, x: Tensor, newest: Tensor) -> tuple[Tensor, None]:
+        """x [1, hidden] -> logits [1, vocab] in x's dtype."""
+        return self.weight.linear(x), None
 
 
 @dataclass(frozen=True)
@@ -73,14 +71,10 @@ class PrunedHead:
     ids: Tensor
     bigram: Bigram | None = None
 
-    def logits(self, x: Tensor, newest: Tensor) -> Tensor:
-        """x [1, hidden] after token `newest` [1] -> [1, candidates] in x's dtype."""
+    def scored(self, x: Tensor, newest: Tensor) -> tuple[Tensor, Tensor]:
+        """x [1, hidden] after token `newest` [1] -> logits [1, candidates] in x's dtype, and `ids`."""
         logits = self.weight.linear(x)
-        return logits if self.bigram is None else logits + self.bigram.bias(newest)
-
-    def best(self, x: Tensor, newest: Tensor) -> Tensor:
-        """The best token, int64 [1], for x [1, hidden] after token `newest` [1]."""
-        return self.ids[self.logits(x, newest).argmax(dim=-1)]
+        return logits if self.bigram is None else logits + self.bigram.bias(newest), self.ids
 
 
 @dataclass(frozen=True)
@@ -95,16 +89,29 @@ class CentroidHead:
     clusters: Tensor
     top: int
 
-    def candidates(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [1, hidden] -> ids [C] int64 of the best clusters' tokens, their logits [1, C] in x's dtype."""
+    def scored(self, x: Tensor, newest: Tensor) -> tuple[Tensor, Tensor]:
+        """x [1, hidden] -> logits [1, C] in x's dtype of the best clusters' tokens, and their ids [C] int64."""
         picked = self.centroids.linear(x).topk(self.top, dim=-1).indices[0]  # [top]
         ids = self.clusters[picked].flatten()  # [top, vocab / centroids] -> [C]
-        return ids, kernels.dense_linear(x, self.weight.rows(ids, x.dtype))
+        return kernels.dense_linear(x, self.weight.rows(ids, x.dtype)), ids
 
-    def best(self, x: Tensor, newest: Tensor) -> Tensor:
-        """The best token, int64 [1], for x [1, hidden] after token `newest` [1]."""
-        ids, logits = self.candidates(x)
-        return ids[logits.argmax(dim=-1)]
+
+Head = DenseHead | PrunedHead | CentroidHead
+
+
+def best(head: Head, x: Tensor, newest: Tensor, key: int | None = None, sharpness: float = 1.0) -> Tensor:
+    """The token, int64 [1], that `head` proposes for x [1, hidden] after token `newest` [1].
+
+    With a noise `key` it is the one whose logit times `sharpness` wins with that noise; a NaN wins, wherever it is.
+    """
+    logits, ids = head.scored(x, newest)  # [1, candidates]
+    if key is None:
+        index = logits.argmax(dim=-1)  # [1]
+    else:
+        scores = logits[0].float() * sharpness
+        top, first = kernels.best(scores)
+        index = torch.tensor([luckiest(scores, top, key, ids) if math.isfinite(top) else first], device=x.device)
+    return index if ids is None else ids[index]
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,7 @@ class Assistant:
     pre: Linear  # [hidden, 2 * backbone hidden]
     stack: Stack
     post: Linear  # [backbone hidden, hidden]
-    head: DenseHead | PrunedHead | CentroidHead
+    head: Head
     rotations: Rotations
 
     def fused(self, backbone: Decoder) -> kernels.FusedDraft | None:

@@ -37,6 +37,7 @@ from specdec.cache import KVCache
 from specdec.control import AdaptiveLength
 from specdec.drafting import Draft, Drafter, Joined, SuffixDrafter
 from specdec.model.decoder import Decoder
+from specdec.sampling import Noise
 from specdec.stats import GenerationStats, Round
 
 ADAPTIVE = "adaptive"
@@ -158,8 +159,8 @@ class Wrong:
         self._drafter.bind(backbone)
         self._vocabulary = backbone.spec.vocab_size
 
-    def start(self, cache: KVCache) -> None:
-        self._drafter.start(cache)
+    def start(self, cache: KVCache, noise: Noise | None = None) -> None:
+        self._drafter.start(cache, noise)
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
         drafted = self._drafter.propose(tokens, hidden, k).tokens

@@ -9,6 +9,7 @@ from torch import Tensor
 from specdec.cache import KVCache
 from specdec.drafting import Draft
 from specdec.model.decoder import Decoder
+from specdec.sampling import Noise
 
 
 class ScriptedDrafter:
@@ -27,7 +28,7 @@ class ScriptedDrafter:
     def bind(self, backbone: Decoder) -> None:
         pass
 
-    def start(self, cache: KVCache) -> None:
+    def start(self, cache: KVCache, noise: Noise | None = None) -> None:
         self.turn = 0
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:

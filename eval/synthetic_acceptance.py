@@ -14,7 +14,7 @@ from torch import Tensor
 from specdec.cache import KVCache
 from specdec.drafting import Draft, Drafter
 from specdec.model.decoder import Decoder
-from specdec.sampling import mix
+from specdec.sampling import Noise, mix
 
 
 class SyntheticAcceptance:
@@ -36,8 +36,8 @@ class SyntheticAcceptance:
     def bind(self, backbone: Decoder) -> None:
         self.drafter.bind(backbone)
 
-    def start(self, cache: KVCache) -> None:
-        self.drafter.start(cache)
+    def start(self, cache: KVCache, noise: Noise | None = None) -> None:
+        self.drafter.start(cache, noise)
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
         self.drafter.propose(tokens, hidden, k)

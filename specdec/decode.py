@@ -91,7 +91,7 @@ def decode(
         draft = Draft()
         if fresh is None and len(texts) == 1:
             if drafted_for is not texts[0]:
-                drafter.start(texts[0].cache)
+                drafter.start(texts[0].cache, texts[0].request.sampler.noise)
                 drafted_for = texts[0]
             draft = texts[0].drafted(drafter, lengths)
         draft_seconds, k = clock.lap("draft"), len(draft.tokens)

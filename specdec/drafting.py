@@ -15,6 +15,7 @@ from torch import Tensor
 from specdec.cache import KVCache
 from specdec.control import DraftLength
 from specdec.model.decoder import Decoder
+from specdec.sampling import Noise
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,13 @@ class Drafter(Protocol):
     def bind(self, backbone: Decoder) -> None:
         """Prepare for `backbone`. Raises ValueError when vocabulary or hidden size do not fit."""
 
-    def start(self, cache: KVCache) -> None:
-        """A new request begins; `cache` holds its committed K/V from now on."""
+    def start(self, cache: KVCache, noise: Noise | None = None) -> None:
+        """A new request begins; `cache` holds its committed K/V from now on.
+
+        `noise`: what its tokens are sampled with, None where they are not. A drafter that has scores of its own may add
+        it to them; that it knows the noise cannot be seen in what is emitted, because the noise alone and the
+        backbone's scores decide that.
+        """
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
         """Up to `k` tokens to follow `tokens`.
@@ -63,7 +69,7 @@ class NoDraft:
     def bind(self, backbone: Decoder) -> None:
         pass
 
-    def start(self, cache: KVCache) -> None:
+    def start(self, cache: KVCache, noise: Noise | None = None) -> None:
         pass
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
@@ -92,7 +98,7 @@ class SuffixDrafter:
     def bind(self, backbone: Decoder) -> None:
         pass
 
-    def start(self, cache: KVCache) -> None:
+    def start(self, cache: KVCache, noise: Noise | None = None) -> None:
         self._ends, self._indexed = {}, 0
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
@@ -158,10 +164,9 @@ class Joined:
     def bind(self, backbone: Decoder) -> None:
         self.other.bind(backbone)
 
-    def start(self, cache: KVCache) -> None:
-        self.suffix.start(cache)
-        self.short.start(cache)
-        self.other.start(cache)
+    def start(self, cache: KVCache, noise: Noise | None = None) -> None:
+        for one in (self.suffix, self.short, self.other):
+            one.start(cache, noise)
 
     def proposers(self, tokens: Sequence[int]) -> tuple[Drafter, ...]:
         """Who may draft after `tokens`, the preferred one first."""

@@ -156,7 +156,8 @@ def _request(backbone: Decoder, batch: Batch, row: _Row, padding: int, seed: int
                 batch.streamer.put(torch.tensor([token]))
 
     # A LogitsProcessorList without processors is falsy: nothing to call.
-    sampler = Sampler(batch.processors or None, seed, padding)  # type: ignore[truthy-function]
+    processors = batch.processors or None  # type: ignore[truthy-function]
+    sampler = Sampler(processors, seed, padding, temperature=config.temperature or 1.0)
     return Request(row.tokens, limit, sampler, stop, emit, padding)
 
 

@@ -31,15 +31,46 @@ Processors = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Noise:
+    """What is known of a text's choices before there are logits: token t wins at a position where
+    `logits[t] / temperature + gumbel(key, t)` is largest.
+
+    A drafter whose logits come close to the backbone's and which adds the same noise proposes the winner far more often
+    than one that proposes its own likeliest token (Gumbel coupling: Daliri, Musco, Suresh, arXiv 2408.07978).
+    """
+
+    seed: int
+    temperature: float = 1.0  # of the processors; what else they do, top-k for one, a drafter need not know
+
+    def keys(self, position: int, count: int) -> list[int]:
+        """The noise keys of `count` positions, from `position` of the text (padding does not count)."""
+        return [noise_key(self.seed, position + i) for i in range(count)]
+
+
+@dataclass(frozen=True)
 class Sampler:
     """Chooses tokens. `seed` is None for greedy decoding.
 
     `offset`: how many tokens of the row are padding, so that a prompt's noise does not depend on its padding.
+    `temperature`: what the processors divide by. Only drafters look at it: a wrong one costs time and changes no token.
     """
 
     processors: Processors | None = None
     seed: int | None = None
     offset: int = 0
+    temperature: float = 1.0
+
+    @classmethod
+    def warmed(cls, temperature: float, seed: int) -> Sampler:
+        """Samples at `temperature` and nothing else, as transformers' `TemperatureLogitsWarper` does; greedy at 0."""
+        if temperature == 0:
+            return cls()
+        return cls(lambda tokens, scores: scores / temperature, seed, temperature=temperature)
+
+    @property
+    def noise(self) -> Noise | None:
+        """None for greedy decoding."""
+        return None if self.seed is None else Noise(self.seed, self.temperature)
 
     def choose(self, logits: Tensor, tokens: Tensor) -> Choice:
         """The choice for the position after `tokens` [n], from its `logits` [vocab] (float32).
@@ -54,16 +85,19 @@ class Sampler:
             raise ValueError(_not_finite(logits, top, tokens.shape[0]))
         if self.seed is None:
             return Choice(token, scores)
-        key = noise_key(self.seed, tokens.shape[0] - self.offset)
-        ids = kernels.contenders(scores, top, top - _REACH, key)
-        # On the CPU wherever the logits are: the same noise on every device, and float64 where the device has none.
-        noisy = scores[ids].cpu().double() + gumbel(key, ids.cpu())
-        return Choice(int(ids[noisy.argmax()]), scores)
+        return Choice(luckiest(scores, top, noise_key(self.seed, tokens.shape[0] - self.offset)), scores)
 
 
-def warmed(temperature: float) -> Processors | None:
-    """Logits divided by `temperature`, as transformers' `TemperatureLogitsWarper` does; None for 0, which is greedy."""
-    return None if temperature == 0 else lambda tokens, scores: scores / temperature
+def luckiest(scores: Tensor, top: float, key: int, ids: Tensor | None = None) -> int:
+    """The index of the largest sum of `scores` [candidates] (float32, the largest of them `top`, finite) and noise.
+
+    `ids` [candidates] int64: the candidates' token ids, None where those are their indices.
+    """
+    found = kernels.contenders(scores, top, top - _REACH, key, ids)
+    tokens = found if ids is None else ids[found]
+    # On the CPU wherever the logits are: the same noise on every device, and float64 where the device has none.
+    noisy = scores[found].cpu().double() + gumbel(key, tokens.cpu())
+    return int(found[noisy.argmax()])
 
 
 def _not_finite(logits: Tensor, top: float, position: int) -> str:

@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 
 from drafter import AssistantDrafter
-from drafter.head import Assistant, CentroidHead, DenseHead
+from drafter.head import Assistant, CentroidHead, DenseHead, best
 from specdec.cache import KVCache
 from specdec.drafting import Draft
 from specdec.model.decoder import Decoder
@@ -66,18 +66,19 @@ def parity(folder: Path, family: str, length: int) -> tuple[float, float, float]
         )
         x, our_state = assistant.step(decoder.embed(token), our_state, spans, cache)
         their_state, their_logits = output.last_hidden_state, output.logits[0]  # [1, 1, hidden], [1, vocab]
+        our_logits, scored = assistant.head.scored(x, token)
         if isinstance(assistant.head, CentroidHead):
-            scored, our_logits = assistant.head.candidates(x)
+            assert scored is not None
             theirs_scored = torch.nonzero(their_logits[0] > their_logits.min()).squeeze(1)
             assert torch.equal(scored.sort().values, theirs_scored), "other clusters than transformers picks"
             logits_error = max(logits_error, relative(our_logits, their_logits[:, scored]))
         else:
-            logits_error = max(logits_error, relative(assistant.head.logits(x), their_logits))
+            logits_error = max(logits_error, relative(our_logits, their_logits))
         state_error = max(state_error, relative(our_state, their_state[0]))
         if step == 0:
             own_error = relative(own_state, their_state[0])
         token = their_logits.argmax(dim=-1)
-        assert torch.equal(assistant.head.best(x, token), token)
+        assert torch.equal(best(assistant.head, x, token), token)
     return logits_error, state_error, own_error
 
 
@@ -123,7 +124,7 @@ def steps(drafter: AssistantDrafter, assistant: Assistant, cache: KVCache, token
     ids = torch.tensor([token])
     for _ in range(STEPS):
         x, state = assistant.step(drafter._backbone.embed(ids), states[-1], spans, cache)
-        ids = assistant.head.best(x, ids)
+        ids = best(assistant.head, x, ids)
         states.append(state)
     return states
 
@@ -194,7 +195,7 @@ def test_heads_pick_the_best_token() -> None:
     order = torch.randperm(12, generator=generator)
     centroids = DenseWeight(torch.randn(6, 4, generator=generator))
     every = CentroidHead(weight, centroids, order.view(6, 2), top=6)
-    assert torch.equal(every.best(x, newest), dense.best(x, newest)), "all clusters are the whole vocabulary"
+    assert torch.equal(best(every, x, newest), best(dense, x, newest)), "all clusters are the whole vocabulary"
     one = CentroidHead(weight, centroids, order.view(6, 2), top=1)
     cluster = order.view(6, 2)[(x @ centroids.tensor.T).argmax()]
-    assert int(one.best(x, newest)) == int(cluster[dense.logits(x)[0, cluster].argmax()])
+    assert int(best(one, x, newest)) == int(cluster[dense.scored(x, newest)[0][0, cluster].argmax()])

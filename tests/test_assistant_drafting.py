@@ -18,6 +18,7 @@ from specdec.cache import KVCache
 from specdec.drafting import Draft
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
+from specdec.sampling import Noise
 from specdec.weights.tensors import BlockWeight
 from tests.tiny import VOCAB, WINDOW, prompt, tiny_model
 from tests.tiny_assistant import CENTROIDS, assistant_config, backbone, bound, prefilled, proposed, save_assistant
@@ -28,8 +29,8 @@ class Recorded(AssistantDrafter):
 
     rounds: list[tuple[list[int], int, Draft]]
 
-    def start(self, cache: KVCache) -> None:
-        super().start(cache)
+    def start(self, cache: KVCache, noise: Noise | None = None) -> None:
+        super().start(cache, noise)
         self.rounds = []
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
@@ -67,14 +68,16 @@ def test_every_draft_of_a_text_is_that_of_a_fresh_cache(tmp_path: Path) -> None:
     folder = save_repeating_assistant(tmp_path)
     drafter = Recorded(load_drafter(folder)._build)
     model = engine(decoder, "gemma4_unified", drafter)
-    model.generate(prompt(7), draft_length=3, max_new_tokens=5 * WINDOW, do_sample=True, top_k=2, seed=1)
+    model.generate(
+        prompt(7), draft_length=3, max_new_tokens=5 * WINDOW, do_sample=True, temperature=0.2, top_k=2, seed=1
+    )
     assert model.last_stats.accepted > 5
     assert model.last_stats.accepted < model.last_stats.drafted
     rounds = drafter.rounds
     for tokens, k, draft in rounds[::3]:
         ids = torch.tensor(tokens)
         cache, hidden = prefilled(decoder, ids[:-1])
-        assert proposed(drafter, cache, ids, hidden, k).tokens == draft.tokens
+        assert proposed(drafter, cache, ids, hidden, k, Noise(1, 0.2)).tokens == draft.tokens
 
 
 def save_repeating_assistant(folder: Path) -> Path:

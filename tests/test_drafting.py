@@ -12,6 +12,7 @@ from specdec.control import AdaptiveLength, Costs, FixedLength
 from specdec.drafting import Draft, Joined, NoDraft, SuffixDrafter, drafted
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
+from specdec.sampling import Noise
 from tests.tiny import tiny_model
 
 HIDDEN = torch.zeros(4)
@@ -78,7 +79,7 @@ class Scripted:
     def bind(self, backbone: Decoder) -> None:
         pass
 
-    def start(self, cache: KVCache) -> None:
+    def start(self, cache: KVCache, noise: Noise | None = None) -> None:
         pass
 
     def propose(self, tokens: Sequence[int], hidden: torch.Tensor, k: int) -> Draft:

@@ -14,6 +14,7 @@ from drafter.initial import initial_tensors
 from drafter.spec import HeadConfig, head_spec
 from specdec import kernels
 from specdec.model.decoder import Decoder
+from specdec.sampling import Noise
 from tests.tiny import VOCAB, WINDOW, prompt, tiny_model
 from tests.tiny_assistant import CENTROIDS, prefilled, save_assistant
 
@@ -47,9 +48,11 @@ def compared(decoder: Decoder, folder: Path, quantize: str | None = None) -> boo
         cache, hidden = prefilled(decoder, ids[:-1])
         found = []
         for drafter._fused in (fused, None):
-            drafter.start(cache)
-            found.append([drafter.propose(ids.tolist(), hidden, k).tokens for k in (1, 2, 5, 8)])
-        assert found[0] == found[1] and [len(tokens) for tokens in found[0]] == [1, 2, 5, 8]
+            for noise in (None, Noise(3), Noise(4, 0.3)):
+                drafter.start(cache, noise)
+                found.append([drafter.propose(ids.tolist(), hidden, k).tokens for k in (1, 2, 5, 8)])
+        assert found[:3] == found[3:] and [len(tokens) for tokens in found[0]] == [1, 2, 5, 8]
+        assert found[0] != found[1] != found[2], "noise changes what is drafted"
     return fused is not None
 
 

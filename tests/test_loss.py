@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from drafter.features import Features, read
+from drafter.head import best
 from drafter.loss import Candidates, Losses, Recipe, unrolled
 from drafter.network import head_tensors
 from specdec.model.decoder import Decoder
@@ -50,10 +51,10 @@ def test_the_unrolled_steps_are_the_drafting_loop(family: str) -> None:
                 at = p + step
                 newest = text.tokens[at : at + 1]
                 x, state = theirs.step(decoder.embed(newest), state, spans, store)
-                alive = alive and bool(theirs.head.best(x, newest) == text.best[at])
+                alive = alive and bool(best(theirs.head, x, newest) == text.best[at])
                 accepted[step] += alive
                 wanted = int(known.slots[text.best[at]])
-                logits = theirs.head.logits(x, newest) if mine.spec.pruned else theirs.head.logits(x)
+                logits, _ = theirs.head.scored(x, newest)
                 ce = 0.0 if wanted == len(known.ids) else -float(torch.log_softmax(logits[0], 0)[wanted])
                 smooth = float(torch.nn.functional.smooth_l1_loss(state / SCALE, text.hidden[at : at + 1] / SCALE))
                 entropy, feature = entropy + ce, feature + smooth

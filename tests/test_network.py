@@ -117,8 +117,7 @@ def test_a_row_of_the_pass_is_the_drafters_step(family: str) -> None:
                 x, one = theirs.step(decoder.embed(newest), one, spans, store)
                 torch.testing.assert_close(outputs[step][0][row], x[0], rtol=1e-4, atol=1e-4)
                 torch.testing.assert_close(outputs[step][1][row], one[0], rtol=1e-4, atol=1e-4)
-                head: Any = theirs.head
-                logits = head.logits(x, newest) if mine.spec.pruned else head.logits(x)
+                logits, _ = theirs.head.scored(x, newest)
                 slots = None
                 if (ids_ := draft_ids(mine.spec)) is not None:
                     found = (ids_ == newest).nonzero().flatten()

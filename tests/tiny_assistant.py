@@ -24,6 +24,7 @@ from specdec.drafting import Draft
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
 from specdec.model.names import expected_tensors
+from specdec.sampling import Noise
 from tests.tiny import VOCAB, WINDOW, tiny_model
 
 CENTROIDS = {"use_ordered_embeddings": True, "num_centroids": 32, "centroid_intermediate_top_k": 4}
@@ -113,8 +114,10 @@ def bound(folder: Path, decoder: Decoder) -> tuple[AssistantDrafter, Assistant]:
     return drafter, drafter._assistant
 
 
-def proposed(drafter: AssistantDrafter, cache: KVCache, ids: Tensor, hidden: Tensor, k: int) -> Draft:
-    drafter.start(cache)
+def proposed(
+    drafter: AssistantDrafter, cache: KVCache, ids: Tensor, hidden: Tensor, k: int, noise: Noise | None = None
+) -> Draft:
+    drafter.start(cache, noise)
     return drafter.propose(ids.tolist(), hidden, k)
 
 

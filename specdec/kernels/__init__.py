@@ -160,14 +160,15 @@ def best(x: Tensor) -> tuple[float, int]:
     return _reference.best(x)
 
 
-def contenders(scores: Tensor, top: float, floor: float, key: int) -> Tensor:
-    """The ids, ascending, of the tokens that can have the largest sum of score and noise: long [n].
+def contenders(scores: Tensor, top: float, floor: float, key: int, ids: Tensor | None = None) -> Tensor:
+    """The indices, ascending, of the tokens that can have the largest sum of score and noise: long [n].
 
-    `scores` [vocab], the largest of them `top`; nothing at or below `floor` can win. `key`: of the position's noise
-    (see `specdec.sampling.gumbel`), which is not added here.
+    `scores` [candidates], the largest of them `top`; nothing at or below `floor` can win. `key`: of the noise at the
+    position (see `specdec.sampling.gumbel`), which is not added here; `ids` [candidates] int64, contiguous: the
+    candidates' token ids, None where those are their indices.
     """
     if _use is not None and scores.is_cpu and scores.dtype is torch.float32 and scores.is_contiguous():
-        return _use.contenders(scores, top, floor, key)
+        return _use.contenders(scores, top, floor, key, ids)
     return _reference.contenders(scores, top, floor, key)
 
 

@@ -253,16 +253,28 @@ class FusedDraft:
     def usable(self) -> bool:
         return self._layers.usable
 
-    def __call__(self, state: Tensor, newest: int, steps: int, spans: Mapping[str, Span], views: Views) -> list[int]:
+    def __call__(
+        self,
+        state: Tensor,
+        newest: int,
+        steps: int,
+        spans: Mapping[str, Span],
+        views: Views,
+        keys: Sequence[int] | None = None,
+        sharpness: float = 1.0,
+    ) -> list[int]:
         """`steps` tokens after `newest`.
 
         `state` [backbone hidden] float32: what chose `newest`. `spans`: of the one row, at its position. `views`: the
-        stores of the backbone's cache.
+        stores of the backbone's cache. `keys`: of each position's noise, which is added to logits times `sharpness`;
+        None: the largest logit wins.
         """
         layers = self._layers
         stores, (table, _kept) = layers._stores([TextRows(1, views)]), layers._spans(spans, 1)
         state = state.contiguous()
-        return layers._library.draft(self._drafter, layers._layers, table, stores, layers._norm, state, newest, steps)
+        return layers._library.draft(
+            self._drafter, layers._layers, table, stores, layers._norm, state, newest, steps, keys, sharpness
+        )
 
 
 def _matrix(matrix: Matrix) -> _Matrix:

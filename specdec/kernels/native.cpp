@@ -100,12 +100,13 @@ struct Kernels {
   decltype(&portable::unpack_row) unpack_row;
   decltype(&portable::best_of) best_of;
   decltype(&portable::contenders) contenders;
+  decltype(&portable::luckiest) luckiest;
 };
 
 #define KERNELS_OF(isa)                                                                                 \
   {isa::quantise_row, isa::multiply, isa::score,   isa::soften,    isa::gather,     isa::norm,          \
    isa::turn,         isa::gate_row, isa::add_row, isa::scale_row, isa::unpack_row, isa::best_of,      \
-   isa::contenders}
+   isa::contenders,   isa::luckiest}
 const Kernels kSets[] = {
     KERNELS_OF(portable),
 #if defined(__x86_64__)
@@ -248,9 +249,10 @@ API int specdec_gated(const float* gate, const float* up, int gelu, float* y, in
 // Index of the largest of x [count], count > 0; its value goes to *value.
 API int64_t specdec_best(const float* x, int64_t count, float* value) { return chosen->best_of(x, count, value); }
 
-API int64_t specdec_contenders(const float* scores, int64_t count, float top, double floor, uint64_t key,
-                               int64_t* found) {
-  return chosen->contenders(scores, count, top, floor, key, found);
+// `ids` [count]: whose noise each score gets; null: 0 to count - 1.
+API int64_t specdec_contenders(const float* scores, const int64_t* ids, int64_t count, float top, double floor,
+                               uint64_t key, int64_t* found) {
+  return chosen->contenders(scores, ids, count, top, floor, key, found);
 }
 
 // x [rows, hidden] through `count` decoder layers and a last norm of weight `final_norm` [hidden], in place. The rows
@@ -265,11 +267,12 @@ API int specdec_layers(const Layer* layers, int64_t count, const Span* spans, in
 }
 
 // `steps` tokens [steps] of a head with these layers; stores, spans and the rest are those of `specdec_layers` for one
-// row, x [hidden] is scratch, `state` [the backbone's width] the state that chose `newest`. Codes: see draft.h.
+// row, x [hidden] is scratch, `state` [the backbone's width] the state that chose `newest`. `keys` [steps]: of the noise
+// at each token's position, for logits times `sharpness`; null: no noise. Codes: see draft.h.
 API int specdec_draft(const Drafter* drafter, const Layer* layers, int64_t count, const Span* spans,
                       const KV* const* stores, const float* final_norm, float* x, int64_t hidden, const float* state,
-                      int64_t newest, int64_t steps, int64_t* tokens, int threads) {
+                      int64_t newest, int64_t steps, const uint64_t* keys, float sharpness, int64_t* tokens, int threads) {
   const int64_t starts[2] = {0, 1};
   const Stack stack{layers, count, spans, {1, starts, stores}, final_norm, x, 1, hidden, nullptr, 0};
-  return draft(*drafter, stack, state, newest, steps, tokens, threads);
+  return draft(*drafter, stack, state, newest, steps, keys, sharpness, tokens, threads);
 }

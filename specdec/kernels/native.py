@@ -29,10 +29,13 @@ _SIGNATURES = {
     "specdec_block_linear": [c_void_p] * 5 + [c_int64] * 3 + [c_int] * 2,
     "specdec_block_rows": [c_void_p] * 5 + [c_int64] * 3 + [c_int],
     "specdec_best": [c_void_p, c_int64, c_void_p],
-    "specdec_contenders": [c_void_p, c_int64, c_float, c_double, c_uint64, c_void_p],
+    "specdec_contenders": [c_void_p, c_void_p, c_int64, c_float, c_double, c_uint64, c_void_p],
     "specdec_attention": [c_void_p] * 4 + [c_float, c_void_p] + [c_int64] * 3 + [c_int],
     "specdec_layers": [c_void_p, c_int64, c_void_p, c_int64, *[c_void_p] * 4, *[c_int64] * 2, c_void_p, c_int64, c_int],
-    "specdec_draft": [c_void_p] * 2 + [c_int64] + [c_void_p] * 4 + [c_int64, c_void_p, *[c_int64] * 2, c_void_p, c_int],
+    "specdec_draft": [c_void_p] * 2
+    + [c_int64]
+    + [c_void_p] * 4
+    + [c_int64, c_void_p, c_int64, c_int64, c_void_p, c_float, c_void_p, c_int],
     "specdec_rms_norm": [c_void_p, c_void_p, c_float, c_void_p, c_int64, c_int64, c_int],
     "specdec_rope": [c_void_p] * 4 + [c_int64] * 3 + [c_int],
     "specdec_gated": [c_void_p, c_void_p, c_int, c_void_p, c_int64, c_int64, c_int],
@@ -161,9 +164,10 @@ class Native:
         index: int = self._best(x.data_ptr(), x.numel(), byref(value))
         return value.value, index
 
-    def contenders(self, scores: Tensor, top: float, floor: float, key: int) -> Tensor:
+    def contenders(self, scores: Tensor, top: float, floor: float, key: int, ids: Tensor | None) -> Tensor:
         found = torch.empty(scores.numel(), dtype=torch.int64)
-        kept: int = self._contenders(scores.data_ptr(), scores.numel(), top, floor, key, found.data_ptr())
+        of = None if ids is None else ids.data_ptr()
+        kept: int = self._contenders(scores.data_ptr(), of, scores.numel(), top, floor, key, found.data_ptr())
         return found[:kept]
 
     @staticmethod
@@ -234,9 +238,12 @@ class Native:
         state: Tensor,
         newest: int,
         steps: int,
+        keys: Sequence[int] | None,
+        sharpness: float,
     ) -> list[int]:
         """`steps` tokens after `newest`, which `state` [backbone hidden] (float32, contiguous) chose."""
         x, tokens = torch.empty_like(norm), (c_int64 * steps)()
+        noise = None if keys is None else (c_uint64 * steps)(*keys)
         code = self._draft(
             byref(drafter),
             layers,
@@ -249,6 +256,8 @@ class Native:
             state.data_ptr(),
             newest,
             steps,
+            noise,
+            sharpness,
             tokens,
             torch.get_num_threads(),
         )

@@ -110,7 +110,7 @@ def best(x: Tensor) -> tuple[float, int]:
 
 
 def contenders(scores: Tensor, top: float, floor: float, key: int) -> Tensor:
-    """Ids of the tokens above `floor`: each of them could be lucky."""
+    """Indices of the tokens above `floor`: each of them could be lucky."""
     return torch.nonzero(scores > floor).squeeze(1)
 
 

@@ -108,19 +108,26 @@ inline uint64_t noise_bits(uint64_t id, uint64_t key) {
   return (v ^ (v >> 31)) >> 11;
 }
 
-// Which tokens can have the largest scores[i] + gumbel(u[i]), u[i] = (bits + 1/2) / 2^53: found [count] gets their ids,
-// ascending; returns how many. `top`: the largest score; nothing at or below `floor` can win. A token that is `need`
-// below the best sum of the likeliest ones must have gumbel(u) >= need, so 1 - u <= exp(-need): a look into a table
-// instead of two logarithms. The caller computes the sums of those few as it always does, so no choice depends on this.
-int64_t contenders(const float* scores, int64_t count, float top, double floor, uint64_t key, int64_t* found) {
+constexpr double kUnit = 1.0 / 9007199254740992.0;  // 2^-53
+constexpr double kReach = 41.055;  // `_REACH` of specdec/sampling.py: further below the top nobody wins
+
+// Standard Gumbel noise from those bits.
+inline double gumbel(uint64_t bits) { return -std::log(-std::log((double(bits) + 0.5) * kUnit)); }
+
+// Which tokens can have the largest scores[i] + gumbel(u[i]), u[i] = (bits + 1/2) / 2^53: found [count] gets their
+// indices, ascending; returns how many. `ids` [count]: whose noise; null: i's. `top`: the largest score; nothing at or
+// below `floor` can win. A token that is `need` below the best sum of the likeliest ones must have gumbel(u) >= need, so
+// 1 - u <= exp(-need): a look into a table instead of two logarithms. The caller computes the sums of those few as it
+// always does, so no choice depends on this.
+int64_t contenders(const float* scores, const int64_t* ids, int64_t count, float top, double floor, uint64_t key,
+                   int64_t* found) {
   constexpr int kSteps = 64, kPiece = 64, kExact = 256;
-  const double unit = 1.0 / 9007199254740992.0;  // 2^-53
   double limit[kSteps], best = -std::numeric_limits<double>::infinity();
   for (int k = 0; k < kSteps; ++k) limit[k] = std::exp(double(-k)) * (1 + 1e-9);
   int exact = 0;
   for (int64_t i = 0; i < count && exact < kExact; ++i) {
     if (scores[i] < top - 4.0f || scores[i] <= floor) continue;
-    const double sum = scores[i] - std::log(-std::log((double(noise_bits(uint64_t(i), key)) + 0.5) * unit));
+    const double sum = scores[i] + gumbel(noise_bits(uint64_t(ids ? ids[i] : i), key));
     best = sum > best ? sum : best;
     ++exact;
   }
@@ -129,14 +136,28 @@ int64_t contenders(const float* scores, int64_t count, float top, double floor, 
   for (int64_t at = 0; at < count; at += kPiece) {
     const int n = int(count - at < kPiece ? count - at : kPiece);
     uint64_t bits[kPiece];
-    for (int i = 0; i < n; ++i) bits[i] = noise_bits(uint64_t(at + i), key);
+    for (int i = 0; i < n; ++i) bits[i] = noise_bits(uint64_t(ids ? ids[at + i] : at + i), key);
     for (int i = 0; i < n; ++i) {
       const double score = scores[at + i];
       if (!(score > floor)) continue;
-      const double need = best - score, left = 1 - (double(bits[i]) + 0.5) * unit;
+      const double need = best - score, left = 1 - (double(bits[i]) + 0.5) * kUnit;
       const int step = need < 0 ? 0 : need < kSteps - 1 ? int(need) : kSteps - 1;
       if (need < 0 || left <= limit[step]) found[kept++] = at + i;
     }
   }
   return kept;
+}
+
+// The index of the largest scores[i] + noise; without a largest score (a NaN), best_of's. `found` [count] is scratch.
+int64_t luckiest(const float* scores, const int64_t* ids, int64_t count, uint64_t key, int64_t* found) {
+  float top = 0;
+  int64_t winner = best_of(scores, count, &top);
+  const int64_t kept = contenders(scores, ids, count, top, double(top) - kReach, key, found);
+  double best = -std::numeric_limits<double>::infinity();
+  for (int64_t k = 0; k < kept; ++k) {
+    const int64_t i = found[k];
+    const double sum = scores[i] + gumbel(noise_bits(uint64_t(ids ? ids[i] : i), key));
+    if (sum > best) best = sum, winner = i;
+  }
+  return winner;
 }
