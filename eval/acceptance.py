@@ -31,7 +31,10 @@ from eval.prompts import Prompt, foreign_prompts, load_prompts
 from eval.provenance import provenance
 from eval.session import Session, open_session
 from eval.train import ends_of
-from specdec.drafting import Drafter, NoDraft
+from specdec.cache import KVCache
+from specdec.drafting import Draft, Drafter, NoDraft
+from specdec.model.decoder import Decoder
+from specdec.sampling import Noise
 from specdec.stats import GenerationStats
 
 OWN = 80
@@ -51,6 +54,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--max-new-tokens", type=cli.whole(1), default=128, metavar="N", help="default 128")
     made.add_argument("--temperature", type=cli.temperature, default=0.0, metavar="X", help="0 is greedy (default)")
     made.add_argument("--seed", type=cli.whole(0), default=0, metavar="N", help="of sampling (default 0)")
+    made.add_argument(
+        "--without-noise", action="store_true", help="the head does not know what noise tokens are sampled with"
+    )
     made.add_argument("--drafter", default="auto", metavar="NAME", help="as for run.py (default auto)")
     cli.add_json_option(made, "the figures")
     cli.add_model_options(made)
@@ -68,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     cli.check_writable(a.json)
     asked = prompts(a.prompts, a.own, a.limit)
     session = open_session(cli.settings_from(a))
+    drafter = WithoutNoise(session.model.drafter) if a.without_noise else session.model.drafter
     console = Console(stderr=True)
     found: dict[str, GenerationStats] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -75,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("decoding", total=len(asked))
             for prompt in asked:
-                stats = counted(session, prompt, a)
+                stats = counted(session, drafter, prompt, a)
                 kind = prompt.task or "all"
                 found.setdefault(kind, GenerationStats()).merge(stats)
                 bar.advance(task)
@@ -122,11 +129,27 @@ def prompts(file: Path | None, own: bool, limit: int | None) -> list[Prompt]:
     return kept
 
 
-def counted(session: Session, prompt: Prompt, a: argparse.Namespace) -> GenerationStats:
+class WithoutNoise:
+    """`drafter`, told nothing of the noise: it proposes its own likeliest tokens, as other engines' drafters do."""
+
+    def __init__(self, drafter: Drafter) -> None:
+        self._drafter, self.name, self.max_draft = drafter, drafter.name, drafter.max_draft
+
+    def bind(self, backbone: Decoder) -> None:
+        self._drafter.bind(backbone)
+
+    def start(self, cache: KVCache, noise: Noise | None = None) -> None:
+        self._drafter.start(cache)
+
+    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+        return self._drafter.propose(tokens, hidden, k)
+
+
+def counted(session: Session, drafter: Drafter, prompt: Prompt, a: argparse.Namespace) -> GenerationStats:
     """The drafts of the answer to a prompt's first turn."""
     return drafted(
         session.model.decoder,
-        session.model.drafter,
+        drafter,
         [ids_of(session, prompt)],
         draft_length=a.draft_length,
         max_new_tokens=a.max_new_tokens,

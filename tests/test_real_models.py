@@ -10,9 +10,7 @@ import specdec
 from drafter import load_drafter
 from drafter.bundled import bundled_head
 from drafter.evaluate import drafted
-from specdec.cache import KVCache
-from specdec.drafting import Drafter
-from specdec.sampling import Noise
+from eval.acceptance import WithoutNoise
 from tests.scripted import SCRIPTS, ScriptedDrafter
 
 MODELS = ["smollm2-135m-instruct", "gemma-3-270m"]
@@ -73,7 +71,7 @@ def test_a_head_that_shares_the_noise_is_right_more_often() -> None:
     model, tokenizer = specdec.load(MODELS[0], device="cpu"), specdec.load_tokenizer(MODELS[0])
     head = load_drafter(bundled_head(model.decoder.fingerprint))
     means = []
-    for drafter in (head, Deaf(head)):
+    for drafter in (head, WithoutNoise(head)):
         ids = [tokenizer(text, return_tensors="pt")["input_ids"][0] for text in OPENINGS]
         stats = drafted(
             model.decoder, drafter, ids, draft_length=2, max_new_tokens=100, ends=frozenset(), temperature=0.9
@@ -81,17 +79,6 @@ def test_a_head_that_shares_the_noise_is_right_more_often() -> None:
         means.append(stats.mean_acceptance_length)
     print(f"tokens per round, temperature 0.9: {means[0]:.2f} with the noise, {means[1]:.2f} without")
     assert means[0] > 1.1 * means[1]
-
-
-class Deaf:
-    """A drafter that hears nothing of the noise."""
-
-    def __init__(self, drafter: Drafter) -> None:
-        self._drafter, self.name, self.max_draft = drafter, drafter.name, drafter.max_draft
-        self.bind, self.propose = drafter.bind, drafter.propose
-
-    def start(self, cache: KVCache, noise: Noise | None = None) -> None:
-        self._drafter.start(cache)
 
 
 def test_chat_with_a_stop_string_and_a_streamer() -> None:
