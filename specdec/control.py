@@ -7,7 +7,8 @@ picks the source and the k that maximise (1 + S_k) / T(k): expected tokens a sec
 request. Lengths never change a token, only when it comes.
 
 Left out, because replaying recorded texts showed no gain: stopping a draft where its drafter is unsure (0.99x to 1.01x:
-the steps that told so are paid for by then), and the backbone's own margin at the pending token.
+the steps that told so are paid for by then), the backbone's own margin at the pending token, and forgetting faster when
+a new text begins (0.98x to 1.00x).
 """
 
 from __future__ import annotations
