@@ -9,21 +9,17 @@ several texts at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 
 import torch
 from torch import Tensor
 
-from drafter.head import Assistant, best
+from drafter.head import Assistant, best, sharpness
 from specdec.cache import KVCache
 from specdec.drafting import Draft
-from specdec.kernels import FusedDraft
+from specdec.kernels import FusedDraft, Luck
 from specdec.model.decoder import Decoder
 from specdec.sampling import Noise
-
-# A head's probabilities are those of many texts that look alike to it, flatter than the backbone's of each. First
-# drafts accepted, SmolLM2's head on foreign prompts, at temperature 0.7 and 1.0: .448 and .380 at 1, .450 and .388 at
-# 1.25, .444 and .371 at 1.5; the head's argmax without noise .382 and .228.
-SHARPNESS = 1.25
 
 
 class AssistantDrafter:
@@ -74,16 +70,17 @@ class AssistantDrafter:
         if k <= 0 or cache.length == 0:
             return Draft()
         spans = assistant.spans(cache.length)
-        keys = None if self._noise is None else self._noise.keys(len(tokens), k)
-        sharpness = 1.0 if self._noise is None else SHARPNESS / self._noise.temperature
+        noise = self._noise
+        keys = [] if noise is None else noise.keys(len(tokens), k)
         if self._fused is not None and self._fused.usable:
-            return Draft.by(self.name, self._fused(hidden, tokens[-1], k, spans, cache.views, keys, sharpness))
+            luck = None if noise is None else Luck(keys, sharpness(noise), *astuple(noise.warping)[1:])
+            return Draft.by(self.name, self._fused(hidden, tokens[-1], k, spans, cache.views, luck))
         token = torch.tensor(tokens[-1:], dtype=torch.int64, device=backbone.device)  # [1]
         state = hidden[None]  # [1, backbone hidden]
         drafted = []
-        for i in range(k):
+        for key in keys or [0] * k:
             x, state = assistant.step(backbone.embed(token), state, spans, cache)
-            token = best(assistant.head, x, token, None if keys is None else keys[i], sharpness)
+            token = best(assistant.head, x, token, noise, key)
             drafted.append(token)  # without noise it stays on the device: one wait for a GPU per round
         return Draft.by(self.name, torch.cat(drafted).tolist())
 

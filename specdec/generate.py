@@ -25,7 +25,7 @@ from specdec.decode import Request, decode
 from specdec.drafting import Drafter, NoDraft
 from specdec.model.decoder import Decoder
 from specdec.plan import cache_bytes
-from specdec.sampling import Sampler, mix
+from specdec.sampling import Sampler, Warping, mix
 from specdec.stats import GenerationStats, Round
 from specdec.verify import Choice, Verdict
 
@@ -157,7 +157,8 @@ def _request(backbone: Decoder, batch: Batch, row: _Row, padding: int, seed: int
 
     # A LogitsProcessorList without processors is falsy: nothing to call.
     processors = batch.processors or None  # type: ignore[truthy-function]
-    sampler = Sampler(processors, seed, padding, temperature=config.temperature or 1.0)
+    warping = Warping(config.temperature or 1.0, config.top_k or 0, config.top_p or 1.0, config.min_p or 0.0)
+    sampler = Sampler(processors, seed, padding, warping)
     return Request(row.tokens, limit, sampler, stop, emit, padding)
 
 

@@ -26,8 +26,34 @@ _SHIFTS = (30, 27, 31)
 # below the best score cannot win, and its noise need not be computed.
 _REACH = 54 * math.log(2) + math.log(54 * math.log(2))
 
+_TAIL = 12.0  # nats below the best: what a drafter leaves out where it has to sort
+
 Processors = Callable[[Tensor, Tensor], Tensor]
 """`(input_ids [1, n], scores [1, vocab]) -> scores [1, vocab]`: transformers' LogitsProcessorList."""
+
+
+@dataclass(frozen=True)
+class Warping:
+    """What processors do to logits, as far as a drafter can do the same to its own: transformers' warpers by these
+    names, in this order. Only drafters look at it: a wrong one costs time and changes no token."""
+
+    temperature: float = 1.0
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    @property
+    def truncates(self) -> bool:
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+    def kept(self, scores: Tensor) -> Tensor:
+        """The indices, ascending, of the scores [candidates] (float32, `temperature` applied) that may be sampled."""
+        order = torch.nonzero(scores > scores.max() - _TAIL).squeeze(1)
+        order = order[scores[order].argsort(descending=True, stable=True)][: self.top_k or None]
+        shares = (scores[order].double() - scores[order[:1]].double()).exp()
+        allowed = (shares.cumsum(0) - shares < self.top_p * shares.sum()) & (shares >= self.min_p)
+        allowed[:1] = True
+        return order[allowed].sort().values
 
 
 @dataclass(frozen=True)
@@ -40,7 +66,7 @@ class Noise:
     """
 
     seed: int
-    temperature: float = 1.0  # of the processors; what else they do, top-k for one, a drafter need not know
+    warping: Warping = Warping()
 
     def keys(self, position: int, count: int) -> list[int]:
         """The noise keys of `count` positions, from `position` of the text (padding does not count)."""
@@ -52,25 +78,25 @@ class Sampler:
     """Chooses tokens. `seed` is None for greedy decoding.
 
     `offset`: how many tokens of the row are padding, so that a prompt's noise does not depend on its padding.
-    `temperature`: what the processors divide by. Only drafters look at it: a wrong one costs time and changes no token.
+    `warping`: what of the processors a drafter should know.
     """
 
     processors: Processors | None = None
     seed: int | None = None
     offset: int = 0
-    temperature: float = 1.0
+    warping: Warping = Warping()
 
     @classmethod
     def warmed(cls, temperature: float, seed: int) -> Sampler:
         """Samples at `temperature` and nothing else, as transformers' `TemperatureLogitsWarper` does; greedy at 0."""
         if temperature == 0:
             return cls()
-        return cls(lambda tokens, scores: scores / temperature, seed, temperature=temperature)
+        return cls(lambda tokens, scores: scores / temperature, seed, warping=Warping(temperature))
 
     @property
     def noise(self) -> Noise | None:
         """None for greedy decoding."""
-        return None if self.seed is None else Noise(self.seed, self.temperature)
+        return None if self.seed is None else Noise(self.seed, self.warping)
 
     def choose(self, logits: Tensor, tokens: Tensor) -> Choice:
         """The choice for the position after `tokens` [n], from its `logits` [vocab] (float32).

@@ -18,7 +18,7 @@ from specdec.cache import KVCache
 from specdec.drafting import Draft
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
-from specdec.sampling import Noise
+from specdec.sampling import Noise, Warping
 from specdec.weights.tensors import BlockWeight
 from tests.tiny import VOCAB, WINDOW, prompt, tiny_model
 from tests.tiny_assistant import CENTROIDS, assistant_config, backbone, bound, prefilled, proposed, save_assistant
@@ -77,7 +77,7 @@ def test_every_draft_of_a_text_is_that_of_a_fresh_cache(tmp_path: Path) -> None:
     for tokens, k, draft in rounds[::3]:
         ids = torch.tensor(tokens)
         cache, hidden = prefilled(decoder, ids[:-1])
-        assert proposed(drafter, cache, ids, hidden, k, Noise(1, 0.2)).tokens == draft.tokens
+        assert proposed(drafter, cache, ids, hidden, k, Noise(1, Warping(0.2, top_k=2))).tokens == draft.tokens
 
 
 def save_repeating_assistant(folder: Path) -> Path:

@@ -14,10 +14,18 @@ from drafter.initial import initial_tensors
 from drafter.spec import HeadConfig, head_spec
 from specdec import kernels
 from specdec.model.decoder import Decoder
-from specdec.sampling import Noise
+from specdec.sampling import Noise, Warping
 from tests.tiny import VOCAB, WINDOW, prompt, tiny_model
 from tests.tiny_assistant import CENTROIDS, prefilled, save_assistant
 
+NOISES = (
+    Noise(3),
+    Noise(4, Warping(0.3)),
+    Noise(5, Warping(0.8, top_k=5)),
+    Noise(6, Warping(1.5, top_p=0.7)),
+    Noise(7, Warping(0.9, top_k=40, top_p=0.95, min_p=0.1)),
+    Noise(8, Warping(top_k=1)),
+)
 LENGTHS = (1, 7, WINDOW + 1, 3 * WINDOW, 6 * WINDOW + 3)
 
 # A draft in one call is the native kernels' own: without them there are only the steps, and nothing to compare.
@@ -48,11 +56,13 @@ def compared(decoder: Decoder, folder: Path, quantize: str | None = None) -> boo
         cache, hidden = prefilled(decoder, ids[:-1])
         found = []
         for drafter._fused in (fused, None):
-            for noise in (None, Noise(3), Noise(4, 0.3)):
+            for noise in (None, *NOISES):
                 drafter.start(cache, noise)
                 found.append([drafter.propose(ids.tolist(), hidden, k).tokens for k in (1, 2, 5, 8)])
-        assert found[:3] == found[3:] and [len(tokens) for tokens in found[0]] == [1, 2, 5, 8]
+        assert found[: len(found) // 2] == found[len(found) // 2 :]
+        assert [len(tokens) for tokens in found[0]] == [1, 2, 5, 8]
         assert found[0] != found[1] != found[2], "noise changes what is drafted"
+        assert found[0] == found[len(NOISES)], "one token is left: the likeliest"
     return fused is not None
 
 

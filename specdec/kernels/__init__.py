@@ -23,6 +23,7 @@ from specdec.kernels import native as _native
 from specdec.kernels import reference as _reference
 from specdec.kernels.blocks import BlockTensor, pack_blocks, unpack_blocks
 from specdec.kernels.layers import FusedDraft, FusedLayers, LayerWeights, Matrix, Span, TextRows, plain
+from specdec.kernels.native import Luck
 from specdec.kernels.store import KVView, Rebuild
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "FusedLayers",
     "KVView",
     "LayerWeights",
+    "Luck",
     "Matrix",
     "Rebuild",
     "Span",

@@ -13,6 +13,44 @@ struct Drafter {
   float embed_scale;
 };
 
+// How the tokens of a draft are sampled: the key of each position's noise, and what is done to logits before: `Noise` and
+// `Warping` of specdec/sampling.py.
+struct Luck {
+  const uint64_t* keys;
+  float sharpness;
+  int64_t top_k;  // 0: all
+  double top_p, min_p;
+};
+
+// Moves those of scores [count] that may be sampled to the front, their tokens to `kept`; returns how many. `ids`: as in
+// Drafter. A score that is `kTail` below the top counts for nothing. Here and not in rows.h: what std::sort is made of
+// must not be compiled for a processor that the program may not run on.
+int64_t truncate(float* scores, const int64_t* ids, int64_t count, const Luck& luck, int64_t* order, int64_t* kept) {
+  constexpr float kTail = 12;
+  float top = 0;
+  chosen->best_of(scores, count, &top);
+  int64_t n = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (scores[i] > top - kTail) order[n++] = i;
+  }
+  std::sort(order, order + n,
+            [&](int64_t a, int64_t b) { return scores[a] != scores[b] ? scores[a] > scores[b] : a < b; });
+  if (luck.top_k > 0 && luck.top_k < n) n = luck.top_k;
+  double all = 0, before = 0;
+  for (int64_t k = 0; k < n; ++k) all += std::exp(double(scores[order[k]]) - top);
+  for (int64_t k = 0; k < n; ++k) {
+    const double share = std::exp(double(scores[order[k]]) - top);
+    if (k > 0 && (before >= luck.top_p * all || share < luck.min_p)) n = k;
+    before += share;
+  }
+  std::sort(order, order + n);
+  for (int64_t k = 0; k < n; ++k) {
+    kept[k] = ids ? ids[order[k]] : order[k];
+    scores[k] = scores[order[k]];  // order[k] >= k: nothing is overwritten that is still to be moved
+  }
+  return n;
+}
+
 // One row x through matrices of its width. False when out of memory.
 bool multiply_row(const float* x, int64_t columns, const Product* products, int count, int threads) {
   Arena sizes;
@@ -32,13 +70,14 @@ bool multiply_row(const float* x, int64_t columns, const Product* products, int 
 
 // `steps` tokens after `newest`, whose choice came from the backbone's state `hidden`. `stack` is set up for one row.
 // 1 when out of memory, 2 when the row sees more positions than a store has slots, 3 for an id that is no row.
-// With `keys` [steps] each token is the one whose logit times `sharpness` wins with the noise of its position.
+// With `luck` each token is the one whose logit times `sharpness` wins with the noise of its position.
 int draft(const Drafter& d, const Stack& stack, const float* hidden, int64_t newest, int64_t steps,
-          const uint64_t* keys, float sharpness, int64_t* tokens, int threads) {
+          const Luck* luck, int64_t* tokens, int threads) {
   const int64_t width = d.pre.columns() / 2;  // the backbone's
   Arena sizes;
   sizes.take<float>(2 * width);
   sizes.take<float>(d.head.outputs);
+  sizes.take<int64_t>(d.head.outputs);
   sizes.take<int64_t>(d.head.outputs);
   const Scratch scratch(sizes.used());
   if (!scratch.data) return 1;
@@ -46,6 +85,7 @@ int draft(const Drafter& d, const Stack& stack, const float* hidden, int64_t new
   float* joined = arena.take<float>(2 * width);  // [embedding ; state]
   float* scores = arena.take<float>(d.head.outputs);
   int64_t* found = arena.take<int64_t>(d.head.outputs);
+  int64_t* kept = arena.take<int64_t>(d.head.outputs);
   std::memcpy(joined + width, hidden, sizeof(float) * width);
   for (int64_t step = 0; step < steps; ++step) {
     if (newest < 0 || newest >= d.tokens) return 3;
@@ -57,15 +97,20 @@ int draft(const Drafter& d, const Stack& stack, const float* hidden, int64_t new
     if (const int code = layers.run(threads)) return code;
     const Product last[2] = {{&d.head, scores}, {&d.post, joined + width}};
     if (!multiply_row(stack.x, stack.hidden, last, step + 1 < steps ? 2 : 1, threads)) return 1;
-    int64_t best;
-    if (keys) {
-      chosen->scale_row(sharpness, d.head.outputs, scores);
-      best = chosen->luckiest(scores, d.ids, d.head.outputs, keys[step], found);
+    const int64_t* ids = d.ids;
+    int64_t best, count = d.head.outputs;
+    if (luck) {
+      chosen->scale_row(luck->sharpness, count, scores);
+      if (luck->top_k > 0 || luck->top_p < 1 || luck->min_p > 0) {
+        const int64_t some = truncate(scores, d.ids, count, *luck, found, kept);
+        if (some) count = some, ids = kept;  // none where the best is no number
+      }
+      best = chosen->luckiest(scores, ids, count, luck->keys[step], found);
     } else {
       float top = 0;
-      best = chosen->best_of(scores, d.head.outputs, &top);
+      best = chosen->best_of(scores, count, &top);
     }
-    newest = tokens[step] = d.ids ? d.ids[best] : best;
+    newest = tokens[step] = ids ? ids[best] : best;
   }
   return 0;
 }

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from specdec.kernels.blocks import BlockTensor
-from specdec.kernels.native import Native, Store, store_of
+from specdec.kernels.native import Luck, Native, Store, store_of
 from specdec.kernels.store import KVView
 
 Views = Sequence[KVView | None]
@@ -260,20 +260,18 @@ class FusedDraft:
         steps: int,
         spans: Mapping[str, Span],
         views: Views,
-        keys: Sequence[int] | None = None,
-        sharpness: float = 1.0,
+        luck: Luck | None = None,
     ) -> list[int]:
         """`steps` tokens after `newest`.
 
         `state` [backbone hidden] float32: what chose `newest`. `spans`: of the one row, at its position. `views`: the
-        stores of the backbone's cache. `keys`: of each position's noise, which is added to logits times `sharpness`;
-        None: the largest logit wins.
+        stores of the backbone's cache. `luck`: how its tokens are sampled; None: the largest logit wins.
         """
         layers = self._layers
         stores, (table, _kept) = layers._stores([TextRows(1, views)]), layers._spans(spans, 1)
         state = state.contiguous()
         return layers._library.draft(
-            self._drafter, layers._layers, table, stores, layers._norm, state, newest, steps, keys, sharpness
+            self._drafter, layers._layers, table, stores, layers._norm, state, newest, steps, luck
         )
 
 

@@ -7,6 +7,7 @@
 //
 // Left out: NEON (the portable code is plain C++ that compilers vectorise).
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
@@ -267,12 +268,12 @@ API int specdec_layers(const Layer* layers, int64_t count, const Span* spans, in
 }
 
 // `steps` tokens [steps] of a head with these layers; stores, spans and the rest are those of `specdec_layers` for one
-// row, x [hidden] is scratch, `state` [the backbone's width] the state that chose `newest`. `keys` [steps]: of the noise
-// at each token's position, for logits times `sharpness`; null: no noise. Codes: see draft.h.
+// row, x [hidden] is scratch, `state` [the backbone's width] the state that chose `newest`. `luck`: how its tokens
+// are sampled; null: they are not. Codes: see draft.h.
 API int specdec_draft(const Drafter* drafter, const Layer* layers, int64_t count, const Span* spans,
                       const KV* const* stores, const float* final_norm, float* x, int64_t hidden, const float* state,
-                      int64_t newest, int64_t steps, const uint64_t* keys, float sharpness, int64_t* tokens, int threads) {
+                      int64_t newest, int64_t steps, const Luck* luck, int64_t* tokens, int threads) {
   const int64_t starts[2] = {0, 1};
   const Stack stack{layers, count, spans, {1, starts, stores}, final_norm, x, 1, hidden, nullptr, 0};
-  return draft(*drafter, stack, state, newest, steps, keys, sharpness, tokens, threads);
+  return draft(*drafter, stack, state, newest, steps, luck, tokens, threads);
 }

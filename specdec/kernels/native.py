@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import Array, Structure, byref, c_double, c_float, c_int, c_int64, c_uint64, c_void_p
+from ctypes import Array, Structure, addressof, byref, c_double, c_float, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ _SIGNATURES = {
     "specdec_draft": [c_void_p] * 2
     + [c_int64]
     + [c_void_p] * 4
-    + [c_int64, c_void_p, c_int64, c_int64, c_void_p, c_float, c_void_p, c_int],
+    + [c_int64, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int],
     "specdec_rms_norm": [c_void_p, c_void_p, c_float, c_void_p, c_int64, c_int64, c_int],
     "specdec_rope": [c_void_p] * 4 + [c_int64] * 3 + [c_int],
     "specdec_gated": [c_void_p, c_void_p, c_int, c_void_p, c_int64, c_int64, c_int],
@@ -88,6 +88,27 @@ def store_of(kv: KVView) -> Store:
 def _plane(tensor: Tensor, scale: Tensor | None) -> _Plane:
     assert scale is None or (scale.dtype is torch.float32 and scale.is_contiguous())
     return _Plane(tensor.data_ptr(), None if scale is None else scale.data_ptr(), tensor.stride(0), tensor.stride(1))
+
+
+class Luck(NamedTuple):
+    """How the tokens of a draft are sampled: the key of each one's noise, what logits are multiplied by before it is
+    added, and which of them may be sampled (`specdec.sampling.Warping`)."""
+
+    keys: Sequence[int]
+    sharpness: float
+    top_k: int
+    top_p: float
+    min_p: float
+
+
+class _Luck(Structure):
+    _fields_ = (
+        ("keys", c_void_p),
+        ("sharpness", c_float),
+        ("top_k", c_int64),
+        ("top_p", c_double),
+        ("min_p", c_double),
+    )
 
 
 class Native:
@@ -238,12 +259,14 @@ class Native:
         state: Tensor,
         newest: int,
         steps: int,
-        keys: Sequence[int] | None,
-        sharpness: float,
+        luck: Luck | None,
     ) -> list[int]:
         """`steps` tokens after `newest`, which `state` [backbone hidden] (float32, contiguous) chose."""
         x, tokens = torch.empty_like(norm), (c_int64 * steps)()
-        noise = None if keys is None else (c_uint64 * steps)(*keys)
+        given = None
+        if luck is not None:
+            keys = (c_uint64 * steps)(*luck.keys)
+            given = _Luck(addressof(keys), *luck[1:])
         code = self._draft(
             byref(drafter),
             layers,
@@ -256,8 +279,7 @@ class Native:
             state.data_ptr(),
             newest,
             steps,
-            noise,
-            sharpness,
+            None if given is None else byref(given),
             tokens,
             torch.get_num_threads(),
         )
