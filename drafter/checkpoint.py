@@ -36,6 +36,7 @@ from specdec.weights.tensors import BlockWeight, Storage, Weight
 MODEL_TYPES = ("gemma4_assistant", "gemma4_unified_assistant")
 
 _PRE, _POST = "pre_projection.weight", "post_projection.weight"
+_FUSE = "fuse.weight"
 _LEFT, _RIGHT = "bigram.left.weight", "bigram.right.weight"
 _CENTROIDS, _ORDERING = "masked_embedding.centroids.weight", "masked_embedding.token_ordering"
 
@@ -167,6 +168,8 @@ def extra_tensors(spec: AssistantSpec) -> dict[str, tuple[int, ...]]:
     if spec.centroids:
         shapes[_CENTROIDS] = (spec.centroids, text.hidden_size)
         shapes[_ORDERING] = (text.vocab_size,)
+    if spec.aux_layers:
+        shapes[_FUSE] = (spec.backbone_hidden_size, len(spec.aux_layers) * spec.backbone_hidden_size)
     if spec.bigram:
         shapes[_LEFT] = (text.vocab_size + 1, spec.bigram)
         shapes[_RIGHT] = (text.vocab_size, spec.bigram)
@@ -212,6 +215,7 @@ def build_assistant(
         post=Linear(read.matrix(_POST)),
         head=head,
         rotations=Rotations(text.ropes, dtype, device),
+        fuse=Linear(read.matrix(_FUSE)) if spec.aux_layers else None,
     )
 
 

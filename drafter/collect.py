@@ -69,7 +69,7 @@ def fitting(prompts: Iterable[TrainingPrompt], encode: Encode, most: int) -> Ite
 
 class Collector:
     """Grows the set in `folder` with answers to `prompts` (token ids [n], always the same ones from the first on), for
-    heads that read the K/V of the backbone's `layers`."""
+    heads that read the K/V of the backbone's `layers` and fuse the outputs of its `aux_layers`."""
 
     def __init__(
         self,
@@ -80,13 +80,17 @@ class Collector:
         ends: frozenset[int],
         answering: Answering,
         about: dict[str, Any],
+        aux_layers: Sequence[int] = (),
     ) -> None:
         """Raises ValueError when `folder` holds a set that was made in another way."""
         how = {k: v for k, v in asdict(answering).items() if k != "together"}
         how["temperatures"] = list(answering.temperatures)  # as JSON gives it back
         about = {**about, "backbone": backbone.fingerprint, "layers": list(layers), "answering": how}
+        if aux_layers:
+            about["aux_layers"] = list(aux_layers)
         self.writer = DatasetWriter(folder, about)
         self.backbone, self.layers, self.ends, self.answering = backbone, layers, ends, answering
+        self.aux_layers = tuple(aux_layers)
         self.held_out = list(islice(prompts, HELD_OUT))
         self._prompts = prompts
 
@@ -105,6 +109,7 @@ class Collector:
             self.backbone,
             islice(self._prompts, first, None),
             layers=self.layers,
+            aux_layers=self.aux_layers,
             max_new_tokens=how.max_new_tokens,
             ends=self.ends,
             temperatures=how.temperatures,
@@ -137,6 +142,7 @@ def held_out_texts(collector: Collector) -> list[Features]:
         collector.backbone,
         collector.held_out,
         layers=collector.layers,
+        aux_layers=collector.aux_layers,
         max_new_tokens=how.max_new_tokens,
         ends=collector.ends,
         temperatures=how.temperatures[:1],

@@ -81,6 +81,8 @@ class DatasetWriter:
         for layer in texts[0].keys:
             for i, name in enumerate(Keys._fields):
                 tensors[f"{layer}.{name}"] = torch.cat([text.keys[layer][i] for text in texts], dim=1)
+        for layer in texts[0].aux:
+            tensors[f"{layer}.out"] = torch.cat([text.aux[layer] for text in texts])
         with replacing(self.folder / f"{self.done:05d}.safetensors") as temporary:
             save_file(tensors, temporary)
 
@@ -155,8 +157,9 @@ def read_shard(path: Path) -> list[Features]:
         stored = load_file(path)
         lengths, answers = stored["lengths"].tolist(), stored["answers"].tolist()
         layers = [int(name.removesuffix(".k")) for name in stored if name.endswith(".k")]
+        aux = [name for name in stored if name.endswith(".out")]
         parts: dict[str, Sequence[Tensor]] = {
-            name: torch.split(stored[name], lengths) for name in ("tokens", "best", "hidden")
+            name: torch.split(stored[name], lengths) for name in ("tokens", "best", "hidden", *aux)
         }
         parts |= {f"{i}.{n}": torch.split(stored[f"{i}.{n}"], lengths, dim=1) for i in layers for n in Keys._fields}
     except Exception as error:  # safetensors has errors of its own
@@ -168,6 +171,7 @@ def read_shard(path: Path) -> list[Features]:
             parts["best"][i].long(),
             {at: Keys(parts[f"{at}.k"][i], parts[f"{at}.v"][i]) for at in layers},
             answer,
+            {int(name.removesuffix(".out")): parts[name][i] for name in aux},
         )
         for i, answer in enumerate(answers)
     ]

@@ -8,7 +8,7 @@ what a drafter has to guess. Answers cost a pass per token of each text, reading
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -35,7 +35,8 @@ class Features:
 
     `tokens` [n] int64. `hidden` [n, hidden]: the state after the final norm at each token, which chose the next.
     `best` [n] int64: that choice, the likeliest next token. `keys`: K and V, [kv_heads, n, head_dim] each, by the layer
-    of the backbone that stores them. `answer`: where the backbone's own words begin.
+    of the backbone that stores them. `answer`: where the backbone's own words begin. `aux` [n, hidden]: what left other
+    layers of the backbone, by layer.
     """
 
     tokens: Tensor
@@ -43,9 +44,14 @@ class Features:
     best: Tensor
     keys: Mapping[int, Keys]
     answer: int
+    aux: Mapping[int, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def states(self, aux_layers: Sequence[int]) -> tuple[Tensor, ...]:
+        """`hidden`, and what left each of `aux_layers`."""
+        return self.hidden, *(self.aux[layer] for layer in aux_layers)
 
 
 def answered(
@@ -53,6 +59,7 @@ def answered(
     prompts: Iterable[Tensor],
     *,
     layers: Sequence[int],
+    aux_layers: Sequence[int] = (),
     max_new_tokens: int,
     ends: frozenset[int],
     temperatures: Sequence[float] = (0.0,),
@@ -65,9 +72,9 @@ def answered(
     """(number of the prompt, its text) for each of `prompts` ([n] int64), in the order in which they end.
 
     Prompts are numbered from `first` on. `temperatures` are taken in turn by number, 0 is greedy; a text ends with a
-    token of `ends`. States, and the K/V of `layers`, are kept as `dtype`. The last token of a text is not among its
-    features: nothing was computed from it. A sliding layer's keys reach back only as far as its ring, so texts end
-    where the shortest ring does.
+    token of `ends`. States, those that leave `aux_layers` too, and the K/V of `layers` are kept as `dtype`. The last
+    token of a text is not among its features: nothing was computed from it. A sliding layer's keys reach back only as
+    far as its ring, so texts end where the shortest ring does.
     """
     longest = longest_text(backbone, layers)
     watched: dict[int, list[Tensor]] = {}
@@ -90,27 +97,39 @@ def answered(
 
     # Without a drafter: these are the plain model's texts either way, and several share a pass.
     for number, row, cache in decode(
-        backbone, NoDraft(), FixedLength(0), requests(), stats or GenerationStats(), together
+        backbone, NoDraft(aux_layers), FixedLength(0), requests(), stats or GenerationStats(), together
     ):
         number += first
         hidden, answer = torch.cat(watched.pop(number)), begins.pop(number)  # [n, hidden]
         prompted = _best(backbone, hidden[: answer - 1])
         best = torch.cat((prompted, prompted.new_tensor(likeliest.pop(number))))  # [n]
-        yield number, Features(row[:-1], hidden.to(dtype), best, kept_keys(cache, layers, dtype), answer)
+        states, aux = _parted(hidden.to(dtype), aux_layers)
+        yield number, Features(row[:-1], states, best, kept_keys(cache, layers, dtype), answer, aux)
 
 
 def read(
-    backbone: Decoder, texts: Iterable[Tensor], layers: Sequence[int], dtype: torch.dtype = torch.bfloat16
+    backbone: Decoder,
+    texts: Iterable[Tensor],
+    layers: Sequence[int],
+    dtype: torch.dtype = torch.bfloat16,
+    aux_layers: Sequence[int] = (),
 ) -> Iterator[Features]:
     """Texts ([n] int64) that the backbone did not write, each cut where the shortest ring of its cache ends."""
     for text in texts:
         text = text[: longest_text(backbone, layers)].to(backbone.device)
         cache, hidden = backbone.new_cache(), []
         for part in torch.split(text, cache.max_rows):
-            hidden.append(backbone.forward(part, cache))
+            hidden.append(backbone.forward(part, cache, aux_layers))
             cache.commit(len(part))
-        states = torch.cat(hidden)  # [n, hidden]
-        yield Features(text, states.to(dtype), _best(backbone, states), kept_keys(cache, layers, dtype), len(text))
+        best = _best(backbone, torch.cat(hidden))  # [n]
+        states, aux = _parted(torch.cat(hidden).to(dtype), aux_layers)
+        yield Features(text, states, best, kept_keys(cache, layers, dtype), len(text), aux)
+
+
+def _parted(states: Tensor, aux_layers: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
+    """Rows [n, (1 + aux layers) * hidden] of a pass, taken apart: [n, hidden] each."""
+    hidden, *aux = (part.contiguous() for part in states.chunk(1 + len(aux_layers), dim=1))
+    return hidden, dict(zip(aux_layers, aux, strict=True))
 
 
 def kept_keys(cache: KVCache, layers: Sequence[int], dtype: torch.dtype) -> dict[int, Keys]:

@@ -123,17 +123,21 @@ class Shape:
     draft_vocab: int = 8192
     bigram: int = 0
     bits: int = 8
+    aux_layers: tuple[int, ...] = ()
 
 
 def form_for(shape: Shape, backbone: DecoderSpec, config: Config) -> Form:
     """The form of a head of `shape` for the backbone with transformers' text config `config`.
 
-    Raises ValueError: Gemma 4's assistants have no bigram bias, and no smaller vocabulary.
+    Raises ValueError: Gemma 4's assistants have no bigram bias, and fuse no states.
     """
     head = HeadConfig.like(backbone, shape.depth, shape.draft_vocab)
     head = replace(head, intermediate_size=shape.width or head.intermediate_size, bigram=shape.bigram)
+    head = replace(head, aux_layers=shape.aux_layers)
     if not config.model_type.startswith("gemma4"):
         return OwnForm(head, shape.bits)
     if shape.bigram:
         raise ValueError("Gemma 4's assistants have no bigram bias; train this head without one")
+    if shape.aux_layers:
+        raise ValueError("Gemma 4's assistants take the last state alone; train this head without --aux-layers")
     return AssistantForm(assistant_config(config, backbone, head))

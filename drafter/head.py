@@ -9,7 +9,8 @@ For a Gemma 4 backbone this is its "assistant", the network of transformers' `mo
 
 Sliding layers read the K/V of the backbone's last sliding layer that stores any, full layers those of the
 last full one. Every step of a round has the position p of the pending token and sees committed keys only:
-j <= p - 1.
+j <= p - 1. The first h is the backbone's state after its final norm; heads of our own format can add to it what other
+layers make of the same position, h + fuse([rmsnorm(low) ; rmsnorm(middle) ; ...]) (`AssistantSpec.aux_layers`).
 
 Left out: more than one query row; training (`drafter/network.py`). The head has no soft-capping, unlike the backbone's.
 """
@@ -140,6 +141,7 @@ class Assistant:
     post: Linear  # [backbone hidden, hidden]
     head: Head
     rotations: Rotations
+    fuse: Linear | None = None  # [backbone hidden, aux layers * backbone hidden]
 
     def fused(self, backbone: Decoder) -> kernels.FusedDraft | None:
         """All steps of a draft for `backbone` as one native call, to the same bits; None where step by step is the
@@ -160,7 +162,7 @@ class Assistant:
     @property
     def nbytes(self) -> int:
         """Bytes of all matrices as stored; the tied head counts once."""
-        parts: list[object] = [self.pre, self.post, self.head]
+        parts: list[object] = [self.pre, self.post, self.head, self.fuse]
         parts += [getattr(layer, f.name) for layer in self.stack.layers for f in fields(layer)]
         weights = [getattr(part, name, None) for part in parts for name in ("weight", "centroids")]
         return sum(weight.nbytes for weight in weights if weight is not None)
@@ -176,6 +178,20 @@ class Assistant:
             first = 0 if window is None else max(0, position - 1 - window)
             spans[kind] = Span(*self.rotations(kind, [(position, 1)]), [first], [position])
         return spans
+
+    def first(self, state: Tensor) -> Tensor:
+        """What a draft begins with, [1, backbone hidden].
+
+        `state` [1, (1 + aux layers) * backbone hidden]: the backbone's, followed by those of its aux layers.
+        """
+        width = self.spec.backbone_hidden_size
+        hidden = state[:, :width]
+        if self.fuse is None:
+            return hidden
+        aux = kernels.rms_norm(
+            state[:, width:].reshape(-1, width), None, self.spec.text.norm_eps
+        )  # [aux layers, width]
+        return hidden + self.fuse(aux.reshape(1, -1))
 
     def step(self, embedding: Tensor, hidden: Tensor, spans: dict[str, Span], cache: KVCache) -> tuple[Tensor, Tensor]:
         """One draft step.

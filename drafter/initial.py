@@ -2,7 +2,7 @@
 
 Its layers are the backbone's own last ones of the same kinds, its candidates' rows are the backbone's head, its norm
 is the backbone's last: what it has to learn is how to get from [embedding ; state] to the residual stream that those
-expect (`pre_projection`), and how to do without the layers between. `fitted_projection` solves the first part by
+expect (`pre_projection`), and how to do without the layers between. `fitted_projections` solves the first part by
 least squares over a few thousand tokens, before any training. Parts whose sizes differ from the backbone's begin
 random.
 """
@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from drafter.features import Features
@@ -51,37 +52,44 @@ def initial_tensors(
     for name, tensor in copies.items():
         if made[name].shape == tensor.shape:
             made[name] = tensor.detach().float().clone()
+    if spec.aux_layers:
+        made["fuse.weight"].zero_()  # says nothing at first
     if spec.text.hidden_size == spec.backbone_hidden_size:
         unit = torch.eye(spec.text.hidden_size) / 2
         size = backbone.embed(ids).float().square().mean().sqrt()
         made["pre_projection.weight"] = torch.cat((unit / size, unit / _state_size(backbone)), dim=1)
         made["post_projection.weight"] = torch.eye(spec.text.hidden_size)
-        if (fitted := fitted_projection(spec, backbone, texts)) is not None:
-            made["pre_projection.weight"] = fitted
+        made |= fitted_projections(spec, backbone, texts)
     if spec.bigram:
-        made["bigram.left.weight"].zero_()  # says nothing at first
+        made["bigram.left.weight"].zero_()  # nor does this
     return made
 
 
-def fitted_projection(
+def fitted_projections(
     spec: AssistantSpec, backbone: Decoder, texts: Iterable[Features], tokens: int = FITTED_TOKENS
-) -> Tensor | None:
-    """[hidden, 2 * backbone hidden]: the least-squares map from [embedding of x_p ; state p - 1] to the residual stream
-    that enters, at row p, the backbone's layer that the head's first one is a copy of. About `tokens` tokens of `texts`
-    count, each row by its direction alone: a few rows are a thousand times larger than the others. None for no texts.
+) -> dict[str, Tensor]:
+    """Projections by their names, from about `tokens` tokens of `texts`; none for no texts.
+
+    `pre_projection` [hidden, 2 * backbone hidden]: the least-squares map from [embedding of x_p ; state p - 1] to the
+    residual stream that enters, at row p, the backbone's layer that the head's first one is a copy of. `fuse`, where
+    the head has one: what the states of its aux layers say about the rest, by way of the state. Each row counts by its
+    direction alone: a few are a thousand times larger than the others.
     """
     first = _sources(spec, backbone)[0]
     source = next(i for i, layer in enumerate(backbone.layers) if layer is first)
-    size = 2 * backbone.spec.hidden_size
+    width = backbone.spec.hidden_size
+    size = (2 + len(spec.aux_layers)) * width
     gram = torch.zeros(size, size, dtype=torch.float64)
-    right = torch.zeros(size, backbone.spec.hidden_size, dtype=torch.float64)
+    right = torch.zeros(size, width, dtype=torch.float64)
     done = 0
     for text in texts:
         if done >= tokens or backbone.per_layer is not None:
             break
         for rows, stream in _streams(backbone, text.tokens, source):
             rows, stream = rows[rows > 0], stream[rows > 0]
-            x = torch.cat((backbone.embed(text.tokens[rows]).double(), text.hidden[rows - 1].double()), dim=1)
+            state, *aux = (states[rows - 1].double() for states in text.states(spec.aux_layers))
+            normed = [F.rms_norm(states, (width,), eps=spec.text.norm_eps) for states in aux]
+            x = torch.cat((backbone.embed(text.tokens[rows]).double(), state, *normed), dim=1)
             y = stream.double()
             weight = y.square().mean(dim=1, keepdim=True).rsqrt()
             x, y = x * weight, y * weight
@@ -89,10 +97,22 @@ def fitted_projection(
             right += x.t() @ y
             done += len(rows)
     if not done:
-        return None
-    gram += 1e-3 * gram.diagonal().mean() * torch.eye(size, dtype=torch.float64)
-    fitted: Tensor = torch.linalg.solve(gram, right)
-    return fitted.t().float().contiguous()
+        return {}
+    own, more = slice(0, 2 * width), slice(2 * width, size)
+    pre = _solved(gram[own, own], right[own])  # [2 * width, hidden]
+    made = {"pre_projection.weight": pre}
+    if spec.aux_layers:
+        rest = _solved(gram[more, more], right[more] - gram[more, own] @ pre)  # [aux layers * width, hidden]
+        by_state = pre[width:]  # [width, hidden]: rest = fuse @ by_state
+        made["fuse.weight"] = _solved(by_state @ by_state.t(), by_state @ rest.t()).t()
+    return {name: matrix.t().float().contiguous() for name, matrix in made.items()}
+
+
+def _solved(gram: Tensor, right: Tensor) -> Tensor:
+    """gram^-1 @ right, a little damped."""
+    damped = gram + 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    solved: Tensor = torch.linalg.solve(damped, right)
+    return solved
 
 
 @torch.inference_mode()
@@ -100,15 +120,13 @@ def _streams(backbone: Decoder, tokens: Tensor, layer: int) -> Iterator[tuple[Te
     """What enters `layer` of the backbone: pieces of (rows [r], residual stream [r, hidden]) of a text."""
     cache = backbone.new_cache()
     for part in torch.split(tokens, cache.max_rows):
-        start = cache.begin(len(part))
-        spans = backbone.spans([(start, len(part))])
-        x = backbone.embed(part)
-        for below, store in zip(backbone.layers[:layer], backbone.stack.stores, strict=False):
-            kept = cache.stores[store]
-            assert kept is not None
-            x = below(x, spans[below.spec.kind], kept, start, None)
-        cache.commit(len(part))
-        yield torch.arange(start, start + len(part)), x.clone()
+        rows = torch.arange(cache.length, cache.length + len(part))
+        if layer:
+            stream = backbone.forward(part, cache, [layer - 1])[:, backbone.spec.hidden_size :]
+            cache.commit(len(part))
+        else:
+            stream = backbone.embed(part)
+        yield rows, stream.clone()
 
 
 def _sources(spec: AssistantSpec, backbone: Decoder) -> list[Layer]:

@@ -104,7 +104,11 @@ def unrolled(
         if sight is None:
             sight = network.sight([(part, text.keys) for part, text in zip(rows, texts, strict=True)])
         if step == 0:
-            state = torch.cat([text.hidden[part - 1] for text, part in zip(texts, rows, strict=True)]).float()  # [R, H]
+            before, *aux = (
+                torch.cat([states[part - 1] for states, part in zip(pieces, rows, strict=True)]).float()  # [R, H]
+                for pieces in zip(*(text.states(network.spec.aux_layers) for text in texts), strict=True)
+            )
+            state = network.first(before, aux)
             alive = torch.ones(len(state), dtype=torch.bool)
         newest, best, hidden = (
             torch.cat([piece[part + step] for piece, part in zip(pieces, rows, strict=True)])

@@ -90,12 +90,24 @@ class Network(nn.Module):
             views.append(TextView(len(rows), masks, keys))
         return Sight(ropes, views)
 
+    def first(self, hidden: Tensor, aux: Sequence[Tensor]) -> Tensor:
+        """What drafts begin with, [R, backbone hidden].
+
+        `hidden` [R, backbone hidden]: the states that chose the newest tokens. `aux`: the same for what left each of
+        `spec.aux_layers`, in their order.
+        """
+        if not self.spec.aux_layers:
+            return hidden
+        eps = self.spec.text.norm_eps
+        joined = torch.cat([F.rms_norm(state, state.shape[-1:], eps=eps) for state in aux], dim=-1)  # [R, layers * H]
+        return hidden + F.linear(joined, self["fuse.weight"])
+
     def step(self, embedding: Tensor, hidden: Tensor, sight: Sight) -> tuple[Tensor, Tensor]:
         """One draft step of every row.
 
         `embedding` [R, backbone hidden]: of the newest token, scaled as the backbone does. `hidden` [R, backbone
-        hidden]: the backbone's state that chose it, or the second result of the step before. Returns what the head
-        scores [R, hidden], and the next step's `hidden`.
+        hidden]: what `first` made of the state that chose it, or the second result of the step before. Returns what the
+        head scores [R, hidden], and the next step's `hidden`.
         """
         x = F.linear(torch.cat((embedding, hidden), dim=-1), self["pre_projection.weight"])
         for i in range(len(self.spec.text.layers)):

@@ -7,7 +7,7 @@ backbone's own kind, with query-only attention over the K/V of its last layers.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
 from specdec.model.families import decoder_spec
@@ -24,7 +24,8 @@ class AssistantSpec:
     `text`: its own layers, whose `kv_layer` is the layer of the backbone that they read; its vocabulary is what it can
     propose. `pruned`: that is a part of the backbone's vocabulary, listed in the checkpoint. `bigram`: rank of the bias
     that the newest token gives every candidate; 0: none. `centroids`: clusters of the vocabulary, of which the best
-    `top_centroids` are scored; 0: all of it is.
+    `top_centroids` are scored; 0: all of it is. `aux_layers`: the backbone's layers whose outputs join the state
+    that the first step of a draft begins with.
     """
 
     text: DecoderSpec
@@ -33,6 +34,7 @@ class AssistantSpec:
     top_centroids: int = 0
     pruned: bool = False
     bigram: int = 0
+    aux_layers: tuple[int, ...] = ()
 
     @property
     def reads(self) -> tuple[int, ...]:
@@ -45,7 +47,8 @@ class HeadConfig:
     """A head in our own format.
 
     `reads`: for each of its layers the backbone's layer whose K/V it attends to, and whose kind it is of.
-    `draft_vocab`: tokens that it can propose; 0: all of the backbone's. Sizes are counts of elements.
+    `draft_vocab`: tokens that it can propose; 0: all of the backbone's. `aux_layers`: see `AssistantSpec`; EAGLE-3
+    (arXiv 2503.01840) fuses a low, a middle and a high layer. Sizes are counts of elements.
     """
 
     hidden_size: int
@@ -54,6 +57,7 @@ class HeadConfig:
     heads: int
     draft_vocab: int = 0
     bigram: int = 0
+    aux_layers: tuple[int, ...] = ()
 
     @classmethod
     def like(cls, backbone: DecoderSpec, depth: int | None = None, draft_vocab: int = 8192) -> HeadConfig:
@@ -79,12 +83,12 @@ class HeadConfig:
     def from_dict(cls, values: dict[str, Any]) -> HeadConfig:
         """Raises ValueError for missing values and impossible sizes."""
         try:
-            made = cls(**{f.name: values[f.name] for f in fields(cls)})
+            made = cls(**{f.name: values[f.name] for f in fields(cls) if f.default is MISSING or f.name in values})
         except KeyError as error:
             raise ValueError(f"the head's config.json has no {error}; copy it again from where it was saved") from None
-        made = replace(made, reads=tuple(made.reads))
+        made = replace(made, reads=tuple(made.reads), aux_layers=tuple(made.aux_layers))
         sizes = (made.hidden_size, made.intermediate_size, made.heads, len(made.reads))
-        others = (made.draft_vocab, made.bigram, *made.reads)
+        others = (made.draft_vocab, made.bigram, *made.reads, *made.aux_layers)
         if not all(isinstance(size, int) and size > 0 for size in sizes) or min(others) < 0:
             raise ValueError(f"the head's config.json has impossible sizes: {made}")
         return made
@@ -95,7 +99,8 @@ def head_spec(config: HeadConfig, backbone: DecoderSpec) -> AssistantSpec:
 
     Raises:
         ValueError: it reads a layer that the backbone lacks or that stores no K/V, has query heads that do not share
-            K/V heads evenly, or a draft vocabulary larger than the backbone's.
+            K/V heads evenly, has a draft vocabulary larger than the backbone's, or fuses the states of layers that the
+            backbone lacks, or of one twice.
     """
     layers = []
     for read in config.reads:
@@ -109,6 +114,13 @@ def head_spec(config: HeadConfig, backbone: DecoderSpec) -> AssistantSpec:
         layers.append(layer)
     if config.draft_vocab > backbone.vocab_size:
         raise ValueError(f"a draft vocabulary of {config.draft_vocab}; the backbone has {backbone.vocab_size} tokens")
+    if len(set(config.aux_layers)) < len(config.aux_layers) or max(config.aux_layers, default=0) >= len(
+        backbone.layers
+    ):
+        raise ValueError(
+            f"the head fuses the states of layers {list(config.aux_layers)}; name different ones, each below "
+            f"{len(backbone.layers)}"
+        )
     text = replace(
         backbone,
         vocab_size=config.draft_vocab or backbone.vocab_size,
@@ -122,7 +134,13 @@ def head_spec(config: HeadConfig, backbone: DecoderSpec) -> AssistantSpec:
         per_layer_vocab=0,
         reads_backbone=True,
     )
-    return AssistantSpec(text, backbone.hidden_size, pruned=config.draft_vocab > 0, bigram=config.bigram)
+    return AssistantSpec(
+        text,
+        backbone.hidden_size,
+        pruned=config.draft_vocab > 0,
+        bigram=config.bigram,
+        aux_layers=config.aux_layers,
+    )
 
 
 def assistant_spec(config: Config, backbone: DecoderSpec) -> AssistantSpec:

@@ -3,7 +3,7 @@
 Every variant differs from the base in one thing, is trained on the same set for the same number of tokens, saved, and
 judged by drafting for the same foreign prompts in the real decoding loop. The set is one that `run.py train` collected
 (its `training/set`). Some variants are mistakes that other trainers have shipped: they show what a mistake costs.
-Left out: low, middle and high layers' states fused (EAGLE-3), which the decoder does not hand out.
+Other layers' states are fused where the set has them (`run.py train --aux-layers`).
 """
 
 from __future__ import annotations
@@ -80,6 +80,13 @@ class Variant:
     network: type[Network] = Network
     dataset: type[Dataset] = Dataset
     fitted: bool = True  # whether pre_projection begins as the least-squares solution
+    fused: slice | None = None  # which of the other layers' states that the set has join the last one
+
+    def of(self, aux_layers: tuple[int, ...]) -> Variant:
+        """This variant for a set that has the states of `aux_layers`, in ascending order."""
+        return (
+            self if self.fused is None else replace(self, shape=replace(self.shape, aux_layers=aux_layers[self.fused]))
+        )
 
 
 def _recipe(**changes: Any) -> Callable[[Settings], Settings]:
@@ -104,6 +111,8 @@ VARIANTS = (
     Variant("draft vocabulary 4,096", Shape(draft_vocab=4096)),
     Variant("draft vocabulary 16,384", Shape(draft_vocab=16384)),
     Variant("bigram bias of rank 256", Shape(bigram=256)),
+    Variant("a high layer's state fused", fused=slice(-1, None)),
+    Variant("low, middle and high layers' states fused", fused=slice(None)),
 )
 
 
@@ -128,10 +137,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Print a line for each variant, then the table. Raises ValueError: the model or the set is not usable."""
     a = arguments
     cli.check_writable(a.json)
-    kept = Dataset(a.set).about.get("layers", [])
+    about = Dataset(a.set).about
+    kept, aux_layers = about.get("layers", []), tuple(about.get("aux_layers", ()))
     session = open_session(replace(cli.settings_from(a), drafter="none"))
     asked = [ids_of(session, prompt) for prompt in prompts(None, False, a.limit)]
-    chosen = [v for v in VARIANTS if not a.only or any(word in v.name for word in a.only)]
+    possible = [variant.of(aux_layers) for variant in VARIANTS if aux_layers or variant.fused is None]
+    chosen = [v for v in possible if not a.only or any(word in v.name for word in a.only)]
     if not chosen:
         raise ValueError(f"no variant is called like that; there are: {', '.join(v.name for v in VARIANTS)}")
     reads = {layer for v in chosen for layer in _form(session, v).spec(session.model.decoder.spec).reads}

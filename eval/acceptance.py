@@ -32,7 +32,7 @@ from eval.provenance import provenance
 from eval.session import Session, open_session
 from eval.train import ends_of
 from specdec.cache import KVCache
-from specdec.drafting import Draft, Drafter, NoDraft
+from specdec.drafting import Draft, Drafter, NoDraft, aux_layers_of
 from specdec.model.decoder import Decoder
 from specdec.sampling import Noise
 from specdec.stats import GenerationStats
@@ -134,6 +134,10 @@ class WithoutNoise:
 
     def __init__(self, drafter: Drafter) -> None:
         self._drafter, self.name, self.max_draft = drafter, drafter.name, drafter.max_draft
+
+    @property
+    def aux_layers(self) -> tuple[int, ...]:
+        return aux_layers_of(self._drafter)
 
     def bind(self, backbone: Decoder) -> None:
         self._drafter.bind(backbone)

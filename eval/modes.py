@@ -35,7 +35,7 @@ from eval.synthetic_acceptance import SyntheticAcceptance
 from specdec import kernels
 from specdec.cache import KVCache
 from specdec.control import AdaptiveLength
-from specdec.drafting import Draft, Drafter, Joined, SuffixDrafter
+from specdec.drafting import Draft, Drafter, Joined, SuffixDrafter, aux_layers_of
 from specdec.model.decoder import Decoder
 from specdec.sampling import Noise
 from specdec.stats import GenerationStats, Round
@@ -154,6 +154,10 @@ class Wrong:
 
     def __init__(self, drafter: Drafter) -> None:
         self._drafter, self.max_draft, self._vocabulary = drafter, drafter.max_draft, 0
+
+    @property
+    def aux_layers(self) -> tuple[int, ...]:
+        return aux_layers_of(self._drafter)
 
     def bind(self, backbone: Decoder) -> None:
         self._drafter.bind(backbone)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from specdec.cache import KVCache
-from specdec.drafting import Draft, Drafter
+from specdec.drafting import Draft, Drafter, aux_layers_of
 from specdec.model.decoder import Decoder
 from specdec.sampling import Noise, mix
 
@@ -32,6 +32,10 @@ class SyntheticAcceptance:
         self.drafter, self.answer, self.rates = drafter, list(answer), list(rates)
         self.vocabulary, self.seed = vocabulary, seed
         self.max_draft = max(drafter.max_draft, 1)
+
+    @property
+    def aux_layers(self) -> tuple[int, ...]:
+        return aux_layers_of(self.drafter)
 
     def bind(self, backbone: Decoder) -> None:
         self.drafter.bind(backbone)

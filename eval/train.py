@@ -73,7 +73,8 @@ def _train(settings: Settings, options: TrainOptions, json_file: Path | None) ->
 
     start = None if options.start is None else read_start(options.start, backbone)
     form = start.form if start else form_for(options.shape, backbone.spec, session.model.config.get_text_config())
-    layers = form.spec(backbone.spec).reads
+    spec = form.spec(backbone.spec)
+    layers = spec.reads
     collector = Collector(
         options.out / "training" / "set",
         backbone,
@@ -82,6 +83,7 @@ def _train(settings: Settings, options: TrainOptions, json_file: Path | None) ->
         ends_of(session),
         options.answering,
         {"data": [list(source) for source in options.data]},
+        spec.aux_layers,
     )
     here = machine(backbone.device)
     about = {"backbone_name": settings.model, "start": options.start, "versions": here["versions"]}
@@ -163,7 +165,7 @@ def options_from(arguments: argparse.Namespace) -> TrainOptions:
             seed=a.seed,
         ),
         start=a.start,
-        shape=Shape(a.depth, a.width, a.draft_vocab, a.bigram, a.bits),
+        shape=Shape(a.depth, a.width, a.draft_vocab, a.bigram, a.bits, tuple(a.aux_layers)),
     )
 
 

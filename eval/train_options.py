@@ -54,6 +54,15 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         "--bigram", type=whole(0), default=0, metavar="RANK", help="bias from the newest token (0: none)"
     )
     shape.add_argument(
+        "--aux-layers",
+        type=whole(0),
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="layers of the model, counted from 0, whose outputs a draft begins with besides the last state: a low, a "
+        "middle and a high one in EAGLE-3 (default: none)",
+    )
+    shape.add_argument(
         "--bits",
         type=int,
         choices=(8, 5, 4),

@@ -11,7 +11,7 @@ import time
 import torch
 
 from specdec.control import AdaptiveLength, Costs
-from specdec.drafting import Drafter
+from specdec.drafting import Drafter, aux_layers_of
 from specdec.model.decoder import Decoder
 
 SECONDS = 1.0  # at most, but for models whose few passes take longer
@@ -42,11 +42,12 @@ def measured(backbone: Decoder, drafter: Drafter, most: int, seconds: float = SE
 
     def verify(rows: int) -> float:
         before = time.perf_counter()
-        hidden = backbone.forward(ids[:rows], cache)
+        hidden = backbone.forward(ids[:rows], cache, aux_layers)
         backbone.logits(hidden).argmax(dim=-1).tolist()  # waits for a GPU
         return time.perf_counter() - before
 
-    hidden = backbone.forward(ids, cache)  # the first pass of all warms up
+    aux_layers = aux_layers_of(drafter)
+    hidden = backbone.forward(ids, cache, aux_layers)  # the first pass of all warms up
     cache.commit(most)
     drafter.start(cache)
     short = verify(1)

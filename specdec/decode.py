@@ -1,8 +1,9 @@
 """The loop. Plain decoding is this loop with empty drafts, one text is a batch of one; there is no other path.
 
 `pending` is the newest emitted token: it is not in the cache yet, so `cache.length == tokens - 1` between rounds.
-Hidden row i of a pass is the state that chose token i, which is the pair that an MTP head consumes. A text's first pass
-is its prompt's last chunk, whose last row chooses the first token: a round with nothing drafted.
+Hidden row i of a pass is the state that chose token i, which is the pair that an MTP head consumes; it goes on with
+what leaves the layers that the drafter names as its `aux_layers`. A text's first pass is its prompt's last chunk, whose
+last row chooses the first token: a round with nothing drafted.
 
 Several texts share every pass but that one. Only a text that is alone is drafted for: on a CPU a row of another text
 costs what a drafted row costs, and is never wrong.
@@ -11,7 +12,7 @@ costs what a drafted row costs, and is never wrong.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from specdec.cache import Conversations, KVCache
 from specdec.control import DraftLength
-from specdec.drafting import Draft, Drafter, drafted
+from specdec.drafting import Draft, Drafter, aux_layers_of, drafted
 from specdec.model.decoder import Decoder
 from specdec.sampling import Sampler
 from specdec.stats import GenerationStats, Round
@@ -37,7 +38,7 @@ class Request:
     prompt. `limit`: tokens at which the row is full, padding included. `stop(tokens, choice)` is asked after every
     emitted token, in order; `emit(verdict, logits)` hears what a round emitted and the logits [emitted, vocab] that it
     was chosen from. `watch(hidden)`, where given, hears the hidden states [rows, hidden] of what is committed to the
-    cache, prompt included, in order.
+    cache, prompt included, in order, each followed by those of the drafter's `aux_layers`.
     """
 
     row: Tensor
@@ -75,6 +76,7 @@ def decode(
     `heard` is told then.
     """
     kept = conversations or Conversations(backbone.new_cache)
+    aux_layers = aux_layers_of(drafter)
     clock = _Clock(stats)
     waiting = enumerate(requests)
     texts: list[_Text] = []
@@ -82,7 +84,7 @@ def decode(
     while True:
         fresh = next(waiting, None) if len(texts) < together else None
         if fresh is not None:
-            texts.append(_Text(*fresh, backbone, kept))
+            texts.append(_Text(*fresh, backbone, kept, aux_layers))
             stats.count_prompt(len(texts[-1].rows) + texts[-1].cache.length, texts[-1].reused)
         if not texts:
             return
@@ -95,7 +97,7 @@ def decode(
                 drafted_for = texts[0]
             draft = texts[0].drafted(drafter, lengths)
         draft_seconds, k = clock.lap("draft"), len(draft.tokens)
-        hidden = backbone.forward_many([text.rows for text in playing], [text.cache for text in playing])
+        hidden = backbone.forward_many([text.rows for text in playing], [text.cache for text in playing], aux_layers)
         if len(playing) == 1:
             states = [hidden]  # [rows, hidden]
             logits = backbone.logits(hidden[-k - 1 :])  # [k + 1, vocab]
@@ -133,7 +135,9 @@ def decode(
 class _Text:
     """A text on its way: tokens[:n] are emitted (prompt included), `rows` is what the next pass reads of it."""
 
-    def __init__(self, index: int, request: Request, backbone: Decoder, kept: Conversations) -> None:
+    def __init__(
+        self, index: int, request: Request, backbone: Decoder, kept: Conversations, aux_layers: Sequence[int]
+    ) -> None:
         self.index, self.request, self.backbone = index, request, backbone
         self.conversation = kept.begin(request.row[request.padding :], request.limit - request.padding)
         self.cache, self.reused = self.conversation.cache, self.conversation.cache.length
@@ -142,7 +146,8 @@ class _Text:
         self.tokens[: self.n] = request.row
         self.conversation.tokens = self.tokens[request.padding :]
         prompt = request.row[request.padding + self.reused :].to(backbone.device)
-        self.rows = prefill(backbone, prompt, self.cache, request.watch, partial(kept.prefilling, self.conversation))
+        before = partial(kept.prefilling, self.conversation)
+        self.rows = prefill(backbone, prompt, self.cache, request.watch, before, aux_layers)
         self.hidden = torch.empty(0)  # [hidden], the state that chose the pending token
 
     def drafted(self, drafter: Drafter, lengths: DraftLength) -> Draft:
@@ -179,6 +184,7 @@ def prefill(
     cache: KVCache,
     watch: Callable[[Tensor], None] | None = None,
     before: Callable[[int, int], None] = lambda left, chunk: None,
+    aux_layers: Sequence[int] = (),
 ) -> Tensor:
     """Commit all of prompt [n] but its last chunk, in passes of at most `cache.max_rows` rows; returns that chunk.
 
@@ -188,7 +194,7 @@ def prefill(
     left = len(prompt)
     for chunk in chunks:
         before(left, len(chunk))
-        hidden = backbone.forward(chunk, cache)
+        hidden = backbone.forward(chunk, cache, aux_layers)
         cache.commit(len(chunk))
         left -= len(chunk)
         if watch is not None:

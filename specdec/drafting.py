@@ -35,7 +35,8 @@ class Drafter(Protocol):
     """Proposes tokens after the pending one.
 
     `bind` is called before every request, cheaply when the backbone is the last one, and refuses one that the drafter
-    was not made for; `start` once per row of a request.
+    was not made for; `start` once per row of a request. One that wants more of the backbone's states names their layers
+    in an attribute `aux_layers`, a tuple that may change with `bind`; without it there are none.
     """
 
     name: str
@@ -56,15 +57,23 @@ class Drafter(Protocol):
         """Up to `k` tokens to follow `tokens`.
 
         `tokens`: everything so far, the pending token last. `hidden` [hidden_size]: the backbone's state (after its
-        final norm) that chose the pending token.
+        final norm) that chose the pending token, followed by what left each of the `aux_layers` at the same position.
         """
 
 
+def aux_layers_of(drafter: Drafter) -> tuple[int, ...]:
+    """The backbone's layers whose outputs `drafter` wants with every state."""
+    return tuple(getattr(drafter, "aux_layers", ()))
+
+
 class NoDraft:
-    """Proposes nothing: plain decoding."""
+    """Proposes nothing: plain decoding. `aux_layers`: whose states somebody else wants to hear."""
 
     name = "none"
     max_draft = 0
+
+    def __init__(self, aux_layers: Sequence[int] = ()) -> None:
+        self.aux_layers = tuple(aux_layers)
 
     def bind(self, backbone: Decoder) -> None:
         pass
@@ -160,6 +169,10 @@ class Joined:
         self.short = SuffixDrafter(self.SHORT, name="suffix-short")
         self.name = self.suffix.name if alone else f"{self.suffix.name}+{other.name}"
         self.max_draft = max(self.suffix.max_draft, other.max_draft)
+
+    @property
+    def aux_layers(self) -> tuple[int, ...]:
+        return aux_layers_of(self.other)
 
     def bind(self, backbone: Decoder) -> None:
         self.other.bind(backbone)

@@ -153,8 +153,10 @@ class FusedLayers:
         spans: Mapping[str, Span],
         texts: Sequence[TextRows],
         extra: Tensor | None = None,
+        aux_layers: Sequence[int] = (),
     ) -> Tensor:
-        """Rows x [T, hidden] float32 through all layers and the norm after them, in place; returns x.
+        """Rows x [T, hidden] float32 through all layers and the norm after them, in place; returns x, followed by what
+        leaves `aux_layers`: [T, (1 + their count) * hidden].
 
         `texts`: whose rows these are, in their order. `extra` [T, layers, width] float32: per-layer inputs of the
         layers that want them.
@@ -165,8 +167,15 @@ class FusedLayers:
         stores, (table, _kept) = self._stores(texts), self._spans(spans, rows)
         if extra is not None:
             extra = extra.contiguous()
-        self._library.layers(self._layers, table, starts, stores, self._norm, x, extra)
-        return x
+        if not aux_layers:
+            self._library.layers(self._layers, table, starts, stores, self._norm, x, extra)
+            return x
+        outputs = {layer: torch.empty_like(x) for layer in aux_layers}
+        wanted = (c_void_p * len(self._layers))(
+            *(outputs[i].data_ptr() if i in outputs else None for i in range(len(self._layers)))
+        )
+        self._library.layers(self._layers, table, starts, stores, self._norm, x, extra, wanted)
+        return torch.cat((x, *(outputs[layer] for layer in aux_layers)), dim=1)
 
     def _stores(self, texts: Sequence[TextRows]) -> Array[c_void_p]:
         """Where each text's stores are."""

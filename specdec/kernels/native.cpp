@@ -258,12 +258,12 @@ API int64_t specdec_contenders(const float* scores, const int64_t* ids, int64_t 
 
 // x [rows, hidden] through `count` decoder layers and a last norm of weight `final_norm` [hidden], in place. The rows
 // belong to `texts` texts, one after the other: those of text i begin at starts[i], and Layer::store indexes stores[i].
-// `spans` are indexed by Layer::kind; `extra` [rows, count, extra width] or null. 1 when out of memory, 2 when a row
-// sees more positions than a store has slots.
+// `spans` are indexed by Layer::kind; `extra` [rows, count, extra width] or null; `aux`: see Stack. 1 when out of memory,
+// 2 when a row sees more positions than a store has slots.
 API int specdec_layers(const Layer* layers, int64_t count, const Span* spans, int64_t texts, const int64_t* starts,
                        const KV* const* stores, const float* final_norm, float* x, int64_t rows,
-                       int64_t hidden, const float* extra, int64_t extra_width, int threads) {
-  Stack stack{layers, count, spans, {texts, starts, stores}, final_norm, x, rows, hidden, extra, extra_width};
+                       int64_t hidden, const float* extra, int64_t extra_width, float* const* aux, int threads) {
+  Stack stack{layers, count, spans, {texts, starts, stores}, final_norm, x, rows, hidden, extra, extra_width, aux};
   return stack.run(threads);
 }
 
@@ -274,6 +274,6 @@ API int specdec_draft(const Drafter* drafter, const Layer* layers, int64_t count
                       const KV* const* stores, const float* final_norm, float* x, int64_t hidden, const float* state,
                       int64_t newest, int64_t steps, const Luck* luck, int64_t* tokens, int threads) {
   const int64_t starts[2] = {0, 1};
-  const Stack stack{layers, count, spans, {1, starts, stores}, final_norm, x, 1, hidden, nullptr, 0};
+  const Stack stack{layers, count, spans, {1, starts, stores}, final_norm, x, 1, hidden, nullptr, 0, nullptr};
   return draft(*drafter, stack, state, newest, steps, luck, tokens, threads);
 }

@@ -31,7 +31,7 @@ _SIGNATURES = {
     "specdec_best": [c_void_p, c_int64, c_void_p],
     "specdec_contenders": [c_void_p, c_void_p, c_int64, c_float, c_double, c_uint64, c_void_p],
     "specdec_attention": [c_void_p] * 4 + [c_float, c_void_p] + [c_int64] * 3 + [c_int],
-    "specdec_layers": [c_void_p, c_int64, c_void_p, c_int64, *[c_void_p] * 4, *[c_int64] * 2, c_void_p, c_int64, c_int],
+    "specdec_layers": [c_void_p, c_int64] * 2 + [c_void_p] * 4 + [c_int64] * 2 + [c_void_p, c_int64, c_void_p, c_int],
     "specdec_draft": [c_void_p] * 2
     + [c_int64]
     + [c_void_p] * 4
@@ -227,8 +227,11 @@ class Native:
         norm: Tensor,
         x: Tensor,
         extra: Tensor | None,
+        aux: Array[Any] | None = None,
     ) -> None:
         """x float32 [T, hidden] (contiguous) through layers and a norm, in place; `extra` [T, layers, width].
+
+        `aux`: for each layer where its output [T, hidden] goes too, null: nowhere.
 
         `starts`: the first row of each text, and T at the end; `stores`: where each text's stores are.
         """
@@ -244,6 +247,7 @@ class Native:
             *x.shape,
             None if extra is None else extra.data_ptr(),
             0 if extra is None else extra.shape[2],
+            aux,
             torch.get_num_threads(),
         )
         assert code != 2, "a row sees positions that a ring does not hold"

@@ -48,6 +48,7 @@ struct Stack {
   int64_t rows, hidden;
   const float* extra;
   int64_t extra_width;
+  float* const* aux;  // [count]: where a layer's output [rows, hidden] is wanted too, else null; null: nowhere
 
   // The widest of everything, over all layers.
   int64_t columns = 0, queries = 0, keys = 0, inner = 0;
@@ -202,6 +203,7 @@ struct Stack {
     each_row(team, 3 * hidden, [&](int64_t r, int thread) {
       add(l, l.extra_gate.present() ? l.extra_norm : l.mlp_post_norm, r, thread);
       if (l.scalar) chosen->scale_row(*l.scalar, hidden, x + r * hidden);
+      if (aux && aux[index]) std::memcpy(aux[index] + r * hidden, x + r * hidden, sizeof(float) * hidden);
       if (index + 1 < count) {
         prepare(layers[index + 1], layers[index + 1].input_norm, r, narrow, thread);
       } else {

@@ -151,31 +151,36 @@ class Decoder:
         return rebuild
 
     @torch.inference_mode()
-    def forward(self, ids: Tensor, cache: KVCache) -> Tensor:
+    def forward(self, ids: Tensor, cache: KVCache, aux_layers: Sequence[int] = ()) -> Tensor:
         """One pass over ids [T] (int64) at the cache's next positions.
 
         Returns hidden states [T, hidden] after the final norm. The rows' K/V are written; `cache.commit(n)` keeps the
-        first n of them.
+        first n of them. `aux_layers`: see `forward_many`.
         """
-        return self.forward_many([ids], [cache])
+        return self.forward_many([ids], [cache], aux_layers)
 
     @torch.inference_mode()
-    def forward_many(self, ids: Sequence[Tensor], caches: Sequence[KVCache]) -> Tensor:
+    def forward_many(self, ids: Sequence[Tensor], caches: Sequence[KVCache], aux_layers: Sequence[int] = ()) -> Tensor:
         """One pass over rows of several texts: ids[i] [T_i] at the next positions of caches[i], all of them different.
 
         The weights are read once for all of them. Returns hidden states [T_0 + T_1 + ..., hidden], bit for bit those
-        of a `forward` for each text.
+        of a `forward` for each text. A row goes on with what leaves each of `aux_layers` (the residual stream), so it
+        is (1 + their number) * hidden wide: "auxiliary hidden states" in vLLM, the features that EAGLE-3 (arXiv
+        2503.01840) fuses.
         """
         texts = [TextPass(cache, cache.begin(len(rows)), len(rows)) for rows, cache in zip(ids, caches, strict=True)]
         flat = ids[0] if len(ids) == 1 else torch.cat(tuple(ids))  # [T]
         x = self.embed(flat)
         extra = None if self.per_layer is None else self.per_layer(flat, x)
-        return self.stack(x, self.spans([(text.start, text.rows) for text in texts]), texts, extra)
+        return self.stack(x, self.spans([(text.start, text.rows) for text in texts]), texts, extra, aux_layers)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [T, hidden] -> logits [T, vocab] in float32, soft-capped where the family does that."""
-        logits = self.head.linear(hidden).float()
+        """Hidden states [T, hidden] -> logits [T, vocab] in float32, soft-capped where the family does that.
+
+        Of rows that go on with other layers' states the first `hidden` numbers count.
+        """
+        logits = self.head.linear(hidden[:, : self.spec.hidden_size]).float()
         cap = self.spec.final_softcap
         if cap is not None:
             for row in logits:  # a row at a time: a vectorised tanh's tail must not depend on the number of rows

@@ -212,28 +212,41 @@ class Stack:
         return self._fused
 
     def __call__(
-        self, x: Tensor, spans: Mapping[str, Span], texts: Sequence[TextPass], extra: Tensor | None = None
+        self,
+        x: Tensor,
+        spans: Mapping[str, Span],
+        texts: Sequence[TextPass],
+        extra: Tensor | None = None,
+        aux_layers: Sequence[int] = (),
     ) -> Tensor:
-        """Rows [T, hidden] of `texts`, one text after the other; `extra` [T, layers, width]: per-layer inputs."""
+        """Rows [T, hidden] of `texts`, one text after the other; `extra` [T, layers, width]: per-layer inputs.
+
+        Returns [T, (1 + number of `aux_layers`) * hidden]: the rows after the last norm, then as they leave each of
+        those layers.
+        """
         if self._fused is not None and self._fused.usable:
-            return self._fused(x, spans, [TextRows(text.rows, text.cache.views) for text in texts], extra)
+            return self._fused(x, spans, [TextRows(text.rows, text.cache.views) for text in texts], extra, aux_layers)
         ends = list(accumulate(text.rows for text in texts))
         parts = [slice(end - text.rows, end) for text, end in zip(texts, ends, strict=True)]
         done = [
             self._op_by_op(x[part], {kind: span.part(part) for kind, span in spans.items()}, text, extra, part)
             for text, part in zip(texts, parts, strict=True)
         ]
-        return kernels.rms_norm(torch.cat(done), self.norm, self.eps)
+        wanted = [torch.cat([outputs[i] for outputs in done]) for i in (-1, *aux_layers)]  # [T, hidden] each
+        return torch.cat((kernels.rms_norm(wanted[0], self.norm, self.eps), *wanted[1:]), dim=1)
 
     def _op_by_op(
         self, x: Tensor, spans: Mapping[str, Span], text: TextPass, extra: Tensor | None, part: slice
-    ) -> Tensor:
+    ) -> list[Tensor]:
+        """What leaves each layer, [rows, hidden]."""
+        outputs = []
         for i, layer in enumerate(self.layers):
             store = text.cache.stores[self.stores[i]]
             assert store is not None
             slice_i = None if extra is None else extra[part, i].contiguous()  # [T, width]
             x = layer(x, spans[layer.spec.kind], store, text.start, slice_i)
-        return x
+            outputs.append(x)
+        return outputs
 
 
 class TextPass(NamedTuple):
