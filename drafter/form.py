@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from drafter.assistant_file import assistant_config, save_assistant
@@ -21,6 +22,8 @@ from drafter.spec import AssistantSpec, Config, HeadConfig, assistant_spec, head
 from specdec.model.build import Source
 from specdec.model.decoder import Decoder
 from specdec.model.spec import DecoderSpec
+
+_NO_AUX = "Gemma 4's assistants take the last state alone; train this head without --aux-layers"
 
 
 class Trained(NamedTuple):
@@ -96,10 +99,15 @@ class Start(NamedTuple):
     draft_ids: Tensor | None
 
 
-def read_start(name_or_path: str | os.PathLike[str], backbone: Decoder) -> Start:
-    """The head in a folder, or a released assistant by hub id, in float32.
+def read_start(
+    name_or_path: str | os.PathLike[str], backbone: Decoder, bits: int = 8, aux_layers: tuple[int, ...] = ()
+) -> Start:
+    """The head in a folder, or a released assistant by hub id, in float32; what is trained from it is saved in `bits`.
 
-    Raises ValueError: there is none, it does not fit `backbone`, or it scores its vocabulary by clusters.
+    `aux_layers`: whose states it is to fuse from now on, where it fuses none; they say nothing at first.
+
+    Raises ValueError: there is none, it does not fit `backbone`, scores its vocabulary by clusters, or fuses other
+    states, or none as Gemma 4's assistants.
     """
     stored = read_folder(name_or_path)
     spec = stored.spec(backbone)
@@ -110,8 +118,20 @@ def read_start(name_or_path: str | os.PathLike[str], backbone: Decoder) -> Start
         name: stored.checkpoint.tensor(source.names.get(name, name)).float().view(shape)
         for name, shape in head_tensors(spec).items()
     }
-    own = isinstance(stored.shape, HeadConfig)
-    return Start(OwnForm(stored.shape) if own else AssistantForm(stored.shape), tensors, stored.draft_ids)
+    if not isinstance(stored.shape, HeadConfig):
+        if aux_layers:
+            raise ValueError(_NO_AUX)
+        return Start(AssistantForm(stored.shape), tensors, None)
+    config = stored.shape
+    if aux_layers and config.aux_layers not in ((), aux_layers):
+        raise ValueError(
+            f"{stored.folder}: fuses the states of layers {list(config.aux_layers)}, and goes on with those"
+        )
+    if aux_layers and not config.aux_layers:
+        config = replace(config, aux_layers=aux_layers)
+        shapes = head_tensors(head_spec(config, backbone.spec))
+        tensors["fuse.weight"] = torch.zeros(shapes["fuse.weight"])
+    return Start(OwnForm(config, bits), tensors, stored.draft_ids)
 
 
 @dataclass(frozen=True)
@@ -139,5 +159,5 @@ def form_for(shape: Shape, backbone: DecoderSpec, config: Config) -> Form:
     if shape.bigram:
         raise ValueError("Gemma 4's assistants have no bigram bias; train this head without one")
     if shape.aux_layers:
-        raise ValueError("Gemma 4's assistants take the last state alone; train this head without --aux-layers")
+        raise ValueError(_NO_AUX)
     return AssistantForm(assistant_config(config, backbone, head))

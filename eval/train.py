@@ -71,7 +71,9 @@ def _train(settings: Settings, options: TrainOptions, json_file: Path | None) ->
     def encode(prompt: TrainingPrompt) -> Tensor:
         return session.encode([{"role": role, "content": content} for role, content in prompt.messages])[0]
 
-    start = None if options.start is None else read_start(options.start, backbone)
+    start = None
+    if options.start is not None:
+        start = read_start(options.start, backbone, options.shape.bits, options.shape.aux_layers)
     form = start.form if start else form_for(options.shape, backbone.spec, session.model.config.get_text_config())
     spec = form.spec(backbone.spec)
     layers = spec.reads

@@ -41,8 +41,8 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
     shape.add_argument(
         "--start",
         metavar="NAME",
-        help="go on from a trained head or a released assistant (a folder, or a hub id); its shape comes with it. A "
-        "--learning-rate of 2e-5 suits one that is already good",
+        help="go on from a trained head or a released assistant (a folder, or a hub id); its shape comes with it, "
+        "--bits and new --aux-layers apart. A --learning-rate of 2e-5 suits one that is already good",
     )
     shape.add_argument("--draft-length", type=whole(1), default=4, metavar="K", help="tokens per draft (default 4)")
     shape.add_argument(

@@ -19,7 +19,7 @@ from drafter.course import Began, Budget, Event, Scored
 from drafter.dataset import Size, read_shard
 from drafter.evaluate import drafted
 from drafter.features import longest_text
-from drafter.form import read_start
+from drafter.form import OwnForm, read_start
 from drafter.training import StepReport
 from specdec.hf import decoder_of
 from tests.tiny import tiny_model
@@ -136,6 +136,24 @@ def test_a_trained_head_is_a_start(family: str, tmp_path: Path) -> None:
     assert scores[0] == max(score["real"] for score in first.progress.scores)  # 8 bits hold 8 bits
     with pytest.raises(ValueError, match="trained for another model"):
         read_start(tmp_path / "first", decoder_of(tiny_model(family, seed=1)))
+
+
+def test_a_start_may_have_more_states_and_other_bits(tmp_path: Path) -> None:
+    first = course(tmp_path / "first")
+    list(first.run())
+    start = read_start(tmp_path / "first", first.backbone, bits=8, aux_layers=(0, 2))
+    second = course(tmp_path / "second", budget=Budget(steps=3, tokens=300), start=start)
+    scores = [event.real for event in second.run() if isinstance(event, Scored)]
+    assert scores[0] == max(score["real"] for score in first.progress.scores), "new states say nothing at first"
+    assert second.trainer.network["fuse.weight"].abs().sum() > 0
+    again = read_start(tmp_path / "second", first.backbone, bits=4)
+    assert isinstance(again.form, OwnForm) and (again.form.config.aux_layers, again.form.bits) == ((0, 2), 4)
+    with pytest.raises(ValueError, match=r"fuses states of layers \[0, 2\]|fuses the states of layers \[0, 2\]"):
+        read_start(tmp_path / "second", first.backbone, aux_layers=(1,))
+    gemma = course(tmp_path / "gemma", "gemma4_unified", Budget(steps=1, tokens=300))
+    list(gemma.run())
+    with pytest.raises(ValueError, match="without --aux-layers"):
+        read_start(tmp_path / "gemma", gemma.backbone, aux_layers=(1,))
 
 
 def test_prompts_may_run_out(tmp_path: Path) -> None:

@@ -38,9 +38,11 @@ def collector(
     count: int = 1000,
     answering: Answering = ANSWERING,
     layers: Sequence[int] | None = None,
+    aux_layers: Sequence[int] = (),
 ) -> Collector:
     layers = tuple(backbone(family).spec.shared_kv_layers.values()) if layers is None else layers
-    return Collector(folder / "training" / "set", backbone(family), layers, prompts(count), frozenset(), answering, {})
+    place = folder / "training" / "set"
+    return Collector(place, backbone(family), layers, prompts(count), frozenset(), answering, {}, aux_layers)
 
 
 def course(
@@ -53,6 +55,7 @@ def course(
     decoder: Decoder = backbone(family)
     text = tiny_model(family).config.get_text_config()
     shape = Shape(draft_vocab=64, bigram=0 if family.startswith("gemma4") else 4)
-    form = form_for(shape, decoder.spec, text)
-    answers = collector(folder, family, layers=form.spec(decoder.spec).reads)
+    form = form_for(shape, decoder.spec, text) if start is None else start.form
+    spec = form.spec(decoder.spec)
+    answers = collector(folder, family, layers=spec.reads, aux_layers=spec.aux_layers)
     return Course(folder, decoder, answers, form, settings, budget, {"backbone_name": "tiny"}, start)
