@@ -22,12 +22,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from drafter.entropy import Choices, Teacher, scores
 from drafter.features import Features
 from drafter.network import Network
-
-_CHUNK = 1 << 24  # logits at once: 64 MB of float32
 
 
 @dataclass(frozen=True)
@@ -90,42 +88,38 @@ def unrolled(
     text, of its rows that go on, where not all do.
     """
     rows = [torch.arange(1, 1 + rows_of(text, recipe.steps)) for text in texts]  # their tokens' positions
-    total, entropies, features = (torch.zeros(()) for _ in range(3))
-    state, alive, weight = torch.empty(0), torch.empty(0), 1.0
-    right: list[Tensor] = []
+    total, features = torch.zeros(()), torch.zeros(())
+    state, every, weight = torch.empty(0), None, 1.0
+    drafts: list[_Drafts] = []
     sight = None
+    tokens, choices, states = (
+        torch.cat(pieces) for pieces in zip(*((text.tokens, text.best, text.hidden) for text in texts), strict=True)
+    )  # [n], [n], [n, H]: of all texts
+    begins = _firsts([text.tokens for text in texts])
     for step in range(recipe.steps):
         if step == 1 and recipe.deeper < 1:
             kept = [_some(len(part), recipe.deeper, seed) for part, seed in zip(rows, seeds, strict=True)]
             every = torch.cat([at + first for at, first in zip(kept, _firsts(rows), strict=True)])
-            state, alive, right, sight = state[every], alive[every], [right[0][every]], None
+            state, sight = state[every], None
             weight = sum(map(len, rows)) / len(every)
             rows = [part[at] for part, at in zip(rows, kept, strict=True)]
         if sight is None:
             sight = network.sight([(part, text.keys) for part, text in zip(rows, texts, strict=True)])
+        at = torch.cat([part + first + step for part, first in zip(rows, begins, strict=True)])  # [R]
         if step == 0:
-            before, *aux = (
-                torch.cat([states[part - 1] for states, part in zip(pieces, rows, strict=True)]).float()  # [R, H]
-                for pieces in zip(*(text.states(network.spec.aux_layers) for text in texts), strict=True)
-            )
-            state = network.first(before, aux)
-            alive = torch.ones(len(state), dtype=torch.bool)
-        newest, best, hidden = (
-            torch.cat([piece[part + step] for piece, part in zip(pieces, rows, strict=True)])
-            for pieces in zip(*((text.tokens, text.best, text.hidden) for text in texts), strict=True)
-        )  # [R], [R], [R, H]
-        hidden = hidden.float()
+            aux = [torch.cat([text.aux[layer] for text in texts]) for layer in network.spec.aux_layers]  # [n, H] each
+            state = network.first(states[at - 1].float(), [other[at - 1].float() for other in aux])  # [R, H]
+        newest, hidden = tokens[at], states[at].float()  # [R], [R, H]
         x, state = network.step(embed(newest), state, sight)
-        found, cross_entropy = _score(
-            network, x, candidates.slots[newest], candidates.slots[best], hidden, candidates, recipe.soft
-        )
+        drafts.append(_Drafts(x, candidates.slots[newest], candidates.slots[choices[at]], at, weight))
         feature = F.smooth_l1_loss(state.float() / scale, hidden / scale, reduction="sum") / hidden.shape[1]
-        total = total + weight * recipe.decay**step * (cross_entropy + recipe.feature_weight * feature)
-        entropies, features = entropies + weight * cross_entropy.detach(), features + weight * feature.detach()
-        alive = alive & found
-        right.append(alive)
+        total = total + weight * recipe.decay**step * recipe.feature_weight * feature
+        features = features + weight * feature.detach()
+    entropy, entropies, right = _scored(network, drafts, states, candidates, recipe)
+    if every is not None:
+        right[0] = right[0][every]
     count = sum(rows_of(text, recipe.steps) for text in texts)
-    return Losses(total, entropies, features, count, torch.stack(right, dim=1))
+    return Losses(total + entropy, entropies, features, count, torch.stack(right, dim=1).cumprod(dim=1).bool())
 
 
 def _some(count: int, share: float, seed: int) -> Tensor:
@@ -147,39 +141,31 @@ def rows_of(text: Features, steps: int) -> int:
     return len(text) - steps
 
 
-def _score(
-    network: Network,
-    x: Tensor,
-    newest: Tensor,
-    wanted: Tensor,
-    hidden: Tensor,
-    candidates: Candidates,
-    soft: bool,
-) -> tuple[Tensor, Tensor]:
-    """For x [rows, hidden]: which rows name their wanted candidate, [rows] bool, and the cross entropy's sum.
+class _Drafts(NamedTuple):
+    """One step of all rows: what the head scores, `x` [R, hidden], the newest tokens' and the wanted ones' places among
+    the candidates [R], where the backbone's states that chose these are [R], and what a row counts for."""
 
-    In chunks whose logits are made again for the gradient: those of a whole text and vocabulary would not fit.
+    x: Tensor
+    newest: Tensor
+    wanted: Tensor
+    at: Tensor
+    weight: float
+
+
+def _scored(
+    network: Network, drafts: Sequence[_Drafts], states: Tensor, candidates: Candidates, recipe: Recipe
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The cross entropies' part of the loss, their sum, and for each step which rows name their wanted candidate.
+
+    All steps at once: the head's matrix has one gradient, and a state that several steps learn from is scored once.
     """
-    none = len(candidates.ids)
-
-    def part(x: Tensor, newest: Tensor, wanted: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        logits = network.logits(x, newest).float()  # [rows, candidates]
-        known = wanted < none
-        if soft:
-            assert candidates.teacher is not None
-            target = F.softmax(hidden @ candidates.teacher.t(), dim=-1)
-            loss = -(target * F.log_softmax(logits, dim=-1)).sum()
-        else:
-            loss = F.cross_entropy(logits, torch.where(known, wanted, -100), ignore_index=-100, reduction="sum")
-        return logits.argmax(dim=-1) == wanted, loss
-
-    right, losses = [], []
-    size = max(1, _CHUNK // max(1, none))
-    for pieces in zip(*(torch.split(tensor, size) for tensor in (x, newest, wanted, hidden)), strict=True):
-        if len(x) <= size:
-            found, loss = part(*pieces)
-        else:
-            found, loss = checkpoint(part, *pieces, use_reentrant=False)
-        right.append(found)
-        losses.append(loss)
-    return torch.cat(right), torch.stack(losses).sum()
+    sizes = [len(made.at) for made in drafts]
+    x, newest, wanted, at = (torch.cat(parts) for parts in zip(*(made[:4] for made in drafts), strict=True))
+    counts = torch.cat([torch.full((len(made.at),), made.weight) for made in drafts])  # [rows of all steps]
+    decays = torch.cat([torch.full((n,), recipe.decay**step) for step, n in enumerate(sizes)])
+    targets: Choices | Teacher = Choices(wanted)
+    if recipe.soft:
+        assert candidates.teacher is not None
+        targets = Teacher(wanted, candidates.teacher, states, at)
+    found = scores(*network.scored(x, newest), targets, counts * decays)
+    return found.loss, (found.entropies * counts).sum(), list(torch.split(found.right, sizes))

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from drafter.attention import attend
 from drafter.checkpoint import extra_tensors
 from drafter.spec import AssistantSpec
 from specdec.model.names import expected_tensors
@@ -120,11 +121,18 @@ class Network(nn.Module):
 
         `slots` [rows]: the newest token among the candidates (their count: none of them), for the bigram bias.
         """
-        logits = F.linear(x, self[_HEAD])
-        if self.spec.bigram:
-            assert slots is not None
-            logits = logits + F.linear(self["bigram.left.weight"][slots], self["bigram.right.weight"])
-        return logits
+        return F.linear(*self.scored(x, slots))
+
+    def scored(self, x: Tensor, slots: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """[rows, D] and [candidates, D], whose products `logits` are.
+
+        The bigram bias, left @ right^T, is some more columns of both.
+        """
+        if not self.spec.bigram:
+            return x, self[_HEAD]
+        assert slots is not None
+        left = self["bigram.left.weight"][slots].to(x.dtype)  # [rows, rank]
+        return torch.cat((x, left), dim=1), torch.cat((self[_HEAD], self["bigram.right.weight"]), dim=1)
 
     def _layer(self, index: int, x: Tensor, sight: Sight) -> Tensor:
         text, at = self.spec.text, f"layers.{index}."
@@ -152,15 +160,7 @@ class Network(nn.Module):
         for part, view in zip(torch.split(q, [view.rows for view in sight.texts]), sight.texts, strict=True):
             assert layer.kv_layer is not None
             keys = view.keys[layer.kv_layer]
-            y = F.scaled_dot_product_attention(
-                part.transpose(0, 1)[None],  # [1, H, rows, D]
-                keys.k[None].to(q.dtype),
-                keys.v[None].to(q.dtype),
-                attn_mask=view.masks[layer.kind],
-                scale=text.attention_scale,
-                enable_gqa=layer.heads != layer.kv_heads,
-            )
-            seen.append(y[0].transpose(0, 1).flatten(1))  # [1, H, rows, D] -> [rows, H * D]
+            seen.append(attend(part, keys.k, keys.v, view.masks[layer.kind], text.attention_scale))  # [rows, H * D]
         return self._linear(torch.cat(seen), f"{at}o_proj")
 
     def _linear(self, x: Tensor, name: str) -> Tensor:

@@ -221,7 +221,7 @@ def _optimizers(network: Network, settings: Settings) -> list[tuple[torch.optim.
         (matrices if hidden and settings.matrix_rate else others).append(parameter)
     rate, decay = settings.learning_rate, settings.weight_decay
     found: list[tuple[torch.optim.Optimizer, float]] = [
-        (torch.optim.AdamW(others, lr=rate, weight_decay=decay, betas=(0.9, 0.95)), 1.0)
+        (torch.optim.AdamW(others, lr=rate, weight_decay=decay, betas=(0.9, 0.95), fused=True), 1.0)
     ]
     if matrices:
         muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")

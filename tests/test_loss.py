@@ -79,7 +79,7 @@ def test_a_chunked_loss_is_the_whole_one(soft: bool, monkeypatch: pytest.MonkeyP
         return [mine[name].grad.clone() for name in head_tensors(mine.spec)]
 
     whole = gradients()
-    monkeypatch.setattr("drafter.loss._CHUNK", 7 * len(ids))
+    monkeypatch.setattr("drafter.entropy._CHUNK", 7 * len(ids))
     for a, b in zip(gradients(), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     mine.zero_grad(set_to_none=True)
