@@ -21,6 +21,7 @@ from torch import Tensor, distributed
 from drafter.dataset import BEGINNING, Dataset, Position
 from drafter.features import Features
 from drafter.loss import Candidates, Recipe, unrolled
+from drafter.muon import Muon
 from drafter.network import Network
 from specdec.atomic import replacing
 from specdec.sampling import mix
@@ -224,7 +225,7 @@ def _optimizers(network: Network, settings: Settings) -> list[tuple[torch.optim.
         (torch.optim.AdamW(others, lr=rate, weight_decay=decay, betas=(0.9, 0.95), fused=True), 1.0)
     ]
     if matrices:
-        muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        muon = Muon(matrices, lr=rate, weight_decay=decay)
         found.append((muon, settings.matrix_rate))
     return found
 
