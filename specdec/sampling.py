@@ -120,6 +120,8 @@ def luckiest(scores: Tensor, top: float, key: int, ids: Tensor | None = None) ->
     `ids` [candidates] int64: the candidates' token ids, None where those are their indices.
     """
     found = kernels.contenders(scores, top, top - _REACH, key, ids)
+    if len(found) == 1:
+        return int(found)
     tokens = found if ids is None else ids[found]
     # On the CPU wherever the logits are: the same noise on every device, and float64 where the device has none.
     noisy = scores[found].cpu().double() + gumbel(key, tokens.cpu())

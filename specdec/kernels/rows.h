@@ -114,6 +114,27 @@ constexpr double kReach = 41.055;  // `_REACH` of specdec/sampling.py: further b
 // Standard Gumbel noise from those bits.
 inline double gumbel(uint64_t bits) { return -std::log(-std::log((double(bits) + 0.5) * kUnit)); }
 
+constexpr int kPiece = 64;  // tokens of which it is asked first whether any can win: of most pieces none
+
+// The largest of kPiece scores.
+INLINE float peak_of(const float* x) {
+  F top = load(x);
+  for (int i = 16; i < kPiece; i += 16) top = maximum(load(x + i), top);
+  float lanes[16], peak = -std::numeric_limits<float>::infinity();
+  store(lanes, top);
+  for (float lane : lanes) peak = lane > peak ? lane : peak;
+  return peak;
+}
+
+// At least the largest of kPiece tokens' 53 bits: of the upper 31, which every instruction set can compare.
+INLINE uint64_t luck_of(const uint64_t* bits) {
+  int32_t upper[kPiece];
+  for (int i = 0; i < kPiece; ++i) upper[i] = int32_t(bits[i] >> 22);
+  I top = splat(int32_t(0));
+  for (int i = 0; i < kPiece; i += 16) top = maximum(load(upper + i), top);
+  return uint64_t(largest(top)) << 22 | ((1 << 22) - 1);
+}
+
 // Which tokens can have the largest scores[i] + gumbel(u[i]), u[i] = (bits + 1/2) / 2^53: found [count] gets their
 // indices, ascending; returns how many. `ids` [count]: whose noise; null: i's. `top`: the largest score; nothing at or
 // below `floor` can win. A token that is `need` below the best sum of the likeliest ones must have gumbel(u) >= need, so
@@ -121,29 +142,34 @@ inline double gumbel(uint64_t bits) { return -std::log(-std::log((double(bits) +
 // always does, so no choice depends on this.
 int64_t contenders(const float* scores, const int64_t* ids, int64_t count, float top, double floor, uint64_t key,
                    int64_t* found) {
-  constexpr int kSteps = 64, kPiece = 64, kExact = 256;
+  constexpr int kSteps = 64, kExact = 256;
   double limit[kSteps], best = -std::numeric_limits<double>::infinity();
   for (int k = 0; k < kSteps; ++k) limit[k] = std::exp(double(-k)) * (1 + 1e-9);
   int exact = 0;
-  for (int64_t i = 0; i < count && exact < kExact; ++i) {
-    if (scores[i] < top - 4.0f || scores[i] <= floor) continue;
-    const double sum = scores[i] + gumbel(noise_bits(uint64_t(ids ? ids[i] : i), key));
-    best = sum > best ? sum : best;
-    ++exact;
+  for (int64_t at = 0; at < count && exact < kExact; at += kPiece) {
+    const int64_t end = at + kPiece < count ? at + kPiece : count;
+    if (end - at == kPiece && peak_of(scores + at) < top - 4.0f) continue;
+    for (int64_t i = at; i < end && exact < kExact; ++i) {
+      if (scores[i] < top - 4.0f || scores[i] <= floor) continue;
+      const double sum = scores[i] + gumbel(noise_bits(uint64_t(ids ? ids[i] : i), key));
+      best = sum > best ? sum : best;
+      ++exact;
+    }
   }
   best -= 1e-6;  // logarithms of other libraries round otherwise
+  const auto can_win = [&](double score, uint64_t noise) INLINE_LAMBDA {
+    const double need = best - score, left = 1 - (double(noise) + 0.5) * kUnit;
+    const int step = need < 0 ? 0 : need < kSteps - 1 ? int(need) : kSteps - 1;
+    return need < 0 || left <= limit[step];
+  };
   int64_t kept = 0;
   for (int64_t at = 0; at < count; at += kPiece) {
     const int n = int(count - at < kPiece ? count - at : kPiece);
     uint64_t bits[kPiece];
     for (int i = 0; i < n; ++i) bits[i] = noise_bits(uint64_t(ids ? ids[at + i] : at + i), key);
-    for (int i = 0; i < n; ++i) {
-      const double score = scores[at + i];
-      if (!(score > floor)) continue;
-      const double need = best - score, left = 1 - (double(bits[i]) + 0.5) * kUnit;
-      const int step = need < 0 ? 0 : need < kSteps - 1 ? int(need) : kSteps - 1;
-      if (need < 0 || left <= limit[step]) found[kept++] = at + i;
-    }
+    if (n == kPiece && !can_win(peak_of(scores + at), luck_of(bits))) continue;
+    for (int i = 0; i < n; ++i)
+      if (scores[at + i] > floor && can_win(scores[at + i], bits[i])) found[kept++] = at + i;
   }
   return kept;
 }

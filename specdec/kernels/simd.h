@@ -29,6 +29,7 @@ struct I {
 INLINE F splat(float x) { F r; EACH r.p[e] = x - VF{}; return r; }
 INLINE I splat(int32_t x) { I r; EACH r.p[e] = x + VI{}; return r; }
 INLINE F load(const float* x) { F r; EACH r.p[e] = *reinterpret_cast<const VF*>(x + e * kLanes); return r; }
+INLINE I load(const int32_t* x) { I r; EACH r.p[e] = *reinterpret_cast<const VI*>(x + e * kLanes); return r; }
 INLINE void store(float* x, F v) { EACH *reinterpret_cast<VF*>(x + e * kLanes) = v.p[e]; }
 INLINE F operator+(F a, F b) { EACH a.p[e] += b.p[e]; return a; }
 INLINE F operator-(F a, F b) { EACH a.p[e] -= b.p[e]; return a; }
