@@ -5,8 +5,8 @@ Hidden row i of a pass is the state that chose token i, which is the pair that a
 what leaves the layers that the drafter names as its `aux_layers`. A text's first pass is its prompt's last chunk, whose
 last row chooses the first token: a round with nothing drafted.
 
-Several texts share every pass but that one. Only a text that is alone is drafted for: on a CPU a row of another text
-costs what a drafted row costs, and is never wrong.
+Several texts share every pass, a new one's first too. Only a text that is alone is drafted for: on a CPU a row of
+another text costs what a drafted row costs, and is never wrong.
 """
 
 from __future__ import annotations
@@ -88,7 +88,6 @@ def decode(
             stats.count_prompt(len(texts[-1].rows) + texts[-1].cache.length, texts[-1].reused)
         if not texts:
             return
-        playing = texts if fresh is None else texts[-1:]  # a new text's first pass is its own
         other_seconds = clock.lap("other" if fresh is None else "prefill")
         draft = Draft()
         if fresh is None and len(texts) == 1:
@@ -97,36 +96,32 @@ def decode(
                 drafted_for = texts[0]
             draft = texts[0].drafted(drafter, lengths)
         draft_seconds, k = clock.lap("draft"), len(draft.tokens)
-        hidden = backbone.forward_many([text.rows for text in playing], [text.cache for text in playing], aux_layers)
-        if len(playing) == 1:
-            states = [hidden]  # [rows, hidden]
-            logits = backbone.logits(hidden[-k - 1 :])  # [k + 1, vocab]
-        else:
-            states = list(torch.split(hidden, 1))  # [1, hidden] each: nothing is drafted for several
-            logits = backbone.logits(hidden)  # [texts, vocab]
-        logits = logits.to(playing[0].tokens.device)
+        rows = [text.rows for text in texts]
+        hidden = backbone.forward_many(rows, [text.cache for text in texts], aux_layers).split(list(map(len, rows)))
+        logits = backbone.logits(torch.cat([states[-k - 1 :] for states in hidden]))  # [texts * (k + 1), vocab]
+        logits = logits.to(texts[0].tokens.device)
         with one_torch_thread():
             verdicts = [
-                text.take(draft, states[i], logits[i : i + k + 1])  # k is 0 where there are several
-                for i, text in enumerate(playing)
+                text.take(draft, hidden[i], logits[i : i + k + 1])  # k is 0 where there are several
+                for i, text in enumerate(texts)
             ]
         verify_seconds = clock.lap("verify" if fresh is None else "prefill")
         emitted = sum(len(verdict.tokens) for verdict in verdicts)
         stats.emitted += emitted
         clock.emitted(texts)
-        if fresh is None:
+        if len(texts) > (fresh is not None):
             accepted = verdicts[0].accepted  # 0 where there are several
             done = Round(draft.sources, accepted, emitted, draft_seconds, verify_seconds, other_seconds)
-            for _ in playing:
+            for _ in range(len(texts) - (fresh is not None)):
                 stats.count_round(done)
-            if len(playing) == 1:
+            if len(texts) == 1:
                 lengths.observe(draft.sources, accepted, draft_seconds, verify_seconds)
             if heard is not None:
                 heard(done)
-        for i, (text, verdict) in enumerate(zip(playing, verdicts, strict=True)):
+        for i, (text, verdict) in enumerate(zip(texts, verdicts, strict=True)):
             text.request.emit(verdict, logits[i : i + len(verdict.tokens)])
-        texts = [text for text in texts if not text.ended]
-        for text in playing:
+        played, texts = texts, [text for text in texts if not text.ended]
+        for text in played:
             if text.ended:
                 kept.end(text.conversation)
                 yield Decoded(text.index, text.tokens[: text.n].clone(), text.cache)
