@@ -97,8 +97,9 @@ def decode(
             draft = texts[0].drafted(drafter, lengths)
         draft_seconds, k = clock.lap("draft"), len(draft.tokens)
         rows = [text.rows for text in texts]
-        hidden = backbone.forward_many(rows, [text.cache for text in texts], aux_layers).split(list(map(len, rows)))
-        logits = backbone.logits(torch.cat([states[-k - 1 :] for states in hidden]))  # [texts * (k + 1), vocab]
+        states = backbone.forward_many(rows, [text.cache for text in texts], aux_layers)
+        hidden = torch.split(states, list(map(len, rows)))  # [rows, hidden] each
+        logits = backbone.logits(torch.cat([part[-k - 1 :] for part in hidden]))  # [texts * (k + 1), vocab]
         logits = logits.to(texts[0].tokens.device)
         with one_torch_thread():
             verdicts = [
