@@ -157,6 +157,8 @@ class Assistant:
             backbone.embedding.packed,
             backbone.spec.embed_scale,
             head.ids if isinstance(head, PrunedHead) else None,
+            None if self.fuse is None else self.fuse.matrix,
+            self.spec.text.norm_eps,
         )
 
     @property

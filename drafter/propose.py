@@ -74,13 +74,13 @@ class AssistantDrafter:
         if k <= 0 or cache.length == 0:
             return Draft()
         spans = assistant.spans(cache.length)
-        state = assistant.first(hidden[None])  # [1, backbone hidden]
         noise = self._noise
         keys = [] if noise is None else noise.keys(len(tokens), k)
         if self._fused is not None and self._fused.usable:
             luck = None if noise is None else Luck(keys, sharpness(noise), *astuple(noise.warping)[1:])
-            return Draft.by(self.name, self._fused(state[0], tokens[-1], k, spans, cache.views, luck))
+            return Draft.by(self.name, self._fused(hidden, tokens[-1], k, spans, cache.views, luck))
         token = torch.tensor(tokens[-1:], dtype=torch.int64, device=backbone.device)  # [1]
+        state = assistant.first(hidden[None])  # [1, backbone hidden]
         drafted = []
         for key in keys or [0] * k:
             x, state = assistant.step(backbone.embed(token), state, spans, cache)

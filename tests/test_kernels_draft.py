@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,11 +38,15 @@ def quantised(folder: Path, family: str) -> Decoder:
     return specdec.load(folder, drafter=None, quantize="int8", device="cpu").decoder
 
 
-def head(folder: Path, decoder: Decoder, draft_vocab: int, bigram: int, bits: int) -> Path:
+def head(
+    folder: Path, decoder: Decoder, draft_vocab: int, bigram: int, bits: int, aux_layers: tuple[int, ...] = ()
+) -> Path:
     ids = torch.arange(0, VOCAB, VOCAB // draft_vocab)
     base = HeadConfig.like(decoder.spec, draft_vocab=draft_vocab)
-    config = HeadConfig(base.hidden_size, base.intermediate_size, base.reads, base.heads, base.draft_vocab, bigram)
+    config = replace(base, bigram=bigram, aux_layers=aux_layers)
     tensors = initial_tensors(head_spec(config, decoder.spec), decoder, ids)
+    if aux_layers:
+        tensors["fuse.weight"].normal_(generator=torch.Generator().manual_seed(0)).mul_(0.2)
     save_head(folder, config, tensors, ids, decoder, {}, bits)
     return folder
 
@@ -53,7 +58,7 @@ def compared(decoder: Decoder, folder: Path, quantize: str | None = None) -> boo
     fused = drafter._fused
     for length in LENGTHS:
         ids = prompt(length + 1, seed=length)[0]
-        cache, hidden = prefilled(decoder, ids[:-1])
+        cache, hidden = prefilled(decoder, ids[:-1], drafter.aux_layers)
         found = []
         for drafter._fused in (fused, None):
             for noise in (None, *NOISES):
@@ -71,6 +76,13 @@ def compared(decoder: Decoder, folder: Path, quantize: str | None = None) -> boo
 def test_one_call_drafts_what_the_steps_draft(family: str, draft_vocab: int, bits: int, tmp_path: Path) -> None:
     decoder = quantised(tmp_path / "backbone", family)
     assert compared(decoder, head(tmp_path / "head", decoder, draft_vocab, 0, bits))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("aux_layers", [(1,), (2, 0)])
+def test_one_call_fuses_other_layers_states(family: str, aux_layers: tuple[int, ...], tmp_path: Path) -> None:
+    decoder = quantised(tmp_path / "backbone", family)
+    assert compared(decoder, head(tmp_path / "head", decoder, VOCAB // 2, 0, 8, aux_layers))
 
 
 def test_an_assistant_drafts_in_one_call(tmp_path: Path) -> None:

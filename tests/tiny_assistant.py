@@ -6,6 +6,7 @@ into transformers' class, which must accept every tensor.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +98,12 @@ def backbone(family: str) -> Decoder:
     return decoder_of(tiny_model(family))
 
 
-def prefilled(decoder: Decoder, ids: Tensor) -> tuple[KVCache, Tensor]:
-    """A cache with ids [n] committed, and the hidden state [hidden] of the last of them."""
+def prefilled(decoder: Decoder, ids: Tensor, aux_layers: Sequence[int] = ()) -> tuple[KVCache, Tensor]:
+    """A cache with ids [n] committed, and the hidden state [hidden] of the last of them, `aux_layers`' after it."""
     cache = decoder.new_cache()
     hidden = torch.empty(0)
     for chunk in ids.split(cache.max_rows):
-        hidden = decoder.forward(chunk, cache)[-1]
+        hidden = decoder.forward(chunk, cache, aux_layers)[-1]
         cache.commit(len(chunk))
     return cache, hidden
 

@@ -124,16 +124,18 @@ def fuse_draft(
     embedding: BlockTensor | None,
     embed_scale: float,
     ids: Tensor | None,
+    fuse: Matrix | None = None,
+    eps: float = 0.0,
 ) -> FusedDraft | None:
     """A draft head around fused `layers` as one native call for all steps of a draft.
 
-    `embedding`: the backbone's; `ids` int64: the tokens of the head's rows, None: every one. None where step by step
-    is the only way, as in `fuse`.
+    `embedding`: the backbone's; `ids` int64: the tokens of the head's rows, None: every one. `fuse`: what joins the
+    states of other layers, normed with `eps`, to the last one. None where step by step is the only way, as in `fuse`.
     """
-    blocks = (pre.blocks, post.blocks, head.blocks, embedding)
+    blocks = (pre.blocks, post.blocks, head.blocks, embedding, *(() if fuse is None else (fuse.blocks,)))
     if layers is None or embedding is None or any(b is None or not b.q.is_cpu for b in blocks):
         return None
-    return FusedDraft(layers, pre, post, head, embedding, embed_scale, ids)
+    return FusedDraft(layers, pre, post, head, embedding, embed_scale, ids, fuse, eps)
 
 
 def block_linear(x: Tensor, w: BlockTensor) -> Tensor:

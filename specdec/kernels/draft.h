@@ -4,13 +4,15 @@
 
 namespace {
 
-// The parts of a head around its layers. `ids` [head.outputs]: the tokens of its rows; null: their own numbers.
+// The parts of a head around its layers. `ids` [head.outputs]: the tokens of its rows; null: their own numbers. `fuse`:
+// what the states of `aux` other layers, each of norm one, add to the backbone's.
 struct Drafter {
-  Matrix pre, post, head;
+  Matrix pre, post, head, fuse;
   Weights embedding;  // the backbone's
   int64_t tokens;     // rows of it
   const int64_t* ids;
-  float embed_scale;
+  float embed_scale, eps;
+  int64_t aux;
 };
 
 // How the tokens of a draft are sampled: the key of each position's noise, and what is done to logits before: `Noise` and
@@ -68,7 +70,8 @@ bool multiply_row(const float* x, int64_t columns, const Product* products, int 
   return true;
 }
 
-// `steps` tokens after `newest`, whose choice came from the backbone's state `hidden`. `stack` is set up for one row.
+// `steps` tokens after `newest`, whose choice came from the backbone's state `hidden`, which those of `aux` other layers
+// follow. `stack` is set up for one row.
 // 1 when out of memory, 2 when the row sees more positions than a store has slots, 3 for an id that is no row.
 // With `luck` each token is the one whose logit times `sharpness` wins with the noise of its position.
 int draft(const Drafter& d, const Stack& stack, const float* hidden, int64_t newest, int64_t steps,
@@ -79,6 +82,7 @@ int draft(const Drafter& d, const Stack& stack, const float* hidden, int64_t new
   sizes.take<float>(d.head.outputs);
   sizes.take<int64_t>(d.head.outputs);
   sizes.take<int64_t>(d.head.outputs);
+  sizes.take<float>(d.aux * width);
   const Scratch scratch(sizes.used());
   if (!scratch.data) return 1;
   Arena arena(scratch.data);
@@ -86,7 +90,15 @@ int draft(const Drafter& d, const Stack& stack, const float* hidden, int64_t new
   float* scores = arena.take<float>(d.head.outputs);
   int64_t* found = arena.take<int64_t>(d.head.outputs);
   int64_t* kept = arena.take<int64_t>(d.head.outputs);
+  float* others = arena.take<float>(d.aux * width);
   std::memcpy(joined + width, hidden, sizeof(float) * width);
+  if (d.aux) {
+    for (int64_t i = 0; i < d.aux; ++i)  // `joined` has room for the norm's scratch, and its first half is free
+      chosen->norm(hidden + (1 + i) * width, nullptr, width, d.eps, others + i * width, joined);
+    const Product fused{&d.fuse, joined};
+    if (!multiply_row(others, d.aux * width, &fused, 1, threads)) return 1;
+    chosen->add_row(joined, width, joined + width);
+  }
   for (int64_t step = 0; step < steps; ++step) {
     if (newest < 0 || newest >= d.tokens) return 3;
     chosen->unpack_row(d.embedding, newest, joined);

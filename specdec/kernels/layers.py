@@ -7,6 +7,7 @@ code walks them, and writes K and V to the stores as `specdec.cache` would.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import Array, Structure, addressof, c_float, c_int64, c_void_p
 from dataclasses import dataclass, fields
@@ -133,6 +134,13 @@ class _Span(Structure):
     _fields_ = tuple((name, c_void_p) for name in ("cos", "sin", "first", "end"))
 
 
+class _Tables(threading.local):
+    """Where the stores of the texts of the last pass are; each thread decodes texts of its own."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, tuple[Views, Array[Store]]] = {}
+
+
 class FusedLayers:
     """A stack of layers, and the norm after it, that runs in one call. Made by `specdec.kernels.fuse`."""
 
@@ -145,7 +153,7 @@ class FusedLayers:
         self._kinds = tuple(dict.fromkeys(layer.kind for layer in layers))
         self._weights = tuple(layers)  # the structures below point into these
         self._layers = (_Layer * len(layers))(*(self._layer(layer) for layer in layers))
-        self._tables: dict[int, tuple[Views, Array[Store]]] = {}
+        self._tables = _Tables()
 
     def __call__(
         self,
@@ -180,8 +188,8 @@ class FusedLayers:
     def _stores(self, texts: Sequence[TextRows]) -> Array[c_void_p]:
         """Where each text's stores are."""
         # Kept as long as they are in use: to make a text's table anew costs as much as a small pass.
-        self._tables = {id(text.views): self._table(text.views) for text in texts}
-        return (c_void_p * len(texts))(*(addressof(self._tables[id(text.views)][1]) for text in texts))
+        self._tables.kept = {id(text.views): self._table(text.views) for text in texts}
+        return (c_void_p * len(texts))(*(addressof(self._tables.kept[id(text.views)][1]) for text in texts))
 
     def _spans(self, spans: Mapping[str, Span], rows: int) -> tuple[Array[_Span], list[Any]]:
         """The table of spans, and what has to live as long as it does."""
@@ -199,7 +207,7 @@ class FusedLayers:
 
     def _table(self, views: Views) -> tuple[Views, Array[Store]]:
         """`views`, so that they live, and the structures that point into them."""
-        if (known := self._tables.get(id(views))) is not None:
+        if (known := self._tables.kept.get(id(views))) is not None:
             return known
         return views, (Store * len(views))(*(Store() if v is None else store_of(v) for v in views))
 
@@ -224,11 +232,13 @@ class FusedLayers:
 
 class _Drafter(Structure):
     _fields_ = (
-        *((name, _Matrix) for name in ("pre", "post", "head")),
+        *((name, _Matrix) for name in ("pre", "post", "head", "fuse")),
         *((name, c_void_p) for name in ("q", "scale", "minimum")),
         *((name, c_int64) for name in ("blocks", "bits", "tokens")),
         ("ids", c_void_p),
         ("embed_scale", c_float),
+        ("eps", c_float),
+        ("aux", c_int64),
     )
 
 
@@ -244,10 +254,15 @@ class FusedDraft:
         embedding: BlockTensor,
         embed_scale: float,
         ids: Tensor | None,
+        fuse: Matrix | None,
+        eps: float,
     ) -> None:
-        self._layers, self._parts = layers, (pre, post, head, embedding, ids)  # the structure points into these
+        self._layers, self._parts = layers, (pre, post, head, embedding, ids, fuse)  # the structure points into these
         self._drafter = _Drafter(
             *map(_matrix, (pre, post, head)),
+            fuse=_Matrix() if fuse is None else _matrix(fuse),
+            eps=eps,
+            aux=0 if fuse is None else 2 * _columns(fuse) // _columns(pre),  # `pre` takes two of the backbone's width
             q=embedding.q.data_ptr(),
             scale=embedding.scale.data_ptr(),
             minimum=None if embedding.minimum is None else embedding.minimum.data_ptr(),
@@ -273,8 +288,9 @@ class FusedDraft:
     ) -> list[int]:
         """`steps` tokens after `newest`.
 
-        `state` [backbone hidden] float32: what chose `newest`. `spans`: of the one row, at its position. `views`: the
-        stores of the backbone's cache. `luck`: how its tokens are sampled; None: the largest logit wins.
+        `state` [backbone hidden] float32: what chose `newest`, followed by those of the layers that it fuses. `spans`:
+        of the one row, at its position. `views`: the stores of the backbone's cache. `luck`: how its tokens are
+        sampled; None: the largest logit wins.
         """
         layers = self._layers
         stores, (table, _kept) = layers._stores([TextRows(1, views)]), layers._spans(spans, 1)
@@ -282,6 +298,11 @@ class FusedDraft:
         return layers._library.draft(
             self._drafter, layers._layers, table, stores, layers._norm, state, newest, steps, luck
         )
+
+
+def _columns(matrix: Matrix) -> int:
+    assert matrix.blocks is not None
+    return matrix.blocks.columns
 
 
 def _matrix(matrix: Matrix) -> _Matrix:
