@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drafter.answering import answered
 from drafter.dataset import DatasetWriter, Size, size
-from drafter.features import Features, answered
+from drafter.features import Features
 from drafter.prompts import TrainingPrompt, document_prompts, generated_prompts, mixed, user_prompts
 from specdec.model.decoder import Decoder
 
@@ -116,6 +117,7 @@ class Collector:
             seed=how.seed,
             first=first,
             together=how.together,
+            workers=_workers(self.backbone),
         )
         waiting: dict[int, dict[int, Features]] = {}
         began = time.monotonic()
@@ -148,6 +150,12 @@ def held_out_texts(collector: Collector) -> list[Features]:
         temperatures=how.temperatures[:1],
         seed=how.seed,
         together=how.together,
+        workers=_workers(collector.backbone),
         dtype=torch.float32,
     )
     return [text for _, text in sorted(texts, key=lambda found: found[0])]
+
+
+def _workers(backbone: Decoder) -> int:
+    """Threads to answer with: one for each that torch would use. On a GPU one pass is enough."""
+    return torch.get_num_threads() if backbone.device.type == "cpu" else 1

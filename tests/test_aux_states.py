@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from drafter import load_drafter
+from drafter.answering import answered
 from drafter.dataset import DatasetWriter, read_shard
-from drafter.features import Features, answered, read
+from drafter.features import Features, read
 from drafter.head import best
 from drafter.head_file import save_head
 from drafter.initial import fitted_projections, initial_tensors

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from itertools import islice
+import threading
+from collections.abc import Iterator
+from itertools import count, islice
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from drafter.answering import answered
 from drafter.dataset import ABOUT, Dataset, DatasetWriter, Position, read_shard
-from drafter.features import Features, answered, read
+from drafter.features import Features, read
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
 from tests.tiny import WINDOW, prompt, tiny_model
@@ -65,6 +68,36 @@ def test_answers_do_not_depend_on_their_neighbours() -> None:
     end = int(greedy[0].tokens[12])
     short = answers(decoder, ends=frozenset([end]))[0]
     assert len(short) <= 12 and torch.equal(short.tokens, greedy[0].tokens[: len(short)])
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_change_no_text(workers: int) -> None:
+    decoder, before = decoder_of(tiny_model("gemma3")), torch.get_num_threads()
+    alone = answers(decoder, 1, temperatures=(0.0, 0.8), seed=5)
+    for _ in range(3):
+        found = answers(decoder, 4, workers=workers, temperatures=(0.0, 0.8), seed=5)
+        assert sorted(found) == sorted(alone) and all(same(found[i], alone[i]) for i in alone)
+    assert torch.get_num_threads() == before
+
+
+def test_workers_stop_with_whoever_asks_and_say_what_went_wrong() -> None:
+    decoder = decoder_of(tiny_model("llama"))
+    settings = {"layers": layers(decoder), "max_new_tokens": 5, "ends": NOBODY, "workers": 2}
+
+    def endless(fails_at: int | None = None) -> Iterator[Tensor]:
+        for i in count():
+            if i == fails_at:
+                raise ValueError("no such prompt")
+            yield prompt(3 + i % 5, seed=i)[0]
+
+    threads = threading.active_count()
+    few = answered(decoder, endless(), **settings)
+    assert len(list(islice(few, 7))) == 7
+    few.close()
+    assert threading.active_count() == threads
+    with pytest.raises(ValueError, match="no such prompt"):
+        list(answered(decoder, endless(20), **settings))
+    assert threading.active_count() == threads
 
 
 def written(folder: Path) -> tuple[list[Features], DatasetWriter]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from drafter.answering import answered
 from drafter.dataset import Dataset, DatasetWriter, frequent
-from drafter.features import answered
 from drafter.initial import initial_tensors
 from drafter.loss import Candidates, Recipe
 from drafter.network import Network, head_tensors
