@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from drafter.assistant_file import assistants_backbone
+from drafter.assistant_file import ABOUT_FILE, assistants_backbone
 from drafter.head import Assistant, Bigram, CentroidHead, DenseHead, PrunedHead
 from drafter.head_file import DRAFT_IDS, HEAD_FILE, check_weights
 from drafter.propose import AssistantDrafter
@@ -119,6 +119,13 @@ def read_folder(name_or_path: str | os.PathLike[str]) -> Stored:
         return _own(folder, values)
     config = _assistant_config(folder, values["model_type"])
     return Stored(folder, config, SafetensorsCheckpoint(folder), assistants_backbone(folder), None)
+
+
+def provenance_of(folder: Path) -> Any:
+    """What a head's folder, as `read_folder` accepts it, says of its making; None where it says nothing."""
+    files = [path for name in (ABOUT_FILE, "config.json") if (path := folder / name).is_file()]
+    told = (json.loads(path.read_text(encoding="utf-8")).get("provenance") for path in files)
+    return next(filter(None, told), None)
 
 
 def _own(folder: Path, values: dict[str, Any]) -> Stored:

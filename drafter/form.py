@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from drafter.assistant_file import assistant_config, save_assistant
-from drafter.checkpoint import read_folder
+from drafter.checkpoint import provenance_of, read_folder
 from drafter.head_file import save_head
 from drafter.network import head_tensors
 from drafter.spec import AssistantSpec, Config, HeadConfig, assistant_spec, head_spec
@@ -92,11 +92,13 @@ class AssistantForm:
 
 
 class Start(NamedTuple):
-    """A head to go on from: its tensors as `Network` takes them, and the tokens of a pruned one."""
+    """A head to go on from: its tensors as `Network` takes them, the tokens of a pruned one, and what its folder says
+    of its making (any JSON)."""
 
     form: Form
     tensors: dict[str, Tensor]
     draft_ids: Tensor | None
+    provenance: Any = None
 
 
 def read_start(
@@ -118,10 +120,11 @@ def read_start(
         name: stored.checkpoint.tensor(source.names.get(name, name)).float().view(shape)
         for name, shape in head_tensors(spec).items()
     }
+    made = provenance_of(stored.folder)
     if not isinstance(stored.shape, HeadConfig):
         if aux_layers:
             raise ValueError(_NO_AUX)
-        return Start(AssistantForm(stored.shape), tensors, None)
+        return Start(AssistantForm(stored.shape), tensors, None, made)
     config = stored.shape
     if aux_layers and config.aux_layers not in ((), aux_layers):
         raise ValueError(
@@ -131,7 +134,7 @@ def read_start(
         config = replace(config, aux_layers=aux_layers)
         shapes = head_tensors(head_spec(config, backbone.spec))
         tensors["fuse.weight"] = torch.zeros(shapes["fuse.weight"])
-    return Start(OwnForm(config, bits), tensors, stored.draft_ids)
+    return Start(OwnForm(config, bits), tensors, stored.draft_ids, made)
 
 
 @dataclass(frozen=True)

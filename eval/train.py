@@ -88,7 +88,8 @@ def _train(settings: Settings, options: TrainOptions, json_file: Path | None) ->
         spec.aux_layers,
     )
     here = machine(backbone.device)
-    about = {"backbone_name": settings.model, "start": options.start, "versions": here["versions"]}
+    began = None if start is None else {"name": options.start, "provenance": start.provenance}
+    about = {"backbone_name": settings.model, "start": began, "versions": here["versions"]}
     about["cpu"], about["threads"] = here["host"]["cpu"], here["host"]["threads"]
     course = Course(options.out, backbone, collector, form, options.training, options.budget, about, start)
     console = Console(quiet=not course.first)

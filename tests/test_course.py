@@ -147,11 +147,13 @@ def test_a_start_may_have_more_states_and_other_bits(tmp_path: Path) -> None:
     assert scores[0] == max(score["real"] for score in first.progress.scores), "new states say nothing at first"
     assert second.trainer.network["fuse.weight"].abs().sum() > 0
     again = read_start(tmp_path / "second", first.backbone, bits=4)
+    assert again.provenance["score"]["real"] == max(score["real"] for score in second.progress.scores)
     assert isinstance(again.form, OwnForm) and (again.form.config.aux_layers, again.form.bits) == ((0, 2), 4)
     with pytest.raises(ValueError, match=r"fuses states of layers \[0, 2\]|fuses the states of layers \[0, 2\]"):
         read_start(tmp_path / "second", first.backbone, aux_layers=(1,))
     gemma = course(tmp_path / "gemma", "gemma4_unified", Budget(steps=1, tokens=300))
     list(gemma.run())
+    assert read_start(tmp_path / "gemma", gemma.backbone).provenance["trained"]["steps"] <= 1
     with pytest.raises(ValueError, match="without --aux-layers"):
         read_start(tmp_path / "gemma", gemma.backbone, aux_layers=(1,))
 
