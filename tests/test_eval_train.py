@@ -142,10 +142,10 @@ def test_both_views_show_every_kind_of_event() -> None:
 def test_ablations_train_what_they_name(
     folder: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run.main([*words(folder, prompts, tmp_path / "head"), "--steps", "1"]) == 0
+    assert run.main([*words(folder, prompts, tmp_path / "head"), "--steps", "1", "--aux-layers", "0", "2"]) == 0
     asked = ["--set", str(tmp_path / "head" / "training" / "set"), "--steps", "2", "--model", str(folder)]
     asked += ["--limit", "1", "--max-new-tokens", "12", "--threads", "1", "--device", "cpu", "--json"]
-    chosen = ["one layer", "mistake", "K = 1", "AdamW"]
+    chosen = ["one layer", "mistake", "K = 1", "AdamW", "fused"]
     assert ablations.main([*asked, str(tmp_path / "out.json"), "--only", *chosen]) == 0
     record = json.loads((tmp_path / "out.json").read_text())
     assert [row["name"] for row in record["variants"]] == [
@@ -154,7 +154,11 @@ def test_ablations_train_what_they_name(
         "K = 1",
         "one layer",
         "AdamW alone",
+        "a high layer's state fused",
+        "low, middle and high layers' states fused",
     ]
+    one, three = (row["bytes"] for row in record["variants"][-2:])
+    assert three > one, "a matrix for each state"
     assert all(row["mean_acceptance_length"] >= 1 and len(row["per_position"]) == 4 for row in record["variants"])
     capsys.readouterr()
     assert ablations.main([*asked, str(tmp_path / "no.json"), "--only", "two layers"]) == 2

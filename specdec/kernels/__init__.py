@@ -22,7 +22,8 @@ from torch import Tensor
 from specdec.kernels import native as _native
 from specdec.kernels import reference as _reference
 from specdec.kernels.blocks import BlockTensor, pack_blocks, unpack_blocks
-from specdec.kernels.layers import FusedDraft, FusedLayers, LayerWeights, Matrix, Span, TextRows, plain
+from specdec.kernels.draft import FusedDraft
+from specdec.kernels.layers import FusedLayers, LayerWeights, Matrix, Span, TextRows, plain
 from specdec.kernels.native import Luck
 from specdec.kernels.store import KVView, Rebuild
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from specdec.kernels.blocks import BlockTensor
-from specdec.kernels.native import Luck, Native, Store, store_of
+from specdec.kernels.native import Native, Store, store_of
 from specdec.kernels.store import KVView
 
 Views = Sequence[KVView | None]
@@ -106,7 +106,7 @@ class TextRows(NamedTuple):
     views: Views
 
 
-class _Matrix(Structure):
+class MatrixRecord(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("q", "scale", "minimum")),
         *((name, c_int64) for name in ("blocks", "bits")),
@@ -122,7 +122,7 @@ _COUNTS = ("heads", "kv_heads", "head_dim", "kind", "store", "gelu", "norm_value
 
 class _Layer(Structure):
     _fields_ = (
-        *((name, _Matrix) for name in _MATRICES),
+        *((name, MatrixRecord) for name in _MATRICES),
         *((name, c_void_p) for name in _VECTORS),
         *((name, c_int64) for name in _COUNTS),
         ("eps", c_float),
@@ -142,17 +142,20 @@ class _Tables(threading.local):
 
 
 class FusedLayers:
-    """A stack of layers, and the norm after it, that runs in one call. Made by `specdec.kernels.fuse`."""
+    """A stack of layers, and the norm after it, that runs in one call. Made by `specdec.kernels.fuse`.
+
+    `library`, `records`, `norm`, `stores` and `spans` are what such a call takes; a draft's (draft.py) takes them too.
+    """
 
     def __init__(
         self, library: Native, layers: Sequence[LayerWeights], norm: Tensor, in_use: Callable[[], bool]
     ) -> None:
         assert all(layer.fits for layer in layers)
-        self._norm = norm
-        self._library, self._in_use = library, in_use
+        self.norm = norm
+        self.library, self._in_use = library, in_use
         self._kinds = tuple(dict.fromkeys(layer.kind for layer in layers))
         self._weights = tuple(layers)  # the structures below point into these
-        self._layers = (_Layer * len(layers))(*(self._layer(layer) for layer in layers))
+        self.records = (_Layer * len(layers))(*(self._layer(layer) for layer in layers))
         self._tables = _Tables()
 
     def __call__(
@@ -172,26 +175,26 @@ class FusedLayers:
         rows = x.shape[0]
         assert x.dtype is torch.float32 and x.is_contiguous() and sum(text.rows for text in texts) == rows
         starts = (c_int64 * (len(texts) + 1))(0, *accumulate(text.rows for text in texts))
-        stores, (table, _kept) = self._stores(texts), self._spans(spans, rows)
+        stores, (table, _kept) = self.stores(texts), self.spans(spans, rows)
         if extra is not None:
             extra = extra.contiguous()
         if not aux_layers:
-            self._library.layers(self._layers, table, starts, stores, self._norm, x, extra)
+            self.library.layers(self.records, table, starts, stores, self.norm, x, extra)
             return x
         outputs = {layer: torch.empty_like(x) for layer in aux_layers}
-        wanted = (c_void_p * len(self._layers))(
-            *(outputs[i].data_ptr() if i in outputs else None for i in range(len(self._layers)))
+        wanted = (c_void_p * len(self.records))(
+            *(outputs[i].data_ptr() if i in outputs else None for i in range(len(self.records)))
         )
-        self._library.layers(self._layers, table, starts, stores, self._norm, x, extra, wanted)
+        self.library.layers(self.records, table, starts, stores, self.norm, x, extra, wanted)
         return torch.cat((x, *(outputs[layer] for layer in aux_layers)), dim=1)
 
-    def _stores(self, texts: Sequence[TextRows]) -> Array[c_void_p]:
+    def stores(self, texts: Sequence[TextRows]) -> Array[c_void_p]:
         """Where each text's stores are."""
         # Kept as long as they are in use: to make a text's table anew costs as much as a small pass.
         self._tables.kept = {id(text.views): self._table(text.views) for text in texts}
         return (c_void_p * len(texts))(*(addressof(self._tables.kept[id(text.views)][1]) for text in texts))
 
-    def _spans(self, spans: Mapping[str, Span], rows: int) -> tuple[Array[_Span], list[Any]]:
+    def spans(self, spans: Mapping[str, Span], rows: int) -> tuple[Array[_Span], list[Any]]:
         """The table of spans, and what has to live as long as it does."""
         bounds = c_int64 * rows
         kept: list[Any] = []
@@ -220,7 +223,7 @@ class FusedLayers:
         made = _Layer(eps=layer.eps, scale=layer.scale)
         for name in _MATRICES:
             if (matrix := getattr(layer, name)) is not None:
-                setattr(made, name, _matrix(matrix))
+                setattr(made, name, matrix_record(matrix))
         for name in _VECTORS:
             if (vector := getattr(layer, name)) is not None:
                 setattr(made, name, vector.data_ptr())
@@ -230,85 +233,10 @@ class FusedLayers:
         return made
 
 
-class _Drafter(Structure):
-    _fields_ = (
-        *((name, _Matrix) for name in ("pre", "post", "head", "fuse")),
-        *((name, c_void_p) for name in ("q", "scale", "minimum")),
-        *((name, c_int64) for name in ("blocks", "bits", "tokens")),
-        ("ids", c_void_p),
-        ("embed_scale", c_float),
-        ("eps", c_float),
-        ("aux", c_int64),
-    )
-
-
-class FusedDraft:
-    """A head whose drafts are made in one call (draft.h). Made by `specdec.kernels.fuse_draft`."""
-
-    def __init__(
-        self,
-        layers: FusedLayers,
-        pre: Matrix,
-        post: Matrix,
-        head: Matrix,
-        embedding: BlockTensor,
-        embed_scale: float,
-        ids: Tensor | None,
-        fuse: Matrix | None,
-        eps: float,
-    ) -> None:
-        self._layers, self._parts = layers, (pre, post, head, embedding, ids, fuse)  # the structure points into these
-        self._drafter = _Drafter(
-            *map(_matrix, (pre, post, head)),
-            fuse=_Matrix() if fuse is None else _matrix(fuse),
-            eps=eps,
-            aux=0 if fuse is None else 2 * _columns(fuse) // _columns(pre),  # `pre` takes two of the backbone's width
-            q=embedding.q.data_ptr(),
-            scale=embedding.scale.data_ptr(),
-            minimum=None if embedding.minimum is None else embedding.minimum.data_ptr(),
-            blocks=embedding.columns // 32,
-            bits=embedding.bits,
-            tokens=embedding.rows,
-            ids=None if ids is None else ids.data_ptr(),
-            embed_scale=embed_scale,
-        )
-
-    @property
-    def usable(self) -> bool:
-        return self._layers.usable
-
-    def __call__(
-        self,
-        state: Tensor,
-        newest: int,
-        steps: int,
-        spans: Mapping[str, Span],
-        views: Views,
-        luck: Luck | None = None,
-    ) -> list[int]:
-        """`steps` tokens after `newest`.
-
-        `state` [backbone hidden] float32: what chose `newest`, followed by those of the layers that it fuses. `spans`:
-        of the one row, at its position. `views`: the stores of the backbone's cache. `luck`: how its tokens are
-        sampled; None: the largest logit wins.
-        """
-        layers = self._layers
-        stores, (table, _kept) = layers._stores([TextRows(1, views)]), layers._spans(spans, 1)
-        state = state.contiguous()
-        return layers._library.draft(
-            self._drafter, layers._layers, table, stores, layers._norm, state, newest, steps, luck
-        )
-
-
-def _columns(matrix: Matrix) -> int:
-    assert matrix.blocks is not None
-    return matrix.blocks.columns
-
-
-def _matrix(matrix: Matrix) -> _Matrix:
+def matrix_record(matrix: Matrix) -> MatrixRecord:
     w = matrix.blocks
     assert w is not None
-    return _Matrix(
+    return MatrixRecord(
         q=w.q.data_ptr(),
         scale=w.scale.data_ptr(),
         minimum=None if w.minimum is None else w.minimum.data_ptr(),
