@@ -58,6 +58,7 @@ def answered(
     far as its ring, so texts end where the shortest ring does. `together`: texts at a time; `workers`: threads that
     share them, each on a core of its own. Neither changes a text.
     """
+    stopped = threading.Event()
     each = partial(
         _answered,
         backbone,
@@ -69,9 +70,10 @@ def answered(
         seed=seed,
         together=-(-together // workers),
         dtype=dtype,
+        stopped=stopped,
     )
     numbered = enumerate(prompts, first)
-    return each(numbered) if workers == 1 else _side_by_side(each, numbered, workers)
+    return each(numbered) if workers == 1 else _side_by_side(each, numbered, workers, stopped)
 
 
 def _answered(
@@ -86,8 +88,10 @@ def _answered(
     seed: int,
     together: int,
     dtype: torch.dtype,
+    stopped: threading.Event,
 ) -> Iterator[tuple[int, Features]]:
-    """What one worker does of `answered`: the `prompts` that it gets, with their numbers."""
+    """What one worker does of `answered`: the `prompts` that it gets, with their numbers. All texts end where they are
+    when it is `stopped`: one of a large model may be minutes from its own end."""
     longest = longest_text(backbone, layers)
     numbers: list[int] = []  # of the requests, in their order
     spare = _Spare(backbone, (1 + len(aux_layers)) * backbone.spec.hidden_size)
@@ -108,7 +112,7 @@ def _answered(
                 prompt,
                 min(len(prompt) + max_new_tokens, longest),
                 Sampler.warmed(temperature, seed + number),
-                lambda tokens, choice: choice.token in ends,
+                lambda tokens, choice: choice.token in ends or stopped.is_set(),
                 partial(_note, chosen[number], greedy=not temperature),
                 watch=watched[number].append,
             )
@@ -131,13 +135,15 @@ class _Failed(NamedTuple):
     error: BaseException
 
 
-def _side_by_side(work: Callable[[Numbered], Iterator[Item]], prompts: Numbered, workers: int) -> Iterator[Item]:
+def _side_by_side(
+    work: Callable[[Numbered], Iterator[Item]], prompts: Numbered, workers: int, stopped: threading.Event
+) -> Iterator[Item]:
     """What `workers` threads make of `prompts`, as it comes; each takes the next prompt when it has room for one.
 
-    Whoever stops asking stops them: each ends with the text that it finishes next.
+    Whoever stops asking stops them, by way of `stopped`.
     """
     made: SimpleQueue[Item | _Failed | None] = SimpleQueue()
-    lock, stopped = threading.Lock(), threading.Event()
+    lock = threading.Lock()
 
     def mine() -> Numbered:
         while not stopped.is_set():

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,6 +99,23 @@ def test_workers_stop_with_whoever_asks_and_say_what_went_wrong() -> None:
     with pytest.raises(ValueError, match="no such prompt"):
         list(answered(decoder, endless(20), **settings))
     assert threading.active_count() == threads
+
+
+def test_texts_that_nobody_waits_for_end_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, late = decoder_of(tiny_model("llama")), [0]
+    closing, forward_many = threading.Event(), Decoder.forward_many
+
+    def counted(*arguments: Any) -> Tensor:
+        late[0] += closing.is_set()
+        return forward_many(*arguments)
+
+    monkeypatch.setattr(Decoder, "forward_many", counted)
+    asked = (prompt(3 + i % 5, seed=i)[0] for i in count())
+    texts = answered(decoder, asked, layers=layers(decoder), max_new_tokens=400, ends=NOBODY, workers=2, together=4)
+    next(texts)
+    closing.set()
+    texts.close()
+    assert late[0] <= 8, "a pass or two of each worker"
 
 
 def written(folder: Path) -> tuple[list[Features], DatasetWriter]:
