@@ -7,6 +7,7 @@ Scores are float32; chances are rounded to the queries' dtype, as flash attentio
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,8 +28,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tenso
         for part, sees in zip(torch.split(q, _ROWS), torch.split(mask, _ROWS), strict=True):
             seen = sees.any(dim=0).nonzero()
             keys = slice(int(seen[0]), int(seen[-1]) + 1)
-            y = _Attention.apply(part, k[:, keys], v[:, keys], sees[:, keys], scale)  # type: ignore[no-untyped-call]
-            found.append(y)
+            found.append(_attention(part, k[:, keys], v[:, keys], sees[:, keys], scale))
     return torch.cat(found)
 
 
@@ -53,6 +53,9 @@ class _Attention(torch.autograd.Function):
         by_chances = torch.bmm(_gather(by_y.view(rows, -1, size), kv_heads), v.transpose(1, 2))
         by_scores = torch._softmax_backward_data(by_chances, chances, -1, chances.dtype)
         return _scatter(torch.bmm(by_scores, k).mul_(ctx.scale), rows), None, None, None, None
+
+
+_attention: Callable[..., Tensor] = _Attention.apply
 
 
 def _gather(x: Tensor, kv_heads: int) -> Tensor:

@@ -7,6 +7,7 @@ Liger's fused linear cross entropy does (arXiv 2410.10989), here for targets tha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -52,8 +53,7 @@ def scores(x: Tensor, matrix: Tensor, targets: Choices | Teacher, weights: Tenso
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     with torch.autocast("cpu", enabled=False):
-        made = _Scores.apply(x, matrix, targets, weights, dtype, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
-        return Scores(*made)
+        return Scores(*_scores(x, matrix, targets, weights, dtype, torch.is_grad_enabled()))
 
 
 class _Scores(torch.autograd.Function):
@@ -102,6 +102,9 @@ class _Scores(torch.autograd.Function):
         if gradients[0] != 1:
             by_x, by_matrix = by_x * gradients[0], by_matrix * gradients[0]
         return by_x, by_matrix, None, None, None, None
+
+
+_scores: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Scores.apply
 
 
 def _soften(logits: Tensor, theirs: Tensor, back: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,9 @@ class Muon(torch.optim.Muon):
     """With the step size of arXiv 2502.16982, 0.2 sqrt(larger side), and Nesterov's momentum."""
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """As torch's, whose state this is too."""
+    def step(self, closure: Any = None) -> Any:
+        """As torch's, whose state this is too; without closures."""
+        assert closure is None
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             updates = []

@@ -24,7 +24,7 @@ from specdec.kernels import reference as _reference
 from specdec.kernels.blocks import BlockTensor, pack_blocks, unpack_blocks
 from specdec.kernels.draft import FusedDraft
 from specdec.kernels.layers import FusedLayers, LayerWeights, Matrix, Span, TextRows, plain
-from specdec.kernels.native import Luck
+from specdec.kernels.records import Luck
 from specdec.kernels.store import KVView, Rebuild
 
 __all__ = [

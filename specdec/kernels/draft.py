@@ -9,7 +9,7 @@ from torch import Tensor
 
 from specdec.kernels.blocks import BlockTensor
 from specdec.kernels.layers import FusedLayers, Matrix, MatrixRecord, Span, TextRows, Views, matrix_record
-from specdec.kernels.native import Luck
+from specdec.kernels.records import Luck
 
 
 class _Drafter(Structure):

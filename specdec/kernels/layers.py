@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from specdec.kernels.blocks import BlockTensor
-from specdec.kernels.native import Native, Store, store_of
+from specdec.kernels.native import Native
+from specdec.kernels.records import Store, store_of
 from specdec.kernels.store import KVView
 
 Views = Sequence[KVView | None]

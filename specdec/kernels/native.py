@@ -14,17 +14,17 @@ import ctypes
 from collections.abc import Sequence
 from ctypes import Array, Structure, addressof, byref, c_double, c_float, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from specdec.kernels.blocks import BlockTensor
+from specdec.kernels.records import STORE_TYPES, Luck, LuckRecord, store_of
 from specdec.kernels.store import KVView
 
 SETS = ("portable", "avx2", "avx512-vnni")
 _SUFFIXES = (".so", ".dylib", ".dll")
-_STORE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # `StoreType` of native.cpp
 _SIGNATURES = {
     "specdec_block_linear": [c_void_p] * 5 + [c_int64] * 3 + [c_int] * 2,
     "specdec_block_rows": [c_void_p] * 5 + [c_int64] * 3 + [c_int],
@@ -55,60 +55,6 @@ def load(folder: Path = Path(__file__).parent) -> Native | str:
         return Native(found[0])
     except (OSError, AttributeError) as error:
         return f"the native library does not load ({error}); reinstall to build it again"
-
-
-class _Plane(Structure):
-    _fields_ = (("data", c_void_p), ("scale", c_void_p), ("head", c_int64), ("slot", c_int64))
-
-
-class Store(Structure):
-    """`KV` of native.cpp."""
-
-    _fields_ = (
-        *((name, _Plane) for name in ("keys", "values")),
-        *((name, c_void_p) for name in ("weight", "cos", "sin")),
-        *((name, c_int64) for name in ("type", "slots", "width", "value_width", "pairs")),
-    )
-
-
-def store_of(kv: KVView) -> Store:
-    """What the library reads `kv` through; valid as long as its tensors live."""
-    store = Store(type=_STORE_TYPES[kv.values.dtype], slots=kv.slots, width=kv.key_width, value_width=kv.value_width)
-    store.values = _plane(kv.values, kv.value_scale)
-    if kv.keys is not None:
-        store.keys = _plane(kv.keys, kv.key_scale)
-    elif kv.rebuild is not None:
-        made = (kv.rebuild.weight, kv.rebuild.cos, kv.rebuild.sin)
-        assert all(t.dtype is torch.float32 and t.is_contiguous() for t in made)
-        store.weight, store.cos, store.sin = (t.data_ptr() for t in made)
-        store.pairs = kv.rebuild.cos.shape[1]
-    return store
-
-
-def _plane(tensor: Tensor, scale: Tensor | None) -> _Plane:
-    assert scale is None or (scale.dtype is torch.float32 and scale.is_contiguous())
-    return _Plane(tensor.data_ptr(), None if scale is None else scale.data_ptr(), tensor.stride(0), tensor.stride(1))
-
-
-class Luck(NamedTuple):
-    """How the tokens of a draft are sampled: the key of each one's noise, what logits are multiplied by before it is
-    added, and which of them may be sampled (`specdec.sampling.Warping`)."""
-
-    keys: Sequence[int]
-    sharpness: float
-    top_k: int
-    top_p: float
-    min_p: float
-
-
-class _Luck(Structure):
-    _fields_ = (
-        ("keys", c_void_p),
-        ("sharpness", c_float),
-        ("top_k", c_int64),
-        ("top_p", c_double),
-        ("min_p", c_double),
-    )
 
 
 class Native:
@@ -195,7 +141,7 @@ class Native:
     def reads(kv: KVView) -> bool:
         """Whether attention can read this store where it is."""
         kept = (kv.values,) if kv.keys is None else (kv.keys, kv.values)
-        return kv.values.dtype in _STORE_TYPES and all(t.stride(2) == 1 for t in kept)
+        return kv.values.dtype in STORE_TYPES and all(t.stride(2) == 1 for t in kept)
 
     def attention(self, q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale: float) -> Tensor:
         rows, heads, _ = q.shape
@@ -270,7 +216,7 @@ class Native:
         given = None
         if luck is not None:
             keys = (c_uint64 * steps)(*luck.keys)
-            given = _Luck(addressof(keys), *luck[1:])
+            given = LuckRecord(addressof(keys), *luck[1:])
         code = self._draft(
             byref(drafter),
             layers,
