@@ -33,8 +33,6 @@ class AssistantDrafter:
         self._assistant: Assistant | None = None
         self._fused: FusedDraft | None = None
         self._backbone: Decoder | None = None
-        self._cache: KVCache | None = None
-        self._noise: Noise | None = None
 
     @property
     def aux_layers(self) -> tuple[int, ...]:
@@ -53,11 +51,25 @@ class AssistantDrafter:
         assert self._assistant is not None
         if before is not backbone:
             self._fused = self._assistant.fused(backbone)
-        self._backbone, self._cache = backbone, None
+        self._backbone = backbone
 
-    def start(self, cache: KVCache, noise: Noise | None = None) -> None:
+    def start(self, cache: KVCache, noise: Noise | None = None) -> AssistantDrafts:
         # A pass of `max_rows` rows, one of them kept, would overwrite the oldest key of the drafter's window.
         assert cache.max_rows > self.max_draft + 1
+        assert self._assistant is not None, "bind() comes first"
+        assert self._backbone is not None, "bind() comes first"
+        return AssistantDrafts(self._assistant, self._fused, self._backbone, cache, noise)
+
+
+class AssistantDrafts:
+    """The drafts of one text: the proposer of an `AssistantDrafter`."""
+
+    name, max_draft = AssistantDrafter.name, AssistantDrafter.max_draft
+
+    def __init__(
+        self, assistant: Assistant, fused: FusedDraft | None, backbone: Decoder, cache: KVCache, noise: Noise | None
+    ) -> None:
+        self._assistant, self._fused, self._backbone = assistant, fused, backbone
         self._cache, self._noise = cache, noise
 
     @torch.inference_mode()
@@ -66,15 +78,11 @@ class AssistantDrafter:
 
         The pending token's position is `cache.length`, for every step of the round.
         """
-        assistant, backbone, cache = self._assistant, self._backbone, self._cache
-        assert assistant is not None, "bind() comes first"
-        assert backbone is not None, "bind() comes first"
-        assert cache is not None, "start() comes first"
+        assistant, backbone, cache, noise = self._assistant, self._backbone, self._cache, self._noise
         k = min(k, self.max_draft)
         if k <= 0 or cache.length == 0:
             return Draft()
         spans = assistant.spans(cache.length)
-        noise = self._noise
         keys = [] if noise is None else noise.keys(len(tokens), k)
         if self._fused is not None and self._fused.usable:
             luck = None if noise is None else Luck(keys, sharpness(noise), *astuple(noise.warping)[1:])

@@ -32,7 +32,7 @@ from eval.provenance import provenance
 from eval.session import Session, open_session
 from eval.train import ends_of
 from specdec.cache import KVCache
-from specdec.drafting import Draft, Drafter, NoDraft, aux_layers_of
+from specdec.drafting import Drafter, NoDraft, Proposer, aux_layers_of
 from specdec.model.decoder import Decoder
 from specdec.sampling import Noise
 from specdec.stats import GenerationStats
@@ -142,11 +142,8 @@ class WithoutNoise:
     def bind(self, backbone: Decoder) -> None:
         self._drafter.bind(backbone)
 
-    def start(self, cache: KVCache, noise: Noise | None = None) -> None:
-        self._drafter.start(cache)
-
-    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
-        return self._drafter.propose(tokens, hidden, k)
+    def start(self, cache: KVCache, noise: Noise | None = None) -> Proposer:
+        return self._drafter.start(cache)
 
 
 def counted(session: Session, drafter: Drafter, prompt: Prompt, a: argparse.Namespace) -> GenerationStats:

@@ -35,7 +35,7 @@ from eval.synthetic_acceptance import SyntheticAcceptance
 from specdec import kernels
 from specdec.cache import KVCache
 from specdec.control import AdaptiveLength
-from specdec.drafting import Draft, Drafter, Joined, SuffixDrafter, aux_layers_of
+from specdec.drafting import Draft, Drafter, Joined, Proposer, SuffixDrafter, aux_layers_of
 from specdec.model.decoder import Decoder
 from specdec.sampling import Noise
 from specdec.stats import GenerationStats, Round
@@ -163,11 +163,20 @@ class Wrong:
         self._drafter.bind(backbone)
         self._vocabulary = backbone.spec.vocab_size
 
-    def start(self, cache: KVCache, noise: Noise | None = None) -> None:
-        self._drafter.start(cache, noise)
+    def start(self, cache: KVCache, noise: Noise | None = None) -> Neighbours:
+        return Neighbours(self._drafter.start(cache, noise), self._vocabulary)
+
+
+class Neighbours:
+    """The proposer of `Wrong`."""
+
+    name = Wrong.name
+
+    def __init__(self, proposer: Proposer, vocabulary: int) -> None:
+        self._proposer, self.max_draft, self._vocabulary = proposer, proposer.max_draft, vocabulary
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
-        drafted = self._drafter.propose(tokens, hidden, k).tokens
+        drafted = self._proposer.propose(tokens, hidden, k).tokens
         return Draft.by(self.name, [(token + 1) % self._vocabulary for token in drafted])
 
 

@@ -28,8 +28,9 @@ class ScriptedDrafter:
     def bind(self, backbone: Decoder) -> None:
         pass
 
-    def start(self, cache: KVCache, noise: Noise | None = None) -> None:
-        self.turn = 0
+    def start(self, cache: KVCache, noise: Noise | None = None) -> ScriptedDrafter:
+        self.turn = 0  # one text at a time: the script is of one answer
+        return self
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
         length = min(1 + self.turn % self.max_draft, k)

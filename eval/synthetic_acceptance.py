@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from specdec.cache import KVCache
-from specdec.drafting import Draft, Drafter, aux_layers_of
+from specdec.drafting import Draft, Drafter, Proposer, aux_layers_of
 from specdec.model.decoder import Decoder
 from specdec.sampling import Noise, mix
 
@@ -40,14 +40,23 @@ class SyntheticAcceptance:
     def bind(self, backbone: Decoder) -> None:
         self.drafter.bind(backbone)
 
-    def start(self, cache: KVCache, noise: Noise | None = None) -> None:
-        self.drafter.start(cache, noise)
+    def start(self, cache: KVCache, noise: Noise | None = None) -> SyntheticDrafts:
+        return SyntheticDrafts(self, self.drafter.start(cache, noise))
+
+
+class SyntheticDrafts:
+    """The proposer of `SyntheticAcceptance`."""
+
+    name = SyntheticAcceptance.name
+
+    def __init__(self, made: SyntheticAcceptance, proposer: Proposer) -> None:
+        self.made, self.proposer, self.max_draft = made, proposer, made.max_draft
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
-        self.drafter.propose(tokens, hidden, k)
-        drafted: list[int] = []
-        for i, token in enumerate(self.answer[len(tokens) : len(tokens) + k]):
-            rate = self.rates[min(i, len(self.rates) - 1)]
-            chance = mix(mix(self.seed) ^ (len(tokens) << 8) ^ i) / 2**64
-            drafted.append(token if chance < rate else (token + 1) % self.vocabulary)
+        self.proposer.propose(tokens, hidden, k)
+        made, drafted = self.made, list[int]()
+        for i, token in enumerate(made.answer[len(tokens) : len(tokens) + k]):
+            rate = made.rates[min(i, len(made.rates) - 1)]
+            chance = mix(mix(made.seed) ^ (len(tokens) << 8) ^ i) / 2**64
+            drafted.append(token if chance < rate else (token + 1) % made.vocabulary)
         return Draft.by(self.name, drafted)

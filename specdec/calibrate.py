@@ -49,7 +49,7 @@ def measured(backbone: Decoder, drafter: Drafter, most: int, seconds: float = SE
     aux_layers = aux_layers_of(drafter)
     hidden = backbone.forward(ids, cache, aux_layers)  # the first pass of all warms up
     cache.commit(most)
-    drafter.start(cache)
+    proposer = drafter.start(cache)
     short = verify(1)
     rows = range(1, most + 1) if short * 2 * most < seconds else [n for n in FEW if n <= most]
     passes: dict[int, list[float]] = {n: [] for n in rows}
@@ -60,7 +60,7 @@ def measured(backbone: Decoder, drafter: Drafter, most: int, seconds: float = SE
             passes[n].append(verify(n))
         for k in {1, longest}:
             before = time.perf_counter()
-            made = drafter.propose(text, hidden[-1], k)
+            made = proposer.propose(text, hidden[-1], k)
             if made.tokens:
                 times = drafts.setdefault(made.sources[0], {}).setdefault(len(made.tokens), [])
                 times.append(time.perf_counter() - before)

@@ -6,28 +6,32 @@ what leaves the layers that the drafter names as its `aux_layers`. A text's firs
 last row chooses the first token: a round with nothing drafted.
 
 Several texts share every pass, a new one's first too. Only a text that is alone is drafted for: on a CPU a row of
-another text costs what a drafted row costs, and is never wrong.
+another text costs what a drafted row costs, and is never wrong. Texts whose logits processors look at all rows of a
+batch go `in_step`: all of them begin with one pass, and go on together until the last one has ended.
+
+Calls of `decode` may run at once, from several threads or from callbacks of each other: passes take turns, and all that
+is known of a text is its call's own.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from specdec.cache import Conversations, KVCache
+from specdec.cache import MAX_ROWS, Conversations, KVCache
 from specdec.control import DraftLength
-from specdec.drafting import Draft, Drafter, aux_layers_of, drafted
+from specdec.drafting import Draft, Drafter, Proposer, aux_layers_of, bound, drafted, proposer_for
 from specdec.model.decoder import Decoder
 from specdec.sampling import Sampler
 from specdec.stats import GenerationStats, Round
-from specdec.threads import one_torch_thread
-from specdec.verify import Choice, Verdict, cut, verify
+from specdec.threads import one_torch_thread, turn_to_compute
+from specdec.verify import Choice, Verdict, verify
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,16 @@ class Request:
     watch: Callable[[Tensor], None] | None = None
 
 
+class InStep(Protocol):
+    """Chooses for all rows of a batch at once, in place of each request's own `sampler` and `stop`."""
+
+    def choose(self, rows: Sequence[Tensor], logits: Tensor) -> list[Choice]:
+        """One choice for each of `rows` ([n] int64 each, of one length), from logits [rows, vocab] float32."""
+
+    def ended(self, rows: Sequence[Tensor], choices: Sequence[Choice]) -> bool:
+        """Whether no row goes on after `choices`, with which `rows` end now."""
+
+
 class Decoded(NamedTuple):
     """A text that has ended: which request's, its row with what was emitted, and its cache, which holds all of the text
     but the last token."""
@@ -68,110 +82,140 @@ def decode(
     together: int = 1,
     conversations: Conversations | None = None,
     heard: Callable[[Round], None] | None = None,
-) -> Iterator[Decoded]:
+    in_step: InStep | None = None,
+) -> Generator[Decoded, None, None]:
     """Decode `requests`, up to `together` at a time; yields them as they end.
 
     The text of a request does not depend on the others, on `together`, or on what `conversations` has kept of earlier
     texts: a request that begins as one of them did goes on from its cache. `stats` is true after every round, of which
-    `heard` is told then.
+    `heard` is told then. `in_step`: see `InStep`; rows of one length, all of them at a time, and no drafts.
+
+    Texts that have not ended when the iterator is closed, or an error or Ctrl-C comes, are handed to `conversations`.
     """
     kept = conversations or Conversations(backbone.new_cache)
-    aux_layers = aux_layers_of(drafter)
+    with bound(drafter, backbone):
+        aux_layers = aux_layers_of(drafter)
     clock = _Clock(stats)
     waiting = enumerate(requests)
     texts: list[_Text] = []
-    drafted_for = None  # whom the drafter follows
-    while True:
-        fresh = next(waiting, None) if len(texts) < together else None
-        if fresh is not None:
-            texts.append(_Text(*fresh, backbone, kept, aux_layers))
-            stats.count_prompt(len(texts[-1].rows) + texts[-1].cache.length, texts[-1].reused)
-        if not texts:
-            return
-        other_seconds = clock.lap("other" if fresh is None else "prefill")
-        draft = Draft()
-        if fresh is None and len(texts) == 1:
-            if drafted_for is not texts[0]:
-                drafter.start(texts[0].cache, texts[0].request.sampler.noise)
-                drafted_for = texts[0]
-            draft = texts[0].drafted(drafter, lengths)
-        draft_seconds, k = clock.lap("draft"), len(draft.tokens)
-        rows = [text.rows for text in texts]
-        states = backbone.forward_many(rows, [text.cache for text in texts], aux_layers)
-        hidden = torch.split(states, list(map(len, rows)))  # [rows, hidden] each
-        logits = backbone.logits(torch.cat([part[-k - 1 :] for part in hidden]))  # [texts * (k + 1), vocab]
-        logits = logits.to(texts[0].tokens.device)
-        with one_torch_thread():
-            verdicts = [
-                text.take(draft, hidden[i], logits[i : i + k + 1])  # k is 0 where there are several
-                for i, text in enumerate(texts)
-            ]
-        verify_seconds = clock.lap("verify" if fresh is None else "prefill")
-        emitted = sum(len(verdict.tokens) for verdict in verdicts)
-        stats.emitted += emitted
-        clock.emitted(texts)
-        if len(texts) > (fresh is not None):
-            accepted = verdicts[0].accepted  # 0 where there are several
-            done = Round(draft.sources, accepted, emitted, draft_seconds, verify_seconds, other_seconds)
-            for _ in range(len(texts) - (fresh is not None)):
-                stats.count_round(done)
-            if len(texts) == 1:
-                lengths.observe(draft.sources, accepted, draft_seconds, verify_seconds)
-            if heard is not None:
-                heard(done)
-        for i, (text, verdict) in enumerate(zip(texts, verdicts, strict=True)):
-            text.request.emit(verdict, logits[i : i + len(verdict.tokens)])
-        played, texts = texts, [text for text in texts if not text.ended]
-        for text in played:
-            if text.ended:
+    proposer: Proposer | None = None
+    proposes_for = None  # whose text it knows
+    try:
+        while True:
+            fresh = 0
+            while (fresh == 0 or in_step is not None) and len(texts) < together:
+                if (following := next(waiting, None)) is None:
+                    break
+                texts.append(_Text(*following, backbone, kept))
+                texts[-1].prefill(kept, aux_layers)
+                stats.count_prompt(len(texts[-1].rows) + texts[-1].cache.length, texts[-1].reused)
+                fresh += 1
+            if not texts:
+                return
+            going_on = len(texts) - fresh
+            with turn_to_compute():
+                other_seconds = clock.lap("prefill" if fresh else "other")
+                draft = Draft()
+                if going_on == len(texts) == 1 and in_step is None:
+                    if proposer is None or proposes_for is not texts[0]:
+                        proposer = proposer_for(drafter, backbone, texts[0].cache, texts[0].request.sampler.noise)
+                        proposes_for = texts[0]
+                    draft = texts[0].drafted(proposer, lengths)
+                draft_seconds, k = clock.lap("draft"), len(draft.tokens)
+                rows = [text.rows for text in texts]
+                states = backbone.forward_many(rows, [text.cache for text in texts], aux_layers)
+                hidden = torch.split(states, list(map(len, rows)))  # [rows, hidden] each
+                logits = backbone.logits(torch.cat([part[-k - 1 :] for part in hidden]))  # [texts * (k + 1), vocab]
+                logits = logits.to(texts[0].tokens.device)
+            with one_torch_thread():
+                if in_step is None:
+                    # k is 0 where there are several
+                    verdicts = [text.verify(draft, logits[i : i + k + 1]) for i, text in enumerate(texts)]
+                else:
+                    verdicts = _all_in_step(in_step, texts, logits)
+                for text, verdict, part in zip(texts, verdicts, hidden, strict=True):
+                    text.commit(k, verdict, part)
+            verify_seconds = clock.lap("prefill" if fresh else "verify")
+            emitted = sum(len(verdict.tokens) for verdict in verdicts)
+            stats.emitted += emitted
+            clock.emitted(texts)
+            if going_on:
+                accepted = verdicts[0].accepted  # 0 where there are several
+                done = Round(draft.sources, accepted, emitted, draft_seconds, verify_seconds, other_seconds)
+                for _ in range(going_on):
+                    stats.count_round(done)
+                if len(texts) == 1:
+                    lengths.observe(draft.sources, accepted, draft_seconds, verify_seconds)
+                if heard is not None:
+                    heard(done)
+            for i, (text, verdict) in enumerate(zip(texts, verdicts, strict=True)):
+                text.request.emit(verdict, logits[i : i + len(verdict.tokens)])
+            for text in [text for text in texts if text.ended]:
+                texts.remove(text)
                 kept.end(text.conversation)
                 yield Decoded(text.index, text.tokens[: text.n].clone(), text.cache)
+    finally:
+        for text in texts:
+            kept.end(text.conversation)
+
+
+def _all_in_step(in_step: InStep, texts: Sequence[_Text], logits: Tensor) -> list[Verdict]:
+    """One token for each of `texts`, from logits [texts, vocab]."""
+    choices = in_step.choose([text.tokens[: text.n] for text in texts], logits)
+    for text, choice in zip(texts, choices, strict=True):
+        text.tokens[text.n] = choice.token
+    ended = in_step.ended([text.tokens[: text.n + 1] for text in texts], choices)
+    return [Verdict((choice,), ended) for choice in choices]
 
 
 class _Text:
     """A text on its way: tokens[:n] are emitted (prompt included), `rows` is what the next pass reads of it."""
 
-    def __init__(
-        self, index: int, request: Request, backbone: Decoder, kept: Conversations, aux_layers: Sequence[int]
-    ) -> None:
+    def __init__(self, index: int, request: Request, backbone: Decoder, kept: Conversations) -> None:
         self.index, self.request, self.backbone = index, request, backbone
+        self.n, self.ended = len(request.row), False
+        self.tokens = request.row.new_empty(request.limit + MAX_ROWS)  # a draft comes after what is emitted
+        self.tokens[: self.n] = request.row
         self.conversation = kept.begin(request.row[request.padding :], request.limit - request.padding)
         self.cache, self.reused = self.conversation.cache, self.conversation.cache.length
-        self.n, self.ended = len(request.row), False
-        self.tokens = request.row.new_empty(request.limit + self.cache.max_rows)  # a draft comes after what is emitted
-        self.tokens[: self.n] = request.row
         self.conversation.tokens = self.tokens[request.padding :]
-        prompt = request.row[request.padding + self.reused :].to(backbone.device)
-        before = partial(kept.prefilling, self.conversation)
-        self.rows = prefill(backbone, prompt, self.cache, request.watch, before, aux_layers)
-        self.hidden = torch.empty(0)  # [hidden], the state that chose the pending token
+        self.rows = request.row[:0]
+        self.hidden = torch.empty(0, dtype=backbone.dtype)  # [hidden], the state that chose the pending token
 
-    def drafted(self, drafter: Drafter, lengths: DraftLength) -> Draft:
+    def prefill(self, kept: Conversations, aux_layers: Sequence[int]) -> None:
+        """Commit all of the prompt but its last chunk, which is what the next pass reads."""
+        request = self.request
+        prompt = request.row[request.padding + self.reused :].to(self.backbone.device)
+        before = partial(kept.prefilling, self.conversation)
+        self.rows = prefill(self.backbone, prompt, self.cache, request.watch, before, aux_layers)
+
+    def drafted(self, proposer: Proposer, lengths: DraftLength) -> Draft:
         """A draft to follow the pending token, which `rows` then ends with."""
         n, request = self.n, self.request
         room = min(request.limit - n - 1, self.cache.max_rows - 1)  # no draft outruns the budget
-        draft = drafted(drafter, lengths, self.tokens[request.padding : n].tolist(), self.hidden, room)
+        draft = drafted(proposer, lengths, self.tokens[request.padding : n].tolist(), self.hidden, room)
         if draft.tokens:
             self.tokens[n : n + len(draft.tokens)] = self.tokens.new_tensor(draft.tokens)
             self.rows = self.tokens[n - 1 : n + len(draft.tokens)].to(self.backbone.device)  # [k + 1]
         return draft
 
-    def take(self, draft: Draft, hidden: Tensor, logits: Tensor) -> Verdict:
-        """Commit what a pass chose; hidden [rows, hidden] of all its rows, logits [k + 1, vocab] of the last."""
-        k, request = len(draft.tokens), self.request
-        verdict = verify(draft.tokens, logits, self.tokens[: self.n + k], request.sampler.choose)
-        self.tokens[self.n + verdict.accepted] = verdict.tokens[-1]
-        verdict, done = cut(verdict, self.tokens[: self.n + len(verdict.tokens)], request.stop)
-        emitted = len(verdict.tokens)
-        committed = len(self.rows) - k - 1 + emitted
+    def verify(self, draft: Draft, logits: Tensor) -> Verdict:
+        """What a pass chose, from logits [k + 1, vocab] of its last rows."""
+        text = self.tokens[: self.n + len(draft.tokens) + 1]
+        return verify(draft.tokens, logits, text, self.request.sampler.choose, self.request.stop)
+
+    def commit(self, drafted: int, verdict: Verdict, hidden: Tensor) -> None:
+        """Keep what `verdict` emits of a pass whose rows, the last `drafted` of them a draft, have the states hidden
+        [rows, hidden]."""
+        request, emitted = self.request, len(verdict.tokens)
+        committed = len(self.rows) - drafted - 1 + emitted
         self.cache.commit(committed)
         if request.watch is not None:
             request.watch(hidden[:committed])
         self.n += emitted
         self.hidden = hidden[committed - 1]
         self.rows = self.tokens[self.n - 1 : self.n].to(self.backbone.device)  # [1], the pending token
-        self.ended = done or self.n >= request.limit
-        return verdict
+        self.ended = verdict.ended or self.n >= request.limit
 
 
 def prefill(
@@ -190,7 +234,8 @@ def prefill(
     left = len(prompt)
     for chunk in chunks:
         before(left, len(chunk))
-        hidden = backbone.forward(chunk, cache, aux_layers)
+        with turn_to_compute():
+            hidden = backbone.forward(chunk, cache, aux_layers)
         cache.commit(len(chunk))
         left -= len(chunk)
         if watch is not None:

@@ -6,7 +6,9 @@ drafter costs time and never a word.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,39 +33,72 @@ class Draft:
         return cls(tuple(tokens), (source,) * len(tokens))
 
 
-class Drafter(Protocol):
-    """Proposes tokens after the pending one.
+class Proposer(Protocol):
+    """Proposes the drafts of one text. What it knows of the text is its own: several texts may be decoded at once."""
 
-    `bind` is called before every request, cheaply when the backbone is the last one, and refuses one that the drafter
-    was not made for; `start` once per row of a request. One that wants more of the backbone's states names their layers
-    in an attribute `aux_layers`, a tuple that may change with `bind`; without it there are none.
-    """
-
-    name: str
+    name: str  # what its drafts are called in statistics and in acceptance records
     max_draft: int  # the longest draft that it can usefully make; 0: never proposes
-
-    def bind(self, backbone: Decoder) -> None:
-        """Prepare for `backbone`. Raises ValueError when vocabulary or hidden size do not fit."""
-
-    def start(self, cache: KVCache, noise: Noise | None = None) -> None:
-        """A new request begins; `cache` holds its committed K/V from now on.
-
-        `noise`: what its tokens are sampled with, None where they are not. A drafter that has scores of its own may add
-        it to them; that it knows the noise cannot be seen in what is emitted, because the noise alone and the
-        backbone's scores decide that.
-        """
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
         """Up to `k` tokens to follow `tokens`.
 
         `tokens`: everything so far, the pending token last. `hidden` [hidden_size]: the backbone's state (after its
-        final norm) that chose the pending token, followed by what left each of the `aux_layers` at the same position.
+        final norm) that chose the pending token, followed by what left each of the drafter's `aux_layers` at the same
+        position.
+        """
+
+
+class Drafter(Protocol):
+    """Makes a `Proposer` for every text.
+
+    `bind` is called before `start`, cheaply when the backbone is the last one, and refuses one that the drafter was not
+    made for; `start` for every text. No other thread calls either between the two. A drafter that wants more of the
+    backbone's states names their layers in an attribute `aux_layers`, a tuple that may change with `bind`; without it
+    there are none.
+    """
+
+    name: str
+    max_draft: int  # of its proposers
+
+    def bind(self, backbone: Decoder) -> None:
+        """Prepare for `backbone`. Raises ValueError when vocabulary or hidden size do not fit."""
+
+    def start(self, cache: KVCache, noise: Noise | None = None) -> Proposer:
+        """Begin a text; `cache` holds its committed K/V from now on.
+
+        The proposer may be the drafter itself where nothing is remembered of a text. `noise`: what the text's tokens
+        are sampled with, None where they are not. A drafter that has scores of its own may add the noise to them; that
+        it knows the noise cannot be seen in what is emitted, because the noise alone and the backbone's scores decide
+        that.
         """
 
 
 def aux_layers_of(drafter: Drafter) -> tuple[int, ...]:
     """The backbone's layers whose outputs `drafter` wants with every state."""
     return tuple(getattr(drafter, "aux_layers", ()))
+
+
+_binding = threading.RLock()
+
+
+@contextmanager
+def bound(drafter: Drafter, backbone: Decoder) -> Iterator[Drafter]:
+    """`drafter`, bound to `backbone` until the end of the block: one drafter object may serve several models."""
+    with _binding:
+        drafter.bind(backbone)
+        yield drafter
+
+
+def proposer_for(drafter: Drafter, backbone: Decoder, cache: KVCache, noise: Noise | None) -> Proposer:
+    """What proposes for a text of `backbone`. Raises ValueError for a drafter whose `start` gives nothing."""
+    with bound(drafter, backbone):
+        proposer = drafter.start(cache, noise)
+    if not callable(getattr(proposer, "propose", None)):
+        raise ValueError(
+            f"{type(drafter).__name__}.start returned {proposer!r}; it has to return what proposes for the text that "
+            "begins: an object with name, max_draft and propose (see specdec.drafting.Proposer)"
+        )
+    return proposer
 
 
 class NoDraft:
@@ -78,8 +113,8 @@ class NoDraft:
     def bind(self, backbone: Decoder) -> None:
         pass
 
-    def start(self, cache: KVCache, noise: Noise | None = None) -> None:
-        pass
+    def start(self, cache: KVCache, noise: Noise | None = None) -> NoDraft:
+        return self
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
         return Draft()
@@ -101,14 +136,22 @@ class SuffixDrafter:
         if not 1 <= min_match <= max_match:
             raise ValueError(f"need 1 <= min_match <= max_match, got {min_match} and {max_match}")
         self.name, self.min_match, self.max_match, self.candidates = name, min_match, max_match, candidates
-        self._ends: dict[tuple[int, ...], list[int]] = {}
-        self._indexed = 0
 
     def bind(self, backbone: Decoder) -> None:
         pass
 
-    def start(self, cache: KVCache, noise: Noise | None = None) -> None:
-        self._ends, self._indexed = {}, 0
+    def start(self, cache: KVCache | None = None, noise: Noise | None = None) -> SuffixMatches:
+        return SuffixMatches(self)
+
+
+class SuffixMatches:
+    """The n-grams of one text, and what followed them: the proposer of a `SuffixDrafter`."""
+
+    def __init__(self, drafter: SuffixDrafter) -> None:
+        self.name, self.max_draft = drafter.name, drafter.max_draft
+        self.min_match, self.max_match, self.candidates = drafter.min_match, drafter.max_match, drafter.candidates
+        self._ends: dict[tuple[int, ...], list[int]] = {}
+        self._indexed = 0
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
         self._index(tokens)
@@ -177,31 +220,38 @@ class Joined:
     def bind(self, backbone: Decoder) -> None:
         self.other.bind(backbone)
 
-    def start(self, cache: KVCache, noise: Noise | None = None) -> None:
-        for one in (self.suffix, self.short, self.other):
-            one.start(cache, noise)
+    def start(self, cache: KVCache, noise: Noise | None = None) -> Competitors:
+        return Competitors(self.suffix.start(), self.short.start(), self.other.start(cache, noise))
 
-    def proposers(self, tokens: Sequence[int]) -> tuple[Drafter, ...]:
+
+class Competitors:
+    """Suffix matches of one text, long and short, and the proposer `other`: who may draft next, and what follows."""
+
+    def __init__(self, suffix: SuffixMatches, short: SuffixMatches, other: Proposer) -> None:
+        self.suffix, self.short, self.other = suffix, short, other
+        self.name, self.max_draft = other.name, max(suffix.max_draft, other.max_draft)
+
+    def able(self, tokens: Sequence[int]) -> tuple[Proposer, ...]:
         """Who may draft after `tokens`, the preferred one first."""
         if self.suffix.matches(tokens):
             return self.suffix, self.other
         return (self.other, self.short) if self.short.matches(tokens) else (self.other,)
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
-        return self.proposers(tokens)[0].propose(tokens, hidden, k)
+        return self.able(tokens)[0].propose(tokens, hidden, k)
 
 
-def drafted(drafter: Drafter, lengths: DraftLength, tokens: Sequence[int], hidden: Tensor, room: int) -> Draft:
+def drafted(proposer: Proposer, lengths: DraftLength, tokens: Sequence[int], hidden: Tensor, room: int) -> Draft:
     """A round's draft, of at most `room` tokens: who makes it, and how long it is, `lengths` decide."""
-    able = drafter.proposers(tokens) if isinstance(drafter, Joined) else (drafter,)
+    able = proposer.able(tokens) if isinstance(proposer, Competitors) else (proposer,)
     by_name = {one.name: one for one in able}
     name, k = lengths.choose({one.name: min(room, one.max_draft) for one in able})
     if k == 0:
         return Draft()
     draft = by_name[name].propose(tokens, hidden, k)
     assert len(draft.tokens) <= k
-    if isinstance(drafter, Joined) and draft.tokens and by_name[name] is drafter.other:
-        more = drafter.suffix.continuing(tokens, draft, room - len(draft.tokens))
-        kept = lengths.extend(draft.sources, drafter.suffix.name, len(more.tokens))
+    if isinstance(proposer, Competitors) and draft.tokens and by_name[name] is proposer.other:
+        more = proposer.suffix.continuing(tokens, draft, room - len(draft.tokens))
+        kept = lengths.extend(draft.sources, proposer.suffix.name, len(more.tokens))
         draft = Draft(draft.tokens + more.tokens[:kept], draft.sources + more.sources[:kept])
     return draft

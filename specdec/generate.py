@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,11 +24,13 @@ from specdec.cache import Conversations
 from specdec.calibrate import calibrated
 from specdec.control import AdaptiveLength, DraftLength, FixedLength
 from specdec.decode import Request, decode
-from specdec.drafting import Drafter, NoDraft
+from specdec.drafting import Drafter, NoDraft, bound
+from specdec.in_step import RowsInStep, needs_all_rows
 from specdec.model.decoder import Decoder
 from specdec.plan import cache_bytes
 from specdec.sampling import Sampler, Warping, mix
 from specdec.stats import GenerationStats, Round
+from specdec.threads import turn_to_compute
 from specdec.verify import Choice, Verdict
 
 TOGETHER = 32  # texts in a pass: more take memory, and on a CPU win no more
@@ -75,10 +79,15 @@ class Batch:
 
     input_ids: Tensor
     attention_mask: Tensor | None
-    processors: Callable[[Tensor, Tensor], Tensor]
+    processors: Any  # transformers' LogitsProcessorList
     criteria: StoppingCriteriaList
     config: Config
     streamer: Any = None
+
+    @property
+    def keeps_scores(self) -> bool:
+        """Whether the scores of every step are wanted: what transformers' loop keeps, and shows to its criteria."""
+        return bool(self.config.output_scores and self.config.return_dict_in_generate)
 
 
 def run_batch(
@@ -98,29 +107,31 @@ def run_batch(
     refuse_unsupported(batch.config)
     if not options.speculation:
         drafter = NoDraft()
-    drafter.bind(backbone)  # each time: one drafter object may serve several models in turn
     lengths = options.lengths(adaptive)
-    if lengths is adaptive:
-        calibrated(adaptive, backbone, drafter)
+    with turn_to_compute(), bound(drafter, backbone):  # a drafter may refuse the backbone: before anything is computed
+        if lengths is adaptive:
+            calibrated(adaptive, backbone, drafter)
     seeds = options.seeds(batch.input_ids.shape[0], bool(batch.config.do_sample))
     prompts = [_prompt(backbone, batch, row) for row in range(len(seeds))]
     rows = [_Row(ids, [], []) for ids, _ in prompts]
     requests = [
-        _request(backbone, batch, row, padding, seed)
-        for row, (_, padding), seed in zip(rows, prompts, seeds, strict=True)
+        _request(backbone, batch, batch.input_ids[i], row, padding, seed)
+        for i, (row, (_, padding), seed) in enumerate(zip(rows, prompts, seeds, strict=True))
     ]
+    in_step = None
+    if len(rows) > 1 and needs_all_rows(batch.processors, batch.criteria):
+        in_step, requests = _in_step(batch, rows, requests)
+    together = _together(backbone, batch, requests, in_step)
     kept = conversations if options.reuse else None
+    decoding = decode(backbone, drafter, lengths, requests, stats, together, kept, options.on_round, in_step)
     try:
-        # A streamer is not told whose token it gets: to it, texts come one after the other.
-        together = 1 if batch.streamer is not None else _together(backbone, [request.limit for request in requests])
-        for ended in decode(backbone, drafter, lengths, requests, stats, together, kept, options.on_round):
-            rows[ended.number].tokens = ended.row
+        with closing(decoding):  # after Ctrl-C the same prompt goes on from where it was
+            for ended in decoding:
+                rows[ended.number].tokens = ended.row
     finally:
-        if kept is not None:
-            kept.stop()  # after Ctrl-C the same prompt goes on from where it was
         if batch.streamer is not None:
             batch.streamer.end()  # after an error too: a consumer in another thread must not wait for ever
-    return _output(batch, rows)
+    return _output(batch, rows, in_step)
 
 
 @dataclass
@@ -130,7 +141,8 @@ class _Row:
     logits: list[Tensor]
 
 
-def _request(backbone: Decoder, batch: Batch, row: _Row, padding: int, seed: int | None) -> Request:
+def _request(backbone: Decoder, batch: Batch, given: Tensor, row: _Row, padding: int, seed: int | None) -> Request:
+    """The request for a row whose prompt was `given` as [n], and is [padding + prompt] in `row`."""
     config = batch.config
     limit = min(config.max_length, padding + backbone.context)
     if limit < config.max_length:
@@ -140,26 +152,65 @@ def _request(backbone: Decoder, batch: Batch, row: _Row, padding: int, seed: int
         )
 
     ends, longest, others = _criteria(batch.criteria)
+    moved = not torch.equal(given, row.tokens)  # tokens that the mask hides stood behind others
+
+    def shown(tokens: Tensor) -> Tensor:
+        """What processors see of `tokens` [1, n]."""
+        return torch.cat((given[None], tokens[:, len(given) :]), dim=1) if moved else tokens
 
     def stop(tokens: Tensor, choice: Choice) -> bool:
-        if config.output_scores:
+        if batch.keeps_scores:
             row.scores.append(choice.scores)
-        if choice.token in ends or len(tokens) >= longest:
-            return True
-        return bool(others) and bool(others(tokens[None], tuple(s[None] for s in row.scores) or None)[0])
+        # Each criterion hears of every token, the last one too, as in transformers' loop.
+        scores = tuple(s[None] for s in row.scores) if others and batch.keeps_scores else None
+        ended = bool(others) and bool(others(shown(tokens[None]), scores)[0])
+        return ended or choice.token in ends or len(tokens) >= longest
 
     def emit(verdict: Verdict, logits: Tensor) -> None:
         if config.output_logits:
             row.logits.extend(logits.clone())
         if batch.streamer is not None:
             for token in verdict.tokens:
-                batch.streamer.put(torch.tensor([token]))
+                batch.streamer.put(torch.tensor([token], dtype=torch.int64))
+
+    def process(tokens: Tensor, scores: Tensor) -> Tensor:
+        processed: Tensor = batch.processors(shown(tokens), scores)
+        return processed
 
     # A LogitsProcessorList without processors is falsy: nothing to call.
-    processors = batch.processors or None  # type: ignore[truthy-function]
+    processors = None if not batch.processors else process if moved else batch.processors
     warping = Warping(config.temperature or 1.0, config.top_k or 0, config.top_p or 1.0, config.min_p or 0.0)
     sampler = Sampler(processors, seed, padding, warping)
     return Request(row.tokens, limit, sampler, stop, emit, padding)
+
+
+def _in_step(batch: Batch, rows: Sequence[_Row], requests: Sequence[Request]) -> tuple[RowsInStep, list[Request]]:
+    """What chooses for all rows at once, and their requests, which stream a step when its last row has been emitted."""
+    config = batch.config
+    pad = getattr(config, "_pad_token_tensor", None)
+    in_step = RowsInStep(
+        batch.input_ids,
+        batch.processors,
+        batch.criteria,
+        [request.sampler for request in requests],
+        0 if pad is None else int(pad),
+        batch.keeps_scores,
+    )
+    step: list[int] = []
+
+    def emit(row: _Row, verdict: Verdict, logits: Tensor) -> None:
+        if config.output_logits:
+            row.logits.extend(logits.clone())
+        step.extend(verdict.tokens)
+        if batch.streamer is not None and len(step) == len(rows):
+            batch.streamer.put(torch.tensor(step, dtype=torch.int64))  # [rows]
+        if len(step) == len(rows):
+            step.clear()
+
+    limit = min(request.limit for request in requests)
+    return in_step, [
+        replace(request, limit=limit, emit=partial(emit, row)) for row, request in zip(rows, requests, strict=True)
+    ]
 
 
 def _criteria(criteria: StoppingCriteriaList) -> tuple[set[int], float, StoppingCriteriaList]:
@@ -206,14 +257,27 @@ def _context(backbone: Decoder) -> str:
     return f"the model's context of {backbone.context} tokens"
 
 
-def _together(backbone: Decoder, limits: Sequence[int]) -> int:
-    """Texts in a pass, so that their caches stay within the memory budget."""
+def _together(backbone: Decoder, batch: Batch, requests: Sequence[Request], in_step: RowsInStep | None) -> int:
+    """Texts in a pass, so that their caches stay within the memory budget.
+
+    Raises ValueError when rows that must go in step do not fit.
+    """
+    if batch.streamer is not None and in_step is None:
+        return 1  # a streamer is not told whose token it gets: to it, texts come one after the other
+    most = TOGETHER if in_step is None else len(requests)
     if backbone.room is None:
-        return TOGETHER
-    return max(1, min(TOGETHER, backbone.room.cache // cache_bytes(backbone.spec, max(limits), backbone.kv_dtype)))
+        return most
+    longest = max(request.limit for request in requests)
+    fit = max(1, backbone.room.cache // cache_bytes(backbone.spec, longest, backbone.kv_dtype))
+    if in_step is not None and fit < most:
+        raise ValueError(
+            f"the memory budget has room for {fit} texts of {longest} tokens at a time, and a logits processor or "
+            f"stopping criterion of this call looks at all {most} rows at once; give fewer rows, or a larger budget"
+        )
+    return min(most, fit)
 
 
-def _output(batch: Batch, rows: list[_Row]) -> Tensor | GenerateDecoderOnlyOutput:
+def _output(batch: Batch, rows: list[_Row], in_step: RowsInStep | None) -> Tensor | GenerateDecoderOnlyOutput:
     pad = getattr(batch.config, "_pad_token_tensor", None)
     longest = max(len(row.tokens) for row in rows)
     filler = 0 if pad is None else int(pad)
@@ -226,9 +290,13 @@ def _output(batch: Batch, rows: list[_Row]) -> Tensor | GenerateDecoderOnlyOutpu
         return sequences
     return GenerateDecoderOnlyOutput(
         sequences=sequences,
-        scores=_steps([row.scores for row in rows]) if batch.config.output_scores else None,
+        scores=None if not batch.keeps_scores else _scores(rows, in_step),
         logits=_steps([row.logits for row in rows]) if batch.config.output_logits else None,
     )
+
+
+def _scores(rows: list[_Row], in_step: RowsInStep | None) -> tuple[Tensor, ...]:
+    return _steps([row.scores for row in rows]) if in_step is None else tuple(in_step.scores)
 
 
 def _steps(rows: list[list[Tensor]]) -> tuple[Tensor, ...]:

@@ -25,6 +25,7 @@ from specdec.model.decoder import Decoder
 from specdec.model.families import decoder_spec
 from specdec.resolve import resolve_drafter
 from specdec.stats import GenerationStats, Round
+from specdec.threads import LastOf
 from specdec.weights.state_dict import StateDictCheckpoint
 
 DrafterLike = Drafter | str | None
@@ -57,7 +58,12 @@ class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         self.drafter = drafter
         self.drafter.bind(decoder)
         self.lengths = AdaptiveLength()
-        self.last_stats = GenerationStats()
+        self._stats = LastOf(GenerationStats())
+
+    @property
+    def last_stats(self) -> GenerationStats:
+        """What the last call of this thread did; in a thread that made none, what the last call of all did."""
+        return self._stats.get()
 
     @property
     def device(self) -> torch.device:
@@ -164,8 +170,8 @@ class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
 
         `notes`: any JSON that belongs to it. Raises ValueError: there is none, or the file cannot be written.
         """
-        found = self.conversations.find(None if ids is None else ids.flatten())
-        save_conversation(found, Path(path), self.decoder.identity, notes or {})
+        with self.conversations.lent(None if ids is None else ids.flatten()) as found:
+            save_conversation(found, Path(path), self.decoder.identity, notes or {})
 
     def load_conversation(self, path: str | os.PathLike[str]) -> Conversation:
         """Take in what `save_conversation` wrote: a prompt that begins with it goes on from there.
@@ -220,10 +226,14 @@ class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         **kwargs: Any,
     ) -> Tensor | GenerateDecoderOnlyOutput:
         chosen = self.drafter if drafter is None else resolve_drafter(drafter)
-        self.last_stats = GenerationStats()
+        stats = GenerationStats()
         batch = Batch(input_ids, attention_mask, logits_processor, stopping_criteria, generation_config, streamer)
         options = Options(speculation, draft_length, seed, reuse, on_round)
-        return run_batch(self.decoder, chosen, self.lengths, batch, options, self.last_stats, self.conversations)
+        self._stats.set(stats)  # also for whoever looks while it runs
+        try:
+            return run_batch(self.decoder, chosen, self.lengths, batch, options, stats, self.conversations)
+        finally:
+            self._stats.set(stats)  # calls that were made meanwhile, from callbacks, have ended before
 
 
 # pipeline() looks class names up here, and prints an error with a few hundred of them when it finds none.
@@ -259,7 +269,7 @@ def speculative(
         raise ValueError("custom_generate=specdec.speculative takes text prompts: pass input_ids only")
     decoder = decoder_of(model)
     chosen = resolve_drafter(drafter)
-    stats = model.last_stats = GenerationStats()
+    stats = GenerationStats()
     if not hasattr(model, "draft_lengths"):
         model.draft_lengths = AdaptiveLength()  # what it learns is for the next call too
     batch = Batch(
@@ -271,7 +281,11 @@ def speculative(
         streamer if streamer is not None else _callers_streamer(),
     )
     options = Options(speculation, draft_length, seed, on_round=on_round)
-    return run_batch(decoder, chosen, model.draft_lengths, batch, options, stats)
+    model.last_stats = stats
+    try:
+        return run_batch(decoder, chosen, model.draft_lengths, batch, options, stats)
+    finally:
+        model.last_stats = stats
 
 
 def decoder_of(model: PreTrainedModel) -> Decoder:

@@ -43,7 +43,7 @@ def resolve_drafter(drafter: Drafter | str | None) -> Drafter:
         return SuffixDrafter()
     if isinstance(drafter, str):
         return cast(Drafter, _drafters().load_drafter(drafter))
-    if not callable(getattr(drafter, "propose", None)):
+    if not callable(getattr(drafter, "start", None)):
         raise ValueError(f"a drafter is 'auto', 'suffix', None, a checkpoint or a Drafter object, not {drafter!r}")
     return drafter
 

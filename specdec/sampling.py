@@ -106,12 +106,17 @@ class Sampler:
         scores = logits
         if self.processors is not None:
             scores = self.processors(tokens[None], logits[None].clone())[0]  # [1, vocab] -> [vocab]
+        return self.pick(logits, scores, len(tokens))
+
+    def pick(self, logits: Tensor, scores: Tensor, position: int) -> Choice:
+        """The choice at `position` of the row, from `scores` [vocab], which are its `logits` [vocab] after the
+        processors. Raises as `choose` does."""
         top, token = kernels.best(scores)
         if not math.isfinite(top):
-            raise ValueError(_not_finite(logits, top, tokens.shape[0]))
+            raise ValueError(_not_finite(logits, top, position))
         if self.seed is None:
             return Choice(token, scores)
-        return Choice(luckiest(scores, top, noise_key(self.seed, tokens.shape[0] - self.offset)), scores)
+        return Choice(luckiest(scores, top, noise_key(self.seed, position - self.offset)), scores)
 
 
 def luckiest(scores: Tensor, top: float, key: int, ids: Tensor | None = None) -> int:

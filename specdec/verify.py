@@ -1,4 +1,4 @@
-"""Acceptance: which drafted tokens are what the backbone would have chosen. Pure; knows no model and no cache.
+"""Acceptance: which drafted tokens are what the backbone would have chosen. Knows no model and no cache.
 
 One rule covers greedy and sampled decoding. The choice at a position is a function of the processed logits there and
 of noise keyed by (seed, position, token); a drafted token is accepted exactly when it equals the choice, and the first
@@ -24,9 +24,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a round emits: the accepted drafts, then one choice of the backbone's own."""
+    """What a round emits: the accepted drafts, then one choice of the backbone's own.
+
+    `ended`: whether the text ends with the last of these tokens, which may then be an accepted draft.
+    """
 
     choices: tuple[Choice, ...]
+    ended: bool = False
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -37,32 +41,33 @@ class Verdict:
         return len(self.choices) - 1
 
 
-def verify(draft: Sequence[int], logits: Tensor, text: Tensor, choose: Callable[[Tensor, Tensor], Choice]) -> Verdict:
-    """Walk down the rows of a pass until a draft differs from the backbone's choice.
+def verify(
+    draft: Sequence[int],
+    logits: Tensor,
+    text: Tensor,
+    choose: Callable[[Tensor, Tensor], Choice],
+    stop: Callable[[Tensor, Choice], bool] = lambda tokens, choice: False,
+) -> Verdict:
+    """Walk down the rows of a pass until a draft differs from the backbone's choice, or the text ends.
 
     `logits`: [len(draft) + 1, vocab] float32; row i was computed from all tokens before draft[i].
-    `text`: [n + len(draft)] int64, the tokens before draft[0] and then the draft.
-    `choose(row, tokens_before_it)` is called once for every emitted token, in order, and for no other: stateful
-    logits processors see exactly the text that is emitted.
+    `text`: [n + len(draft) + 1] int64, the tokens before draft[0], the draft, and a slot; the choice that is emitted in
+    place of a draft, or after all of them, is written where it belongs.
+    `choose(row, tokens_before_it)` and then `stop(tokens, choice)`, `tokens` ending with that choice, are called once
+    for every emitted token, in order, and for no other: logits processors and stopping criteria that count or remember
+    meet exactly the text that is emitted.
     """
     assert logits.shape[0] == len(draft) + 1
-    before = text.shape[0] - len(draft)
+    before = text.shape[0] - len(draft) - 1
     choices: list[Choice] = []
     for row in range(len(draft) + 1):
-        choices.append(choose(logits[row], text[: before + row]))
-        if row == len(draft) or choices[row].token != draft[row]:
+        choice = choose(logits[row], text[: before + row])
+        choices.append(choice)
+        differs = row == len(draft) or choice.token != draft[row]
+        if differs:
+            text[before + row] = choice.token
+        if stop(text[: before + row + 1], choice):
+            return Verdict(tuple(choices), ended=True)
+        if differs:
             break
     return Verdict(tuple(choices))
-
-
-def cut(verdict: Verdict, text: Tensor, stop: Callable[[Tensor, Choice], bool]) -> tuple[Verdict, bool]:
-    """Shorten `verdict` to end with the first token after which `stop` says so; also whether it did.
-
-    `text`: [n] int64, what was emitted so far, the verdict's tokens at its end. `stop(tokens, choice)` is asked once
-    for every emitted token, in order; `tokens` ends with that token.
-    """
-    before = text.shape[0] - len(verdict.choices)
-    for i, choice in enumerate(verdict.choices):
-        if stop(text[: before + i + 1], choice):
-            return Verdict(verdict.choices[: i + 1]), True
-    return verdict, False

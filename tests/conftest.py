@@ -1,6 +1,6 @@
 """Tiny models run on one thread, real ones on all: two threads cost a tiny model more than they win.
 
-`folder` is a tiny model that converses, as commands take it.
+`folder` is a tiny model that converses, as commands take it; `tokenizer` one for tiny models that are made on the spot.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
+from tests.tiny import VOCAB
 from tests.tiny_folder import make_folder, threads_restored
 
 ALL = torch.get_num_threads()
@@ -27,3 +30,16 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with threads_restored():
         yield make_folder(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One printable character a token."""
+    characters = [chr(30 + i) if i < 97 else chr(0x4E00 + i) for i in range(3, VOCAB)]
+    vocab = {token: i for i, token in enumerate(["<pad>", "<eos>", "<bos>", *characters])}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", padding_side="left"
+    )

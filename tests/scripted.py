@@ -29,8 +29,9 @@ class ScriptedDrafter:
     def bind(self, backbone: Decoder) -> None:
         pass
 
-    def start(self, cache: KVCache, noise: Noise | None = None) -> None:
+    def start(self, cache: KVCache, noise: Noise | None = None) -> ScriptedDrafter:
         self.cache = cache
+        return self
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
         assert self.cache is not None

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import specdec
 from drafter import AssistantDrafter, load_drafter
+from drafter.propose import AssistantDrafts
 from specdec.cache import KVCache
 from specdec.drafting import Draft
 from specdec.hf import decoder_of
@@ -25,16 +26,23 @@ from tests.tiny_assistant import CENTROIDS, assistant_config, backbone, bound, p
 
 
 class Recorded(AssistantDrafter):
-    """Remembers what was asked and answered."""
+    """Remembers what was asked and answered, of the last text."""
 
     rounds: list[tuple[list[int], int, Draft]]
 
-    def start(self, cache: KVCache, noise: Noise | None = None) -> None:
-        super().start(cache, noise)
+    def start(self, cache: KVCache, noise: Noise | None = None) -> RecordedDrafts:
         self.rounds = []
+        return RecordedDrafts(super().start(cache, noise), self.rounds)
+
+
+class RecordedDrafts:
+    name, max_draft = Recorded.name, Recorded.max_draft
+
+    def __init__(self, proposer: AssistantDrafts, rounds: list[tuple[list[int], int, Draft]]) -> None:
+        self.proposer, self.rounds = proposer, rounds
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
-        draft = super().propose(tokens, hidden, k)
+        draft = self.proposer.propose(tokens, hidden, k)
         self.rounds.append((list(tokens), k, draft))
         return draft
 

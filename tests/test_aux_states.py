@@ -154,8 +154,7 @@ def test_the_unrolled_steps_are_the_drafting_loop(family: str, tmp_path: Path) -
 
 
 def drafter_tokens(drafter: Drafter, cache: object, tokens: list[int], hidden: Tensor) -> tuple[int, ...]:
-    drafter.start(cache)
-    return drafter.propose(tokens, hidden, 3).tokens
+    return drafter.start(cache).propose(tokens, hidden, 3).tokens
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])

@@ -9,7 +9,7 @@ import torch
 
 from specdec.cache import KVCache
 from specdec.control import AdaptiveLength, Costs, FixedLength
-from specdec.drafting import Draft, Joined, NoDraft, SuffixDrafter, drafted
+from specdec.drafting import Competitors, Draft, Joined, NoDraft, SuffixDrafter, SuffixMatches, drafted
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
 from specdec.sampling import Noise
@@ -18,10 +18,8 @@ from tests.tiny import tiny_model
 HIDDEN = torch.zeros(4)
 
 
-def fresh(**settings: int) -> SuffixDrafter:
-    drafter = SuffixDrafter(**settings)
-    drafter.start(KVCache([], torch.float32, torch.device("cpu")))
-    return drafter
+def fresh(**settings: int) -> SuffixMatches:
+    return SuffixDrafter(**settings).start()
 
 
 def test_proposes_what_followed_the_longest_match() -> None:
@@ -56,11 +54,12 @@ def test_incremental_index_equals_a_fresh_one() -> None:
         assert growing.propose(text[:length], HIDDEN, 5) == fresh().propose(text[:length], HIDDEN, 5)
 
 
-def test_start_forgets_the_last_request() -> None:
-    drafter = fresh()
-    drafter.propose([1, 2, 3, 1, 2], HIDDEN, 4)
-    drafter.start(KVCache([], torch.float32, torch.device("cpu")))
-    assert drafter.propose([9, 1, 2], HIDDEN, 4).tokens == ()
+def test_texts_of_one_drafter_know_nothing_of_each_other() -> None:
+    drafter = SuffixDrafter()
+    first, second = drafter.start(), drafter.start()
+    assert first.propose([1, 2, 3, 1, 2], HIDDEN, 4).tokens == (3, 1, 2)
+    assert second.propose([9, 1, 2], HIDDEN, 4).tokens == ()
+    assert first.propose([1, 2, 3, 1, 2, 3], HIDDEN, 1).tokens == (1,)
 
 
 def test_bad_settings_are_refused() -> None:
@@ -79,37 +78,36 @@ class Scripted:
     def bind(self, backbone: Decoder) -> None:
         pass
 
-    def start(self, cache: KVCache, noise: Noise | None = None) -> None:
-        pass
+    def start(self, cache: KVCache, noise: Noise | None = None) -> Scripted:
+        return self
 
     def propose(self, tokens: Sequence[int], hidden: torch.Tensor, k: int) -> Draft:
         return Draft.by(self.name, self.tokens[:k])
 
 
-def joined(*tokens: int) -> Joined:
+def joined(*tokens: int) -> tuple[Joined, Competitors]:
     both = Joined(Scripted(list(tokens)))
     decoder = decoder_of(tiny_model("llama"))
     both.bind(decoder)
-    both.start(decoder.new_cache())
-    return both
+    return both, both.start(decoder.new_cache())
 
 
 def test_long_matches_compete_and_the_other_drafter_is_asked_elsewhere() -> None:
-    both, text = joined(7, 7, 7, 7), [3, 4, 5, 6, 8, 9, 3]
-    assert [d.name for d in both.proposers(text)] == ["scripted"]
+    (both, proposer), text = joined(7, 7, 7, 7), [3, 4, 5, 6, 8, 9, 3]
+    assert [d.name for d in proposer.able(text)] == ["scripted"]
     text += [4, 5]
-    assert [d.name for d in both.proposers(text)] == ["scripted", "suffix-short"], "the other one is the preferred"
-    assert both.propose(text, HIDDEN, 2) == Draft.by("scripted", (7, 7))
+    assert [d.name for d in proposer.able(text)] == ["scripted", "suffix-short"], "the other one is the preferred"
+    assert proposer.propose(text, HIDDEN, 2) == Draft.by("scripted", (7, 7))
     text.append(6)
-    assert [d.name for d in both.proposers(text)] == ["suffix", "scripted"]
-    assert both.propose(text, HIDDEN, 2) == Draft.by("suffix", (8, 9))
+    assert [d.name for d in proposer.able(text)] == ["suffix", "scripted"]
+    assert proposer.propose(text, HIDDEN, 2) == Draft.by("suffix", (8, 9))
     assert both.max_draft == 16 and both.name == "suffix+scripted"
     both.take(NoDraft())
     assert both.name == "suffix" and both.suffix.min_match == 2
 
 
 def test_who_does_better_drafts() -> None:
-    both, text = joined(7, 7), [3, 4, 5, 6, 8, 9, 3, 4, 5, 6]
+    (_, both), text = joined(7, 7), [3, 4, 5, 6, 8, 9, 3, 4, 5, 6]
     lengths = AdaptiveLength(Costs({1: 1.0, 2: 1.1}))
     for _ in range(40):
         lengths.observe(["suffix"], 0, 0.0, 1.1)
@@ -123,7 +121,7 @@ def test_who_does_better_drafts() -> None:
 
 def test_a_draft_goes_on_where_it_leads_into_earlier_text() -> None:
     text = [1, 2, 3, 4, 5, 6, 7, 8, 9, 2, 3]  # then 4 5: four tokens that were there, and 6 7 8 came next
-    both, lengths = joined(4, 5), AdaptiveLength(Costs({1: 1.0, 2: 1.1}, {"scripted": 0.01}))
+    (_, both), lengths = joined(4, 5), AdaptiveLength(Costs({1: 1.0, 2: 1.1}, {"scripted": 0.01}))
     lengths.observe(["scripted", "scripted"], 2, 0.02, 1.2)
     draft = drafted(both, FixedLength(2), text, HIDDEN, 8)
     assert draft == Draft.by("scripted", (4, 5)), "a fixed length is that length"
@@ -134,7 +132,7 @@ def test_a_draft_goes_on_where_it_leads_into_earlier_text() -> None:
     assert added >= 3 and draft.tokens == (4, 5, 6, 7, 8, 9, 2, 3)[: 2 + added]
     assert draft.sources == ("scripted",) * 2 + ("suffix",) * added
     assert len(drafted(both, lengths, text, HIDDEN, 4).tokens) == 4, "no draft outruns its room"
-    assert joined(4, 5).suffix.continuing(text, Draft.by("scripted", (4, 6)), 4).tokens == ()
+    assert joined(4, 5)[1].suffix.continuing(text, Draft.by("scripted", (4, 6)), 4).tokens == ()
     for _ in range(90):
         lengths.observe(["scripted"] * 2 + ["suffix"] * 3, 2, 0.02, 1.5)
     assert "suffix" not in drafted(both, lengths, text, HIDDEN, 8).sources

@@ -79,10 +79,15 @@ def test_an_engine_that_accepts_a_wrong_draft_is_caught(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gullible(
-        draft: Sequence[int], logits: Tensor, text: Tensor, choose: Callable[[Tensor, Tensor], Choice]
+        draft: Sequence[int],
+        logits: Tensor,
+        text: Tensor,
+        choose: Callable[[Tensor, Tensor], Choice],
+        stop: Callable[[Tensor, Choice], bool],
     ) -> Verdict:
-        verdict = verify(draft, logits, text, choose)
+        verdict = verify(draft, logits, text, choose, stop)
         if draft and verdict.tokens[0] != draft[0]:
+            text[-len(draft) - 1] = draft[0]
             return Verdict((Choice(draft[0], verdict.choices[0].scores),))
         return verdict
 

@@ -39,21 +39,6 @@ def model(folder: Path) -> SpecdecForCausalLM:
     return specdec.load(folder, device="cpu")
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One printable character a token."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-
-    characters = [chr(30 + i) if i < 97 else chr(0x4E00 + i) for i in range(3, VOCAB)]
-    vocab = {token: i for i, token in enumerate(["<pad>", "<eos>", "<bos>", *characters])}
-    backend = Tokenizer(models.WordLevel(vocab, unk_token="<pad>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    backend.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", padding_side="left"
-    )
-
-
 def transformers_text(ids: torch.Tensor, **arguments: Any) -> Any:
     return tiny_model("gemma3").generate(ids, **{"max_new_tokens": NEW, "do_sample": False, **arguments})
 

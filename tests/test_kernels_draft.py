@@ -62,8 +62,8 @@ def compared(decoder: Decoder, folder: Path, quantize: str | None = None) -> boo
         found = []
         for drafter._fused in (fused, None):
             for noise in (None, *NOISES):
-                drafter.start(cache, noise)
-                found.append([drafter.propose(ids.tolist(), hidden, k).tokens for k in (1, 2, 5, 8)])
+                proposer = drafter.start(cache, noise)
+                found.append([proposer.propose(ids.tolist(), hidden, k).tokens for k in (1, 2, 5, 8)])
         assert found[: len(found) // 2] == found[len(found) // 2 :]
         assert [len(tokens) for tokens in found[0]] == [1, 2, 5, 8]
         assert found[0] != found[1] != found[2], "noise changes what is drafted"

@@ -145,7 +145,6 @@ def test_texts_of_a_batch_and_an_interrupt_leave_their_caches() -> None:
     request = Request(long, 300, Sampler(None, None), stop, lambda verdict, logits: None)
     with pytest.raises(KeyboardInterrupt):
         list(decode(decoder, SuffixDrafter(), FixedLength(3), [request], GenerationStats(), 1, kept))
-    kept.stop()
     again, stats = texts(decoder, [long], kept)
     assert again == texts(decoder, [long], None)[0]
     assert stats.reused == len(long) - 1
@@ -192,6 +191,11 @@ def test_the_least_recently_used_goes_first() -> None:
     assert [each.tokens[0].item() for each in kept.kept] == [a[0].item(), c[0].item()]
 
 
+def save(kept: Conversations, path: Path, decoder: Decoder) -> None:
+    with kept.lent() as conversation:
+        save_conversation(conversation, path, decoder.identity, {})
+
+
 @pytest.mark.parametrize("kept_as", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4", "gemma4-e2b"])
 def test_a_saved_conversation_goes_on_to_the_bit(family: str, kept_as: torch.dtype, tmp_path: Path) -> None:
@@ -199,7 +203,7 @@ def test_a_saved_conversation_goes_on_to_the_bit(family: str, kept_as: torch.dty
     first, second, third = turns(decoder)
     kept = kept_by(decoder)
     texts(decoder, [first, second], kept)
-    save_conversation(kept.find(), path, decoder.identity, {})
+    save(kept, path, decoder)
     loaded = kept_by(decoder)
     loaded.add(load_conversation(path, decoder.identity, decoder.new_cache))
     prompts = [third, second, torch.cat((second, prompt(7, seed=1)[0]))]  # on, again, and in other words
@@ -213,12 +217,12 @@ def test_a_saved_conversation_goes_on_to_the_bit(family: str, kept_as: torch.dty
 def test_files_that_are_not_this_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, path = of("gemma3", None), tmp_path / "talk"
     kept = kept_by(decoder)
-    with pytest.raises(ValueError, match="no such conversation"):
-        kept.find()
+    with pytest.raises(ValueError, match="no such conversation"), kept.lent():
+        pass
     texts(decoder, [prompt(100, seed=1)[0]], kept)
-    with pytest.raises(ValueError, match="no such conversation"):
-        kept.find(torch.tensor([VOCAB - 1, 1]))
-    save_conversation(kept.find(), path, decoder.identity, {})
+    with pytest.raises(ValueError, match="no such conversation"), kept.lent(torch.tensor([VOCAB - 1, 1])):
+        pass
+    save(kept, path, decoder)
     whole = path.read_bytes()
 
     def refused(match: str, identity: str = decoder.identity) -> None:
@@ -242,7 +246,7 @@ def test_files_that_are_not_this_conversation(tmp_path: Path, monkeypatch: pytes
     path.write_bytes(whole)
     monkeypatch.setattr("specdec.cache.conversation_file.save_file", full)
     with pytest.raises(ValueError, match="cannot be saved"):
-        save_conversation(kept.find(), path, decoder.identity, {})
+        save(kept, path, decoder)
     assert path.read_bytes() == whole
     assert [file.name for file in tmp_path.iterdir()] == ["talk"]
 

@@ -99,7 +99,7 @@ def test_drafts_never_change_the_distribution(drafter: str) -> None:
             noise = gumbel(noise_key(seed - 1, len(ids)), tokens)
             choice = int((scores + noise).argmax())
             draft = [choice if choice % 2 else choice + 1]
-        verdict = verify(draft, logits[: len(draft) + 1], torch.cat((ids, ids.new_tensor(draft))), sampler.choose)
+        verdict = verify(draft, logits[: len(draft) + 1], torch.cat((ids, ids.new_tensor([*draft, 0]))), sampler.choose)
         for position, token in enumerate(verdict.tokens[:positions]):
             counts[position, token] += 1
     for position in range(positions):

@@ -1,11 +1,11 @@
-"""Acceptance and cutting, on scripted choices."""
+"""Acceptance and endings, on scripted choices."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from specdec.verify import Choice, Verdict, cut, verify
+from specdec.verify import Choice, verify
 
 VOCAB = 10
 TOKENS = (7, 7, 7)
@@ -16,7 +16,7 @@ def logits_for(*best: int) -> torch.Tensor:
 
 
 def text(*more: int) -> torch.Tensor:
-    return torch.tensor([*TOKENS, *more])
+    return torch.tensor([*TOKENS, *more, 0])  # and the slot after a draft
 
 
 def greedy(row: torch.Tensor, tokens: torch.Tensor) -> Choice:
@@ -52,19 +52,28 @@ def test_each_row_sees_exactly_the_tokens_before_it_once() -> None:
     assert seen == [[7, 7, 7], [7, 7, 7, 1], [7, 7, 7, 1, 2]]
 
 
-def verdict_of(*tokens: int) -> Verdict:
-    return Verdict(tuple(Choice(token, torch.zeros(VOCAB)) for token in tokens))
-
-
-def test_cut_ends_with_the_token_that_stops() -> None:
-    shorter, done = cut(verdict_of(1, 2, 3, 4), text(1, 2, 3, 4), lambda tokens, choice: choice.token == 2)
-    assert shorter.tokens == (1, 2)
-    assert done
-
-
-def test_cut_keeps_everything_when_nothing_stops() -> None:
+def test_a_text_ends_with_the_token_that_stops_it_and_nobody_is_asked_for_more() -> None:
     asked = []
-    same, done = cut(verdict_of(1, 2), text(1, 2), lambda tokens, choice: bool(asked.append(tokens.tolist())))
-    assert same.tokens == (1, 2)
-    assert not done
-    assert asked == [[7, 7, 7, 1], [7, 7, 7, 1, 2]]
+
+    def choose(row: torch.Tensor, tokens: torch.Tensor) -> Choice:
+        asked.append(len(tokens))
+        return greedy(row, tokens)
+
+    verdict = verify((1, 2, 3), logits_for(1, 2, 3, 4), text(1, 2, 3), choose, lambda tokens, choice: choice.token == 2)
+    assert verdict.tokens == (1, 2)
+    assert verdict.ended
+    assert asked == [3, 4]
+
+
+def test_stop_sees_every_emitted_token_once_and_in_order() -> None:
+    asked, given = [], text(1, 2)
+
+    def stop(tokens: torch.Tensor, choice: Choice) -> bool:
+        asked.append(tokens.tolist())
+        return False
+
+    verdict = verify((1, 2), logits_for(1, 5, 3), given, greedy, stop)
+    assert verdict.tokens == (1, 5)
+    assert not verdict.ended
+    assert asked == [[7, 7, 7, 1], [7, 7, 7, 1, 5]]
+    assert given.tolist() == [7, 7, 7, 1, 5, 0], "the choice stands where the wrong draft stood"

@@ -118,8 +118,7 @@ def bound(folder: Path, decoder: Decoder) -> tuple[AssistantDrafter, Assistant]:
 def proposed(
     drafter: AssistantDrafter, cache: KVCache, ids: Tensor, hidden: Tensor, k: int, noise: Noise | None = None
 ) -> Draft:
-    drafter.start(cache, noise)
-    return drafter.propose(ids.tolist(), hidden, k)
+    return drafter.start(cache, noise).propose(ids.tolist(), hidden, k)
 
 
 def transformers_assistant(folder: Path, family: str) -> Any:

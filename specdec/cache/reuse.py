@@ -7,12 +7,17 @@ values of a position depend on the tokens up to it alone, to the bit, wherever o
 Sliding layers overwrite what the beginning of a long text had in them, so their caches go back a few positions only;
 `Mark`s, taken near the end of a prompt, go back to there: to ask again, to ask something else about the same document,
 or because a chat template repeats an answer in other words than the model's. vLLM and llama.cpp ("context checkpoints")
-keep such copies too. Left out: sharing between texts that are decoded at the same time.
+keep such copies too.
+
+Several texts may be decoded at the same time, from several threads: whoever begins one owns the conversation until it
+ends, so no other text can go on from a cache that is being written. Left out: sharing between such texts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -71,28 +76,29 @@ class Conversations:
         towards the limit too, at what they may take by their end; otherwise their marks alone do."""
         self._new_cache, self.limit, self._bytes_for = new_cache, limit, bytes_for
         self.kept: list[Conversation] = []
-        self._playing: list[Conversation] = []
+        self._playing: list[Conversation] = []  # whose texts are being decoded, each by its own caller
+        self._lock = threading.RLock()  # of both lists; nothing but caches is touched while it is held
 
     @property
     def nbytes(self) -> int:
         """Bytes of what is kept, which texts that are being decoded do not belong to."""
-        return sum(conversation.nbytes for conversation in self.kept)
+        return sum(conversation.nbytes for conversation in list(self.kept))
 
     def begin(self, prompt: Tensor, longest: int) -> Conversation:
         """A conversation for a text that begins with prompt [n] and has `longest` tokens at most. Its cache holds some
         of the prompt's first n - 1 positions: the last token's state has to be computed anew."""
         prompt = prompt.cpu()
-        found = self._best(prompt)
-        mine = self._take(found, longest)
-        mine.marking = bool(mine.cache.rings) and longest > min(ring.slots for ring in mine.cache.rings)
-        if self.limit:
-            self._playing.append(mine)
-            self._fit()
+        with self._lock:
+            mine = self._take(self._best(prompt), longest)
+            mine.marking = bool(mine.cache.rings) and longest > min(ring.slots for ring in mine.cache.rings)
+            if self.limit:
+                self._playing.append(mine)
+                self._fit()
         return mine
 
     def prefilling(self, conversation: Conversation, left: int, chunk: int) -> None:
         """`left` tokens of its prompt are still to come, and `chunk` of them come next; marks are made here."""
-        if not conversation.marking or conversation not in self._playing:
+        if not conversation.marking:
             return
         if left > chunk and not left - chunk < EARLY <= left:
             return
@@ -100,43 +106,57 @@ class Conversations:
         marks, here = conversation.marks, conversation.cache.length
         if here == (marks[-1].length if marks else 0):
             return
-        if len(marks) == MARKS:  # the one whose successor is nearest is missed the least
-            after = [*(mark.length for mark in marks[1:]), here]
-            del marks[min(range(MARKS), key=lambda i: after[i] - marks[i].length)]
-        if conversation.nbytes + rings <= self.limit and self._fit(rings):
-            marks.append(conversation.cache.mark())
+        with self._lock:
+            if conversation not in self._playing:
+                return
+            if len(marks) == MARKS:  # the one whose successor is nearest is missed the least
+                after = [*(mark.length for mark in marks[1:]), here]
+                del marks[min(range(MARKS), key=lambda i: after[i] - marks[i].length)]
+            if conversation.nbytes + rings <= self.limit and self._fit(rings):
+                marks.append(conversation.cache.mark())
 
     def end(self, conversation: Conversation) -> None:
-        """The text of `conversation` has ended, or was stopped: it may go on."""
-        if conversation not in self._playing:
-            return
-        self._playing.remove(conversation)
-        conversation.tokens = conversation.tokens[: conversation.cache.length].cpu().clone()
-        conversation.reserved = 0
-        if len(conversation.tokens):
-            self.add(conversation)
+        """Take back `conversation`, whose text has ended or was stopped: what was computed of it serves the next text.
 
-    def stop(self) -> None:
-        """`end` for all texts: an error or Ctrl-C stopped them, and what was computed of them serves the next try."""
-        for conversation in list(self._playing):
-            self.end(conversation)
+        Nothing happens when it was taken back before.
+        """
+        with self._lock:
+            if conversation not in self._playing:
+                return
+            self._playing.remove(conversation)
+            conversation.tokens = conversation.tokens[: conversation.cache.length].cpu().clone()
+            conversation.reserved = 0
+            if len(conversation.tokens):
+                self.add(conversation)
 
     def add(self, conversation: Conversation) -> None:
         """Keep `conversation`, as the one used last; those that it can stand in for are dropped."""
-        served = [old for old in self.kept if _usable(conversation, old.tokens)[0] == len(old.tokens)]
-        self.kept = [old for old in self.kept if old not in served] + [conversation]
-        self._fit()
+        with self._lock:
+            served = [old for old in self.kept if _usable(conversation, old.tokens)[0] == len(old.tokens)]
+            self.kept = [old for old in self.kept if old not in served] + [conversation]
+            self._fit()
 
-    def find(self, tokens: Tensor | None = None) -> Conversation:
-        """The conversation that has most of tokens [n], or the one used last. Raises ValueError when there is none."""
-        found = (self.kept[-1] if self.kept else None) if tokens is None else self._best(tokens.cpu()).conversation
-        if found is None:
-            raise ValueError("no such conversation is kept; generate first, and with reuse=True")
-        return found
+    @contextmanager
+    def lent(self, tokens: Tensor | None = None) -> Iterator[Conversation]:
+        """Hand out the conversation that has most of tokens [n], or the one used last, to be read: no text that begins
+        meanwhile goes on from it. Raises ValueError when there is none."""
+        with self._lock:
+            found = (self.kept[-1] if self.kept else None) if tokens is None else self._best(tokens.cpu()).conversation
+            if found is None:
+                raise ValueError(
+                    "no such conversation is kept; generate first, and with reuse=True, or wait: a text that another "
+                    "thread decodes may be going on from it"
+                )
+            self.kept.remove(found)
+        try:
+            yield found
+        finally:
+            self.add(found)
 
     def forget(self) -> None:
         """Give all memory back."""
-        self.kept.clear()
+        with self._lock:
+            self.kept.clear()
         hand_back()
 
     def _best(self, prompt: Tensor) -> _Found:
