@@ -38,7 +38,7 @@ class _Attention(torch.autograd.Function):
         rows, heads, size = q.shape
         kv_heads, n, _ = k.shape
         scores = torch.bmm(_gather(q, kv_heads).float().mul_(scale), k.float().transpose(1, 2))  # [kv, group * rows, n]
-        hidden = torch.zeros(rows, n).masked_fill_(~mask, -torch.inf)
+        hidden = torch.zeros(rows, n, dtype=torch.float32).masked_fill_(~mask, -torch.inf)
         scores.view(kv_heads, -1, rows, n).add_(hidden)
         chances = torch.softmax(scores, dim=-1).to(q.dtype)
         ctx.save_for_backward(chances, k, v)

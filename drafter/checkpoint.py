@@ -244,15 +244,15 @@ def _pruned_head(
         raise ValueError(f"{checkpoint.path}: does not list its {count} draft tokens in order; fetch or train it again")
     if not spec.bigram:
         return PrunedHead(weight, ids.to(read.device))
-    slots = torch.full((vocab,), count)  # what cannot be drafted shares the last row
-    slots[ids] = torch.arange(count)
+    slots = torch.full((vocab,), count, dtype=torch.int64)  # what cannot be drafted shares the last row
+    slots[ids] = torch.arange(count, dtype=torch.int64)
     left = checkpoint.tensor(_LEFT).to(read.device, read.dtype)  # [candidates + 1, rank]
     return PrunedHead(weight, ids.to(read.device), Bigram(left, slots.to(read.device), read.matrix(_RIGHT)))
 
 
 def _centroid_head(spec: AssistantSpec, weight: Weight, read: TensorReader, checkpoint: Checkpoint) -> CentroidHead:
     ordering = checkpoint.tensor(_ORDERING).long()  # [vocab]: token ids, cluster after cluster
-    if not torch.equal(ordering.sort().values, torch.arange(len(ordering))):
+    if not torch.equal(ordering.sort().values, torch.arange(len(ordering), dtype=torch.int64)):
         raise ValueError(f"{checkpoint.path}: {_ORDERING} does not list every token once; fetch the checkpoint again")
     clusters = ordering.view(spec.centroids, -1).to(read.device)  # [centroids, vocab / centroids]
     return CentroidHead(weight, read.matrix(_CENTROIDS), clusters, spec.top_centroids)

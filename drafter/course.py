@@ -209,7 +209,7 @@ class Course:
         assert self.budget.minutes is not None
         share = clock.seconds / max(1e-9, self.budget.minutes * 60 - self.collected.seconds)
         if _parallel():
-            agreed = torch.tensor(share)
+            agreed = torch.tensor(share, dtype=torch.float32)
             distributed.broadcast(agreed, 0)
             share = float(agreed)
         return share

@@ -71,9 +71,9 @@ class DatasetWriter:
         was."""
         assert texts
         tensors = {
-            "seconds": torch.tensor(seconds),
-            "lengths": torch.tensor([len(text) for text in texts]),
-            "answers": torch.tensor([text.answer for text in texts]),
+            "seconds": torch.tensor(seconds, dtype=torch.float64),
+            "lengths": torch.tensor([len(text) for text in texts], dtype=torch.int64),
+            "answers": torch.tensor([text.answer for text in texts], dtype=torch.int64),
             "tokens": torch.cat([text.tokens for text in texts]).int(),
             "best": torch.cat([text.best for text in texts]).int(),
             "hidden": torch.cat([text.hidden for text in texts]),

@@ -67,7 +67,7 @@ class _Scores(torch.autograd.Function):
         dtype: torch.dtype,
         learning: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        entropies, right = torch.empty(len(x)), torch.empty(len(x), dtype=torch.bool)
+        entropies, right = torch.empty(len(x), dtype=torch.float32), torch.empty(len(x), dtype=torch.bool)
         by_x = torch.empty_like(x) if learning else None
         by_matrix: Tensor | None = None
         low, low_x = matrix.to(dtype), x.to(dtype)
@@ -114,7 +114,9 @@ def _soften(logits: Tensor, theirs: Tensor, back: Tensor, wanted: Tensor) -> tup
     """
     entropies, right = [], []
     size = max(1, _BLOCK // logits.shape[1])
-    room = torch.empty(3, size, logits.shape[1])  # once: fresh memory costs more here than what is done in it
+    room = torch.empty(
+        3, size, logits.shape[1], dtype=torch.float32
+    )  # once: fresh memory costs more here than what is done in it
     parts = (torch.split(tensor, size) for tensor in (logits, back, wanted))
     for block, source, label in zip(*parts, strict=True):
         z, chances, target = room[:, : len(block)]
@@ -132,7 +134,7 @@ def _harden(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """As `_soften`, with the tokens `wanted` [r] as targets; a row without one has no loss."""
     entropies, right = [], []
     size = max(1, _BLOCK // logits.shape[1])
-    room = torch.empty(2, size, logits.shape[1])
+    room = torch.empty(2, size, logits.shape[1], dtype=torch.float32)
     for block, label in zip(torch.split(logits, size), torch.split(wanted, size), strict=True):
         z, chances = room[:, : len(block)]
         normalizer, best = _softmax(z.copy_(block), chances)

@@ -133,7 +133,7 @@ def read_start(
     if aux_layers and not config.aux_layers:
         config = replace(config, aux_layers=aux_layers)
         shapes = head_tensors(head_spec(config, backbone.spec))
-        tensors["fuse.weight"] = torch.zeros(shapes["fuse.weight"])
+        tensors["fuse.weight"] = torch.zeros(shapes["fuse.weight"], dtype=torch.float32)
     return Start(OwnForm(config, bits), tensors, stored.draft_ids, made)
 
 

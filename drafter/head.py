@@ -127,7 +127,7 @@ def best(head: Head, x: Tensor, newest: Tensor, noise: Noise | None = None, key:
             if kept is not None:
                 scores, ids = scores[kept], kept if ids is None else ids[kept]
             first = luckiest(scores, top, key, ids)
-        index = torch.tensor([first], device=x.device)
+        index = torch.tensor([first], dtype=torch.int64, device=x.device)
     return index if ids is None else ids[index]
 
 

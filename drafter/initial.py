@@ -43,7 +43,9 @@ def initial_tensors(
     """
     generator = torch.Generator().manual_seed(seed)
     made = {
-        name: torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=generator) * shape[-1] ** -0.5
+        name: torch.ones(shape, dtype=torch.float32)
+        if len(shape) == 1
+        else torch.randn(shape, generator=generator, dtype=torch.float32) * shape[-1] ** -0.5
         for name, shape in head_tensors(spec).items()
     }
     copies = {"norm.weight": backbone.norm, "embed_tokens.weight": backbone.head.rows(ids, torch.float32)}
@@ -55,10 +57,10 @@ def initial_tensors(
     if spec.aux_layers:
         made["fuse.weight"].zero_()  # says nothing at first
     if spec.text.hidden_size == spec.backbone_hidden_size:
-        unit = torch.eye(spec.text.hidden_size) / 2
+        unit = torch.eye(spec.text.hidden_size, dtype=torch.float32) / 2
         size = backbone.embed(ids).float().square().mean().sqrt()
         made["pre_projection.weight"] = torch.cat((unit / size, unit / _state_size(backbone)), dim=1)
-        made["post_projection.weight"] = torch.eye(spec.text.hidden_size)
+        made["post_projection.weight"] = torch.eye(spec.text.hidden_size, dtype=torch.float32)
         made |= fitted_projections(spec, backbone, texts)
     if spec.bigram:
         made["bigram.left.weight"].zero_()  # nor does this
@@ -120,7 +122,7 @@ def _streams(backbone: Decoder, tokens: Tensor, layer: int) -> Iterator[tuple[Te
     """What enters `layer` of the backbone: pieces of (rows [r], residual stream [r, hidden]) of a text."""
     cache = backbone.new_cache()
     for part in torch.split(tokens, cache.max_rows):
-        rows = torch.arange(cache.length, cache.length + len(part))
+        rows = torch.arange(cache.length, cache.length + len(part), dtype=torch.int64)
         if layer:
             stream = backbone.forward(part, cache, [layer - 1])[:, backbone.spec.hidden_size :]
             cache.commit(len(part))

@@ -85,7 +85,7 @@ class Network(nn.Module):
         for rows, keys in texts:
             at = rows[:, None]
             masks = {}
-            key = torch.arange(keys[self.spec.reads[0]].k.shape[1], device=rows.device)  # [n]
+            key = torch.arange(keys[self.spec.reads[0]].k.shape[1], dtype=torch.int64, device=rows.device)  # [n]
             for kind, window in windows.items():
                 masks[kind] = key < at if window is None else (key < at) & (key >= at - 1 - window)
             views.append(TextView(len(rows), masks, keys))

@@ -104,7 +104,9 @@ class Trainer:
         # By length, so that all processes have about as much to do; the sums do not depend on who does what.
         dealt = sorted(enumerate(texts), key=lambda found: -len(found[1]))[self._rank :: self._ranks]
         mine = [(text, chance ^ number) for number, text in dealt]
-        sums = torch.zeros(5 + steps)  # loss, cross entropy, feature loss, rows, rows that went on, those right
+        sums = torch.zeros(
+            5 + steps, dtype=torch.float32
+        )  # loss, cross entropy, feature loss, rows, rows that went on, those right
         for group, seeds in _groups(mine, self.settings.pass_tokens):
             with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bfloat16):
                 found = unrolled(
@@ -112,7 +114,7 @@ class Trainer:
                 )
             torch.autograd.backward(found.loss)
             losses = torch.stack((found.loss.detach(), found.cross_entropy, found.feature))
-            counts = torch.tensor((found.rows, len(found.right)))
+            counts = torch.tensor((found.rows, len(found.right)), dtype=torch.float32)
             sums += torch.cat((losses, counts, found.right.sum(dim=0)))
         self._add_up(sums)
         loss, cross_entropy, feature, count, deeper, *right = sums.tolist()

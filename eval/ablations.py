@@ -49,7 +49,9 @@ class SeesItself(Network):
         views = []
         for view, (rows, _) in zip(right.texts, texts, strict=True):
             own = {
-                kind: mask.index_put((torch.arange(len(rows)), rows), torch.tensor(True))
+                kind: mask.index_put(
+                    (torch.arange(len(rows), dtype=torch.int64), rows), torch.tensor(True, dtype=torch.bool)
+                )
                 for kind, mask in view.masks.items()
             }
             views.append(view._replace(masks=own))

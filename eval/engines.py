@@ -105,7 +105,7 @@ class Transformers:
         import torch
 
         torch.manual_seed(self._seed)
-        prompt = torch.tensor([list(ids)])  # [1, n]
+        prompt = torch.tensor([list(ids)], dtype=torch.int64)  # [1, n]
         options = self._options | {"max_new_tokens": tokens, "attention_mask": torch.ones_like(prompt)}
         clock = _Clock()
         began = time.perf_counter()

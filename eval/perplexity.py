@@ -124,7 +124,7 @@ def windows(ids: Sequence[int], context: int, tokens: int, first: int | None) ->
             raise ValueError(
                 f"the text has {tokens - left + max(0, len(piece) - unscored)} tokens to score: ask for fewer --tokens"
             )
-        pieces.append(torch.tensor(piece if first is None else [first, *piece]))
+        pieces.append(torch.tensor(piece if first is None else [first, *piece], dtype=torch.int64))
         start, left = start + length, left - (length - unscored)
     return pieces
 

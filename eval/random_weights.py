@@ -38,8 +38,8 @@ def random_blocks(rows: int, columns: int, bits: int, minimum: bool = False, see
     count = min(PATTERN, -(-rows // _GROUP) * _GROUP)
     values = torch.randint(low, high, (count, columns), dtype=kind, generator=generator)
     spread = math.sqrt(((high - low) ** 2 - 1) / 12)  # the standard deviation of whole numbers low .. high - 1
-    scale = torch.full((count, columns // BLOCK), 1 / (spread * math.sqrt(columns)))
-    scale = scale * (0.5 + torch.rand(scale.shape, generator=generator))
+    scale = torch.full((count, columns // BLOCK), 1 / (spread * math.sqrt(columns)), dtype=torch.float32)
+    scale = scale * (0.5 + torch.rand(scale.shape, generator=generator, dtype=torch.float32))
     part = pack_blocks(values, scale, -(high - 1) / 2 * scale if minimum else None, bits)
     groups = -(-rows // _GROUP)
     whole: dict[str, Any] = {name: _repeated(tensor, groups) for name, tensor in _tensors(part).items()}
@@ -71,7 +71,11 @@ class RandomCheckpoint:
 
     def tensor(self, name: str) -> Tensor:
         shape = find(name, self._shapes, self.path)
-        return torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
+        return (
+            torch.zeros(shape, dtype=torch.float32)
+            if name.endswith(".bias")
+            else torch.ones(shape, dtype=torch.float32)
+        )
 
     def weight(self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None) -> Weight:
         assert quantize in ("int4", "int8") and rows is None, "random weights are made quantised"
@@ -79,7 +83,9 @@ class RandomCheckpoint:
         seed = sum(name.encode())
         if columns % BLOCK:
             generator = torch.Generator().manual_seed(seed)
-            return DenseWeight((torch.randn(count, columns, generator=generator) / math.sqrt(columns)).to(dtype))
+            return DenseWeight(
+                (torch.randn(count, columns, generator=generator, dtype=torch.float32) / math.sqrt(columns)).to(dtype)
+            )
         four = quantize == "int4"
         return BlockWeight(random_blocks(count, columns, 4 if four else 8, minimum=four, seed=seed))
 

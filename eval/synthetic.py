@@ -112,8 +112,8 @@ def random_tensor(name: str, shape: tuple[int, ...], norm_offset: float = 0.0) -
         return torch.full(shape, 0.0 if name.endswith(".bias") else 1.0 - norm_offset, dtype=torch.bfloat16)
     rows, columns = shape
     generator = torch.Generator().manual_seed(sum(name.encode()))
-    pattern = torch.randn(min(rows, PATTERN), columns, generator=generator) / math.sqrt(columns)
-    scale = 0.5 + torch.rand(rows, 1, generator=generator)
+    pattern = torch.randn(min(rows, PATTERN), columns, generator=generator, dtype=torch.float32) / math.sqrt(columns)
+    scale = 0.5 + torch.rand(rows, 1, generator=generator, dtype=torch.float32)
     out = torch.empty(shape, dtype=torch.bfloat16)
     for start in range(0, rows, PATTERN):
         part = scale[start : start + PATTERN]

@@ -108,7 +108,7 @@ class Native:
         return out if x.dtype is torch.float32 else out.to(x.dtype)
 
     def block_rows(self, ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:
-        out = torch.empty(ids.shape[0], w.columns)
+        out = torch.empty(ids.shape[0], w.columns, dtype=torch.float32)
         minimum = None if w.minimum is None else w.minimum.data_ptr()
         ids = ids.contiguous()
         code = self._block_rows(

@@ -216,7 +216,7 @@ def _dequantised_linear(x: Tensor, w: BlockTensor) -> Tensor:
     out = x.new_empty((x.shape[0], w.rows))
     step = max(GROUP, (1 << 25) // w.columns)
     for start in range(0, w.rows, step):
-        ids = torch.arange(start, min(start + step, w.rows), device=w.device)
+        ids = torch.arange(start, min(start + step, w.rows), dtype=torch.int64, device=w.device)
         out[:, start : start + step] = F.linear(x, block_rows(ids, w, x.dtype))
     return out
 
@@ -266,10 +266,10 @@ def _rebuilt(kv: KVView, values: Tensor, positions: slice | Tensor) -> Tensor:
 def _masked_attention(q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale: float) -> Tensor:
     """One call for all rows; a slot is visible to row t when the position it holds for t lies in lo..hi-1."""
     slots = kv.slots
-    low = torch.tensor(lo, device=q.device)[:, None]  # [T, 1]
-    high = torch.tensor(hi, device=q.device)[:, None]
+    low = torch.tensor(lo, dtype=torch.int64, device=q.device)[:, None]  # [T, 1]
+    high = torch.tensor(hi, dtype=torch.int64, device=q.device)[:, None]
     # steps from a row's first position to the slot: it sees the slot when that is less than its count
-    ahead = (torch.arange(slots, device=q.device) - low) % slots  # [T, S]
+    ahead = (torch.arange(slots, dtype=torch.int64, device=q.device) - low) % slots  # [T, S]
     seen = ahead < high - low
     group = q.shape[1] // kv.kv_heads
 
@@ -281,7 +281,7 @@ def _masked_attention(q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int
         k = whole(kv.keys, kv.key_scale)
     else:
         # a full layer's slots are its positions, those that nobody sees yet included
-        k = _rebuilt(kv, v.float(), torch.arange(slots, device=q.device)).to(q.dtype)
+        k = _rebuilt(kv, v.float(), torch.arange(slots, dtype=torch.int64, device=q.device)).to(q.dtype)
     keys, found = k.repeat_interleave(group, dim=0), v.repeat_interleave(group, dim=0)  # [Hq, S, D]
     scores = torch.matmul(q.transpose(0, 1), keys.transpose(1, 2)).float() * scale  # [Hq, T, S]
     weights = torch.softmax(scores.masked_fill(~seen, -torch.inf), dim=-1)

@@ -220,7 +220,7 @@ class TensorReader:
         if not self.source.interleaved_rope or not (".q_proj." in name or ".k_proj." in name):
             return None
         dim = self.spec.layers[int(name.split(".")[1])].head_dim
-        order = torch.arange(self.wanted[name][0]).view(-1, dim // 2, 2)  # [heads, D / 2, 2]
+        order = torch.arange(self.wanted[name][0], dtype=torch.int64).view(-1, dim // 2, 2)  # [heads, D / 2, 2]
         return order.transpose(1, 2).reshape(-1)  # [heads * D]
 
     def _read(self, name: str) -> None:

@@ -180,7 +180,7 @@ class Rotations:
         # a position's bits must not depend on the pass that first asked for it.
         rope = self._ropes[kind]
         frequencies = torch.tensor(rope.frequencies, dtype=torch.float32, device=self._device)  # [D / 2]
-        positions = torch.arange(index * ROPE_BLOCK, (index + 1) * ROPE_BLOCK, device=self._device)
+        positions = torch.arange(index * ROPE_BLOCK, (index + 1) * ROPE_BLOCK, dtype=torch.int64, device=self._device)
         angles = positions[:, None].float() * frequencies  # [ROPE_BLOCK, D / 2]
         angles = torch.cat((angles, angles), dim=-1)  # [ROPE_BLOCK, D]
         return (angles.cos() * rope.factor).to(self._dtype), (angles.sin() * rope.factor).to(self._dtype)

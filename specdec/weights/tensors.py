@@ -116,9 +116,9 @@ class BlockWeight:
         return block_rows(ids, self.blocks, dtype)
 
     def dequantize(self) -> Tensor:
-        out = torch.empty(self.shape, device=self.blocks.device)
+        out = torch.empty(self.shape, dtype=torch.float32, device=self.blocks.device)
         for start, stop in chunks(*self.shape):
-            ids = torch.arange(start, stop, device=self.blocks.device)
+            ids = torch.arange(start, stop, dtype=torch.int64, device=self.blocks.device)
             out[start:stop] = block_rows(ids, self.blocks, torch.float32)
         return out
 
@@ -261,7 +261,7 @@ def fit_minimum(x: Tensor, bits: int) -> Natural:
     middle = (low + high) / 2
     y -= middle  # centred, so that the sums below do not cancel for blocks far from zero
     sum_y = y.sum(0)
-    scale = minimum = error = torch.empty(0)
+    scale = minimum = error = torch.empty(0, dtype=torch.float32)
     q, product = torch.empty_like(y), torch.empty_like(y)
     for share in _SHRINK:
         range_ = (high - low) * share
