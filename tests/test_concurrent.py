@@ -23,7 +23,7 @@ from specdec.threads import Turns, one_torch_thread
 from tests.tiny import VOCAB, WINDOW, prompt, tiny_model
 from tests.tiny_assistant import save_assistant
 
-REQUESTS, THREADS = 400, 8
+REQUESTS, THREADS = 350, 8
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3", "gemma4_unified"])
