@@ -3,12 +3,20 @@
 What: `SafetensorsCheckpoint` and `GGUFCheckpoint` answer the same four questions (`checkpoint.Checkpoint`)
 and hand out `Weight`s. Why: the decoder never asks how a matrix is stored; it calls `linear` and `rows`. Left
 out: names of tensors and models, which belong to `specdec.model` and `specdec.weights.hub`.
+The names are imported when somebody first asks for one: `specdec.weights.hub` is read where torch is not.
 """
 
-from specdec.weights.checkpoint import Checkpoint
-from specdec.weights.gguf import GGUFCheckpoint
-from specdec.weights.safetensors import SafetensorsCheckpoint
-from specdec.weights.tensors import BlockWeight, DenseWeight, Storage, Weight, quantize
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from specdec.lazy import lazy
+
+if TYPE_CHECKING:
+    from specdec.weights.checkpoint import Checkpoint
+    from specdec.weights.gguf import GGUFCheckpoint
+    from specdec.weights.safetensors import SafetensorsCheckpoint
+    from specdec.weights.tensors import BlockWeight, DenseWeight, Storage, Weight, quantize
 
 __all__ = [
     "BlockWeight",
@@ -20,3 +28,13 @@ __all__ = [
     "Weight",
     "quantize",
 ]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "checkpoint": ("Checkpoint",),
+        "gguf": ("GGUFCheckpoint",),
+        "safetensors": ("SafetensorsCheckpoint",),
+        "tensors": ("BlockWeight", "DenseWeight", "Storage", "Weight", "quantize"),
+    },
+)
