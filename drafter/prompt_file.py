@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from specdec.text import check_text
+
 ROLES = ("system", "user", "assistant")
 FORMS = '{"prompt": "..."}, {"turns": ["...", ...]} or {"messages": [{"role": "user", "content": "..."}]}'
 
@@ -46,4 +48,5 @@ def _message(entry: Any, where: str) -> tuple[str, str]:
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{where} must be text that is not empty, got {json.dumps(value, ensure_ascii=False)[:60]}")
+    check_text(value, where)
     return value

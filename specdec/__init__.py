@@ -1,7 +1,7 @@
 """specdec: multi-token-prediction speculative decoding, with the plain model's own output.
 
 The public names are imported when somebody first asks for one: `import specdec` and the modules that need no tensors
-(`atomic`, `names`, `terminal`, `weights.hub`) load neither torch nor transformers, so that a mistyped name is told at
+(`atomic`, `terminal`, `text`, `weights.hub`) load neither torch nor transformers, so that a mistyped name is told at
 once.
 """
 

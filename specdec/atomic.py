@@ -111,8 +111,8 @@ def is_file_like(path: Path) -> bool:
 
 def _about(path: Path, error: OSError, *others: Path) -> OSError:
     """The same error, of `path`, where it names no file or one of `others`."""
-    if error.filename is None or error.filename in map(str, others):
-        error.filename, error.filename2 = str(path), None
+    if error.errno is not None and (error.filename is None or error.filename in map(str, others)):
+        return OSError(error.errno, error.strerror, str(path))
     return error
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from transformers import AutoConfig, GenerationConfig
 
@@ -27,6 +26,7 @@ from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
 from specdec.plan import Planner, conversations_of, loaded_bytes, parse_bytes, program_bytes
 from specdec.resolve import drafter_bytes, resolve_drafter
+from specdec.terminal import Terminal
 from specdec.weights.gguf import GGUFCheckpoint
 from specdec.weights.hub import model_path
 from specdec.weights.safetensors import SafetensorsCheckpoint
@@ -189,8 +189,8 @@ def _kv_dtype(kept: torch.dtype | str, device: torch.device) -> torch.dtype:
 @contextmanager
 def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on stderr, gone when done; nothing where stderr is not a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    console = Terminal(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.advance(task, done)

@@ -67,15 +67,18 @@ def kept(
     made_from = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     about = {"format": FORMAT, "quantize": quantize, "dtype": str(dtype), "from": made_from}
     digest = hashlib.sha256(json.dumps([str(folder.resolve()), about]).encode()).hexdigest()[:12]
-    path = cache_folder() / "quantized" / f"{folder.name}-{quantize}-{digest}.packed"
+    where = "the cache folder"
     try:
+        path = cache_folder() / "quantized" / f"{folder.name}-{quantize}-{digest}.packed"
+        where = str(path.parent)
+        if found := _opened(path, about, bar):  # without a lock: in a folder that can only be read none can be taken
+            return found
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            found = _opened(path, about, bar)
-            return found or _made(path, about, spec, source, quantize, dtype, bar)
+            return _opened(path, about, bar) or _made(path, about, spec, source, quantize, dtype, bar)
     except OSError as error:
         warnings.warn(
-            f"the quantised model cannot be kept in {path.parent} ({error}): every start will quantise it", stacklevel=2
+            f"the quantised model cannot be kept in {where} ({error}): every start will quantise it", stacklevel=2
         )
         return None
 
@@ -91,7 +94,7 @@ def _opened(path: Path, about: dict[str, Any], bar: Bar) -> PackedFile | None:
         return file
     except ValueError as error:
         warnings.warn(str(error), stacklevel=2)
-        path.unlink()
+        path.unlink(missing_ok=True)
         return None
 
 

@@ -9,6 +9,7 @@ import torch
 
 from specdec.drafting import Drafter, Joined, NoDraft, SuffixDrafter
 from specdec.model.decoder import Decoder
+from specdec.weights.hub import drafter_path
 
 
 class AutoDrafter(Joined):
@@ -42,6 +43,7 @@ def resolve_drafter(drafter: Drafter | str | None) -> Drafter:
     if drafter == "suffix":
         return SuffixDrafter()
     if isinstance(drafter, str):
+        drafter_path(drafter)
         return cast(Drafter, _drafters().load_drafter(drafter))
     if not callable(getattr(drafter, "start", None)):
         raise ValueError(f"a drafter is 'auto', 'suffix', None, a checkpoint or a Drafter object, not {drafter!r}")

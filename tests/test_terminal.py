@@ -9,7 +9,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from specdec.terminal import Terminal, printable
+from specdec.terminal import Terminal
+from specdec.text import printable
 
 HOSTILE = "a\x1b[31mred\x1b]0;title\x07\x9b2J\r\x00\x7f\x08z"
 

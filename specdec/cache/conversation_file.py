@@ -18,19 +18,30 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from specdec.atomic import replacing
+from specdec.atomic import is_foreign, replacing, user_path
 from specdec.cache.kv_cache import KVCache, Mark
 from specdec.cache.reuse import Conversation
 
-FORMAT = "specdec conversation 1"
+_FORMATS = "specdec conversation "  # of all versions
+FORMAT = f"{_FORMATS}1"
 
 
 def save_conversation(conversation: Conversation, path: Path, identity: str, notes: dict[str, Any]) -> None:
-    """Write `conversation` to `path`, all or nothing. `identity`: what its bits depend on besides its tokens; `notes`:
-    any JSON.
+    """Write `conversation` to `path` (`~` is the home folder), all or nothing. `identity`: what its bits depend on
+    besides its tokens; `notes`: any JSON.
 
-    Raises ValueError when the file cannot be written; an older one is then still there.
+    Raises ValueError when the file cannot be written, or holds something else than a conversation; what was there is
+    then still there.
     """
+    path = user_path(path)
+    try:
+        foreign = is_foreign(path, _is_conversation)
+    except OSError as error:
+        raise ValueError(f"{path}: the conversation cannot be saved ({error.strerror})") from error
+    if foreign:
+        raise ValueError(
+            f"{path}: holds something that is no conversation; name another file, or delete this one first"
+        )
     cache = conversation.cache
     tensors = {"tokens": conversation.tokens}
     for i, store in enumerate(cache.stores):
@@ -55,9 +66,22 @@ def save_conversation(conversation: Conversation, path: Path, identity: str, not
         raise ValueError(f"{path}: the conversation cannot be saved ({error})") from error
 
 
+def _is_conversation(path: Path) -> bool:
+    try:
+        with safe_open(path, "pt") as stored:
+            return str((stored.metadata() or {}).get("format", "")).startswith(_FORMATS)
+    except Exception:  # safetensors has errors of its own
+        return False
+
+
 def load_conversation(path: Path, identity: str, new_cache: Callable[[], KVCache]) -> Conversation:
     """What `save_conversation` wrote. Raises ValueError: no such file, a damaged one, one of another model."""
-    if not path.is_file():
+    path = user_path(path)
+    try:
+        there = path.is_file()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    if not there:
         raise ValueError(f"{path}: there is no such file; a conversation is saved with model.save_conversation")
     try:
         with safe_open(path, "pt") as stored:

