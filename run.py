@@ -9,21 +9,23 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from eval.cli import (
     DEFAULT_MODEL,
     QUANTIZE,
+    Parser,
     add_drafting_options,
     add_json_option,
     add_model_options,
     add_prometheus_option,
     add_sampling_options,
-    guarded,
+    check_names,
     settings_from,
     share,
     whole,
 )
+from eval.names import full_size_names
+from eval.output import check_head_folder, file_name, guarded
 from eval.train_options import add_train_options
 
 EXAMPLES = """\
@@ -46,7 +48,8 @@ exit codes: 0 all well, 1 outputs differed, 2 bad arguments or an unusable model
 BENCH_TEXT = """\
 Decode every prompt plainly and with drafting, in alternating order, and compare speed and output. Shows tokens/s,
 speed-up, mean acceptance length (tokens per round), acceptance by draft position, time to first token and peak
-memory. The last line of stdout is one JSON object with every figure. Exit code 1 when an output differs."""
+memory. The last line of stdout, where that is not a terminal, is one JSON object with every figure. Exit code 1 when an
+output differs."""
 
 PROMPTS_TEXT = """\
 a .jsonl file with {"prompt": ...}, {"turns": [...]} (Spec-Bench, MT-bench) or {"messages": [...]} per line, or a
@@ -77,7 +80,7 @@ torchrun --nproc-per-node N run.py train ..."""
 
 
 def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(
+    root = Parser(
         prog="run.py",
         description="Speculative decoding of local language models: the same text, sooner.",
         epilog=EXAMPLES,
@@ -88,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     bench = commands.add_parser(
         "bench", help="compare plain and drafted decoding (the default)", description=BENCH_TEXT
     )
-    bench.add_argument("--prompts", type=Path, metavar="FILE", help=PROMPTS_TEXT)
+    bench.add_argument("--prompts", type=file_name, metavar="FILE", help=PROMPTS_TEXT)
     bench.add_argument(
         "--suite", action="store_true", help="128 prompts of eight tasks, Spec-Bench's six among them, instead of eight"
     )
@@ -114,8 +117,13 @@ def parser() -> argparse.ArgumentParser:
     )
 
     page = commands.add_parser("report", help="draw benches as an HTML page", description=REPORT_TEXT)
-    page.add_argument("files", type=Path, nargs="+", metavar="FILE", help="what run.py bench --json wrote")
-    page.add_argument("--out", type=Path, metavar="FILE", help="the page (default: report.html here); is replaced")
+    page.add_argument("files", type=file_name, nargs="+", metavar="FILE", help="what run.py bench --json wrote")
+    page.add_argument(
+        "--out",
+        type=file_name,
+        metavar="FILE",
+        help="the page (default: report.html here; -: stdout). Only a page that report wrote is replaced",
+    )
 
     generate = commands.add_parser(
         "generate", help="answer one prompt", description="Answer one prompt on stdout, word by word as it comes."
@@ -184,6 +192,8 @@ def add_plan_options(planned: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     settings = settings_from(arguments)
+    if arguments.command != "report":
+        check_names(settings, getattr(arguments, "modes", ()), full_size_names() if arguments.command == "plan" else ())
     if arguments.command == "bench":
         from eval.bench import BenchOptions, bench
 
@@ -199,6 +209,7 @@ def run(arguments: argparse.Namespace) -> int:
         plain = arguments.no_speculation
         return answer(settings, arguments.prompt, not plain, arguments.stats, arguments.raw, arguments.json)
     if arguments.command == "train":
+        check_head_folder(arguments.out)
         from eval.train import options_from, train
 
         return train(settings, options_from(arguments), arguments.json)
@@ -225,7 +236,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
         words = ["bench", *words]
     arguments = parser().parse_args(words)
-    return guarded(lambda: run(arguments))
+    outputs = (getattr(arguments, name, None) for name in ("json", "prometheus", "out"))
+    return guarded(lambda: run(arguments), *outputs)
 
 
 if __name__ == "__main__":

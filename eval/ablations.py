@@ -9,7 +9,6 @@ Other layers' states are fused where the set has them (`run.py train --aux-layer
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
@@ -21,7 +20,6 @@ from typing import Any
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -36,9 +34,11 @@ from drafter.network import Keys, Network, Sight
 from drafter.training import Settings, Trainer
 from eval import cli
 from eval.acceptance import figures, ids_of, prompts
+from eval.output import check_writable, guarded, put_record
 from eval.provenance import machine
 from eval.session import Session, open_session
 from eval.train import ends_of, fast_bfloat16
+from specdec.terminal import Terminal
 
 
 class SeesItself(Network):
@@ -132,13 +132,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    return cli.guarded(lambda: run(arguments))
+    return guarded(lambda: run(arguments), arguments.json)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print a line for each variant, then the table. Raises ValueError: the model or the set is not usable."""
     a = arguments
-    cli.check_writable(a.json)
+    check_writable(a.json)
     about = Dataset(a.set).about
     kept, aux_layers = about.get("layers", []), tuple(about.get("aux_layers", ()))
     session = open_session(replace(cli.settings_from(a), drafter="none"))
@@ -156,11 +156,9 @@ def run(arguments: argparse.Namespace) -> int:
         found = judged(session, variant, a.set, a.steps, asked, a.max_new_tokens)
         rows.append({"name": variant.name, "seconds": time.monotonic() - began, **found})
         print(f"{variant.name}: {found['mean_acceptance_length']:.3f}, {rows[-1]['seconds']:.0f} s", flush=True)
-    Console().print(table(rows))
+    Terminal().print(table(rows))
     record = {"command": "ablations", **machine(session.model.device), "steps": a.steps, "variants": rows}
-    if a.json:
-        cli.write_json(a.json, record)
-    print(json.dumps(record))
+    put_record(a.json, record)
     return 0
 
 

@@ -8,7 +8,6 @@ head is always better on its own kind of prompts (`--own`), which says little ab
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -25,8 +23,8 @@ from torch import Tensor
 from drafter.evaluate import drafted
 from drafter.prompts import held_out_prompts
 from eval import cli
-from eval.cli import INTERRUPTED
 from eval.dashboard import share
+from eval.output import INTERRUPTED, check_writable, guarded, put_record
 from eval.prompts import Prompt, foreign_prompts, load_prompts
 from eval.provenance import provenance
 from eval.session import Session, open_session
@@ -36,6 +34,7 @@ from specdec.drafting import Drafter, NoDraft, Proposer, aux_layers_of
 from specdec.model.decoder import Decoder
 from specdec.sampling import Noise
 from specdec.stats import GenerationStats
+from specdec.terminal import Terminal
 
 OWN = 80
 TIMED_TOKENS = 64  # of each of the texts that d and V(1) are taken from
@@ -65,17 +64,17 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    return cli.guarded(lambda: run(arguments))
+    return guarded(lambda: run(arguments), arguments.json)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table, then one line of JSON. Raises ValueError: the model, the drafter or the prompts are unusable."""
     a = arguments
-    cli.check_writable(a.json)
+    check_writable(a.json)
     asked = prompts(a.prompts, a.own, a.limit)
     session = open_session(cli.settings_from(a))
     drafter = WithoutNoise(session.model.drafter) if a.without_noise else session.model.drafter
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     found: dict[str, GenerationStats] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
@@ -93,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     total = GenerationStats()
     for part in found.values():
         total.merge(part)
-    Console().print(table(found, total))
+    Terminal().print(table(found, total))
     print(f"one draft step {1000 * step:.3f} ms, a plain pass {1000 * plain:.3f} ms: d / V(1) = {step / plain:.3f}")
     record = {
         "command": "acceptance",
@@ -107,9 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         "plain_pass_seconds": plain,
         "d_over_v1": step / plain,
     }
-    if a.json:
-        cli.write_json(a.json, record)
-    print(json.dumps(record, ensure_ascii=False))
+    put_record(a.json, record)
     return 0
 
 

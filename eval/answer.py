@@ -7,11 +7,13 @@ from pathlib import Path
 
 from transformers import TextStreamer
 
-from eval.cli import Settings, check_writable, write_json
+from eval.cli import Settings
 from eval.metrics import Run, summarise
+from eval.output import check_writable, put_record
 from eval.prompts import Message
 from eval.provenance import provenance
 from eval.session import Session, open_session
+from specdec.text import check_text, printable
 
 
 class Spoken(TextStreamer):  # type: ignore[misc]
@@ -23,7 +25,7 @@ class Spoken(TextStreamer):  # type: ignore[misc]
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self.text += text
-        super().on_finalized_text(text, stream_end)
+        super().on_finalized_text(printable(text) if sys.stdout.isatty() else text, stream_end)
 
 
 def answer(settings: Settings, prompt: str, speculation: bool, stats: bool, raw: bool, json_file: Path | None) -> int:
@@ -32,10 +34,12 @@ def answer(settings: Settings, prompt: str, speculation: bool, stats: bool, raw:
     Raises ValueError: the model or the prompt is not usable.
     """
     check_writable(json_file)
+    where = "the prompt"
     if prompt == "-":
-        prompt = sys.stdin.read()
+        prompt, where = sys.stdin.read(), "stdin"
     if not prompt.strip():
         raise ValueError('the prompt is empty; give it as an argument, or "-" to read it from stdin')
+    check_text(prompt, where)
     session = open_session(settings)
     messages: list[Message] = [{"role": "user", "content": prompt}]
     spoken = Spoken(session)
@@ -53,7 +57,7 @@ def answer(settings: Settings, prompt: str, speculation: bool, stats: bool, raw:
             "tokens": list(run.tokens),
             "figures": summarise([run]),
         }
-        write_json(json_file, record)
+        put_record(json_file, record, last_line=False)
     return 0
 
 

@@ -11,25 +11,26 @@ that the figures disturb each other.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
 from torch import Tensor
 
 from eval.bench_tables import show
 from eval.bench_view import View, view_for
-from eval.cli import DIFFERS, INTERRUPTED, Settings, check_writable, write_json
-from eval.comparison import PLAIN, PREFILL, Turn, Way, compare
+from eval.cli import Settings
+from eval.comparison import PREFILL, Turn, Way, compare
 from eval.metrics import Run, peak_memory
-from eval.modes import OTHERS, Mode, Ours, check_possible, expanded, opened
+from eval.modes import Mode, Ours, check_possible, opened
+from eval.names import OTHERS, PLAIN, expanded
+from eval.output import DIFFERS, INTERRUPTED, check_writable, put_record
 from eval.prompts import Prompt, default_prompts, load_prompts, long_prompts, suite_prompts
 from eval.provenance import provenance
 from eval.session import Session, open_session
+from specdec.terminal import Terminal
 
 WARM_UP_TOKENS = 16
 PREFILL_TOKENS = 512
@@ -128,7 +129,7 @@ class BenchOptions:
 def bench(settings: Settings, options: BenchOptions) -> int:
     """Run, show and write a bench; returns the exit code: 0, 1 when an output differs, 130 after Ctrl-C.
 
-    The last line of stdout is one JSON object with every figure; the JSON file gets the same.
+    The JSON file gets one object with every figure, and so does the last line of stdout where that is not a terminal.
     Raises ValueError: the model, a prompt or a file is not usable, or an engine failed (after all else is written); the
     message says why.
     """
@@ -140,7 +141,7 @@ def bench(settings: Settings, options: BenchOptions) -> int:
         raise ValueError("--synthetic-acceptance is not for comparisons with other engines; leave them out of --modes")
     prompts = _prompts(options)
     session = open_session(settings)
-    console, name = Console(), title(session, options.rates)
+    console, name = Terminal(), title(session, options.rates)
     turns: list[Turn] = []
     interrupted, failure = False, None
     measured = Bench(session, prompts, (), options.repeat)
@@ -175,9 +176,7 @@ def bench(settings: Settings, options: BenchOptions) -> int:
         **compare(turns, ways),
     }
     show(console, name, record)
-    print(json.dumps(record, ensure_ascii=False, allow_nan=False), flush=True)
-    if options.json_file:
-        write_json(options.json_file, record)
+    put_record(options.json_file, record)
     if failure:
         raise ValueError(failure)
     return INTERRUPTED if interrupted else 0 if record["identical"] else DIFFERS

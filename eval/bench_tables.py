@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eval.comparison import PLAIN
 from eval.dashboard import milliseconds, position_table, share, size, yes_or_no
 from eval.metrics import NOISE
+from eval.names import PLAIN
 
 MOST_PROMPTS = 24  # rows; of more prompts only the slowest are listed
 SLOWEST = 8

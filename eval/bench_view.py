@@ -18,9 +18,10 @@ from rich.text import Text
 from transformers.generation.streamers import BaseStreamer
 
 from eval.bench_tables import speedup_text
-from eval.comparison import PLAIN, PREFILL, Turn
+from eval.comparison import PREFILL, Turn
 from eval.dashboard import WIDTH, Lines, Redrawn
 from eval.live import HEIGHT, Dashboard
+from eval.names import PLAIN
 from eval.session import Session
 from specdec.stats import Round
 

@@ -1,25 +1,26 @@
-"""Options that every command shares, and how a command ends: exit codes, errors in one line, JSON in one piece.
+"""Options that every command shares.
 
-What: argparse groups, `Settings` made from them, `guarded`, `write_json`. Why apart from the commands: it imports
-neither torch nor transformers, so that `--help` and a mistyped option answer at once.
+What: argparse groups, types of their values, `Settings` made from them. Why apart from the commands: neither torch nor
+transformers is imported here, so that `--help` and a mistyped option answer at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-import sys
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from eval.names import expanded
+from eval.output import file_name
+from specdec.text import did_you_mean, printable
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+_THREADS_EACH, _THREADS = 4, 16  # of a processor, at most, where that is not less than so many
 QUANTIZE = ("int4", "int4-all", "int8", "none")
-DIFFERS, USER_ERROR, INTERRUPTED = 1, 2, 130  # exit codes; 130 is what a shell reports after Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,35 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
     return Settings(**{name: value for name, value in vars(arguments).items() if name in known})
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's, which says what a mistyped choice was probably meant to be, and no control character of it."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += did_you_mean(str(value), map(str, action.choices or ()))
+            raise
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
+def check_names(settings: Settings, modes: Sequence[str] = (), shapes: Sequence[str] = ()) -> None:
+    """Raise a ValueError when a name is mistyped, before torch is imported, which takes seconds.
+
+    `modes`: of a bench; `shapes`: other names that the model may have.
+    """
+    from specdec.weights.hub import drafter_path, local_path  # here: it imports rich, which --help need not wait for
+
+    local_path(settings.model, shapes)
+    drafter_path(settings.drafter)
+    expanded(modes)
+
+
 def module_parser(name: str, about: str | None) -> argparse.ArgumentParser:
     """Of `python -m eval.NAME`, whose module says what it is `about`."""
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"python -m eval.{name}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
@@ -82,7 +109,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="what the cache keeps of the context (default: as --dtype); rounds, so another one may change the text",
     )
     group.add_argument("--memory-budget", metavar="SIZE", help="what this process may take in all, like 9GB")
-    group.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads (default: torch's choice)")
+    group.add_argument("--threads", type=threads, metavar="N", help="CPU threads (default: torch's choice)")
 
 
 def add_drafting_options(parser: argparse.ArgumentParser) -> None:
@@ -117,16 +144,23 @@ def add_sampling_options(parser: argparse.ArgumentParser, max_new_tokens: int, s
 
 
 def add_json_option(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--json", type=Path, metavar="FILE", help=f"also write {what} to FILE")
+    parser.add_argument(
+        "--json",
+        type=file_name,
+        metavar="FILE",
+        help=f"also write {what} to FILE, as one line of JSON (-: to stdout, alone there). Only what --json wrote is "
+        "replaced; links are followed, devices and pipes written to",
+    )
 
 
 def add_prometheus_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prometheus",
-        type=Path,
+        type=file_name,
         metavar="FILE",
         help="write counters (drafts, accepted tokens by position, seconds, ...) to FILE in Prometheus' text format, "
-        "after every answer; for node_exporter's textfile collector the name must end in .prom",
+        "after every answer; for node_exporter's textfile collector the name must end in .prom. Only what "
+        "--prometheus wrote is replaced",
     )
 
 
@@ -143,6 +177,16 @@ def whole(least: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def threads(text: str) -> int:
+    """An argparse type: a number of threads that this machine can be asked for."""
+    processors = os.cpu_count() or 1
+    if (value := whole(1)(text)) > (most := max(_THREADS_EACH * processors, _THREADS)):
+        raise argparse.ArgumentTypeError(
+            f"this machine has {processors} processors; ask for at most {most}, not {text}"
+        )
+    return value
 
 
 def number(text: str) -> float:
@@ -173,10 +217,14 @@ def source(text: str) -> tuple[str, float]:
     """An argparse type: NAME, or NAME=WEIGHT."""
     name, equals, weight = text.rpartition("=")
     if not equals:
-        return text, 1.0
+        return _expanded(text), 1.0
     if (value := number(weight)) <= 0 or not name:
         raise argparse.ArgumentTypeError(f"must be NAME=WEIGHT with a positive weight, got {text!r}")
-    return name, value
+    return _expanded(name), value
+
+
+def _expanded(name: str) -> str:
+    return str(file_name(name)) if name.startswith("~") else name
 
 
 def draft_length(text: str) -> str | int:
@@ -186,51 +234,3 @@ def draft_length(text: str) -> str | int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be adaptive or a whole number, got {text!r}")
     return int(text)
-
-
-def guarded(command: Callable[[], int]) -> int:
-    """Run `command` and return its exit code; what a user can mend or meant to do ends without a traceback."""
-    try:
-        return command()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader of a pipe (head, less) has left
-        # The interpreter flushes stdout once more when it ends; let that go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DIFFERS
-
-
-def check_writable(path: Path | None, option: str = "--json") -> None:
-    """Raise a ValueError before the work, not after it, when `path`, which `option` named, cannot be written."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise ValueError(f"{option} {path}: is a folder; name a file")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"{option} {path}: the folder {path.parent} does not exist; create it first")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise ValueError(f"{option} {path}: the folder {path.parent} cannot be written")
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write `record` as one line, all or nothing: whoever reads the file never sees half of it."""
-    path = path.absolute()
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.metrics import NOISE, Run, first_difference, merged, summarise
+from eval.names import PLAIN
 
-PLAIN = "plain"  # the mode that all others are measured against
 PREFILL = "prefill"  # a turn that only reads its prompt
 
 

@@ -8,7 +8,6 @@ tokens: they cost what real ones do, and repeat nothing that a drafter could fin
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -24,12 +23,13 @@ from rich.table import Table
 from torch import Tensor
 
 from eval import cli
-from eval.cli import DIFFERS, INTERRUPTED
 from eval.metrics import Run
 from eval.model_pass import random_tokens
+from eval.output import DIFFERS, INTERRUPTED, check_writable, guarded, put_record
 from eval.provenance import provenance
 from eval.session import Session, open_session
 from specdec.plan import resident_bytes
+from specdec.terminal import Terminal
 
 SAVES = 0.1  # the first token of a turn that goes on comes in at most this share of the time
 FLAT = 1.05  # memory after a soak, against the middle of it
@@ -129,17 +129,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--question", type=cli.whole(1), default=48, metavar="N", help="tokens (default 48)")
     parser.add_argument("--soak", type=cli.whole(0), default=0, metavar="N", help="conversations (default: none)")
     parser.add_argument("--soak-tokens", type=cli.whole(32), default=1500, metavar="N", help="longest (default 1500)")
-    cli.add_json_option(parser, "the JSON object that is the last line of stdout")
+    cli.add_json_option(parser, "what is the last line of stdout, where that is no terminal,")
     cli.add_drafting_options(parser)
     cli.add_model_options(parser)
     a = parser.parse_args(argv)
 
     def command() -> int:
-        cli.check_writable(a.json)
+        check_writable(a.json)
         if a.soak and resident_bytes() is None:
             raise ValueError("--soak reads /proc, which is Linux's; measure there")
         session = open_session(cli.settings_from(a))
-        console, bar = Console(highlight=False), Console(stderr=True)
+        console, bar = Terminal(highlight=False), Terminal(stderr=True)
         turns: list[Turn] = []
         memory: list[int] = []
         interrupted = False
@@ -170,14 +170,12 @@ def main(argv: list[str] | None = None) -> int:
             "soak": memory,
             "growth": flat,
         }
-        if a.json:
-            cli.write_json(a.json, record)
-        print(json.dumps(record))
+        put_record(a.json, record)
         good = all(turn.identical for turn in turns) and (flat is None or flat <= FLAT)
         good = good and all(turn.ratio <= SAVES for turn in turns if turn.name.startswith("second turn"))
         return INTERRUPTED if interrupted else 0 if good else DIFFERS
 
-    return cli.guarded(command)
+    return guarded(command, a.json)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ length, which no real drafter does on request. Left out: speed, which `run.py be
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -18,19 +16,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
 from eval import cli
-from eval.cli import DIFFERS, INTERRUPTED
 from eval.metrics import Run, first_difference
+from eval.output import DIFFERS, INTERRUPTED, check_writable, guarded, put_record
 from eval.prompts import Prompt, exactness_prompts
 from eval.provenance import provenance
 from eval.scripted import ScriptedDrafter
 from eval.session import Session, open_session
+from specdec.terminal import Terminal
 
 ABOUT = """\
 Decode prompts plainly and with drafting, greedily and sampled, and compare the token ids. Texts go on past EOS to the
@@ -199,7 +197,7 @@ def exactness(checker: Checker, prompts: Sequence[Prompt], json_file: Path | Non
     runs = len(prompts) * len(checker.temperatures) * (1 + len(checker.drafters))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     interrupted = False
-    bar = Console(stderr=True)
+    bar = Terminal(stderr=True)
     with Progress(*columns, console=bar, transient=True, disable=not bar.is_terminal) as progress:
         task = progress.add_task("texts", total=runs)
         try:
@@ -228,14 +226,12 @@ def exactness(checker: Checker, prompts: Sequence[Prompt], json_file: Path | Non
         "configurations": [tally.to_dict() for tally in tallies],
     }
     _show(tallies, record)
-    print(json.dumps(record, ensure_ascii=False, allow_nan=False), flush=True)
-    if json_file:
-        cli.write_json(json_file, record)
+    put_record(json_file, record)
     return INTERRUPTED if interrupted else 0 if identical == total else DIFFERS
 
 
 def _show(tallies: Sequence[Tally], record: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("sampling", "drafter"):
         table.add_column(name)
@@ -260,7 +256,7 @@ def _show(tallies: Sequence[Tally], record: dict[str, Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.exactness", description=ABOUT)
+    parser = cli.module_parser("exactness", ABOUT)
     parser.add_argument(
         "--prompts", type=cli.whole(1), default=40, metavar="N", help="the first N of 40 (default: all)"
     )
@@ -283,12 +279,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="decode drafted texts in two halves, between which their cache is saved, forgotten and loaded",
     )
-    cli.add_json_option(parser, "the JSON object that is the last line of stdout")
+    cli.add_json_option(parser, "what is the last line of stdout, where that is no terminal,")
     cli.add_model_options(parser)
     arguments = parser.parse_args(argv)
 
     def command() -> int:
-        cli.check_writable(arguments.json)
+        check_writable(arguments.json)
         prompts = exactness_prompts(arguments.prompts)
         settings = cli.settings_from(arguments)
         session = open_session(replace(settings, drafter="none", max_new_tokens=arguments.tokens, temperature=0.0))
@@ -304,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return exactness(checker, prompts, arguments.json)
 
-    return cli.guarded(command)
+    return guarded(command, arguments.json)
 
 
 if __name__ == "__main__":

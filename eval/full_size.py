@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, GenerationConfig
 
+from eval.names import DRAFTER_SUFFIX, full_size_names
 from eval.random_weights import RandomCheckpoint
 from specdec.drafting import NoDraft
 from specdec.hf import SpecdecForCausalLM
@@ -24,14 +24,7 @@ from specdec.model.families import decoder_spec
 from specdec.model.names import expected_tensors
 from specdec.plan import available_memory, weight_bytes
 
-_DRAFTER = ".drafter.json"
 HEADROOM = 5 << 29  # bytes besides the weights: torch, float32 rings of K and V, the buffer of the bandwidth
-
-
-def full_size_names() -> list[str]:
-    folder = resources.files("eval") / "configs"
-    files = (file.name for file in folder.iterdir() if file.name.endswith(".json"))
-    return sorted(Path(name).stem for name in files if not name.endswith(_DRAFTER))
 
 
 def full_size_config(name: str) -> Any:
@@ -43,7 +36,7 @@ def full_size_config(name: str) -> Any:
 
 def full_size_drafter(name: str) -> Any | None:
     """The transformers config of the assistant that was published for `name`; None: there is none."""
-    file = f"{name}{_DRAFTER}"
+    file = f"{name}{DRAFTER_SUFFIX}"
     return _config(file) if (resources.files("eval") / "configs" / file).is_file() else None
 
 

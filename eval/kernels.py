@@ -10,27 +10,27 @@ out: GPUs, and text, acceptance and drafting, which `run.py bench` measures.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 import specdec
 from eval import cli
 from eval.bandwidth import Bandwidth
-from eval.cli import INTERRUPTED
-from eval.full_size import full_size_model, full_size_names
+from eval.full_size import full_size_model
 from eval.kernel_cases import DECODE, NAMES, QUICK_ROWS, cases
 from eval.kernel_report import Series, bandwidth_dict, decoding_dict, heading, series_table
 from eval.model_pass import bytes_per_pass, decode_speed, pass_costs, prefill_speed
+from eval.names import full_size_names
+from eval.output import INTERRUPTED, check_writable, guarded, put_record
 from eval.provenance import machine
 from eval.timing import Effort, Neighbours, Timing, alternate
 from specdec.model.decoder import Decoder
+from specdec.terminal import Terminal
 
 ABOUT = """\
 Time the CPU kernels and whole passes of a model. T: rows of a pass (1 is plain decoding, k + 1 checks a draft of k).
@@ -101,11 +101,11 @@ class Measured:
 
 def measure(arguments: argparse.Namespace) -> int:
     """Measure, show and write; returns the exit code. Raises ValueError: the model or a file is not usable."""
-    cli.check_writable(arguments.json)
+    check_writable(arguments.json)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     only = frozenset(arguments.only)
-    console, interrupted = Console(stderr=True), False
+    console, interrupted = Terminal(stderr=True), False
     neighbours = Neighbours()
     measured = Measured(Bandwidth(torch.get_num_threads()), arguments.quick)
     with Progress(
@@ -143,14 +143,12 @@ def measure(arguments: argparse.Namespace) -> int:
         "model": measured.model,
     }
     _show(measured, record)
-    print(json.dumps(record, ensure_ascii=False, allow_nan=False), flush=True)
-    if arguments.json:
-        cli.write_json(arguments.json, record)
+    put_record(arguments.json, record)
     return INTERRUPTED if interrupted else 0
 
 
 def _show(measured: Measured, record: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     for series in measured.series:
         console.print(heading(series), style="bold", markup=False)
         console.print(series_table(series), "")
@@ -183,7 +181,7 @@ def _show(measured: Measured, record: dict[str, Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.kernels", description=ABOUT)
+    parser = cli.module_parser("kernels", ABOUT)
     parser.add_argument("--quick", action="store_true", help="fewer shapes, rows and repetitions: about half a minute")
     parser.add_argument(
         "--only",
@@ -206,10 +204,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     group = parser.add_argument_group("model")
     group.add_argument("--model", default=cli.DEFAULT_MODEL, metavar="NAME", help=f"default: {cli.DEFAULT_MODEL}")
     group.add_argument("--quantize", choices=cli.QUANTIZE, help="as for run.py (default: as stored)")
-    group.add_argument("--threads", type=cli.whole(1), metavar="N", help="CPU threads (default: torch's choice)")
-    cli.add_json_option(parser, "the JSON object that is the last line of stdout")
+    group.add_argument("--threads", type=cli.threads, metavar="N", help="CPU threads (default: torch's choice)")
+    cli.add_json_option(parser, "what is the last line of stdout, where that is no terminal,")
     arguments = parser.parse_args(argv)
-    return cli.guarded(lambda: measure(arguments))
+    return guarded(lambda: measure(arguments), arguments.json)
 
 
 if __name__ == "__main__":

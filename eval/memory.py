@@ -8,7 +8,6 @@ positions of a 12B model takes a laptop half an hour. Left out: what the text sa
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import sys
 import time
@@ -26,14 +25,15 @@ from rich.table import Table
 
 import specdec
 from eval import cli
-from eval.cli import DIFFERS, INTERRUPTED
 from eval.metrics import peak_memory
 from eval.model_pass import random_tokens
+from eval.output import DIFFERS, INTERRUPTED, check_writable, guarded, put_record
 from eval.plan import Asked, planned
 from eval.provenance import machine
 from specdec.cache import Conversation
 from specdec.model.decoder import Decoder
 from specdec.plan import Needs, program_bytes
+from specdec.terminal import Terminal
 
 TOLERANCE = 0.05  # of the plan, between it and what was measured
 
@@ -193,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default=cli.DEFAULT_MODEL, metavar="NAME", help="as for run.py")
     parser.add_argument("--drafter", default="auto", metavar="NAME", help="as for run.py")
     parser.add_argument("--quantize", choices=cli.QUANTIZE, help="as for run.py")
-    parser.add_argument("--threads", type=cli.whole(1), metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument("--threads", type=cli.threads, metavar="N", help="CPU threads (default: torch's choice)")
     parser.add_argument(
         "--kv-dtype",
         nargs="+",
@@ -201,13 +201,13 @@ def main(argv: list[str] | None = None) -> int:
         default=["bfloat16", "int8"],
         help="default: bfloat16 int8",
     )
-    cli.add_json_option(parser, "the JSON object that is the last line of stdout")
+    cli.add_json_option(parser, "what is the last line of stdout, where that is no terminal,")
     a = parser.parse_args(argv)
     if min(a.context) < a.prefill + 2 * a.tokens:
         parser.error("--context must hold --prefill and twice --tokens")
 
     def command() -> int:
-        cli.check_writable(a.json)
+        check_writable(a.json)
         if peak_memory()["process"] is None:
             raise ValueError("this system does not tell the peak of a process")
         cases = [
@@ -216,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
             for n in a.context
         ]
         found: list[Measured] = []
-        console, interrupted = Console(highlight=False), False
+        console, interrupted = Terminal(highlight=False), False
         try:
             with console.status("measuring") as status:
                 for each in measured(cases):
@@ -234,13 +234,11 @@ def main(argv: list[str] | None = None) -> int:
             "measured": [each.to_dict() for each in found],
             **machine(torch.device("cpu")),
         }
-        if a.json:
-            cli.write_json(a.json, record)
-        print(json.dumps(record))
+        put_record(a.json, record)
         off = [each for each in found if abs(each.ratio - 1) > TOLERANCE]
         return INTERRUPTED if interrupted else DIFFERS if off else 0
 
-    return cli.guarded(command)
+    return guarded(command, a.json)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ from transformers.generation.streamers import BaseStreamer
 
 import specdec
 from eval.cli import Settings
-from eval.comparison import PLAIN
-from eval.engines import DTYPES, LOOKUP, NGRAM, LlamaCpp, Sampling, Timing, Transformers, check_packages
+from eval.engines import DTYPES, LOOKUP, LlamaCpp, Sampling, Timing, Transformers, check_packages
 from eval.metrics import Run
+from eval.names import ADAPTIVE, OTHERS, PLAIN
 from eval.remote import Remote
 from eval.session import Session
 from eval.synthetic_acceptance import SyntheticAcceptance
@@ -39,11 +39,6 @@ from specdec.drafting import Draft, Drafter, Joined, Proposer, SuffixDrafter, au
 from specdec.model.decoder import Decoder
 from specdec.sampling import Noise
 from specdec.stats import GenerationStats, Round
-
-ADAPTIVE = "adaptive"
-GROUPS = {"fixed": [f"k{n}" for n in range(1, 7)], "llama.cpp-ngram": [f"llama.cpp-{kind}" for kind in NGRAM]}
-OTHERS = ("transformers", "transformers-lookup", "llama.cpp", *GROUPS["llama.cpp-ngram"])
-OURS = (PLAIN, ADAPTIVE, "suffix", "mtp", "wrong")
 
 
 class Mode(Protocol):
@@ -178,21 +173,6 @@ class Neighbours:
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
         drafted = self._proposer.propose(tokens, hidden, k).tokens
         return Draft.by(self.name, [(token + 1) % self._vocabulary for token in drafted])
-
-
-def expanded(words: Sequence[str]) -> list[str]:
-    """The modes that `words` name: `plain` first, groups in full, every mode once. Raises ValueError for no mode."""
-    names = [PLAIN]
-    for word in words:
-        for name in GROUPS.get(word, [word]):
-            known = name in OURS or name in OTHERS or (name[:1] == "k" and name[1:].isdecimal())
-            if not known:
-                raise ValueError(
-                    f"--modes {name}: there is none; choose from {', '.join((*OURS, 'k1', *OTHERS, *GROUPS))}"
-                )
-            if name not in names:
-                names.append(name)
-    return names
 
 
 def check_possible(names: Sequence[str], settings: Settings) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
@@ -31,10 +29,11 @@ from transformers import AutoModelForCausalLM
 
 import specdec
 from eval import cli
-from eval.cli import DIFFERS, INTERRUPTED
 from eval.english import manual_prose
+from eval.output import DIFFERS, INTERRUPTED, check_writable, guarded, put_record
 from eval.provenance import provenance
 from eval.session import Session, open_session
+from specdec.terminal import Terminal
 
 ABOUT = """\
 Compare the perplexity of the model as it is loaded (quantised weights, activations rounded to 8 bits) with that of the
@@ -187,7 +186,7 @@ def perplexity(arguments: argparse.Namespace) -> int:
 
     Raises ValueError: the model, the text or a file is not usable; the message says why.
     """
-    cli.check_writable(arguments.json)
+    check_writable(arguments.json)
     text = _read(arguments.text) if arguments.text else manual_prose()
     session = open_session(replace(cli.settings_from(arguments), drafter="none"))
     ids, first = text_ids(session, text)
@@ -196,7 +195,7 @@ def perplexity(arguments: argparse.Namespace) -> int:
     pieces = windows(ids, arguments.context, arguments.tokens, first)
     reference = reference_logits(arguments.model, arguments.reference)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Console(stderr=True)
+    bar = Terminal(stderr=True)
     with Progress(*columns, console=bar, transient=True, disable=not bar.is_terminal) as progress:
         task, comparison = progress.add_task("windows", total=len(pieces)), Comparison()
 
@@ -223,14 +222,12 @@ def perplexity(arguments: argparse.Namespace) -> int:
     }
     passed = scored > 0 and abs(comparison.difference) <= arguments.within
     _show(record, passed)
-    print(json.dumps(record, ensure_ascii=False, allow_nan=False), flush=True)
-    if arguments.json:
-        cli.write_json(arguments.json, record)
+    put_record(arguments.json, record)
     return INTERRUPTED if interrupted else 0 if passed else DIFFERS
 
 
 def _show(record: dict[str, Any], passed: bool) -> None:
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     if record["tokens"]:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column("model")
@@ -258,7 +255,7 @@ def _read(file: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.perplexity", description=ABOUT)
+    parser = cli.module_parser("perplexity", ABOUT)
     parser.add_argument(
         "--tokens", type=cli.whole(1), default=20000, metavar="N", help="tokens to score (default 20000)"
     )
@@ -275,10 +272,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="transformers",
         help="who runs the float32 model (default transformers, which is independent of us; specdec: our own decoder)",
     )
-    cli.add_json_option(parser, "the JSON object that is the last line of stdout")
+    cli.add_json_option(parser, "what is the last line of stdout, where that is no terminal,")
     cli.add_model_options(parser)
     arguments = parser.parse_args(argv)
-    return cli.guarded(lambda: perplexity(arguments))
+    return guarded(lambda: perplexity(arguments), arguments.json)
 
 
 if __name__ == "__main__":

@@ -6,20 +6,19 @@ The model is a name, a file or a folder as for every command, whose headers are 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from drafter.checkpoint import extra_tensors
 from drafter.spec import assistant_spec
-from eval.cli import DIFFERS, check_writable, write_json
-from eval.full_size import full_size_config, full_size_drafter, full_size_names
+from eval.full_size import full_size_config, full_size_drafter
+from eval.names import full_size_names
+from eval.output import DIFFERS, check_writable, put_record
 from eval.provenance import machine
 from specdec.load import open_checkpoint
 from specdec.model.build import Quantize
@@ -28,6 +27,7 @@ from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
 from specdec.plan import KV_DTYPES, Needs, Planner, available_memory, loaded_bytes, program_bytes, weight_bytes
 from specdec.resolve import drafter_bytes
+from specdec.terminal import Terminal
 from specdec.weights.hub import model_path
 
 
@@ -58,7 +58,7 @@ def plan(asked: Asked, json_file: Path | None) -> int:
     budget = asked.budget if asked.budget is not None else None if free is None else free + program
     longest = {} if budget is None else {name: planner.longest(budget, name) for name in KV_DTYPES}
     fits = budget is None or needs.total <= budget
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     console.print(_table(needs))
     if budget is not None:
         source = "the budget" if asked.budget is not None else "what is free"
@@ -75,9 +75,7 @@ def plan(asked: Asked, json_file: Path | None) -> int:
         "available_memory": free,
         **machine(torch.device("cpu")),
     }
-    if json_file:
-        write_json(json_file, record)
-    print(json.dumps(record))
+    put_record(json_file, record)
     return 0 if fits else DIFFERS
 
 

@@ -13,10 +13,12 @@ from hashlib import sha256
 from importlib import resources
 from pathlib import Path
 
+from eval.output import STDOUT, check_writable, put_text
 from eval.report_charts import Html, element, times
 from eval.report_details import acceptance, costs, draft_lengths, latency, memory, prompts, rounds, settings, sources
 from eval.report_record import Run, labelled, read
 from eval.report_speed import by_mode, by_task, compared, overview
+from specdec.text import printable
 
 DEFAULT = Path("report.html")
 _GENERATOR = '<meta name="generator" content="specdec bench report">'
@@ -99,33 +101,20 @@ def report(files: Sequence[Path], out: Path | None) -> int:
     Raises ValueError: a file is no record, or `out` is something that must not be replaced; the message says which.
     """
     path = DEFAULT if out is None else out
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name a file with --out")
-    if path.resolve() in {file.resolve() for file in files}:
+    if path != STDOUT and path.resolve() in {file.resolve() for file in files}:
         raise ValueError(f"--out {path} is one of the records; name another file")
-    if out is None and path.exists() and not _is_report(path):
-        raise ValueError(f"{path} exists and is not a report of ours; name a file with --out, or {path} to replace it")
+    check_writable(path, "--out", _is_report)
     runs = labelled([(file, read(file)) for file in files])
-    text = page(runs)
-    from specdec.atomic import replacing  # here: it imports torch, which no mistake above should have to wait for
-
-    try:
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written ({error.strerror}); name another file with --out") from error
-    print(path)
+    put_text(path, page(runs))
+    print(printable(str(path)))
     for run in runs:
-        print(in_a_line(run))
+        print(printable(in_a_line(run)))
     return 0
 
 
 def _is_report(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return _GENERATOR.encode() in file.read(1000)
-    except OSError:  # what cannot be read is not known to be ours
-        return False
+    with path.open("rb") as file:
+        return _GENERATOR.encode() in file.read(1000)
 
 
 def in_a_line(run: Run) -> str:

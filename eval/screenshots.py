@@ -22,7 +22,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from eval.cli import Settings, guarded, module_parser, whole
+from eval.cli import Settings, module_parser, whole
+from eval.output import guarded
 from specdec.atomic import replacing
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

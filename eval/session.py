@@ -15,15 +15,16 @@ from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 import specdec
-from eval.cli import Settings, check_writable
+from eval.cli import Settings
 from eval.metrics import Run
+from eval.output import check_writable, is_metrics, put_text
 from eval.prompts import Message
-from specdec.atomic import replacing
 from specdec.control import Costs
 from specdec.drafting import Drafter
 from specdec.plan import parse_bytes, resident_bytes
 from specdec.stats import GenerationStats
 from specdec.telemetry import prometheus
+from specdec.text import check_text
 
 
 class Session:
@@ -49,8 +50,10 @@ class Session:
         """Token ids [1, n] of `messages`, ready for the answer.
 
         Through the chat template where the tokenizer has one; otherwise, and with `raw`, the contents as plain text.
-        Raises ValueError when the template refuses the messages.
+        Raises ValueError when the template refuses the messages, or one of them is not text.
         """
+        for message in messages:
+            check_text(message["content"], f"the {message['role']}'s message")
         if raw or not self.converses:
             text = "\n\n".join(message["content"] for message in messages)
             ids: Tensor = self.tokenizer(text, return_tensors="pt")["input_ids"]
@@ -99,8 +102,7 @@ class Session:
         assert isinstance(output, Tensor)
         if self.settings.prometheus is not None:
             self.counts.merge(self.model.last_stats)
-            with replacing(self.settings.prometheus) as temporary:
-                temporary.write_text(prometheus(self.counts, self.settings.model), encoding="utf-8")
+            put_text(self.settings.prometheus, prometheus(self.counts, self.settings.model))
         return Run(tuple(output[0, ids.shape[1] :].tolist()), seconds, self.model.last_stats)
 
     def costs(self) -> Costs | None:
@@ -130,7 +132,7 @@ class Session:
 
 def open_session(settings: Settings) -> Session:
     """Load what `settings` name. Raises ValueError: see `specdec.load`."""
-    check_writable(settings.prometheus, "--prometheus")
+    check_writable(settings.prometheus, "--prometheus", is_metrics)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     model = specdec.load(

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
@@ -27,11 +26,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from drafter.checkpoint import extra_tensors
 from drafter.spec import assistant_spec
 from eval import cli
-from eval.full_size import full_size_config, full_size_drafter, full_size_names
+from eval.full_size import full_size_config, full_size_drafter
+from eval.names import full_size_names
+from eval.output import check_writable, guarded, put_record
 from specdec.atomic import replacing
 from specdec.load import progress_bar
 from specdec.model.families import decoder_spec
 from specdec.model.names import expected_tensors
+from specdec.terminal import Terminal
 from specdec.weights.safetensors import INDEX
 
 SHARD = 2 * 10**9  # bytes; one shard is in memory at a time
@@ -164,22 +166,20 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def command() -> int:
-        cli.check_writable(arguments.json)
+        check_writable(arguments.json)
         folder, config, drafter = arguments.out, full_size_config(arguments.config), full_size_drafter(arguments.config)
         size = model_bytes(config, drafter)
         with progress_bar(f"writing {folder.name}", size) as advance:
             write_model(config, drafter, folder, advance)
-        console = Console(highlight=False)
+        console = Terminal(highlight=False)
         console.print(f"{folder}: {size / 1e9:.2f} GB of random weights in the shape of {arguments.config}")
         assistant = folder / "assistant"
         console.print(f"python -m eval.memory --model {folder} --quantize int4 --drafter {assistant}", soft_wrap=True)
         record = {"command": "synthetic", "config": arguments.config, "folder": str(folder), "bytes": size}
-        print(json.dumps(record))
-        if arguments.json:
-            cli.write_json(arguments.json, record)
+        put_record(arguments.json, record)
         return 0
 
-    return cli.guarded(command)
+    return guarded(command, arguments.json)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Under `torchrun` each process runs this; the first one speaks.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -26,10 +25,12 @@ from drafter.form import Shape, form_for, read_start
 from drafter.loss import Recipe
 from drafter.prompts import TrainingPrompt
 from drafter.training import Settings as Training
-from eval.cli import INTERRUPTED, Settings, check_writable, write_json
+from eval.cli import Settings
+from eval.output import INTERRUPTED, check_writable, put_record
 from eval.provenance import machine
 from eval.session import Session, open_session
 from eval.train_view import view_for
+from specdec.terminal import Terminal
 
 WAIT = timedelta(days=1)  # of the other processes, while the first one collects
 
@@ -92,7 +93,7 @@ def _train(settings: Settings, options: TrainOptions, json_file: Path | None) ->
     about = {"backbone_name": settings.model, "start": began, "versions": here["versions"]}
     about["cpu"], about["threads"] = here["host"]["cpu"], here["host"]["threads"]
     course = Course(options.out, backbone, collector, form, options.training, options.budget, about, start)
-    console = Console(quiet=not course.first)
+    console = Terminal(quiet=not course.first)
     try:
         with view_for(console, f"{settings.model}: a draft head in {options.out}") as view:
             for event in course.run():
@@ -146,9 +147,7 @@ def _report(console: Console, course: Course, options: TrainOptions, json_file: 
         "shape": course.form.to_dict(),
         **machine(course.backbone.device),
     }
-    if json_file:
-        write_json(json_file, record)
-    print(json.dumps(record, ensure_ascii=False))
+    put_record(json_file, record)
 
 
 def options_from(arguments: argparse.Namespace) -> TrainOptions:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from eval.cli import number, share, source, temperature, whole
+from eval.output import file_name
 
 
 def add_train_options(train: argparse.ArgumentParser) -> None:
-    train.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the head goes")
+    train.add_argument(
+        "--out",
+        type=file_name,
+        required=True,
+        metavar="FOLDER",
+        help="where the head goes: a new folder, or one that train wrote",
+    )
     long = train.add_argument_group("how long").add_mutually_exclusive_group(required=True)
     long.add_argument("--minutes", type=number, metavar="M", help="in all, collecting included")
     long.add_argument("--steps", type=whole(1), metavar="N", help="steps of training, after --tokens were collected")

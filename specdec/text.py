@@ -26,9 +26,10 @@ def check_text(text: str, what: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
+        line, character = text.count("\n", 0, error.start) + 1, error.start - text.rfind("\n", 0, error.start)
+        where = f"line {line:,}, character {character:,}" if "\n" in text else f"character {character:,}"
         raise ValueError(
-            f"{what} is not text: character {error.start + 1:,} is {text[error.start]!a}, half of a surrogate "
-            "pair; write it as UTF-8"
+            f"{what} is not text: {where} is {text[error.start]!a}, half of a surrogate pair; write it as UTF-8"
         ) from None
 
 

@@ -13,8 +13,9 @@ from rich.console import Console
 from eval.bench_tables import mode_table, notes, prompt_table, show, summary_table, task_table
 from eval.bench_view import LiveView, PlainView
 from eval.cli import Settings
-from eval.comparison import PLAIN, PREFILL, Turn, Way, compare
+from eval.comparison import PREFILL, Turn, Way, compare
 from eval.metrics import Run
+from eval.names import PLAIN
 from eval.session import Session, open_session
 from specdec.stats import GenerationStats, Round
 

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from eval.comparison import PLAIN, PREFILL, Turn, Way, compare
+from eval.comparison import PREFILL, Turn, Way, compare
 from eval.metrics import Run
+from eval.names import PLAIN
 from specdec.stats import GenerationStats, Round
 
 WAYS = [Way(PLAIN), Way("adaptive", "drafter suffix"), Way("other", "1.0", ours=False)]

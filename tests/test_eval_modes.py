@@ -12,7 +12,8 @@ from rich.console import Console
 from eval import modes as module
 from eval.cli import Settings
 from eval.engines import NGRAM, Sampling, Timing
-from eval.modes import Ours, Wrong, check_possible, expanded, opened, sampling_of
+from eval.modes import Ours, Wrong, check_possible, opened, sampling_of
+from eval.names import expanded
 from eval.session import Session, open_session
 from specdec.drafting import Joined
 from specdec.stats import Round
@@ -37,8 +38,10 @@ def test_words_stand_for_modes_and_plain_comes_first() -> None:
         *(f"llama.cpp-{kind}" for kind in NGRAM),
     ]
     for word in ("k", "k-1", "best", ""):
-        with pytest.raises(ValueError, match="there is none; choose from plain, adaptive"):
+        with pytest.raises(ValueError, match=r"there is none\..*Choose from plain, adaptive"):
             expanded([word])
+    with pytest.raises(ValueError, match=r"--modes adaptve: there is none\. Did you mean adaptive\?"):
+        expanded(["adaptve"])
 
 
 def test_what_cannot_be_compared_is_said_before_anything_loads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,11 @@ def test_arguments_are_understood_before_anything_heavy_is_imported() -> None:
         (["--max-new-tokens", "0"], "must be at least 1, got 0"),
         (["--limit", "1.5"], "'1.5' is not a whole number"),
         (["dance"], "invalid choice: 'dance'"),
+        (["benc"], "Did you mean bench?"),
+        (["generate", "x", "--kv-dtype", "bflot16"], "Did you mean bfloat16?"),
+        (["--threads", "40000"], "ask for at most"),
+        (["report", "a", "--\x1b[31mred"], "unrecognized arguments: --[31mred"),
+        (["bench", "--json", "x" * 5000], "5,000 characters"),
     ],
 )
 def test_bad_arguments(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,14 +83,43 @@ def test_an_unusable_model_is_one_line_and_no_traceback() -> None:
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--model", "smolm2-135m-instruct"], "Did you mean smollm2-135m-instruct?"),
+        (["generate", "x", "--drafter", "sufix"], "Did you mean suffix?"),
+        (["bench", "--modes", "fixed", "adaptve"], "Did you mean adaptive?"),
+        (["plan", "--model", "gemma-4-12"], "Did you mean gemma-4-12b?"),
+        (["generate", "x", "--model", "x" * 5000], "a name of 5,000 characters"),
+        (["generate", "x", "--model", "a\0b"], "NUL"),
+        (["train", "--steps", "1", "--tokens", "9", "--out", "eval"], "holds something that train did not write"),
+    ],
+)
+def test_a_mistyped_name_is_told_before_torch_is_imported(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    code = "import sys, run; code = run.main(eval(sys.argv[1])); assert 'torch' not in sys.modules; sys.exit(code)"
+    done = subprocess.run([sys.executable, "-c", code, repr(arguments)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    assert complaint in done.stderr
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+
+
 def test_what_cannot_work_is_said_before_the_model_loads(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    surrogate = tmp_path / "p.jsonl"
+    surrogate.write_text('{"prompt": "fine"}\n{"prompt": "ab\\ud83d"}\n')
     cases = [
         (["generate", " "], "the prompt is empty"),
         (["generate", "x", "--json", str(tmp_path / "gone" / "out.json")], "does not exist; create it first"),
         (["generate", "x", "--json", str(tmp_path)], "is a folder; name a file"),
         (["bench", "--prompts", str(tmp_path / "gone.jsonl")], "gone.jsonl: No such file"),
+        (["generate", "x\udcff"], "the prompt is not text: character 2 is '\\udcff'"),
+        (["bench", "--prompts", str(surrogate)], "p.jsonl, line 2: prompt is not text: character 3 is '\\ud83d'"),
+        (["generate", "x", "--json", str(surrogate)], "holds something that --json did not write"),
+        (["generate", "x", "--prometheus", str(surrogate)], "holds something that --prometheus did not write"),
         (["generate", "x", "--device", "abacus"], "device 'abacus': there is no such device here; choose cpu"),
     ]
     for arguments, complaint in cases:
@@ -108,6 +142,29 @@ def test_generate_prints_the_text_alone(folder: Path, tmp_path: Path, capsys: py
     assert captured.out.strip() == record["text"].strip()
     assert len(record["tokens"]) == record["figures"]["tokens"] == 20
     assert "20 tokens in" in captured.err
+
+
+def test_generate_gives_a_machine_its_json_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(tiny(folder, "generate", "abc", "--max-new-tokens", "5", "--json", "-")) == 0
+    captured = capsys.readouterr()
+    record = json.loads(captured.out)
+    assert captured.err.strip() == record["text"].strip()
+
+
+def test_generated_control_characters_do_not_reach_a_terminal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from eval.answer import Spoken
+    from eval.cli import Settings
+    from eval.session import open_session
+
+    session = open_session(Settings(model=str(folder), drafter="none", device="cpu"))
+    for terminal, wanted in ((True, "a[31mb"), (False, "a\x1b[31mb\x07")):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        spoken = Spoken(session)
+        spoken.on_finalized_text("a\x1b[31mb\x07", stream_end=True)
+        assert capsys.readouterr().out.strip() == wanted
+        assert spoken.text == "a\x1b[31mb\x07"
 
 
 def test_generate_depends_on_the_seed_and_not_on_drafting(folder: Path, tmp_path: Path) -> None:

@@ -49,4 +49,6 @@ def test_text_is_text() -> None:
     check_text("é 語 \U0001f600 \x1b", "it")
     with pytest.raises(ValueError, match=r"^it is not text: character 3 is '\\ud83d', half of a surrogate pair"):
         check_text("ab\ud83d", "it")
+    with pytest.raises(ValueError, match=r"^it is not text: line 2, character 2 is '\\udc80'"):
+        check_text("abc\nd\udc80", "it")
     assert printable("ab\ud83d") == "ab\ud83d"
