@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from drafter.features import Features, best_of, kept_keys, likeliest, longest_text, parted
+from drafter.schedule import PATIENT, Patience
 from specdec.cache import Conversations, KVCache
 from specdec.control import FixedLength
 from specdec.decode import Request, decode
@@ -25,7 +26,7 @@ from specdec.model.decoder import Decoder
 from specdec.sampling import Sampler
 from specdec.stats import GenerationStats
 from specdec.threads import one_torch_thread
-from specdec.verify import Verdict
+from specdec.verify import Choice, Verdict
 
 TOGETHER = 32  # texts at a time
 _SPARE = 4  # caches that wait for a text which begins as theirs did: one in five prompts has a system message
@@ -49,6 +50,8 @@ def answered(
     together: int = TOGETHER,
     workers: int = 1,
     dtype: torch.dtype = torch.bfloat16,
+    patience: Patience = PATIENT,
+    heard: Callable[[int], None] = lambda tokens: None,
 ) -> Iterator[tuple[int, Features]]:
     """(number of the prompt, its text) for each of `prompts` ([n] int64), in the order in which they end.
 
@@ -56,7 +59,8 @@ def answered(
     token of `ends`. States, those that leave `aux_layers` too, and the K/V of `layers` are kept as `dtype`. The last
     token of a text is not among its features: nothing was computed from it. A sliding layer's keys reach back only as
     far as its ring, so texts end where the shortest ring does. `together`: texts at a time; `workers`: threads that
-    share them, each on a core of its own. Neither changes a text.
+    share them, each on a core of its own. Neither changes a text. When `patience` is over no text begins, and those
+    under way end where they are and are handed out too. `heard` is told the tokens of each round, by any worker.
     """
     stopped = threading.Event()
     each = partial(
@@ -71,6 +75,8 @@ def answered(
         together=-(-together // workers),
         dtype=dtype,
         stopped=stopped,
+        patience=patience,
+        heard=heard,
     )
     numbered = enumerate(prompts, first)
     return each(numbered) if workers == 1 else _side_by_side(each, numbered, workers, stopped)
@@ -89,6 +95,8 @@ def _answered(
     together: int,
     dtype: torch.dtype,
     stopped: threading.Event,
+    patience: Patience,
+    heard: Callable[[int], None],
 ) -> Iterator[tuple[int, Features]]:
     """What one worker does of `answered`: the `prompts` that it gets, with their numbers. All texts end where they are
     when it is `stopped`: one of a large model may be minutes from its own end."""
@@ -100,8 +108,13 @@ def _answered(
     prompted: dict[int, Tensor] = {}  # and for each token of the prompt but the last, as far as it is known
     begins: dict[int, int] = {}
 
+    def ending() -> Callable[[Tensor, Choice], bool]:
+        began = patience.now()
+        return lambda tokens, choice: choice.token in ends or stopped.is_set() or patience.over(began)
+
     def requests() -> Iterator[Request]:
-        for number, prompt in prompts:
+        while not patience.over() and (found := next(prompts, None)) is not None:
+            number, prompt = found
             numbers.append(number)
             temperature = temperatures[number % len(temperatures)]
             prompt = prompt[: longest - 1]
@@ -112,8 +125,8 @@ def _answered(
                 prompt,
                 min(len(prompt) + max_new_tokens, longest),
                 Sampler.warmed(temperature, seed + number),
-                lambda tokens, choice: choice.token in ends or stopped.is_set(),
-                partial(_note, chosen[number], greedy=not temperature),
+                ending(),
+                partial(_note, chosen[number], heard, greedy=not temperature),
                 watch=watched[number].append,
             )
 
@@ -235,6 +248,7 @@ def _shared(text: _Begun, prompt: Tensor) -> int:
     return int(differs[0]) if len(differs) else most
 
 
-def _note(chosen: list[int], verdict: Verdict, logits: Tensor, *, greedy: bool) -> None:
+def _note(chosen: list[int], heard: Callable[[int], None], verdict: Verdict, logits: Tensor, *, greedy: bool) -> None:
     """Of every token that was emitted, what would have been by greed; its logits are there, and need not come again."""
     chosen.extend(verdict.tokens if greedy else likeliest(logits))
+    heard(len(verdict.tokens))

@@ -1,17 +1,18 @@
 """Making a training set: prompts answered by the backbone, shard by shard.
 
-Shard s holds the prompts s * PER_SHARD and on, in their order, whatever the order in which their answers ended, and
+Block s holds the prompts s * PER_SHARD and on, in their order, whatever the order in which their answers ended, and
 every answer depends on its prompt's number alone: a set whose making was stopped, and that grew later, is the set of an
-uninterrupted run.
+uninterrupted run. A block is written when it is full, or in pieces, as time goes by. Only where time is limited does it
+show in the texts: those that are under way when it is up end there.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -21,10 +22,11 @@ from drafter.answering import answered
 from drafter.dataset import DatasetWriter, Size, size
 from drafter.features import Features
 from drafter.prompts import TrainingPrompt, document_prompts, generated_prompts, mixed, user_prompts
+from drafter.schedule import PATIENT, USUAL, Intervals, Patience
 from specdec.model.decoder import Decoder
 
 BUILT_IN = "builtin"
-PER_SHARD = 128  # prompts; SmolLM2's shards are some 80 MB, and what a kill loses is under a minute
+PER_SHARD = 128  # prompts; SmolLM2's blocks are some 80 MB
 HELD_OUT = 24  # prompts that begin every stream, and are kept for evaluation
 
 Encode = Callable[[TrainingPrompt], Tensor]
@@ -94,68 +96,90 @@ class Collector:
         self.aux_layers = tuple(aux_layers)
         self.held_out = list(islice(prompts, HELD_OUT))
         self._prompts = prompts
+        self._counting = Lock()
+        self.fresh = 0  # tokens answered since `grow` began, those of texts under way too
 
     def size(self) -> Size:
         """What there is of the set."""
         return size(self.writer.shards)
 
-    def grow(self) -> Iterator[Size]:
-        """Makes shard after shard, endlessly or until the prompts are used up; yields the set's size after each.
+    def grow(
+        self, patience: Patience = PATIENT, intervals: Intervals = USUAL, together: int | None = None
+    ) -> Iterator[Size]:
+        """Make shard after shard, until the prompts are used up or `patience` is; yields the set's size after each.
 
-        Whoever stops asking loses the answers of the shards that were not finished, and nothing else.
+        A shard is closed when its block is full, or after its interval. `together`: texts in a pass, if not as many as
+        the settings say. Whoever stops asking loses the answers that are not in a shard yet, and nothing else.
         """
-        found = self.size()
-        first, how = found.shards * PER_SHARD, self.answering
+        found, how, now = self.size(), self.answering, patience.now
         texts = answered(
             self.backbone,
-            islice(self._prompts, first, None),
+            islice(self._prompts, found.texts, None),
             layers=self.layers,
             aux_layers=self.aux_layers,
             max_new_tokens=how.max_new_tokens,
             ends=self.ends,
             temperatures=how.temperatures,
             seed=how.seed,
-            first=first,
-            together=how.together,
-            workers=_workers(self.backbone),
+            first=found.texts,
+            together=how.together if together is None else together,
+            workers=self._workers(),
+            patience=patience,
+            heard=self._heard,
         )
-        waiting: dict[int, dict[int, Features]] = {}
-        began = time.monotonic()
+        waiting: dict[int, Features] = {}
+        closed = now()
         for number, text in texts:
-            waiting.setdefault(number // PER_SHARD, {})[number] = text
-            while len(waiting.get(found.shards, ())) == PER_SHARD:
-                found = self._add(found, waiting.pop(found.shards), time.monotonic() - began)
-                began = time.monotonic()
+            waiting[number] = text
+            while ready := self._ready(waiting, found.texts):
+                full = (found.texts + len(ready)) % PER_SHARD == 0
+                if not full and now() - closed < (intervals.shard if found.shards else intervals.first_shard):
+                    break
+                found, closed = self._add(found, ready, now() - closed), now()
                 yield found
-        if found.shards in waiting:  # the prompts are used up
-            yield self._add(found, waiting.pop(found.shards), time.monotonic() - began)
+        while ready := self._ready(waiting, found.texts):  # the prompts are used up, or the time is
+            found, closed = self._add(found, ready, now() - closed), now()
+            yield found
 
-    def _add(self, found: Size, shard: dict[int, Features], seconds: float) -> Size:
-        texts = [shard[number] for number in sorted(shard)]
-        self.writer.add(texts, seconds)
+    @staticmethod
+    def _ready(waiting: dict[int, Features], first: int) -> dict[int, Features]:
+        """Those of `waiting` that follow text `first` without a gap, up to the end of its block."""
+        block = range(first, first - first % PER_SHARD + PER_SHARD)
+        return {number: waiting[number] for number in takewhile(waiting.__contains__, block)}
+
+    def _add(self, found: Size, ready: dict[int, Features], seconds: float) -> Size:
+        texts = list(ready.values())
+        self.writer.add(texts, seconds, going_on=found.texts % PER_SHARD > 0)
         tokens, own = sum(map(len, texts)), sum(len(text) - text.answer for text in texts)
-        return Size(found.shards + 1, found.tokens + tokens, found.answered + own, found.seconds + seconds)
+        return found.and_shard(tokens, own, seconds, len(texts))
 
+    def whole_blocks(self, found: Size) -> bool:
+        """Tell whether a set of that size ends where a block does."""
+        return found.texts % PER_SHARD == 0
 
-def held_out_texts(collector: Collector) -> list[Features]:
-    """The backbone's answers, at the first temperature, to the prompts that are kept for evaluation."""
-    how = collector.answering
-    texts = answered(
-        collector.backbone,
-        collector.held_out,
-        layers=collector.layers,
-        aux_layers=collector.aux_layers,
-        max_new_tokens=how.max_new_tokens,
-        ends=collector.ends,
-        temperatures=how.temperatures[:1],
-        seed=how.seed,
-        together=how.together,
-        workers=_workers(collector.backbone),
-        dtype=torch.float32,
-    )
-    return [text for _, text in sorted(texts, key=lambda found: found[0])]
+    def _heard(self, tokens: int) -> None:
+        with self._counting:
+            self.fresh += tokens
 
+    def _workers(self) -> int:
+        """Threads to answer with: one for each that torch would use. On a GPU one pass is enough."""
+        return torch.get_num_threads() if self.backbone.device.type == "cpu" else 1
 
-def _workers(backbone: Decoder) -> int:
-    """Threads to answer with: one for each that torch would use. On a GPU one pass is enough."""
-    return torch.get_num_threads() if backbone.device.type == "cpu" else 1
+    def held_out_texts(self, count: int, patience: Patience = PATIENT) -> list[Features]:
+        """The backbone's answers, at the first temperature, to the first `count` prompts kept for evaluation."""
+        how = self.answering
+        texts = answered(
+            self.backbone,
+            self.held_out[:count],
+            layers=self.layers,
+            aux_layers=self.aux_layers,
+            max_new_tokens=how.max_new_tokens,
+            ends=self.ends,
+            temperatures=how.temperatures[:1],
+            seed=how.seed,
+            together=how.together,
+            workers=self._workers(),
+            dtype=torch.float32,
+            patience=patience,
+        )
+        return [text for _, text in sorted(texts, key=lambda found: found[0])]

@@ -2,7 +2,7 @@
 
 What: `Course`, whose `run` yields what happened as it happens. All of it lives in one folder:
 
-    config.json, mtp.gguf        the best head so far, there from the first evaluation on
+    config.json, mtp.gguf        the best head so far, there from the beginning of training on
     training/set/                the training set, a shard at a time
     training/state.pt            all that the next step depends on
     training/progress.json       time spent on training, and the scores so far
@@ -16,48 +16,29 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed
 
-from drafter.checkpoint import load_drafter
-from drafter.collect import Collector, held_out_texts
+from drafter.collect import Collector
 from drafter.dataset import Dataset, Size, frequent, size
-from drafter.evaluate import drafted, walked
-from drafter.features import Features, longest_text
+from drafter.features import Features
 from drafter.form import Form, Start, Trained
 from drafter.initial import initial_tensors
+from drafter.judge import Judge
 from drafter.loss import Candidates
 from drafter.network import Network
+from drafter.pace import Clock, Pace, Step
+from drafter.schedule import PATIENT, USUAL, Budget, Intervals, Now, Schedule, rows_per_second, side_by_side
 from drafter.training import Settings, StepReport, Trainer
 from specdec.atomic import replacing
 from specdec.model.decoder import Decoder
 
-SAVE_SECONDS = 120.0  # between states; a kill loses less than that
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long: `minutes` in all, of which `collecting` is the share that goes into data, or `steps` of training.
-
-    `tokens`: of the training set, at most; with `steps` also at least.
-    """
-
-    minutes: float | None = None
-    steps: int | None = None
-    tokens: int | None = None
-    collecting: float = 0.55
-    evaluate_minutes: float = 4.0
-
-    def __post_init__(self) -> None:
-        if (self.minutes is None) == (self.steps is None):
-            raise ValueError("say how long to train: either minutes or steps")
-        if self.steps is not None and self.tokens is None:
-            raise ValueError("a number of steps needs a size of the training set too, in tokens")
+COLLECTING, TRAINING = "collecting answers", "training"
 
 
 @dataclass(frozen=True)
@@ -81,6 +62,7 @@ class Scored:
     offline: float
     per_position: tuple[float, ...]
     best: bool
+    prompts: int  # that it was taken on
 
 
 @dataclass(frozen=True)
@@ -92,6 +74,21 @@ class Progress:
 
 
 Event = Size | Began | StepReport | Scored
+
+
+class Status(NamedTuple):
+    """Where a course is, at any moment.
+
+    `done` 0..1 of the phase; `left`: seconds to the end of all, where that is known. `tokens`: of the training set,
+    texts under way included, and from training on those that were trained on; `real`: the best score so far.
+    """
+
+    phase: str
+    done: float
+    left: float | None
+    tokens: int
+    step: int
+    real: float | None
 
 
 class Course:
@@ -107,53 +104,86 @@ class Course:
         budget: Budget,
         about: dict[str, Any],
         start: Start | None = None,
+        intervals: Intervals = USUAL,
+        began: float | None = None,
+        now: Now = time.monotonic,
     ) -> None:
         """`about`: what the head's provenance says besides what is known here. `start`: a head of this form to go on
-        from, instead of the backbone's last layers. Raises ValueError: an impossible shape."""
+        from, instead of the backbone's last layers. `began`: when, on the clock `now`, the budget's minutes began
+        (None: now). Raises ValueError: an impossible shape."""
         self.folder, self.backbone, self.collector = folder, backbone, collector
-        self.form, self.settings, self.budget, self.about = form, settings, budget, about
+        self.form, self.settings, self.about, self.intervals = form, settings, about, intervals
         self.spec, self.start = form.spec(backbone.spec), start
         self.progress = self._progress()
-        self.done = 0.0  # of training, 0..1
+        self.collected = collector.size()
+        used = self.collected.seconds + self.progress.training
+        self.schedule = Schedule(budget, used, now() if began is None else began, now)
+        self.done = 0.0  # of the phase, 0..1
+        self.phase = "beginning"
         self.first = not _parallel() or distributed.get_rank() == 0
+        self.trainer: Trainer | None = None
 
     @property
     def state(self) -> Path:
         return self.folder / "training" / "state.pt"
 
+    @property
+    def status(self) -> Status:
+        left = max(0.0, self.schedule.left) if self.schedule.limited else None
+        best = max((float(score["real"]) for score in self.progress.scores), default=None)
+        if (trainer := self.trainer) is not None:
+            return Status(self.phase, self.done, left, trainer.tokens, trainer.step_number, best)
+        if self.phase != COLLECTING:
+            return Status(self.phase, self.done, left, self.collected.tokens, 0, best)
+        before, (began, until), most = self._before, self._collecting, self.schedule.budget.tokens
+        tokens = before + max(self.collected.tokens - before, self.collector.fresh)
+        done = max((self.schedule.now() - began) / max(1e-9, until - began), tokens / most if most else 0.0)
+        return Status(self.phase, min(1.0, done), left, tokens, 0, best)
+
     def run(self) -> Iterator[Event]:
-        """All of it, or what is left of it. Raises ValueError when what is in the folder does not fit."""
+        """All of it, or what is left of it.
+
+        Raises ValueError when what is in the folder does not fit, or the minutes are too few to begin.
+        """
         if self.first:
             yield from self._collect()
         if _parallel():
             distributed.barrier()
-        self.trainer, began = self._begin()
+        self.phase, self.done = "beginning", 0.0
+        trainer, began = self._begin()
+        self.trainer = trainer
         yield began
-        yield from self._train(self.trainer)
+        yield from self._train(trainer)
 
     # Collecting
 
     def _collect(self) -> Iterator[Size]:
-        found = self.collector.size()
+        found, schedule = self.collected, self.schedule
         yield found
         if self.state.is_file():
             return  # the set of a run that has begun to train stays as it is
-        growing = self.collector.grow()
+        how, speed = self.collector.answering, rows_per_second(self.backbone, schedule.now)
+        if not found.shards:
+            schedule.check(speed)
+        patience = schedule.collecting(found.seconds)
+        self._before, self._collecting = found.tokens, (schedule.now(), patience.until)
+        self.phase = COLLECTING
+        together = side_by_side(speed, how.max_new_tokens, how.together)
+        growing = self.collector.grow(patience, self.intervals, together)
         while not self._enough(found):
             grown = next(growing, None)
             if grown is None:
-                break  # the prompts are used up
-            found = grown
+                break  # the prompts are used up, or the time
+            self.collected = found = grown
             yield found
         if not found.tokens:
             raise ValueError("there are no prompts short enough to learn from; give others with --data")
 
     def _enough(self, found: Size) -> bool:
-        budget = self.budget
-        if budget.tokens is not None and found.tokens >= budget.tokens:
-            return True
-        seconds = None if budget.minutes is None else budget.minutes * 60 * budget.collecting
-        return found.shards > 0 and seconds is not None and found.seconds >= seconds
+        """Whether the set has its tokens; with steps, whole blocks of them, which do not depend on the time."""
+        if self.schedule.budget.tokens is None or found.tokens < self.schedule.budget.tokens:
+            return False
+        return self.schedule.limited or self.collector.whole_blocks(found)
 
     # Training
 
@@ -169,8 +199,7 @@ class Course:
         if self.start is not None:
             tensors = self.start.tensors
         else:
-            texts = () if going_on else (text for _, text in dataset.texts(self.settings.seed, epochs=1))
-            tensors = initial_tensors(self.spec, backbone, ids, texts, self.settings.seed)
+            tensors = initial_tensors(self.spec, backbone, ids, self._to_fit(dataset, going_on), self.settings.seed)
         network = Network(self.spec, tensors)
         trainer = Trainer(network, dataset, self._embed, candidates, self.settings)
         if going_on:
@@ -178,64 +207,78 @@ class Course:
         parameters = sum(p.numel() for p in network.parameters())
         return trainer, Began(parameters, len(ids), coverage, trainer.step_number)
 
+    def _to_fit(self, dataset: Dataset, going_on: bool) -> Iterator[Features]:
+        """The texts that a head's beginning is fitted to, as many as there is time for; none where it has begun."""
+        if going_on:
+            return
+        patience = PATIENT if _parallel() else self.schedule.fitting()  # every process has to make the same of it
+        for _, text in dataset.texts(self.settings.seed, epochs=1):
+            yield text
+            if patience.over():
+                return
+
     def _train(self, trainer: Trainer) -> Iterator[StepReport | Scored]:
-        texts = held_out_texts(self.collector) if self.first else []
-        clock = _Clock(self.progress.training)
+        schedule = self.schedule
+        clock = Clock(self.progress.training, schedule.now)
+        pace = Pace(schedule, clock)
         saved = scored = clock.seconds
+        whole = True  # Between steps; what a step that was cut short leaves is none of the states that a run passes.
+        judge = Judge(self.backbone, self.collector, self.settings.recipe.steps, self._judged()) if self.first else None
         try:
-            if self.first and not self.progress.scores:
-                yield self._score(trainer, texts, clock)
-            while (done := self._share(trainer, clock)) < 1:
-                self.done = done
-                yield trainer.step(done)
-                if not self.first:
+            if judge and not (self.folder / "config.json").is_file():
+                self._write(self.folder, trainer, None)  # from now on there is a head, whatever comes
+                self._save(trainer, clock)
+            if judge and not self.progress.scores:
+                yield self._score(trainer, judge, clock)
+                pace.judging, scored = judge.seconds, clock.seconds
+            while (step := self._next(trainer, pace)).done < 1:
+                self.phase, self.done = TRAINING, step.done
+                whole, before = False, clock.seconds
+                report = trainer.step(step.done, step.tokens)
+                whole = True
+                pace.stepped(report.tokens, clock.seconds - before)
+                yield report
+                if not judge:
                     continue
-                if clock.seconds - saved >= SAVE_SECONDS:
+                due = clock.seconds - scored >= max(schedule.budget.evaluate_minutes * 60, 4 * pace.judging)
+                if due or clock.seconds - saved + pace.step >= self.intervals.state:
                     self._save(trainer, clock)
                     saved = clock.seconds
-                if clock.seconds - scored >= self.budget.evaluate_minutes * 60:
-                    yield self._score(trainer, texts, clock)
-                    scored = clock.seconds
-            if self.first and (not self.progress.scores or self.progress.scores[-1]["step"] != trainer.step_number):
-                yield self._score(trainer, texts, clock)
+                if due and (not schedule.limited or schedule.left > 2 * pace.judging):
+                    yield self._score(trainer, judge, clock)
+                    pace.judging, scored = judge.seconds, clock.seconds
+            if judge and (not self.progress.scores or self.progress.scores[-1]["step"] != trainer.step_number):
+                self._save(trainer, clock)
+                yield self._score(trainer, judge, clock)
         finally:
-            if self.first:
+            if self.first and whole:
                 self._save(trainer, clock)
 
-    def _share(self, trainer: Trainer, clock: _Clock) -> float:
-        """The share of training that is done, the same on every process."""
-        if self.budget.steps is not None:
-            return trainer.step_number / self.budget.steps
-        assert self.budget.minutes is not None
-        share = clock.seconds / max(1e-9, self.budget.minutes * 60 - self.collected.seconds)
-        if _parallel():
-            agreed = torch.tensor(share, dtype=torch.float32)
-            distributed.broadcast(agreed, 0)
-            share = float(agreed)
-        return share
+    def _next(self, trainer: Trainer, pace: Pace) -> Step:
+        """The step to come, the same on every process."""
+        if self.schedule.budget.steps is not None:
+            return Step(trainer.step_number / self.schedule.budget.steps, trainer.settings.batch_tokens)
+        step = pace.next(trainer.step_number, trainer.settings.batch_tokens)
+        if not _parallel():
+            return step
+        agreed = torch.tensor(step, dtype=torch.float64)
+        distributed.broadcast(agreed, 0)
+        done, tokens = agreed.tolist()
+        return Step(done, int(tokens))
 
-    def _score(self, trainer: Trainer, texts: list[Features], clock: _Clock) -> Scored:
-        k, collector = self.settings.recipe.steps, self.collector
-        scores = self.progress.scores
+    def _judged(self) -> int:
+        """How many prompts the scores so far were taken on, which all that are compared with them have to share."""
+        most = len(self.collector.held_out)
+        return min(most, *(int(score.get("prompts", most)) for score in self.progress.scores[:1]), most)
+
+    def _score(self, trainer: Trainer, judge: Judge, clock: Clock) -> Scored:
+        self.phase, self.done = "judging", 0.0
         trial = self.folder / "training" / "trial"
         self._write(trial, trainer, None)
-        how = collector.answering
-        stats = drafted(
-            self.backbone,
-            load_drafter(trial),
-            collector.held_out,
-            draft_length=k,
-            max_new_tokens=how.max_new_tokens,
-            ends=collector.ends,
-            temperature=how.temperatures[0],
-            seed=how.seed,
-            longest=longest_text(self.backbone, collector.layers),
-        )
-        positions = tuple(stats.acceptance_per_position)
-        real = stats.mean_acceptance_length
-        best = all(real > score["real"] for score in scores)
-        offline = walked(trainer.network, self._embed, texts, trainer.candidates, k)
-        found = Scored(trainer.step_number, trainer.tokens, clock.seconds, real, offline, positions, best)
+        scores = self.progress.scores
+        figures = judge.judge(trial, trainer, self._embed, self.schedule.judging, fixed=bool(scores))
+        best = all(figures.real > score["real"] for score in scores)
+        found = Scored(trainer.step_number, trainer.tokens, clock.seconds, *figures[:3], best, figures.prompts)
         self._note(scores=[*scores, asdict(found)], training=clock.seconds)
         if best:
             self._write(self.folder, trainer, found)
@@ -251,7 +294,7 @@ class Course:
         tensors, ids = trainer.network.tensors(), trainer.candidates.ids
         self.form.save(folder, Trained(tensors, ids, self.backbone, about, self.settings.recipe.steps))
 
-    def _save(self, trainer: Trainer, clock: _Clock) -> None:
+    def _save(self, trainer: Trainer, clock: Clock) -> None:
         trainer.save(self.state)
         self._note(training=clock.seconds)
 
@@ -272,17 +315,6 @@ class Course:
         path = self.folder / "training" / "progress.json"
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(asdict(self.progress)) + "\n", encoding="utf-8")
-
-
-class _Clock:
-    """Seconds of training, those of earlier runs included."""
-
-    def __init__(self, before: float, now: Callable[[], float] = time.monotonic) -> None:
-        self._now, self._began = now, now() - before
-
-    @property
-    def seconds(self) -> float:
-        return self._now() - self._began
 
 
 def _parallel() -> bool:

@@ -1,16 +1,19 @@
 """A training set on disk: shards of `Features`, written as they are made and read back in a shuffled order.
 
-A folder holds `set.json` (whose features these are) and shards `00000.safetensors`, `00001.safetensors`, ... A shard
-is written whole or not at all, so a set whose making was killed goes on after its last shard (`DatasetWriter.done`).
-States are bfloat16: a token of SmolLM2 takes 2 KB. Reading holds one shard at a time. Left out: deduplication,
-compression.
+A folder holds `set.json` (whose features these are) and shards: block 0 is `00000.safetensors`, followed by
+`00000-1.safetensors` and so on where the block was written in pieces. A shard is written whole or not at all, so a set
+whose making was killed goes on after its last shard. The order in which texts are read depends on the blocks, not on
+their pieces. States are bfloat16: a token of SmolLM2 takes 2 KB. Reading holds one block at a time. Left out:
+deduplication, compression.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,11 +28,12 @@ from specdec.atomic import replacing
 from specdec.sampling import mix
 
 ABOUT = "set.json"
+_SHARD = re.compile(r"\d+(-\d+)?\.safetensors")
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a reader is: the next text to come is number `text` of shard `shard` (in shuffled order) of `epoch`."""
+    """Where a reader is: the next text to come is number `text` of block `shard` (in shuffled order) of `epoch`."""
 
     epoch: int = 0
     shard: int = 0
@@ -61,15 +65,14 @@ class DatasetWriter:
         """The shards that are there, in order."""
         return _shards(self.folder)
 
-    @property
-    def done(self) -> int:
-        """How many shards are there."""
-        return len(self.shards)
+    def add(self, texts: Sequence[Features], seconds: float = 0.0, going_on: bool = False) -> None:
+        """Write one shard, which took `seconds` to make: a new block, or `going_on` with the last one.
 
-    def add(self, texts: Sequence[Features], seconds: float = 0.0) -> None:
-        """Write one shard, which took `seconds` to make. Raises OSError when the disk is full; the set is then as it
-        was."""
+        Raises OSError when the disk is full; the set is then as it was.
+        """
         assert texts
+        blocks = _blocks(self.shards)
+        shard = f"{len(blocks) - 1:05d}-{len(blocks[-1])}" if going_on and blocks else f"{len(blocks):05d}"
         tensors = {
             "seconds": torch.tensor(seconds, dtype=torch.float64),
             "lengths": torch.tensor([len(text) for text in texts], dtype=torch.int64),
@@ -83,7 +86,7 @@ class DatasetWriter:
                 tensors[f"{layer}.{name}"] = torch.cat([text.keys[layer][i] for text in texts], dim=1)
         for layer in texts[0].aux:
             tensors[f"{layer}.out"] = torch.cat([text.aux[layer] for text in texts])
-        with replacing(self.folder / f"{self.done:05d}.safetensors") as temporary:
+        with replacing(self.folder / f"{shard}.safetensors") as temporary:
             save_file(tensors, temporary)
 
 
@@ -96,19 +99,20 @@ class Dataset:
         self.shards = _shards(folder)
         if not self.shards:
             raise ValueError(f"{folder}: the training set has no shards yet; let its making finish one")
+        self.blocks = _blocks(self.shards)
 
     def texts(
         self, seed: int, start: Position = Position(), epochs: int | None = None
     ) -> Iterator[tuple[Position, Features]]:
-        """Every text once an epoch, shards and texts within them shuffled by `seed`; endless without `epochs`.
+        """Every text once an epoch, blocks and texts within them shuffled by `seed`; endless without `epochs`.
 
         Yields (where to go on after it, the text): started there, the same texts follow.
         """
         epoch, first_shard, first_text = start.epoch, start.shard, start.text
         while epochs is None or epoch < epochs:
-            order = _order(len(self.shards), seed, epoch, 0)
+            order = _order(len(self.blocks), seed, epoch, 0)
             for at in range(first_shard, len(order)):
-                texts = read_shard(self.shards[order[at]])
+                texts = [text for shard in self.blocks[order[at]] for text in read_shard(shard)]
                 inner = _order(len(texts), seed, epoch, 1 + order[at])
                 for i in range(first_text, len(inner)):
                     yield Position(epoch, at, i + 1), texts[inner[i]]
@@ -117,12 +121,18 @@ class Dataset:
 
 
 class Size(NamedTuple):
-    """How large a set is: shards, tokens in them, of which `answered` the backbone wrote, and seconds that it took."""
+    """How large a set is: shards, tokens, of which `answered` the backbone wrote, seconds that it took, and texts."""
 
     shards: int = 0
     tokens: int = 0
     answered: int = 0
     seconds: float = 0.0
+    texts: int = 0
+
+    def and_shard(self, tokens: int, answered: int, seconds: float, texts: int) -> Size:
+        return Size(
+            self.shards + 1, self.tokens + tokens, self.answered + answered, self.seconds + seconds, self.texts + texts
+        )
 
 
 def size(shards: Sequence[Path]) -> Size:
@@ -136,7 +146,7 @@ def size(shards: Sequence[Path]) -> Size:
         except Exception as error:  # safetensors has errors of its own
             raise _damaged(path, error) from error
         own = int((lengths - answers).sum())
-        found = Size(found.shards + 1, found.tokens + int(lengths.sum()), found.answered + own, found.seconds + seconds)
+        found = found.and_shard(int(lengths.sum()), own, seconds, len(lengths))
     return found
 
 
@@ -191,7 +201,19 @@ def _order(count: int, *seeds: int) -> list[int]:
 
 
 def _shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[0-9]*.safetensors"))
+    found = [path for path in folder.glob("[0-9]*.safetensors") if _SHARD.fullmatch(path.name)]
+    return sorted(found, key=_place)
+
+
+def _blocks(shards: Sequence[Path]) -> list[list[Path]]:
+    """The shards of each block, in order."""
+    return [list(pieces) for _, pieces in groupby(shards, lambda path: _place(path)[0])]
+
+
+def _place(shard: Path) -> tuple[int, int]:
+    """The number of a shard's block, and its own in that."""
+    block, _, piece = shard.stem.partition("-")
+    return int(block), int(piece or 0)
 
 
 def _about(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Only the first is believed: a head that was right 98% of the time in its trainer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from drafter.features import Features
 from drafter.loss import Candidates, Recipe, unrolled
 from drafter.network import Network
+from drafter.schedule import PATIENT, Patience
 from specdec.control import FixedLength
 from specdec.decode import Request, decode
 from specdec.drafting import Drafter
@@ -34,25 +35,30 @@ def drafted(
     temperature: float = 0.0,
     seed: int = 0,
     longest: int | None = None,
+    patience: Patience = PATIENT,
 ) -> GenerationStats:
     """What decoding `prompts` ([n] int64) one by one with drafts of `draft_length` tokens did.
 
     `mean_acceptance_length` of the result is the figure; texts end with a token of `ends`, and at `longest` tokens.
+    When `patience` is over the text that is under way, the first at least, ends where it is, and no other begins.
     """
     longest = min(longest or backbone.context, backbone.context)
     drafter.bind(backbone)
-    requests = [
-        Request(
-            prompt,
-            min(len(prompt) + max_new_tokens, longest),
-            Sampler.warmed(temperature, seed + number),
-            lambda tokens, choice: choice.token in ends,
-            lambda verdict, logits: None,
-        )
-        for number, prompt in enumerate(prompts)
-    ]
+
+    def requests() -> Iterator[Request]:
+        for number, prompt in enumerate(prompts):
+            if number and patience.over():
+                return
+            yield Request(
+                prompt,
+                min(len(prompt) + max_new_tokens, longest),
+                Sampler.warmed(temperature, seed + number),
+                lambda tokens, choice: choice.token in ends or patience.over(),
+                lambda verdict, logits: None,
+            )
+
     stats = GenerationStats()
-    for _ in decode(backbone, drafter, FixedLength(draft_length), requests, stats):
+    for _ in decode(backbone, drafter, FixedLength(draft_length), requests(), stats):
         pass
     return stats
 

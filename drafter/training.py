@@ -91,14 +91,15 @@ class Trainer:
         if distributed.is_available() and distributed.is_initialized():
             self._rank, self._ranks = distributed.get_rank(), distributed.get_world_size()
 
-    def step(self, progress: float) -> StepReport:
-        """One step; `progress` 0..1: how much of the run is done, for the learning rate."""
+    def step(self, progress: float, batch_tokens: int | None = None) -> StepReport:
+        """One step; `progress` 0..1: how much of the run is done, for the learning rate. `batch_tokens`: of this step,
+        if not as many as the settings say."""
         rate = self._rate(progress)
         for optimizer, factor in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
             for options in optimizer.param_groups:
                 options["lr"] = factor * rate
-        texts = self._batch()
+        texts = self._batch(batch_tokens or self.settings.batch_tokens)
         steps = self.settings.recipe.steps
         chance = mix(mix(self.settings.seed) ^ self.step_number) >> 1
         # By length, so that all processes have about as much to do; the sums do not depend on who does what.
@@ -133,13 +134,19 @@ class Trainer:
             self.step_number, tokens, loss / count, cross_entropy / drafts, feature / drafts, per_position, rate
         )
 
-    def _batch(self) -> list[Features]:
-        """The next texts, `batch_tokens` of them: the same on every process, which takes its share of them."""
+    def _batch(self, tokens: int) -> list[Features]:
+        """The next texts, `tokens` tokens of them: the same on every process, which takes its share of them."""
         texts: list[Features] = []
-        while sum(map(len, texts)) < self.settings.batch_tokens:
+        first = self.position.epoch
+        while sum(map(len, texts)) < tokens:
             self.position, text = next(self._texts)
             if len(text) > self.settings.recipe.steps:
                 texts.append(text)
+            elif not texts and self.position.epoch > first + 1:
+                raise ValueError(
+                    f"{self.dataset.folder}: every text is shorter than the {self.settings.recipe.steps} tokens of a "
+                    "draft; collect longer answers, or train shorter drafts"
+                )
         return texts
 
     def _add_up(self, sums: Tensor) -> None:

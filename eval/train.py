@@ -18,12 +18,12 @@ from rich.console import Console
 from torch import Tensor, distributed
 
 from drafter.collect import Answering, Collector, fitting, training_prompts
-from drafter.course import Budget, Course, Event
-from drafter.dataset import Size
+from drafter.course import Course
 from drafter.features import longest_text
 from drafter.form import Shape, form_for, read_start
 from drafter.loss import Recipe
 from drafter.prompts import TrainingPrompt
+from drafter.schedule import Budget
 from drafter.training import Settings as Training
 from eval.cli import Settings
 from eval.output import INTERRUPTED, check_writable, put_record
@@ -46,6 +46,7 @@ class TrainOptions:
     training: Training
     shape: Shape
     start: str | None
+    began: float  # on time.monotonic(): when the budget's minutes began
 
 
 def train(settings: Settings, options: TrainOptions, json_file: Path | None) -> int:
@@ -58,13 +59,15 @@ def train(settings: Settings, options: TrainOptions, json_file: Path | None) -> 
     if parallel:
         distributed.init_process_group("gloo", timeout=WAIT)
     try:
-        return _train(settings, options, json_file)
+        return _train(settings, options, json_file, parallel)
     finally:
         if parallel:
             distributed.destroy_process_group()
 
 
-def _train(settings: Settings, options: TrainOptions, json_file: Path | None) -> int:
+def _train(settings: Settings, options: TrainOptions, json_file: Path | None, parallel: bool) -> int:
+    console = Console(quiet=parallel and distributed.get_rank() > 0)
+    console.print(f"loading {settings.model}", highlight=False, markup=False, soft_wrap=True)
     prompts = training_prompts(options.data, options.answering.seed)  # before the model: a wrong name fails at once
     session = open_session(replace(settings, drafter="none"))
     backbone = session.model.decoder
@@ -92,12 +95,14 @@ def _train(settings: Settings, options: TrainOptions, json_file: Path | None) ->
     began = None if start is None else {"name": options.start, "provenance": start.provenance}
     about = {"backbone_name": settings.model, "start": began, "versions": here["versions"]}
     about["cpu"], about["threads"] = here["host"]["cpu"], here["host"]["threads"]
-    course = Course(options.out, backbone, collector, form, options.training, options.budget, about, start)
+    course = Course(
+        options.out, backbone, collector, form, options.training, options.budget, about, start, began=options.began
+    )
     console = Terminal(quiet=not course.first)
     try:
-        with view_for(console, f"{settings.model}: a draft head in {options.out}") as view:
+        with view_for(console, f"{settings.model}: a draft head in {options.out}", lambda: course.status) as view:
             for event in course.run():
-                view.heard(event, _done(course, event))
+                view.heard(event)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
@@ -110,18 +115,6 @@ def ends_of(session: Session) -> frozenset[int]:
     """The tokens that end a text of the model."""
     ends = session.model.generation_config.eos_token_id
     return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
-
-
-def _done(course: Course, event: Event) -> float:
-    budget = course.budget
-    if isinstance(event, Size):
-        parts = [0.0]
-        if budget.minutes is not None:
-            parts.append(event.seconds / (budget.minutes * 60 * budget.collecting))
-        if budget.tokens is not None:
-            parts.append(event.tokens / budget.tokens)
-        return min(1.0, max(parts))
-    return min(1.0, course.done)
 
 
 def _report(console: Console, course: Course, options: TrainOptions, json_file: Path | None) -> None:
@@ -167,6 +160,7 @@ def options_from(arguments: argparse.Namespace) -> TrainOptions:
             seed=a.seed,
         ),
         start=a.start,
+        began=a.began,
         shape=Shape(a.depth, a.width, a.draft_vocab, a.bigram, a.bits, tuple(a.aux_layers)),
     )
 

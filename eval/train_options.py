@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import time
 
 from eval.cli import number, share, source, temperature, whole
 from eval.output import file_name
 
 
 def add_train_options(train: argparse.ArgumentParser) -> None:
+    train.set_defaults(began=time.monotonic())  # of --minutes, to which loading torch and the model belongs
     train.add_argument(
         "--out",
         type=file_name,
@@ -17,7 +19,7 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         help="where the head goes: a new folder, or one that train wrote",
     )
     long = train.add_argument_group("how long").add_mutually_exclusive_group(required=True)
-    long.add_argument("--minutes", type=number, metavar="M", help="in all, collecting included")
+    long.add_argument("--minutes", type=number, metavar="M", help="in all: loading, collecting and evaluations too")
     long.add_argument("--steps", type=whole(1), metavar="N", help="steps of training, after --tokens were collected")
     data = train.add_argument_group("what to learn from")
     data.add_argument(

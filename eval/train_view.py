@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -14,19 +15,22 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from drafter.course import Began, Event, Scored
+from drafter.course import Began, Event, Scored, Status
 from drafter.dataset import Size
 from drafter.training import StepReport
 from eval.dashboard import WIDTH, Lines, Redrawn, share
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
 
 _SMOOTH = 0.95  # of the figures of a step, which jump from batch to batch
 _EVERY = 30.0  # seconds between plain lines
 
 
 class TrainView(AbstractContextManager["TrainView"], Protocol):
-    """Hears what a course does. `done` 0..1: the share of the phase that is over."""
+    """Hears what a course does, and asks it where it is."""
 
-    def heard(self, event: Event, done: float) -> None: ...
+    def heard(self, event: Event) -> None: ...
 
 
 class Running:
@@ -60,56 +64,84 @@ class Running:
         return f"step {self.step}: loss {self.loss:.2f}, drafts right {drafts}, {self.tokens_per_second:.0f} tokens/s"
 
 
+class TimeLeft:
+    """The time left as words: as the course knows it, and else, of its phase, from how fast that goes."""
+
+    def __init__(self) -> None:
+        self._phase, self._began, self._from = "", 0.0, 0.0
+
+    def __call__(self, status: Status) -> str:
+        if status.phase != self._phase:
+            self._phase, self._began, self._from = status.phase, time.monotonic(), status.done
+        left, gone = status.left, status.done - self._from
+        if left is None and gone > 0:
+            left = (time.monotonic() - self._began) / gone * (1 - status.done)
+        if left is None:
+            return ""
+        return f", {left / 60:.1f} min left" if left >= 90 else f", {left:.0f} s left"
+
+
 class PlainLines(Lines):
-    """One line per event, steps at most every half minute: for files and pipes."""
+    """A line for each event but steps, and where the course is whenever nothing was said for a while."""
 
-    def __init__(self, console: Console, title: str) -> None:
+    def __init__(self, console: Console, title: str, status: Callable[[], Status], every: float = _EVERY) -> None:
         super().__init__(console, title)
-        self.running, self._last = Running(), time.monotonic()
+        self.running, self._status, self._every = Running(), status, every
+        self._left, self._said = TimeLeft(), time.monotonic()
+        self._closed = threading.Event()
+        self._clock = threading.Thread(target=self._tick, daemon=True)  # phases without events can be long
 
-    def heard(self, event: Event, done: float) -> None:
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._clock.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        self._clock.join()
+
+    def print(self, text: str) -> None:
+        self._said = time.monotonic()
+        super().print(text)
+
+    def heard(self, event: Event) -> None:
         if isinstance(event, StepReport):
             self.running.add(event)
-            if time.monotonic() - self._last >= _EVERY:
-                self._last = time.monotonic()
-                self.print(f"{share(done)} {self.running.line()}")
         elif isinstance(event, Size):
             if event.shards:
-                self.print(collected(event))
+                self.print(f"{collected(event)}{self._left(self._status())}")
         elif isinstance(event, Began):
-            self.print(begun(event))
+            self.print(f"{begun(event)}{self._left(self._status())}")
             self.running = Running()
         else:
-            self.print(scored(event))
+            self.print(f"{scored(event)}{self._left(self._status())}")
+
+    def _tick(self) -> None:
+        while not self._closed.wait(self._said + self._every - time.monotonic()):
+            if time.monotonic() - self._said >= self._every:
+                status = self._status()
+                self.print(f"{where(status, self.running)}{self._left(status)}")
 
 
 class LiveTraining(Redrawn):
     """The phase with its bar and time left, the drafts' accuracy by position, and the evaluations."""
 
-    def __init__(self, console: Console, title: str) -> None:
-        self.phase, self.done, self.note = "loading", 0.0, ""
-        self.running = Running()
+    def __init__(self, console: Console, title: str, status: Callable[[], Status]) -> None:
+        self.note = ""
+        self.running, self._status, self._left = Running(), status, TimeLeft()
         self.scores: list[Scored] = []
-        self._began, self._from = time.monotonic(), 0.0
         super().__init__(console, title, 2)
 
-    def heard(self, event: Event, done: float) -> None:
+    def heard(self, event: Event) -> None:
         if isinstance(event, Size):
-            self._enter("collecting answers", done)
             self.note = collected(event) if event.shards else "the first answers are on their way"
         elif isinstance(event, Began):
             self.running = Running()
-            self._enter("training", done)
             self.note = begun(event)
         elif isinstance(event, StepReport):
             self.running.add(event)
         else:
             self.scores.append(event)
-        self.done = done
-
-    def _enter(self, phase: str, done: float) -> None:
-        if phase != self.phase:
-            self.phase, self._began, self._from = phase, time.monotonic(), done
 
     def draw(self) -> RenderableType:
         width = min(self.console.width, WIDTH)
@@ -117,22 +149,15 @@ class LiveTraining(Redrawn):
         bar.add_column(no_wrap=True)
         bar.add_column(ratio=1)
         bar.add_column(justify="right", no_wrap=True)
-        bar.add_row(f"{self.phase}  ", ProgressBar(total=1.0, completed=min(1.0, self.done)), f"  {self._left()}")
+        status = self._status()
+        left = f"{share(status.done)}{self._left(status)}"
+        bar.add_row(f"{status.phase}  ", ProgressBar(total=1.0, completed=min(1.0, status.done)), f"  {left}")
         parts: list[RenderableType] = [bar, Text(self.note, style="dim")]
         if self.running.step:
             parts += ["", self._figures()]
         if self.scores:
             parts += ["", score_table(self.scores[-8:])]
         return Panel(Group(*parts), title=self.title, title_align="left", width=width, border_style="dim")
-
-    def _left(self) -> str:
-        passed, gone = time.monotonic() - self._began, self.done - self._from
-        if gone <= 0 or self.done >= 1:
-            return share(self.done)
-        left = passed / gone * (1 - self.done)
-        return (
-            f"{share(self.done)}, {left / 60:.0f} min left" if left > 90 else f"{share(self.done)}, {left:.0f} s left"
-        )
 
     def _figures(self) -> RenderableType:
         running = self.running
@@ -144,9 +169,19 @@ class LiveTraining(Redrawn):
         return grid
 
 
-def view_for(console: Console, title: str) -> TrainView:
+def view_for(console: Console, title: str, status: Callable[[], Status]) -> TrainView:
     """The live view where `console` is a terminal, plain lines elsewhere."""
-    return LiveTraining(console, title) if console.is_terminal else PlainLines(console, title)
+    return LiveTraining(console, title, status) if console.is_terminal else PlainLines(console, title, status)
+
+
+def where(status: Status, running: Running) -> str:
+    """One line on where a course is."""
+    parts = [f"{status.phase}, {share(status.done)}: {status.tokens:,} tokens"]
+    if running.step:
+        parts.append(running.line())
+    if status.real is not None:
+        parts.append(f"best {status.real:.2f} tokens per round")
+    return ", ".join(parts)
 
 
 def collected(size: Size) -> str:

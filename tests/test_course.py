@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from drafter.checkpoint import load_drafter
-from drafter.course import Began, Budget, Event, Scored
+from drafter.course import Began, Event, Scored
 from drafter.dataset import Size, read_shard
 from drafter.evaluate import drafted
 from drafter.features import longest_text
 from drafter.form import OwnForm, read_start
+from drafter.schedule import Budget
 from drafter.training import StepReport
 from specdec.hf import decoder_of
 from tests.tiny import tiny_model

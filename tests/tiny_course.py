@@ -9,9 +9,10 @@ import pytest
 from torch import Tensor
 
 from drafter.collect import Answering, Collector
-from drafter.course import Budget, Course
+from drafter.course import Course
 from drafter.form import Shape, Start, form_for
 from drafter.loss import Recipe
+from drafter.schedule import Budget
 from drafter.training import Settings
 from specdec.model.decoder import Decoder
 from tests.tiny import prompt, tiny_model
