@@ -8,6 +8,7 @@ configs, processors, stopping criteria and streamers are transformers' own. `spe
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -29,6 +30,7 @@ from specdec.in_step import RowsInStep, needs_all_rows
 from specdec.model.decoder import Decoder
 from specdec.plan import cache_bytes
 from specdec.sampling import Sampler, Warping, mix
+from specdec.settings import refuse_unsupported
 from specdec.stats import GenerationStats, Round
 from specdec.threads import turn_to_compute
 from specdec.verify import Choice, Verdict
@@ -59,18 +61,27 @@ class Options:
             return FixedLength(0)
         if self.draft_length == "adaptive":
             return adaptive
-        if isinstance(self.draft_length, bool) or not isinstance(self.draft_length, int):
+        length = _whole(self.draft_length)
+        if length is None:
             raise ValueError(f"draft_length must be 'adaptive' or a number of tokens, got {self.draft_length!r}")
-        return FixedLength(self.draft_length)
+        return FixedLength(length)
 
     def seeds(self, rows: int, sample: bool) -> list[int | None]:
         """One seed per row; the first row's is the request's own, so that a batch of one equals a single prompt."""
         if not sample:
             return [None] * rows
-        seed = self.seed if self.seed is not None else int(torch.randint(0, 2**62, (1,)))
-        if not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
+        seed = _whole(self.seed) if self.seed is not None else int(torch.randint(0, 2**62, (1,), device="cpu"))
+        if seed is None or seed < 0:
+            raise ValueError(f"seed must be a whole number from 0, got {self.seed!r}")
         return [seed if row == 0 else mix(mix(seed) + row) for row in range(rows)]
+
+
+def _whole(value: Any) -> int | None:
+    """`value` as an int, numpy's and torch's whole numbers too; None for anything else."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -304,22 +315,3 @@ def _steps(rows: list[list[Tensor]]) -> tuple[Tensor, ...]:
     steps = max(len(row) for row in rows)
     empty = torch.zeros_like(next(step for row in rows for step in row))
     return tuple(torch.stack([row[i] if i < len(row) else empty for row in rows]) for i in range(steps))
-
-
-def refuse_unsupported(config: Config) -> None:
-    """Raise a ValueError for a generation config that this loop cannot honour, saying what to use instead."""
-    complaints = {
-        "num_beams": "beam search is not supported; use num_beams=1, or the model's own generate()",
-        "num_beam_groups": "group beam search is not supported; use num_beams=1",
-        "penalty_alpha": "contrastive search is not supported; use do_sample=True with top_k or top_p",
-        "dola_layers": "DoLa needs hidden states of inner layers; use the model's own generate()",
-        "prompt_lookup_num_tokens": "use drafter='suffix' instead of prompt_lookup_num_tokens",
-        "output_attentions": "attention maps are never formed; use the model's own generate() for them",
-        "output_hidden_states": "hidden states are not kept; use the model's own generate() for them",
-        "constraints": "constrained beam search is not supported; use prefix_allowed_tokens_fn",
-        "force_words_ids": "constrained beam search is not supported; use prefix_allowed_tokens_fn",
-    }
-    for name, complaint in complaints.items():
-        value = getattr(config, name, None)
-        if value and not (name in ("num_beams", "num_beam_groups") and value == 1):
-            raise ValueError(f"{name}={value!r}: {complaint}")

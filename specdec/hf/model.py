@@ -1,34 +1,40 @@
-"""`SpecdecForCausalLM`, and `speculative` for `custom_generate=`: the two ways into `specdec.generate.run_batch`."""
+"""`SpecdecForCausalLM`: transformers' face of the loop, whose `generate` ends in `specdec.generate.run_batch`."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from specdec.autocast import no_autocast
 from specdec.cache import Conversation, Conversations
 from specdec.cache.conversation_file import load_conversation, save_conversation
 from specdec.control import AdaptiveLength
 from specdec.drafting import Drafter
-from specdec.generate import Batch, Options, refuse_unsupported, run_batch
-from specdec.model.build import Source, build_decoder
+from specdec.generate import Batch, Options, run_batch
+from specdec.hf import forward as passes
+from specdec.hf.forward import ForwardCache
+from specdec.hf.plain_model import patches
+from specdec.hf.weights import TokenEmbedding, count_weights, named_weights
 from specdec.model.decoder import Decoder
-from specdec.model.families import decoder_spec
+from specdec.plan import conversations_of
 from specdec.resolve import resolve_drafter
+from specdec.settings import INSTEAD, make_plain, refuse_inputs, refuse_unsupported
 from specdec.stats import GenerationStats, Round
 from specdec.threads import LastOf
-from specdec.weights.state_dict import StateDictCheckpoint
 
 DrafterLike = Drafter | str | None
+_POSITIONAL = list(inspect.signature(GenerationMixin.generate).parameters)[3:-1]  # after self, inputs and the config
 
 
 class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -73,19 +79,70 @@ class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
     def dtype(self) -> torch.dtype:
         return self.decoder.dtype
 
+    # Weights: laid out for their device while they load, they stay as they are
+
     def to(self, *args: Any, **kwargs: Any) -> SpecdecForCausalLM:
-        """Only a check: weights are laid out for their device while they load."""
+        """Check that the model is there already. Raises ValueError for another device or dtype."""
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         if (device is not None and device.type != self.device.type) or dtype not in (None, self.dtype):
             raise ValueError("a loaded model stays where it is; use specdec.load(..., device=..., dtype=...)")
         return self
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpecdecForCausalLM:
+        """What `half()`, `float()`, `cuda()` and their kin come by, tried on a tensor like those of the model."""
+        moved: Tensor = fn(torch.empty(1, dtype=self.dtype, device=self.device))
+        return self.to(moved.device, moved.dtype)
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the weights by transformers' names, without gradients: to look at, with their device, dtype and count.
+
+        A quantised matrix is expanded while the iterator is at it, so that going through all of them takes time.
+        """
+        for name, weight in named_weights(self.decoder):
+            yield (f"{prefix}.{name}" if prefix else name), weight
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Count the numbers in all weights, however many bits each is stored in."""
+        return 0 if only_trainable else count_weights(self.decoder, not exclude_embeddings)
+
+    def get_input_embeddings(self) -> TokenEmbedding:
+        """Make a module that embeds token ids."""
+        return TokenEmbedding(self.decoder)
+
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
-        """Bytes of all weights, as stored."""
+        """Count the bytes of all weights, as stored."""
         return self.decoder.nbytes
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+    def requires_grad_(self, requires_grad: bool = True) -> SpecdecForCausalLM:
+        """Raise ValueError for True: this model cannot be trained."""
+        if requires_grad:
+            raise ValueError("a loaded model answers and does not train; train with transformers, then specdec.load")
+        return self
+
+    def _keep_weights(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise ValueError("weights are held in an inference layout; keep the checkpoint that this model was loaded from")
+
+    save_pretrained = state_dict = load_state_dict = _keep_weights
+    set_input_embeddings = set_output_embeddings = resize_token_embeddings = _keep_weights
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise ValueError: `specdec.load` makes these models."""
+        raise ValueError("use specdec.load(name_or_path) instead of from_pretrained()")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SpecdecForCausalLM:
+        """A model of its own over the same weights, which nothing changes; it begins without conversations."""
+        settings = copy.deepcopy((self.config, self.generation_config), memo)
+        conversations = conversations_of(self.decoder)
+        conversations.limit = self.conversations.limit
+        made = memo[id(self)] = type(self)(self.decoder, *settings, self.drafter, conversations)
+        made.train(self.training)
+        return made
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("a loaded model cannot be pickled, and need not: call specdec.load(...) in each process")
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -97,37 +154,43 @@ class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: ForwardCache | None = None,
         labels: Tensor | None = None,
-        logits_to_keep: int = 0,
-        past_key_values: None = None,
         use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Logits [B, n, vocab] of whole sequences [B, n], for scoring; `generate` does not come by here.
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Compute logits [B, n, vocab] float32 for token ids [B, n]; `generate` does not come by here.
 
-        `logits_to_keep`: only the last so many positions (0: all). Masked positions get zeros. With `labels` [B, n]
-        also the mean cross-entropy of the next token, -100 left out.
+        What transformers' models take and give, without gradients: `past_key_values` of an output goes into the next
+        call, with `attention_mask` [B, columns so far + n]; `logits_to_keep` is how many last positions, or which ones;
+        `labels` [B, n] add the mean cross-entropy of the next token, -100 left out; `output_hidden_states` adds the
+        embeddings and what leaves each layer, [B, n, hidden] each; `return_dict=False` makes a tuple. Masked positions
+        get zeros. `position_ids` may be given where they leave no gap.
+
+        Raises:
+            ValueError: attention maps, embeddings as a prompt, a transformers cache, token ids outside the vocabulary.
         """
-        if past_key_values is not None:
-            raise ValueError("forward() takes whole sequences; for incremental decoding use generate()")
-        keep = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        logits = self.decoder.embed(input_ids[:1, :1].flatten()).new_zeros(
-            *input_ids.shape, self.decoder.spec.vocab_size, dtype=torch.float32
-        )
-        for row, (ids, mask) in enumerate(zip(input_ids.to(self.device), keep.bool().to(self.device), strict=True)):
-            cache = self.decoder.new_cache()
-            rows = []
-            for chunk in ids[mask].split(cache.max_rows):
-                rows.append(self.decoder.logits(self.decoder.forward(chunk, cache)))
-                cache.commit(len(chunk))
-            logits[row, mask] = torch.cat(rows)
-        loss = None
-        if labels is not None:
-            following = labels[:, 1:].flatten().to(self.device)  # [B * (n - 1)]
-            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), following)
-        return CausalLMOutputWithPast(loss=loss, logits=logits[:, -logits_to_keep:] if logits_to_keep else logits)
+        config = self.config
+        with no_autocast(self.device):
+            output = passes.forward(
+                self.decoder,
+                input_ids,
+                attention_mask,
+                position_ids,
+                past_key_values,
+                labels,
+                getattr(config, "use_cache", True) if use_cache is None else use_cache,
+                logits_to_keep,
+                config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+                **{"output_attentions": config.output_attentions, **kwargs},
+            )
+        return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def prepare_inputs_for_generation(
         self,
@@ -160,8 +223,31 @@ class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         Raises:
             ValueError: beam search and other methods that this loop does not have; the message says what to use.
         """
-        self._refuse(generation_config or self.generation_config, kwargs)
-        return super().generate(inputs, generation_config, *args, **kwargs)
+        given = {**dict(zip(_POSITIONAL, args, strict=False)), **kwargs}
+        refuse_inputs({name: given[name] for name in INSTEAD if name in given}, given.get("attention_mask"))
+        if given.get("custom_generate") is not None:
+            raise ValueError("custom_generate is not needed: this model's generate() is the speculative loop already")
+        for patch in patches(self):
+            raise ValueError(f"generate() does not come by forward(), and this model {patch}, or load it anew")
+        with no_autocast(self.device):
+            return super().generate(inputs, generation_config, *args, **kwargs)
+
+    def _prepare_generation_config(
+        self, generation_config: GenerationConfig | None, **kwargs: Any
+    ) -> tuple[GenerationConfig, dict[str, Any]]:
+        # What transformers merges the model's own config, the call's and its keyword arguments into: before a decoding
+        # method is picked by it.
+        config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        make_plain(config)
+        refuse_unsupported(config)
+        if config.guidance_scale not in (None, 1):
+            raise ValueError("guidance_scale needs a transformers model, and custom_generate=specdec.speculative")
+        return config, model_kwargs
+
+    def _refuse_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise NotImplementedError("pass the prompts as one padded batch to generate(): its rows share their passes")
+
+    generate_batch = init_continuous_batching = continuous_batching_context_manager = _refuse_batching
 
     def save_conversation(
         self, path: str | os.PathLike[str], ids: Tensor | None = None, notes: dict[str, Any] | None = None
@@ -189,25 +275,6 @@ class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         self.conversations.add(found)
         return found
 
-    def _refuse(self, config: GenerationConfig, kwargs: dict[str, Any]) -> None:
-        # Before transformers picks another decoding method for these, or prepares things that nothing would use.
-        for name, use in (
-            ("assistant_model", "pass drafter= (a checkpoint or a Drafter) to specdec.load or to generate"),
-            ("past_key_values", "the loop keeps its own cache; pass the whole prompt"),
-            ("inputs_embeds", "pass input_ids"),
-            ("pixel_values", "images are not supported; pass text only"),
-            ("input_features", "audio is not supported; pass text only"),
-            ("custom_generate", "this model's generate() is the speculative loop already"),
-        ):
-            if kwargs.get(name) is not None:
-                raise ValueError(f"{name} is not supported by {type(self).__name__}: {use}")
-        effective = GenerationConfig.from_dict(
-            {**config.to_dict(), **{k: v for k, v in kwargs.items() if hasattr(config, k)}}
-        )
-        refuse_unsupported(effective)
-        if effective.guidance_scale not in (None, 1, 1.0):
-            raise ValueError("guidance_scale needs a transformers model, and custom_generate=specdec.speculative")
-
     def _sample(
         self,
         input_ids: Tensor,
@@ -225,6 +292,7 @@ class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         on_round: Callable[[Round], None] | None = None,
         **kwargs: Any,
     ) -> Tensor | GenerateDecoderOnlyOutput:
+        refuse_inputs(kwargs, attention_mask)
         chosen = self.drafter if drafter is None else resolve_drafter(drafter)
         stats = GenerationStats()
         batch = Batch(input_ids, attention_mask, logits_processor, stopping_criteria, generation_config, streamer)
@@ -238,69 +306,3 @@ class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
 
 # pipeline() looks class names up here, and prints an error with a few hundred of them when it finds none.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["specdec"] = SpecdecForCausalLM.__name__
-
-
-def speculative(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    logits_processor: Any,
-    stopping_criteria: Any,
-    generation_config: GenerationConfig,
-    synced_gpus: bool = False,
-    streamer: Any = None,
-    drafter: DrafterLike = "auto",
-    speculation: bool = True,
-    draft_length: str | int = "adaptive",
-    seed: int | None = None,
-    on_round: Callable[[Round], None] | None = None,
-    **model_kwargs: Any,
-) -> Tensor | GenerateDecoderOnlyOutput:
-    """A decoding method for `hf_model.generate(..., custom_generate=specdec.speculative, drafter=...)`.
-
-    The model's own parameters are used where they are, without a copy; `model.last_stats` tells what the call did.
-    transformers does not hand `tokenizer` on to custom methods, so instead of `stop_strings` pass
-    `stopping_criteria=[StopStringCriteria(tokenizer, [...])]`.
-
-    Raises:
-        ValueError: the architecture is not in the family table, its weights are spread over devices or quantised by
-            another library, or the generation config asks for something that this loop does not have.
-    """
-    if model_kwargs.get("inputs_embeds") is not None or model_kwargs.get("pixel_values") is not None:
-        raise ValueError("custom_generate=specdec.speculative takes text prompts: pass input_ids only")
-    decoder = decoder_of(model)
-    chosen = resolve_drafter(drafter)
-    stats = GenerationStats()
-    if not hasattr(model, "draft_lengths"):
-        model.draft_lengths = AdaptiveLength()  # what it learns is for the next call too
-    batch = Batch(
-        input_ids,
-        model_kwargs.get("attention_mask"),
-        logits_processor,
-        stopping_criteria,
-        generation_config,
-        streamer if streamer is not None else _callers_streamer(),
-    )
-    options = Options(speculation, draft_length, seed, on_round=on_round)
-    model.last_stats = stats
-    try:
-        return run_batch(decoder, chosen, model.draft_lengths, batch, options, stats)
-    finally:
-        model.last_stats = stats
-
-
-def decoder_of(model: PreTrainedModel) -> Decoder:
-    """Our decoder over the parameters of a transformers model, which it shares. Raises as `speculative` does."""
-    spec = decoder_spec(model.config)
-    source = Source.huggingface(StateDictCheckpoint(model.state_dict(), type(model).__name__), spec)
-    return build_decoder(spec, source, dtype=model.dtype, device=model.device)
-
-
-def _callers_streamer() -> Any:
-    """The `streamer` argument of the `generate` that called `speculative`.
-
-    transformers (5.17 to 5.23, `_extract_generation_mode_kwargs`) keeps it from callables, and a streamer that nobody
-    feeds or ends leaves its consumer waiting for ever.
-    """
-    frame = inspect.currentframe()
-    caller = frame.f_back.f_back if frame is not None and frame.f_back is not None else None
-    return caller.f_locals.get("streamer") if caller is not None and caller.f_code.co_name == "generate" else None

@@ -1,0 +1,126 @@
+"""`speculative` for `custom_generate=`: the loop in a model that transformers loaded, over that model's own weights."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from specdec.autocast import no_autocast, refuse_autocast
+from specdec.control import AdaptiveLength
+from specdec.drafting import Drafter
+from specdec.generate import Batch, Options, run_batch
+from specdec.hf.plain_model import refuse_more_than_weights
+from specdec.model.build import Source, build_decoder
+from specdec.model.decoder import Decoder
+from specdec.model.families import decoder_spec
+from specdec.model.spec import DecoderSpec, RopeSpec
+from specdec.resolve import resolve_drafter
+from specdec.settings import make_plain, refuse_inputs
+from specdec.stats import GenerationStats, Round
+from specdec.weights.state_dict import StateDictCheckpoint
+
+
+def speculative(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    generation_config: GenerationConfig,
+    synced_gpus: bool = False,
+    streamer: Any = None,
+    drafter: Drafter | str | None = "auto",
+    speculation: bool = True,
+    draft_length: str | int = "adaptive",
+    seed: int | None = None,
+    on_round: Callable[[Round], None] | None = None,
+    **model_kwargs: Any,
+) -> Tensor | GenerateDecoderOnlyOutput:
+    """Decode for `hf_model.generate(..., custom_generate=specdec.speculative, drafter=...)`.
+
+    The model's own parameters are used where they are, without a copy; `model.last_stats` tells what the call did.
+    transformers does not hand `tokenizer` on to custom methods, so instead of `stop_strings` pass
+    `stopping_criteria=[StopStringCriteria(tokenizer, [...])]`.
+
+    Raises:
+        ValueError: the model computes more than its weights and its config say (adapters, hooks, patched or replaced
+            layers, dropout, soft prompts); autocast would make it compute in another dtype; a cache or positions from
+            outside; the architecture is not in the family table; weights spread over devices or quantised by another
+            library; a generation config that asks for something that this loop does not have. The message names the
+            reason and the way out.
+    """
+    refuse_inputs(model_kwargs, model_kwargs.get("attention_mask"))
+    refuse_autocast(model.device, model.dtype)
+    make_plain(generation_config)
+    chosen = resolve_drafter(drafter)
+    with no_autocast(model.device):
+        decoder = decoder_of(model)
+        stats = model.last_stats = GenerationStats()
+        if not hasattr(model, "draft_lengths"):
+            model.draft_lengths = AdaptiveLength()  # what it learns is for the next call too
+        batch = Batch(
+            input_ids,
+            model_kwargs.get("attention_mask"),
+            logits_processor,
+            stopping_criteria,
+            generation_config,
+            streamer if streamer is not None else _callers_streamer(),
+        )
+        options = Options(speculation, draft_length, seed, on_round=on_round)
+        try:
+            return run_batch(decoder, chosen, model.draft_lengths, batch, options, stats)
+        finally:
+            model.last_stats = stats  # calls that were made meanwhile, from callbacks, have ended before
+
+
+def decoder_of(model: PreTrainedModel) -> Decoder:
+    """Make a decoder over the parameters of a transformers model, which share their memory.
+
+    Raises ValueError as `speculative` does.
+    """
+    spec = decoder_spec(model.config)
+    state = model.state_dict()
+    checkpoint = StateDictCheckpoint(state, type(model).__name__)
+    refuse_more_than_weights(model)
+    spec = replace(spec, ropes=_ropes(model, spec), tied_head=_tied(model))
+    source = Source.huggingface(checkpoint, spec)
+    kinds = {state[name].dtype for name in source.names.values() if name in state}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{type(model).__name__} has weights in {', '.join(sorted(map(str, kinds)))}: convert all of them with "
+            f"model.to({model.dtype}), or leave custom_generate out"
+        )
+    return build_decoder(spec, source, dtype=model.dtype, device=model.device)
+
+
+def _ropes(model: PreTrainedModel, spec: DecoderSpec) -> dict[str, RopeSpec]:
+    """The rotations that `model` has in its buffers: a conversion of the whole model rounds those too."""
+    rotary = model.get_decoder().rotary_emb
+
+    def rope(kind: str) -> RopeSpec:
+        prefix = f"{kind}_" if hasattr(rotary, f"{kind}_inv_freq") else ""
+        frequencies: Tensor = getattr(rotary, f"{prefix}inv_freq")  # [D / 2]
+        return RopeSpec(tuple(frequencies.float().tolist()), float(getattr(rotary, f"{prefix}attention_scaling")))
+
+    return {kind: rope(kind) for kind in spec.ropes}
+
+
+def _tied(model: PreTrainedModel) -> bool:
+    """Whether the output matrix is the embedding, whatever the config says."""
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def _callers_streamer() -> Any:
+    """The `streamer` argument of the `generate` that called `speculative`.
+
+    transformers (5.17 to 5.23, `_extract_generation_mode_kwargs`) keeps it from callables, and a streamer that nobody
+    feeds or ends leaves its consumer waiting for ever.
+    """
+    frame = inspect.currentframe()
+    caller = frame.f_back.f_back if frame is not None and frame.f_back is not None else None
+    return caller.f_locals.get("streamer") if caller is not None and caller.f_code.co_name == "generate" else None

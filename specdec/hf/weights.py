@@ -1,0 +1,101 @@
+"""A decoder's weights under the names, shapes and values that a transformers model has them in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from specdec.model.decoder import Decoder
+from specdec.model.names import expected_tensors
+from specdec.model.stack import Linear
+from specdec.weights.tensors import BlockWeight, DenseWeight
+
+_LAYER = {
+    "input_layernorm": "input_norm",
+    "self_attn.q_proj": "q",
+    "self_attn.k_proj": "k",
+    "self_attn.v_proj": "v",
+    "self_attn.o_proj": "o",
+    "self_attn.q_norm": "q_norm",
+    "self_attn.k_norm": "k_norm",
+    "pre_feedforward_layernorm": "mlp_norm",
+    "post_feedforward_layernorm": "mlp_post_norm",
+    "mlp.gate_proj": "gate",
+    "mlp.up_proj": "up",
+    "mlp.down_proj": "down",
+    "per_layer_input_gate": "ple_gate",
+    "per_layer_projection": "ple_projection",
+    "post_per_layer_input_norm": "ple_norm",
+}
+_BUFFERS = ("layer_scalar",)  # what transformers keeps as a buffer
+
+
+def count_weights(decoder: Decoder, embeddings: bool = True) -> int:
+    """Count the numbers in all weights, however many bits each is stored in; a tied head counts once."""
+    return sum(
+        torch.Size(shape).numel()
+        for name, shape in expected_tensors(decoder.spec).items()
+        if not name.endswith(_BUFFERS) and (embeddings or not name.startswith("embed_tokens"))
+    )
+
+
+def named_weights(decoder: Decoder) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield every weight by the name that transformers gives it, as a parameter without gradient.
+
+    Matrices that are stored in the model's dtype are shared; others are expanded to it while the iterator is at them.
+    The last norm comes first, so that `next()` costs nothing.
+    """
+    names = sorted(expected_tensors(decoder.spec), key=lambda name: name != "norm.weight")
+    for name in names:
+        if not name.endswith(_BUFFERS):
+            full = name if name.startswith("lm_head") else f"model.{name}"
+            yield full, nn.Parameter(_tensor(decoder, name), requires_grad=False)
+
+
+def _tensor(decoder: Decoder, name: str) -> Tensor:
+    stem, kind = name.rsplit(".", 1)
+    found = _find(decoder, stem)
+    if isinstance(found, Linear):
+        found = found.bias if kind == "bias" else found.weight
+    if isinstance(found, Tensor):
+        return found - decoder.spec.norm_offset if stem.endswith("norm") and decoder.spec.norm_offset else found
+    assert isinstance(found, (DenseWeight, BlockWeight))
+    return found.tensor if isinstance(found, DenseWeight) else found.dequantize().to(decoder.dtype)
+
+
+def _find(decoder: Decoder, stem: str) -> Any:
+    if stem.startswith("layers."):
+        _, index, inner = stem.split(".", 2)
+        after = "attention_post_norm" if decoder.spec.sandwich_norms else "mlp_norm"
+        return getattr(decoder.layers[int(index)], {**_LAYER, "post_attention_layernorm": after}[inner])
+    top = {"embed_tokens": decoder.embedding, "norm": decoder.norm, "lm_head": decoder.head}
+    if (extra := decoder.per_layer) is not None:
+        top |= {
+            "embed_tokens_per_layer": extra.embedding,
+            "per_layer_model_projection": extra.projection,
+            "per_layer_projection_norm": extra.norm,
+        }
+    return top[stem]
+
+
+class TokenEmbedding(nn.Module):
+    """The embedding of a decoder as a module: token ids [...] to embeddings [..., hidden], scaled as the family does.
+
+    `weight` [vocab, hidden] is expanded to the model's dtype each time it is asked for, where it is stored otherwise.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.num_embeddings, self.embedding_dim = decoder.embedding.shape
+
+    @property
+    def weight(self) -> Tensor:
+        return _tensor(self.decoder, "embed_tokens.weight")
+
+    def forward(self, ids: Tensor) -> Tensor:
+        embedded = self.decoder.embed(ids.to(self.decoder.device).flatten())  # [ids, hidden]
+        return embedded.view(*ids.shape, self.embedding_dim)
