@@ -59,7 +59,7 @@ class Options:
     def lengths(self, adaptive: AdaptiveLength) -> DraftLength:
         if not self.speculation:
             return FixedLength(0)
-        if self.draft_length == "adaptive":
+        if isinstance(self.draft_length, str) and self.draft_length == "adaptive":
             return adaptive
         length = _whole(self.draft_length)
         if length is None:

@@ -293,7 +293,6 @@ def test_inputs_that_would_be_left_out_are_refused() -> None:
         "position_ids": {"position_ids": torch.arange(21)[None] * 2},
         "token_type_ids": {"token_type_ids": torch.ones_like(longer)},
         "is_causal": {"is_causal": False},
-        "kv_dtype": {"cache_implementation": "quantized"},
     }
     for message, inputs in refused.items():
         with pytest.raises(ValueError, match=message):

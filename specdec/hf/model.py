@@ -141,6 +141,11 @@ class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         made.train(self.training)
         return made
 
+    def __copy__(self) -> SpecdecForCausalLM:
+        made = type(self).__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        return made
+
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("a loaded model cannot be pickled, and need not: call specdec.load(...) in each process")
 

@@ -213,9 +213,15 @@ def _dropout(module: nn.Module) -> bool:
     return isinstance(share, float) and share > 0
 
 
-@lru_cache(256)
-def _methods(kind: Any) -> frozenset[str]:
-    return frozenset(name for name in dir(kind) if callable(getattr(kind, name, None))) - _BESIDES_ARITHMETIC
+_method_names: dict[type, frozenset[str]] = {}
+
+
+def _methods(kind: type) -> frozenset[str]:
+    """The names of what a class can do, but for `_BESIDES_ARITHMETIC`."""
+    if kind not in _method_names:
+        callables = (name for name in dir(kind) if callable(getattr(kind, name, None)))
+        _method_names[kind] = frozenset(callables) - _BESIDES_ARITHMETIC
+    return _method_names[kind]
 
 
 def _replaces_method(module: nn.Module, name: str, value: Any) -> bool:
