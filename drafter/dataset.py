@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -19,13 +20,14 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from drafter.features import Features
 from drafter.network import Keys
 from specdec.atomic import replacing
 from specdec.sampling import mix
+from specdec.weights.metadata import Values, foreign, read_object, shown
 
 ABOUT = "set.json"
 _SHARD = re.compile(r"\d+(-\d+)?\.safetensors")
@@ -136,59 +138,111 @@ class Size(NamedTuple):
 
 
 def size(shards: Sequence[Path]) -> Size:
-    """Of the set in `shards`. Raises ValueError when one is damaged."""
+    """Return how large the set in `shards` is. Raises ValueError when one is damaged."""
     found = Size()
     for path in shards:
-        try:
-            with safe_open(path, "pt") as stored:
-                lengths, answers = stored.get_tensor("lengths"), stored.get_tensor("answers")
-                seconds = float(stored.get_tensor("seconds"))
-        except Exception as error:  # safetensors has errors of its own
-            raise _damaged(path, error) from error
-        own = int((lengths - answers).sum())
-        found = found.and_shard(int(lengths.sum()), own, seconds, len(lengths))
+        with _reading(path) as stored:
+            lengths, answers = _lengths(stored)
+            seconds = Values({"seconds": float(stored.get_tensor("seconds"))}).number("seconds", 0, 1e12)
+        found = found.and_shard(sum(lengths), sum(lengths) - sum(answers), seconds, len(lengths))
     return found
 
 
 def frequent(dataset: Dataset, vocab: int, count: int, wanted: Tensor | None = None) -> tuple[Tensor, float]:
-    """The `count` tokens out of `vocab` that the backbone chose most often, ids [count] ascending, and their share of
-    all that it chose. `wanted`: the tokens, where they are given."""
+    """Return the `count` tokens out of `vocab` that the backbone chose most often, ids [count] ascending, and their
+    share of all that it chose. `wanted`: the tokens, where they are given.
+
+    Every token of the set is looked at. Raises ValueError for a shard with one that is not in the vocabulary.
+    """
     seen = torch.zeros(vocab, dtype=torch.int64)
     for shard in dataset.shards:
-        with safe_open(shard, "pt") as stored:
-            seen += torch.bincount(stored.get_tensor("best"), minlength=vocab)
+        with _reading(shard) as stored:
+            for name in ("tokens", "best"):
+                ids = stored.get_tensor(name)
+                if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= vocab:
+                    raise ValueError(f"{name} are not all in a vocabulary of {vocab}")
+            seen += torch.bincount(ids, minlength=vocab)
     most = seen.argsort(descending=True, stable=True)[:count] if wanted is None else wanted
     return most.sort().values, float(seen[most].sum() / seen.sum())
 
 
 def read_shard(path: Path) -> list[Features]:
-    """The texts of a shard, in the order in which they were added. Raises ValueError when it is damaged."""
-    try:
-        stored = load_file(path)
-        lengths, answers = stored["lengths"].tolist(), stored["answers"].tolist()
-        layers = [int(name.removesuffix(".k")) for name in stored if name.endswith(".k")]
-        aux = [name for name in stored if name.endswith(".out")]
-        parts: dict[str, Sequence[Tensor]] = {
-            name: torch.split(stored[name], lengths) for name in ("tokens", "best", "hidden", *aux)
-        }
-        parts |= {f"{i}.{n}": torch.split(stored[f"{i}.{n}"], lengths, dim=1) for i in layers for n in Keys._fields}
-    except Exception as error:  # safetensors has errors of its own
-        raise _damaged(path, error) from error
+    """Return the texts of a shard, in the order in which they were added. Raises ValueError when it is damaged."""
+    with _reading(path) as stored:
+        lengths, answers = _lengths(stored)
+        total = sum(lengths)
+        names = _by_layer(stored.keys())
+        parts: dict[str, Sequence[Tensor]] = {}
+        for name in ("tokens", "best"):
+            parts[name] = _split(stored, name, torch.int32, (total,), lengths)
+        width = _columns(stored, "hidden")
+        for name in ("hidden", *names["out"].values()):
+            parts[name] = _split(stored, name, None, (total, width), lengths)
+        for layer, name in names["k"].items():
+            shape = stored.get_slice(name).get_shape()
+            heads, size = (shape[0], shape[2]) if len(shape) == 3 else (0, 0)
+            for field in Keys._fields:
+                parts[f"{layer}.{field}"] = _split(stored, f"{layer}.{field}", None, (heads, total, size), lengths)
     return [
         Features(
             parts["tokens"][i].long(),
             parts["hidden"][i],
             parts["best"][i].long(),
-            {at: Keys(parts[f"{at}.k"][i], parts[f"{at}.v"][i]) for at in layers},
+            {at: Keys(parts[f"{at}.k"][i], parts[f"{at}.v"][i]) for at in names["k"]},
             answer,
-            {int(name.removesuffix(".out")): parts[name][i] for name in aux},
+            {at: parts[name][i] for at, name in names["out"].items()},
         )
         for i, answer in enumerate(answers)
     ]
 
 
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path}: a damaged shard ({error}); delete it and those after it, and they are made again")
+def _lengths(stored: Any) -> tuple[list[int], list[int]]:
+    """Of every text its tokens, and where its answer begins. Both may be forged: they are held to the tokens."""
+    (total,) = stored.get_slice("tokens").get_shape()
+    values = Values({name: stored.get_tensor(name).tolist() for name in ("lengths", "answers")})
+    lengths = values.wholes("lengths", 1, total)
+    answers = values.wholes("answers", 0, total, length=len(lengths))
+    if sum(lengths) != total or not lengths or any(a > n for a, n in zip(answers, lengths, strict=True)):
+        raise ValueError(f"{len(lengths)} texts of {sum(lengths)} tokens, answers included; it holds {total}")
+    return lengths, answers
+
+
+def _by_layer(names: Sequence[str]) -> dict[str, dict[int, str]]:
+    """The names of K ("k") and of outputs ("out") by layer."""
+    found: dict[str, dict[int, str]] = {"k": {}, "out": {}}
+    for name in names:
+        layer, _, kind = name.partition(".")
+        if kind in found:
+            if not (layer.isascii() and layer.isdecimal() and len(layer) < 6):
+                raise ValueError(f"{shown(name)} is of no layer")
+            found[kind][int(layer)] = name
+    return found
+
+
+def _columns(stored: Any, name: str) -> int:
+    shape = stored.get_slice(name).get_shape()
+    return int(shape[1]) if len(shape) == 2 else 0
+
+
+def _split(
+    stored: Any, name: str, dtype: torch.dtype | None, shape: tuple[int, ...], lengths: list[int]
+) -> Sequence[Tensor]:
+    """The tensor `name`, of `dtype` (None: any float) and `shape`, in a piece for each text."""
+    found = tuple(stored.get_slice(name).get_shape())
+    if found != shape or 0 in shape:
+        raise ValueError(f"{name} is {list(found)} where {list(shape)} is due")
+    tensor: Tensor = stored.get_tensor(name)
+    if tensor.dtype != dtype if dtype is not None else not tensor.is_floating_point():
+        raise ValueError(f"{name} holds {tensor.dtype}")
+    return torch.split(tensor, lengths, dim=1 if len(shape) == 3 else 0)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """The tensors of a shard; whatever is wrong with them is a ValueError that names the file."""
+    with foreign(path, "delete it and those after it, and they are made again", "a damaged shard"):
+        with safe_open(path, "pt") as stored:
+            yield stored
 
 
 def _order(count: int, *seeds: int) -> list[int]:
@@ -218,6 +272,6 @@ def _place(shard: Path) -> tuple[int, int]:
 
 def _about(folder: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((folder / ABOUT).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        return read_object(folder / ABOUT)
+    except ValueError as error:
         raise ValueError(f"{folder}: no training set here ({error})") from error

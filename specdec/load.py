@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 
 from specdec import quantized
 from specdec.calibrate import calibrated
@@ -20,8 +20,9 @@ from specdec.drafting import Drafter
 from specdec.hf import SpecdecForCausalLM
 from specdec.model.build import Quantize, Source, assemble, build_decoder
 from specdec.model.decoder import Decoder, Room
-from specdec.model.families import decoder_spec, supported_families
+from specdec.model.families import decoder_spec
 from specdec.model.gguf_config import config_from_gguf, with_rope_divisors
+from specdec.model.hf_config import CONFIG, read_config, read_generation_config
 from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
 from specdec.plan import Planner, conversations_of, loaded_bytes, parse_bytes, program_bytes
@@ -29,6 +30,7 @@ from specdec.resolve import drafter_bytes, resolve_drafter
 from specdec.terminal import Terminal
 from specdec.weights.gguf import GGUFCheckpoint
 from specdec.weights.hub import model_path
+from specdec.weights.metadata import naming
 from specdec.weights.safetensors import SafetensorsCheckpoint
 from specdec.weights.tokenizer import generation_config_from_gguf
 
@@ -90,7 +92,19 @@ def load_decoder(
     kv_dtype: torch.dtype | None = None,
     budget: Budget | None = None,
 ) -> tuple[Decoder, Any, GenerationConfig]:
-    """The decoder, config and generation config of a .gguf file or a Hugging Face folder."""
+    """Return the decoder, config and generation config of a .gguf file or a Hugging Face folder."""
+    with naming(path):
+        return _read(path, dtype, device, quantize, kv_dtype, budget)
+
+
+def _read(
+    path: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantize: Quantize,
+    kv_dtype: torch.dtype | None,
+    budget: Budget | None,
+) -> tuple[Decoder, Any, GenerationConfig]:
     spec, source, config, generation_config = open_checkpoint(path)
     room = None if budget is None else budget.room(spec, source, quantize, dtype, kv_dtype or dtype)
     checkpoint = source.checkpoint
@@ -132,34 +146,29 @@ class Budget:
 
 
 def open_checkpoint(path: Path) -> tuple[DecoderSpec, Source, Any, GenerationConfig]:
-    """What is in a .gguf file or a Hugging Face folder, of which no weights have been read yet."""
-    if path.suffix == ".gguf":
-        file = GGUFCheckpoint(path)
-        config = config_from_gguf(file.header.metadata, file.shapes())
-        spec = decoder_spec(config)
-        if "rope_freqs.weight" in file.shapes():
-            spec = with_rope_divisors(spec, file.tensor("rope_freqs.weight"))
-        elif spec.model_type == "gemma4_text":
-            raise ValueError(f"{path}: has no rope_freqs.weight, without which Gemma 4's rope is unknown")
-        return spec, Source.gguf(file, spec), config, generation_config_from_gguf(file.header.metadata)
-    config, generation_config = _configs(path)
+    """Return what is in a .gguf file or a Hugging Face folder, of which no weights have been read yet.
+
+    Raises ValueError, naming the file, when it is damaged or describes no model that is supported.
+    """
+    with naming(path):
+        if path.suffix == ".gguf":
+            return _open_gguf(GGUFCheckpoint(path))
+        checkpoint = SafetensorsCheckpoint(path)  # first: its tensors bound what a config may say
+        config = read_config(path, len(checkpoint.shapes()))
+        with naming(path / CONFIG):
+            spec = decoder_spec(config)
+        return spec, Source.huggingface(checkpoint, spec), config, read_generation_config(path, config)
+
+
+def _open_gguf(file: GGUFCheckpoint) -> tuple[DecoderSpec, Source, Any, GenerationConfig]:
+    metadata, shapes = file.header.metadata, file.shapes()
+    config = config_from_gguf(metadata, shapes)
     spec = decoder_spec(config)
-    return spec, Source.huggingface(SafetensorsCheckpoint(path), spec), config, generation_config
-
-
-def _configs(folder: Path) -> tuple[Any, GenerationConfig]:
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder}: no config.json; a Hugging Face folder holds config.json and *.safetensors")
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError) as error:
-        raise ValueError(
-            f"{folder}: transformers cannot read config.json ({error}); supported text architectures are: "
-            f"{', '.join(supported_families())}"
-        ) from error
-    if (folder / "generation_config.json").is_file():
-        return config, GenerationConfig.from_pretrained(folder)
-    return config, GenerationConfig.from_model_config(config)
+    if "rope_freqs.weight" in shapes:
+        spec = with_rope_divisors(spec, file.tensor("rope_freqs.weight"))
+    elif spec.model_type == "gemma4_text":
+        raise ValueError(f"{file.path}: has no rope_freqs.weight, without which Gemma 4's rope is unknown")
+    return spec, Source.gguf(file, spec), config, generation_config_from_gguf(metadata)
 
 
 def _device(device: torch.device | str | None) -> torch.device:

@@ -71,11 +71,12 @@ def kept(
     try:
         path = cache_folder() / "quantized" / f"{folder.name}-{quantize}-{digest}.packed"
         where = str(path.parent)
-        if found := _opened(path, about, bar):  # without a lock: in a folder that can only be read none can be taken
+        # Without a lock: in a folder that can only be read none can be taken.
+        if found := _opened(path, about, spec, bar):
             return found
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            return _opened(path, about, bar) or _made(path, about, spec, source, quantize, dtype, bar)
+            return _opened(path, about, spec, bar) or _made(path, about, spec, source, quantize, dtype, bar)
     except OSError as error:
         warnings.warn(
             f"the quantised model cannot be kept in {where} ({error}): every start will quantise it", stacklevel=2
@@ -83,12 +84,14 @@ def kept(
         return None
 
 
-def _opened(path: Path, about: dict[str, Any], bar: Bar) -> PackedFile | None:
-    """The file, if it is there and whole; one that is not is deleted, with a warning."""
+def _opened(path: Path, about: dict[str, Any], spec: DecoderSpec, bar: Bar) -> PackedFile | None:
+    """The file, if it is there, whole and of such a model; one that is not is deleted, with a warning."""
     if not path.is_file():
         return None
     try:
         file = PackedFile(path, about)
+        if file.shapes() != expected_tensors(spec):
+            raise ValueError(f"{path}: damaged (it lists other tensors than the model has); it is made again")
         with bar(f"checking {path.name}", file.nbytes) as advance:
             file.verify(advance)
         return file

@@ -109,7 +109,7 @@ def test_llama3_takes_whole_words_and_begins_with_bos(tmp_path: Path) -> None:
         ({"merges": None}, "lists no merges"),
         ({"merges": ["h xyz"]}, r"m\.gguf: .*xyz"),
         ({"tokens": None, "token_type": None}, "no vocabulary"),
-        ({"token_type": [1, 1]}, "264 tokens, 2 types"),
+        ({"token_type": [1, 1]}, "lists 2 values where 264 are due"),
     ],
 )
 def test_what_cannot_be_built(tmp_path: Path, extra: dict[str, Any], message: str) -> None:
@@ -143,7 +143,7 @@ def test_sentencepiece_spaces_and_bytes(tmp_path: Path) -> None:
 
 
 def test_sentencepiece_needs_scores(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="269 tokens, 0 scores"):
+    with pytest.raises(ValueError, match=r"no .tokenizer.ggml.scores"):
         load_tokenizer(sentencepiece(tmp_path / "m.gguf", scores=None))
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from torch import Tensor
 from specdec.atomic import is_foreign, replacing, user_path
 from specdec.cache.kv_cache import KVCache, Mark
 from specdec.cache.reuse import Conversation
+from specdec.cache.stores import LayerStore
+from specdec.weights.metadata import LARGEST, Values, foreign, naming
 
 _FORMATS = "specdec conversation "  # of all versions
 FORMAT = f"{_FORMATS}1"
@@ -75,7 +79,7 @@ def _is_conversation(path: Path) -> bool:
 
 
 def load_conversation(path: Path, identity: str, new_cache: Callable[[], KVCache]) -> Conversation:
-    """What `save_conversation` wrote. Raises ValueError: no such file, a damaged one, one of another model."""
+    """Return what `save_conversation` wrote. Raises ValueError: no such file, a damaged one, one of another model."""
     path = user_path(path)
     try:
         there = path.is_file()
@@ -83,48 +87,71 @@ def load_conversation(path: Path, identity: str, new_cache: Callable[[], KVCache
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     if not there:
         raise ValueError(f"{path}: there is no such file; a conversation is saved with model.save_conversation")
-    try:
-        with safe_open(path, "pt") as stored:
+    advice = "delete it, and the conversation is computed again"
+    with naming(path), ExitStack() as stack:
+        with foreign(path, advice, "damaged"):
+            stored = stack.enter_context(safe_open(path, "pt"))
             metadata = stored.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError("it is not a conversation, or one of another version")
-            about = json.loads(metadata["about"])
-            if about["identity"] != identity:
-                raise ValueError(
-                    "it was saved with another model, or with other weights, kv_dtype, dtype or kernels, whose cache "
-                    "has other bits; load the model as it was then"
-                )
-            return _read(about, lambda name: _checked(name, stored.get_tensor(name), about), new_cache())
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    except Exception as error:  # safetensors, json and missing names have errors of their own
-        raise ValueError(f"{path}: damaged ({error!r}); delete it, and the conversation is computed again") from error
+        if metadata.get("format") != FORMAT:
+            raise ValueError("it is not a conversation, or one of another version")
+        with foreign(path, advice, "damaged"):
+            about = Values({"about": json.loads(metadata["about"])}).inner("about")
+        if about.text("identity") != identity:
+            raise ValueError(
+                "it was saved with another model, or with other weights, kv_dtype, dtype or kernels, whose cache has "
+                "other bits; load the model as it was then"
+            )
+        with foreign(path, advice, "damaged"):
+            return _read(_Stored(stored, about.mapping("checksums")), about, new_cache())
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """The tensors of a file: none is read whose shape is not the one that is due, or that was changed."""
+
+    file: Any
+    checksums: Mapping[str, Any]
+
+    def get(self, name: str, like: Tensor | None = None, columns: int | None = None) -> Tensor:
+        """The tensor `name`, of the dtype and shape of `like` but for `columns` columns; None: a vector of int64."""
+        shape = tuple(self.file.get_slice(name).get_shape())
+        due = shape[:1] if like is None else (like.shape[0], columns or like.shape[1], *like.shape[2:])
+        if shape != due or not shape:
+            raise ValueError(f"{name} is {list(shape)} where {list(due)} is due")
+        tensor: Tensor = self.file.get_tensor(name)
+        if tensor.dtype != (torch.int64 if like is None else like.dtype) or 0 in shape:
+            raise ValueError(f"{name} holds {tensor.numel()} values of {tensor.dtype}")
+        if _checksum(tensor) != self.checksums.get(name):
+            raise ValueError(f"{name} was changed")
+        return tensor
 
 
 @torch.inference_mode()
-def _read(about: dict[str, Any], get: Callable[[str], Tensor], cache: KVCache) -> Conversation:
-    tokens = get("tokens")
+def _read(stored: _Stored, about: Values, cache: KVCache) -> Conversation:
+    tokens = stored.get("tokens")
+    if int(tokens.min()) < 0 or int(tokens.max()) >= LARGEST:
+        raise ValueError("its tokens are none of a vocabulary's")
     for i, store in enumerate(cache.stores):
         if store is not None:
+            used = store.slots if store.window is not None else len(tokens)
+            parts = [stored.get(f"store.{i}.{j}", part, used) for j, part in enumerate(store.parts)]
             store.reserve(len(tokens))
-            store.put_back([get(f"store.{i}.{j}") for j in range(len(store.parts))])
-    cache.restored(len(tokens), about["reach"])
-    marks = [
-        Mark(length, reach, tuple(_ring(get, m, r, cache) for r in range(rings)))
-        for m, (length, reach, rings) in enumerate(about["marks"])
-    ]
-    return Conversation(cache, marks, tokens, notes=about["notes"])
+            store.put_back(parts)
+    cache.restored(len(tokens), about.whole("reach", len(tokens)))
+    marks = [_mark(stored, m, entry, cache) for m, entry in enumerate(about.sequence("marks"))]
+    return Conversation(cache, marks, tokens, notes=about.mapping("notes"))
 
 
-def _ring(get: Callable[[str], Tensor], mark: int, ring: int, cache: KVCache) -> tuple[Tensor, ...]:
-    store = cache.rings[ring]
-    return tuple(get(f"mark.{mark}.{ring}.{j}").to(store.values.device) for j in range(len(store.parts)))
+def _mark(stored: _Stored, number: int, entry: Any, cache: KVCache) -> Mark:
+    length, reach, count = Values({"marks": entry}).wholes("marks", length=3)
+    if count != len(cache.rings) or not length <= min(reach, cache.length):
+        raise ValueError(f"mark {number} is at {length} of {cache.length} tokens, with {count} rings")
+    return Mark(length, reach, tuple(_ring(stored, number, r, ring) for r, ring in enumerate(cache.rings)))
 
 
-def _checked(name: str, tensor: Tensor, about: dict[str, Any]) -> Tensor:
-    if _checksum(tensor) != about["checksums"][name]:
-        raise ValueError(f"damaged ({name} was changed); delete it, and the conversation is computed again")
-    return tensor
+def _ring(stored: _Stored, mark: int, ring: int, store: LayerStore) -> tuple[Tensor, ...]:
+    parts = (stored.get(f"mark.{mark}.{ring}.{j}", part) for j, part in enumerate(store.parts))
+    return tuple(part.to(store.values.device) for part in parts)
 
 
 def _checksum(tensor: Tensor) -> int:

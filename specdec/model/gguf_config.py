@@ -7,6 +7,7 @@ that do not rotate, as 1e30).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -21,106 +22,117 @@ from transformers import (
     Qwen3Config,
 )
 
+from specdec.model.families import EPSILON, FACTOR, LARGEST_HEAD, SOFTCAP, THETA
 from specdec.model.spec import DecoderSpec, RopeSpec
+from specdec.weights.metadata import LARGEST, Values, finite, foreign, shown
 
 _NOT_ROTATED = 1e29  # a divisor from which on a dimension counts as not rotating
 _GEMMA3_LAYERS_OF_27B = 62
 
 
-class Keys:
-    """Metadata of one file; `keys["attention.head_count"]` reads `llama.attention.head_count`."""
+class Keys(Values):
+    """Metadata of one file; `keys.whole("attention.head_count")` reads `llama.attention.head_count`."""
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
-        self.metadata = metadata
-        self.architecture = str(metadata.get("general.architecture", ""))
-
-    def __getitem__(self, key: str) -> Any:
-        name = f"{self.architecture}.{key}"
-        if name not in self.metadata:
-            raise ValueError(f"the GGUF file has no {name!r}, which a {self.architecture} model needs")
-        return self.metadata[name]
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self.metadata.get(f"{self.architecture}.{key}", default)
+        self.architecture = Values(metadata).text("general.architecture", default="")
+        super().__init__(metadata, f"{self.architecture}.")
 
 
 def config_from_gguf(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> PretrainedConfig:
-    """The transformers config of a GGUF file with this metadata and these tensor shapes (torch order).
+    """Return the transformers config of a GGUF file with this metadata and these tensor shapes (torch order).
 
     Raises:
-        ValueError: the architecture is not supported, or a key that it needs is missing.
+        ValueError: the architecture is not supported, a key that it needs is missing, or a value cannot be one of a
+            model with these tensors.
     """
     keys = Keys(metadata)
     make = _ARCHITECTURES.get(keys.architecture)
     if make is None:
         raise ValueError(
-            f"GGUF architecture {keys.architecture!r} is not supported; supported are: "
+            f"GGUF architecture {shown(keys.architecture)} is not supported; supported are: "
             f"{', '.join(sorted(_ARCHITECTURES))}"
         )
-    if "token_embd.weight" not in shapes:
+    if len(shapes.get("token_embd.weight", ())) != 2:
         raise ValueError("the GGUF file has no token_embd.weight: it is a part of a model, or an adapter")
+    ids = Values(metadata, "tokenizer.ggml.")
     common = {
         "vocab_size": shapes["token_embd.weight"][0],
-        "hidden_size": keys["embedding_length"],
-        "num_hidden_layers": keys["block_count"],
-        "num_attention_heads": keys["attention.head_count"],
-        "rms_norm_eps": keys["attention.layer_norm_rms_epsilon"],
-        "max_position_embeddings": keys["context_length"],
+        "hidden_size": keys.whole("embedding_length", 1),
+        # A layer has tensors of its own, so a file's tensors bound what may be made for a forged number.
+        "num_hidden_layers": keys.whole("block_count", 1, len(shapes)),
+        "num_attention_heads": keys.whole("attention.head_count", 1, LARGEST_HEAD),
+        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon", *EPSILON),
+        "max_position_embeddings": keys.whole("context_length", 1),
         "tie_word_embeddings": "output.weight" not in shapes,
         **{
-            name: metadata[f"tokenizer.ggml.{key}"]
+            name: ids.whole(key, 0, 2 * LARGEST)
             for name, key in (
                 ("bos_token_id", "bos_token_id"),
                 ("eos_token_id", "eos_token_id"),
                 ("pad_token_id", "padding_token_id"),
             )
-            if f"tokenizer.ggml.{key}" in metadata
+            if ids.has(key)
         },
     }
     return make(keys, common, shapes)
 
 
 def with_rope_divisors(spec: DecoderSpec, divisors: Tensor) -> DecoderSpec:
-    """`spec` with the frequencies of its full layers divided by a file's `rope_freqs.weight` [head_dim / 2]."""
-    rope = spec.ropes["full_attention"]
-    if len(divisors) != len(rope.frequencies):
-        raise ValueError(f"rope_freqs.weight has {len(divisors)} values, the head size needs {len(rope.frequencies)}")
+    """Return `spec` with the frequencies of its full layers divided by `rope_freqs.weight` [head_dim / 2]."""
+    rope = spec.ropes.get("full_attention")
+    if rope is None or divisors.shape != (len(rope.frequencies),):
+        due = "no full layers" if rope is None else f"a head size that needs {len(rope.frequencies)}"
+        raise ValueError(f"rope_freqs.weight has {divisors.numel()} values for {due}; fetch it again")
+    values = divisors.tolist()
     frequencies = tuple(
-        0.0 if d >= _NOT_ROTATED else f / d for f, d in zip(rope.frequencies, divisors.tolist(), strict=True)
+        0.0 if d >= _NOT_ROTATED else f / d if d else math.inf for f, d in zip(rope.frequencies, values, strict=True)
     )
+    if not finite(frequencies):
+        raise ValueError("rope_freqs.weight holds values that are zero or not finite; fetch it again")
     return replace(spec, ropes={**spec.ropes, "full_attention": RopeSpec(frequencies, rope.factor)})
 
 
+def _theta(keys: Keys, name: str, default: float) -> float:
+    return keys.number(name, *THETA, default=default)
+
+
 def _rope(keys: Keys, default_theta: float) -> dict[str, Any]:
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": keys.get("rope.freq_base", default_theta)}
-    scaling = keys.get("rope.scaling.type", "none")
-    if scaling == "linear" or (scaling == "none" and keys.get("rope.scaling.factor")):
-        rope.update(rope_type="linear", factor=keys["rope.scaling.factor"])
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": _theta(keys, "rope.freq_base", default_theta)}
+    scaling = keys.text("rope.scaling.type", default="none")
+    if scaling == "linear" or (scaling == "none" and keys.has("rope.scaling.factor")):
+        rope.update(rope_type="linear", factor=keys.number("rope.scaling.factor", *FACTOR))
     elif scaling == "yarn":
         rope.update(
             rope_type="yarn",
-            factor=keys["rope.scaling.factor"],
-            original_max_position_embeddings=keys["rope.scaling.original_context_length"],
+            factor=keys.number("rope.scaling.factor", *FACTOR),
+            original_max_position_embeddings=keys.whole("rope.scaling.original_context_length", 1),
         )
     elif scaling != "none":
-        raise ValueError(f"GGUF rope scaling {scaling!r} is not supported; supported are: none, linear, yarn")
+        raise ValueError(f"GGUF rope scaling {shown(scaling)} is not supported; supported are: none, linear, yarn")
     return rope
 
 
 def _grouped(keys: Keys) -> dict[str, Any]:
-    heads = keys["attention.head_count"]
     return {
-        "num_key_value_heads": keys.get("attention.head_count_kv", heads),
-        "intermediate_size": keys["feed_forward_length"],
+        "num_key_value_heads": keys.whole("attention.head_count_kv", 1, default=keys.whole("attention.head_count", 1)),
+        "intermediate_size": keys.whole("feed_forward_length", 1),
     }
 
 
 def _head_dim(keys: Keys) -> int:
-    return int(keys.get("attention.key_length") or keys["embedding_length"] // keys["attention.head_count"])
+    shared = keys.whole("embedding_length") // keys.whole("attention.head_count", 1)
+    return keys.whole("attention.key_length", 0, LARGEST_HEAD, default=0) or shared
+
+
+def _made(kind: type[PretrainedConfig], **values: Any) -> PretrainedConfig:
+    """The config of these values, every one of which has been checked; transformers has checks of its own."""
+    with foreign("the GGUF file's metadata"):
+        return kind(**values)
 
 
 def _llama(keys: Keys, common: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> PretrainedConfig:
-    return LlamaConfig(
+    return _made(
+        LlamaConfig,
         **common,
         **_grouped(keys),
         head_dim=_head_dim(keys),
@@ -131,27 +143,29 @@ def _llama(keys: Keys, common: dict[str, Any], shapes: Mapping[str, tuple[int, .
 
 
 def _qwen2(keys: Keys, common: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> PretrainedConfig:
-    return Qwen2Config(**common, **_grouped(keys), rope_parameters=_rope(keys, 10_000.0))
+    return _made(Qwen2Config, **common, **_grouped(keys), rope_parameters=_rope(keys, 10_000.0))
 
 
 def _qwen3(keys: Keys, common: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> PretrainedConfig:
-    return Qwen3Config(**common, **_grouped(keys), head_dim=_head_dim(keys), rope_parameters=_rope(keys, 1_000_000.0))
+    rope = _rope(keys, 1_000_000.0)
+    return _made(Qwen3Config, **common, **_grouped(keys), head_dim=_head_dim(keys), rope_parameters=rope)
 
 
 def _gemma3(keys: Keys, common: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> PretrainedConfig:
-    head_dim, layers = _head_dim(keys), keys["block_count"]
+    head_dim, layers = _head_dim(keys), common["num_hidden_layers"]
     # The file does not say the attention scale; llama.cpp knows the one size that differs by its layer count.
     scalar = common["hidden_size"] // common["num_attention_heads"] if layers == _GEMMA3_LAYERS_OF_27B else head_dim
-    local = {"rope_type": "default", "rope_theta": keys.get("rope.freq_base_swa", 10_000.0)}
-    return Gemma3TextConfig(
+    local = {"rope_type": "default", "rope_theta": _theta(keys, "rope.freq_base_swa", 10_000.0)}
+    return _made(
+        Gemma3TextConfig,
         **common,
         **_grouped(keys),
         head_dim=head_dim,
         query_pre_attn_scalar=scalar,
-        sliding_window=keys["attention.sliding_window"],
+        sliding_window=keys.whole("attention.sliding_window", 1),
         layer_types=_layer_types(keys, layers, default=6),
         rope_parameters={"full_attention": _rope(keys, 1_000_000.0), "sliding_attention": local},
-        final_logit_softcapping=keys.get("final_logit_softcapping"),
+        final_logit_softcapping=_softcap(keys),
         attn_logit_softcapping=None,
     )
 
@@ -159,44 +173,61 @@ def _gemma3(keys: Keys, common: dict[str, Any], shapes: Mapping[str, tuple[int, 
 def _gemma4(keys: Keys, common: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> PretrainedConfig:
     if any(".ffn_gate_inp." in name for name in shapes):
         raise ValueError("mixture-of-experts Gemma 4 (26B-A4B) is not supported; use a dense one")
-    layers = keys["block_count"]
+    layers = common["num_hidden_layers"]
     kinds = _layer_types(keys, layers, default=6)
-    kv_heads = keys["attention.head_count_kv"]
-    if not isinstance(kv_heads, list):
-        kv_heads = [kv_heads] * layers
-    widths = keys["feed_forward_length"]
-    if not isinstance(widths, list):
-        widths = [widths] * layers
+    if len(set(kinds)) < 2:
+        raise ValueError(f"all layers of the GGUF file are {kinds[0]}; Gemma 4 has both kinds")
+    kv_heads, widths = _each(keys, "attention.head_count_kv", layers), _each(keys, "feed_forward_length", layers)
     sliding, full = kinds.index("sliding_attention"), kinds.index("full_attention")
-    per_layer = keys.get("embedding_length_per_layer_input", 0)
-    return Gemma4TextConfig(
+    per_layer = keys.whole("embedding_length_per_layer_input", default=0)
+    table = shapes.get("per_layer_token_embd.weight", ())
+    if per_layer and len(table) != 2:
+        raise ValueError("the GGUF file has no per_layer_token_embd.weight, which its embedding_length_per_layer needs")
+    key_length = keys.whole("attention.key_length", 1, LARGEST_HEAD)
+    return _made(
+        Gemma4TextConfig,
         **common,
         intermediate_size=widths[0],
         num_key_value_heads=kv_heads[sliding],
         num_global_key_value_heads=kv_heads[full],
-        head_dim=keys.get("attention.key_length_swa", keys["attention.key_length"]),
-        global_head_dim=keys["attention.key_length"],
+        head_dim=keys.whole("attention.key_length_swa", 1, LARGEST_HEAD, default=key_length),
+        global_head_dim=key_length,
         attention_k_eq_v=f"blk.{full}.attn_v.weight" not in shapes,
-        sliding_window=keys["attention.sliding_window"],
+        sliding_window=keys.whole("attention.sliding_window", 1),
         layer_types=kinds,
-        num_kv_shared_layers=keys.get("attention.shared_kv_layers", 0),
+        num_kv_shared_layers=keys.whole("attention.shared_kv_layers", 0, layers - 1, default=0),
         use_double_wide_mlp=widths[-1] == 2 * widths[0],
         hidden_size_per_layer_input=per_layer,
-        vocab_size_per_layer_input=shapes["per_layer_token_embd.weight"][0] if per_layer else common["vocab_size"],
-        final_logit_softcapping=keys.get("final_logit_softcapping"),
+        vocab_size_per_layer_input=table[0] if per_layer else common["vocab_size"],
+        final_logit_softcapping=_softcap(keys),
         rope_parameters={  # which dimensions of full layers rotate is in rope_freqs.weight
-            "full_attention": {"rope_type": "default", "rope_theta": keys.get("rope.freq_base", 1_000_000.0)},
-            "sliding_attention": {"rope_type": "default", "rope_theta": keys.get("rope.freq_base_swa", 10_000.0)},
+            "full_attention": {"rope_type": "default", "rope_theta": _theta(keys, "rope.freq_base", 1_000_000.0)},
+            "sliding_attention": {"rope_type": "default", "rope_theta": _theta(keys, "rope.freq_base_swa", 10_000.0)},
         },
     )
 
 
+def _softcap(keys: Keys) -> float | None:
+    name = "final_logit_softcapping"
+    return keys.number(name, *SOFTCAP) if keys.has(name) else None
+
+
+def _each(keys: Keys, name: str, layers: int) -> list[int]:
+    """One number for each layer, which the file lists, or gives once for all."""
+    if isinstance(keys.find(name), list):
+        return keys.wholes(name, 1, length=layers)
+    return [keys.whole(name, 1)] * layers
+
+
 def _layer_types(keys: Keys, layers: int, default: int) -> list[str]:
     """Every n-th layer is full, or a list says which are sliding."""
-    pattern = keys.get("attention.sliding_window_pattern", default)
-    if isinstance(pattern, list):
-        return ["sliding_attention" if slides else "full_attention" for slides in pattern]
-    return ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(layers)]
+    name = "attention.sliding_window_pattern"
+    if isinstance(keys.find(name), list):
+        slide = [bool(slides) for slides in keys.sequence(name, layers)]
+    else:
+        pattern = keys.whole(name, 1, default=default)
+        slide = [bool((i + 1) % pattern) for i in range(layers)]
+    return ["sliding_attention" if slides else "full_attention" for slides in slide]
 
 
 _ARCHITECTURES: dict[str, Callable[[Keys, dict[str, Any], Mapping[str, tuple[int, ...]]], PretrainedConfig]] = {

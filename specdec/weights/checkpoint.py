@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar, get_args
 import torch
 from torch import Tensor
 
+from specdec.weights.metadata import printable, shown
 from specdec.weights.tensors import Storage, Weight
 
 Entry = TypeVar("Entry")
@@ -57,8 +58,15 @@ def find(name: str, entries: Mapping[str, Entry], path: Path) -> Entry:
     if name in entries:
         return entries[name]
     close = get_close_matches(name, entries, n=3)
-    hint = f"; near it: {', '.join(close)}" if close else ""
-    raise ValueError(f"{path}: there is no tensor {name!r} among its {len(entries)}{hint}")
+    hint = f"; near it: {', '.join(map(printable, close))}" if close else ""
+    raise ValueError(f"{path}: there is no tensor {shown(name)} among its {len(entries)}{hint}")
+
+
+def checked_floats(tensor: Tensor, name: str) -> Tensor:
+    """Return `tensor`, which `Checkpoint.tensor` gives. Raises ValueError when a value is not finite."""
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError(f"{name} holds values that are not finite; fetch the checkpoint again")
+    return tensor
 
 
 def check_request(name: str, shape: tuple[int, ...], quantize: Storage, rows: Tensor | None) -> None:

@@ -30,7 +30,7 @@ from gguf.quants import dequantize
 from torch import Tensor
 
 from specdec.threads import one_torch_thread
-from specdec.weights.checkpoint import check_request, find
+from specdec.weights.checkpoint import check_request, checked_floats, find
 from specdec.weights.gguf_header import GGUFHeader, TensorInfo, read_header
 from specdec.weights.tensors import (
     BLOCK,
@@ -77,7 +77,8 @@ class GGUFCheckpoint:
     def tensor(self, name: str) -> Tensor:
         """The whole tensor as float32, dequantised by the `gguf` package."""
         info = find(name, self.header.tensors, self.path)
-        return _floats(self._map(info), info.type).view(info.shape)
+        floats = _floats(self._map(info), info.type).view(info.shape)
+        return checked_floats(floats, f"{self.path}: tensor {name!r}")
 
     def weight(self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None) -> Weight:
         """The matrix `name`; blocks stay blocks unless `quantize` is "none"."""

@@ -20,6 +20,8 @@ from typing import Any, NoReturn
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFValueType
 
+from specdec.weights.metadata import naming
+
 MAX_ARRAY = 1 << 22  # entries of one metadata array: ten times the largest vocabularies and merge lists
 MAX_TEXT = 1 << 28  # bytes of one string
 MAX_NAME = 65535  # bytes of a key or a tensor's name
@@ -59,6 +61,11 @@ def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
     if not file.is_file():
         raise ValueError(f"{file}: there is no such file")
     _check_preamble(file)
+    with naming(file):
+        return _read(file)
+
+
+def _read(file: Path) -> GGUFHeader:
     try:
         reader = _Reader(file)
         return GGUFHeader(file, reader.values(), reader.table)
@@ -200,6 +207,8 @@ class _Reader(GGUFReader):  # type: ignore[misc]
 
     def _build_tensors(self, start_offs: int, fields: list[Any]) -> None:
         start, alignment, end = int(start_offs), int(self.alignment), 0
+        if alignment <= 0 or alignment & (alignment - 1):
+            self._fail(f"an alignment of {alignment} bytes")
         for field in fields:
             _, _, _, dims, raw_type, raw_offset = field.parts
             info = self._describe(field.name, dims.tolist(), int(raw_type[0]), start + int(raw_offset[0]))

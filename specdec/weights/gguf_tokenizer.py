@@ -12,6 +12,7 @@ project has one).
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -19,8 +20,12 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
+from specdec.weights.metadata import LARGEST, Values, shown
+
+MAX_PIECE = 1024  # characters of a piece; those of sentencepiece have 16 as a rule, and merges are sought at every cut
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # of tokenizer.ggml.token_type
 
+_GGML = "tokenizer.ggml."
 _SPACE = "\u2581"  # how sentencepiece writes a space
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -40,10 +45,10 @@ _PRE: dict[str, str] = {
 def tokenizer_json(metadata: dict[str, Any]) -> str:
     """A tokenizer.json for the metadata of `read_header`; ValueError for a tokenizer it cannot build."""
     tokens, types = _vocabulary(metadata)
-    model = metadata.get("tokenizer.ggml.model")
+    model = Values(metadata).text("tokenizer.ggml.model", default="")
     if model not in _BUILDERS:
         raise ValueError(
-            f"GGUF tokenizer model {model!r} is not supported (only {', '.join(_BUILDERS)}); "
+            f"GGUF tokenizer model {shown(model)} is not supported (only {', '.join(_BUILDERS)}); "
             "name a folder with the model's own tokenizer.json instead"
         )
     pieces, merges = _BUILDERS[model](metadata, tokens, types)
@@ -63,48 +68,62 @@ def tokenizer_settings(metadata: dict[str, Any]) -> dict[str, Any]:
     tokens, _ = _vocabulary(metadata)
     settings: dict[str, Any] = {"padding_side": "left", "clean_up_tokenization_spaces": False}
     for name, number in special_ids(metadata).items():
-        settings[f"{name}_token"] = tokens[number]
+        if name in ("bos", "eos", "unk", "pad"):
+            settings[f"{name}_token"] = tokens[number]
     # transformers fills a batch with the padding token: without one, batches could not be made at all.
     if "pad_token" not in settings and "eos_token" in settings:
         settings["pad_token"] = settings["eos_token"]
-    model, pre = metadata["tokenizer.ggml.model"], metadata.get("tokenizer.ggml.pre")
-    begins = model in ("llama", "gemma4") or _PRE.get(str(pre)) == "llama3"
+    values = Values(metadata)
+    model, pre = values.text(f"{_GGML}model", default=""), values.text(f"{_GGML}pre", default="")
+    begins = model in ("llama", "gemma4") or _PRE.get(pre) == "llama3"
     # Files of Gemma 4 say false, and llama.cpp overrides them: the model is lost without it.
-    add_bos = True if model == "gemma4" else metadata.get("tokenizer.ggml.add_bos_token", begins)
-    settings["add_bos_token"] = bool(add_bos) and "bos_token" in settings
-    settings["add_eos_token"] = bool(metadata.get("tokenizer.ggml.add_eos_token")) and "eos_token" in settings
-    if limit := metadata.get(f"{metadata.get('general.architecture')}.context_length"):
+    add_bos = True if model == "gemma4" else values.flag(f"{_GGML}add_bos_token", default=begins)
+    settings["add_bos_token"] = add_bos and "bos_token" in settings
+    settings["add_eos_token"] = values.flag(f"{_GGML}add_eos_token", default=False) and "eos_token" in settings
+    architecture = values.text("general.architecture", default="")
+    if limit := values.whole(f"{architecture}.context_length", default=0):
         settings["model_max_length"] = limit
-    named = {
-        name: template
-        for name in metadata.get("tokenizer.chat_templates", [])
-        if (template := metadata.get(f"tokenizer.chat_template.{name}"))
-    }
-    if template := metadata.get("tokenizer.chat_template"):
+    names = values.texts("tokenizer.chat_templates") if values.has("tokenizer.chat_templates") else []
+    named = {name: text for name in names if (text := values.text(f"tokenizer.chat_template.{name}", default=""))}
+    if template := values.text("tokenizer.chat_template", default=""):
         settings["chat_template"] = {"default": template, **named} if named else template
     return settings
 
 
 def special_ids(metadata: dict[str, Any]) -> dict[str, int]:
-    """Ids of bos, eos, unk and pad, as far as the file names them (or sentencepiece has them by custom)."""
-    default = {"bos": 1, "eos": 2, "unk": 0} if metadata.get("tokenizer.ggml.model") == "llama" else {}
-    keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id", default.get(name)) for name, key in keys.items()}
-    size = len(metadata.get("tokenizer.ggml.tokens", ()))
-    return {name: number for name, number in ids.items() if number is not None and 0 <= number < size}
+    """Return the ids of bos, eos, unk, pad, eot and eom, as far as the file names them (or sentencepiece has them by
+    custom). An id outside of the vocabulary is left out: it is how some files say that there is none.
+
+    Raises ValueError for one that is not a number.
+    """
+    values = Values(metadata, _GGML)
+    ids = {"bos": 1, "eos": 2, "unk": 0} if values.find("model") == "llama" else {}
+    keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "eot": "eot", "eom": "eom"}
+    for name, key in keys.items():
+        if values.has(f"{key}_token_id"):
+            ids[name] = values.whole(f"{key}_token_id", -LARGEST, 2 * LARGEST)
+    size = len(values.texts("tokens")) if values.has("tokens") else 0
+    return {name: number for name, number in ids.items() if 0 <= number < size}
+
+
+def vocabulary(metadata: dict[str, Any]) -> tuple[list[str], list[int]]:
+    """Return the tokens and their types, none where the file has no tokenizer. Raises ValueError when they differ in
+    number, or are not tokens and types."""
+    values = Values(metadata, _GGML)
+    tokens = values.texts("tokens") if values.has("tokens") else []
+    if not values.has("token_type"):
+        return tokens, []
+    return tokens, values.wholes("token_type", -LARGEST, length=len(tokens))
 
 
 def _vocabulary(metadata: dict[str, Any]) -> tuple[list[str], list[int]]:
-    tokens: list[str] = metadata.get("tokenizer.ggml.tokens") or []
+    tokens, types = vocabulary(metadata)
     if not tokens:
         raise ValueError(
             "the GGUF file has no vocabulary (tokenizer.ggml.tokens); name a folder or hub id "
             "with the model's tokenizer instead"
         )
-    types: list[int] = metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
-    if len(types) != len(tokens):
-        raise ValueError(f"the GGUF file has {len(tokens)} tokens, {len(types)} types; fetch it again")
-    return tokens, types
+    return tokens, types or [NORMAL] * len(tokens)
 
 
 def _added(number: int, token: str, kind: int) -> dict[str, Any]:
@@ -127,8 +146,8 @@ _Builder = Callable[[dict[str, Any], list[str], list[int]], _Built]
 
 def _byte_level(metadata: dict[str, Any], _tokens: list[str], _types: list[int]) -> _Built:
     """GPT-2's: merges over bytes, each spelled as one letter."""
-    pre = metadata.get("tokenizer.ggml.pre")
-    if pre is None:
+    pre = Values(metadata).text(f"{_GGML}pre", default="")
+    if not pre:
         warnings.warn(
             "the GGUF file does not say how text is cut (tokenizer.ggml.pre); GPT-2's way is "
             "assumed, which may give other ids than the model was trained with",
@@ -137,7 +156,7 @@ def _byte_level(metadata: dict[str, Any], _tokens: list[str], _types: list[int])
         pre = "default"
     if pre not in _PRE:
         raise ValueError(
-            f"GGUF pre-tokenizer {pre!r} is not known (only {', '.join(_PRE)}); name a folder "
+            f"GGUF pre-tokenizer {shown(pre)} is not known (only {', '.join(_PRE)}); name a folder "
             "with the model's own tokenizer.json instead"
         )
     kind = _PRE[pre]
@@ -161,12 +180,11 @@ def _byte_level(metadata: dict[str, Any], _tokens: list[str], _types: list[int])
 
 def _sentencepiece(metadata: dict[str, Any], tokens: list[str], types: list[int]) -> _Built:
     """Llama 2's and Gemma 3's: merges over characters, in the order of the scores of what they make."""
-    scores = metadata.get("tokenizer.ggml.scores") or []
-    if len(scores) != len(tokens):
-        raise ValueError(
-            f"the GGUF file has {len(tokens)} tokens, {len(scores)} scores (tokenizer.ggml.scores); fetch it again"
-        )
-    prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+    values = Values(metadata, _GGML)
+    scores = values.sequence("scores", len(tokens))
+    if not all(isinstance(score, (int, float)) and math.isfinite(score) for score in scores):
+        raise ValueError("the GGUF file's scores (tokenizer.ggml.scores) are not all numbers; fetch it again")
+    prefix = values.flag("add_space_prefix", default=True)
     return _characters(metadata, tokens, prefix), _merges_of_scores(tokens, types, scores)
 
 
@@ -193,13 +211,13 @@ def _characters(metadata: dict[str, Any], tokens: list[str], prefix: bool) -> To
 
 
 def _listed_merges(metadata: dict[str, Any]) -> list[str]:
-    merges: list[str] | None = metadata.get("tokenizer.ggml.merges")
-    if merges is None:
+    values = Values(metadata, _GGML)
+    if not values.has("merges"):
         raise ValueError(
             "the GGUF file lists no merges (tokenizer.ggml.merges); name a folder with the "
             "model's own tokenizer.json instead"
         )
-    return merges
+    return values.texts("merges")
 
 
 def _merges_of_scores(tokens: list[str], types: list[int], scores: list[float]) -> list[str]:
@@ -211,6 +229,8 @@ def _merges_of_scores(tokens: list[str], types: list[int], scores: list[float]) 
     not matter.
     """
     pieces = {token for token, kind in zip(tokens, types, strict=True) if kind == NORMAL}
+    if longest := max((piece for piece in pieces if len(piece) > MAX_PIECE), key=len, default=""):
+        raise ValueError(f"the GGUF file has a token of {len(longest)} characters: {shown(longest)}; fetch it again")
     found = []
     for token, kind, score in zip(tokens, types, scores, strict=True):
         if kind != NORMAL:

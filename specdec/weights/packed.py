@@ -15,21 +15,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import mmap
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
 
 from specdec.atomic import replacing
 from specdec.kernels import BlockTensor
+from specdec.weights.metadata import Values, shown
 from specdec.weights.tensors import BlockWeight, DenseWeight, Weight
 
 MAGIC = b"SPECDEC1"
@@ -37,6 +39,57 @@ ALIGNMENT = 64
 _FOOTER = 8 + 32 + len(MAGIC)
 _CHUNK = 64 << 20  # bytes checked at once
 _DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloat16, torch.float16, torch.uint8)}
+
+
+class Part(NamedTuple):
+    """Where a tensor, or a part of one, lies."""
+
+    at: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    crc: int
+
+
+class Entry(NamedTuple):
+    """A tensor of the index; `blocks`: bits, rows and columns of a matrix in blocks."""
+
+    parts: tuple[Part, ...]
+    blocks: tuple[int, int, int] | None
+
+
+def read_index(tensors: Mapping[str, Any], end: int) -> dict[str, Entry]:
+    """Return the entries of an index whose tensors lie before byte `end` of the file.
+
+    Raises ValueError for parts that lie outside, overlap, or are not those of such a matrix.
+    """
+    found = {name: _entry(Values(tensors).inner(name)) for name in tensors}
+    free = ALIGNMENT
+    for part in sorted((part for entry in found.values() for part in entry.parts), key=lambda part: part.at):
+        if part.at < free or part.at % ALIGNMENT:
+            raise ValueError(f"a tensor at {part.at} overlaps another, or is not aligned")
+        free = part.at + math.prod(part.shape) * part.dtype.itemsize
+    if free > end:
+        raise ValueError("a tensor ends beyond the file")
+    return found
+
+
+def _entry(values: Values) -> Entry:
+    parts = tuple(_part(Values({"part": part}).inner("part")) for part in values.sequence("parts"))
+    if not values.has("bits"):
+        if len(parts) != 1:
+            raise ValueError(f"a tensor of floats has {len(parts)} parts")
+        return Entry(parts, None)
+    if len(parts) not in (2, 3):
+        raise ValueError(f"a matrix in blocks has {len(parts)} parts")
+    return Entry(parts, (values.whole("bits"), values.whole("rows", 1), values.whole("columns", 1)))
+
+
+def _part(values: Values) -> Part:
+    dtype = values.text("dtype")
+    if dtype not in _DTYPES:
+        raise ValueError(f"there are no parts of {shown(dtype)}")
+    shape = tuple(values.wholes("shape", 1))
+    return Part(values.whole("at", high=1 << 62), _DTYPES[dtype], shape, values.whole("crc", high=(1 << 32) - 1))
 
 
 class PackedWriter:
@@ -112,14 +165,34 @@ class PackedFile:
         index = self._memory[size - _FOOTER - length : size - _FOOTER]
         if hashlib.sha256(index).digest() != footer[8:40]:
             raise self._damaged("its index was changed")
-        found = json.loads(index)
-        if found["about"] != {**about, "byte_order": sys.byteorder}:
+        found = self._parsed(index)
+        if found.get("about") != {**about, "byte_order": sys.byteorder}:
             raise ValueError(f"{path}: was made from something else; delete it, and it is made again")
-        self._tensors: dict[str, Any] = found["tensors"]
+        # What the hash says nothing of: whether the index was written by `PackedWriter`, or by somebody else.
+        try:
+            self._tensors = read_index(Values(found).mapping("tensors"), size - _FOOTER - length)
+        except ValueError as error:
+            raise self._damaged(str(error)) from error
+
+    def _parsed(self, index: bytes) -> dict[str, Any]:
+        try:
+            found = json.loads(index)
+        except (ValueError, RecursionError) as error:
+            raise self._damaged("its index is not JSON") from error
+        if not isinstance(found, dict):
+            raise self._damaged("its index is not an object")
+        return found
 
     @property
     def names(self) -> list[str]:
         return list(self._tensors)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return every tensor's name and shape, (out, in) for matrices."""
+        return {
+            name: tensor.blocks[1:] if tensor.blocks else tensor.parts[0].shape
+            for name, tensor in self._tensors.items()
+        }
 
     @property
     def nbytes(self) -> int:
@@ -127,16 +200,18 @@ class PackedFile:
         return len(self._memory)
 
     def weight(self, name: str) -> Weight:
-        """The matrix `name`."""
+        """Return the matrix `name`. Raises ValueError when its parts are not those of such a matrix."""
         entry = self._tensors[name]
-        q, *more = (self._tensor(part) for part in entry["parts"])
-        if "bits" not in entry:
+        q, *more = (self._tensor(part) for part in entry.parts)
+        if entry.blocks is None:
             return DenseWeight(q)
-        minimum = more[1] if len(more) > 1 else None
-        return BlockWeight(BlockTensor(q, more[0], minimum, entry["bits"], entry["rows"], entry["columns"]))
+        try:
+            return BlockWeight(BlockTensor(q, more[0], more[1] if len(more) > 1 else None, *entry.blocks))
+        except ValueError as error:
+            raise self._damaged(f"{name}: {error}") from error
 
     def vector(self, name: str) -> Tensor:
-        (part,) = self._tensors[name]["parts"]
+        (part,) = self._tensors[name].parts
         return self._tensor(part)
 
     def verify(self, advance: Callable[[int], None] = lambda done: None) -> None:
@@ -144,27 +219,24 @@ class PackedFile:
 
         Raises ValueError when it is damaged.
         """
-        parts = [part for entry in self._tensors.values() for part in entry["parts"]]
+        parts = [part for entry in self._tensors.values() for part in entry.parts]
 
-        def matches(part: dict[str, Any]) -> tuple[bool, int]:
+        def matches(part: Part) -> tuple[bool, int]:
             raw, crc = _bytes(self._tensor(part)), 0
             for start in range(0, len(raw), _CHUNK):
                 crc = zlib.crc32(raw[start : start + _CHUNK], crc)
-            return crc == part["crc"], len(raw)
+            return crc == part.crc, len(raw)
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             for part, (right, size) in zip(parts, pool.map(matches, parts), strict=True):
                 if not right:
-                    raise self._damaged(f"the bytes at {part['at']} were changed")
+                    raise self._damaged(f"the bytes at {part.at} were changed")
                 advance(size)
 
-    def _tensor(self, part: dict[str, Any]) -> Tensor:
-        dtype = _DTYPES[part["dtype"]]
-        count = 1
-        for size in part["shape"]:
-            count *= size
-        found: Tensor = torch.frombuffer(self._memory, dtype=dtype, count=count, offset=part["at"])
-        return found.view(part["shape"])
+    def _tensor(self, part: Part) -> Tensor:
+        count = math.prod(part.shape)
+        found: Tensor = torch.frombuffer(self._memory, dtype=part.dtype, count=count, offset=part.at)
+        return found.view(part.shape)
 
     def _damaged(self, why: str) -> ValueError:
         return ValueError(f"{self.path}: damaged ({why}); delete it, and it is made again")

@@ -9,7 +9,6 @@ https://github.com/huggingface/safetensors
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from specdec.weights.checkpoint import check_request, find
+from specdec.weights.checkpoint import check_request, checked_floats, find
+from specdec.weights.metadata import Values, naming, printable, read_object, shown
 from specdec.weights.tensors import Storage, Weight, convert, stored_bytes
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -48,6 +48,10 @@ class SafetensorsCheckpoint:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
+        with naming(self._path):
+            self._open()
+
+    def _open(self) -> None:
         shards, indexed = _shards(self._path)
         self._entries: dict[str, _Entry] = {}
         for shard in shards:
@@ -58,7 +62,7 @@ class SafetensorsCheckpoint:
                         f"{shard.name}; delete the files of the older download"
                     )
                 self._entries[name] = entry
-        lost = [f"{name} ({shard.name})" for name, shard in indexed.items() if self._shard_of(name) != shard]
+        lost = [f"{printable(name)} ({shard.name})" for name, shard in indexed.items() if self._shard_of(name) != shard]
         if lost:
             raise ValueError(
                 f"{self.path}: {INDEX} lists tensors that are not in their shard: {_some(lost)}; fetch the "
@@ -93,7 +97,9 @@ class SafetensorsCheckpoint:
         with safe_open(entry.shard, framework="pt") as file:
             stored: Tensor = file.get_tensor(name)
         floats = stored.to(torch.float32, copy=True)  # a copy: the file may be replaced afterwards
-        if entry.dtype in _INTEGERS and not torch.equal(floats.to(stored.dtype), stored):
+        if entry.dtype not in _INTEGERS:
+            return checked_floats(floats, f"{entry.shard}: tensor {name!r}")
+        if not torch.equal(floats.to(stored.dtype), stored):
             raise ValueError(
                 f"{entry.shard}: {name!r} ({entry.dtype}) holds integers beyond the exact range of float32"
             )
@@ -137,12 +143,12 @@ def _shards(path: Path) -> tuple[list[Path], dict[str, Path]]:
 
 
 def _index(file: Path) -> dict[str, Path]:
-    try:
-        entries = json.loads(file.read_bytes())["weight_map"]
-        names = {str(name): str(shard) for name, shard in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file}: damaged index ({error!r}); delete it and fetch it again") from error
-    strange = sorted({shard for shard in names.values() if Path(shard).name != shard or "\\" in shard})
+    with naming(file):
+        names: dict[str, str] = Values(read_object(file)).mapping("weight_map")
+        for shard in names.values():
+            if not isinstance(shard, str):
+                raise ValueError(f"damaged index: its weight_map names {shown(shard)}; delete it and fetch it again")
+    strange = sorted({s for s in names.values() if Path(s).name != s or "\\" in s or not s.isprintable()})
     if strange:
         raise ValueError(f"{file}: its shards must lie beside it, but it names {_some(strange)}; fetch it again")
     missing = sorted({shard for shard in names.values() if not (file.parent / shard).is_file()})
@@ -161,9 +167,7 @@ def _header(shard: Path) -> dict[str, _Entry]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             entries = {name: _Entry(shard, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     except (SafetensorError, OSError) as error:
-        with shard.open("rb") as stream:
-            pointer = stream.read(40).startswith(b"version https://git-lfs")
-        if pointer:
+        if _is_pointer(shard):
             raise ValueError(f"{shard}: a Git LFS pointer, not the weights; run `git lfs pull` there") from error
         raise ValueError(
             f"{shard}: damaged or incomplete safetensors file ({error}); delete it and fetch it again"
@@ -173,6 +177,14 @@ def _header(shard: Path) -> dict[str, _Entry]:
         if packed or entry.dtype not in (*_FLOATS, *_INTEGERS):
             raise _unreadable(shard, name, entry.dtype)
     return entries
+
+
+def _is_pointer(shard: Path) -> bool:
+    try:
+        with shard.open("rb") as stream:
+            return stream.read(40).startswith(b"version https://git-lfs")
+    except OSError:
+        return False
 
 
 def _unreadable(shard: Path, name: str, dtype: str) -> ValueError:
@@ -193,4 +205,4 @@ def _pickle(path: Path, names: list[str]) -> ValueError:
 
 def _some(names: list[str]) -> str:
     """Up to eight names, for a message."""
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return ", ".join(map(printable, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -24,11 +24,15 @@ from specdec.weights.gguf_tokenizer import (
     special_ids,
     tokenizer_json,
     tokenizer_settings,
+    vocabulary,
 )
 from specdec.weights.hub import NAMED_MODELS, cache_folder, local_path, model_path
+from specdec.weights.metadata import foreign, naming
 
 _CONVERTER = 1  # raised when gguf_tokenizer.py writes something else: older cache entries are void then
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+_TRIAL = "Hello, 1 + 1!\n"
 
 # Texts of tokens that end a turn or a document, as llama.cpp knows them: files often name only one of them.
 _ENDS = {
@@ -75,49 +79,55 @@ def generation_config_from_gguf(metadata: dict[str, Any]) -> GenerationConfig:
 
     `eos_token_id` is an int, or a list when several tokens end the text: the file's own eos first.
     """
-    tokens = metadata.get("tokenizer.ggml.tokens", ())  # a file may come without a tokenizer
-    types = metadata.get("tokenizer.ggml.token_type") or [CONTROL] * len(tokens)
+    tokens, types = vocabulary(metadata)  # a file may come without a tokenizer
     ids = special_ids(metadata)
-    named = [ids.get("eos"), *(metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eot", "eom"))]
+    named = [ids[name] for name in ("eos", "eot", "eom") if name in ids]
     # An ordinary piece of text that happens to spell such a token does not end anything.
     spelled = [
         number
-        for number, (token, kind) in enumerate(zip(tokens, types, strict=True))
+        for number, (token, kind) in enumerate(zip(tokens, types or [CONTROL] * len(tokens), strict=True))
         if kind in (CONTROL, USER_DEFINED) and token in _ENDS
     ]
-    ends = list(dict.fromkeys(number for number in [*named, *spelled] if number is not None))
+    ends = list(dict.fromkeys([*named, *spelled]))
     pad = ids.get("pad", ends[0] if ends else None)
     eos = ends if len(ends) > 1 else (ends[0] if ends else None)
     return GenerationConfig(bos_token_id=ids.get("bos"), pad_token_id=pad, eos_token_id=eos)
 
 
 def _from_pretrained(name: str) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, padding_side="left")
-    except Exception as error:  # transformers, the hub client and tokenizers each have their own kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{name}: its tokenizer could not be loaded ({reason}). Name a folder with "
-            f"tokenizer.json, a .gguf file, or one of {', '.join(NAMED_MODELS)}"
-        ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    """The tokenizer of a folder or hub id, once it has cut a text; code that it may need is refused."""
+    advice = f"name a folder with tokenizer.json, a .gguf file, or one of {', '.join(NAMED_MODELS)}"
+    with foreign(name, advice, "its tokenizer could not be loaded"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, padding_side="left", trust_remote_code=False
+        )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return _tried(tokenizer)
+
+
+def _tried(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """`tokenizer`, of which some parts are looked at no sooner than a text is cut and put together again."""
+    tokenizer.decode(tokenizer(_TRIAL).input_ids, skip_special_tokens=True)
     return tokenizer
 
 
 def _from_gguf(path: Path) -> PreTrainedTokenizerBase:
     header = read_header(path)
-    try:
+    with naming(path):
         settings = {**tokenizer_settings(header.metadata), "name_or_path": str(path)}
-        cached = _cached(header)
-        if cached is None or not _intact(cached):
-            content = tokenizer_json(header.metadata).encode()
-            if cached is None or not _keep(content, cached):
+    cached = _cached(header)
+    if cached is None or not _intact(cached):
+        with naming(path):
+            text = tokenizer_json(header.metadata)
+        with foreign(path):
+            content = text.encode()
+        if cached is None or not _keep(content, cached):
+            with foreign(path):
                 made = tokenizers.Tokenizer.from_buffer(content)
-                return PreTrainedTokenizerFast(tokenizer_object=made, **settings)
-        return PreTrainedTokenizerFast(tokenizer_file=str(cached), **settings)
-    except Exception as error:  # `tokenizers` raises plain Exception, for a merge of unknown pieces say
-        raise ValueError(f"{path}: {error}") from error
+                return _tried(PreTrainedTokenizerFast(tokenizer_object=made, **settings))
+    with foreign(path):  # `tokenizers` raises plain Exception, for a merge of unknown pieces say
+        return _tried(PreTrainedTokenizerFast(tokenizer_file=str(cached), **settings))
 
 
 def _cached(header: GGUFHeader) -> Path | None:

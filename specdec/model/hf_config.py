@@ -1,0 +1,160 @@
+"""config.json and generation_config.json of a folder, as transformers' objects.
+
+What: `read_config` and `read_generation_config`. Why not `AutoConfig.from_pretrained`: a config can ask for code
+(`auto_map` names a module beside it, `attn_implementation` a kernel of the hub), of which transformers asks on stdin or
+which it fetches; and it builds lists as long as a number in the file says. Here the file is read as JSON, what could
+run is refused or left out, numbers are bounded by the tensors that are there, and only then transformers makes its
+object of the rest. Left out: versions of a config for older transformers, and configs inside GGUF files
+(`gguf_config.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, GenerationConfig
+
+from specdec.model.families import supported_families
+from specdec.weights.metadata import Values, foreign, naming, read_object, shown
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+# Keys by which a config picks code that runs: modules beside it, kernels of the hub.
+_CODE = ("auto_map", "attn_implementation", "experts_implementation", "custom_generate", "trust_remote_code")
+_COUNTED = ("num_hidden_layers", "num_labels")  # transformers makes lists as long as these say
+_MOST = 1 << 16  # of what is counted so in parts that are not read (vision, audio)
+_ID = (-(1 << 31), 1 << 32)  # -1 and 2**32 - 1 stand for "none" in some files
+
+# What generation_config.json may hold: bounds of whole numbers and of numbers; all else of a name has another type.
+_WHOLE = dict.fromkeys(
+    (
+        "max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams", "top_k", "no_repeat_ngram_size",
+        "encoder_no_repeat_ngram_size", "num_return_sequences", "num_assistant_tokens", "prompt_lookup_num_tokens",
+        "max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind", "target_lookbehind", "max_cache_len",
+        "num_beam_groups", "prefill_chunk_size",
+    ),
+    (0, 1 << 31),
+)  # fmt: skip
+_NUMBERS = dict.fromkeys(
+    (
+        "max_time", "temperature", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff",
+        "repetition_penalty", "encoder_repetition_penalty", "length_penalty", "guidance_scale", "penalty_alpha",
+        "diversity_penalty", "assistant_confidence_threshold", "assistant_ensemble_weight",
+    ),
+    (-1e9, 1e9),
+)  # fmt: skip
+_FLAGS = (
+    "do_sample", "use_mtp", "use_cache", "renormalize_logits", "remove_invalid_values", "token_healing",
+    "output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
+    "is_assistant", "disable_compile", "low_memory",
+)  # fmt: skip
+_TEXTS = ("cache_implementation", "num_assistant_tokens_schedule", "speculation_type", "transformers_version")
+_IDS = ("pad_token_id", "bos_token_id", "forced_bos_token_id", "decoder_start_token_id")
+_ID_LISTS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")  # or one id
+_OBJECTS = ("cache_config", "watermarking_config", "compile_config", "continuous_batching_config")
+
+
+def read_config(folder: Path, tensors: int) -> Any:
+    """Return transformers' config of the model in `folder`, which has so many `tensors`.
+
+    Raises:
+        ValueError: there is no config.json, it is damaged, transformers does not know its model type, or it needs code
+            of its own.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{folder}: no {CONFIG}; a Hugging Face folder holds {CONFIG} and *.safetensors")
+    values = read_object(path)
+    with naming(path):
+        kind = Values(values).text("model_type", default="")
+        if kind not in CONFIG_MAPPING:
+            needs = "needs code of its own (auto_map), which is never run" if "auto_map" in values else "is not known"
+            raise ValueError(
+                f"model type {shown(kind)} {needs}; supported text architectures are: {', '.join(supported_families())}"
+            )
+        _bound(values, tensors)
+    with foreign(path):
+        return _checked(CONFIG_MAPPING[kind].from_dict(_harmless(values, CONFIG_MAPPING[kind])), folder)
+
+
+def read_generation_config(folder: Path, config: Any) -> GenerationConfig:
+    """Return the generation settings of the model in `folder`: its file's, else what `config` implies.
+
+    Raises ValueError, naming the file, for one whose values are of another kind than they must be.
+    """
+    path = folder / GENERATION
+    if not path.is_file():
+        with foreign(folder / CONFIG):
+            made = GenerationConfig.from_model_config(config)
+        with naming(folder / CONFIG):
+            _check_settings(made.to_dict())
+        return made
+    values = read_object(path)
+    with naming(path):
+        _check_settings(values)
+    with foreign(path):
+        return GenerationConfig.from_dict(_harmless(values, GenerationConfig))
+
+
+def _checked(config: Any, folder: Path) -> Any:
+    """`config` once all that is asked of it later has been asked of it: transformers checks some values no sooner."""
+    config.name_or_path = str(folder)
+    for part in (config, config.get_text_config(decoder=True)):
+        part.to_dict()
+        part._attn_implementation = None
+    GenerationConfig.from_model_config(config)
+    return config
+
+
+def _bound(values: Mapping[str, Any], tensors: int) -> None:
+    """Refuse counts that transformers would make lists of, and that these tensors cannot bear out."""
+    for where, part in _objects(values):
+        for name in _COUNTED:
+            text = where in ("", "text_config.") and name == "num_hidden_layers"
+            most = tensors if text else _MOST
+            if name in part and part[name] is not None and (text or isinstance(part[name], (int, float))):
+                Values({where + name: part[name]}).whole(where + name, 0, most)
+
+
+def _objects(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every object inside `values`, itself included, and what stands before names in it."""
+    yield where, values
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _objects(value, f"{where}{name}.")
+
+
+def _harmless(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """A copy without what picks code, and without what would take the place of a method."""
+    return {
+        name: _harmless(value, type(None)) if isinstance(value, Mapping) else value
+        for name, value in values.items()
+        if name not in _CODE and not name.startswith("__") and not callable(getattr(kind, name, None))
+    }
+
+
+def _check_settings(source: Mapping[str, Any]) -> None:
+    values = Values(source)
+    for name, value in source.items():
+        if value is None:
+            continue
+        if name in _WHOLE:
+            values.whole(name, *_WHOLE[name])
+        elif name in _NUMBERS:
+            values.number(name, *_NUMBERS[name])
+        elif name in _FLAGS:
+            values.flag(name)
+        elif name in _TEXTS:
+            values.text(name)
+        elif name in _IDS or (name in _ID_LISTS and not isinstance(value, list)):
+            values.whole(name, *_ID)
+        elif name in _ID_LISTS:
+            values.wholes(name, *_ID)
+        elif name in _OBJECTS:
+            values.inner(name)
+        elif name == "stop_strings" and not isinstance(value, str):
+            values.texts(name)
+        elif name == "bad_words_ids":
+            for row in values.sequence(name):
+                Values({name: row}).wholes(name, *_ID)

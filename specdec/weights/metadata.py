@@ -1,0 +1,213 @@
+"""What a file says of itself, checked before it is used.
+
+What: `Values` hands out named values of GGUF metadata, a JSON object or a config by kind (a whole number within
+bounds, a finite number, a flag, a text, a list), and refuses others; `read_object` reads a file that holds one JSON
+object. `naming` and `foreign` stand around whole readings: what goes wrong inside becomes a ValueError of one
+printable line that names the file. `shown` writes a value of a file for people. Why one place: a file can hold anything
+in place of anything, and each reader would otherwise check what its author thought of. Left out: what only a format
+knows, such as where a tensor may lie.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+LARGEST = 1 << 31  # no size, count or position in a model is larger
+_SHOWN = 80  # characters of a value in a message
+_MESSAGE = 2000  # characters of a message: one may list many names
+
+
+class Values:
+    """Named values of one source: a mapping, or an object with attributes.
+
+    Each method raises ValueError, with the value's full name, when there is no such value and no default, or one of
+    another kind. None counts as "no such value".
+    """
+
+    def __init__(self, source: Mapping[str, Any] | object, prefix: str = "") -> None:
+        """`prefix`: what stands before every name in the source."""
+        self._source, self.prefix = source, prefix
+
+    def find(self, name: str) -> Any:
+        """Return the value as it is; None where there is none."""
+        full = self.prefix + name
+        if isinstance(self._source, Mapping):
+            return self._source.get(full)
+        return getattr(self._source, full, None)
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is such a value."""
+        return self.find(name) is not None
+
+    def whole(self, name: str, low: int = 0, high: int = LARGEST, default: int | None = None) -> int:
+        """Return a whole number from `low` to `high`."""
+        value = self._needed(name, default)
+        return self._whole(name, value, low, high)
+
+    def wholes(self, name: str, low: int = 0, high: int = LARGEST, length: int | None = None) -> list[int]:
+        """Return a list of whole numbers, `length` of them."""
+        return [self._whole(name, value, low, high) for value in self.sequence(name, length)]
+
+    def number(self, name: str, low: float, high: float, default: float | None = None) -> float:
+        """Return a finite number from `low` to `high`, whole ones as floats."""
+        value = self._needed(name, default)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high:
+            return float(value)
+        raise self.wrong(name, f"a number from {low:g} to {high:g}", value)
+
+    def flag(self, name: str, default: bool | None = None) -> bool:
+        """Return True or False."""
+        value = self._needed(name, default)
+        if isinstance(value, bool):
+            return value
+        raise self.wrong(name, "true or false", value)
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """Return a text."""
+        value = self._needed(name, default)
+        if isinstance(value, str):
+            return value
+        raise self.wrong(name, "a text", value)
+
+    def texts(self, name: str, length: int | None = None) -> list[str]:
+        """Return a list of texts, `length` of them."""
+        values = self.sequence(name, length)
+        for value in values:
+            if not isinstance(value, str):
+                raise self.wrong(name, "a list of texts", value)
+        return values
+
+    def sequence(self, name: str, length: int | None = None) -> list[Any]:
+        """Return a list, of `length` values."""
+        value = self._needed(name)
+        if not isinstance(value, (list, tuple)):
+            raise self.wrong(name, "a list", value)
+        if length is not None and len(value) != length:
+            raise ValueError(f"{shown(self.prefix + name)} lists {len(value)} values where {length} are due")
+        return list(value)
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """Return an object inside this one as it is."""
+        value = self._needed(name)
+        if not isinstance(value, Mapping):
+            raise self.wrong(name, "an object", value)
+        return dict(value)
+
+    def inner(self, name: str) -> Values:
+        """Return the values of an object inside this one."""
+        return Values(self.mapping(name))
+
+    def wrong(self, name: str, due: str, value: Any) -> ValueError:
+        """Return the error for a `value` where `due` is expected."""
+        return ValueError(f"{shown(self.prefix + name)} must be {due}, and is {shown(value)}; fetch it again")
+
+    def _needed(self, name: str, default: Any = None) -> Any:
+        value = self.find(name)
+        if value is None and default is None:
+            raise ValueError(f"there is no {shown(self.prefix + name)}, which is needed; fetch it again")
+        return default if value is None else value
+
+    def _whole(self, name: str, value: Any, low: int, high: int) -> int:
+        try:
+            number = operator.index(value)  # numpy's and torch's are numbers too
+        except (TypeError, RuntimeError):
+            number = low - 1
+        if isinstance(value, bool) or not low <= number <= high:
+            raise self.wrong(name, f"a whole number from {low} to {high}", value)
+        return number
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in the file `path`. Raises ValueError, naming the file, for anything else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON ({_reason(error)}); fetch it again") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: holds {shown(value)} where a JSON object is due; fetch it again")
+    return value
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let a ValueError of the block name `path`, on one printable line. Other exceptions pass."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        if os.fspath(path) in message and message == printable(message):
+            raise
+        about = message if os.fspath(path) in message else f"{path}: {message}"
+        raise _like(error, printable(about)) from error
+
+
+@contextmanager
+def foreign(
+    path: str | os.PathLike[str], advice: str = "fetch it again", what: str = "cannot be read"
+) -> Iterator[None]:
+    """Turn whatever another library raises inside the block into a ValueError: `path`: `what` (why); `advice`.
+
+    transformers, tokenizers and safetensors raise kinds of their own, and kinds that a damaged file lets happen
+    (TypeError, KeyError, ...). Panics of libraries in Rust are not even an Exception.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise ValueError(printable(f"{path}: {what} ({_reason(error)}); {advice}")) from error
+
+
+def shown(value: Any) -> str:
+    """Return a value of a file as it stands in a message: printable, and not longer than a line."""
+    if isinstance(value, str):
+        return _cut(repr(value[: 2 * _SHOWN]))
+    if isinstance(value, (list, tuple, dict)):
+        kind = "an object" if isinstance(value, dict) else "a list"
+        return f"{kind} of {len(value)} values"
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
+        return f"a number of {value.bit_length()} bits"
+    return _cut(printable(repr(value)))
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line, without characters that a terminal obeys: names in files may hold any."""
+    if text.isprintable() and len(text) <= _MESSAGE:
+        return text
+    if len(text) > _MESSAGE:
+        text = f"{text[: _MESSAGE // 2]} ... {text[-_MESSAGE // 2 :]}"
+    text = " ".join(text.split("\n"))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
+
+
+def finite(values: Any) -> bool:
+    """Tell whether all of an iterable of floats are finite."""
+    return all(map(math.isfinite, values))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 4]} ..."
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def _like(error: ValueError, message: str) -> ValueError:
+    """A ValueError of the same kind where that kind takes a message, so that callers can tell kinds apart."""
+    kind = type(error)
+    return (
+        kind(message)
+        if kind.__init__ is ValueError.__init__ or kind.__init__ is Exception.__init__
+        else ValueError(message)
+    )
