@@ -240,9 +240,9 @@ def _split(
 @contextmanager
 def _reading(path: Path) -> Iterator[Any]:
     """The tensors of a shard; whatever is wrong with them is a ValueError that names the file."""
-    with foreign(path, "delete it and those after it, and they are made again", "a damaged shard"):
-        with safe_open(path, "pt") as stored:
-            yield stored
+    advice = "delete it and those after it, and they are made again"
+    with foreign(path, advice, "a damaged shard"), safe_open(path, "pt") as stored:
+        yield stored
 
 
 def _order(count: int, *seeds: int) -> list[int]:
