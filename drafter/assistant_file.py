@@ -22,6 +22,7 @@ from specdec.atomic import replacing
 from specdec.model.decoder import Decoder
 from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
+from specdec.weights.metadata import Values, printable, read_object
 
 ABOUT_FILE = "specdec.json"
 # What an assistant's text config repeats of its backbone's; the sizes of K/V are added from its spec.
@@ -111,7 +112,7 @@ def assistants_backbone(folder: Path) -> tuple[str, str] | None:
     if not path.is_file():
         return None
     try:
-        backbone = json.loads(path.read_text(encoding="utf-8"))["backbone"]
-        return str(backbone["fingerprint"]), str(backbone["name"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: damaged ({error!r}); delete it to load the assistant unchecked") from error
+        backbone = Values(read_object(path)).inner("backbone")
+        return backbone.text("fingerprint"), printable(backbone.text("name"))
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({error}); delete it to load the assistant unchecked") from error

@@ -9,7 +9,6 @@ used: 5.23.0 cannot build the model. Left out: GGUF files of Gemma 4's drafters.
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
 
 from drafter.assistant_file import ABOUT_FILE, assistants_backbone
 from drafter.head import Assistant, Bigram, CentroidHead, DenseHead, PrunedHead
@@ -26,10 +24,12 @@ from drafter.propose import AssistantDrafter
 from drafter.spec import HEAD_TYPE, AssistantSpec, Config, HeadConfig, assistant_spec, head_spec
 from specdec.model.build import Source, TensorReader, build_layer, check_tensors
 from specdec.model.decoder import Decoder
+from specdec.model.hf_config import CONFIG, read_config
 from specdec.model.stack import Linear, Rotations, Stack
 from specdec.weights.checkpoint import Checkpoint
 from specdec.weights.gguf import GGUFCheckpoint
 from specdec.weights.hub import model_path
+from specdec.weights.metadata import Values, naming, printable, read_object, shown
 from specdec.weights.safetensors import SafetensorsCheckpoint
 from specdec.weights.tensors import BlockWeight, Storage, Weight
 
@@ -55,7 +55,12 @@ class Stored(NamedTuple):
     draft_ids: Tensor | None
 
     def spec(self, backbone: Decoder, strict: bool = True) -> AssistantSpec:
-        """The network's, for `backbone`. Raises ValueError when it was made for another one (see `load_drafter`)."""
+        """Return the network's spec, for `backbone`. Raises ValueError when it was made for another one (see
+        `load_drafter`)."""
+        with naming(self.folder):
+            return self._spec(backbone, strict)
+
+    def _spec(self, backbone: Decoder, strict: bool) -> AssistantSpec:
         own = isinstance(self.shape, HeadConfig)
         spec = head_spec(self.shape, backbone.spec) if own else assistant_spec(self.shape, backbone.spec)
         if self.meant is not None and backbone.fingerprint != self.meant[0]:
@@ -88,15 +93,16 @@ def load_drafter(
         float_weights = not isinstance(stored.shape, HeadConfig)
         if storage is None and float_weights and isinstance(backbone.layers[0].q.weight, BlockWeight):
             storage = "int8"  # a draft's acceptance is the same at 8 bits, and the head is most of its cost
-        return build_assistant(
-            stored.spec(backbone, strict),
-            stored.checkpoint,
-            backbone.dtype,
-            backbone.device,
-            storage,
-            draft_ids=stored.draft_ids,
-            vocab=backbone.spec.vocab_size,
-        )
+        with naming(stored.folder):
+            return build_assistant(
+                stored.spec(backbone, strict),
+                stored.checkpoint,
+                backbone.dtype,
+                backbone.device,
+                storage,
+                draft_ids=stored.draft_ids,
+                vocab=backbone.spec.vocab_size,
+            )
 
     return AssistantDrafter(build)
 
@@ -114,55 +120,52 @@ def read_folder(name_or_path: str | os.PathLike[str]) -> Stored:
     folder = found.parent if found.name == HEAD_FILE else found  # a folder's only .gguf file is what it resolves to
     if not folder.is_dir():
         raise ValueError(f"{folder}: drafters are read from a folder with config.json; name such a folder, or a hub id")
-    values = _config_json(folder)
-    if values["model_type"] == HEAD_TYPE:
-        return _own(folder, values)
-    config = _assistant_config(folder, values["model_type"])
-    return Stored(folder, config, SafetensorsCheckpoint(folder), assistants_backbone(folder), None)
+    with naming(folder):
+        values = _config_json(folder)
+        if values["model_type"] == HEAD_TYPE:
+            return _own(folder, values)
+        checkpoint = SafetensorsCheckpoint(folder)
+        config = read_config(folder, len(checkpoint.shapes()))
+        return Stored(folder, config, checkpoint, assistants_backbone(folder), None)
 
 
 def provenance_of(folder: Path) -> Any:
     """What a head's folder, as `read_folder` accepts it, says of its making; None where it says nothing."""
-    files = [path for name in (ABOUT_FILE, "config.json") if (path := folder / name).is_file()]
-    told = (json.loads(path.read_text(encoding="utf-8")).get("provenance") for path in files)
+    files = [path for name in (ABOUT_FILE, CONFIG) if (path := folder / name).is_file()]
+    told = (read_object(path).get("provenance") for path in files)
     return next(filter(None, told), None)
 
 
 def _own(folder: Path, values: dict[str, Any]) -> Stored:
     try:
         config = HeadConfig.from_dict(values)
-        meant = (str(values["backbone"]["fingerprint"]), str(values["backbone"].get("name", "unnamed")))
+        backbone = Values(values).inner("backbone")
+        meant = (backbone.text("fingerprint"), printable(backbone.text("name", default="unnamed")))
         check_weights(folder, values)
         file = GGUFCheckpoint(folder / HEAD_FILE)
-    except (KeyError, TypeError, OSError, ValueError) as error:
+        metadata = Values(file.header.metadata)
+        ids = torch.tensor(metadata.wholes(DRAFT_IDS), dtype=torch.int64) if metadata.has(DRAFT_IDS) else None
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"{folder}: not a complete head ({error}); copy the folder again, or train it again"
         ) from error
-    ids = file.header.metadata.get(DRAFT_IDS)
-    return Stored(folder, config, file, meant, None if ids is None else torch.tensor(ids, dtype=torch.int64))
+    return Stored(folder, config, file, meant, ids)
 
 
 def _config_json(folder: Path) -> dict[str, Any]:
     try:
-        values = json.loads((folder / "config.json").read_bytes())
-        kind = values.get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
+        values = read_object(folder / CONFIG)
+        kind = Values(values).text("model_type", default="")
+    except ValueError as error:
         raise ValueError(
             f"{folder}: no readable config.json ({error}); a drafter's folder holds it, and its weights"
         ) from error
     if kind not in (*MODEL_TYPES, HEAD_TYPE):
         raise ValueError(
-            f"{folder}: a {kind!r} checkpoint is not a drafter; drafters are of type "
+            f"{folder}: a {shown(kind)} checkpoint is not a drafter; drafters are of type "
             f"{', '.join((*MODEL_TYPES, HEAD_TYPE))}"
         )
-    return dict(values)
-
-
-def _assistant_config(folder: Path, kind: str) -> Config:
-    try:
-        return AutoConfig.from_pretrained(folder)
-    except Exception as error:  # transformers' validation raises kinds of its own
-        raise ValueError(f"{folder}: transformers cannot read the {kind} config ({error})") from error
+    return values
 
 
 def extra_tensors(spec: AssistantSpec) -> dict[str, tuple[int, ...]]:

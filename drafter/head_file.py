@@ -21,6 +21,7 @@ from torch import Tensor
 from drafter.spec import HeadConfig
 from specdec.atomic import replacing
 from specdec.model.decoder import Decoder
+from specdec.weights.metadata import Values
 from specdec.weights.tensors import BLOCK, fit_minimum
 
 HEAD_FILE = "mtp.gguf"
@@ -58,7 +59,7 @@ def save_head(
 
 def check_weights(folder: Path, values: Mapping[str, Any]) -> None:
     """Raise a ValueError when `mtp.gguf` is not the one that config.json, read as `values`, was written for."""
-    if _digest(folder / HEAD_FILE) != values["weights"]:
+    if _digest(folder / HEAD_FILE) != Values(values).text("weights"):
         raise ValueError(f"{HEAD_FILE} is not the one that config.json was written for")
 
 

@@ -7,13 +7,15 @@ backbone's own kind, with query-only attention over the K/V of its last layers.
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from specdec.model.families import decoder_spec
+from specdec.model.families import LARGEST_HEAD, decoder_spec
 from specdec.model.spec import DecoderSpec, LayerSpec
+from specdec.weights.metadata import Values
 
 Config = Any  # transformers' Gemma4AssistantConfig or Gemma4UnifiedAssistantConfig
+_DEEPEST = 1 << 12  # layers that a backbone may have
 HEAD_TYPE = "specdec_mtp"  # `model_type` in the config.json of a head of our own format
 
 
@@ -82,16 +84,19 @@ class HeadConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> HeadConfig:
         """Raises ValueError for missing values and impossible sizes."""
-        try:
-            made = cls(**{f.name: values[f.name] for f in fields(cls) if f.default is MISSING or f.name in values})
-        except KeyError as error:
-            raise ValueError(f"the head's config.json has no {error}; copy it again from where it was saved") from None
-        made = replace(made, reads=tuple(made.reads), aux_layers=tuple(made.aux_layers))
-        sizes = (made.hidden_size, made.intermediate_size, made.heads, len(made.reads))
-        others = (made.draft_vocab, made.bigram, *made.reads, *made.aux_layers)
-        if not all(isinstance(size, int) and size > 0 for size in sizes) or min(others) < 0:
-            raise ValueError(f"the head's config.json has impossible sizes: {made}")
-        return made
+        own = Values(values)
+        reads = own.wholes("reads", 0, _DEEPEST)
+        if not 0 < len(reads) <= _DEEPEST:
+            raise ValueError(f"the head's config.json has impossible sizes: {len(reads)} layers")
+        return cls(
+            own.whole("hidden_size", 1),
+            own.whole("intermediate_size", 1),
+            tuple(reads),
+            own.whole("heads", 1, LARGEST_HEAD),
+            own.whole("draft_vocab", default=0),
+            own.whole("bigram", default=0),
+            tuple(own.wholes("aux_layers", 0, _DEEPEST)) if own.has("aux_layers") else (),
+        )
 
 
 def head_spec(config: HeadConfig, backbone: DecoderSpec) -> AssistantSpec:
@@ -154,11 +159,13 @@ def assistant_spec(config: Config, backbone: DecoderSpec) -> AssistantSpec:
     if text.per_layer_input:
         raise ValueError(f"an assistant's hidden_size_per_layer_input must be 0, not {text.per_layer_input}")
     source = backbone.shared_kv_layers
+    values = Values(config)
+    width = values.whole("backbone_hidden_size", 1)
     problems = [
         f"{what} is {ours}, the backbone's {theirs}"
         for what, ours, theirs in (
             ("vocabulary", text.vocab_size, backbone.vocab_size),
-            ("backbone_hidden_size", config.backbone_hidden_size, backbone.hidden_size),
+            ("backbone_hidden_size", width, backbone.hidden_size),
         )
         if ours != theirs
     ]
@@ -171,16 +178,16 @@ def assistant_spec(config: Config, backbone: DecoderSpec) -> AssistantSpec:
             "google/gemma-4-12B-it-assistant)"
         )
     layers = tuple(replace(layer, kv_layer=source[layer.kind]) for layer in text.layers)
-    text = replace(text, layers=layers, tied_head=bool(config.tie_word_embeddings), reads_backbone=True)
-    if not config.use_ordered_embeddings:
-        return AssistantSpec(text, config.backbone_hidden_size)
-    count, top = config.num_centroids, config.centroid_intermediate_top_k
-    if not 0 < top <= count or text.vocab_size % count:
+    text = replace(text, layers=layers, tied_head=values.flag("tie_word_embeddings"), reads_backbone=True)
+    if not values.flag("use_ordered_embeddings", default=False):
+        return AssistantSpec(text, width)
+    count, top = values.whole("num_centroids", 1), values.whole("centroid_intermediate_top_k", 1)
+    if top > count or text.vocab_size % count:
         raise ValueError(
             f"the assistant's config has num_centroids={count} and centroid_intermediate_top_k={top}; its "
             f"vocabulary of {text.vocab_size} must split evenly, and no more be picked than there are"
         )
-    return AssistantSpec(text, config.backbone_hidden_size, count, top)
+    return AssistantSpec(text, width, count, top)
 
 
 def _misfits(layer: LayerSpec, source: LayerSpec | None) -> list[str]:

@@ -128,7 +128,7 @@ def test_a_damaged_head_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="not a complete head"):
             load_drafter(tmp_path)
     config.write_text(json.dumps({**values, "heads": 0}))
-    with pytest.raises(ValueError, match="impossible sizes"):
+    with pytest.raises(ValueError, match="'heads' must be a whole number from 1"):
         load_drafter(tmp_path)
 
 
