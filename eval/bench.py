@@ -46,6 +46,7 @@ class Bench:
     prompts: Sequence[Prompt]
     modes: Sequence[Mode]
     repeat: int = 1
+    finished: int = 0  # repetitions of all prompts
     waited: float = 0.0  # seconds that something was timed
     disturbed: float = 0.0  # CPU seconds that other processes of ours used in them
     answers: dict[str, tuple[int, ...]] = field(default_factory=dict)  # the plain text of each turn, by name
@@ -70,6 +71,7 @@ class Bench:
                 turn = Turn(name, task, repetition, runs)
                 view.finished(turn)
                 yield turn
+            self.finished = repetition
 
     def _cases(self, repetition: int) -> Iterator[tuple[int, str, str, Tensor]]:
         """Number of the prompt, name, task and token ids [1, n] of every turn; later ones hold answers."""
@@ -166,6 +168,7 @@ def bench(settings: Settings, options: BenchOptions) -> int:
         "prompts_file": str(options.prompts_file) if options.prompts_file else "suite" if options.suite else None,
         "limit": options.limit,
         "repeat": options.repeat,
+        "repetitions_finished": measured.finished,
         "interrupted": interrupted,
         "error": failure,
         "synthetic_acceptance": list(options.rates) or None,

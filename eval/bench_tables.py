@@ -1,4 +1,5 @@
-"""The tables of a bench, from its record alone, so that a file can be shown as well as a run. 80 columns suffice."""
+"""The tables of a bench, from its record alone, so that a file can be shown as well as a run. 80 columns suffice; in
+fewer no figure is cut."""
 
 from __future__ import annotations
 
@@ -11,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.dashboard import milliseconds, position_table, share, size, yes_or_no
+from eval.figure_table import Column, FigureTable
 from eval.metrics import NOISE
 from eval.names import PLAIN
+from eval.words import counted, repetitions
 
 MOST_PROMPTS = 24  # rows; of more prompts only the slowest are listed
 SLOWEST = 8
@@ -46,17 +49,24 @@ def show(console: Console, title: str, record: Record) -> None:
         console.print(text, style=style, highlight=False, markup=False)
 
 
-def prompt_table(rows: Sequence[Record], headline: str) -> Table:
+def prompt_table(rows: Sequence[Record], headline: str) -> FigureTable:
     """One row per prompt, of a record's `per_prompt`: plain beside `headline`."""
-    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
-    table.add_column("prompt", no_wrap=True, max_width=18)
-    for name in ("tokens", "plain/s", f"{headline}/s", "speed-up", "length", "accepted"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("same", justify="center", no_wrap=True)
+    table = FigureTable(
+        "prompt",
+        [
+            Column("tokens", 1),
+            Column("plain/s", 4),
+            Column(f"{headline}/s", 5),
+            Column("speed-up", 7),
+            Column("length", 3),
+            Column("accepted", 2),
+            Column("same", 6, "center"),
+        ],
+        whole=False,
+    )
     for row in rows:
         mode = row["modes"][headline]
-        table.add_row(
-            Text(row["name"]),
+        cells = (
             str(row["tokens"]),
             f"{_rate(row, PLAIN):.1f}",
             f"{_rate(row, headline):.1f}",
@@ -65,21 +75,20 @@ def prompt_table(rows: Sequence[Record], headline: str) -> Table:
             share(mode["acceptance_rate"]) if mode["acceptance_rate"] else "-",
             yes_or_no(row["identical"]),
         )
+        table.add(row["name"], cells)
     return table
 
 
-def task_table(record: Record) -> Table:
+def task_table(record: Record) -> FigureTable:
     """Speed-ups by task: of the headline mode, its slowest prompt, and against the best fixed length there is."""
     headline = _mode(record, record["headline"])
     fixed = [mode for mode in record["modes"] if mode["mode"][:1] == "k" and mode is not headline]
-    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
-    table.title, table.title_justify = f"{headline['mode']}, by task", "left"
-    table.add_column("", no_wrap=True, max_width=28)
-    for name in ("prompts", "plain/s", "speed-up", "slowest", *(("best fixed", "to it") if fixed else ())):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = [Column("prompts", 1), Column("plain/s", 2), Column("speed-up", 6), Column("slowest", 5)]
+    if fixed:
+        columns += [Column("best\nfixed", 3), Column("to it", 4)]
+    table = FigureTable("", columns, title=f"{headline['mode']}, by task")
     for task, figures in headline["by_task"].items():
         cells: list[Any] = [
-            Text(task or "-"),
             str(figures["prompts"]),
             f"{_mode(record, PLAIN)['by_task'][task]['tokens_per_second']:.1f}",
             speedup_text(figures["speedup"]),
@@ -89,23 +98,30 @@ def task_table(record: Record) -> Table:
             best = max(fixed, key=lambda mode: float(mode["by_task"][task]["speedup"]))
             of_best = best["by_task"][task]["speedup"]
             cells += [f"{best['mode']} {of_best:.2f}x", speedup_text(figures["speedup"] / of_best)]
-        table.add_row(*cells)
+        table.add(task or "-", cells)
     return table
 
 
-def mode_table(record: Record) -> Table:
+def mode_table(record: Record) -> FigureTable:
     """One row per mode."""
     prefill = any(mode["prefill_tokens_per_second"] for mode in record["modes"])
-    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
-    table.add_column("mode", overflow="fold", max_width=20)
-    names = ("tokens/s", "lowest to\nhighest", "speed-up", "slowest\nprompt", "length")
-    for name in (*names, "prefill/s" if prefill else "TTFT"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("same", justify="center", no_wrap=True)
+    table = FigureTable(
+        "mode",
+        [
+            Column("tokens/s", 7),
+            Column("lowest to\nhighest", 1),
+            Column("speed-up", 8),
+            Column("slowest\nprompt", 5),
+            Column("length", 3),
+            Column("prefill/s" if prefill else "TTFT", 2),
+            Column("same", 6, "center"),
+        ],
+        caption=f"medians of {repetitions(record)}; {counted(record['prompts'], 'prompt')}, "
+        f"{counted(record['host']['threads'], 'thread')}",
+    )
     for mode in record["modes"]:
         last = mode["prefill_tokens_per_second"]
-        table.add_row(
-            Text(mode["mode"]),
+        cells = (
             f"{mode['tokens_per_second']:.1f}",
             Text(f"{mode['spread']['lowest']:.0f} {mode['spread']['highest']:.0f}", style="dim"),
             *(speedup_text(mode[name]) for name in ("speedup", "speedup_lowest")),
@@ -113,13 +129,7 @@ def mode_table(record: Record) -> Table:
             (f"{last:.0f}" if last else "-") if prefill else milliseconds(mode["ttft"]["p50"]),
             "-" if mode["identical"] is None else yes_or_no(mode["identical"]),
         )
-    counts = (
-        (record["repetitions"], "repetition"),
-        (record["prompts"], "prompt"),
-        (record["host"]["threads"], "thread"),
-    )
-    counted = ", ".join(f"{n} {word}{'' if n == 1 else 's'}" for n, word in counts)
-    table.caption, table.caption_justify = Text(f"medians of {counted}", style="dim"), "left"
+        table.add(mode["mode"], cells)
     return table
 
 

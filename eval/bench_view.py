@@ -152,8 +152,11 @@ class LiveView(Redrawn):
         table.add_column(no_wrap=True, max_width=24)
         for turn in self.turns[-room:]:
             others = [name for name in turn.runs if name != PLAIN]
-            speeds = Text(" ").join(Text(f"{name} ").append(speedup_text(turn.speedup(name))) for name in others)
-            speeds.truncate(WIDTH - 42, overflow="ellipsis")
+            speeds, width = Text(), min(self.console.width, WIDTH) - 42
+            for name in others:  # whole, or not at all
+                speed = Text(f"{name} ").append(speedup_text(turn.speedup(name))).append(" ")
+                if speeds.cell_len + speed.cell_len <= width:
+                    speeds.append(speed)
             table.add_row(Text(turn.name), f"{turn.plain.tokens_per_second:.1f}/s plain", speeds)
         return table
 

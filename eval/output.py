@@ -54,9 +54,11 @@ def is_metrics(path: Path) -> bool:
         return file.read(100).startswith(b"# HELP specdec:")
 
 
-def check_writable(path: Path | None, option: str = "--json", ours: Callable[[Path], bool] = is_record) -> None:
+def check_writable(
+    path: Path | None, option: str = "--json", ours: Callable[[Path], bool] = is_record, writer: str | None = None
+) -> None:
     """Raise a ValueError before the work, not after it, when `path`, which `option` named, cannot be written, or holds
-    something of which `ours` is not true."""
+    something of which `ours` is not true: what `writer` (by default the option) did not write."""
     if path is None or path == STDOUT:
         return
     try:
@@ -73,7 +75,8 @@ def check_writable(path: Path | None, option: str = "--json", ours: Callable[[Pa
             raise ValueError(f"{option} {path}: cannot be written")
         if atomic.is_foreign(path, ours):
             raise ValueError(
-                f"{option} {path}: holds something that {option} did not write; name another file, or delete this one"
+                f"{option} {path}: holds something that {writer or option} did not write; name another file, or delete "
+                "this one"
             )
     except OSError as error:
         raise ValueError(f"{option} {path}: {error.strerror}") from error

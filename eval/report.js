@@ -31,7 +31,7 @@
 
   document.addEventListener("DOMContentLoaded", () => {
     const button = document.getElementById("theme");
-    const show = () => button.setAttribute("aria-pressed", String(dark()));
+    const show = () => { button.textContent = dark() ? "Light theme" : "Dark theme"; }; // what pressing it does
     button.hidden = false;
     button.addEventListener("click", () => { root.dataset.theme = dark() ? "light" : "dark"; keep(root.dataset.theme); show(); });
     system.addEventListener("change", show);

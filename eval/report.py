@@ -75,7 +75,7 @@ def page(runs: Sequence[Run]) -> str:
     header = element(
         "header",
         element("h1", "specdec bench report"),
-        element("button", "Dark theme", type="button", id="theme", aria_pressed="false", hidden="hidden"),
+        element("button", "Dark theme", type="button", id="theme", hidden="hidden"),
         element("nav", element("ul", *entries), aria_label="Sections"),
     )
     footer = element(
@@ -103,7 +103,7 @@ def report(files: Sequence[Path], out: Path | None) -> int:
     path = DEFAULT if out is None else out
     if path != STDOUT and path.resolve() in {file.resolve() for file in files}:
         raise ValueError(f"--out {path} is one of the records; name another file")
-    check_writable(path, "--out", _is_report)
+    check_writable(path, "--out", _is_report, "report")
     runs = labelled([(file, read(file)) for file in files])
     put_text(path, page(runs))
     print(printable(str(path)))

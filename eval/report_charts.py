@@ -193,7 +193,9 @@ def bars(groups: Sequence[Group], mark: Mark | None = None, most: float | None =
             drawn.append(element("text", cut(bar.label), x=-8, y=round(y + 14), text_anchor="end"))
             place = y + (_ROW - _THICK) / 2
             drawn += _parts(bar, place, scale)
-            at = {"x": _percent(bar.length / scale), "dx": 6, "y": round(place + 10.5, 1)}
+            # Behind the mark, where the bar ends before it: beside the bar the value might lie across the line.
+            end = max(bar.length, mark.value) if mark else bar.length
+            at = {"x": _percent(end / scale), "dx": 6, "y": round(place + 10.5, 1)}
             values.append(element("text", bar.text, class_="value", **at))
             said.append(f"{heading + ', ' if heading else ''}{bar.label}: {bar.text}")
             y += _ROW

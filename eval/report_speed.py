@@ -27,6 +27,7 @@ from eval.report_charts import (
     times,
 )
 from eval.report_record import DISTURBED, Node, Run
+from eval.words import counted, repetitions
 
 SYNTHETIC = element("b", "SYNTHETIC", class_="synthetic")
 _EVEN = Mark(1.0, "1.0x")
@@ -109,7 +110,11 @@ def flags(run: Run) -> list[Html]:
 
 def overview(run: Run) -> Html:
     record, best = run.record, run.best
-    same, prompts, tasks = record["identical"].value, record["prompts"].number, record["tasks"].nodes
+    same, prompts, tasks = (
+        record["identical"].value,
+        record["prompts"].number,
+        [task for task in record["tasks"].nodes if task.text],
+    )
     shown, state = ("YES", "yes") if same is True else ("NO", "no") if same is False else (NONE, "unknown")
     alike = None if prompts is None or same is None else prompts - len(record["differing"].nodes)
     texts = "" if alike is None else f", {count(alike)} of {count(prompts)} texts"
@@ -123,8 +128,8 @@ def overview(run: Run) -> Html:
         ("Drafted", NONE if best.value is plain.value else fill("{:.1f} tokens/s", best["tokens_per_second"].number)),
         ("Tokens a round", fill("{:.2f}", best["mean_acceptance_length"].number)),
         ("Drafts accepted", share(best["acceptance_rate"].number)),
-        ("Prompts", f"{count(prompts)} of {len(tasks)} tasks" if tasks and prompts is not None else count(prompts)),
-        ("Repetitions", record["repeat"].shown),
+        ("Prompts", f"{count(prompts)}, of {counted(len(tasks), 'task')}" if tasks and prompts else count(prompts)),
+        ("Medians of", repetitions(record.value if isinstance(record.value, dict) else {}) or NONE),
         ("Model", record["model"]["name"].text or NONE),
         ("Drafter", record["model"]["drafter"].text or NONE),
     ]

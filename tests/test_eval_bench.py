@@ -252,7 +252,7 @@ def test_other_engines_have_their_rows_and_details(
     assert (record["repetitions"], record["prompts"], record["identical"], record["error"]) == (3, 2, True, None)
     assert [mode["identical"] for mode in record["modes"]] == [True, None, None]
     assert record["modes"][1]["tokens_per_second"] == 12
-    for words in ("llama.cpp: details", "prefill of 512 tokens (3 of 3)", "medians of 3 repetitions, 2 prompts"):
+    for words in ("llama.cpp: details", "prefill of 512 tokens (3 of 3)", "medians of 3 repetitions; 2 prompts"):
         assert words in output
 
 

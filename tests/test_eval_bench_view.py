@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_everything_that_is_shown_fits_80_columns(terminal: bool, count: int) ->
         assert words in output
     for words in ("SYNTHETIC", "waiting engines used 0.50 cores", "differs: adaptive differs from plain"):
         assert words in " ".join(output.split())
-    assert ("best fixed" in output) == (count == 40), "by task where that says more than prompt by prompt"
+    assert ("adaptive, by task" in output) == (count == 40), "by task where that says more than prompt by prompt"
     assert ("speeds up least" in output) == (count == 40)
 
 
@@ -80,6 +81,31 @@ def test_tables_say_what_the_record_says() -> None:
     empty = Console(file=io.StringIO(), width=80)
     show(empty, "title", record | compare([], WAYS))
     assert "nothing was finished" in empty.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 60, 40, 30])
+def test_no_table_cuts_a_figure(width: int) -> None:
+    record = sample(40)
+    for mode in record["modes"]:  # as long as figures are
+        for figures in (mode, *mode["by_task"].values()):
+            figures |= {"speedup": 12.345, "tokens_per_second": 12345.6, "speedup_lowest": 11.119}
+    record["headline"] = "adaptive"
+    tables = (prompt_table(record["per_prompt"], "adaptive"), task_table(record), mode_table(record))
+    for table in (*tables, summary_table(record)) if width >= 60 else tables:
+        console = Console(file=io.StringIO(), width=width)
+        console.print(table)
+        lines = console.file.getvalue().splitlines()
+        assert all(len(line) <= width for line in lines)
+        assert not any(re.search(r"\d…", line) for line in lines), lines
+        assert any(re.search(r"\b\d+\.\d\dx", line) for line in lines), lines
+    console = Console(file=io.StringIO(), width=width)
+    console.print(task_table(record))
+    output = console.file.getvalue()
+    assert output.count("12.35x") >= 11 and "task of 9" in output
+    if width >= 80:
+        assert "no room" not in output and "11.12x" in output and "12345.6" in output
+    else:
+        assert "no room for: prompts" in output
 
 
 @pytest.fixture(scope="module")

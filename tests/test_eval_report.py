@@ -16,6 +16,8 @@ import pytest
 from eval.report import SECTIONS, page, report
 from eval.report_charts import Bar, Mark, Part, bars, element
 from eval.report_record import Node, labelled, read
+from eval.report_speed import bar
+from eval.words import repetitions
 from tests.bench_record import MANY, MODES, record
 
 ROOT = Path(__file__).parent.parent
@@ -108,7 +110,7 @@ def test_a_full_record_shows_everything() -> None:
         "output identical, 24 of 24 texts",
         "1.47x",
         "1.19x, translation-04",
-        "24 of 6 tasks",
+        "24, of 6 tasks",
     ):
         assert words in text
     for title in ("Speed-up by mode", "Speed-up by task", "Acceptance by position", "Rounds by tokens drafted"):
@@ -251,10 +253,12 @@ def test_a_report_is_written_and_replaced(
         assert capsys.readouterr().out.splitlines() == ["report.html", f"a.json · smollm2-135m-instruct: {line}"]
         assert out.read_text(encoding="utf-8") == page(labelled([(file, Node(record()))]))
     out.write_text("mine", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"not a report of ours; name a file with --out"):
-        report([file], None)
+    for named in (None, out):
+        with pytest.raises(ValueError, match=r"holds something that report did not write; name another file"):
+            report([file], named)
     assert out.read_text(encoding="utf-8") == "mine"
-    assert report([file], out) == 0
+    assert report([file], Path("-")) == 0
+    assert capsys.readouterr().out.startswith("<!doctype html>")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "report.html"]
 
 
@@ -265,10 +269,50 @@ def test_a_record_is_never_replaced(tmp_path: Path) -> None:
         report([file], tmp_path / "." / "a.json")
     with pytest.raises(ValueError, match="is a folder"):
         report([file], tmp_path)
-    with pytest.raises(ValueError, match=r"cannot be written \(.*name another file"):
+    with pytest.raises(ValueError, match=r"x\.html: Not a directory"):
         report([file], file / "x.html")
     with pytest.raises(ValueError, match=r"nowhere\.json: cannot be read"):
         report([tmp_path / "nowhere.json"], tmp_path / "x.html")
+
+
+def test_prompts_tasks_and_repetitions_are_counted_in_words() -> None:
+    found = record(prompts=2)
+    found["tasks"], found["repetitions"] = ["chat"], 3
+    text = page(labelled([(Path("a.json"), Node(found))]))
+    assert "2, of 1 task<" in text and "3 repetitions<" in text
+    found |= {"tasks": [""], "interrupted": True, "repetitions": 2, "repetitions_finished": 1}
+    text = page(labelled([(Path("a.json"), Node(found))]))
+    assert "of 1 task" not in text and "1 repetition and a part of the next, of 3<" in text
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"repeat": 3, "repetitions": 3}, "3 repetitions"),
+        ({"repeat": 1}, "1 repetition"),
+        ({"repeat": 1, "repetitions": 1, "interrupted": True}, "a part of the first repetition"),
+        ({"repeat": 3, "repetitions": 1, "interrupted": True}, "a part of the first repetition, of 3"),
+        ({"repeat": 3, "repetitions": 3, "error": "gone"}, "2 repetitions and a part of the next, of 3"),
+        ({"repeat": 3, "repetitions": 2, "repetitions_finished": 2, "interrupted": True}, "2 repetitions, of 3"),
+        ({"repeat": 1, "repetitions": 1, "repetitions_finished": 1, "interrupted": True}, "1 repetition"),
+        ({"repeat": "x", "repetitions": None}, ""),
+        (
+            {"repeat": 2, "repetitions": 2, "repetitions_finished": [], "interrupted": True},
+            "a part of the first repetition, of 2",
+        ),
+    ],
+)
+def test_repetitions_in_words(told: dict[str, object], words: str) -> None:
+    assert repetitions(told) == words
+
+
+def test_no_value_lies_across_the_mark() -> None:
+    drawn = bars([("", [bar("slow", 0.9, "0.90x"), bar("fast", 1.8, "1.80x")])], Mark(1.0, "1.0x"))
+    places = dict(re.findall(r'class="value" x="([\d.]+)%"[^>]*>([^<]+)<', drawn.inside))
+    assert {text: float(place) for place, text in places.items()} == {
+        "0.90x": pytest.approx(100 / 1.8, abs=0.01),  # behind the line, not beside the bar
+        "1.80x": pytest.approx(100.0),
+    }
 
 
 def test_bars_keep_their_scale_and_stay_in_sight() -> None:

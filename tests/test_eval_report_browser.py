@@ -77,7 +77,7 @@ def test_the_button_turns_the_theme_and_names_sort_the_table(report: Path) -> No
         """
         for (const one of page.querySelectorAll("details")) one.open = true; // what is folded takes no keys
         const button = page.getElementById("theme"), root = page.documentElement;
-        const state = () => [root.dataset.theme, button.getAttribute("aria-pressed"), button.hidden];
+        const state = () => [root.dataset.theme, button.textContent, button.hidden];
         button.click(); found.first = state(); button.click(); found.second = state();
         const column = 4, name = page.querySelectorAll("table.sortable thead th")[column];
         const values = () => [...page.querySelector("table.sortable").tBodies[0].rows].map(
@@ -88,7 +88,7 @@ def test_the_button_turns_the_theme_and_names_sort_the_table(report: Path) -> No
         key.click(); found.down = values(); found.downwards = name.getAttribute("aria-sort");
         """,
     )
-    assert sorted([found["first"], found["second"]]) == [["dark", "true", False], ["light", "false", False]]
+    assert sorted([found["first"], found["second"]]) == [["dark", "Light theme", False], ["light", "Dark theme", False]]
     assert found["focused"] and (found["upwards"], found["downwards"]) == ("ascending", "descending")
     assert found["up"] == sorted(found["up"]) and found["down"] == sorted(found["up"], reverse=True)
     assert len(set(found["up"])) > 3
@@ -100,6 +100,34 @@ def test_the_page_is_as_wide_as_its_window(report: Path, width: int) -> None:
     script = "found.wide = page.documentElement.scrollWidth; found.seen = page.documentElement.clientWidth;"
     found = inside(report, width, "for (const one of page.querySelectorAll('details')) one.open = true;" + script)
     assert found["wide"] == found["seen"] <= width
+
+
+@drawn
+def test_on_a_telephone_tables_scroll_beside_their_names_and_nothing_is_cut(report: Path) -> None:
+    found = inside(
+        report,
+        375,
+        """
+        for (const one of page.querySelectorAll("details")) one.open = true;
+        found.wide = []; found.moved = []; found.broad = []; found.cut = []; found.ends = [];
+        const view = page.defaultView;
+        for (const box of page.querySelectorAll(".scroll")) {
+          const edge = box.getBoundingClientRect(), table = box.querySelector("table");
+          if (edge.right > 375) found.wide.push(table.caption.textContent);
+          box.scrollLeft = 100000;
+          const name = table.tBodies[0].rows[0].cells[0].getBoundingClientRect();
+          const last = [...table.tBodies[0].rows[0].cells].at(-1).getBoundingClientRect();
+          if (Math.abs(name.left - edge.left) > 1) found.moved.push(table.caption.textContent);
+          if (name.width > edge.width / 2) found.broad.push(table.caption.textContent);
+          if (last.right > edge.right + 1 || last.left < name.right - 1) found.ends.push(table.caption.textContent);
+          for (const cell of table.querySelectorAll("th, td"))
+            if (cell.scrollWidth > cell.clientWidth + 1) found.cut.push(cell.textContent);
+        }
+        found.tables = page.querySelectorAll(".scroll").length;
+        """,
+    )
+    assert found.pop("tables") > 10
+    assert found == {"wide": [], "moved": [], "broad": [], "cut": [], "ends": []}
 
 
 @drawn

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 import run
-from eval.cli import guarded
+from eval.output import guarded
 from eval.screenshots import draw_bench, main, terminal
 
 

@@ -1,0 +1,27 @@
+"""Counts in words, for tables, captions and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 prompt", "2 prompts"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def repetitions(record: Mapping[str, Any]) -> str:
+    """Return how many repetitions the figures of a bench's record are of; "" where the record does not say.
+
+    When a bench was interrupted, or ended by an error, its last repetition is a part of one.
+    """
+    asked, begun = (value if type(value) is int else None for value in map(record.get, ("repeat", "repetitions")))
+    if begun is None or not (record.get("interrupted") or record.get("error")):
+        known = begun if begun is not None else asked
+        return "" if known is None else counted(known, "repetition")
+    finished = record.get("repetitions_finished", begun - 1)
+    if type(finished) is not int or finished < 1:
+        return "a part of the first repetition" + ("" if asked in (None, 1) else f", of {asked:,}")
+    whole = counted(finished, "repetition") + (" and a part of the next" if finished < begun else "")
+    return whole if asked in (None, finished) else f"{whole}, of {asked:,}"
