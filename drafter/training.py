@@ -234,7 +234,8 @@ def _optimizers(network: Network, settings: Settings) -> list[tuple[torch.optim.
         (torch.optim.AdamW(others, lr=rate, weight_decay=decay, betas=(0.9, 0.95), fused=True), 1.0)
     ]
     if matrices:
-        muon = Muon(matrices, lr=rate, weight_decay=decay)
+        products = torch.bfloat16 if settings.bfloat16 else torch.float32
+        muon = Muon(matrices, lr=rate, weight_decay=decay, products=products)
         found.append((muon, settings.matrix_rate))
     return found
 

@@ -8,12 +8,13 @@ import torch
 from drafter.muon import Muon, _symmetric
 
 
+@pytest.mark.parametrize("products", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", [(5, 7), (64, 64), (300, 170), (200, 450)])
-def test_it_moves_weights_as_torchs_does(shape: tuple[int, int]) -> None:
+def test_it_moves_weights_as_torchs_does(shape: tuple[int, int], products: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(shape, generator=generator)
     mine, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
-    a = Muon([mine], lr=0.1, weight_decay=0.1)
+    a = Muon([mine], lr=0.1, weight_decay=0.1, products=products)
     b = torch.optim.Muon([theirs], lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     for _ in range(3):
         gradient = torch.randn(shape, generator=generator)
