@@ -34,7 +34,7 @@ from drafter.network import Keys, Network, Sight
 from drafter.training import Settings, Trainer
 from eval import cli
 from eval.acceptance import figures, ids_of, prompts
-from eval.output import check_writable, guarded, put_record
+from eval.output import check_writable, file_name, guarded, put_record
 from eval.provenance import machine
 from eval.session import Session, open_session
 from eval.train import ends_of, fast_bfloat16
@@ -120,7 +120,7 @@ VARIANTS = (
 
 def parser() -> argparse.ArgumentParser:
     made = cli.module_parser("ablations", __doc__)
-    made.add_argument("--set", type=Path, required=True, metavar="FOLDER", help="what run.py train collected")
+    made.add_argument("--set", type=file_name, required=True, metavar="FOLDER", help="what run.py train collected")
     made.add_argument("--steps", type=cli.whole(1), default=150, metavar="N", help="of 2048 tokens (default 150)")
     made.add_argument("--only", nargs="+", metavar="WORD", help="variants whose names contain one of these words")
     made.add_argument("--limit", type=cli.whole(1), default=8, metavar="N", help="prompts of each kind (default 8)")

@@ -24,7 +24,7 @@ from drafter.evaluate import drafted
 from drafter.prompts import held_out_prompts
 from eval import cli
 from eval.dashboard import share
-from eval.output import INTERRUPTED, check_writable, guarded, put_record
+from eval.output import INTERRUPTED, check_writable, file_name, guarded, put_record
 from eval.prompts import Prompt, foreign_prompts, load_prompts
 from eval.provenance import provenance
 from eval.session import Session, open_session
@@ -44,7 +44,9 @@ TIMED_TEXTS = 5
 def parser() -> argparse.ArgumentParser:
     made = cli.module_parser("acceptance", __doc__)
     which = made.add_mutually_exclusive_group()
-    which.add_argument("--prompts", type=Path, metavar="FILE", help="your own, .jsonl or .txt, as for run.py bench")
+    which.add_argument(
+        "--prompts", type=file_name, metavar="FILE", help="your own, .jsonl or .txt, as for run.py bench"
+    )
     which.add_argument(
         "--own", action="store_true", help="80 prompts of the training generator's kind, never trained on"
     )

@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM
 import specdec
 from eval import cli
 from eval.english import manual_prose
-from eval.output import DIFFERS, INTERRUPTED, check_writable, guarded, put_record
+from eval.output import DIFFERS, INTERRUPTED, check_writable, file_name, guarded, put_record
 from eval.provenance import provenance
 from eval.session import Session, open_session
 from specdec.terminal import Terminal
@@ -265,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--within", type=cli.temperature, default=1.0, metavar="P", help="percent that are allowed (default 1.0)"
     )
-    parser.add_argument("--text", type=Path, metavar="FILE", help="another text, UTF-8 (default: Python's manual)")
+    parser.add_argument("--text", type=file_name, metavar="FILE", help="another text, UTF-8 (default: Python's manual)")
     parser.add_argument(
         "--reference",
         choices=["transformers", "specdec"],

@@ -23,7 +23,7 @@ from pathlib import Path
 from rich.console import Console
 
 from eval.cli import Settings, module_parser, whole
-from eval.output import guarded
+from eval.output import file_name, guarded
 from specdec.atomic import replacing
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -136,10 +136,12 @@ def draw_dashboard(picture: Path) -> None:
 
 def parser() -> argparse.ArgumentParser:
     root = module_parser("screenshots", __doc__)
-    root.add_argument("--report", type=Path, metavar="FILE", help="a page that run.py report wrote")
-    root.add_argument("--bench", type=Path, metavar="FILE", help="what run.py bench --json wrote")
+    root.add_argument("--report", type=file_name, metavar="FILE", help="a page that run.py report wrote")
+    root.add_argument("--bench", type=file_name, metavar="FILE", help="what run.py bench --json wrote")
     root.add_argument("--dashboard", action="store_true", help="answer prompts and draw what chat --dashboard shows")
-    root.add_argument("--out", type=Path, default=Path("docs/images"), metavar="FOLDER", help="default docs/images")
+    root.add_argument(
+        "--out", type=file_name, default=Path("docs/images"), metavar="FOLDER", help="default docs/images"
+    )
     root.add_argument("--theme", choices=("light", "dark"), default="light", help="of the report; default light")
     root.add_argument("--height", type=whole(100), metavar="PX", help="only the first PX of the report")
     return root

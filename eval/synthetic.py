@@ -28,7 +28,7 @@ from drafter.spec import assistant_spec
 from eval import cli
 from eval.full_size import full_size_config, full_size_drafter
 from eval.names import full_size_names
-from eval.output import check_writable, guarded, put_record
+from eval.output import check_writable, file_name, guarded, put_record
 from specdec.atomic import replacing
 from specdec.load import progress_bar
 from specdec.model.families import decoder_spec
@@ -161,7 +161,7 @@ def _bytes(shape: tuple[int, ...]) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = cli.module_parser("synthetic", __doc__)
     parser.add_argument("--config", choices=full_size_names(), default="gemma-4-12b", help="default gemma-4-12b")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    parser.add_argument("--out", type=file_name, required=True, metavar="FOLDER", help="a new folder")
     cli.add_json_option(parser, "what was written")
     arguments = parser.parse_args(argv)
 
