@@ -22,7 +22,7 @@ from specdec.atomic import replacing
 from specdec.model.decoder import Decoder
 from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
-from specdec.weights.metadata import Values, printable, read_object
+from specdec.weights.metadata import Values, one_line, read_object
 
 ABOUT_FILE = "specdec.json"
 # What an assistant's text config repeats of its backbone's; the sizes of K/V are added from its spec.
@@ -113,6 +113,6 @@ def assistants_backbone(folder: Path) -> tuple[str, str] | None:
         return None
     try:
         backbone = Values(read_object(path)).inner("backbone")
-        return backbone.text("fingerprint"), printable(backbone.text("name"))
+        return backbone.text("fingerprint"), one_line(backbone.text("name"))
     except ValueError as error:
         raise ValueError(f"{path}: damaged ({error}); delete it to load the assistant unchecked") from error

@@ -24,12 +24,12 @@ from drafter.propose import AssistantDrafter
 from drafter.spec import HEAD_TYPE, AssistantSpec, Config, HeadConfig, assistant_spec, head_spec
 from specdec.model.build import Source, TensorReader, build_layer, check_tensors
 from specdec.model.decoder import Decoder
-from specdec.model.hf_config import CONFIG, read_config
 from specdec.model.stack import Linear, Rotations, Stack
 from specdec.weights.checkpoint import Checkpoint
 from specdec.weights.gguf import GGUFCheckpoint
+from specdec.weights.hf_config import CONFIG, read_config
 from specdec.weights.hub import model_path
-from specdec.weights.metadata import Values, naming, printable, read_object, shown
+from specdec.weights.metadata import Values, naming, one_line, read_object, shown
 from specdec.weights.safetensors import SafetensorsCheckpoint
 from specdec.weights.tensors import BlockWeight, Storage, Weight
 
@@ -125,7 +125,7 @@ def read_folder(name_or_path: str | os.PathLike[str]) -> Stored:
         if values["model_type"] == HEAD_TYPE:
             return _own(folder, values)
         checkpoint = SafetensorsCheckpoint(folder)
-        config = read_config(folder, len(checkpoint.shapes()))
+        config = read_config(folder, len(checkpoint.shapes()), MODEL_TYPES)
         return Stored(folder, config, checkpoint, assistants_backbone(folder), None)
 
 
@@ -140,7 +140,7 @@ def _own(folder: Path, values: dict[str, Any]) -> Stored:
     try:
         config = HeadConfig.from_dict(values)
         backbone = Values(values).inner("backbone")
-        meant = (backbone.text("fingerprint"), printable(backbone.text("name", default="unnamed")))
+        meant = (backbone.text("fingerprint"), one_line(backbone.text("name", default="unnamed")))
         check_weights(folder, values)
         file = GGUFCheckpoint(folder / HEAD_FILE)
         metadata = Values(file.header.metadata)

@@ -89,7 +89,7 @@ class Transformers:
         torch.set_num_threads(threads)
         self._seed = sampling.seed
         self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=getattr(torch, dtype)
+            file.parent, gguf_file=file.name, dtype=getattr(torch, dtype), trust_remote_code=False
         )
         attention = self._model.config._attn_implementation
         drafting = f", prompt lookup of {lookup} tokens" if lookup else ""

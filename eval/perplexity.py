@@ -156,7 +156,9 @@ def reference_logits(name: str, by: str) -> Logits:
     folder, file = (path.parent, path.name) if path.suffix == ".gguf" else (path, None)
     try:
         with redirect_stderr(StringIO()):  # its bars know no terminal from a file; what goes wrong is raised
-            theirs = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32).eval()
+            theirs = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=file, dtype=torch.float32, trust_remote_code=False
+            ).eval()
     except (ValueError, KeyError, OSError, ImportError) as error:
         raise ValueError(f"{name}: transformers cannot load it ({error}); use --reference specdec") from error
 

@@ -20,15 +20,15 @@ from specdec.drafting import Drafter
 from specdec.hf import SpecdecForCausalLM
 from specdec.model.build import Quantize, Source, assemble, build_decoder
 from specdec.model.decoder import Decoder, Room
-from specdec.model.families import decoder_spec
+from specdec.model.families import decoder_spec, supported_families
 from specdec.model.gguf_config import config_from_gguf, with_rope_divisors
-from specdec.model.hf_config import CONFIG, read_config, read_generation_config
 from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
 from specdec.plan import Planner, conversations_of, loaded_bytes, parse_bytes, program_bytes
 from specdec.resolve import drafter_bytes, resolve_drafter
 from specdec.terminal import Terminal
 from specdec.weights.gguf import GGUFCheckpoint
+from specdec.weights.hf_config import CONFIG, read_config, read_generation_config
 from specdec.weights.hub import model_path
 from specdec.weights.metadata import naming
 from specdec.weights.safetensors import SafetensorsCheckpoint
@@ -154,7 +154,7 @@ def open_checkpoint(path: Path) -> tuple[DecoderSpec, Source, Any, GenerationCon
         if path.suffix == ".gguf":
             return _open_gguf(GGUFCheckpoint(path))
         checkpoint = SafetensorsCheckpoint(path)  # first: its tensors bound what a config may say
-        config = read_config(path, len(checkpoint.shapes()))
+        config = read_config(path, len(checkpoint.shapes()), supported_families())
         with naming(path / CONFIG):
             spec = decoder_spec(config)
         return spec, Source.huggingface(checkpoint, spec), config, read_generation_config(path, config)

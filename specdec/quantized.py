@@ -84,17 +84,25 @@ def kept(
         return None
 
 
+def open_packed(path: Path, about: dict[str, Any], spec: DecoderSpec, bar: Bar) -> PackedFile:
+    """Return the packed file `path` of a model, once it is known to be whole and to hold what `spec` needs.
+
+    Raises ValueError when it is damaged, or was made from something else than `about`.
+    """
+    file = PackedFile(path, about)
+    if file.shapes() != expected_tensors(spec):
+        raise ValueError(f"{path}: damaged (it lists other tensors than the model has); delete it, and it is made again")
+    with bar(f"checking {path.name}", file.nbytes) as advance:
+        file.verify(advance)
+    return file
+
+
 def _opened(path: Path, about: dict[str, Any], spec: DecoderSpec, bar: Bar) -> PackedFile | None:
     """The file, if it is there, whole and of such a model; one that is not is deleted, with a warning."""
     if not path.is_file():
         return None
     try:
-        file = PackedFile(path, about)
-        if file.shapes() != expected_tensors(spec):
-            raise ValueError(f"{path}: damaged (it lists other tensors than the model has); it is made again")
-        with bar(f"checking {path.name}", file.nbytes) as advance:
-            file.verify(advance)
-        return file
+        return open_packed(path, about, spec, bar)
     except ValueError as error:
         warnings.warn(str(error), stacklevel=2)
         path.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from specdec.model.spec import DecoderSpec
 from specdec.model.stack import Layer, Linear
 from specdec.weights.arena import Arena
 from specdec.weights.checkpoint import Checkpoint
-from specdec.weights.metadata import printable
+from specdec.weights.metadata import one_line
 from specdec.weights.tensors import BlockWeight, Storage, Weight
 
 Quantize = Storage | Literal["int4-all"]
@@ -147,13 +147,13 @@ def check_tensors(spec: DecoderSpec, source: Source, more: Mapping[str, tuple[in
     have = source.checkpoint.shapes()
     want = {source.names[name]: shape for name, shape in {**expected_tensors(spec), **(more or {})}.items()}
     problems = {
-        "missing": [f"{printable(name)} {list(shape)}" for name, shape in want.items() if name not in have],
+        "missing": [f"{one_line(name)} {list(shape)}" for name, shape in want.items() if name not in have],
         "misshapen": [
-            f"{printable(name)} is {list(have[name])}, needs {list(shape)}"
+            f"{one_line(name)} is {list(have[name])}, needs {list(shape)}"
             for name, shape in want.items()
             if name in have and tuple(have[name]) != shape
         ],
-        "surplus": [printable(name) for name in have if name not in want and not ignorable(spec, name)],
+        "surplus": [one_line(name) for name in have if name not in want and not ignorable(spec, name)],
     }
     if any(problems.values()):
         parts = [

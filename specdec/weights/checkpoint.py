@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from specdec.weights.metadata import printable, shown
+from specdec.weights.metadata import one_line, shown
 from specdec.weights.tensors import Storage, Weight
 
 Entry = TypeVar("Entry")
@@ -58,7 +58,7 @@ def find(name: str, entries: Mapping[str, Entry], path: Path) -> Entry:
     if name in entries:
         return entries[name]
     close = get_close_matches(name, entries, n=3)
-    hint = f"; near it: {', '.join(map(printable, close))}" if close else ""
+    hint = f"; near it: {', '.join(map(one_line, close))}" if close else ""
     raise ValueError(f"{path}: there is no tensor {shown(name)} among its {len(entries)}{hint}")
 
 

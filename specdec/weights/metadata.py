@@ -142,10 +142,10 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except ValueError as error:
         message = str(error)
-        if os.fspath(path) in message and message == printable(message):
+        if os.fspath(path) in message and message == one_line(message):
             raise
         about = message if os.fspath(path) in message else f"{path}: {message}"
-        raise _like(error, printable(about)) from error
+        raise _like(error, one_line(about)) from error
 
 
 @contextmanager
@@ -162,7 +162,7 @@ def foreign(
     except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
         raise
     except BaseException as error:
-        raise ValueError(printable(f"{path}: {what} ({_reason(error)}); {advice}")) from error
+        raise ValueError(one_line(f"{path}: {what} ({_reason(error)}); {advice}")) from error
 
 
 def shown(value: Any) -> str:
@@ -174,11 +174,14 @@ def shown(value: Any) -> str:
         return f"{kind} of {len(value)} values"
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
         return f"a number of {value.bit_length()} bits"
-    return _cut(printable(repr(value)))
+    return _cut(one_line(repr(value)))
 
 
-def printable(text: str) -> str:
-    """Return `text` on one line, without characters that a terminal obeys: names in files may hold any."""
+def one_line(text: str) -> str:
+    """Return `text` on one line, with an escape for each character that a terminal obeys: names in files hold any.
+
+    Escapes, not nothing as `specdec.text.printable` leaves: a name in an error must be told from its neighbours.
+    """
     if text.isprintable() and len(text) <= _MESSAGE:
         return text
     if len(text) > _MESSAGE:

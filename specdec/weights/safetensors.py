@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from specdec.weights.checkpoint import check_request, checked_floats, find
-from specdec.weights.metadata import Values, naming, printable, read_object, shown
+from specdec.weights.metadata import Values, naming, one_line, read_object, shown
 from specdec.weights.tensors import Storage, Weight, convert, stored_bytes
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -62,7 +62,7 @@ class SafetensorsCheckpoint:
                         f"{shard.name}; delete the files of the older download"
                     )
                 self._entries[name] = entry
-        lost = [f"{printable(name)} ({shard.name})" for name, shard in indexed.items() if self._shard_of(name) != shard]
+        lost = [f"{one_line(name)} ({shard.name})" for name, shard in indexed.items() if self._shard_of(name) != shard]
         if lost:
             raise ValueError(
                 f"{self.path}: {INDEX} lists tensors that are not in their shard: {_some(lost)}; fetch the "
@@ -205,4 +205,4 @@ def _pickle(path: Path, names: list[str]) -> ValueError:
 
 def _some(names: list[str]) -> str:
     """Up to eight names, for a message."""
-    return ", ".join(map(printable, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return ", ".join(map(one_line, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

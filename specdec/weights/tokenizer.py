@@ -26,6 +26,7 @@ from specdec.weights.gguf_tokenizer import (
     tokenizer_settings,
     vocabulary,
 )
+from specdec.weights.hf_config import tokenizer_config
 from specdec.weights.hub import NAMED_MODELS, cache_folder, local_path, model_path
 from specdec.weights.metadata import foreign, naming
 
@@ -65,7 +66,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerB
     if found is None and name not in NAMED_MODELS:
         return _from_pretrained(name)  # its weights are not needed here
     if found is not None and any((found / file).is_file() for file in _TOKENIZER_FILES):
-        return _from_pretrained(str(found))
+        return _from_pretrained(str(found), config=tokenizer_config(found))
     path = model_path(name)
     if path.is_dir():
         raise ValueError(
@@ -94,12 +95,12 @@ def generation_config_from_gguf(metadata: dict[str, Any]) -> GenerationConfig:
     return GenerationConfig(bos_token_id=ids.get("bos"), pad_token_id=pad, eos_token_id=eos)
 
 
-def _from_pretrained(name: str) -> PreTrainedTokenizerBase:
+def _from_pretrained(name: str, **options: Any) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub id, once it has cut a text; code that it may need is refused."""
     advice = f"name a folder with tokenizer.json, a .gguf file, or one of {', '.join(NAMED_MODELS)}"
     with foreign(name, advice, "its tokenizer could not be loaded"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            name, padding_side="left", trust_remote_code=False
+            name, padding_side="left", trust_remote_code=False, **options
         )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token

@@ -1,22 +1,21 @@
 """config.json and generation_config.json of a folder, as transformers' objects.
 
-What: `read_config` and `read_generation_config`. Why not `AutoConfig.from_pretrained`: a config can ask for code
-(`auto_map` names a module beside it, `attn_implementation` a kernel of the hub), of which transformers asks on stdin or
-which it fetches; and it builds lists as long as a number in the file says. Here the file is read as JSON, what could
-run is refused or left out, numbers are bounded by the tensors that are there, and only then transformers makes its
-object of the rest. Left out: versions of a config for older transformers, and configs inside GGUF files
-(`gguf_config.py`).
+What: `read_config`, `read_generation_config`, and `tokenizer_config`, by which transformers picks a tokenizer. Why not
+`AutoConfig.from_pretrained`: a config can ask for code (`auto_map` names a module beside it, `attn_implementation` a
+kernel of the hub), of which transformers asks on stdin or which it fetches; and transformers builds lists as long as a
+number in the file says. Here the file is read as JSON, what could run is refused or left out, numbers are bounded by the
+tensors that are there, and only then transformers makes its object of the rest. Left out: versions of a config for older
+transformers, and configs inside GGUF files (`specdec/model/gguf_config.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import CONFIG_MAPPING, GenerationConfig
+from transformers import CONFIG_MAPPING, GenerationConfig, PretrainedConfig
 
-from specdec.model.families import supported_families
 from specdec.weights.metadata import Values, foreign, naming, read_object, shown
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -55,8 +54,9 @@ _ID_LISTS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_su
 _OBJECTS = ("cache_config", "watermarking_config", "compile_config", "continuous_batching_config")
 
 
-def read_config(folder: Path, tensors: int) -> Any:
-    """Return transformers' config of the model in `folder`, which has so many `tensors`.
+def read_config(folder: Path, tensors: int, supported: Sequence[str]) -> Any:
+    """Return transformers' config of the model in `folder`, which has so many `tensors`; `supported`: model types that
+    an error names.
 
     Raises:
         ValueError: there is no config.json, it is damaged, transformers does not know its model type, or it needs code
@@ -71,11 +71,26 @@ def read_config(folder: Path, tensors: int) -> Any:
         if kind not in CONFIG_MAPPING:
             needs = "needs code of its own (auto_map), which is never run" if "auto_map" in values else "is not known"
             raise ValueError(
-                f"model type {shown(kind)} {needs}; supported text architectures are: {', '.join(supported_families())}"
+                f"model type {shown(kind)} {needs}; supported text architectures are: {', '.join(supported)}"
             )
+    return _made(path, kind, values, tensors)
+
+
+def tokenizer_config(folder: Path) -> Any:
+    """Return the config of the model in `folder`, an empty one where there is none or of a type that transformers does
+    not know. Raises ValueError, naming the file, for a damaged one."""
+    path = folder / CONFIG
+    values = read_object(path) if path.is_file() else {}
+    with naming(path):
+        kind = Values(values).text("model_type", default="")
+    return _made(path, kind, values, _MOST) if kind in CONFIG_MAPPING else PretrainedConfig()
+
+
+def _made(path: Path, kind: str, values: Mapping[str, Any], tensors: int) -> Any:
+    with naming(path):
         _bound(values, tensors)
     with foreign(path):
-        return _checked(CONFIG_MAPPING[kind].from_dict(_harmless(values, CONFIG_MAPPING[kind])), folder)
+        return _checked(CONFIG_MAPPING[kind].from_dict(_harmless(values, CONFIG_MAPPING[kind])), path.parent)
 
 
 def read_generation_config(folder: Path, config: Any) -> GenerationConfig:
