@@ -26,6 +26,7 @@ from eval.cli import (
 )
 from eval.names import full_size_names
 from eval.output import check_head_folder, file_name, guarded
+from eval.terminal import say_loading
 from eval.train_options import add_train_options
 
 EXAMPLES = """\
@@ -147,6 +148,10 @@ def parser() -> argparse.ArgumentParser:
         help="draw speed against plain, acceptance, where rounds spend their time, costs and memory while an answer "
         "comes; 'now' is the last 64 rounds. Plain lines after every answer where the output is not a terminal",
     )
+    chat.add_argument(
+        "--plain", action="store_true", help="show answers as the model wrote them: no Markdown, no wrapping"
+    )
+    chat.add_argument("--no-history", action="store_true", help="keep nothing of what is typed for the next session")
     add_prometheus_option(chat)
     add_sampling_options(chat, max_new_tokens=512, seed=None)
     add_drafting_options(chat)
@@ -203,6 +208,8 @@ def run(arguments: argparse.Namespace) -> int:
         from eval.report import report
 
         return report(arguments.files, arguments.out)
+    if arguments.command in ("generate", "chat"):
+        say_loading(settings.model)
     if arguments.command == "generate":
         from eval.answer import answer
 
@@ -217,7 +224,7 @@ def run(arguments: argparse.Namespace) -> int:
         return run_plan(arguments)
     from eval.chat import chat
 
-    return chat(settings, arguments.dashboard)
+    return chat(settings, arguments.dashboard, not arguments.plain, not arguments.no_history)
 
 
 def run_plan(a: argparse.Namespace) -> int:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from rich.console import Console
 from transformers import TextStreamer
 
+from eval.chat_view import Raw
 from eval.cli import Settings
 from eval.metrics import Run, summarise
 from eval.output import check_writable, put_record
@@ -17,15 +20,15 @@ from specdec.text import check_text, printable
 
 
 class Spoken(TextStreamer):  # type: ignore[misc]
-    """Prints an answer word by word, and keeps it: after Ctrl-C `text` is what had come."""
+    """Hands an answer word by word to `show`, and keeps it: after Ctrl-C `text` is what had come."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, show: Callable[[str], None]) -> None:
         super().__init__(session.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.text = ""
+        self.text, self.show = "", show
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self.text += text
-        super().on_finalized_text(printable(text) if sys.stdout.isatty() else text, stream_end)
+        self.show(text)
 
 
 def answer(settings: Settings, prompt: str, speculation: bool, stats: bool, raw: bool, json_file: Path | None) -> int:
@@ -42,8 +45,9 @@ def answer(settings: Settings, prompt: str, speculation: bool, stats: bool, raw:
     check_text(prompt, where)
     session = open_session(settings)
     messages: list[Message] = [{"role": "user", "content": prompt}]
-    spoken = Spoken(session)
-    run = session.run(session.encode(messages, raw), speculation=speculation, streamer=spoken)
+    with Raw(Console()) as view:
+        spoken = Spoken(session, view.feed)
+        run = session.run(session.encode(messages, raw), speculation=speculation, streamer=spoken)
     if stats:
         print(f"[{one_line(run)}]", file=sys.stderr)
     if json_file:

@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 
 import run
-from eval.chat import Chat, LiveAnswer, Noted
+from eval.chat_commands import Chat
+from eval.chat_view import LiveAnswer, Raw
 from eval.cli import Settings
 from eval.metrics import Run
 from eval.session import Session, open_session
@@ -39,11 +40,11 @@ def terminal(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> Chat:
     """A chat with the dashboard on a terminal of 80 by 24."""
     monkeypatch.setenv("TERM", "xterm")
     console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True)
-    return Chat(chat.session, console, dashboard=True)
+    return Chat(chat.turns.session, console, dashboard=True, markdown=False)
 
 
 def said(chat: Chat) -> str:
-    text: str = chat.console.file.getvalue()
+    text: str = chat.turns.console.file.getvalue()
     return text
 
 
@@ -58,8 +59,8 @@ def test_the_model_sees_the_whole_conversation(chat: Chat, monkeypatch: pytest.M
     monkeypatch.setattr(Session, "run", noting)
     for line in ("/system be kind", "hello", "again"):
         assert chat.line(line)
-    first = chat.messages[1]["content"]
-    assert [m["role"] for m in chat.messages] == ["user", "assistant"] * 2
+    first = chat.turns.messages[1]["content"]
+    assert [m["role"] for m in chat.turns.messages] == ["user", "assistant"] * 2
     assert seen == [
         "<bos>be kind<eos><bos>hello<eos><bos>",
         f"<bos>be kind<eos><bos>hello<eos><bos>{first}<eos><bos>again<eos><bos>",
@@ -70,24 +71,24 @@ def test_the_model_sees_the_whole_conversation(chat: Chat, monkeypatch: pytest.M
     assert seen[2] == "<bos>third<eos><bos>"
 
 
-def test_answers_are_streamed_and_kept(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
+def test_answers_are_streamed_and_kept(chat: Chat) -> None:
     chat.line("hello")
-    assert capsys.readouterr().out.strip() == chat.messages[-1]["content"]
-    assert chat.messages[-1]["content"] == chat.session.text(chat.runs[0].tokens).strip()
+    assert said(chat).startswith(chat.turns.messages[-1]["content"] + "\n")
+    assert chat.turns.messages[-1]["content"] == chat.turns.session.text(chat.turns.runs[0].tokens).strip()
     assert "8 tokens in" in said(chat)
 
 
 def test_drafting_is_switched(chat: Chat) -> None:
     chat.line("/draft off")
     chat.line("aaaa aaaa aaaa")
-    assert chat.runs[-1].stats.drafted == 0
+    assert chat.turns.runs[-1].stats.drafted == 0
     chat.line("/draft 3")
-    assert chat.session.settings.draft_length == 3
+    assert chat.turns.session.settings.draft_length == 3
     chat.line("/reset")
     chat.line("aaaa aaaa aaaa")
-    assert set(chat.runs[-1].stats.draft_lengths) <= {0, 1, 2, 3}
+    assert set(chat.turns.runs[-1].stats.draft_lengths) <= {0, 1, 2, 3}
     chat.line("/draft on")
-    assert chat.session.settings.draft_length == "adaptive"
+    assert chat.turns.session.settings.draft_length == "adaptive"
     chat.line("/draft sideways")
     assert "/draft: say on, off or a number of tokens, not 'sideways'" in said(chat)
     assert "drafting: off" in said(chat)
@@ -100,15 +101,15 @@ def test_sampling_is_set_and_repeatable(chat: Chat) -> None:
     for _ in range(2):
         for line in ("/temperature 1.5", "/seed 7", "/reset", "hello"):
             chat.line(line)
-        texts.append(chat.messages[-1]["content"])
+        texts.append(chat.turns.messages[-1]["content"])
     assert texts[0] == texts[1]
     chat.line("/seed 8")
     chat.line("/reset")
     chat.line("hello")
-    assert chat.messages[-1]["content"] != texts[0]
+    assert chat.turns.messages[-1]["content"] != texts[0]
     for line in ("/temperature -1", "/temperature warm", "/temperature", "/seed 1.5"):
         chat.line(line)
-    assert chat.session.settings.temperature == 1.5
+    assert chat.turns.session.settings.temperature == 1.5
     for complaint in ("must be 0 (greedy) or more", "'warm' is not a number", "'1.5' is not a whole number"):
         assert complaint in said(chat)
 
@@ -130,7 +131,7 @@ def test_help_unknown_empty_and_quit(chat: Chat) -> None:
     assert "there is no /dance; /help lists the commands" in said(chat)
     for command in chat.commands:
         assert command == "/help" or command in said(chat)
-    assert not chat.messages
+    assert not chat.turns.messages
 
 
 def interrupt_fifth_pass(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,25 +150,25 @@ def interrupt_fifth_pass(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ctrl_c_keeps_the_part_that_came(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     chat.line("one")
-    whole = list(chat.messages)
+    whole = list(chat.turns.messages)
     interrupt_fifth_pass(monkeypatch)
     assert chat.line("two")
     monkeypatch.undo()
     assert "(stopped)" in said(chat)
-    assert chat.messages[:2] == whole
-    assert chat.messages[2] == {"role": "user", "content": "two"}
-    assert 0 < len(chat.messages[3]["content"]) < 8
+    assert chat.turns.messages[:2] == whole
+    assert chat.turns.messages[2] == {"role": "user", "content": "two"}
+    assert 0 < len(chat.turns.messages[3]["content"]) < 8
     chat.line("three")
-    assert [m["role"] for m in chat.messages] == ["user", "assistant"] * 3
+    assert [m["role"] for m in chat.turns.messages] == ["user", "assistant"] * 3
 
 
 def test_a_conversation_that_outgrows_the_context_says_so(chat: Chat) -> None:
     chat.line("hello")
     chat.line("x" * 9000)
-    assert "the model's context is 8192; /reset starts anew" in " ".join(said(chat).split())
-    assert len(chat.messages) == 2
+    assert "the model's context is 8192; /undo takes the last turn back, /reset starts anew" in " ".join(said(chat).split())
+    assert len(chat.turns.messages) == 2
     chat.line("again")
-    assert len(chat.messages) == 4
+    assert len(chat.turns.messages) == 4
 
 
 def test_a_base_model_does_not_converse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,14 +195,14 @@ def test_a_conversation_is_saved_and_goes_on(chat: Chat, tmp_path: Path) -> None
     assert "no answers yet" in said(chat)
     for line in ("/system be kind", "hello", f"/save {file}"):
         assert chat.line(line)
-    messages = list(chat.messages)
+    messages = list(chat.turns.messages)
     chat.line("/reset")
     chat.line("/system")
-    chat.session.model.conversations.forget()
+    chat.turns.session.model.conversations.forget()
     chat.line(f"/load {file}")
-    assert (chat.messages, chat.system) == (messages, "be kind")
+    assert (chat.turns.messages, chat.turns.system) == (messages, "be kind")
     chat.line("again")
-    assert chat.runs[-1].stats.reused > 0
+    assert chat.turns.runs[-1].stats.reused > 0
     for line, complaint in (
         ("/load", "name a file"),
         ("/load nowhere", "no such file"),
@@ -209,10 +210,10 @@ def test_a_conversation_is_saved_and_goes_on(chat: Chat, tmp_path: Path) -> None
     ):
         chat.line(line)
         assert complaint in said(chat).replace("\n", " ")
-    chat.session.model.save_conversation(file)
+    chat.turns.session.model.save_conversation(file)
     chat.line(f"/load {file}")
     assert "who said what" in said(chat).replace("\n", " ")
-    assert len(chat.messages) == 4
+    assert len(chat.turns.messages) == 4
 
 
 def test_the_dashboard_follows_answers_as_lines_where_no_terminal_is(
@@ -240,22 +241,22 @@ def test_the_dashboard_follows_answers_as_lines_where_no_terminal_is(
 def test_the_dashboard_is_drawn_while_an_answer_comes_which_stays_as_text(
     terminal: Chat, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    terminal.session.settings = replace(terminal.session.settings, max_new_tokens=80, memory_budget="9GB")
+    terminal.turns.session.settings = replace(terminal.turns.session.settings, max_new_tokens=80, memory_budget="9GB")
     for line in ("/reset", "aaaa aaaa aaaa", "/draft off", "again"):
         assert terminal.line(line)
     assert capsys.readouterr().out == ""
     live, _, kept = said(terminal).rpartition("\x1b[2K")
-    answer = terminal.messages[-1]["content"]
+    answer = terminal.turns.messages[-1]["content"]
     assert "overall" in live
     kept = kept.removeprefix("\x1b[?25h")  # the cursor
-    assert kept.startswith(terminal.session.text(terminal.runs[-1].tokens)) and kept.count(answer) == 1
+    assert kept.startswith(terminal.turns.session.text(terminal.turns.runs[-1].tokens)) and kept.count(answer) == 1
     assert kept.index("80 tokens in") < kept.index("overall") and "of 9.00 GB" in kept
-    counted = terminal.dashboard.figures().stats
-    assert counted.rounds == sum(one.stats.rounds for one in terminal.runs) > 79
-    assert counted.draft_sources == terminal.runs[0].stats.draft_sources
+    counted = terminal.turns.dashboard.figures().stats
+    assert counted.rounds == sum(one.stats.rounds for one in terminal.turns.runs) > 79
+    assert counted.draft_sources == terminal.turns.runs[0].stats.draft_sources
     assert counted.decode_tokens_per_second > 0
     terminal.line("/reset")
-    assert terminal.dashboard.figures().stats.rounds == 0
+    assert terminal.turns.dashboard.figures().stats.rounds == 0
 
 
 def test_ctrl_c_leaves_the_terminal_usable(terminal: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,13 +264,13 @@ def test_ctrl_c_leaves_the_terminal_usable(terminal: Chat, monkeypatch: pytest.M
     interrupt_fifth_pass(monkeypatch)
     assert terminal.line("two")
     monkeypatch.undo()
-    part = terminal.messages[-1]["content"]
+    part = terminal.turns.messages[-1]["content"]
     kept = said(terminal).rpartition("\x1b[2K")[2]
     assert 0 < len(part) < 8
     assert kept.index(part) < kept.index("(stopped)") < kept.index("overall")
     assert said(terminal).rfind("\x1b[?25h") > said(terminal).rfind("\x1b[?25l"), "the cursor is back"
     assert sys.stdout is stdout
-    assert terminal.line("three") and len(terminal.messages) == 4
+    assert terminal.line("three") and len(terminal.turns.messages) == 4
 
 
 def test_errors_come_without_a_dashboard(terminal: Chat) -> None:
@@ -281,12 +282,12 @@ def test_errors_come_without_a_dashboard(terminal: Chat) -> None:
 def test_no_frame_is_higher_than_the_terminal(session: Session, width: int, height: int) -> None:
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, _environ={"TERM": "xterm"})
     one = Chat(session, console, dashboard=True)
-    answer = Noted(session)
     heights = set()
     for text in ("", "a word", "many words " * 40, "many words " * 400, "lines\n" * 50):
-        answer.text = text
-        heights.add(len(console.render_lines(LiveAnswer(console, one.dashboard, answer).draw())))
-        one.dashboard.heard(Round(("mtp",) * 4, 2, 3, 0.01, 0.02, 0.003))
+        answer = LiveAnswer(console, one.turns.dashboard, Raw)
+        answer.feed(text)
+        heights.add(len(console.render_lines(answer.draw())))
+        one.turns.dashboard.heard(Round(("mtp",) * 4, 2, 3, 0.01, 0.02, 0.003))
     assert len(heights) == 1 and heights.pop() < height
     one.line("hello")
     assert "tokens in" in said(one) and "..." not in said(one)
@@ -306,4 +307,4 @@ def test_the_dashboard_is_switched(chat: Chat) -> None:
     assert said(chat).count("tokens/s: ") == 1
     assert "dashboard: on" in said(chat) and said(chat).count("dashboard: off") == 2
     assert "/dashboard: say on or off, not 'up'" in said(chat)
-    assert chat.dashboard.figures().stats.rounds == sum(one.stats.rounds for one in chat.runs), "also while it was off"
+    assert chat.turns.dashboard.figures().stats.rounds == sum(one.stats.rounds for one in chat.turns.runs), "also while it was off"

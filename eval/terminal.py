@@ -1,0 +1,102 @@
+"""What a person at a terminal is shown, and what becomes of keys that are pressed while nothing reads them.
+
+Imports nothing heavy: "loading" is on the screen before torch is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+
+_CONTROLS = re.compile(r"\r\n|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_PASTE_ON, _PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"  # whether the terminal puts brackets around what is pasted
+
+
+def visible(text: str) -> str:
+    """Return `text` with a visible sign for every control character but newline and tab.
+
+    A terminal obeys control sequences wherever they come from, and a model or a file may hold any: its title, its
+    colours, even its answers to a program could be changed by them.
+    """
+    return _CONTROLS.sub(lambda found: _sign(found.group()), text)
+
+
+def _sign(control: str) -> str:
+    if control == "\r\n":
+        return "\n"
+    code = ord(control)
+    if code < 0x20:
+        return chr(0x2400 + code)  # the block "Control Pictures"
+    return "␡" if code == 0x7F else f"\\x{code:02x}"
+
+
+def say_loading(name: str) -> None:
+    """Print on stderr that the model `name` is being loaded, where stderr is a terminal."""
+    if sys.stderr.isatty():
+        print(f"loading {visible(name)}", file=sys.stderr, flush=True)
+
+
+def keep_paste_brackets() -> None:
+    """Ask the terminal to mark what is pasted from now on: several lines that wait stay one message."""
+    sys.stdout.write(_PASTE_ON)
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def keys_waiting() -> Iterator[None]:
+    """Let keys that are pressed while nothing reads them wait for the next prompt, unseen; Ctrl-C still interrupts.
+
+    Without it the terminal would write them into the answer that comes, and turn Enter into the character of Ctrl-J.
+    Where stdin is no terminal that can be set so, nothing happens.
+    """
+    before = _attributes()
+    if before is None:
+        yield
+        return
+    import termios
+
+    waiting = _attributes() or before
+    waiting[0] &= ~termios.ICRNL
+    waiting[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, waiting)
+    keep_paste_brackets()
+    try:
+        yield
+    finally:
+        sys.stdout.write(_PASTE_OFF)
+        sys.stdout.flush()
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
+def ordinary_keys() -> Iterator[None]:
+    """Give the terminal to another program, such as an editor, as that program expects it; then take it back."""
+    before = _attributes()
+    if before is None:
+        yield
+        return
+    import termios
+
+    ordinary = _attributes() or before
+    ordinary[0] |= termios.ICRNL
+    ordinary[3] |= termios.ECHO | termios.ICANON
+    sys.stdout.write(_PASTE_OFF)
+    sys.stdout.flush()
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, ordinary)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+        keep_paste_brackets()
+
+
+def _attributes() -> list[int] | None:
+    """A new list of stdin's settings as a terminal; None where stdin is none, or where there is no termios."""
+    try:
+        import termios
+
+        return termios.tcgetattr(sys.stdin)
+    except (ImportError, OSError, ValueError, termios.error):  # io.UnsupportedOperation is an OSError
+        return None
