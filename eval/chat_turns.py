@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from rich.console import Console
 from safetensors import safe_open
@@ -194,7 +194,7 @@ def _check_ours(path: Path) -> None:
     raise ValueError(f"{path}: is there, and is no saved conversation; name another file, or remove it first")
 
 
-def _is_conversation(messages: Any) -> bool:
+def _is_conversation(messages: Any) -> TypeGuard[list[Message]]:
     """Whether `messages`, which a file has brought, are turns of a user and an assistant."""
     return (
         isinstance(messages, list)

@@ -17,7 +17,8 @@ from rich.segment import ControlType
 from rich.text import Text
 
 from eval.dashboard import WIDTH, Redrawn
-from eval.live import HEIGHT, Dashboard
+from eval.live import Dashboard
+from eval.live_blocks import HEIGHT
 from eval.markdown import MarkdownStream
 from eval.terminal import visible
 from eval.wordwrap import WordWrap
@@ -77,8 +78,9 @@ class Typeset:
             self._markdown.feed(visible(text))
 
     def __enter__(self) -> Self:
-        self.console.print(_WAITING, style="dim", end="")
-        self._waiting = True
+        self._waiting = self.console.width > len(_WAITING)  # one line, to be taken away
+        if self._waiting:
+            self.console.print(_WAITING, style="dim", end="")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -9,6 +9,7 @@ line to the terminal's width. Left out: links, pictures, HTML, formulas (written
 from __future__ import annotations
 
 import re
+from itertools import zip_longest
 
 from rich.cells import cell_len
 
@@ -21,8 +22,9 @@ _ITEM = re.compile(r"([ \t]*)([-*+]|\d{1,9}[.)])[ \t]+")
 _QUOTE = re.compile(r" {0,3}> ?")
 _FIRST_WORD = re.compile(r"[ \t]*[^ \t]+[ \t]+(?=[^ \t])")
 _TABLE_RULE = re.compile(r" *\|?( *:?-+:? *\|)+( *:?-+:? *)?$")
-_SIGN = re.compile(r"\\[*_`#]|`+|(?<![A-Za-z0-9_)\]*])\*{1,3}|(?<![\w_])_{1,3}|~~")  # 2**3 is no sign
+_SIGN = re.compile(r"\\[*_`#]|`+|(?<![A-Za-z0-9_)\]*])\*{1,3}|(?<![\w_])_{1,3}|~{1,2}")  # 2**3 is no sign
 _EDGE, _COLUMN = re.compile(r"^\||(?<!\\)\|$"), re.compile(r"(?<!\\)\|")
+_GAP = "  "  # between the columns of a table
 _LONGEST = 2000  # characters that a sign waits for its partner
 _STYLES = {1: "italic", 2: "bold", 3: "bold italic"}
 CODE, DIM = "cyan", "dim"
@@ -35,6 +37,7 @@ class MarkdownStream:
         self.words = words
         self._plain_signs = words.console.options.ascii_only
         self._pending = ""  # of the line that is being written
+        self._last = ""  # character of that line which is written
         self._begun = False  # whether the kind of that line is known, and its beginning written
         self._style = ""  # of that line
         self._fence = ""  # what ends the code that the line is in
@@ -58,7 +61,7 @@ class MarkdownStream:
     def _line(self, line: str) -> None:
         """The rest of a line, which ends here."""
         self._part(line, complete=True)
-        self._begun, self._style, self.words.indent = False, "", ("", "")
+        self._begun, self._style, self._last, self.words.indent = False, "", "", ("", "")
 
     def _part(self, text: str, complete: bool) -> str:
         """Write the first part of `text`, or all if it is `complete`; return what waits."""
@@ -71,7 +74,9 @@ class MarkdownStream:
                 return text
             self._end_table()
             text = self._beginning(text)
-        rest = self._inline(text, self._style, complete)
+        rest = self._inline(text, self._style, complete, self._last)
+        if done := len(text) - len(rest):
+            self._last = text[done - 1]
         if complete:
             self.words.end_line()
         return rest
@@ -113,9 +118,10 @@ class MarkdownStream:
             return text[found.end() :]
         return text
 
-    def _inline(self, text: str, style: str, complete: bool) -> str:
-        """Write `text` with its signs as styles; return what waits for the partner of a sign."""
-        at = 0
+    def _inline(self, text: str, style: str, complete: bool, before: str) -> str:
+        """Write `text`, which comes after the character `before`, with its signs as styles; return what waits for the
+        partner of a sign."""
+        text, at = before + text, len(before)
         while found := _SIGN.search(text, at):
             self.words.write(text[at : found.start()], style)
             sign, after = found.group(), found.end()
@@ -134,9 +140,9 @@ class MarkdownStream:
                     self.words.write(inner, f"{style} {CODE}".strip())
                 else:
                     own = "strike" if sign == "~~" else _STYLES[len(sign)]
-                    self._inline(inner, f"{style} {own}".strip(), complete=True)
+                    self._inline(inner, f"{style} {own}".strip(), True, "")
                 at = partner.end()
-            elif waits and (sign[0] == "`" or not text[after].isspace()):
+            elif waits and sign != "~" and (sign[0] == "`" or not text[after].isspace()):
                 return text[found.start() :]
             else:
                 self.words.write(sign, style)
@@ -147,7 +153,7 @@ class MarkdownStream:
 
     def _partner(self, sign: str, text: str, after: int) -> re.Match[str] | None:
         """What ends that which `sign`, before text[after], has begun."""
-        if after == len(text) or (sign[0] != "`" and text[after].isspace()):
+        if sign == "~" or after == len(text) or (sign[0] != "`" and text[after].isspace()):
             return None
         one, exact = re.escape(sign[0]), re.escape(sign)
         if sign[0] == "`":
@@ -159,23 +165,18 @@ class MarkdownStream:
 
     def _end_table(self) -> None:
         """Write the table whose last line has come: in columns where they fit, else as it is."""
-        rows, self._table = self._table, []
-        if not rows:
-            return
-        cells = [[cell.strip() for cell in _COLUMN.split(_EDGE.sub("", row.strip()))] for row in rows]
-        columns = max(map(len, cells))
-        if len(rows) < 2 or not _TABLE_RULE.match(rows[1]):
-            for row in rows:
-                self.words.verbatim(row)
-            return
-        widths = [max(cell_len(row[i]) if i < len(row) else 0 for row in cells[:1] + cells[2:]) for i in range(columns)]
-        if sum(widths) + 2 * (columns - 1) > self.words.console.width:
-            for row in rows:
-                self.words.verbatim(row)
-            return
-        for number, row in enumerate(cells):
-            if number == 1:
-                self.words.verbatim("  ".join(("-" if self._plain_signs else "─") * width for width in widths), DIM)
-                continue
-            padded = [cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=False)]
-            self.words.verbatim("  ".join(padded).rstrip(), "bold" if number == 0 else "")
+        lines, self._table = self._table, []
+        rows = [[cell.strip() for cell in _COLUMN.split(_EDGE.sub("", line.strip()))] for line in lines]
+        if len(lines) > 1 and _TABLE_RULE.match(lines[1]):
+            shown = [rows[0], *rows[2:]]
+            widths = [max(cell_len(cell) for cell in column) for column in zip_longest(*shown, fillvalue="")]
+            if sum(widths) + len(_GAP) * (len(widths) - 1) <= self.words.console.width:
+                lines = [_GAP.join(map(_padded, row, widths)).rstrip() for row in shown]
+                self.words.verbatim(lines.pop(0), "bold")
+                self.words.verbatim(_GAP.join(("-" if self._plain_signs else "─") * width for width in widths), DIM)
+        for line in lines:
+            self.words.verbatim(line)
+
+
+def _padded(cell: str, width: int) -> str:
+    return cell + " " * (width - cell_len(cell))

@@ -9,6 +9,7 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 _CONTROLS = re.compile(r"\r\n|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _PASTE_ON, _PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"  # whether the terminal puts brackets around what is pasted
@@ -92,11 +93,10 @@ def ordinary_keys() -> Iterator[None]:
         keep_paste_brackets()
 
 
-def _attributes() -> list[int] | None:
-    """A new list of stdin's settings as a terminal; None where stdin is none, or where there is no termios."""
+def _attributes() -> list[Any] | None:
+    """Return stdin's settings as a terminal, in a new list; None where stdin is none, or where there is no termios."""
     try:
         import termios
-
-        return termios.tcgetattr(sys.stdin)
-    except (ImportError, OSError, ValueError, termios.error):  # io.UnsupportedOperation is an OSError
+    except ImportError:  # Windows
         return None
+    return termios.tcgetattr(sys.stdin) if sys.stdin.isatty() else None

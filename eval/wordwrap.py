@@ -73,10 +73,9 @@ class WordWrap:
             before = [("\n", ""), indent]
             column = cell_len(indent[0])
         self._out([*before, *self._word])
-        for cells in (cell_len(character) for text, _ in self._word for character in text):
-            # A word longer than a line: the terminal breaks it, and it is copied in one piece.
-            column = cells if column + cells > width else column + cells
-        self.column, self._word = column, []
+        column += taken
+        # A word longer than a line: the terminal breaks it, and it is copied in one piece.
+        self.column, self._word = column if column <= width else (column - 1) % width + 1, []
 
     def _out(self, parts: list[tuple[str, str]]) -> None:
         self.console.print(Text.assemble(*parts), end="", soft_wrap=True, highlight=False)

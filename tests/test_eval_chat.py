@@ -165,7 +165,8 @@ def test_ctrl_c_keeps_the_part_that_came(chat: Chat, monkeypatch: pytest.MonkeyP
 def test_a_conversation_that_outgrows_the_context_says_so(chat: Chat) -> None:
     chat.line("hello")
     chat.line("x" * 9000)
-    assert "the model's context is 8192; /undo takes the last turn back, /reset starts anew" in " ".join(said(chat).split())
+    heard = " ".join(said(chat).split())
+    assert "the model's context is 8192; /undo takes the last turn back, /reset starts anew" in heard
     assert len(chat.turns.messages) == 2
     chat.line("again")
     assert len(chat.turns.messages) == 4
@@ -307,4 +308,5 @@ def test_the_dashboard_is_switched(chat: Chat) -> None:
     assert said(chat).count("tokens/s: ") == 1
     assert "dashboard: on" in said(chat) and said(chat).count("dashboard: off") == 2
     assert "/dashboard: say on or off, not 'up'" in said(chat)
-    assert chat.turns.dashboard.figures().stats.rounds == sum(one.stats.rounds for one in chat.turns.runs), "also while it was off"
+    counted = chat.turns.dashboard.figures().stats.rounds
+    assert counted == sum(one.stats.rounds for one in chat.turns.runs), "also while it was off"
