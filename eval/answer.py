@@ -16,7 +16,7 @@ from eval.output import check_writable, put_record
 from eval.prompts import Message
 from eval.provenance import provenance
 from eval.session import Session, open_session
-from specdec.text import check_text, printable
+from specdec.text import check_text
 
 
 class Spoken(TextStreamer):  # type: ignore[misc]

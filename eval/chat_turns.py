@@ -15,7 +15,7 @@ from eval.live import Dashboard
 from eval.metrics import Run
 from eval.prompts import Message
 from eval.session import Session
-from eval.terminal import visible
+from specdec.text import visible
 
 _FAILURES = (ValueError, RuntimeError, OSError, MemoryError)  # of a turn; RuntimeError: torch, out of memory
 _OURS = "specdec conversation"  # what the format of a saved conversation begins with

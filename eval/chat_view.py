@@ -20,8 +20,8 @@ from eval.dashboard import WIDTH, Redrawn
 from eval.live import Dashboard
 from eval.live_blocks import HEIGHT
 from eval.markdown import MarkdownStream
-from eval.terminal import visible
 from eval.wordwrap import WordWrap
+from specdec.text import visible
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11

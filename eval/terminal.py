@@ -6,31 +6,13 @@ Imports nothing heavy: "loading" is on the screen before torch is imported.
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 from collections.abc import Iterator
 from typing import Any
 
-_CONTROLS = re.compile(r"\r\n|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+from specdec.text import visible
+
 _PASTE_ON, _PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"  # whether the terminal puts brackets around what is pasted
-
-
-def visible(text: str) -> str:
-    """Return `text` with a visible sign for every control character but newline and tab.
-
-    A terminal obeys control sequences wherever they come from, and a model or a file may hold any: its title, its
-    colours, even its answers to a program could be changed by them.
-    """
-    return _CONTROLS.sub(lambda found: _sign(found.group()), text)
-
-
-def _sign(control: str) -> str:
-    if control == "\r\n":
-        return "\n"
-    code = ord(control)
-    if code < 0x20:
-        return chr(0x2400 + code)  # the block "Control Pictures"
-    return "␡" if code == 0x7F else f"\\x{code:02x}"
 
 
 def say_loading(name: str) -> None:

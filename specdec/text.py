@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 _CONTROL = dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t")
+_CONTROLS = re.compile(r"\r\n|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LONGEST = 100  # letters; comparing takes time that grows with the square, and nobody mistypes a longer name
 
 
 def printable(text: str) -> str:
     """Return `text` without its control characters (C0, DEL and C1), except line ends and tabs.
 
-    What comes from others (names, prompts, metadata of files, a model's words) reaches a terminal in this form, or in
-    a `specdec.terminal.Terminal`, which applies it: an escape sequence would move the cursor, or type into the shell.
+    What comes from others (names, prompts, metadata of files) reaches a terminal in this form, or in a
+    `specdec.terminal.Terminal`, which applies it: an escape sequence would move the cursor, or type into the shell.
+    Nothing takes the place of a character, so that columns of a table stay as wide as they were measured.
     """
     return text.translate(_CONTROL)
+
+
+def visible(text: str) -> str:
+    """Return `text` with a visible sign for every control character but newline and tab, as a model's words are shown.
+
+    A terminal obeys control sequences wherever they come from: its title, its colours, even its answers to a program
+    could be changed by them.
+    """
+    return _CONTROLS.sub(lambda found: _sign(found.group()), text)
+
+
+def _sign(control: str) -> str:
+    if control == "\r\n":
+        return "\n"
+    code = ord(control)
+    if code < 0x20:
+        return chr(0x2400 + code)  # the block "Control Pictures"
+    return "␡" if code == 0x7F else f"\\x{code:02x}"
 
 
 def check_text(text: str, what: str) -> None:

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from eval.chat_view import LiveAnswer, Raw, Typeset, shortened, view_of
 from eval.live import Dashboard
-from eval.terminal import visible
 from eval.wordwrap import units
+from specdec.text import visible
 
 SAMPLE = """\
 # A **bold** title

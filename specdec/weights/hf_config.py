@@ -3,9 +3,9 @@
 What: `read_config`, `read_generation_config`, and `tokenizer_config`, by which transformers picks a tokenizer. Why not
 `AutoConfig.from_pretrained`: a config can ask for code (`auto_map` names a module beside it, `attn_implementation` a
 kernel of the hub), of which transformers asks on stdin or which it fetches; and transformers builds lists as long as a
-number in the file says. Here the file is read as JSON, what could run is refused or left out, numbers are bounded by the
-tensors that are there, and only then transformers makes its object of the rest. Left out: versions of a config for older
-transformers, and configs inside GGUF files (`specdec/model/gguf_config.py`).
+number in the file says. Here the file is read as JSON, what could run is refused or left out, numbers are bounded by
+the tensors that are there, and only then transformers makes its object of the rest. Left out: versions of a config for
+older transformers, and configs inside GGUF files (`specdec/model/gguf_config.py`).
 """
 
 from __future__ import annotations
