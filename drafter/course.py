@@ -236,7 +236,7 @@ class Course:
                 whole, before = False, clock.seconds
                 report = trainer.step(step.done, step.tokens)
                 whole = True
-                pace.stepped(report.tokens, clock.seconds - before)
+                pace.stepped(clock.seconds - before)
                 yield report
                 if not judge:
                     continue

@@ -29,29 +29,34 @@ class Step(NamedTuple):
 class Pace:
     """Steps that fit into the time, and leave enough of it for the last evaluation.
 
-    `judging`: seconds of the last evaluation; `step`: of the last step.
+    The first step is a small one; each later one is twice as large as long as many of its kind would fit, and half as
+    large when too few would. `judging`: seconds of the last evaluation; `step`: of the last step.
     """
 
     def __init__(self, schedule: Schedule, clock: Clock) -> None:
         self._schedule, self._clock = schedule, clock
-        self.judging = 2 * (schedule.judging().until - schedule.now()) if schedule.limited else 0.0  # until one is over
+        # Until one is over: both halves of it.
+        self.judging = 2 * (schedule.judging().until - schedule.now()) if schedule.limited else 0.0
         self.step = 0.0
-        self._tokens = self._seconds = 0.0  # of the steps so far
-        self._here = 0  # steps of this sitting
+        self._batch = SMALLEST_BATCH
+        self._stepping = 0.0  # seconds of all steps so far
 
-    def stepped(self, tokens: int, seconds: float) -> None:
+    def stepped(self, seconds: float) -> None:
+        """Take note of a step, which took so many seconds."""
         self.step = seconds
-        self._tokens, self._seconds, self._here = self._tokens + tokens, self._seconds + seconds, self._here + 1
+        self._stepping += seconds
+        span = self._schedule.left - self.judging + self._stepping
+        if span >= 2 * AIMED_STEPS * seconds:
+            self._batch *= 2
+        elif span < AIMED_STEPS * seconds:
+            self._batch = max(SMALLEST_BATCH, self._batch // 2)
 
     def next(self, number: int, most: int) -> Step:
-        """Step `number` (from 0), of at most `most` tokens."""
+        """Return step `number` (from 0), of at most `most` tokens."""
         left = self._schedule.left - self.judging
         passed = self._clock.seconds
         done = 1.0 if left < self.step / 2 else passed / max(1e-9, passed + left)
         if number < LEAST_STEPS:
             done = min(done, 0.5)
-        if not self._here:
-            return Step(done, min(most, SMALLEST_BATCH))  # how long a token takes is not known yet
-        span = left + self._seconds
-        fitting = span * self._tokens / max(1e-9, self._seconds) / AIMED_STEPS
-        return Step(done, min(most, max(SMALLEST_BATCH, int(fitting))))
+        self._batch = min(self._batch, max(most, SMALLEST_BATCH))
+        return Step(done, min(most, self._batch))

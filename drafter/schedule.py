@@ -20,16 +20,17 @@ from specdec.model.decoder import Decoder
 
 Now = Callable[[], float]
 
-TEXT_SECONDS = 45.0  # an answer takes about as long, or fewer are written side by side
+TEXT_SECONDS = 25.0  # an answer takes about as long, or fewer are written side by side
 LONGEST_TEXT = 90.0  # seconds after which an answer ends where it is, when time is limited
-LEAST_ROWS = 6000  # of the backbone, which a run takes that is of any use: answers, evaluations, a few steps
+LEAST_ROWS = 4000  # of the backbone, which a run takes that is of any use: answers, evaluations, a few steps
 LEAST_SECONDS = 5.0  # besides: files, the head's beginning
 LEAST_STEPS = 3  # of training, whatever the time
-SMALLEST_BATCH = 256  # tokens of a step, where larger ones leave no time for AIMED_STEPS
+SMALLEST_BATCH = 256  # tokens of a step: of the first, and where larger ones leave no time for AIMED_STEPS
 AIMED_STEPS = 10
 FITTING = 0.1  # at most, of the minutes, for where a head begins
 JUDGING = 0.05  # at most, of the minutes, for one evaluation
 LONGEST_PART = 100.0  # seconds at most of either: a kill meanwhile loses no more
+_PROBED = 8  # texts side by side, to measure speed
 GRACE = 0.05  # of the minutes, for an evaluation that would else have no time at all
 
 
@@ -139,20 +140,20 @@ class Schedule:
 
 @torch.inference_mode()
 def rows_per_second(backbone: Decoder, now: Now, seconds: float = 0.2) -> float:
-    """Measure how many rows a second passes over 16 rows make, logits included; a slow model takes two passes."""
-    rows = min(16, backbone.context)
-    ids = (torch.arange(rows, dtype=torch.int64, device=backbone.device) * 7919 + 104729) % backbone.spec.vocab_size
-    cache = backbone.new_cache()
+    """Measure how many tokens a second the backbone answers: passes over a row of each of 8 texts, logits included."""
+    caches = [backbone.new_cache() for _ in range(_PROBED)]
+    ids = torch.arange(_PROBED, dtype=torch.int64, device=backbone.device) % backbone.spec.vocab_size
 
     def one() -> None:
-        backbone.logits(backbone.forward(ids, cache)).argmax(dim=-1).tolist()  # waits for a GPU
+        hidden = backbone.forward_many(ids.split(1), caches)
+        backbone.logits(hidden).argmax(dim=-1).tolist()  # waits for a GPU
 
     one()  # the first pass of all warms up
     began, passes = now(), 0
     while passes == 0 or now() - began < seconds:
         one()
         passes += 1
-    return passes * rows / max(1e-9, now() - began)
+    return passes * _PROBED / max(1e-9, now() - began)
 
 
 def side_by_side(rows_per_second: float, max_new_tokens: int, most: int) -> int:

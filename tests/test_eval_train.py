@@ -9,14 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 import run
-from drafter.course import Began, Scored
+from drafter.course import Began, Scored, Status
 from drafter.dataset import Size
 from drafter.training import StepReport
 from eval import ablations, acceptance
@@ -118,25 +118,45 @@ def test_how_long_has_to_be_said(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_both_views_show_every_kind_of_event() -> None:
     events = [
-        (Size(), 0.0),
-        (Size(2, 1000, 600, 3.0), 0.5),
-        (Began(9_000_000, 8192, 0.93, 0), 0.0),
-        (StepReport(1, 100, 3.0, 2.0, 0.5, (0.5, 0.25), 1e-3), 0.1),
-        (Scored(1, 100, 66.0, 1.75, 1.76, (0.5, 0.25), True), 0.2),
-        (StepReport(2, 100, 3.0, 2.0, 0.5, (0.5, 0.25), 1e-3), 0.3),
+        (Size(), Status("collecting answers", 0.0, 170.0, 0, 0, None)),
+        (Size(2, 1000, 600, 3.0), Status("collecting answers", 0.5, 120.0, 1000, 0, None)),
+        (Began(9_000_000, 8192, 0.93, 0), Status("beginning", 0.0, 80.0, 1000, 0, None)),
+        (StepReport(1, 100, 3.0, 2.0, 0.5, (0.5, 0.25), 1e-3), Status("training", 0.1, 70.0, 100, 1, None)),
+        (Scored(1, 100, 66.0, 1.75, 1.76, (0.5, 0.25), True, 24), Status("judging", 0.0, 66.0, 100, 1, 1.75)),
+        (StepReport(2, 100, 3.0, 2.0, 0.5, (0.5, 0.25), 1e-3), Status("training", 0.3, 60.0, 200, 2, 1.75)),
     ]
     for view_class in (PlainLines, LiveTraining):
-        stream = io.StringIO()
+        stream, now = io.StringIO(), [events[0][1]]
         console = Console(file=stream, width=80, force_terminal=view_class is LiveTraining)
-        with view_class(console, "a head") as view:
-            for event, done in events:
-                view.heard(event, done)
+        with view_class(console, "a head", lambda now=now: now[0]) as view:
+            for event, now[0] in events:
+                view.heard(event)
                 if isinstance(view, LiveTraining):
                     console.print(view.draw())
         shown = stream.getvalue()
-        for part in ("a head", "1,000 tokens", "8,192 candidates", "93%", "1.75", "1.76"):
+        for part in ("a head", "1,000 tokens", "8,192 candidates", "93%", "1.75", "1.76", "2.0 min left", "66 s left"):
             assert part in shown, (view_class, part)
-        assert max(map(len, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).splitlines())) <= 120
+        assert max(map(len, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).splitlines())) <= 130
+
+
+def test_a_pipe_is_told_where_training_is_even_when_nothing_happens() -> None:
+    now, stream = [Status("collecting answers", 0.25, 100.0, 1234, 0, None)], io.StringIO()
+    with PlainLines(Console(file=stream, width=80), "a head", lambda: now[0], every=0.02) as view:
+        _until(lambda: stream.getvalue().count("1,234 tokens") > 1)
+        now[0] = Status("training", 0.5, None, 99, 7, 1.5)
+        view.heard(StepReport(7, 99, 3.0, 2.0, 0.5, (0.5, 0.25), 1e-3))
+        _until(lambda: "step 7" in stream.getvalue())
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "a head" and lines[1] == "collecting answers, 25%: 1,234 tokens, 1.7 min left"
+    assert lines[-1].startswith("training, 50%: 99 tokens, step 7: loss 2.00, drafts right 0.50 0.25, ")
+    assert lines[-1].endswith("best 1.50 tokens per round") and "\x1b" not in stream.getvalue()
+
+
+def _until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_ablations_train_what_they_name(

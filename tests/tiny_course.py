@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor
@@ -52,6 +53,7 @@ def course(
     budget: Budget = BUDGET,
     settings: Settings = SETTINGS,
     start: Start | None = None,
+    **more: Any,
 ) -> Course:
     decoder: Decoder = backbone(family)
     text = tiny_model(family).config.get_text_config()
@@ -59,4 +61,4 @@ def course(
     form = form_for(shape, decoder.spec, text) if start is None else start.form
     spec = form.spec(decoder.spec)
     answers = collector(folder, family, layers=spec.reads, aux_layers=spec.aux_layers)
-    return Course(folder, decoder, answers, form, settings, budget, {"backbone_name": "tiny"}, start)
+    return Course(folder, decoder, answers, form, settings, budget, {"backbone_name": "tiny"}, start, **more)
