@@ -137,6 +137,7 @@ INSTEAD: Mapping[str, str] = {
     "past_key_values": "the loop keeps its own cache; pass the whole prompt, and no cache",
     "inputs_embeds": "pass input_ids; prompts that are embeddings are not supported",
     "pixel_values": "images are not supported; pass text only",
+    "mm_encoder_outputs": "images are not supported; pass text only",
     "input_features": "audio is not supported; pass text only",
     "assistant_model": "pass drafter= (a checkpoint or a Drafter) to specdec.load or to generate",
     "position_ids": "positions count the tokens that attention_mask keeps; leave position_ids out",
@@ -159,7 +160,7 @@ def refuse_inputs(inputs: Mapping[str, Any], mask: Tensor | None) -> None:
             continue
         if name == "position_ids" and usual_positions(value, mask):
             continue
-        if name == "past_key_values" and not _from_outside(value):
+        if (name == "past_key_values" and not _from_outside(value)) or (name == "mm_encoder_outputs" and not value):
             continue
         raise ValueError(f"{name} is not supported: {INSTEAD.get(name, 'this loop has no use for it; leave it out')}")
 

@@ -109,7 +109,7 @@ def test_hooks_on_the_model_are_refused(tmp_path: Path) -> None:
 
 
 def test_pickling_is_refused_at_once(model: SpecdecForCausalLM) -> None:
-    for thing in (model, model.generate, {"model": [model]}):
+    for thing in (model, model.generate, {"model": [model]}, model.decoder, model.decoder.new_cache):
         with pytest.raises(TypeError, match=r"cannot be pickled.*specdec\.load"):
             pickle.dumps(thing)
     assert text(model)

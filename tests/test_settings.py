@@ -203,21 +203,18 @@ MODES: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
 }
 
 
-@pytest.mark.parametrize("kv_dtype", [None, "bfloat16", "int8"])
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize(("family", "kv_dtype"), [("llama", "bfloat16"), ("gemma3", None)])
 def test_the_text_does_not_depend_on_modes_of_torch(family: str, kv_dtype: str | None, tmp_path: Path) -> None:
     tiny_model(family).save_pretrained(tmp_path)
     model = specdec.load(tmp_path, drafter="suffix", device="cpu", kv_dtype=kv_dtype)
     for number, mode in enumerate(MODES.values()):
         ids = prompt(30, seed=number)
-        asked: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": None}
+        asked: dict[str, Any] = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": None, "draft_length": 3}
         expected = model.generate(ids, **asked, reuse=False, speculation=False)
         scores = model(expected).logits
         with mode():
-            inside = model.generate(ids, **asked)
+            assert torch.equal(model.generate(ids, **asked), expected)
             assert torch.equal(model(expected).logits, scores)
-            assert torch.equal(model.generate(ids, **asked, reuse=False), expected)
-        assert torch.equal(inside, expected)
-        assert torch.equal(model.generate(ids, **asked), expected)  # from the cache that was made inside
-        longer = torch.cat((expected, prompt(5)), dim=1)
-        assert torch.equal(model.generate(longer, **asked), model.generate(longer, **asked, reuse=False))
+        asked["max_new_tokens"] = 24  # goes on from the cache that was made inside
+        longer = model.generate(expected, **asked)
+        assert torch.equal(longer, model.generate(expected, **asked, reuse=False))

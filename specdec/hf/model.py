@@ -147,7 +147,7 @@ class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         return made
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise TypeError("a loaded model cannot be pickled, and need not: call specdec.load(...) in each process")
+        self.decoder.__reduce_ex__(protocol)
 
     @classmethod
     def can_generate(cls) -> bool:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -78,6 +78,13 @@ class Decoder:
         self.dtype = norm.dtype
         self.kv_dtype, self.room = kv_dtype or self.dtype, room
         self.rotations = Rotations(spec.ropes, self.dtype, self.device)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Decoder:
+        return self  # nothing changes it
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        # Weights are views of files and of large blocks, each of which would take all of its storage along.
+        raise TypeError("a loaded model cannot be pickled; call specdec.load(...) in each process")
 
     @property
     def context(self) -> int:
