@@ -38,7 +38,8 @@ NAMES = (
 )  # fmt: skip
 KEEP = Path("runs/fuzz")
 _SHOWN = 12  # failures that are printed
-_AHEAD = 4  # cases for each process that are waiting for it
+_TOGETHER = 12  # cases that one fork reads
+_AHEAD = 2  # forks' work for each process that is waiting for it
 
 
 @dataclass
@@ -71,14 +72,16 @@ def fuzz(
     """
     from eval.fuzz_run import Case
 
-    waiting = iter([Case(kinds[i % len(kinds)], seed, i // len(kinds)) for i in range(cases)])
+    every = [Case(kinds[i % len(kinds)], seed, i // len(kinds)) for i in range(cases)]
+    waiting = iter([every[i : i + _TOGETHER] for i in range(0, cases, _TOGETHER)])
     with _seeds() as seeds, ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (seeds,)) as pool:
-        running = {pool.submit(_run, case, keep) for case in islice(waiting, _AHEAD * jobs)}
+        running = {pool.submit(_run, batch, keep) for batch in islice(waiting, _AHEAD * jobs)}
         try:
             while running:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
-                running |= {pool.submit(_run, case, keep) for case in islice(waiting, len(done))}
-                yield from (future.result() for future in done)
+                running |= {pool.submit(_run, batch, keep) for batch in islice(waiting, len(done))}
+                for future in done:
+                    yield from future.result()
         finally:
             for future in running:
                 future.cancel()
@@ -118,9 +121,9 @@ def _begin(seeds: Path) -> None:
     _runner = Runner(seeds)
 
 
-def _run(case: Case, keep: Path | None) -> Outcome:
+def _run(cases: list[Case], keep: Path | None) -> list[Outcome]:
     assert _runner is not None
-    return _runner.run(case, keep)
+    return _runner.run(cases, keep)
 
 
 def _replay(folder: Path) -> int:
@@ -133,7 +136,7 @@ def _replay(folder: Path) -> int:
             f"{folder}: is no case; name a folder like {KEEP}/config-0-17, which a failed case was kept in"
         )
     with _seeds() as seeds:
-        outcome = Runner(seeds).read(Case(kind, *map(int, numbers)), folder.resolve())
+        (outcome,) = Runner(seeds).read([Case(kind, *map(int, numbers))], [folder.resolve()])
     Terminal(highlight=False).print(f"{outcome.result}: {outcome.why}", markup=False)
     return DIFFERS if outcome.result == "failed" else 0
 

@@ -179,7 +179,7 @@ _TEXT, _ARRAY = 8, 9
 
 
 def _gguf(data: bytes, rng: Random) -> bytes:
-    version, fields, tensors, end = _read_gguf(data)
+    version, fields, tensors, end = read_gguf(data)
     kind = rng.random()
     if kind < 0.7:
         for _ in range(rng.choice((1, 1, 2))):
@@ -198,17 +198,11 @@ def _gguf(data: bytes, rng: Random) -> bytes:
     else:
         version = rng.choice((0, 1, 2, 4, 1 << 24, 2**32 - 1))
     counts = (len(tensors), len(fields)) if rng.random() < 0.95 else (rng.choice(_NUMBERS), rng.choice(_NUMBERS))
-    head = b"GGUF" + struct.pack("<I", version) + b"".join(_integer(n, 8) for n in counts)
-    body = b"".join(_text(key) + _value(value, kind) for key, kind, value in fields)
-    for name, dims, stored, offset in tensors:
-        body += _text(name) + _integer(len(dims), 4) + b"".join(_integer(d, 8) for d in dims)
-        body += _integer(stored, 4) + _integer(offset, 8)
-    made = head + body
     values = bytearray(data[end:])
     if rng.random() < 0.1 and values:
         at = rng.randrange(len(values))
         values[at : at + 4] = b"\xff\xff\xff\x7f"
-    return made + bytes(-len(made) % 32) + bytes(values)
+    return write_gguf(version, fields, tensors, bytes(values), counts)
 
 
 def _change_field(fields: list[list[Any]], rng: Random) -> None:
@@ -238,7 +232,26 @@ def _change_field(fields: list[list[Any]], rng: Random) -> None:
         field[1] = rng.randrange(15)  # said to be of another type than it is
 
 
-def _read_gguf(data: bytes) -> tuple[int, list[list[Any]], list[list[Any]], int]:
+def write_gguf(
+    version: int,
+    fields: list[list[Any]],
+    tensors: list[list[Any]],
+    values: bytes,
+    counts: tuple[int, int] | None = None,
+) -> bytes:
+    """Return the bytes of a file with these `fields` (key, type or None, value), `tensors` (name, dimensions, type,
+    offset) and `values`; `counts` (tensors, fields): what its head says."""
+    made = b"GGUF" + struct.pack("<I", version)
+    made += b"".join(_integer(n, 8) for n in counts or (len(tensors), len(fields)))
+    made += b"".join(_text(key) + _value(value, kind) for key, kind, value in fields)
+    for name, dims, stored, offset in tensors:
+        made += _text(name) + _integer(len(dims), 4) + b"".join(_integer(d, 8) for d in dims)
+        made += _integer(stored, 4) + _integer(offset, 8)
+    return made + bytes(-len(made) % 32) + values
+
+
+def read_gguf(data: bytes) -> tuple[int, list[list[Any]], list[list[Any]], int]:
+    """Return version, fields and tensors of a whole file as `write_gguf` takes them, and where its values begin."""
     version, count, fields = struct.unpack_from("<IQQ", data, 4)
     at = 24
 

@@ -1,13 +1,14 @@
-"""One case of `python -m eval.fuzz`: a damaged copy of a whole file, read in a process of its own, and what came of it.
+"""Cases of `python -m eval.fuzz`: damaged copies of whole files, read in processes of their own, and what came of it.
 
-What: `Runner.run` copies, damages and reads; `Outcome` is what happened. Why a fork for each case: a crash, a hang and
-memory without end then belong to the case that made them, and a fork of a process that has imported everything takes a
+What: `Runner.run` copies, damages and reads; `Outcome` is what happened. Why forks: a crash, a hang and memory
+without end then end nothing but the case that made them, and a fork of a process that has imported everything takes a
 hundredth of a second. Processor time counts, not the clock, which a busy machine would move. Left out: systems without
 fork and resource limits (Windows).
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -29,11 +31,13 @@ from transformers.utils import logging
 
 from eval.fuzz_cases import KINDS, UnsupportedError, World
 from eval.fuzz_files import damage
-from specdec.plan import resident_bytes
+from specdec.plan import data_bytes, peak_bytes, resident_bytes
+from specdec.weights.metadata import one_line
 
 SECONDS = 5.0  # of processor time that reading a case may take
 BYTES = 1 << 30  # that a case may take in memory
 _CLOCK = 60.0  # seconds after which a case that does not compute either is stopped
+_PRINTED = 1 << 14  # bytes of what it printed that are looked at
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _MEMORY = re.compile(r"MemoryError|allocate memory|not enough memory|out of memory", re.IGNORECASE)
 
@@ -64,41 +68,50 @@ class Outcome:
 
 
 class Runner:
-    """Runs cases, one after another, in copies of this process."""
+    """Runs cases in copies of this process, a few in each."""
 
     def __init__(self, seeds: Path) -> None:
         torch.set_num_threads(1)
         logging.disable_progress_bar()
         self.world = World(seeds)
         self.world.warm()
+        gc.freeze()  # or a collection in the copy would write to, and so copy, every page that has an object on it
 
-    def run(self, case: Case, keep: Path | None = None) -> Outcome:
-        """Make the case, read it, and forget it; one that failed is moved to `keep`."""
+    def run(self, cases: Sequence[Case], keep: Path | None = None) -> list[Outcome]:
+        """Make the cases, read them, and forget them; those that failed are moved to `keep`."""
         with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
-            folder = Path(place) / str(case)
-            make_case(case, self.world.seeds, folder)
-            outcome = self.read(case, folder)
-            if outcome.result == "failed" and keep is not None:
-                keep.mkdir(parents=True, exist_ok=True)
-                shutil.rmtree(keep / folder.name, ignore_errors=True)
-                shutil.copytree(folder, keep / folder.name)
-            return outcome
+            folders = [Path(place) / str(case) for case in cases]
+            for case, folder in zip(cases, folders, strict=True):
+                make_case(case, self.world.seeds, folder)
+            outcomes: list[Outcome] = []
+            while len(outcomes) < len(cases):  # a case that ends the process ends it for itself alone
+                done = len(outcomes)
+                outcomes += self.read(cases[done:], folders[done:])
+            for outcome, folder in zip(outcomes, folders, strict=True):
+                if outcome.result == "failed" and keep is not None:
+                    keep.mkdir(parents=True, exist_ok=True)
+                    shutil.rmtree(keep / folder.name, ignore_errors=True)
+                    shutil.copytree(folder, keep / folder.name)
+            return outcomes
 
-    def read(self, case: Case, folder: Path) -> Outcome:
-        """Read the files of a case, which lie in `folder`, in a copy of this process."""
+    def read(self, cases: Sequence[Case], folders: Sequence[Path]) -> list[Outcome]:
+        """Read the files of cases in a copy of this process, up to the first that ends it."""
         with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as printed:
             child = os.fork()
             if child == 0:
-                _child(case, folder, self.world, told.fileno(), printed.fileno())
-            status, used = _wait(child)
+                _child(cases, folders, self.world, told.fileno(), printed.fileno())
+            status = _wait(child, told.fileno())
             told.seek(0)
-            printed.seek(0)
-            said: dict[str, Any] = json.loads(told.read() or b"{}")
-            text = printed.read().decode("utf-8", "replace")
-        seconds = used.ru_utime + used.ru_stime
-        grown = max(0, used.ru_maxrss * 1024 - int(said.get("start", used.ru_maxrss * 1024)))
-        result, why = _judged(said, folder, text, status, seconds, grown)
-        return Outcome(case, result, why, seconds, grown)
+            said = [json.loads(line) for line in told if line.endswith(b"\n")]
+            outcomes = [
+                Outcome(case, *_judged(found, folder), found["seconds"], found["grown"])
+                for case, folder, found in zip(cases, folders, said, strict=False)
+            ]
+            if len(outcomes) < len(cases):
+                printed.seek(0)
+                why = f"ended with {_ending(status)}; last printed: {printed.read()[-_PRINTED:]!r}"
+                outcomes.append(Outcome(cases[len(outcomes)], "failed", why, 0.0, 0))
+            return outcomes
 
 
 def make_case(case: Case, seeds: Path, folder: Path) -> None:
@@ -118,77 +131,89 @@ def _one_disk(file: Path, folder: Path) -> bool:
     return file.stat().st_dev == folder.stat().st_dev
 
 
-def _child(case: Case, folder: Path, world: World, told: int, printed: int) -> NoReturn:
-    """Read the case and say what came of it in the file `told`; never comes back."""
-    said: dict[str, Any] = {"start": resident_bytes()}
+def _child(cases: Sequence[Case], folders: Sequence[Path], world: World, told: int, printed: int) -> NoReturn:
+    """Read the cases and write what came of each as a line to the file `told`; never comes back."""
     try:
-        os.write(told, json.dumps(said).encode())
         os.dup2(printed, 1)
         os.dup2(printed, 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.environ["SPECDEC_CACHE"] = str(folder.parent / "cache")  # what a case leaves there goes with it
-        _limit()
         warnings.simplefilter("always")
-        KINDS[case.kind].read(folder, world)
-        said |= {"kind": "", "message": "", "where": ""}
-    except UnsupportedError as error:
-        said |= {"kind": "Unsupported", "message": str(error), "where": ""}
-    except BaseException as error:  # panics of libraries in Rust, too
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        said |= {"kind": type(error).__name__, "message": str(error), "where": f"{where.filename}:{where.lineno}"}
+        for case, folder in zip(cases, folders, strict=True):
+            line = json.dumps(_one(case, folder, world, printed)) + "\n"
+            os.write(told, line.encode())
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.ftruncate(told, 0)
-        os.pwrite(told, json.dumps(said).encode(), 0)
         os._exit(0)
 
 
-def _limit() -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (int(2 * SECONDS), int(2 * SECONDS) + 1))
-    status = Path("/proc/self/status")
-    if found := status.is_file() and re.search(r"^VmData:\s+(\d+) kB$", status.read_text(), re.MULTILINE):
-        most = int(found[1]) * 1024 + BYTES
-        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+def _one(case: Case, folder: Path, world: World, printed: int) -> dict[str, Any]:
+    os.environ["SPECDEC_CACHE"] = str(folder.parent / "cache")  # what a case leaves there goes with it
+    start, before = _limit(), os.lseek(printed, 0, os.SEEK_END)
+    began = time.process_time()
+    said = {"kind": "", "message": "", "where": ""}
+    try:
+        KINDS[case.kind].read(folder, world)
+    except UnsupportedError as error:
+        said |= {"kind": "UnsupportedError", "message": str(error)}
+    except BaseException as error:  # panics of libraries in Rust, too
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        said |= {"kind": type(error).__name__, "message": str(error), "where": f"{at.filename}:{at.lineno}"}
+    seconds, grown = time.process_time() - began, max(0, (peak_bytes() or 0) - start)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    text = os.pread(printed, _PRINTED, before).decode("utf-8", "replace")
+    return {**said, "printed": text, "seconds": seconds, "grown": grown}
 
 
-def _wait(child: int) -> tuple[int, resource.struct_rusage]:
-    end, pause = time.monotonic() + _CLOCK, 0.001
+def _limit() -> int:
+    """Allow the process so much more of memory and time, and return the bytes that it has now."""
+    used = int(time.process_time())
+    resource.setrlimit(resource.RLIMIT_CPU, (used + int(2 * SECONDS) + 1, resource.RLIM_INFINITY))
+    if (now := data_bytes()) is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (now + BYTES, resource.RLIM_INFINITY))
+    reset = Path("/proc/self/clear_refs")
+    if reset.exists():
+        reset.write_text("5")  # the most that was resident is counted anew
+    return resident_bytes() or 0
+
+
+def _wait(child: int, told: int) -> int:
+    """The status with which `child` ends, which is stopped when it has told of no case for long."""
+    size, since, pause = 0, time.monotonic(), 0.001
     while True:
-        found, status, used = os.wait4(child, os.WNOHANG)
+        found, status = os.waitpid(child, os.WNOHANG)
         if found:
-            return status, used
-        if time.monotonic() > end:
+            return status
+        if (now := os.fstat(told).st_size) > size:
+            size, since = now, time.monotonic()
+        if time.monotonic() - since > _CLOCK:
             os.kill(child, signal.SIGKILL)
-            _, status, used = os.wait4(child, 0)
-            return status, used
+            return os.waitpid(child, 0)[1]
         time.sleep(pause)
         pause = min(2 * pause, 0.02)
 
 
-def _judged(
-    said: dict[str, Any], folder: Path, printed: str, status: int, seconds: float, grown: int
-) -> tuple[str, str]:
-    """The result of a case, and why."""
-    kind, message = said.get("kind"), said.get("message", "")
-    complaint = f"{kind}: {message} ({said.get('where')})"
+def _ending(status: int) -> str:
     if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        return (
-            "failed",
-            f"killed by {signal.Signals(number).name} after {seconds:.1f} s; it had printed {printed!r:.500}",
+        name = signal.Signals(os.WTERMSIG(status)).name
+        return {"SIGKILL": f"SIGKILL, after {_CLOCK:.0f} s", "SIGXCPU": f"SIGXCPU, after {2 * SECONDS:.0f} s"}.get(
+            name, name
         )
-    if seconds > SECONDS:
-        return "failed", f"took {seconds:.1f} s of processor time; {complaint}"
-    if grown > BYTES or _MEMORY.search(f"{kind} {message}"):
-        return "failed", f"took {grown / 1e6:.0f} MB; {complaint}"
-    if kind is None:
-        return "failed", f"ended with status {status} and said nothing; it had printed {printed!r:.500}"
+    return f"status {os.WEXITSTATUS(status)}"
+
+
+def _judged(said: dict[str, Any], folder: Path) -> tuple[str, str]:
+    """The result of a case, and why."""
+    kind, message, printed = said["kind"], said["message"], said["printed"]
+    complaint = one_line(f"{kind}: {message[:1000]} ({said['where']})")
+    if said["seconds"] > SECONDS:
+        return "failed", f"took {said['seconds']:.1f} s of processor time; {complaint}"
+    if said["grown"] > BYTES or _MEMORY.search(f"{kind} {message}"):
+        return "failed", f"took {said['grown'] / 1e6:.0f} MB; {complaint}"
     if found := _CONTROL.search(printed + message):
-        return "failed", f"shows the control character {found[0]!r}; {complaint}; it printed {printed!r:.500}"
-    if kind in ("", "Unsupported"):
+        return "failed", f"shows the control character {found[0]!r}; {complaint}; it printed {printed[:500]!r}"
+    if kind in ("", "UnsupportedError"):
         return "loaded", message
     if "\n" in message or not (kind in ("ValueError", "FetchError") and str(folder) in message):
         return "failed", complaint

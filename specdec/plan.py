@@ -161,6 +161,11 @@ def resident_bytes() -> int | None:
     return _reported("/proc/self/status", "VmRSS")
 
 
+def data_bytes() -> int | None:
+    """Private memory that this process has asked for, used or not, where Linux tells; None elsewhere."""
+    return _reported("/proc/self/status", "VmData")
+
+
 def peak_bytes() -> int | None:
     """Resident bytes of this process at the most so far, where Linux tells; None elsewhere."""
     return _reported("/proc/self/status", "VmHWM")  # ru_maxrss would count what ran in this process before

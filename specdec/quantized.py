@@ -91,7 +91,7 @@ def open_packed(path: Path, about: dict[str, Any], spec: DecoderSpec, bar: Bar) 
     """
     file = PackedFile(path, about)
     if file.shapes() != expected_tensors(spec):
-        raise ValueError(f"{path}: damaged (its tensors are not the model's); delete it, and it is made again")
+        raise ValueError(f"{path}: damaged (it lists other tensors than the model); delete it, and it is made again")
     with bar(f"checking {path.name}", file.nbytes) as advance:
         file.verify(advance)
     return file

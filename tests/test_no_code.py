@@ -47,7 +47,7 @@ def with_code(folder: Path, **changes: object) -> Path:
 
 
 def answers(folder: Path, other: Path, stdin: int) -> list[str]:
-    """What each call of PROGRAM ended with, where `stdin` is the process's stdin; a question would wait for ever."""
+    """What each call of PROGRAM ended with, in a process whose stdin is `stdin`; a question waits for ever."""
     command = [sys.executable, "-c", PROGRAM, str(folder), str(other)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(

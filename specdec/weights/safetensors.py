@@ -22,6 +22,7 @@ from specdec.weights.metadata import Values, naming, one_line, read_object, show
 from specdec.weights.tensors import Storage, Weight, convert, stored_bytes
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_NAME = 255  # bytes of a file's name
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -148,7 +149,7 @@ def _index(file: Path) -> dict[str, Path]:
         for shard in names.values():
             if not isinstance(shard, str):
                 raise ValueError(f"damaged index: its weight_map names {shown(shard)}; delete it and fetch it again")
-    strange = sorted({s for s in names.values() if Path(s).name != s or "\\" in s or not s.isprintable()})
+    strange = sorted({shard for shard in names.values() if not _beside(shard)})
     if strange:
         raise ValueError(f"{file}: its shards must lie beside it, but it names {_some(strange)}; fetch it again")
     missing = sorted({shard for shard in names.values() if not (file.parent / shard).is_file()})
@@ -158,6 +159,11 @@ def _index(file: Path) -> dict[str, Path]:
     if pickles or not names:
         raise _pickle(file, pickles) if pickles else ValueError(f"{file}: lists no tensors; fetch it again")
     return {name: file.parent / shard for name, shard in names.items()}
+
+
+def _beside(shard: str) -> bool:
+    """Whether a name of an index is a file's name, of a file in the same folder."""
+    return Path(shard).name == shard and "\\" not in shard and shard.isprintable() and len(shard.encode()) <= _NAME
 
 
 def _header(shard: Path) -> dict[str, _Entry]:
