@@ -49,6 +49,7 @@ class MarkdownStream:
         for line in lines:
             self._line(line)
         self._pending = self._part(self._pending, complete=False)
+        self.words.flush()
 
     def close(self) -> None:
         """Write what waits for more, as the text has ended."""

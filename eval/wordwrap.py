@@ -20,13 +20,17 @@ _JOINER = "\u200d"  # makes one emoji of two
 
 
 class WordWrap:
-    """Writes to `console`. `indent`: what lines begin with that the terminal's edge, not the text, has begun."""
+    """Lays out words on `console`, and shows them at every `flush`.
+
+    `indent`: a text and its style, before the lines that the terminal's edge has begun and not the text.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.indent: tuple[str, str] = ("", "")  # text, style
+        self.indent: tuple[str, str] = ("", "")
         self.column = 0
         self._spaces: list[tuple[str, str]] = []
+        self._ready: list[tuple[str, str]] = []  # lines and words, to be shown
         self._word: list[tuple[str, str]] = []  # not written yet: the next piece may belong to it
 
     def write(self, text: str, style: str = "") -> None:
@@ -34,7 +38,7 @@ class WordWrap:
         for piece in _PIECES.findall(text):
             if piece == "\n":
                 self.end_line()
-            elif piece.isspace() and piece[0] in " \t":
+            elif piece[0] in " \t":
                 self._end_word()
                 self._spaces.append((piece.replace("\t", _TAB), style))
             else:
@@ -47,7 +51,7 @@ class WordWrap:
         """Write what waits, and a newline."""
         self._end_word()
         self._spaces.clear()
-        self._out([("\n", "")])
+        self._ready.append(("\n", ""))
         self.column = 0
 
     def close(self) -> None:
@@ -55,11 +59,12 @@ class WordWrap:
         self._end_word()
         if self.column:
             self.end_line()
+        self.flush()
 
     def verbatim(self, line: str, style: str = "") -> None:
         """Write a line as it is, whatever its length: code that is copied must not have other newlines."""
         self._end_word()
-        self._out([(line, style), ("\n", "")])
+        self._ready += [(line, style), ("\n", "")]
         self.column = 0
 
     def _end_word(self) -> None:
@@ -72,13 +77,16 @@ class WordWrap:
         if column + taken > width and self.column > cell_len(indent[0]):
             before = [("\n", ""), indent]
             column = cell_len(indent[0])
-        self._out([*before, *self._word])
+        self._ready += [*before, *self._word]
         column += taken
         # A word longer than a line: the terminal breaks it, and it is copied in one piece.
         self.column, self._word = column if column <= width else (column - 1) % width + 1, []
 
-    def _out(self, parts: list[tuple[str, str]]) -> None:
-        self.console.print(Text.assemble(*parts), end="", soft_wrap=True, highlight=False)
+    def flush(self) -> None:
+        """Show what was written so far. All at once: a print costs the console more than a word."""
+        if self._ready:
+            self.console.print(Text.assemble(*self._ready), end="", soft_wrap=True, highlight=False)
+            self._ready = []
 
 
 def units(word: str) -> Iterator[str]:
