@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from rich.console import Console
-from safetensors import safe_open
 
 from eval.answer import Spoken, one_line
 from eval.chat_view import moves_the_cursor, shortened, view_of
@@ -15,10 +13,10 @@ from eval.live import Dashboard
 from eval.metrics import Run
 from eval.prompts import Message
 from eval.session import Session
+from specdec.atomic import user_path
 from specdec.text import visible
 
 _FAILURES = (ValueError, RuntimeError, OSError, MemoryError)  # of a turn; RuntimeError: torch, out of memory
-_OURS = "specdec conversation"  # what the format of a saved conversation begins with
 
 
 class Turns:
@@ -141,7 +139,6 @@ class Turns:
         """
         self._require_answer()
         path = _file(name)
-        _check_ours(path)
         self.session.model.save_conversation(path, notes={"system": self.system, "messages": self.messages})
         self.say(f"saved in {path}, {path.stat().st_size / 1e6:.0f} MB")
 
@@ -170,28 +167,7 @@ class Turns:
 def _file(name: str) -> Path:
     if not name:
         raise ValueError("name a file")
-    try:
-        return Path(name).expanduser()
-    except RuntimeError as error:  # ~somebody, or no home
-        raise ValueError(f"{name}: {error}") from error
-
-
-def _check_ours(path: Path) -> None:
-    """Raise a ValueError where something is at `path` that a saved conversation may not replace."""
-    try:
-        if not os.path.lexists(path) or (path.is_file() and path.stat().st_size == 0):
-            return
-        if path.is_dir():
-            raise ValueError(f"{path}: is a folder, so the conversation cannot be saved there; name a file")
-        if path.is_file():
-            with safe_open(path, "pt") as stored:
-                if (stored.metadata() or {}).get("format", "").startswith(_OURS):
-                    return
-    except ValueError:
-        raise
-    except Exception:  # safetensors has errors of its own, all for files that are not ours
-        pass
-    raise ValueError(f"{path}: is there, and is no saved conversation; name another file, or remove it first")
+    return user_path(name)
 
 
 def _is_conversation(messages: Any) -> TypeGuard[list[Message]]:
