@@ -163,7 +163,7 @@ def frequent(dataset: Dataset, vocab: int, count: int, wanted: Tensor | None = N
                     raise ValueError(f"{name} are not all in a vocabulary of {vocab}")
             seen += torch.bincount(ids, minlength=vocab)
     most = seen.argsort(descending=True, stable=True)[:count] if wanted is None else wanted
-    return most.sort().values, float(seen[most].sum() / seen.sum())
+    return most.sort().values, int(seen[most].sum()) / int(seen.sum())
 
 
 def read_shard(path: Path) -> list[Features]:

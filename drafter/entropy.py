@@ -114,9 +114,8 @@ def _soften(logits: Tensor, theirs: Tensor, back: Tensor, wanted: Tensor) -> tup
     """
     entropies, right = [], []
     size = max(1, _BLOCK // logits.shape[1])
-    room = torch.empty(
-        3, size, logits.shape[1], dtype=torch.float32
-    )  # once: fresh memory costs more here than what is done in it
+    # once: fresh memory costs more here than what is done in it
+    room = torch.empty(3, size, logits.shape[1], dtype=torch.float32)
     parts = (torch.split(tensor, size) for tensor in (logits, back, wanted))
     for block, source, label in zip(*parts, strict=True):
         z, chances, target = room[:, : len(block)]

@@ -87,9 +87,8 @@ def unrolled(
     `embed` [n] -> [n, backbone hidden]; `scale`: the size of a hidden state; `seeds`: for each
     text, of its rows that go on, where not all do.
     """
-    rows = [
-        torch.arange(1, 1 + rows_of(text, recipe.steps), dtype=torch.int64) for text in texts
-    ]  # their tokens' positions
+    # their tokens' positions
+    rows = [torch.arange(1, 1 + rows_of(text, recipe.steps), dtype=torch.int64) for text in texts]
     total, features = torch.zeros((), dtype=torch.float32), torch.zeros((), dtype=torch.float32)
     state, every, weight = torch.empty(0, dtype=torch.float32), None, 1.0
     drafts: list[_Drafts] = []
@@ -163,9 +162,8 @@ def _scored(
     """
     sizes = [len(made.at) for made in drafts]
     x, newest, wanted, at = (torch.cat(parts) for parts in zip(*(made[:4] for made in drafts), strict=True))
-    counts = torch.cat(
-        [torch.full((len(made.at),), made.weight, dtype=torch.float32) for made in drafts]
-    )  # [rows of all steps]
+    counts = torch.cat([torch.full((len(made.at),), made.weight, dtype=torch.float32) for made in drafts])
+    # counts and decays [rows of all steps]
     decays = torch.cat([torch.full((n,), recipe.decay**step, dtype=torch.float32) for step, n in enumerate(sizes)])
     targets: Choices | Teacher = Choices(wanted)
     if recipe.soft:

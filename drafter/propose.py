@@ -84,7 +84,7 @@ class AssistantDrafts:
             return Draft()
         spans = assistant.spans(cache.length)
         keys = [] if noise is None else noise.keys(len(tokens), k)
-        if self._fused is not None and self._fused.usable:
+        if self._fused is not None and self._fused.usable(cache.views):
             luck = None if noise is None else Luck(keys, sharpness(noise), *astuple(noise.warping)[1:])
             return Draft.by(self.name, self._fused(hidden, tokens[-1], k, spans, cache.views, luck))
         token = torch.tensor(tokens[-1:], dtype=torch.int64, device=backbone.device)  # [1]

@@ -105,9 +105,8 @@ class Trainer:
         # By length, so that all processes have about as much to do; the sums do not depend on who does what.
         dealt = sorted(enumerate(texts), key=lambda found: -len(found[1]))[self._rank :: self._ranks]
         mine = [(text, chance ^ number) for number, text in dealt]
-        sums = torch.zeros(
-            5 + steps, dtype=torch.float32
-        )  # loss, cross entropy, feature loss, rows, rows that went on, those right
+        # loss, cross entropy, feature loss, rows, rows that went on, those right
+        sums = torch.zeros(5 + steps, dtype=torch.float32)
         for group, seeds in _groups(mine, self.settings.pass_tokens):
             with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bfloat16):
                 found = unrolled(

@@ -1,22 +1,37 @@
-"""torch.set_default_dtype, which any library in the process may call at any time, changes nothing that is computed."""
+"""torch.set_default_dtype, which any library in the process may call at any time, changes nothing that is computed.
+
+Bits are compared, and `Watching` sees every op of torch, so that a default which does not show in a text is found too.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import specdec
+from drafter.answering import answered
+from drafter.dataset import Dataset, DatasetWriter, frequent
 from drafter.head_file import save_head
 from drafter.initial import initial_tensors
+from drafter.loss import Candidates, Recipe
+from drafter.network import Network
 from drafter.spec import HeadConfig, head_spec
+from drafter.training import Settings, Trainer
 from specdec import kernels
-from tests.tiny import WINDOW, prompt, tiny_model
+from specdec.kernels import records
+from tests.test_kernels import path  # noqa: F401  # a fixture
+from tests.tiny import VOCAB, WINDOW, prompt, tiny_model
+from tests.tiny_assistant import backbone
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float64)
 
@@ -29,6 +44,22 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+class Watching(TorchDispatchMode):
+    """Fails at an op that makes a tensor in torch's default dtype, which no argument of the op is or names.
+
+    A whole number divided by another one is such an op, and no list of factories would have it. Tensors without
+    storage (the meta device) are let through: nothing is computed with them.
+    """
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made, default = op(*args, **(kwargs or {})), torch.get_default_dtype()
+        given = [leaf.dtype if isinstance(leaf, Tensor) else leaf for leaf in tree_leaves((args, kwargs))]
+        given = [dtype for dtype in given if isinstance(dtype, torch.dtype)]
+        of_default = [t for t in tree_leaves(made) if isinstance(t, Tensor) and t.dtype is default and not t.is_meta]
+        assert default in given or not of_default, f"{op} makes a tensor in torch's default dtype"
+        return made
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3", "gemma4"])
@@ -50,23 +81,26 @@ def loaded(folders: tuple[Path, Path], quantize: str | None, kv_dtype: str | Non
 def texts(model: specdec.SpecdecForCausalLM) -> list[Any]:
     """Greedy and sampled, drafted and plain, past the sliding window; scores and logits of a forward pass."""
     ids = prompt(3 * WINDOW, seed=2)
-    settings = {"max_new_tokens": 30, "eos_token_id": None, "pad_token_id": 0, "reuse": False}
+    settings = {"max_new_tokens": 20, "eos_token_id": None, "pad_token_id": 0, "reuse": False}
     sampled = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.2, "seed": 4}
     made: list[Any] = []
     for sampling in ({"do_sample": False}, sampled):
-        for drafting in ({"speculation": False}, {"draft_length": 5}, {"drafter": "suffix"}, {}):
+        for drafting in ({"speculation": False}, {"draft_length": 5}, {"drafter": "suffix"}):
             made.append(model.generate(ids, **settings, **sampling, **drafting).tolist())
     logits = model(ids).logits
     assert logits.dtype is torch.float32
     return [*made, logits]
 
 
-@pytest.mark.parametrize(("quantize", "kv_dtype"), [("int4", "int8"), ("int8", None), (None, "bfloat16")])
+@pytest.mark.parametrize(
+    ("quantize", "kv_dtype", "dtypes"),
+    [("int4", "int8", DTYPES), ("int8", None, DTYPES[1:]), (None, "bfloat16", DTYPES[:1])],
+)
 def test_load_and_generate_give_the_same_bits(
-    folders: tuple[Path, Path], quantize: str | None, kv_dtype: str | None
+    folders: tuple[Path, Path], quantize: str | None, kv_dtype: str | None, dtypes: tuple[torch.dtype, ...]
 ) -> None:
     expected = texts(loaded(folders, quantize, kv_dtype))
-    for dtype in DTYPES:
+    for dtype in dtypes:
         with default_dtype(dtype):
             made = texts(loaded(folders, quantize, kv_dtype))
         assert made[:-1] == expected[:-1], dtype
@@ -86,17 +120,57 @@ def test_another_thread_that_changes_the_default_meanwhile(folders: tuple[Path, 
     thread = threading.Thread(target=others)
     thread.start()
     try:
-        for _ in range(3):
-            assert texts(model)[:-1] == expected
+        assert texts(model)[:-1] == expected
     finally:
         stop.set()
         thread.join()
     assert torch.get_default_dtype() is torch.float32
 
 
+def test_no_op_of_loading_and_answering_takes_the_default(folders: tuple[Path, Path]) -> None:
+    with default_dtype(torch.float64), Watching():
+        texts(loaded(folders, "int4", "int8"))
+
+
+def test_the_watch_finds_what_it_is_for() -> None:
+    counts = torch.tensor([1, 2], dtype=torch.int64)
+    with default_dtype(torch.float64), Watching():
+        assert torch.ones(2, dtype=torch.float64).dtype is torch.float64
+        for make in (lambda: torch.ones(2), lambda: counts / 2, lambda: counts.sqrt()):
+            with pytest.raises(AssertionError, match="default dtype"):
+                make()
+
+
+def trained(folder: Path) -> list[Any]:
+    """Texts of the tiny llama with its states, by way of a file, and what some steps make of a head."""
+    decoder, config = backbone("llama"), HeadConfig.like(backbone("llama").spec, depth=1, draft_vocab=48)
+    spec = head_spec(replace(config, bigram=4), decoder.spec)
+    asked = [prompt(4 + i % 5, seed=i)[0] for i in range(6)]
+    found = answered(decoder, asked, layers=spec.reads, max_new_tokens=16, ends=frozenset())
+    folder.mkdir()
+    DatasetWriter(folder, {}).add([text for _, text in found])
+    ids, share = frequent(Dataset(folder), VOCAB, 48)
+    begun = initial_tensors(spec, decoder, ids, (text for _, text in found))
+    settings = Settings(Recipe(steps=2, deeper=0.5, soft=True), learning_rate=3e-3, batch_tokens=60, warmup=2)
+    candidates = Candidates.of(ids, VOCAB, decoder.head.rows(ids, torch.float32))
+    run = Trainer(Network(spec, begun), Dataset(folder), lambda t: decoder.embed(t).clone(), candidates, settings)
+    reports = [run.step(i / 3) for i in range(3)]
+    tensors = {**run.network.tensors(), "ids": ids}
+    assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in tensors.values())
+    return [share, reports, {name: tensor.clone() for name, tensor in tensors.items()}]
+
+
+def test_training_gives_the_same_bits(tmp_path: Path) -> None:
+    share, reports, tensors = trained(tmp_path / "expected")
+    for dtype in DTYPES:
+        with default_dtype(dtype), Watching() if dtype is torch.float64 else nullcontext():
+            made = trained(tmp_path / str(dtype))
+        assert made[:-1] == [share, reports], dtype
+        assert all(torch.equal(made[-1][name], tensor) for name, tensor in tensors.items()), dtype
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("choice", ["reference", "native"])
-def test_kernels_make_what_they_return_in_its_dtype(choice: str, dtype: torch.dtype) -> None:
+def test_kernels_make_what_they_return_in_its_dtype(path: str, dtype: torch.dtype) -> None:  # noqa: F811
     generator = torch.Generator().manual_seed(0)
 
     def floats(*shape: int) -> torch.Tensor:
@@ -126,13 +200,50 @@ def test_kernels_make_what_they_return_in_its_dtype(choice: str, dtype: torch.dt
             torch.tensor(kernels.best(x[0])[0], dtype=torch.float32),
         ]
 
-    try:
-        kernels.choose(choice)
-        expected = results()
-        with default_dtype(dtype):
-            made = results()
-    finally:
-        kernels.choose("native")
+    expected = results()
+    with default_dtype(dtype), Watching():
+        made = results()
     for mine, right in zip(made, expected, strict=True):
         assert mine.dtype is right.dtype
         assert torch.equal(mine, right)
+
+
+def test_kernels_take_ids_of_any_whole_type(path: str) -> None:  # noqa: F811
+    values = torch.randint(0, 16, (48, 64), generator=torch.Generator().manual_seed(0))
+    packed = kernels.pack_blocks(values, torch.ones(48, 2, dtype=torch.float32), None, 4)
+    ids = torch.tensor([1, 7, 47], dtype=torch.int64)
+    expected = kernels.block_rows(ids, packed, torch.float32)
+    assert torch.equal(kernels.block_rows(ids.int(), packed, torch.float32), expected)
+
+
+@pytest.mark.skipif(not kernels.active().startswith("native"), reason="the reference takes what torch takes")
+def test_what_the_library_would_misread_does_not_reach_it(folders: tuple[Path, Path]) -> None:
+    decoder = loaded(folders, "int8", None).decoder
+    store = decoder.new_cache()
+    with torch.inference_mode():
+        ids = prompt(4)[0]
+        fused, spans, texts = decoder.stack.fused, decoder.spans([(0, 4)]), [kernels.TextRows(4, store.views)]
+        assert fused is not None
+        x = decoder.embed(ids).clone()
+        for wrong in (x.double(), x.bfloat16(), x.t().contiguous().t()):
+            with pytest.raises(AssertionError):
+                fused(wrong, spans, texts)
+        turned = {kind: replace(span, cos=span.cos.double()) for kind, span in spans.items()}
+        with pytest.raises(AssertionError):
+            fused(x, turned, texts)
+        assert fused(x, spans, texts).isfinite().all()
+    halves = torch.zeros(2, 8, 16, dtype=torch.float16)
+    assert not records.readable(kernels.KVView(halves, halves))
+    with pytest.raises(AssertionError):
+        records.store_of(kernels.KVView(halves, halves))
+    scores = torch.zeros(8, dtype=torch.float32)
+    with pytest.raises(AssertionError):
+        kernels.contenders(scores, 0.0, -1.0, 3, torch.arange(8, dtype=torch.int32))
+
+
+def test_a_cache_of_float16_goes_op_by_op(folders: tuple[Path, Path]) -> None:
+    ids, settings = prompt(3 * WINDOW, seed=2), {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None}
+    model = loaded(folders, "int8", "float16")
+    assert {store.values.dtype for store in model.decoder.new_cache().stores if store} == {torch.float16}
+    plain = model.generate(ids, speculation=False, **settings)
+    assert torch.equal(model.generate(ids, draft_length=4, **settings), plain)

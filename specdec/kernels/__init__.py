@@ -23,8 +23,8 @@ from specdec.kernels import native as _native
 from specdec.kernels import reference as _reference
 from specdec.kernels.blocks import BlockTensor, pack_blocks, unpack_blocks
 from specdec.kernels.draft import FusedDraft
-from specdec.kernels.layers import FusedLayers, LayerWeights, Matrix, Span, TextRows, plain
-from specdec.kernels.records import Luck
+from specdec.kernels.layers import FusedLayers, LayerWeights, Matrix, Span, TextRows
+from specdec.kernels.records import Luck, plain, readable
 from specdec.kernels.store import KVView, Rebuild
 
 __all__ = [
@@ -160,7 +160,7 @@ def block_rows(ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:
 
 def best(x: Tensor) -> tuple[float, int]:
     """The largest of x [n] (n > 0) and the first index that has it; a NaN wins, wherever it is."""
-    if _use is not None and x.is_cpu and x.dtype is torch.float32 and x.is_contiguous():
+    if _use is not None and plain(x):
         return _use.best(x)
     return _reference.best(x)
 
@@ -172,7 +172,7 @@ def contenders(scores: Tensor, top: float, floor: float, key: int, ids: Tensor |
     position (see `specdec.sampling.gumbel`), which is not added here; `ids` [candidates] int64, contiguous: the
     candidates' token ids, None where those are their indices.
     """
-    if _use is not None and scores.is_cpu and scores.dtype is torch.float32 and scores.is_contiguous():
+    if _use is not None and plain(scores):
         return _use.contenders(scores, top, floor, key, ids)
     return _reference.contenders(scores, top, floor, key)
 
@@ -199,7 +199,7 @@ def attention(q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale
             "attention wants q [T, Hq, D], keys [Hkv, S, D] and T bounds; got "
             f"{tuple(q.shape)}, keys {(kv.kv_heads, kv.slots, kv.key_width)}, {len(lo)} and {len(hi)}"
         )
-    if _use is None or not _use.reads(kv) or _elsewhere(q, *kv.tensors()):
+    if _use is None or not readable(kv) or _elsewhere(q, *kv.tensors()):
         return _reference.attention(q, kv, lo, hi, scale)
     return _use.attention(q, kv, lo, hi, scale)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from specdec.kernels.blocks import BlockTensor
 from specdec.kernels.layers import FusedLayers, Matrix, MatrixRecord, Span, TextRows, Views, matrix_record
-from specdec.kernels.records import Luck
+from specdec.kernels.records import Luck, plain_ids
 
 
 class _Drafter(Structure):
@@ -39,6 +39,7 @@ class FusedDraft:
         fuse: Matrix | None,
         eps: float,
     ) -> None:
+        assert embedding.q.is_cpu and (ids is None or plain_ids(ids))
         self._layers, self._parts = layers, (pre, post, head, embedding, ids, fuse)  # the structure points into these
         self._drafter = _Drafter(
             *map(matrix_record, (pre, post, head)),
@@ -55,9 +56,9 @@ class FusedDraft:
             embed_scale=embed_scale,
         )
 
-    @property
-    def usable(self) -> bool:
-        return self._layers.usable
+    def usable(self, views: Views) -> bool:
+        """Return whether this call can make a draft that reads the stores `views`: see `FusedLayers.usable`."""
+        return self._layers.usable([views])
 
     def __call__(
         self,

@@ -8,7 +8,7 @@ code walks them, and writes K and V to the stores as `specdec.cache` would.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from ctypes import Array, Structure, addressof, c_float, c_int64, c_void_p
 from dataclasses import dataclass, fields
 from itertools import accumulate
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from specdec.kernels.blocks import BlockTensor
 from specdec.kernels.native import Native
-from specdec.kernels.records import Store, store_of
+from specdec.kernels.records import STORE_TYPES, Store, plain, store_of
 from specdec.kernels.store import KVView
 
 Views = Sequence[KVView | None]
@@ -75,11 +75,6 @@ class LayerWeights:
         vectors = [part for part in parts if isinstance(part, Tensor)]
         vectors += [matrix.bias for matrix in matrices if matrix.bias is not None]
         return all(m.blocks is not None and m.blocks.q.is_cpu for m in matrices) and all(map(plain, vectors))
-
-
-def plain(vector: Tensor) -> bool:
-    """Whether the native code can read it where it is."""
-    return vector.dtype is torch.float32 and vector.is_cpu and vector.is_contiguous()
 
 
 @dataclass(frozen=True)
@@ -174,7 +169,7 @@ class FusedLayers:
         layers that want them.
         """
         rows = x.shape[0]
-        assert x.dtype is torch.float32 and x.is_contiguous() and sum(text.rows for text in texts) == rows
+        assert sum(text.rows for text in texts) == rows
         starts = (c_int64 * (len(texts) + 1))(0, *accumulate(text.rows for text in texts))
         stores, (table, _kept) = self.stores(texts), self.spans(spans, rows)
         if extra is not None:
@@ -204,6 +199,7 @@ class FusedLayers:
             span = spans[kind]
             first, end = bounds(*span.first), bounds(*span.end)
             cos, sin = span.cos.contiguous(), span.sin.contiguous()
+            assert plain(cos) and plain(sin)
             kept.append((first, end, cos, sin))
             entry.cos, entry.sin = cos.data_ptr(), sin.data_ptr()
             entry.first, entry.end = addressof(first), addressof(end)
@@ -215,10 +211,12 @@ class FusedLayers:
             return known
         return views, (Store * len(views))(*(Store() if v is None else store_of(v) for v in views))
 
-    @property
-    def usable(self) -> bool:
-        """Whether the native kernels are still the ones in use, and no gradients are wanted."""
-        return self._in_use() and not torch.is_grad_enabled()
+    def usable(self, texts: Iterable[Views]) -> bool:
+        """Return whether this call can make a pass of `texts`: the native kernels are still the ones in use, no
+        gradients are wanted, and the stores of each text, which are all of one type, are of one that they read."""
+        if not self._in_use() or torch.is_grad_enabled():
+            return False
+        return all(next(view for view in views if view is not None).values.dtype in STORE_TYPES for views in texts)
 
     def _layer(self, layer: LayerWeights) -> _Layer:
         made = _Layer(eps=layer.eps, scale=layer.scale)
@@ -236,7 +234,7 @@ class FusedLayers:
 
 def matrix_record(matrix: Matrix) -> MatrixRecord:
     w = matrix.blocks
-    assert w is not None
+    assert w is not None and w.q.is_cpu and (matrix.bias is None or plain(matrix.bias))
     return MatrixRecord(
         q=w.q.data_ptr(),
         scale=w.scale.data_ptr(),

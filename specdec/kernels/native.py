@@ -5,7 +5,9 @@ knows nothing of Python or torch, so one binary serves every version of both. No
 library that is missing or does not load is a reason (a string), never an exception.
 
 Each method takes CPU tensors, computes in float32, and returns a new tensor in the input's dtype. Bits do not
-depend on the number of rows, the number of threads, or the instruction set. Left out: gradients.
+depend on the number of rows, the number of threads, or the instruction set. A pointer says nothing of what it points
+to, so what the library writes is made here with its dtype, and what it reads is converted or asserted to be what it
+takes. Left out: gradients.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor
 
 from specdec.kernels.blocks import BlockTensor
-from specdec.kernels.records import STORE_TYPES, Luck, LuckRecord, store_of
+from specdec.kernels.records import Luck, LuckRecord, plain, plain_ids, store_of
 from specdec.kernels.store import KVView
 
 SETS = ("portable", "avx2", "avx512-vnni")
@@ -110,7 +112,7 @@ class Native:
     def block_rows(self, ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:
         out = torch.empty(ids.shape[0], w.columns, dtype=torch.float32)
         minimum = None if w.minimum is None else w.minimum.data_ptr()
-        ids = ids.contiguous()
+        ids = ids.long().contiguous()
         code = self._block_rows(
             ids.data_ptr(),
             w.q.data_ptr(),
@@ -127,21 +129,17 @@ class Native:
         return out if dtype is torch.float32 else out.to(dtype)
 
     def best(self, x: Tensor) -> tuple[float, int]:
+        assert plain(x)
         value = c_float()
         index: int = self._best(x.data_ptr(), x.numel(), byref(value))
         return value.value, index
 
     def contenders(self, scores: Tensor, top: float, floor: float, key: int, ids: Tensor | None) -> Tensor:
+        assert plain(scores) and (ids is None or (plain_ids(ids) and ids.numel() == scores.numel()))
         found = torch.empty(scores.numel(), dtype=torch.int64)
         of = None if ids is None else ids.data_ptr()
         kept: int = self._contenders(scores.data_ptr(), of, scores.numel(), top, floor, key, found.data_ptr())
         return found[:kept]
-
-    @staticmethod
-    def reads(kv: KVView) -> bool:
-        """Whether attention can read this store where it is."""
-        kept = (kv.values,) if kv.keys is None else (kv.keys, kv.values)
-        return kv.values.dtype in STORE_TYPES and all(t.stride(2) == 1 for t in kept)
 
     def attention(self, q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale: float) -> Tensor:
         rows, heads, _ = q.shape
@@ -181,6 +179,7 @@ class Native:
 
         `starts`: the first row of each text, and T at the end; `stores`: where each text's stores are.
         """
+        assert plain(norm) and plain(x) and (extra is None or plain(extra))
         code = self._layers(
             layers,
             len(layers),
@@ -212,6 +211,7 @@ class Native:
         luck: Luck | None,
     ) -> list[int]:
         """`steps` tokens after `newest`, which `state` [backbone hidden] (float32, contiguous) chose."""
+        assert plain(norm) and plain(state)
         x, tokens = torch.empty_like(norm), (c_int64 * steps)()
         given = None
         if luck is not None:

@@ -28,22 +28,39 @@ class Store(Structure):
     )
 
 
+def plain(vector: Tensor) -> bool:
+    """Return whether the library can read `vector`, as float32, where it is."""
+    return vector.dtype is torch.float32 and vector.is_cpu and vector.is_contiguous()
+
+
+def plain_ids(ids: Tensor) -> bool:
+    """Return whether the library can read `ids`, as int64, where they are."""
+    return ids.dtype is torch.int64 and ids.is_cpu and ids.is_contiguous()
+
+
+def readable(kv: KVView) -> bool:
+    """Return whether the library can read the store `kv` where it is."""
+    kept = (kv.values,) if kv.keys is None else (kv.keys, kv.values)
+    return kv.values.dtype in STORE_TYPES and all(t.is_cpu and t.stride(2) == 1 for t in kept)
+
+
 def store_of(kv: KVView) -> Store:
-    """What the library reads `kv` through; valid as long as its tensors live."""
+    """What the library reads `kv`, which is `readable`, through; valid as long as its tensors live."""
+    assert readable(kv)
     store = Store(type=STORE_TYPES[kv.values.dtype], slots=kv.slots, width=kv.key_width, value_width=kv.value_width)
     store.values = _plane(kv.values, kv.value_scale)
     if kv.keys is not None:
         store.keys = _plane(kv.keys, kv.key_scale)
     elif kv.rebuild is not None:
         made = (kv.rebuild.weight, kv.rebuild.cos, kv.rebuild.sin)
-        assert all(t.dtype is torch.float32 and t.is_contiguous() for t in made)
+        assert all(map(plain, made))
         store.weight, store.cos, store.sin = (t.data_ptr() for t in made)
         store.pairs = kv.rebuild.cos.shape[1]
     return store
 
 
 def _plane(tensor: Tensor, scale: Tensor | None) -> _Plane:
-    assert scale is None or (scale.dtype is torch.float32 and scale.is_contiguous())
+    assert scale is None or plain(scale)
     return _Plane(tensor.data_ptr(), None if scale is None else scale.data_ptr(), tensor.stride(0), tensor.stride(1))
 
 

@@ -224,7 +224,7 @@ class Stack:
         Returns [T, (1 + number of `aux_layers`) * hidden]: the rows after the last norm, then as they leave each of
         those layers.
         """
-        if self._fused is not None and self._fused.usable:
+        if self._fused is not None and self._fused.usable(text.cache.views for text in texts):
             return self._fused(x, spans, [TextRows(text.rows, text.cache.views) for text in texts], extra, aux_layers)
         ends = list(accumulate(text.rows for text in texts))
         parts = [slice(end - text.rows, end) for text, end in zip(texts, ends, strict=True)]
