@@ -122,6 +122,7 @@ class Course:
         self.phase = "beginning"
         self.first = not _parallel() or distributed.get_rank() == 0
         self.trainer: Trainer | None = None
+        self._saved = -1  # the step that the state on disk is of, as far as this sitting knows
 
     @property
     def state(self) -> Path:
@@ -269,7 +270,7 @@ class Course:
     def _judged(self) -> int:
         """How many prompts the scores so far were taken on, which all that are compared with them have to share."""
         most = len(self.collector.held_out)
-        return min(most, *(int(score.get("prompts", most)) for score in self.progress.scores[:1]), most)
+        return min([most, *(int(score.get("prompts", most)) for score in self.progress.scores[:1])])
 
     def _score(self, trainer: Trainer, judge: Judge, clock: Clock) -> Scored:
         self.phase, self.done = "judging", 0.0
@@ -295,7 +296,9 @@ class Course:
         self.form.save(folder, Trained(tensors, ids, self.backbone, about, self.settings.recipe.steps))
 
     def _save(self, trainer: Trainer, clock: Clock) -> None:
-        trainer.save(self.state)
+        if self._saved != trainer.step_number:
+            trainer.save(self.state)
+            self._saved = trainer.step_number
         self._note(training=clock.seconds)
 
     def _embed(self, ids: Tensor) -> Tensor:

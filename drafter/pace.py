@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-from drafter.schedule import AIMED_STEPS, LEAST_STEPS, SMALLEST_BATCH, Now, Schedule
+from drafter.schedule import AIMED_STEPS, LEAST_STEPS, OVERRUN, SMALLEST_BATCH, Now, Schedule
 
 
 class Clock:
@@ -56,7 +56,7 @@ class Pace:
         left = self._schedule.left - self.judging
         passed = self._clock.seconds
         done = 1.0 if left < self.step / 2 else passed / max(1e-9, passed + left)
-        if number < LEAST_STEPS:
+        if number == 0 or (number < LEAST_STEPS and left - self.step > -OVERRUN * self._schedule.whole):
             done = min(done, 0.5)
         self._batch = min(self._batch, max(most, SMALLEST_BATCH))
         return Step(done, min(most, self._batch))

@@ -22,14 +22,15 @@ Now = Callable[[], float]
 
 TEXT_SECONDS = 25.0  # an answer takes about as long, or fewer are written side by side
 LONGEST_TEXT = 90.0  # seconds after which an answer ends where it is, when time is limited
-LEAST_ROWS = 4000  # of the backbone, which a run takes that is of any use: answers, evaluations, a few steps
+LEAST_ROWS = 8000  # of the backbone, which a run takes that is of any use: answers, evaluations, a few steps
 LEAST_SECONDS = 5.0  # besides: files, the head's beginning
-LEAST_STEPS = 3  # of training, whatever the time
+LEAST_STEPS = 3  # of training, if they do not take OVERRUN of the minutes more; one, whatever it takes
+OVERRUN = 0.1
 SMALLEST_BATCH = 256  # tokens of a step: of the first, and where larger ones leave no time for AIMED_STEPS
 AIMED_STEPS = 10
-FITTING = 0.1  # at most, of the minutes, for where a head begins
-JUDGING = 0.05  # at most, of the minutes, for one evaluation
-LONGEST_PART = 100.0  # seconds at most of either: a kill meanwhile loses no more
+FITTING = 0.06  # at most, of the minutes, for where a head begins
+JUDGING = 0.04  # at most, of the minutes, for each half of an evaluation
+LONGEST_PART = 100.0  # seconds at most of each: a kill meanwhile loses no more
 _PROBED = 8  # texts side by side, to measure speed
 GRACE = 0.05  # of the minutes, for an evaluation that would else have no time at all
 

@@ -19,7 +19,12 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         help="where the head goes: a new folder, or one that train wrote",
     )
     long = train.add_argument_group("how long").add_mutually_exclusive_group(required=True)
-    long.add_argument("--minutes", type=number, metavar="M", help="in all: loading, collecting and evaluations too")
+    long.add_argument(
+        "--minutes",
+        type=number,
+        metavar="M",
+        help="in all: loading, collecting and evaluations too; when a stopped command goes on, what it had done counts",
+    )
     long.add_argument("--steps", type=whole(1), metavar="N", help="steps of training, after --tokens were collected")
     data = train.add_argument_group("what to learn from")
     data.add_argument(

@@ -39,6 +39,7 @@ LOADING = 6.0
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     make_shards_small(monkeypatch)
+    monkeypatch.setattr("drafter.schedule.LEAST_ROWS", 4000)  # half of the usual, and of the wait
     with threads_restored():
         torch.set_num_threads(1)
         yield
@@ -77,8 +78,8 @@ def test_a_step_that_takes_all_of_the_time_is_the_last(tmp_path: Path, monkeypat
     clock = ScriptedClock(monkeypatch, 1 / 50, step=40.0)
     run = course(tmp_path, budget=Budget(minutes=2), began=-LOADING, now=clock)
     steps = sum(isinstance(event, StepReport) for event in run.run())
-    assert steps == LEAST_STEPS
-    assert (tmp_path / "config.json").is_file()
+    assert 1 <= steps <= LEAST_STEPS and clock() + LOADING < 1.2 * 120 + 5
+    assert json.loads((tmp_path / "config.json").read_text())["provenance"]["score"]
 
 
 def test_there_is_a_head_from_the_beginning_of_training_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
