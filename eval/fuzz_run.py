@@ -36,7 +36,7 @@ from specdec.weights.metadata import one_line
 
 SECONDS = 5.0  # of processor time that reading a case may take
 BYTES = 1 << 30  # that a case may take in memory
-_CLOCK = 60.0  # seconds after which a case that does not compute either is stopped
+_CLOCK = 300.0  # seconds after which a case that does not compute either is stopped
 _PRINTED = 1 << 14  # bytes of what it printed that are looked at
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _MEMORY = re.compile(r"MemoryError|allocate memory|not enough memory|out of memory", re.IGNORECASE)

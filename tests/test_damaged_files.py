@@ -179,6 +179,8 @@ def test_gguf_alignment(seeds: Path, tmp_path: Path, alignment: int) -> None:
         ("hf-llama", {"num_hidden_layers": 1e9}),
         ("hf-llama", {"num_labels": 10**9}),
         ("hf-llama", {"id2label": 3}),
+        ("hf-llama", {TERMINAL: 3}),
+        ("hf-llama", {"rope_parameters": {"rope_type": TERMINAL, "rope_theta": 1e4}}),
         ("hf-llama", {"head_dim": 1 << 53}),
         ("hf-llama", {"head_dim": 7}),
         ("hf-llama", {"vocab_size": 10**30}),
@@ -219,6 +221,23 @@ def test_a_tokenizer_is_not_chosen_by_such_a_config(seeds: Path, tmp_path: Path,
         specdec.load_tokenizer(folder)
 
 
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "tokenizer.json"])
+def test_names_in_a_tokenizers_settings_are_not_printed(
+    seeds: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    folder = copied(seeds, "hf-llama", tmp_path)
+    values = json.loads((folder / name).read_text())
+    if name == "tokenizer.json":
+        values["added_tokens"][0][TERMINAL] = 1
+    else:
+        values["eos_token"] = {"content": "<eos>", "__type": "AddedToken", TERMINAL: 1}
+    (folder / name).write_text(json.dumps(values))
+    with refused(folder, name):
+        specdec.load_tokenizer(folder)
+    printed = capfd.readouterr()
+    assert "\x1b" not in printed.out + printed.err
+
+
 def test_a_window_that_no_text_outgrows_is_full_attention(seeds: Path, tmp_path: Path) -> None:
     folder = copied(seeds, "hf-gemma3", tmp_path)
     config = json.loads((folder / "config.json").read_text())
@@ -233,6 +252,8 @@ def test_a_window_that_no_text_outgrows_is_full_attention(seeds: Path, tmp_path:
     [
         {"bos_token_id": "../../x"},
         {"eos_token_id": [1, "two"]},
+        {"eos_token_id": []},
+        {TERMINAL: 1},
         {"pad_token_id": float("inf")},
         {"temperature": "warm"},
         {"temperature": float("nan")},

@@ -10,15 +10,18 @@ older transformers, and configs inside GGUF files (`specdec/model/gguf_config.py
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, GenerationConfig, PretrainedConfig
 
-from specdec.weights.metadata import Values, foreign, naming, read_object, shown
+from specdec.weights.metadata import Values, check_texts, foreign, naming, read_object, shown
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
+_TOKENIZER_SETTINGS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_CONTROL = re.compile(rb"\\u|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]")  # may stand for what a terminal obeys
 # Keys by which a config picks code that runs: modules beside it, kernels of the hub.
 _CODE = ("auto_map", "attn_implementation", "experts_implementation", "custom_generate", "trust_remote_code")
 _COUNTED = ("num_hidden_layers", "num_labels")  # transformers makes lists as long as these say
@@ -78,7 +81,8 @@ def read_config(folder: Path, tensors: int, supported: Sequence[str]) -> Any:
 
 def tokenizer_config(folder: Path) -> Any:
     """Return the config of the model in `folder`, an empty one where there is none or of a type that transformers does
-    not know. Raises ValueError, naming the file, for a damaged one."""
+    not know. Raises ValueError, naming the file, for a damaged one, and for damaged settings of the tokenizer."""
+    _check_tokenizer(folder)
     path = folder / CONFIG
     values = read_object(path) if path.is_file() else {}
     with naming(path):
@@ -86,8 +90,24 @@ def tokenizer_config(folder: Path) -> Any:
     return _made(path, kind, values, _MOST) if kind in CONFIG_MAPPING else PretrainedConfig()
 
 
+def _check_tokenizer(folder: Path) -> None:
+    """Refuse files whose keys a terminal would obey: `tokenizers` prints those that it does not know."""
+    for name in _TOKENIZER_SETTINGS:
+        path = folder / name
+        if not path.is_file() or not _CONTROL.search(
+            path.read_bytes()
+        ):  # a large vocabulary takes long to look through
+            continue
+        with naming(path):
+            values = read_object(path)
+            if isinstance(model := values.get("model"), dict):  # its vocabulary has texts for keys
+                values["model"] = {key: value for key, value in model.items() if key not in ("vocab", "merges")}
+            check_texts(values, keys_only=True)
+
+
 def _made(path: Path, kind: str, values: Mapping[str, Any], tensors: int) -> Any:
     with naming(path):
+        check_texts(values)
         _bound(values, tensors)
     with foreign(path):
         return _checked(CONFIG_MAPPING[kind].from_dict(_harmless(values, CONFIG_MAPPING[kind])), path.parent)
@@ -151,6 +171,7 @@ def _harmless(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
 
 def _check_settings(source: Mapping[str, Any]) -> None:
     values = Values(source)
+    check_texts({name: value for name, value in source.items() if name != "stop_strings"})
     for name, value in source.items():
         if value is None:
             continue
@@ -165,7 +186,8 @@ def _check_settings(source: Mapping[str, Any]) -> None:
         elif name in _IDS or (name in _ID_LISTS and not isinstance(value, list)):
             values.whole(name, *_ID)
         elif name in _ID_LISTS:
-            values.wholes(name, *_ID)
+            if not values.wholes(name, *_ID):
+                raise values.wrong(name, "a list with an id in it", value)
         elif name in _OBJECTS:
             values.inner(name)
         elif name == "stop_strings" and not isinstance(value, str):

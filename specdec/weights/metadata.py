@@ -135,6 +135,25 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def check_texts(value: Any, keys_only: bool = False) -> None:
+    """Raise a ValueError when a text or a key anywhere inside a JSON value holds characters that a terminal obeys.
+
+    For values that another library may print: it does so as they are. `keys_only`: texts may hold anything.
+    """
+    waiting = [value]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, Mapping):
+            for key in found:
+                if not str(key).isprintable():
+                    raise ValueError(f"it has a key {shown(key)}, which is no name; fetch it again")
+            waiting += found.values()
+        elif isinstance(found, list):
+            waiting += found
+        elif isinstance(found, str) and not keys_only and not found.replace("\n", " ").isprintable():
+            raise ValueError(f"it holds {shown(found)}, which is no text; fetch it again")
+
+
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     """Let a ValueError of the block name `path`, on one printable line. Other exceptions pass."""

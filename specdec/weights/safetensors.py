@@ -211,4 +211,6 @@ def _pickle(path: Path, names: list[str]) -> ValueError:
 
 def _some(names: list[str]) -> str:
     """Up to eight names, for a message."""
-    return ", ".join(map(one_line, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return ", ".join(one_line(name)[:_NAME] for name in names[:8]) + (
+        f" and {len(names) - 8} more" if len(names) > 8 else ""
+    )
