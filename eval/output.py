@@ -15,6 +15,7 @@ import io
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -124,7 +125,7 @@ def guarded(command: Callable[[], int], *outputs: Path | None) -> int:
     """
     _take_any_text()
     try:
-        with _results_alone() if STDOUT in outputs else contextlib.nullcontext():
+        with _warnings_in_a_line(), _results_alone() if STDOUT in outputs else contextlib.nullcontext():
             code = command()
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a full disk is still an error in one line
@@ -163,7 +164,23 @@ def sentence(error: Exception) -> str | None:
         text = f"the system gives this process no more threads; ask for fewer with --threads ({text})"
     elif isinstance(error, RuntimeError):
         return None
+    return _in_a_line(text)
+
+
+def _in_a_line(text: str) -> str:
     return " ".join(filter(None, (line.strip() for line in printable(text).splitlines())))
+
+
+@contextlib.contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Show Python's warnings on stderr as what they say, without the place in the source that they come from."""
+
+    def show(message: Warning | str, *place: Any) -> None:
+        print(f"warning: {_in_a_line(str(message))}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 @contextlib.contextmanager

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from transformers import GenerationConfig
 
-from specdec import quantized
+from specdec import kernels, quantized
 from specdec.calibrate import calibrated
 from specdec.drafting import Drafter
 from specdec.hf import SpecdecForCausalLM
@@ -69,6 +71,8 @@ def load(
     A checkpoint of more than a gigabyte that is quantised while it loads is kept quantised in the cache folder
     ($SPECDEC_CACHE, else ~/.cache/specdec), and mapped from there: the next start takes seconds.
 
+    Warns, once in a process, where weights in blocks are on the CPU and no native kernels were built to multiply them.
+
     Raises:
         ValueError: nothing is at `name_or_path`, the architecture is not supported, the file is damaged, or tensors
             are missing, surplus or misshapen; the memory budget is too small.
@@ -79,9 +83,24 @@ def load(
     kept = None if kv_dtype is None else _kv_dtype(kv_dtype, where)
     budget = None if memory_budget is None else Budget(parse_bytes(memory_budget), drafter)
     decoder, config, generation_config = load_decoder(model_path(name_or_path), kind, where, quantize, kept, budget)
+    if (reason := kernels.missing()) and where.type == "cpu" and _in_blocks(decoder):
+        _warn_of_slowness(reason)
     model = SpecdecForCausalLM(decoder, config, generation_config, proposer, conversations_of(decoder))
     calibrated(model.lengths, decoder, proposer)
     return model
+
+
+def _in_blocks(decoder: Decoder) -> bool:
+    return any(layer.down.weight.packed is not None for layer in decoder.layers)
+
+
+@cache
+def _warn_of_slowness(reason: str) -> None:
+    # eval.kernels prints what a product takes; SPECDEC_KERNELS=reference what it takes without the native kernels.
+    warnings.warn(
+        f"quantised weights run on plain torch, a hundred times slower than on the native kernels, or worse: {reason}",
+        stacklevel=3,
+    )
 
 
 def load_decoder(

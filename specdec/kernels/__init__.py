@@ -50,6 +50,7 @@ __all__ = [
     "fuse",
     "fuse_draft",
     "gated",
+    "missing",
     "pack_blocks",
     "quantise_store",
     "rms_norm",
@@ -60,6 +61,7 @@ __all__ = [
 
 CHOICES = ("native", "reference", "native:avx512", "native:avx2", "native:portable")
 
+_CHOSEN = "chosen"
 _library = _native.load()
 _use: _native.Native | None = None
 _why_not = ""
@@ -75,10 +77,10 @@ def choose(choice: str) -> str:
     if choice not in CHOICES:
         raise ValueError(f"unknown kernels {choice!r}: choose one of {', '.join(CHOICES)}")
     if choice == "reference":
-        _use, _why_not = None, "chosen"
+        _use, _why_not = None, _CHOSEN
     elif isinstance(_library, str):
         if choice != "native":
-            raise ValueError(f"{choice} cannot be used: {_library}")
+            raise ValueError(f"{choice} cannot be used: {_library}; {_native.how_to_build()}")
         _use, _why_not = None, _library
     else:
         name = choice.partition(":")[2] or _library.available[-1]
@@ -98,6 +100,13 @@ def active() -> str:
         return f"native {_use.instruction_set}, 1 thread (Windows: the kernels have no threads there yet)"
     threads = torch.get_num_threads()
     return f"native {_use.instruction_set}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def missing() -> str | None:
+    """Say why the torch reference runs although nobody chose it, and what helps; None where that is not so."""
+    if _use is not None or _why_not == _CHOSEN:
+        return None
+    return f"{_why_not}; {_native.how_to_build()}"
 
 
 def arithmetic() -> str:

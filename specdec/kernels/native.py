@@ -13,6 +13,7 @@ takes. Left out: gradients.
 from __future__ import annotations
 
 import ctypes
+import shlex
 from collections.abc import Sequence
 from ctypes import Array, Structure, addressof, byref, c_double, c_float, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
@@ -52,11 +53,20 @@ def load(folder: Path = Path(__file__).parent) -> Native | str:
     """The library in a folder (where it is installed: beside this file), or why it cannot be used."""
     found = [path for path in folder.glob("_native.*") if path.suffix in _SUFFIXES]
     if not found:
-        return "no native library; reinstall with a C++ compiler (g++ or clang++) to get it"
+        return "no native library was built here"
     try:
         return Native(found[0])
     except (OSError, AttributeError) as error:
-        return f"the native library does not load ({error}); reinstall to build it again"
+        return f"the native library does not load ({error})"
+
+
+def how_to_build() -> str:
+    """Say in words how to get the library: a compiler, and the command that builds and installs it."""
+    root = Path(__file__).resolve().parents[2]
+    command = "pip install --force-reinstall --no-deps . (in the folder that specdec was installed from)"
+    if (root / "setup.py").is_file():  # in use where it was checked out: `-e` puts the library there
+        command = f"pip install --no-deps -e {shlex.quote(str(root))}"
+    return f"install g++ or clang++, then run: {command}"
 
 
 class Native:
