@@ -104,7 +104,7 @@ def _write_seeds(folder: Path) -> None:
     os.environ["SPECDEC_CACHE"] = str(folder.parent / "cache")
     from transformers.utils import logging
 
-    from eval.fuzz_cases import write_seeds
+    from eval.fuzz_seeds import write_seeds
 
     logging.disable_progress_bar()
     folder.mkdir()

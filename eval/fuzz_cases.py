@@ -1,8 +1,7 @@
-"""What `python -m eval.fuzz` damages and then reads: a tiny whole file of every kind, and how each is read.
+"""What `python -m eval.fuzz` damages and then reads, by kind of file.
 
-What: `write_seeds` makes the whole files, `KINDS` says which of them a case of a kind copies, what in the copy is
-damaged, and what is then done with it: loaded, and where it loads, decoded with. Why the weights are random: a text
-means nothing here. Left out: pictures, sound and video.
+What: `KINDS` says which of the whole files (`eval/fuzz_seeds.py`) a case of a kind copies, what in the copy is damaged,
+and what is then done with it: loaded, and where it loads, decoded with.
 """
 
 from __future__ import annotations
@@ -16,74 +15,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import gguf
 import torch
-import transformers
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import GenerationConfig
 
 import specdec
 from drafter import load_drafter
-from drafter.assistant_file import assistant_config, save_assistant
-from drafter.checkpoint import extra_tensors, provenance_of
-from drafter.dataset import Dataset, DatasetWriter, frequent, size
-from drafter.features import read
-from drafter.head_file import HEAD_FILE, save_head
+from drafter.checkpoint import provenance_of
+from drafter.dataset import Dataset, frequent, size
+from drafter.head_file import HEAD_FILE
 from drafter.prompts import user_prompts
-from drafter.spec import AssistantSpec, HeadConfig, assistant_spec, head_spec
 from eval.prompts import load_prompts
-from eval.synthetic import byte_tokenizer, random_tensor, write_model
 from specdec.hf import SpecdecForCausalLM
 from specdec.load import load_decoder, open_checkpoint
 from specdec.model.build import assemble
 from specdec.model.decoder import Decoder
-from specdec.model.families import decoder_spec
-from specdec.model.names import expected_tensors, gguf_name
-from specdec.model.spec import DecoderSpec
-from specdec.quantized import PackedReader, kept, open_packed
+from specdec.quantized import PackedReader, open_packed
 from specdec.resolve import resolve_drafter
 from specdec.weights.safetensors import INDEX
 
 VOCAB = 320
-_SHAPE: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "bos_token_id": 2,
-}
-_KINDS = ["sliding_attention", "full_attention"]
-_GEMMA4 = {
-    "head_dim": 8,
-    "global_head_dim": 16,
-    "num_global_key_value_heads": 1,
-    "attention_k_eq_v": True,
-    "sliding_window": 16,
-    "layer_types": _KINDS,
-    "hidden_size_per_layer_input": 0,
-    "final_logit_softcapping": 30.0,
-}
-_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("LlamaConfig", {"tie_word_embeddings": True}),
-    "qwen3": ("Qwen3Config", {"head_dim": 8, "rope_parameters": {
-        "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128,
-    }}),
-    "gemma3": ("Gemma3TextConfig", {
-        "head_dim": 8, "query_pre_attn_scalar": 24, "sliding_window": 16, "layer_types": _KINDS,
-    }),
-    "gemma4": ("Gemma4UnifiedTextConfig", _GEMMA4),
-    "gemma4-shared": ("Gemma4TextConfig", {
-        **_GEMMA4, "attention_k_eq_v": False, "num_global_key_value_heads": None, "num_hidden_layers": 4,
-        "layer_types": _KINDS * 2, "num_kv_shared_layers": 2, "use_double_wide_mlp": True,
-        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB,
-    }),
-}  # fmt: skip
 _PROMPT = [5, 6, 7]
 
 
@@ -119,7 +69,7 @@ class Kind:
     mend: Callable[[Path], None] = lambda folder: None
 
 
-def _generated(model: SpecdecForCausalLM, **options: Any) -> None:
+def generated(model: SpecdecForCausalLM, **options: Any) -> None:
     ids = torch.tensor([_PROMPT], dtype=torch.int64)
     model.generate(ids, attention_mask=torch.ones_like(ids), **{"max_new_tokens": 2, **options})
 
@@ -128,7 +78,7 @@ def _read_model(folder: Path, world: World) -> None:
     path = next(folder.glob("*.gguf"), folder)
     model = specdec.load(path, drafter=None, device="cpu")
     try:
-        _generated(model)
+        generated(model)
     except ValueError as error:  # what the settings ask for may be nothing that this engine does: its words, no file's
         raise UnsupportedError(str(error)) from error
 
@@ -157,10 +107,10 @@ def _read_tokenizer(folder: Path, world: World) -> None:
 def _read_packed(folder: Path, world: World) -> None:
     spec, *_ = open_checkpoint(world.seeds / "hf-llama")
     about = json.loads((world.seeds / "packed-about.json").read_text())
-    file = open_packed(folder / "model.packed", about, spec, _no_bar)
+    file = open_packed(folder / "model.packed", about, spec, no_bar)
     decoder = assemble(spec, PackedReader(file, torch.float32, torch.device("cpu")))
     _, config, settings = world._loaded["hf-llama"]
-    _generated(SpecdecForCausalLM(decoder, config, settings, resolve_drafter(None)))
+    generated(SpecdecForCausalLM(decoder, config, settings, resolve_drafter(None)))
 
 
 def _read_conversation(folder: Path, world: World) -> None:
@@ -178,7 +128,7 @@ def _drafter(backbone: str) -> Callable[[Path, World], None]:
         drafter = load_drafter(folder)
         provenance_of(folder)
         drafter.bind(model.decoder)
-        _generated(model, drafter=drafter, draft_length=2, max_new_tokens=3)
+        generated(model, drafter=drafter, draft_length=2, max_new_tokens=3)
 
     return read_drafter
 
@@ -208,15 +158,21 @@ def _read_prompts(folder: Path, world: World) -> None:
         call(folder / "prompts.jsonl")
 
 
-_HF = ("hf-llama", "hf-qwen3", "hf-gemma3", "hf-gemma4", "hf-gemma4-shared")
-_GGUF = ("gguf-llama", "gguf-qwen3", "gguf-gemma3", "gguf-gemma4-shared")
+@contextmanager
+def no_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar that nobody sees."""
+    yield lambda done: None
+
+
+HF = ("hf-llama", "hf-qwen3", "hf-gemma3", "hf-gemma4", "hf-gemma4-shared")
+GGUF = ("gguf-llama", "gguf-qwen3", "gguf-gemma3", "gguf-gemma4-shared")
 KINDS: dict[str, Kind] = {
-    "gguf": Kind(_GGUF, ("model.gguf",), _read_both),
-    "config": Kind(_HF, ("config.json",), _read_model),
-    "generation": Kind(_HF[:1], ("generation_config.json",), _read_model),
-    "tokenizer": Kind(_HF[:1], ("tokenizer.json", "tokenizer_config.json", "config.json"), _read_tokenizer),
+    "gguf": Kind(GGUF, ("model.gguf",), _read_both),
+    "config": Kind(HF, ("config.json",), _read_model),
+    "generation": Kind(HF[:1], ("generation_config.json",), _read_model),
+    "tokenizer": Kind(HF[:1], ("tokenizer.json", "tokenizer_config.json", "config.json"), _read_tokenizer),
     "index": Kind(("sharded",), (INDEX,), _read_model),
-    "safetensors": Kind(_HF, ("model.safetensors",), _read_model),
+    "safetensors": Kind(HF, ("model.safetensors",), _read_model),
     "packed": Kind(("packed",), ("model.packed",), _read_packed),
     "conversation": Kind(("conversation",), ("saved.safetensors",), _read_conversation),
     "head": Kind(("head",), ("config.json", HEAD_FILE), _drafter("hf-llama"), _rehash),
@@ -224,175 +180,3 @@ KINDS: dict[str, Kind] = {
     "shards": Kind(("shards",), ("set.json", "00000.safetensors"), _read_shards),
     "prompts": Kind(("prompts",), ("prompts.jsonl",), _read_prompts),
 }
-
-
-# Whole files
-
-
-def write_seeds(folder: Path) -> None:
-    """Write the whole files that cases are copies of."""
-    for name, (kind, arguments) in _MODELS.items():
-        config = getattr(transformers, kind)(**{**_SHAPE, **arguments})
-        write_model(config, None, folder / f"hf-{name}")
-        if f"gguf-{name}" in _GGUF:
-            _write_gguf(folder / f"gguf-{name}", name, config)
-    world = World(folder)
-    _write_sharded(folder / "hf-llama", folder / "sharded")
-    _write_packed(folder)
-    _write_conversation(folder / "conversation", world.model("hf-gemma4"))
-    _write_head(folder / "head", world.model().decoder)
-    _write_assistant(folder / "assistant", world.model("hf-gemma4"))
-    _write_shards(folder / "shards", world.model().decoder)
-    (folder / "prompts").mkdir()
-    lines = (
-        {"prompt": "Hello", "id": 1, "category": "chat"},
-        {"turns": ["One?", "Two?"], "question_id": 7},
-        {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}], "task": "x"},
-    )
-    (folder / "prompts" / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-
-
-def _write_sharded(model: Path, folder: Path) -> None:
-    folder.mkdir()
-    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((model / name).read_bytes())
-    tensors = load_file(model / "model.safetensors")
-    where = {name: f"model-{i % 3 + 1:05d}-of-00003.safetensors" for i, name in enumerate(tensors)}
-    for shard in set(where.values()):
-        save_file({name: tensors[name] for name in tensors if where[name] == shard}, folder / shard)
-    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
-
-
-def _write_packed(folder: Path) -> None:
-    (folder / "packed").mkdir()
-    spec, source, *_ = open_checkpoint(folder / "hf-llama")
-    made = kept(folder / "hf-llama", spec, source, "int4", torch.float32, _no_bar)
-    assert made is not None
-    raw = made.path.read_bytes()
-    (folder / "packed" / "model.packed").write_bytes(raw)
-    length = int.from_bytes(raw[-48:-40], "little")  # of the index, which stands before a footer of 48 bytes
-    about = {k: v for k, v in json.loads(raw[-48 - length : -48])["about"].items() if k != "byte_order"}
-    (folder / "packed-about.json").write_text(json.dumps(about))
-
-
-def _write_conversation(folder: Path, model: SpecdecForCausalLM) -> None:
-    folder.mkdir()
-    model.conversations.limit = 1 << 26
-    _generated(model, max_new_tokens=40, eos_token_id=None)
-    model.save_conversation(folder / "saved.safetensors", notes={"model": "tiny"})
-
-
-def _tensors(spec: AssistantSpec) -> dict[str, Tensor]:
-    return {
-        name: random_tensor(name, shape).float()
-        for name, shape in (expected_tensors(spec.text) | extra_tensors(spec)).items()
-    }
-
-
-def _write_head(folder: Path, backbone: Decoder) -> None:
-    config = HeadConfig(32, 64, (1,), 4, draft_vocab=64, bigram=4, aux_layers=(0,))
-    ids = torch.arange(100, 164, dtype=torch.int64)
-    about = {"backbone_name": "tiny", "steps": 3}
-    save_head(folder, config, _tensors(head_spec(config, backbone.spec)), ids, backbone, about)
-
-
-def _write_assistant(folder: Path, model: SpecdecForCausalLM) -> None:
-    backbone, text = model.decoder, model.config.get_text_config()
-    config = assistant_config(text, backbone.spec, HeadConfig(32, 64, (0, 1), 4))
-    spec = assistant_spec(config, backbone.spec)
-    save_assistant(folder, config, spec, _tensors(spec), backbone, {"backbone_name": "tiny"}, 3)
-
-
-def _write_shards(folder: Path, backbone: Decoder) -> None:
-    texts = [torch.arange(3 + i, 12 + 2 * i, dtype=torch.int64) for i in range(4)]
-    features = list(read(backbone, texts, (1,), aux_layers=(0,)))
-    DatasetWriter(folder, {"backbone": backbone.fingerprint, "layers": [1]}).add(features, 1.5)
-
-
-def _write_gguf(folder: Path, name: str, config: Any) -> None:
-    """A .gguf file of random weights, with the tokenizer that files of such models have."""
-    folder.mkdir()
-    spec = decoder_spec(config)
-    architecture = name.partition("-")[0]
-    writer = gguf.GGUFWriter(folder / "model.gguf", architecture)
-    _add_sizes(writer, spec, config)
-    if architecture in ("llama", "qwen3"):
-        _add_byte_tokenizer(writer)
-    else:
-        _add_pieces(writer, "llama" if architecture == "gemma3" else "gemma4")
-    for canonical, shape in expected_tensors(spec).items():
-        values = random_tensor(canonical, shape).float().numpy()
-        if len(shape) == 2 and shape[1] % 32 == 0:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(gguf_name(spec, canonical), gguf.quants.quantize(values, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(gguf_name(spec, canonical), values)
-    if architecture == "gemma4":
-        divisors = torch.ones(spec.layers[-1].head_dim // 2, dtype=torch.float32)
-        divisors[2:] = 1e30
-        writer.add_tensor("rope_freqs.weight", divisors.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _add_sizes(writer: gguf.GGUFWriter, spec: DecoderSpec, config: Any) -> None:
-    full = spec.layers[spec.shared_kv_layers["full_attention"]]
-    writer.add_context_length(spec.max_positions)
-    writer.add_embedding_length(spec.hidden_size)
-    writer.add_block_count(len(spec.layers))
-    writer.add_feed_forward_length(
-        [layer.intermediate_size for layer in spec.layers] if spec.v_norm else full.intermediate_size
-    )
-    writer.add_head_count(full.heads)
-    writer.add_head_count_kv([layer.kv_heads for layer in spec.layers] if spec.v_norm else full.kv_heads)
-    writer.add_layer_norm_rms_eps(spec.norm_eps)
-    writer.add_key_length(full.head_dim)
-    writer.add_rope_freq_base(10000.0)
-    if spec.layers[0].window is not None:
-        writer.add_sliding_window(spec.layers[0].window)
-        writer.add_sliding_window_pattern([layer.window is not None for layer in spec.layers])
-    if spec.final_softcap is not None:
-        writer.add_final_logit_softcapping(spec.final_softcap)
-    if spec.v_norm:
-        writer.add_key_length_swa(spec.layers[0].head_dim)
-        writer.add_shared_kv_layers(config.num_kv_shared_layers)
-        writer.add_embedding_length_per_layer_input(spec.per_layer_input)
-
-
-def _add_byte_tokenizer(writer: gguf.GGUFWriter) -> None:
-    vocab = byte_tokenizer(VOCAB).get_vocab()
-    tokens = [f"<unused{i}>" for i in range(VOCAB)]
-    for token, number in vocab.items():
-        tokens[number] = token
-    tokens[6:8] = "he", "ll"
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3 if i < 6 else 1 for i in range(VOCAB)])
-    writer.add_token_merges(["h e", "l l"])
-    writer.add_bos_token_id(2)
-    writer.add_eos_token_id(1)
-    writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
-
-
-def _add_pieces(writer: gguf.GGUFWriter, model: str) -> None:
-    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    pieces += ["\u2581a", "bc", "ab", "abc", "a", "b", "c", "\u2581"]
-    pieces += [f"<unused{i}>" for i in range(VOCAB - len(pieces))]
-    writer.add_tokenizer_model(model)
-    writer.add_token_list(pieces)
-    writer.add_token_scores([-float(i) for i in range(VOCAB)])
-    writer.add_token_types([3, 3, 3, 2, *[6] * 256, *[1] * (VOCAB - 260)])
-    if model == "gemma4":
-        writer.add_token_merges(["\u2581 a", "b c", "a b"])
-    writer.add_bos_token_id(2)
-    writer.add_eos_token_id(1)
-    writer.add_unk_token_id(3)
-    writer.add_pad_token_id(0)
-
-
-@contextmanager
-def _no_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    yield lambda done: None

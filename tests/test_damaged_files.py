@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 import specdec
 from drafter import load_drafter
 from drafter.dataset import Dataset, frequent, read_shard, size
-from eval.fuzz_cases import VOCAB, World, write_seeds
-from eval.fuzz_files import read_gguf, write_gguf
+from eval.fuzz_cases import VOCAB, World
+from eval.fuzz_gguf import read_gguf, write_gguf
+from eval.fuzz_seeds import write_seeds
 from specdec.weights.hf_config import GENERATION
 from specdec.weights.packed import PackedFile
 from specdec.weights.safetensors import INDEX
