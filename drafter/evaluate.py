@@ -43,7 +43,6 @@ def drafted(
     When `patience` is over the text that is under way, the first at least, ends where it is, and no other begins.
     """
     longest = min(longest or backbone.context, backbone.context)
-    drafter.bind(backbone)
 
     def requests() -> Iterator[Request]:
         for number, prompt in enumerate(prompts):

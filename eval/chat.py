@@ -70,5 +70,5 @@ def _history_file() -> Path | None:
 
     try:
         return cache_folder() / "chat-history"
-    except RuntimeError:  # nobody's home is known
+    except (OSError, ValueError):  # no home folder is known, or there is none of that name
         return None

@@ -25,7 +25,8 @@ from specdec.text import printable
 
 DIFFERS, USER_ERROR, INTERRUPTED = 1, 2, 130  # exit codes; 130 is what a shell reports after Ctrl-C
 STDOUT = Path("-")
-_TRAINED = ("training", "mtp.gguf", "specdec.json")  # one of these is in every folder that training wrote
+# One of these is in every folder that training wrote.
+_TRAINED = ("training/set", "training/progress.json", "training/state.pt", "mtp.gguf", "specdec.json")
 _NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "bad_alloc")
 _NO_THREADS = ("can't start new thread", "thread creation failed", "resource temporarily unavailable")
 

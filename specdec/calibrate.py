@@ -13,6 +13,7 @@ import torch
 from specdec.control import AdaptiveLength, Costs
 from specdec.drafting import Drafter, aux_layers_of
 from specdec.model.decoder import Decoder
+from specdec.threads import narrowed
 
 SECONDS = 1.0  # at most, but for models whose few passes take longer
 SWEEPS = 8
@@ -22,7 +23,7 @@ DRAFT = 4  # tokens
 
 def calibrated(lengths: AdaptiveLength, backbone: Decoder, drafter: Drafter) -> AdaptiveLength:
     """`lengths`, its costs measured if they were not, or with another number of threads; `drafter` is bound."""
-    if drafter.max_draft and lengths.threads != torch.get_num_threads():
+    if drafter.max_draft and not narrowed() and lengths.threads != torch.get_num_threads():
         if (costs := measured(backbone, drafter, lengths.longest + 1)) is not None:
             lengths.calibrate(costs)
         lengths.threads = torch.get_num_threads()

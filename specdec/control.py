@@ -6,21 +6,43 @@ picks the source and the k that maximise (1 + S_k) / T(k): expected tokens a sec
 (`specdec.calibrate`) and corrected while it runs; every source has an acceptance record of its own, which outlives the
 request. Lengths never change a token, only when it comes.
 
-Left out, because replaying recorded texts showed no gain: stopping a draft where its drafter is unsure (0.99x to 1.01x:
-the steps that told so are paid for by then), the backbone's own margin at the pending token, and forgetting faster when
-a new text begins (0.98x to 1.00x).
+Three things keep that rule from starving and from costing much:
+
+- a_i is an average over the rounds that reached position i, and of a_{i-1}, which counts as `PRIOR_ROUNDS` of them:
+  where little was seen, a draft goes on as it began. With one prior for every position a long draft had to be paid for
+  by positions that only a long draft can show to be good, and drafts that were always right stayed short.
+- The first position that is not drafted is tried again after `RETRY` to `RETRY_MOST` rounds, if the length could pay at
+  all with every further token right; that is also how a source comes back. After a success old failures count little,
+  and the next try follows at once.
+- Credit: each emitted token is worth a plain pass, and each round is charged `FLOOR` of what it took. No draft is made
+  that would leave less than none if all of it were wrong. So for any sequence of right and wrong drafts, from the first
+  round on, decoding is at least `FLOOR` times as fast as plain decoding, as far as the costs are true. The first draft
+  has to wait for some rounds (5 to 14, where a wrong one costs 0.15 to 0.4 of a pass); what it wins pays for longer
+  ones.
+
+`tests/test_draft_length_replay.py` replays recorded and made texts against every fixed length.
+
+Left out earlier, because replaying recorded texts showed no gain: stopping a draft where its drafter is unsure (0.99x
+to 1.01x: the steps that told so are paid for by then), the backbone's own margin at the pending token, and forgetting
+faster when a new text begins (0.98x to 1.00x).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-PRIOR, PRIOR_ROUNDS = 0.65, 6  # a_i before anything was seen, and how many rounds that counts for
-FORGET = 0.03  # weight of the newest round in acceptance, once there are many: an average of fewer is mostly noise
+PRIOR = 0.65  # a_1 before anything was seen
+PRIOR_ROUNDS = 6  # how many rounds the prior of a position counts for, which is a of the position before it
+MISFIT = 4.0  # rounds times squared surprise at which that prior counts for half of it
+MEMORY = 24  # rounds that an average of acceptance goes back: one of fewer is mostly noise, one of more is slow
+RETRY, RETRY_MOST = 12, 48  # rounds until a position that is not drafted is tried again; twice as many after a failure
+AGAIN = 1  # rounds until the next try after one that succeeded
+FLOOR = 0.97  # of plain decoding's speed, at least
+CREDIT = 12.0  # plain passes that drafts may lose at most, after rounds that won as many
 COST_PER_ROW = 0.15  # V(T + 1) - V(T) as a share of V(1), where nothing was measured
-RETRY, RETRY_MOST = 16, 64  # rounds without a source until it is tried again; twice as many after each failure
 
 # Weights of the newest round in costs: the machine's pace changes for all row counts at once, their ratios hardly.
 PACE, SHAPE = 0.1, 0.01
@@ -82,117 +104,164 @@ class Costs:
         return self.passes[left] + slope * (rows - left)
 
 
-@dataclass
 class _Record:
-    """How a source of drafts has done: a_i, and from how many rounds; rounds without it, and how many are enough."""
+    """How a source of drafts has done: by position the average of outcomes, from how many rounds; when it was drafted
+    last, in rounds of the source, and how many rounds without it are enough."""
 
-    acceptance: list[float]
-    seen: list[int]
-    idle: int = 0
-    patience: int = RETRY
+    def __init__(self, longest: int) -> None:
+        self.rounds = 0  # in which the source could have drafted
+        self.average, self.seen = [0.0] * longest, [0] * longest
+        self.drafted, self.patience = [0] * longest, [RETRY] * longest
+        self.trying: int | None = None  # a position that is tried and not yet heard of
+
+    def acceptance(self) -> list[float]:
+        """a_i of every position, from 0."""
+        before, chances = PRIOR, []
+        for average, seen in zip(self.average, self.seen, strict=True):
+            misfit = seen * (average - before) ** 2
+            weight = PRIOR_ROUNDS / (1 + misfit / MISFIT)
+            before = (weight * before + seen * average) / (weight + seen)
+            chances.append(before)
+        return chances
+
+    def overdue(self, position: int) -> bool:
+        """Whether nobody has drafted `position` for long enough."""
+        return self.rounds - self.drafted[position] >= self.patience[position]
+
+    def draft(self, tokens: int) -> None:
+        """The next draft has so many tokens."""
+        self.drafted[:tokens] = [self.rounds] * tokens
 
     def note(self, position: int, accepted: bool) -> None:
-        self.seen[position] += 1
-        weight = max(FORGET, 1 / self.seen[position])
-        self.acceptance[position] += weight * (accepted - self.acceptance[position])
-
-    def retried(self) -> None:
-        """It has its chance again: what was seen long ago counts for no more than a prior."""
-        self.idle, self.patience = 0, min(2 * self.patience, RETRY_MOST)
-        self.seen = [min(n, PRIOR_ROUNDS) for n in self.seen]
+        """A draft reached `position`, and its token there was accepted or not."""
+        if position == self.trying:
+            self.trying = None
+            if (
+                accepted
+            ):  # the less that was expected, the less counts what was seen before, and the sooner comes the next
+                expected = self.acceptance()[position]
+                self.seen[position] = round(expected * self.seen[position])
+                self.patience[position] = max(1, round(expected * RETRY))
+            else:
+                self.patience[position] = min(max(RETRY, 2 * self.patience[position]), RETRY_MOST)
+        elif not accepted:
+            self.patience[position] = max(self.patience[position], RETRY)
+        self.seen[position] = min(self.seen[position] + 1, MEMORY)
+        self.average[position] += (accepted - self.average[position]) / self.seen[position]
 
 
 class AdaptiveLength:
-    """The source and the draft length with the best expected tokens per second, up to `longest` tokens.
+    """Choose the source and the draft length with the best expected tokens per second, up to `longest` tokens.
 
-    `costs` in seconds as they were measured; without them a guess at their ratios until rounds have been seen.
+    `costs` in seconds as they were measured; without them a guess at their ratios until rounds have been seen. Several
+    threads may share an object: what one request learns is for all.
     """
 
     def __init__(self, costs: Costs | None = None, longest: int = 8) -> None:
         self.longest = longest
         self.threads: int | None = None  # with how many the costs were measured; None: not yet
+        self._lock = threading.Lock()  # around each public method's own work; nothing else is called under it
         self._records: dict[str, _Record] = {}
+        self._credit = 0.0  # in plain passes
         self._costs = Costs()
         self._pace: float | None = None  # what now takes this many times as long as in `_costs`; None: not known
         if costs is not None:
             self.calibrate(costs)
 
     def calibrate(self, costs: Costs) -> None:
-        """Costs as they are now; what is known of acceptance stays."""
+        """Take `costs` as they are now; what is known of acceptance stays."""
         table = {rows: costs.of_pass(rows) for rows in range(1, self.longest + 2)}
-        steps, starts = self._costs.steps | costs.steps, self._costs.starts | costs.starts
-        self._costs, self._pace = Costs(table, steps, starts), 1.0
+        with self._lock:
+            steps, starts = self._costs.steps | costs.steps, self._costs.starts | costs.starts
+            self._costs, self._pace = Costs(table, steps, starts), 1.0
 
     @property
     def costs(self) -> Costs:
         """What a pass and a drafted token cost now, in seconds."""
-        table = {rows: self._pass(rows) for rows in self._costs.passes}
-        return Costs(table, dict(self._costs.steps), dict(self._costs.starts))
+        with self._lock:
+            table = {rows: self._pass(rows) for rows in self._costs.passes}
+            return Costs(table, dict(self._costs.steps), dict(self._costs.starts))
 
     def choose(self, limits: Mapping[str, int]) -> tuple[str, int]:
-        best, best_rate = (next(iter(limits)), 0), 1 / self._pass(1)
-        for source, limit in limits.items():
-            k, rate = self._best(source, limit)
-            if k and rate > best_rate:
-                best, best_rate = (source, k), rate
-        for source, limit in limits.items():
-            record = self._record(source)
-            if best[1] and source == best[0]:
-                record.idle, record.patience = 0, RETRY
-            elif limit:
-                record.idle += 1
-                if record.idle >= record.patience:  # so that never is not for ever
-                    record.retried()
-                    return source, 1
-        return best
+        most = {source: min(limit, self.longest) for source, limit in limits.items()}
+        with self._lock:
+            source, k, rate = next(iter(most)), 0, 1.0
+            for one, limit in most.items():
+                self._record(one).rounds += limit > 0
+                for tokens, its in self._rates(one, limit):
+                    if its > rate and self._affordable(self._passes(one, tokens)):
+                        source, k, rate = one, tokens, its
+            for one, limit in most.items():
+                position = k if one == source else 0  # the first that would not be drafted
+                if self._worth_a_try(one, position, limit, rate):
+                    self._record(one).trying = position
+                    source, k = one, position + 1
+                    break
+            self._record(source).draft(k)
+            return source, k
 
     def extend(self, sources: Sequence[str], source: str, limit: int) -> int:
-        expected = reach = 1.0
-        for a in self._chances(sources):
-            reach *= a
-            expected += reach
-        more, rows = 0, len(sources) + 1
-        seconds = self._pass(rows) + self._costs.of_draft(sources[0], len(sources))
-        for a in self._record(source).acceptance[: max(0, min(limit, self.longest - len(sources)))]:
-            reach *= a
-            dearer = self._pass(rows + 1) - self._pass(rows) + self._costs.steps.get(source, 0.0)
-            if reach * seconds <= dearer * expected:
-                break
-            more, rows, seconds, expected = more + 1, rows + 1, seconds + dearer, expected + reach
-        return more
+        with self._lock:
+            expected = reach = 1.0
+            for name, at in _places(sources[: self.longest]):
+                reach *= self._record(name).acceptance()[at]
+                expected += reach
+            more, rows, plain = 0, len(sources) + 1, self._pass(1)
+            passes = (self._pass(rows) + self._costs.of_draft(sources[0], len(sources))) / plain
+            for a in self._record(source).acceptance()[: max(0, min(limit, self.longest - len(sources)))]:
+                reach *= a
+                dearer = (self._pass(rows + 1) - self._pass(rows) + self._costs.steps.get(source, 0.0)) / plain
+                if reach * passes <= dearer * expected or not self._affordable(passes + dearer):
+                    break
+                more, rows, passes, expected = more + 1, rows + 1, passes + dearer, expected + reach
+            return more
 
     def observe(self, sources: Sequence[str], accepted: int, draft_seconds: float, verify_seconds: float) -> None:
-        self._correct(len(sources) + 1, verify_seconds)
-        if not sources:
-            return
-        first, own = sources[0], sum(source == sources[0] for source in sources)
-        self._correct_draft(first, own, draft_seconds)
-        for i, (source, at) in enumerate(
-            _places(sources[: min(accepted + 1, self.longest)])
-        ):  # those that were reached
-            self._record(source).note(at, i < accepted)
-        if accepted:
-            self._record(first).patience = RETRY
+        own = sum(source == sources[0] for source in sources)
+        with self._lock:
+            self._correct(len(sources) + 1, verify_seconds)
+            if sources:
+                self._correct_draft(sources[0], own, draft_seconds)
+            # From the averages: that a neighbour slowed the machine down for a round says nothing about drafts.
+            seconds = self._pass(len(sources) + 1) + (self._costs.of_draft(sources[0], own) if sources else 0.0)
+            self._credit = min(self._credit + accepted + 1 - FLOOR * seconds / self._pass(1), CREDIT)
+            places = _places(sources[: self.longest])
+            for i, (source, at) in enumerate(places[: accepted + 1]):  # those that were reached
+                self._record(source).note(at, i < accepted)
+            for source, at in places:
+                self._record(source).drafted[at] = self._record(source).rounds
 
-    def _best(self, source: str, limit: int) -> tuple[int, float]:
-        """The best length for a draft of `source`, and expected tokens a second with it."""
-        best, best_rate = 0, 0.0
-        reach = expected = 1.0
-        for k, a in enumerate(self._record(source).acceptance[:limit], start=1):
-            reach *= a
+    def _rates(self, source: str, limit: int, right_from: int | None = None) -> Iterator[tuple[int, float]]:
+        """Draft lengths of `source` from 1 to `limit`, and expected tokens a plain pass's time with each; with
+        `right_from` those beyond that position alone, and as if every token from there on were right."""
+        reach, expected, plain = 1.0, 1.0, self._pass(1)
+        start, step = self._costs.starts.get(source, 0.0), self._costs.steps.get(source, 0.0)
+        for k, a in enumerate(self._record(source).acceptance()[:limit], start=1):
+            hoped = right_from is not None and k > right_from
+            reach *= 1.0 if hoped else a
             expected += reach
-            rate = expected / (self._pass(k + 1) + self._costs.of_draft(source, k))
-            if rate > best_rate:
-                best, best_rate = k, rate
-        return best, best_rate
+            if hoped or right_from is None:
+                yield k, expected * plain / (self._pass(k + 1) + start + k * step)
+
+    def _worth_a_try(self, source: str, position: int, limit: int, rate: float) -> bool:
+        """Whether a draft of `source` shall go as far as `position`, though another one has a better rate."""
+        if position >= limit or not self._record(source).overdue(position):
+            return False
+        hopes = self._rates(source, limit, right_from=position)
+        return any(hoped > rate for _, hoped in hopes) and self._affordable(self._passes(source, position + 1))
+
+    def _passes(self, source: str, tokens: int) -> float:
+        """What a round with so many tokens of `source` takes, in plain passes."""
+        return (self._pass(tokens + 1) + self._costs.of_draft(source, tokens)) / self._pass(1)
+
+    def _affordable(self, passes: float) -> bool:
+        """Whether a draft in a round of so many plain passes may be all wrong."""
+        return self._credit + 1 >= FLOOR * passes
 
     def _record(self, source: str) -> _Record:
         if source not in self._records:
-            self._records[source] = _Record([PRIOR] * self.longest, [PRIOR_ROUNDS] * self.longest)
+            self._records[source] = _Record(self.longest)
         return self._records[source]
-
-    def _chances(self, sources: Sequence[str]) -> list[float]:
-        return [self._record(source).acceptance[at] for source, at in _places(sources[: self.longest])]
 
     def _pass(self, rows: int) -> float:
         return (self._pace or 1.0) * self._costs.of_pass(rows)

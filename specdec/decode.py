@@ -24,7 +24,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from specdec.cache import MAX_ROWS, Conversations, KVCache
+from specdec.cache import MAX_ROWS, Conversation, Conversations, KVCache
 from specdec.control import DraftLength
 from specdec.drafting import Draft, Drafter, Proposer, aux_layers_of, bound, drafted, proposer_for
 from specdec.model.decoder import Decoder
@@ -66,7 +66,7 @@ class InStep(Protocol):
 
 class Decoded(NamedTuple):
     """A text that has ended: which request's, its row with what was emitted, and its cache, which holds all of the text
-    but the last token."""
+    but the last token, until another text goes on from it."""
 
     number: int
     row: Tensor
@@ -93,7 +93,7 @@ def decode(
     Texts that have not ended when the iterator is closed, or an error or Ctrl-C comes, are handed to `conversations`.
     """
     kept = conversations or Conversations(backbone.new_cache)
-    with bound(drafter, backbone):
+    with turn_to_compute(), bound(drafter, backbone):
         aux_layers = aux_layers_of(drafter)
     clock = _Clock(stats)
     waiting = enumerate(requests)
@@ -106,7 +106,8 @@ def decode(
             while (fresh == 0 or in_step is not None) and len(texts) < together:
                 if (following := next(waiting, None)) is None:
                     break
-                texts.append(_Text(*following, backbone, kept))
+                texts.append(_Text(*following, backbone))
+                texts[-1].begin(kept)
                 texts[-1].prefill(kept, aux_layers)
                 stats.count_prompt(len(texts[-1].rows) + texts[-1].cache.length, texts[-1].reused)
                 fresh += 1
@@ -151,12 +152,12 @@ def decode(
             for i, (text, verdict) in enumerate(zip(texts, verdicts, strict=True)):
                 text.request.emit(verdict, logits[i : i + len(verdict.tokens)])
             for text in [text for text in texts if text.ended]:
+                text.end(kept)
                 texts.remove(text)
-                kept.end(text.conversation)
                 yield Decoded(text.index, text.tokens[: text.n].clone(), text.cache)
     finally:
         for text in texts:
-            kept.end(text.conversation)
+            text.end(kept)
 
 
 def _all_in_step(in_step: InStep, texts: Sequence[_Text], logits: Tensor) -> list[Verdict]:
@@ -171,21 +172,35 @@ def _all_in_step(in_step: InStep, texts: Sequence[_Text], logits: Tensor) -> lis
 class _Text:
     """A text on its way: tokens[:n] are emitted (prompt included), `rows` is what the next pass reads of it."""
 
-    def __init__(self, index: int, request: Request, backbone: Decoder, kept: Conversations) -> None:
+    conversation: Conversation | None = None
+    cache: KVCache
+    reused = 0
+
+    def __init__(self, index: int, request: Request, backbone: Decoder) -> None:
         self.index, self.request, self.backbone = index, request, backbone
         self.n, self.ended = len(request.row), False
         self.tokens = request.row.new_empty(request.limit + MAX_ROWS)  # a draft comes after what is emitted
         self.tokens[: self.n] = request.row
+        self.rows = request.row[:0]
+        self.hidden = torch.empty(0, dtype=backbone.dtype)  # [hidden], the state that chose the pending token
+
+    def begin(self, kept: Conversations) -> None:
+        """Take a cache with as much of the prompt in it as `kept` has."""
+        request = self.request
         self.conversation = kept.begin(request.row[request.padding :], request.limit - request.padding)
         self.cache, self.reused = self.conversation.cache, self.conversation.cache.length
         self.conversation.tokens = self.tokens[request.padding :]
-        self.rows = request.row[:0]
-        self.hidden = torch.empty(0, dtype=backbone.dtype)  # [hidden], the state that chose the pending token
+
+    def end(self, kept: Conversations) -> None:
+        """Give the cache back, however the text has ended."""
+        if self.conversation is not None:
+            kept.end(self.conversation)
 
     def prefill(self, kept: Conversations, aux_layers: Sequence[int]) -> None:
         """Commit all of the prompt but its last chunk, which is what the next pass reads."""
         request = self.request
         prompt = request.row[request.padding + self.reused :].to(self.backbone.device)
+        assert self.conversation is not None
         before = partial(kept.prefilling, self.conversation)
         self.rows = prefill(self.backbone, prompt, self.cache, request.watch, before, aux_layers)
 

@@ -78,7 +78,7 @@ def aux_layers_of(drafter: Drafter) -> tuple[int, ...]:
     return tuple(getattr(drafter, "aux_layers", ()))
 
 
-_binding = threading.RLock()
+_binding = threading.RLock()  # taken inside of `turn_to_compute`, never the other way round
 
 
 @contextmanager

@@ -46,7 +46,7 @@ _PROCESSORS = (
     "TopPLogitsWarper",
     "TypicalLogitsWarper",
 )
-_CRITERIA = ("EosTokenCriteria", "MaxLengthCriteria", "MaxTimeCriteria", "StopStringCriteria")
+_CRITERIA = ("EosTokenCriteria", "MaxLengthCriteria", "StopStringCriteria")  # MaxTime is a clock of all rows
 
 
 def _classes(module: Any, names: Iterable[str]) -> frozenset[type]:

@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 
 from specdec import kernels, quantized
 from specdec.calibrate import calibrated
-from specdec.drafting import Drafter
+from specdec.drafting import Drafter, bound
 from specdec.hf import SpecdecForCausalLM
 from specdec.model.build import Quantize, Source, assemble, build_decoder
 from specdec.model.decoder import Decoder, Room
@@ -29,6 +29,7 @@ from specdec.model.spec import DecoderSpec
 from specdec.plan import Planner, conversations_of, loaded_bytes, parse_bytes, program_bytes
 from specdec.resolve import drafter_bytes, resolve_drafter
 from specdec.terminal import Terminal
+from specdec.threads import turn_to_compute
 from specdec.weights.gguf import GGUFCheckpoint
 from specdec.weights.hf_config import CONFIG, read_config, read_generation_config
 from specdec.weights.hub import model_path
@@ -86,7 +87,8 @@ def load(
     if (reason := kernels.missing()) and where.type == "cpu" and _in_blocks(decoder):
         _warn_of_slowness(reason)
     model = SpecdecForCausalLM(decoder, config, generation_config, proposer, conversations_of(decoder))
-    calibrated(model.lengths, decoder, proposer)
+    with turn_to_compute(), bound(proposer, decoder):
+        calibrated(model.lengths, decoder, proposer)
     return model
 
 

@@ -5,10 +5,11 @@ The kernels have threads of their own (`kernels/threads.h`), one team for the wh
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any, Generic, TypeVar
 
@@ -23,12 +24,28 @@ def one_torch_thread() -> Iterator[None]:
     Work of a few microseconds costs more when it is shared, torch's other threads go on polling for milliseconds on
     the cores that the next pass needs, and with another process on one of two cores every op waits a time slice.
     """
-    threads = torch.get_num_threads()
-    _set_own(1)
+    threads, outside = torch.get_num_threads(), torch_threads()
     try:
+        _narrowed.outside = outside
+        _set_own(1)
         yield
     finally:
         _set_own(threads)
+        _narrowed.outside = None if threads == outside else outside
+
+
+_narrowed = threading.local()  # `outside`: how many threads the ops of this thread take when it is not narrowed
+
+
+def torch_threads() -> int:
+    """Return how many threads torch's ops take in this thread, outside of `one_torch_thread`."""
+    outside: int | None = getattr(_narrowed, "outside", None)
+    return torch.get_num_threads() if outside is None else outside
+
+
+def narrowed() -> bool:
+    """Return whether this thread is inside of `one_torch_thread`: times that are taken now are no pass's."""
+    return getattr(_narrowed, "outside", None) is not None
 
 
 def _set_own(threads: int) -> None:
@@ -76,64 +93,71 @@ class Turns:
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
-        self._waiting: deque[threading.Lock] = deque()
+        self._waiting: deque[tuple[int, threading.Lock]] = deque()  # identities of threads, and what wakes them
         self._owner: int | None = None  # identity of the thread whose turn it is
 
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
+    def __call__(self) -> AbstractContextManager[None]:
         """Wait for the turn, and pass it on at the end of the block."""
-        me = threading.get_ident()
-        if self._owner == me:
-            yield
-            return
+        return _Turn(self)
+
+    def owned(self, thread: int) -> bool:
+        """Return whether it is the turn of `thread`."""
+        return self._owner == thread
+
+    def take(self, thread: int) -> None:
+        """Wait until it is the turn of `thread`, the caller."""
+        gate = threading.Lock()
+        gate.acquire()
         with self._mutex:
-            gate = None
             if self._owner is None:
-                self._owner = me
-            else:
-                gate = threading.Lock()
-                gate.acquire()
-                self._waiting.append(gate)
-        if gate is not None:
-            self._wait(gate)
-            self._owner = me
-        try:
-            yield
-        finally:
-            self._pass_on()
+                self._owner = thread
+                return
+            self._waiting.append((thread, gate))
+        gate.acquire()
 
-    def _wait(self, gate: threading.Lock) -> None:
-        try:
-            gate.acquire()
-        except BaseException:  # Ctrl-C while waiting
-            with self._mutex:
-                waits = gate in self._waiting
-                if waits:
-                    self._waiting.remove(gate)
-            if not waits:
-                self._pass_on()
-            raise
-
-    def _pass_on(self) -> None:
+    def leave(self, thread: int) -> None:
+        """Give the turn of `thread` to the next one who waits; or wait no longer, where it was not its turn yet."""
         with self._mutex:
-            if self._waiting:
-                self._owner = -1  # the next one's, who says so when it wakes
-                self._waiting.popleft().release()
+            if self._owner != thread:
+                self._waiting = deque(each for each in self._waiting if each[0] != thread)
+            elif self._waiting:
+                self._owner, gate = self._waiting.popleft()
+                gate.release()
             else:
                 self._owner = None
 
 
+class _Turn:
+    """One use of `Turns`. A class, because Ctrl-C can come between a generator's first half and its block."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns, self._taken = turns, False
+
+    def __enter__(self) -> None:
+        me = threading.get_ident()
+        if self._turns.owned(me):
+            return
+        try:
+            self._taken = True
+            self._turns.take(me)
+        except BaseException:  # Ctrl-C while waiting
+            self._turns.leave(me)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        if self._taken:
+            self._turns.leave(threading.get_ident())
+
+
 _turns = Turns()
+if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads, to which the turn may belong
+    os.register_at_fork(after_in_child=_turns.__init__)  # type: ignore[misc]
 
 
-@contextmanager
-def turn_to_compute() -> Iterator[None]:
+def turn_to_compute() -> AbstractContextManager[None]:
     """Let one pass at a time have the cores: two at once take longer than one after the other.
 
-    Nothing waits where a pass takes one thread: such passes run side by side. No callback of a user's runs inside.
+    Nothing waits where a pass takes one thread: such passes run side by side. Of a user's code only drafters run
+    inside: they may generate in the thread that asks them, and not in another one.
     """
-    if torch.get_num_threads() == 1:
-        yield
-        return
-    with _turns():
-        yield
+    return nullcontext() if torch_threads() == 1 else _turns()

@@ -45,9 +45,9 @@ def test_drafts_are_long_when_that_pays_and_stop_when_not(costs: Costs | None) -
     rounds(good, 60, accepts=1.0, step=0.01)
     assert chosen(good) >= 7
     rounds(bad, 60, accepts=0.0, step=0.01)
-    assert sum(chosen(bad) for _ in range(32)) <= 2  # the odd try excepted
+    assert sum(chosen(bad) for _ in range(32)) <= 4  # the odd try excepted
     rounds(dear, 60, accepts=1.0, step=3.0)
-    assert sum(chosen(dear) for _ in range(32)) <= 2
+    assert sum(chosen(dear) for _ in range(32)) <= 4
 
 
 def test_it_tries_again_after_a_while_and_respects_the_limit() -> None:
@@ -86,7 +86,7 @@ def test_every_source_has_a_record_of_its_own_and_the_better_drafts() -> None:
     rounds(control, 40, 0.0, 0.1)
     for _ in range(40):
         control.observe(["mtp"] * 4, 4, 0.4, 1.4)
-    assert chosen(control) <= 1 < chosen(control, source="mtp")
+    assert chosen(control) <= 2 < chosen(control, source="mtp")
     assert control.choose({SOURCE: 8, "mtp": 8})[0] == "mtp"
     for _ in range(90):
         control.observe(["mtp"] * 4, 0, 0.4, 1.4)
@@ -100,7 +100,7 @@ def test_a_source_that_is_not_chosen_is_tried_too() -> None:
         control.observe(["mtp"] * 4, 4, 0.4, 1.4)
         control.observe([SOURCE] * 4, 1, 0.0, 1.4)
     names = [control.choose({SOURCE: 8, "mtp": 8})[0] for _ in range(2 * RETRY)]
-    assert names.count(SOURCE) == 1 and names[0] == "mtp"
+    assert 1 <= names.count(SOURCE) <= 2 and names[0] == "mtp"
 
 
 def test_a_draft_is_extended_while_that_pays() -> None:

@@ -93,7 +93,11 @@ class Conversations:
             mine.marking = bool(mine.cache.rings) and longest > min(ring.slots for ring in mine.cache.rings)
             if self.limit:
                 self._playing.append(mine)
-                self._fit()
+                try:
+                    self._fit()
+                except BaseException:  # Ctrl-C: nobody would give it back
+                    self._playing.remove(mine)
+                    raise
         return mine
 
     def prefilling(self, conversation: Conversation, left: int, chunk: int) -> None:
@@ -175,9 +179,10 @@ class Conversations:
         self.kept.remove(source)  # it must not be what makes room for its own copy
         marks = [each for each in source.marks if each.length <= length]
         if source.cache.length - length > TAIL and self._fit(source.nbytes + max(reserved, source.cache.nbytes)):
-            mine = Conversation(source.cache.fork(length, mark), marks, reserved=reserved)
-            self.kept.append(source)
-            return mine
+            try:
+                return Conversation(source.cache.fork(length, mark), marks, reserved=reserved)
+            finally:
+                self.kept.append(source)
         source.cache.rewind(length, mark)
         source.marks, source.tokens, source.reserved = marks, source.tokens[:length], reserved
         return source

@@ -177,7 +177,8 @@ def _logits(decoder: Decoder, states: Tensor, mask: Tensor, pick: Tensor) -> Ten
     logits = torch.zeros(len(pick), decoder.spec.vocab_size, dtype=torch.float32, device=decoder.device)
     live = mask[pick]
     if bool(live.any()):
-        logits[live] = torch.cat([decoder.logits(part) for part in torch.split(states[pick[live]], _AT_ONCE)])
+        with turn_to_compute():
+            logits[live] = torch.cat([decoder.logits(part) for part in torch.split(states[pick[live]], _AT_ONCE)])
     return logits
 
 

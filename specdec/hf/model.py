@@ -20,7 +20,7 @@ from specdec.autocast import no_autocast
 from specdec.cache import Conversation, Conversations
 from specdec.cache.conversation_file import load_conversation, save_conversation
 from specdec.control import AdaptiveLength
-from specdec.drafting import Drafter
+from specdec.drafting import Drafter, bound
 from specdec.generate import Batch, Options, run_batch
 from specdec.hf import forward as passes
 from specdec.hf.forward import ForwardCache
@@ -62,7 +62,8 @@ class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         self.decoder = decoder
         self.generation_config = generation_config
         self.drafter = drafter
-        self.drafter.bind(decoder)
+        with bound(drafter, decoder):
+            pass  # a drafter may refuse the model
         self.lengths = AdaptiveLength()
         self._stats = LastOf(GenerationStats())
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -24,7 +25,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-_LIBRARIES = tuple(str(Path(str(library.__file__)).parent) + "/" for library in (transformers, torch))
+_LIBRARIES = tuple(str(Path(str(library.__file__)).parent) + os.sep for library in (transformers, torch))
 _FOREIGN_NAMES = sys.stdlib_module_names | {"transformers", "torch", "typing_extensions", "accelerate", "kernels"}
 # Hooks of transformers' own that only look: at hidden states that were asked for, and at what needs a gradient.
 _HOOKS_THAT_LOOK = {"output_capturing_hook", "make_inputs_require_grads"}
