@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -151,20 +152,22 @@ def test_generate_gives_a_machine_its_json_alone(folder: Path, capsys: pytest.Ca
     assert captured.err.strip() == record["text"].strip()
 
 
-def test_generated_control_characters_do_not_reach_a_terminal(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_generated_control_characters_do_not_reach_a_terminal(folder: Path) -> None:
+    from rich.console import Console
+
     from eval.answer import Spoken
+    from eval.chat_view import Raw
     from eval.cli import Settings
     from eval.session import open_session
 
-    session = open_session(Settings(model=str(folder), drafter="none", device="cpu"))
-    for terminal, wanted in ((True, "a[31mb"), (False, "a\x1b[31mb\x07")):
-        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
-        spoken = Spoken(session)
-        spoken.on_finalized_text("a\x1b[31mb\x07", stream_end=True)
-        assert capsys.readouterr().out.strip() == wanted
-        assert spoken.text == "a\x1b[31mb\x07"
+    session, evil = open_session(Settings(model=str(folder), drafter="none", device="cpu")), "a\x1b[31mb\x07"
+    for terminal, wanted in ((True, "a␛[31mb␇"), (False, evil)):
+        shown = io.StringIO()
+        with Raw(Console(file=shown, force_terminal=terminal)) as view:
+            spoken = Spoken(session, view.feed)
+            spoken.on_finalized_text(evil, stream_end=True)
+        assert shown.getvalue().strip() == wanted
+        assert spoken.text == evil
 
 
 def test_generate_depends_on_the_seed_and_not_on_drafting(folder: Path, tmp_path: Path) -> None:
