@@ -32,7 +32,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 PRIOR = 0.65  # a_1 before anything was seen
 PRIOR_ROUNDS = 6  # how many rounds the prior of a position counts for, which is a of the position before it
@@ -167,6 +167,14 @@ class AdaptiveLength:
         self._pace: float | None = None  # what now takes this many times as long as in `_costs`; None: not known
         if costs is not None:
             self.calibrate(costs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Let what was learned be copied and pickled, as it is with a model of transformers' that has it."""
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.Lock()
 
     def calibrate(self, costs: Costs) -> None:
         """Take `costs` as they are now; what is known of acceptance stays."""

@@ -145,7 +145,7 @@ def other_epsilon(model: PreTrainedModel) -> None:
 
 
 def other_config(model: PreTrainedModel) -> None:
-    model.config.rms_norm_eps = 3.0
+    model.config.rms_norm_eps = 0.5.0
 
 
 def dropout(model: PreTrainedModel) -> None:
@@ -188,7 +188,7 @@ CHANGES: dict[str, tuple[Callable[[PreTrainedModel], None], str]] = {
     "attention's scale": (other_scaling, r"layers\.0\.self_attn\.scaling is"),
     "attention both ways": (both_ways, r"layers\.0\.self_attn\.is_causal is False"),
     "a norm's epsilon": (other_epsilon, r"model\.norm\.variance_epsilon is 3"),
-    "a config that moved on": (other_config, r"variance_epsilon is .* where its config makes it 3"),
+    "a config that moved on": (other_config, r"variance_epsilon is .* where its config makes it 0.5"),
     "dropout": (dropout, r"model\.eval\(\)"),
     "gradient checkpointing": (checkpointing, r"gradient checkpointing: call model\.eval\(\)"),
     "weights of two dtypes": (mixed_dtypes, r"float32, torch.float64: convert"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import random
 
 import pytest
@@ -48,6 +50,14 @@ def test_drafts_are_long_when_that_pays_and_stop_when_not(costs: Costs | None) -
     assert sum(chosen(bad) for _ in range(32)) <= 4  # the odd try excepted
     rounds(dear, 60, accepts=1.0, step=3.0)
     assert sum(chosen(dear) for _ in range(32)) <= 4
+
+
+def test_what_was_learned_can_be_copied_and_pickled() -> None:
+    control = AdaptiveLength(line())
+    rounds(control, 60, accepts=1.0, step=0.01)
+    for copied in (copy.deepcopy(control), pickle.loads(pickle.dumps(control))):
+        assert chosen(copied) == chosen(control)
+        rounds(copied, 3, accepts=1.0, step=0.01)
 
 
 def test_it_tries_again_after_a_while_and_respects_the_limit() -> None:
