@@ -145,7 +145,7 @@ def other_epsilon(model: PreTrainedModel) -> None:
 
 
 def other_config(model: PreTrainedModel) -> None:
-    model.config.rms_norm_eps = 0.5.0
+    model.config.rms_norm_eps = 0.5
 
 
 def dropout(model: PreTrainedModel) -> None:
