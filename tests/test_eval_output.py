@@ -81,7 +81,7 @@ def test_a_head_goes_into_a_folder_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")  # of somebody's model
     with pytest.raises(ValueError, match="holds something that train did not write; name another folder"):
         check_head_folder(tmp_path)
-    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "set").mkdir(parents=True)
     check_head_folder(tmp_path)
     with pytest.raises(ValueError, match="is a file; name a folder"):
         check_head_folder(tmp_path / "config.json")

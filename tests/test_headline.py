@@ -76,7 +76,8 @@ def test_the_chat_command_of_the_readme(hub: Path, tmp_path: Path) -> None:
     assert words[:2] == ["python", "run.py"] and DRAFTER in words
     fast = ["--max-new-tokens", "12", "--device", "cpu", "--threads", "1", "--no-history"]
     shown = started([sys.executable, *words[1:], *fast], hub, tmp_path, "Name three rivers.\n/stats\n/quit\n")
-    assert "acceptance by position" in shown and "12 tokens in" in shown
+    # So short a text may end before a draft is worth its cost: /stats then has no table of positions.
+    assert "last answer: 12 tokens in" in shown
 
 
 def test_the_program_of_the_readme(hub: Path, tmp_path: Path) -> None:
