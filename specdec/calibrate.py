@@ -22,11 +22,18 @@ DRAFT = 4  # tokens
 
 
 def calibrated(lengths: AdaptiveLength, backbone: Decoder, drafter: Drafter) -> AdaptiveLength:
-    """`lengths`, its costs measured if they were not, or with another number of threads; `drafter` is bound."""
-    if drafter.max_draft and not narrowed() and lengths.threads != torch.get_num_threads():
-        if (costs := measured(backbone, drafter, lengths.longest + 1)) is not None:
+    """Return `lengths`, its costs measured if they were not, or with another number of threads; `drafter` is bound.
+
+    Of several callers at once one measures; the others go on with what is known.
+    """
+    if drafter.max_draft and not narrowed() and lengths.claim(torch.get_num_threads()):
+        try:
+            costs = measured(backbone, drafter, lengths.longest + 1)
+        except BaseException:
+            lengths.threads = None  # the next call measures
+            raise
+        if costs is not None:
             lengths.calibrate(costs)
-        lengths.threads = torch.get_num_threads()
     return lengths
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 import specdec
 from eval.prompts import suite_prompts
 from specdec.cache import KVCache
-from specdec.drafting import Draft, Drafter, Joined
+from specdec.drafting import Draft, Joined, Proposer
 from specdec.model.decoder import Decoder
 from specdec.sampling import Noise
 
@@ -31,7 +31,7 @@ class Listener:
 
     def __init__(self, joined: Joined) -> None:
         self.joined = joined
-        self.sources: dict[str, Drafter] = {one.name: one for one in (joined.other, joined.suffix, joined.short)}
+        self.proposers: dict[str, Proposer] = {}
         self.drafts: list[tuple[int, dict[str, tuple[int, ...]]]] = []
 
     @property
@@ -41,11 +41,13 @@ class Listener:
     def bind(self, backbone: Decoder) -> None:
         self.joined.bind(backbone)
 
-    def start(self, cache: KVCache, noise: Noise | None = None) -> None:
-        self.joined.start(cache, noise)
+    def start(self, cache: KVCache, noise: Noise | None = None) -> Listener:
+        able = self.joined.start(cache, noise)
+        self.proposers = {one.name: one for one in (able.other, able.suffix, able.short)}
+        return self
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
-        made = {name: source.propose(tokens, hidden, LONGEST).tokens for name, source in self.sources.items()}
+        made = {name: one.propose(tokens, hidden, LONGEST).tokens for name, one in self.proposers.items()}
         self.drafts.append((len(tokens), made))
         return Draft()
 
@@ -74,7 +76,7 @@ def main() -> None:
                 "".join(str(digit(made[name], text[at:])) for at, made in listener.drafts if at < len(text) - 1)
                 for digit in (lambda draft, rest: len(draft), right)
             ]
-            for name in listener.sources
+            for name in listener.proposers
         }
         record[prompt.name] = texts
         print(prompt.name, len(text) - ids["input_ids"].shape[1], {k: v[1][:40] for k, v in texts.items()})

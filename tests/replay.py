@@ -140,6 +140,20 @@ def between(history: Sequence[Reached], begin: int, end: int) -> Speed:
 
 def fixed(text: Text, costs: Costs, begin: int, end: int) -> list[Speed]:
     """Each fixed length, from 0, on the tokens `begin` to `end` of `text`."""
+    if len(text) == 1:
+        ((source, drafts),) = text.items()
+        return [_alone(source, drafts, costs, k, begin, end) for k in range(LONGEST + 1)]
     part = {source: drafts[:end] for source, drafts in text.items()}
     ends = [replay(FixedLength(k), part, costs, begin)[-1] for k in range(LONGEST + 1)]
     return [Speed(last.token - begin, last.seconds) for last in ends]
+
+
+def _alone(source: str, drafts: Sequence[tuple[int, int]], costs: Costs, k: int, begin: int, end: int) -> Speed:
+    """`k` tokens of the only source in each round: what `replay` would say, some times sooner."""
+    rounds, token = [0] * (k + 1), begin  # rounds by tokens drafted
+    while token < min(end, len(drafts)):
+        there, right = drafts[token]
+        rounds[min(k, there)] += 1
+        token += min(k, right) + 1
+    seconds = sum(n * (costs.of_pass(i + 1) + costs.of_draft(source, i)) for i, n in enumerate(rounds))
+    return Speed(token - begin, seconds)
