@@ -179,6 +179,7 @@ def test_gguf_alignment(seeds: Path, tmp_path: Path, alignment: int) -> None:
         ("hf-llama", {"num_hidden_layers": 1_000_000}),
         ("hf-llama", {"num_hidden_layers": 1e9}),
         ("hf-llama", {"num_labels": 10**9}),
+        ("hf-llama", {"num_labels": 65536}),
         ("hf-llama", {"id2label": 3}),
         ("hf-llama", {TERMINAL: 3}),
         ("hf-llama", {"rope_parameters": {"rope_type": TERMINAL, "rope_theta": 1e4}}),

@@ -25,7 +25,7 @@ _CONTROL = re.compile(rb"\\u|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]") 
 # Keys by which a config picks code that runs: modules beside it, kernels of the hub.
 _CODE = ("auto_map", "attn_implementation", "experts_implementation", "custom_generate", "trust_remote_code")
 _COUNTED = ("num_hidden_layers", "num_labels")  # transformers makes lists as long as these say
-_MOST = 1 << 16  # of what is counted so in parts that are not read (vision, audio)
+_MOST = 1 << 12  # labels, and layers of parts that are not read (vision, audio); copied several times over
 _ID = (-(1 << 31), 1 << 32)  # -1 and 2**32 - 1 stand for "none" in some files
 
 # What generation_config.json may hold: bounds of whole numbers and of numbers; all else of a name has another type.
