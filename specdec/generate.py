@@ -1,4 +1,4 @@
-"""The Hugging Face face: transformers prepares a request, our loop decodes it, transformers' types come back.
+"""Run a request that transformers prepared, and return transformers' types.
 
 `SpecdecForCausalLM` is a `PreTrainedModel` with `GenerationMixin` whose decoding method is `specdec.decode`, so that
 configs, processors, stopping criteria and streamers are transformers' own. `speculative` is the same loop as a

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import eval.session
 import run
-from eval.cli import Settings
+from eval.cli import DEFAULT_MODEL, Settings
 from eval.metrics import Run
 from eval.session import Session
 from specdec.stats import GenerationStats
@@ -55,4 +55,4 @@ class EchoSession(Session):
 
 if __name__ == "__main__":
     eval.session.open_session = EchoSession
-    sys.exit(run.main(["chat", "--model", "echo", *sys.argv[1:]]))
+    sys.exit(run.main(["chat", "--model", DEFAULT_MODEL, *sys.argv[1:]]))

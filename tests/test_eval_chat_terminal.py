@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from eval.cli import DEFAULT_MODEL
 from tests.pseudo_terminal import ALT_ENTER, CTRL_C, CTRL_D, CTRL_J, ENTER, TAB, UP, PseudoTerminal
 
 ECHO = (sys.executable, "-m", "tests.echo_chat")
@@ -31,7 +32,7 @@ def terminal(cache: Path) -> Iterator[PseudoTerminal]:
     editor.chmod(0o755)
     with PseudoTerminal(ECHO, {"SPECDEC_CACHE": str(cache), "VISUAL": str(editor)}) as one:
         before = one.until(READY)
-        assert before.startswith("loading echo\n")
+        assert before.startswith(f"loading {DEFAULT_MODEL}\n")
         yield one
 
 

@@ -39,10 +39,10 @@ def save_conversation(conversation: Conversation, path: Path, identity: str, not
     """
     path = user_path(path)
     try:
-        foreign = is_foreign(path, _is_conversation)
+        holds_other = is_foreign(path, _is_conversation)
     except OSError as error:
         raise ValueError(f"{path}: the conversation cannot be saved ({error.strerror})") from error
-    if foreign:
+    if holds_other:
         raise ValueError(
             f"{path}: holds something that is no conversation; name another file, or delete this one first"
         )

@@ -26,7 +26,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 _LIBRARIES = tuple(str(Path(str(library.__file__)).parent) + os.sep for library in (transformers, torch))
-_FOREIGN_NAMES = sys.stdlib_module_names | {"transformers", "torch", "typing_extensions", "accelerate", "kernels"}
+_USUAL_PACKAGES = sys.stdlib_module_names | {"transformers", "torch", "typing_extensions", "accelerate", "kernels"}
 # Hooks of transformers' own that only look: at hidden states that were asked for, and at what needs a gradient.
 _HOOKS_THAT_LOOK = {"output_capturing_hook", "make_inputs_require_grads"}
 # Methods that others replace on a model without touching its arithmetic; `generate` is on the way to here.
@@ -117,8 +117,8 @@ def _changed_functions(module: str) -> Iterator[str]:
     if not module.startswith("transformers.models."):
         return
     for name, value in vars(sys.modules[module]).items():
-        ours = inspect.isfunction(value) or (inspect.isclass(value) and issubclass(value, nn.Module))
-        if ours and value.__module__.partition(".")[0] not in _FOREIGN_NAMES:
+        is_code = inspect.isfunction(value) or (inspect.isclass(value) and issubclass(value, nn.Module))
+        if is_code and value.__module__.partition(".")[0] not in _USUAL_PACKAGES:
             yield f"{module}.{name} was replaced by {_name(value)}: start without that patch, {_LEAVE_OUT}"
 
 
