@@ -2,7 +2,8 @@
 
 The library is plain C++17 with a C interface: it needs no headers of Python or torch, so one call of whatever
 C++ compiler is found builds it, in seconds. Without a compiler, or when it fails, the install goes on and the
-torch path runs. CXX names another compiler.
+torch path runs; with SPECDEC_REQUIRE_NATIVE=1 it fails. CXX names another compiler; SPECDEC_CXXFLAGS adds options,
+which is how CI asks for warnings and sanitizers.
 """
 
 import os
@@ -15,11 +16,12 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCE = "specdec/kernels/native.cpp"
-HEADERS = sorted(map(str, Path("specdec/kernels").glob("*.h")))  # all of them, or an sdist lacks one
+FOLDER = Path("specdec/kernels/csrc")
+SOURCE = str(FOLDER / "native.cpp")
+INCLUDED = sorted(str(path) for path in FOLDER.rglob("*") if path.suffix in (".h", ".inl"))
 # Bits must not depend on the compiler's taste: no fused multiply-add, no reordering of float sums.
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-fast-math"]
-FLAGS += ["-fno-math-errno", "-fno-exceptions", "-fno-rtti", "-w"]
+FLAGS += ["-fno-math-errno", "-fno-exceptions", "-fno-rtti"]
 
 
 class BuildNative(build_ext):
@@ -36,17 +38,22 @@ class BuildNative(build_ext):
         compilers = [shlex.split(name) for name in names]
         tried = [command for command in compilers if shutil.which(command[0])]
         link = ["-shared", "-pthread"] if sys.platform.startswith("linux") else ["-shared"]
+        # A user's compiler is not asked for warnings: a newer one may have some that nobody has seen yet.
+        flags = [*FLAGS, *shlex.split(os.environ.get("SPECDEC_CXXFLAGS", "-w"))]
         for command in tried:
             done = subprocess.run(
-                [*command, *FLAGS, *ext.sources, "-o", str(target), *link], capture_output=True, text=True
+                [*command, *flags, *ext.sources, "-o", str(target), *link], capture_output=True, text=True
             )
             if done.returncode == 0:
                 return
             self.warn(f"{command[0]} failed:\n{done.stderr[-2000:]}")
-        self.warn(f"native kernels not built ({'see above' if tried else 'no C++ compiler'}); torch runs instead")
+        why = f"native kernels not built ({'see above' if tried else 'no C++ compiler'})"
+        if os.environ.get("SPECDEC_REQUIRE_NATIVE", "") not in ("", "0"):
+            raise SystemExit(f"{why}, and SPECDEC_REQUIRE_NATIVE is set")  # an Exception would be taken as optional
+        self.warn(f"{why}; torch runs instead")
 
 
 setup(
-    ext_modules=[Extension("specdec.kernels._native", [SOURCE], depends=HEADERS, optional=True)],
+    ext_modules=[Extension("specdec.kernels._native", [SOURCE], depends=INCLUDED, optional=True)],
     cmdclass={"build_ext": BuildNative},
 )

@@ -1,6 +1,6 @@
 """The compiled kernels, through ctypes on data pointers.
 
-The library (`native.cpp`) is built when the package is installed and a C++ compiler is there (`setup.py`); it
+The library (`csrc/native.cpp`) is built when the package is installed and a C++ compiler is there (`setup.py`); it
 knows nothing of Python or torch, so one binary serves every version of both. Nothing is compiled here, and a
 library that is missing or does not load is a reason (a string), never an exception.
 

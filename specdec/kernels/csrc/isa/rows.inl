@@ -1,4 +1,4 @@
-// What happens to rows between the products, for one instruction set (see simd.h): norm, rotary embedding, gated
+// What happens to rows between the products, for one instruction set (see simd.inl): norm, rotary embedding, gated
 // activation, sums. All float32.
 
 // One row of D floats; `scratch` holds D floats. The sum of squares is reference.py's halving tree.

@@ -1,4 +1,4 @@
-// Attention over cache slots, for one instruction set (see simd.h), in three parts that native.cpp hands out to
+// Attention over cache slots, for one instruction set (see simd.inl), in three parts that steps.h hands out to
 // threads: scores of a range of positions, softmax of a row, and the weighted sum of a range of columns. Each value
 // is computed in one order (positions ascending, 16 lanes along the width, then the halving tree) however the work
 // is cut, so bits depend on neither threads nor rows.

@@ -3,18 +3,16 @@
 
 #pragma once
 
+#include <cstdint>
+#include <limits>
+
+#include "abi.h"
+#include "dispatch.h"
+#include "memory.h"
+#include "shapes.h"
+#include "threads.h"
+
 namespace {
-
-// A packed matrix [outputs, columns] and its bias [outputs] or null.
-struct Matrix {
-  Weights w;
-  const float* bias;
-  int64_t outputs;
-
-  bool present() const { return w.q != nullptr; }
-  int64_t columns() const { return 32 * w.blocks; }
-  int64_t groups() const { return (outputs + 15) / 16; }
-};
 
 double cost_of(const Matrix& m, int64_t rows) { return double(m.outputs) * m.columns() * (0.5 + 0.25 * rows); }
 

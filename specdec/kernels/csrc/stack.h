@@ -4,32 +4,20 @@
 
 #pragma once
 
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+#include <limits>
+
+#include "abi.h"
+#include "dispatch.h"
+#include "memory.h"
+#include "shapes.h"
+#include "steps.h"
+#include "threads.h"
+
 namespace {
-
-// One layer, as stack.py fills it in. A matrix or vector that the layer lacks is null.
-struct Layer {
-  Matrix q, k, v, o, gate, up, down, extra_gate, extra_projection;
-  const float* input_norm;
-  const float* q_norm;
-  const float* k_norm;
-  const float* attention_norm;  // after attention; of a family with norms on both sides
-  const float* mlp_norm;
-  const float* mlp_post_norm;
-  const float* extra_norm;
-  const float* scalar;  // one float
-  int64_t heads, kv_heads, head_dim, kind, store;
-  int64_t gelu, norm_values;
-  float eps, scale;
-};
-
-// One kind of layer's rotations [rows, head_dim], and what its rows see: positions first[t] .. end[t] - 1. A layer
-// with keys of its own stores row t at position end[t] - 1.
-struct Span {
-  const float* cos;
-  const float* sin;
-  const int64_t* first;
-  const int64_t* end;
-};
 
 // The texts that the rows of a pass belong to: rows starts[i] .. starts[i + 1] - 1 are text i's, stores[i] its stores.
 struct Texts {

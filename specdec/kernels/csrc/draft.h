@@ -2,30 +2,23 @@
 
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "abi.h"
+#include "dispatch.h"
+#include "memory.h"
+#include "shapes.h"
+#include "stack.h"
+#include "steps.h"
+#include "threads.h"
+
 namespace {
 
-// The parts of a head around its layers. `ids` [head.outputs]: the tokens of its rows; null: their own numbers. `fuse`:
-// what the states of `aux` other layers, each of norm one, add to the backbone's.
-struct Drafter {
-  Matrix pre, post, head, fuse;
-  Weights embedding;  // the backbone's
-  int64_t tokens;     // rows of it
-  const int64_t* ids;
-  float embed_scale, eps;
-  int64_t aux;
-};
-
-// How the tokens of a draft are sampled: the key of each position's noise, and what is done to logits before: `Noise` and
-// `Warping` of specdec/sampling.py.
-struct Luck {
-  const uint64_t* keys;
-  float sharpness;
-  int64_t top_k;  // 0: all
-  double top_p, min_p;
-};
-
-// Moves those of scores [count] that may be sampled to the front, their tokens to `kept`; returns how many. `ids`: as in
-// Drafter. A score that is `kTail` below the top counts for nothing. Here and not in rows.h: what std::sort is made of
+// Moves those of scores [count] that may be sampled to the front, their tokens to `kept`; returns how many. `ids`: as
+// in Drafter. A score that is `kTail` below the top counts for nothing. Here and not in isa/: what std::sort is made of
 // must not be compiled for a processor that the program may not run on.
 int64_t truncate(float* scores, const int64_t* ids, int64_t count, const Luck& luck, int64_t* order, int64_t* kept) {
   constexpr float kTail = 12;
@@ -70,8 +63,8 @@ bool multiply_row(const float* x, int64_t columns, const Product* products, int 
   return true;
 }
 
-// `steps` tokens after `newest`, whose choice came from the backbone's state `hidden`, which those of `aux` other layers
-// follow. `stack` is set up for one row.
+// `steps` tokens after `newest`, whose choice came from the backbone's state `hidden`, which those of `aux` other
+// layers follow. `stack` is set up for one row.
 // 1 when out of memory, 2 when the row sees more positions than a store has slots, 3 for an id that is no row.
 // With `luck` each token is the one whose logit times `sharpness` wins with the noise of its position.
 int draft(const Drafter& d, const Stack& stack, const float* hidden, int64_t newest, int64_t steps,

@@ -1,4 +1,4 @@
-// The product of block-quantised weights with quantised activations, for one instruction set (see simd.h). The
+// The product of block-quantised weights with quantised activations, for one instruction set (see simd.inl). The
 // arithmetic is written down in reference.py, the layout in blocks.py.
 
 // ---- activations: one row of K floats to int8 blocks -----------------------------------------------------
