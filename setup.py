@@ -7,6 +7,7 @@ which is how CI asks for warnings and sanitizers.
 """
 
 import os
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -16,9 +17,10 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-FOLDER = Path("specdec/kernels/csrc")
-SOURCE = str(FOLDER / "native.cpp")
-INCLUDED = sorted(str(path) for path in FOLDER.rglob("*") if path.suffix in (".h", ".inl"))
+SOURCE = "specdec/kernels/csrc/native.cpp"
+# By its path: the package itself cannot be imported before torch is there.
+SOURCES = runpy.run_path("specdec/kernels/sources.py")
+INCLUDED = [os.path.relpath(path) for path in SOURCES["source_files"]()]
 # Bits must not depend on the compiler's taste: no fused multiply-add, no reordering of float sums.
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-fast-math"]
 FLAGS += ["-fno-math-errno", "-fno-exceptions", "-fno-rtti"]
@@ -40,6 +42,7 @@ class BuildNative(build_ext):
         link = ["-shared", "-pthread"] if sys.platform.startswith("linux") else ["-shared"]
         # A user's compiler is not asked for warnings: a newer one may have some that nobody has seen yet.
         flags = [*FLAGS, *shlex.split(os.environ.get("SPECDEC_CXXFLAGS", "-w"))]
+        flags.append(f'-DSPECDEC_SOURCES_HASH="{SOURCES["sources_hash"]()}"')  # compared when the library is loaded
         for command in tried:
             done = subprocess.run(
                 [*command, *flags, *ext.sources, "-o", str(target), *link], capture_output=True, text=True

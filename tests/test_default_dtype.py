@@ -235,7 +235,7 @@ def test_what_the_library_would_misread_does_not_reach_it(folders: tuple[Path, P
     halves = torch.zeros(2, 8, 16, dtype=torch.float16)
     assert not records.readable(kernels.KVView(halves, halves))
     with pytest.raises(AssertionError):
-        records.store_of(kernels.KVView(halves, halves))
+        records.store_record(kernels.KVView(halves, halves))
     scores = torch.zeros(8, dtype=torch.float32)
     with pytest.raises(AssertionError):
         kernels.contenders(scores, 0.0, -1.0, 3, torch.arange(8, dtype=torch.int32))

@@ -4,7 +4,8 @@
 faster: `block_linear`, `rms_norm` and `rope` to the bit, `attention` and `gated` to float32 rounding (their exp
 is another). Both are batch-invariant. Which one runs is chosen once, at import; SPECDEC_KERNELS=reference,
 native, native:avx512, native:avx2 or native:portable forces a path, for tests and comparisons. The choice never
-depends on anything that could change with the number of rows.
+depends on anything that could change with the number of rows. A library that is missing, stale or broken leaves the
+reference, which `missing` explains; with SPECDEC_REQUIRE_NATIVE=1 it is an error, so that no test passes without it.
 
 `fuse` makes one call of whole decoder layers, for the native library only: the same arithmetic, to the bit, without
 the trips between Python and C++ that cost a small model more than its weights. Left out: a native `dense_linear`.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +25,8 @@ from specdec.kernels import native as _native
 from specdec.kernels import reference as _reference
 from specdec.kernels.blocks import BlockTensor, pack_blocks, unpack_blocks
 from specdec.kernels.draft import FusedDraft
-from specdec.kernels.layers import FusedLayers, LayerWeights, Matrix, Span, TextRows
-from specdec.kernels.records import Luck, plain, readable
+from specdec.kernels.layers import FusedLayers, LayerWeights, Span, TextRows, fits
+from specdec.kernels.records import Luck, Matrix, plain, readable
 from specdec.kernels.store import KVView, Rebuild
 
 __all__ = [
@@ -63,6 +65,8 @@ CHOICES = ("native", "reference", "native:avx512", "native:avx2", "native:portab
 
 _CHOSEN = "chosen"
 _library = _native.load()
+if isinstance(_library, str) and os.environ.get("SPECDEC_REQUIRE_NATIVE", "") not in ("", "0"):
+    raise RuntimeError(f"SPECDEC_REQUIRE_NATIVE is set, but {_library}; {_native.how_to_build()}")
 _use: _native.Native | None = None
 _why_not = ""
 
@@ -114,16 +118,18 @@ def arithmetic() -> str:
     return "reference" if _use is None else f"native {_use.instruction_set}"
 
 
-def fuse(layers: Sequence[LayerWeights], norm: Tensor) -> FusedLayers | None:
-    """`layers` and the norm after them (weight [hidden]) as one native call.
+def fuse(layers: Sequence[LayerWeights[Any]], stores: Sequence[int], norm: Tensor) -> FusedLayers | None:
+    """Make one native call of `layers` and the norm after them (weight [hidden]).
+
+    `stores`: for each layer the index of the K/V that it reads, and writes where it has `k`.
 
     None where op by op is the only way: no native kernels are in use, weights that are not in blocks, vectors that
     are not float32, another device than the CPU.
     """
-    if _use is None or not plain(norm) or not all(layer.fits for layer in layers):
+    if _use is None or not plain(norm) or not all(map(fits, layers)):
         return None
     library = _use
-    return FusedLayers(library, layers, norm, lambda: _use is library)
+    return FusedLayers(library, layers, stores, norm, lambda: _use is library)
 
 
 def fuse_draft(

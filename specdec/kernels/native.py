@@ -12,52 +12,33 @@ takes. Left out: gradients.
 
 from __future__ import annotations
 
-import ctypes
 import shlex
 from collections.abc import Sequence
-from ctypes import Array, Structure, addressof, byref, c_double, c_float, c_int, c_int64, c_uint64, c_void_p
+from ctypes import Array, addressof, byref, c_float, c_int64, c_uint64
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from specdec.kernels import abi
 from specdec.kernels.blocks import BlockTensor
-from specdec.kernels.records import Luck, LuckRecord, plain, plain_ids, store_of
+from specdec.kernels.records import Luck, plain, plain_ids, store_record
 from specdec.kernels.store import KVView
 
 SETS = ("portable", "avx2", "avx512-vnni")
 _SUFFIXES = (".so", ".dylib", ".dll")
-_SIGNATURES = {
-    "specdec_block_linear": [c_void_p] * 5 + [c_int64] * 3 + [c_int] * 2,
-    "specdec_block_rows": [c_void_p] * 5 + [c_int64] * 3 + [c_int],
-    "specdec_best": [c_void_p, c_int64, c_void_p],
-    "specdec_contenders": [c_void_p, c_void_p, c_int64, c_float, c_double, c_uint64, c_void_p],
-    "specdec_attention": [c_void_p] * 4 + [c_float, c_void_p] + [c_int64] * 3 + [c_int],
-    "specdec_layers": [c_void_p, c_int64] * 2 + [c_void_p] * 4 + [c_int64] * 2 + [c_void_p, c_int64, c_void_p, c_int],
-    "specdec_draft": [c_void_p] * 2
-    + [c_int64]
-    + [c_void_p] * 4
-    + [c_int64, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int],
-    "specdec_rms_norm": [c_void_p, c_void_p, c_float, c_void_p, c_int64, c_int64, c_int],
-    "specdec_rope": [c_void_p] * 4 + [c_int64] * 3 + [c_int],
-    "specdec_gated": [c_void_p, c_void_p, c_int, c_void_p, c_int64, c_int64, c_int],
-    "specdec_use_set": [c_int],
-    "specdec_best_set": [],
-    "specdec_has_threads": [],
-}
-_COUNTING = ("specdec_best", "specdec_contenders")  # functions whose result is 64 bits wide
 
 
 def load(folder: Path = Path(__file__).parent) -> Native | str:
-    """The library in a folder (where it is installed: beside this file), or why it cannot be used."""
+    """Load the library in `folder` (default: beside this file), or say in words why it cannot be used."""
     found = [path for path in folder.glob("_native.*") if path.suffix in _SUFFIXES]
     if not found:
         return "no native library was built here"
     try:
-        return Native(found[0])
-    except (OSError, AttributeError) as error:
-        return f"the native library does not load ({error})"
+        return Native(found[0], folder / "csrc")
+    except abi.UnusableLibraryError as error:
+        return str(error)
 
 
 def how_to_build() -> str:
@@ -66,20 +47,16 @@ def how_to_build() -> str:
     command = "pip install --force-reinstall --no-deps . (in the folder that specdec was installed from)"
     if (root / "setup.py").is_file():  # in use where it was checked out: `-e` puts the library there
         command = f"pip install --no-deps -e {shlex.quote(str(root))}"
-    return f"install g++ or clang++, then run: {command}"
+    return f"install g++ or clang++ where neither is there, then run: {command}"
 
 
 class Native:
     """The library, using the best instruction set of this CPU until `use` says otherwise."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises OSError or AttributeError when the file is no library, or another one."""
+    def __init__(self, path: Path, sources: Path) -> None:
+        """Open the library at `path`, which was built from the folder `sources`; raises as `abi.open_library` does."""
         self.path = path
-        library = ctypes.CDLL(str(path))
-        for name, arguments in _SIGNATURES.items():
-            function = getattr(library, name)
-            function.argtypes, function.restype = arguments, c_int64 if name in _COUNTING else c_int
-        self._library = library
+        self._library = library = abi.open_library(path, sources)
         self._block_linear = library.specdec_block_linear
         self._block_rows = library.specdec_block_rows
         self._layers = library.specdec_layers
@@ -155,7 +132,7 @@ class Native:
         rows, heads, _ = q.shape
         wide = q.float().contiguous()
         out = wide.new_empty(rows, heads, kv.value_width)
-        store = store_of(kv)
+        store = store_record(kv)
         code = self._attention(
             wide.data_ptr(),
             byref(store),
@@ -174,8 +151,8 @@ class Native:
 
     def layers(
         self,
-        layers: Array[Any],
-        spans: Array[Any],
+        layers: Array[abi.Layer],
+        spans: Array[abi.Span],
         starts: Array[Any],
         stores: Array[Any],
         norm: Tensor,
@@ -210,9 +187,9 @@ class Native:
 
     def draft(
         self,
-        drafter: Structure,
-        layers: Array[Any],
-        spans: Array[Any],
+        drafter: abi.Drafter,
+        layers: Array[abi.Layer],
+        spans: Array[abi.Span],
         stores: Array[Any],
         norm: Tensor,
         state: Tensor,
@@ -226,7 +203,7 @@ class Native:
         given = None
         if luck is not None:
             keys = (c_uint64 * steps)(*luck.keys)
-            given = LuckRecord(addressof(keys), *luck[1:])
+            given = abi.Luck(addressof(keys), *luck[1:])
         code = self._draft(
             byref(drafter),
             layers,

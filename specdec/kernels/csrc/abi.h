@@ -1,4 +1,5 @@
-// The records that Python fills in (abi.py, with the same names in the same order): where things are, and how many.
+// The records that Python fills in: where things are, and how many. abi.py has each of them with the same names in the
+// same order.
 
 #pragma once
 
@@ -45,19 +46,19 @@ struct KV {
   int64_t type, slots, width, value_width, pairs;
 };
 
-// One layer, as stack.py fills it in. A matrix or vector that the layer lacks is null.
+// One decoder layer: `LayerWeights` of layers.py says what each field does. A matrix or vector that it lacks is null.
+enum Activation { kSilu, kGeluTanh };
 struct Layer {
-  Matrix q, k, v, o, gate, up, down, extra_gate, extra_projection;
+  Matrix q, k, v, o, gate, up, down, ple_gate, ple_projection;
   const float* input_norm;
   const float* q_norm;
   const float* k_norm;
-  const float* attention_norm;  // after attention; of a family with norms on both sides
+  const float* attention_post_norm;
   const float* mlp_norm;
   const float* mlp_post_norm;
-  const float* extra_norm;
+  const float* ple_norm;
   const float* scalar;  // one float
-  int64_t heads, kv_heads, head_dim, kind, store;
-  int64_t gelu, norm_values;
+  int64_t heads, kv_heads, head_dim, kind, store, activation, norm_values;
   float eps, scale;
 };
 

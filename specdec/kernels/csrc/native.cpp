@@ -6,7 +6,9 @@
 // asks the CPU which it has, and the arithmetic is in isa/: product.inl, rows.inl and attention.inl, on the sixteen
 // floats of simd.inl.
 
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "abi.h"
 #include "dispatch.h"
@@ -22,6 +24,28 @@
 #else
 #define API extern "C" __attribute__((visibility("default")))
 #endif
+
+// Which sources this was built from: what sources.py makes of them, handed over by setup.py.
+#if !defined(SPECDEC_SOURCES_HASH)
+#define SPECDEC_SOURCES_HASH "unknown"
+#endif
+API const char* specdec_sources_hash() { return SPECDEC_SOURCES_HASH; }
+
+// Bytes of the record of abi.h with this name; -1: there is none.
+API int64_t specdec_record_size(const char* name) {
+  const struct {
+    const char* name;
+    size_t bytes;
+  } records[] = {
+#define RECORD(type) {#type, sizeof(type)}
+      RECORD(Weights), RECORD(Matrix), RECORD(Plane),   RECORD(KV),
+      RECORD(Layer),   RECORD(Span),   RECORD(Drafter), RECORD(Luck),
+#undef RECORD
+  };
+  for (const auto& record : records)
+    if (!std::strcmp(record.name, name)) return int64_t(record.bytes);
+  return -1;
+}
 
 // 0 portable, 1 AVX2, 2 AVX-512 VNNI: the best that this CPU runs.
 API int specdec_best_set() { return kBest; }

@@ -62,7 +62,7 @@ struct Stack {
       queries = larger(queries, l.heads * l.head_dim);
       keys = larger(keys, l.kv_heads * l.head_dim);
       inner = larger(larger(inner, l.gate.outputs), extra_width);
-      for (const Matrix* m : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down, &l.extra_gate, &l.extra_projection}) {
+      for (const Matrix* m : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down, &l.ple_gate, &l.ple_projection}) {
         if (!m->present()) continue;
         columns = larger(columns, m->columns());
         cost += cost_of(*m, rows);
@@ -176,20 +176,20 @@ struct Stack {
     expect(team, &gate, 1);
     multiply(team, attended, &out, 1);
     each_row(team, 3 * hidden, [&](int64_t r, int thread) {
-      add(l, l.attention_norm, r, thread);
+      add(l, l.attention_post_norm, r, thread);
       prepare(l, l.mlp_norm, r, narrow, thread);
     });
     expect(team, &down, 1);
-    multiply_gated(team, narrow, l.gate, l.up, l.gelu != 0, wide);
+    multiply_gated(team, narrow, l.gate, l.up, l.activation != kSilu, wide);
     activated.quantise(team, wide, l.gate.outputs);
     if (index + 1 < count) {
       Product following[3];
       expect(team, following, projections_of(layers[index + 1], following));
     }
     multiply(team, activated, &down, 1);
-    if (l.extra_gate.present()) feed(team, index, memory);
+    if (l.ple_gate.present()) feed(team, index, memory);
     each_row(team, 3 * hidden, [&](int64_t r, int thread) {
-      add(l, l.extra_gate.present() ? l.extra_norm : l.mlp_post_norm, r, thread);
+      add(l, l.ple_gate.present() ? l.ple_norm : l.mlp_post_norm, r, thread);
       if (l.scalar) chosen->scale_row(*l.scalar, hidden, x + r * hidden);
       if (aux && aux[index]) std::memcpy(aux[index] + r * hidden, x + r * hidden, sizeof(float) * hidden);
       if (index + 1 < count) {
@@ -283,14 +283,14 @@ struct Stack {
       add(l, l.mlp_post_norm, r, thread);
       narrow.put(r, x + r * hidden);
     });
-    const Product gate{&l.extra_gate, wide};
+    const Product gate{&l.ple_gate, wide};
     multiply(team, narrow, &gate, 1);
     each_row(team, extra_width, [&](int64_t r, int) {
       float* row = wide + r * extra_width;
-      chosen->gate_row(row, extra + (r * count + index) * extra_width, extra_width, l.gelu != 0, row);
+      chosen->gate_row(row, extra + (r * count + index) * extra_width, extra_width, l.activation != kSilu, row);
       gated.put(r, row);
     });
-    const Product projection{&l.extra_projection, z};
+    const Product projection{&l.ple_projection, z};
     multiply(team, gated, &projection, 1);
   }
 };
