@@ -29,6 +29,7 @@ from drafter.spec import HeadConfig, head_spec
 from drafter.training import Settings, Trainer
 from specdec import kernels
 from specdec.kernels import records
+from tests.needs_native import needs_kernels
 from tests.test_kernels import path  # noqa: F401  # a fixture
 from tests.tiny import VOCAB, WINDOW, prompt, tiny_model
 from tests.tiny_assistant import backbone
@@ -216,7 +217,7 @@ def test_kernels_take_ids_of_any_whole_type(path: str) -> None:  # noqa: F811
     assert torch.equal(kernels.block_rows(ids.int(), packed, torch.float32), expected)
 
 
-@pytest.mark.skipif(not kernels.active().startswith("native"), reason="the reference takes what torch takes")
+@needs_kernels  # the reference takes what torch takes
 def test_what_the_library_would_misread_does_not_reach_it(folders: tuple[Path, Path]) -> None:
     decoder = loaded(folders, "int8", None).decoder
     store = decoder.new_cache()

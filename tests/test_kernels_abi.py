@@ -15,10 +15,10 @@ import pytest
 
 from specdec import kernels
 from specdec.kernels import abi, native, sources
+from tests.needs_native import needs_library
 
 ROOT = Path(__file__).parent.parent
 _library = native.load()
-needs_library = pytest.mark.skipif(isinstance(_library, str), reason="the native library was not built here")
 HEADER = (sources.FOLDER / "abi.h").read_text(encoding="utf-8")
 NAMES = [record.__name__ for record in abi.RECORDS]
 

@@ -17,12 +17,13 @@ from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
 from specdec.model.stack import Linear
 from specdec.weights.tensors import BlockWeight, quantize
-from tests.test_kernels import NATIVE, _seeded, path, threads
+from tests.needs_native import needs_library
+from tests.test_kernels import _seeded, path, threads
 from tests.tiny import FAMILIES, WINDOW, prompt, tiny_model
 
 __all__ = ["_seeded", "path", "threads"]
 
-pytestmark = pytest.mark.skipif(not NATIVE, reason="the native library was not built here")
+pytestmark = needs_library
 LENGTH = 6 * WINDOW
 STORAGES = ("int4", "int8", "mixed")
 

@@ -65,7 +65,7 @@ CHOICES = ("native", "reference", "native:avx512", "native:avx2", "native:portab
 
 _CHOSEN = "chosen"
 _library = _native.load()
-if isinstance(_library, str) and os.environ.get("SPECDEC_REQUIRE_NATIVE", "") not in ("", "0"):
+if isinstance(_library, str) and _native.required():
     raise RuntimeError(f"SPECDEC_REQUIRE_NATIVE is set, but {_library}; {_native.how_to_build()}")
 _use: _native.Native | None = None
 _why_not = ""

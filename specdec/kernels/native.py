@@ -12,6 +12,7 @@ takes. Left out: gradients.
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from ctypes import Array, addressof, byref, c_float, c_int64, c_uint64
@@ -39,6 +40,11 @@ def load(folder: Path = Path(__file__).parent) -> Native | str:
         return Native(found[0], folder / "csrc")
     except abi.UnusableLibraryError as error:
         return str(error)
+
+
+def required() -> bool:
+    """Return whether SPECDEC_REQUIRE_NATIVE asks for an error where the library cannot be used."""
+    return os.environ.get("SPECDEC_REQUIRE_NATIVE", "") not in ("", "0")
 
 
 def how_to_build() -> str:
