@@ -68,10 +68,10 @@ struct Kernels {
   decltype(&portable::quantise_row) quantise_row;
   decltype(&portable::multiply) multiply;
   decltype(&portable::score) score;
-  decltype(&portable::soften) soften;
-  decltype(&portable::gather) gather;
+  decltype(&portable::softmax_row) softmax_row;
+  decltype(&portable::weighted_values) weighted_values;
   decltype(&portable::norm) norm;
-  decltype(&portable::turn) turn;
+  decltype(&portable::rope_row) rope_row;
   decltype(&portable::gate_row) gate_row;
   decltype(&portable::add_row) add_row;
   decltype(&portable::scale_row) scale_row;
@@ -81,10 +81,10 @@ struct Kernels {
   decltype(&portable::luckiest) luckiest;
 };
 
-#define KERNELS_OF(isa)                                                                                 \
-  {isa::quantise_row, isa::multiply, isa::score,   isa::soften,    isa::gather,     isa::norm,          \
-   isa::turn,         isa::gate_row, isa::add_row, isa::scale_row, isa::unpack_row, isa::best_of,      \
-   isa::contenders,   isa::luckiest}
+#define KERNELS_OF(isa)                                                                                         \
+  {isa::quantise_row, isa::multiply, isa::score, isa::softmax_row, isa::weighted_values, isa::norm,             \
+   isa::rope_row, isa::gate_row, isa::add_row, isa::scale_row, isa::unpack_row, isa::best_of, isa::contenders,  \
+   isa::luckiest}
 const Kernels kSets[] = {
     KERNELS_OF(portable),
 #if defined(__x86_64__)

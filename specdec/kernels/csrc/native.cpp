@@ -131,7 +131,7 @@ API int specdec_rope(const float* x, const float* cos, const float* sin, float* 
   with_team(threads, double(rows) * row, [&](Team& team) {
     team.spread(rows, larger(1, 16384 / row), double(rows) * row, [&](int64_t begin, int64_t end, int) {
       for (int64_t t = begin; t < end; ++t)
-        chosen->turn(x + t * row, cos + t * width, sin + t * width, heads, width, y + t * row);
+        chosen->rope_row(x + t * row, cos + t * width, sin + t * width, heads, width, y + t * row);
     });
   });
   return 0;

@@ -253,7 +253,7 @@ struct Stack {
       } else {
         std::memcpy(one, from, sizeof(float) * width);
       }
-      chosen->turn(one, cos, sin, 1, width, to);
+      chosen->rope_row(one, cos, sin, 1, width, to);
     };
     float* queries = q + row * l.heads * width;
     for (int64_t h = 0; h < l.heads; ++h) turned(queries + h * width, l.q_norm, queries + h * width);

@@ -202,12 +202,12 @@ void attend(Team& team, const Attention& all, const AttentionScratch& space) {
       }
     });
     team.spread(a.rows * a.heads, 1, 16.0 * a.rows * a.heads * a.span, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) chosen->soften(a, i / a.heads, i % a.heads);
+      for (int64_t i = begin; i < end; ++i) chosen->softmax_row(a, i / a.heads, i % a.heads);
     });
     team.spread(a.kv_heads * parts, 1, cost, [&](int64_t begin, int64_t end, int thread) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t column = i % parts * kColumns;
-        chosen->gather(a, i / parts, column, smaller(kColumns, s.value_width - column),
+        chosen->weighted_values(a, i / parts, column, smaller(kColumns, s.value_width - column),
                        space.tiles + thread * space.tile);
       }
     });

@@ -29,7 +29,7 @@ void norm(const float* x, const float* weight, int64_t width, float eps, float* 
 }
 
 // One row of H heads of D floats, turned by one position's cos and sin.
-void turn(const float* x, const float* cos, const float* sin, int64_t heads, int64_t width, float* y) {
+void rope_row(const float* x, const float* cos, const float* sin, int64_t heads, int64_t width, float* y) {
   const int64_t half = width / 2;
   for (int64_t h = 0; h < heads; ++h, x += width, y += width) {
     for (int64_t i = 0; i < half; ++i) y[i] = x[i] * cos[i] + -x[i + half] * sin[i];
