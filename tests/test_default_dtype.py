@@ -197,7 +197,7 @@ def test_kernels_make_what_they_return_in_its_dtype(path: str, dtype: torch.dtyp
             kernels.gated(x, x, "gelu_tanh"),
             kernels.dense_linear(x, x, floats(5) * 0),
             *kernels.quantise_store(k),
-            kernels.contenders(x[0], float(x[0].max()), -1.0, 3),
+            kernels.gumbel_candidates(x[0], float(x[0].max()), -1.0, 3),
             torch.tensor(kernels.best(x[0])[0], dtype=torch.float32),
         ]
 
@@ -239,7 +239,7 @@ def test_what_the_library_would_misread_does_not_reach_it(folders: tuple[Path, P
         records.store_record(kernels.KVView(halves, halves))
     scores = torch.zeros(8, dtype=torch.float32)
     with pytest.raises(AssertionError):
-        kernels.contenders(scores, 0.0, -1.0, 3, torch.arange(8, dtype=torch.int32))
+        kernels.gumbel_candidates(scores, 0.0, -1.0, 3, torch.arange(8, dtype=torch.int32))
 
 
 def test_a_cache_of_float16_goes_op_by_op(folders: tuple[Path, Path]) -> None:

@@ -26,17 +26,17 @@ from specdec.kernels import reference as _reference
 from specdec.kernels.blocks import BlockTensor, pack_blocks, unpack_blocks
 from specdec.kernels.draft import FusedDraft
 from specdec.kernels.layers import FusedLayers, LayerWeights, Span, TextRows, fits
-from specdec.kernels.records import Luck, Matrix, plain, readable
+from specdec.kernels.records import DraftSampling, Matrix, plain, readable
 from specdec.kernels.store import KVView, Rebuild
 
 __all__ = [
     "CHOICES",
     "BlockTensor",
+    "DraftSampling",
     "FusedDraft",
     "FusedLayers",
     "KVView",
     "LayerWeights",
-    "Luck",
     "Matrix",
     "Rebuild",
     "Span",
@@ -180,7 +180,7 @@ def best(x: Tensor) -> tuple[float, int]:
     return _reference.best(x)
 
 
-def contenders(scores: Tensor, top: float, floor: float, key: int, ids: Tensor | None = None) -> Tensor:
+def gumbel_candidates(scores: Tensor, top: float, floor: float, key: int, ids: Tensor | None = None) -> Tensor:
     """The indices, ascending, of the tokens that can have the largest sum of score and noise: long [n].
 
     `scores` [candidates], the largest of them `top`; nothing at or below `floor` can win. `key`: of the noise at the
@@ -188,8 +188,8 @@ def contenders(scores: Tensor, top: float, floor: float, key: int, ids: Tensor |
     candidates' token ids, None where those are their indices.
     """
     if _use is not None and plain(scores):
-        return _use.contenders(scores, top, floor, key, ids)
-    return _reference.contenders(scores, top, floor, key)
+        return _use.gumbel_candidates(scores, top, floor, key, ids)
+    return _reference.gumbel_candidates(scores, top, floor, key)
 
 
 def dense_linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -71,7 +71,7 @@ class Drafter(Structure):
     )
 
 
-class Luck(Structure):
+class DraftSampling(Structure):
     _fields_ = (
         ("keys", c_void_p),
         ("sharpness", c_float),
@@ -81,13 +81,13 @@ class Luck(Structure):
     )
 
 
-RECORDS = (Weights, Matrix, Plane, KV, Layer, Span, Drafter, Luck)
+RECORDS = (Weights, Matrix, Plane, KV, Layer, Span, Drafter, DraftSampling)
 
 _ARGUMENTS = {
     "specdec_block_linear": [c_void_p] * 5 + [c_int64] * 3 + [c_int] * 2,
     "specdec_block_rows": [c_void_p] * 5 + [c_int64] * 3 + [c_int],
     "specdec_best": [c_void_p, c_int64, c_void_p],
-    "specdec_contenders": [c_void_p, c_void_p, c_int64, c_float, c_double, c_uint64, c_void_p],
+    "specdec_gumbel_candidates": [c_void_p, c_void_p, c_int64, c_float, c_double, c_uint64, c_void_p],
     "specdec_attention": [c_void_p] * 4 + [c_float, c_void_p] + [c_int64] * 3 + [c_int],
     "specdec_layers": [c_void_p, c_int64] * 2 + [c_void_p] * 4 + [c_int64] * 2 + [c_void_p, c_int64, c_void_p, c_int],
     "specdec_draft": [c_void_p] * 2
@@ -105,7 +105,7 @@ _ARGUMENTS = {
 }
 _RESULTS = {  # the others return an int: a code, 0 where all is well, or what they were asked for
     "specdec_best": c_int64,
-    "specdec_contenders": c_int64,
+    "specdec_gumbel_candidates": c_int64,
     "specdec_record_size": c_int64,
     "specdec_sources_hash": c_char_p,
 }

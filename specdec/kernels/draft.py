@@ -9,7 +9,7 @@ from torch import Tensor
 from specdec.kernels import abi
 from specdec.kernels.blocks import BlockTensor
 from specdec.kernels.layers import FusedLayers, Span, TextRows, Views
-from specdec.kernels.records import Luck, Matrix, address, matrix_record, plain_ids, weights_record
+from specdec.kernels.records import DraftSampling, Matrix, address, matrix_record, plain_ids, weights_record
 
 
 class FusedDraft:
@@ -51,19 +51,19 @@ class FusedDraft:
         steps: int,
         spans: Mapping[str, Span],
         views: Views,
-        luck: Luck | None = None,
+        sampling: DraftSampling | None = None,
     ) -> list[int]:
         """`steps` tokens after `newest`.
 
         `state` [backbone hidden] float32: what chose `newest`, followed by those of the layers that it fuses. `spans`:
-        of the one row, at its position. `views`: the stores of the backbone's cache. `luck`: how its tokens are
+        of the one row, at its position. `views`: the stores of the backbone's cache. `sampling`: how its tokens are
         sampled; None: the largest logit wins.
         """
         layers = self._layers
         stores, (table, _kept) = layers.stores([TextRows(1, views)]), layers.spans(spans, 1)
         state = state.contiguous()
         return layers.library.draft(
-            self._drafter, layers.records, table, stores, layers.norm, state, newest, steps, luck
+            self._drafter, layers.records, table, stores, layers.norm, state, newest, steps, sampling
         )
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from specdec.kernels import abi
 from specdec.kernels.blocks import BlockTensor
-from specdec.kernels.records import Luck, plain, plain_ids, store_record
+from specdec.kernels.records import DraftSampling, plain, plain_ids, store_record
 from specdec.kernels.store import KVView
 
 SETS = ("portable", "avx2", "avx512-vnni")
@@ -68,7 +68,7 @@ class Native:
         self._layers = library.specdec_layers
         self._draft = library.specdec_draft
         self._best = library.specdec_best
-        self._contenders = library.specdec_contenders
+        self._gumbel_candidates = library.specdec_gumbel_candidates
         self._attention = library.specdec_attention
         self._rms_norm = library.specdec_rms_norm
         self._rope = library.specdec_rope
@@ -127,11 +127,11 @@ class Native:
         index: int = self._best(x.data_ptr(), x.numel(), byref(value))
         return value.value, index
 
-    def contenders(self, scores: Tensor, top: float, floor: float, key: int, ids: Tensor | None) -> Tensor:
+    def gumbel_candidates(self, scores: Tensor, top: float, floor: float, key: int, ids: Tensor | None) -> Tensor:
         assert plain(scores) and (ids is None or (plain_ids(ids) and ids.numel() == scores.numel()))
         found = torch.empty(scores.numel(), dtype=torch.int64)
         of = None if ids is None else ids.data_ptr()
-        kept: int = self._contenders(scores.data_ptr(), of, scores.numel(), top, floor, key, found.data_ptr())
+        kept: int = self._gumbel_candidates(scores.data_ptr(), of, scores.numel(), top, floor, key, found.data_ptr())
         return found[:kept]
 
     def attention(self, q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale: float) -> Tensor:
@@ -201,15 +201,15 @@ class Native:
         state: Tensor,
         newest: int,
         steps: int,
-        luck: Luck | None,
+        sampling: DraftSampling | None,
     ) -> list[int]:
         """`steps` tokens after `newest`, which `state` [backbone hidden] (float32, contiguous) chose."""
         assert plain(norm) and plain(state)
         x, tokens = torch.empty_like(norm), (c_int64 * steps)()
         given = None
-        if luck is not None:
-            keys = (c_uint64 * steps)(*luck.keys)
-            given = abi.Luck(addressof(keys), *luck[1:])
+        if sampling is not None:
+            keys = (c_uint64 * steps)(*sampling.keys)
+            given = abi.DraftSampling(addressof(keys), *sampling[1:])
         code = self._draft(
             byref(drafter),
             layers,

@@ -27,7 +27,7 @@ class Matrix:
     bias: Tensor | None = None
 
 
-class Luck(NamedTuple):
+class DraftSampling(NamedTuple):
     """How the tokens of a draft are sampled: the key of each one's noise, what logits are multiplied by before it is
     added, and which of them may be sampled (`specdec.sampling.Warping`)."""
 

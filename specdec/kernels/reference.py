@@ -109,8 +109,8 @@ def best(x: Tensor) -> tuple[float, int]:
     return float(value), int(wanted.to(torch.uint8).argmax())
 
 
-def contenders(scores: Tensor, top: float, floor: float, key: int) -> Tensor:
-    """Indices of the tokens above `floor`: each of them could be lucky."""
+def gumbel_candidates(scores: Tensor, top: float, floor: float, key: int) -> Tensor:
+    """Return the indices of the tokens above `floor`, each of which could win with enough noise."""
     return torch.nonzero(scores > floor).squeeze(1)
 
 

@@ -84,7 +84,7 @@ struct Drafter {
 
 // How the tokens of a draft are sampled: the key of each position's noise, and what is done to logits before: `Noise`
 // and `Warping` of specdec/sampling.py.
-struct Luck {
+struct DraftSampling {
   const uint64_t* keys;
   float sharpness;
   int64_t top_k;  // 0: all

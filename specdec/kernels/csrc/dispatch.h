@@ -77,14 +77,14 @@ struct Kernels {
   decltype(&portable::scale_row) scale_row;
   decltype(&portable::unpack_row) unpack_row;
   decltype(&portable::best_of) best_of;
-  decltype(&portable::contenders) contenders;
-  decltype(&portable::luckiest) luckiest;
+  decltype(&portable::gumbel_candidates) gumbel_candidates;
+  decltype(&portable::gumbel_argmax) gumbel_argmax;
 };
 
-#define KERNELS_OF(isa)                                                                                         \
-  {isa::quantise_row, isa::multiply, isa::score, isa::softmax_row, isa::weighted_values, isa::norm,             \
-   isa::rope_row, isa::gate_row, isa::add_row, isa::scale_row, isa::unpack_row, isa::best_of, isa::contenders,  \
-   isa::luckiest}
+#define KERNELS_OF(isa)                                                                              \
+  {isa::quantise_row, isa::multiply, isa::score, isa::softmax_row, isa::weighted_values, isa::norm,  \
+   isa::rope_row, isa::gate_row, isa::add_row, isa::scale_row, isa::unpack_row, isa::best_of,        \
+   isa::gumbel_candidates, isa::gumbel_argmax}
 const Kernels kSets[] = {
     KERNELS_OF(portable),
 #if defined(__x86_64__)

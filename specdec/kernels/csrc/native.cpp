@@ -2,8 +2,8 @@
 // does not depend on torch's version. Loaded by native.py through ctypes.
 //
 // This file is the interface: addresses and scratch memory. abi.h says what comes in, shapes.h what is passed around,
-// steps.h and stack.h cut the work into pieces, threads.h says who does them, dispatch.h holds every instruction set and
-// asks the CPU which it has, and the arithmetic is in isa/: product.inl, rows.inl and attention.inl, on the sixteen
+// steps.h and stack.h cut the work into pieces, threads.h says who does them, dispatch.h holds every instruction set
+// and asks the CPU which it has, and the arithmetic is in isa/: product.inl, rows.inl and attention.inl, on the sixteen
 // floats of simd.inl.
 
 #include <cstddef>
@@ -39,7 +39,7 @@ API int64_t specdec_record_size(const char* name) {
   } records[] = {
 #define RECORD(type) {#type, sizeof(type)}
       RECORD(Weights), RECORD(Matrix), RECORD(Plane),   RECORD(KV),
-      RECORD(Layer),   RECORD(Span),   RECORD(Drafter), RECORD(Luck),
+      RECORD(Layer),   RECORD(Span),   RECORD(Drafter), RECORD(DraftSampling),
 #undef RECORD
   };
   for (const auto& record : records)
@@ -153,9 +153,9 @@ API int specdec_gated(const float* gate, const float* up, int gelu, float* y, in
 API int64_t specdec_best(const float* x, int64_t count, float* value) { return chosen->best_of(x, count, value); }
 
 // `ids` [count]: whose noise each score gets; null: 0 to count - 1.
-API int64_t specdec_contenders(const float* scores, const int64_t* ids, int64_t count, float top, double floor,
+API int64_t specdec_gumbel_candidates(const float* scores, const int64_t* ids, int64_t count, float top, double floor,
                                uint64_t key, int64_t* found) {
-  return chosen->contenders(scores, ids, count, top, floor, key, found);
+  return chosen->gumbel_candidates(scores, ids, count, top, floor, key, found);
 }
 
 // x [rows, hidden] through `count` decoder layers and a last norm of weight `final_norm` [hidden], in place. The rows
@@ -170,12 +170,12 @@ API int specdec_layers(const Layer* layers, int64_t count, const Span* spans, in
 }
 
 // `steps` tokens [steps] of a head with these layers; stores, spans and the rest are those of `specdec_layers` for one
-// row, x [hidden] is scratch, `state` [the backbone's width] the state that chose `newest`. `luck`: how its tokens
+// row, x [hidden] is scratch, `state` [the backbone's width] the state that chose `newest`. `sampling`: how its tokens
 // are sampled; null: they are not. Codes: see draft.h.
 API int specdec_draft(const Drafter* drafter, const Layer* layers, int64_t count, const Span* spans,
                       const KV* const* stores, const float* final_norm, float* x, int64_t hidden, const float* state,
-                      int64_t newest, int64_t steps, const Luck* luck, int64_t* tokens, int threads) {
+                      int64_t newest, int64_t steps, const DraftSampling* sampling, int64_t* tokens, int threads) {
   const int64_t starts[2] = {0, 1};
   const Stack stack{layers, count, spans, {1, starts, stores}, final_norm, x, 1, hidden, nullptr, 0, nullptr};
-  return draft(*drafter, stack, state, newest, steps, luck, tokens, threads);
+  return draft(*drafter, stack, state, newest, steps, sampling, tokens, threads);
 }

@@ -192,7 +192,8 @@ void gemm_tile(const Weights& w, int64_t group, const Tile& tile, float* y, int6
 template <int T>
 void gemm_tile_of(const Weights& w, int64_t group, const Tile& tile, float* y, int64_t stride, int count) {
   if (w.bits == 8) return gemm_tile<T, 8, false>(w, group, tile, y, stride, count);
-  if (w.bits == 5) return (w.minimum ? gemm_tile<T, 5, true> : gemm_tile<T, 5, false>)(w, group, tile, y, stride, count);
+  if (w.bits == 5)
+    return (w.minimum ? gemm_tile<T, 5, true> : gemm_tile<T, 5, false>)(w, group, tile, y, stride, count);
   return (w.minimum ? gemm_tile<T, 4, true> : gemm_tile<T, 4, false>)(w, group, tile, y, stride, count);
 }
 
