@@ -27,7 +27,7 @@ from specdec.kernels.blocks import BlockTensor, pack_blocks, unpack_blocks
 from specdec.kernels.draft import FusedDraft
 from specdec.kernels.layers import FusedLayers, LayerWeights, Span, TextRows, fits
 from specdec.kernels.records import DraftSampling, Matrix, plain, readable
-from specdec.kernels.store import KVView, Rebuild
+from specdec.kernels.store import KeyFromValue, KVView
 
 __all__ = [
     "CHOICES",
@@ -36,9 +36,9 @@ __all__ = [
     "FusedDraft",
     "FusedLayers",
     "KVView",
+    "KeyFromValue",
     "LayerWeights",
     "Matrix",
-    "Rebuild",
     "Span",
     "TextRows",
     "active",

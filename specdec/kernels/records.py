@@ -61,11 +61,11 @@ def store_record(kv: KVView) -> abi.KV:
     store.values = _plane(kv.values, kv.value_scale)
     if kv.keys is not None:
         store.keys = _plane(kv.keys, kv.key_scale)
-    elif kv.rebuild is not None:
-        made = (kv.rebuild.weight, kv.rebuild.cos, kv.rebuild.sin)
+    elif kv.key_from_value is not None:
+        made = (kv.key_from_value.weight, kv.key_from_value.cos, kv.key_from_value.sin)
         assert all(map(plain, made))
         store.weight, store.cos, store.sin = (t.data_ptr() for t in made)
-        store.pairs = kv.rebuild.cos.shape[1]
+        store.pairs = kv.key_from_value.cos.shape[1]
     return store
 
 

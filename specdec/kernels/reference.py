@@ -246,13 +246,13 @@ def stored(kv: KVView, low: int, high: int) -> tuple[Tensor, Tensor]:
     """Keys and values [Hkv, L, D] of positions low .. high - 1, float32."""
     values = _visible(kv.values, kv.value_scale, low, high)
     if kv.keys is None:
-        return _rebuilt(kv, values, slice(low, high)), values
+        return _keys_from_values(kv, values, slice(low, high)), values
     return _visible(kv.keys, kv.key_scale, low, high), values
 
 
-def _rebuilt(kv: KVView, values: Tensor, positions: slice | Tensor) -> Tensor:
+def _keys_from_values(kv: KVView, values: Tensor, positions: slice | Tensor) -> Tensor:
     """Keys [H, L, D] of `positions` from their values [H, L, D], float32."""
-    made = kv.rebuild
+    made = kv.key_from_value
     assert made is not None
     keys = values * made.weight.float()
     half, count = keys.shape[-1] // 2, made.cos.shape[-1]
@@ -281,7 +281,7 @@ def _masked_attention(q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int
         k = whole(kv.keys, kv.key_scale)
     else:
         # a full layer's slots are its positions, those that nobody sees yet included
-        k = _rebuilt(kv, v.float(), torch.arange(slots, dtype=torch.int64, device=q.device)).to(q.dtype)
+        k = _keys_from_values(kv, v.float(), torch.arange(slots, dtype=torch.int64, device=q.device)).to(q.dtype)
     keys, found = k.repeat_interleave(group, dim=0), v.repeat_interleave(group, dim=0)  # [Hq, S, D]
     scores = torch.matmul(q.transpose(0, 1), keys.transpose(1, 2)).float() * scale  # [Hq, T, S]
     weights = torch.softmax(scores.masked_fill(~seen, -torch.inf), dim=-1)

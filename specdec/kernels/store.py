@@ -14,11 +14,11 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Rebuild:
-    """Keys from values, for Gemma 4's full layers, which make both from one projection: rope(values * weight).
+class KeyFromValue:
+    """Make keys from values, rope(values * weight): Gemma 4's full layers have one projection for both.
 
-    `weight` [D]: the key norm's. `cos`, `sin` [P, n]: rotations of positions 0 .. P - 1, of the first n pairs (i,
-    i + D / 2); the others do not turn.
+    `weight` [D]: of the key norm. `cos`, `sin` [P, n]: rotations of positions 0 .. P - 1, for the first n pairs (i,
+    i + D / 2) of a head; the other pairs stay as they are.
     """
 
     weight: Tensor
@@ -30,8 +30,8 @@ class Rebuild:
 class KVView:
     """One layer's keys [Hkv, S, D] and values [Hkv, S, Dv]; position p lives in slot p % S.
 
-    `keys` None: `rebuild` says how to make them from `values`. `key_scale`, `value_scale` float32 [Hkv, S]: of an int8
-    store, whose numbers are value * scale.
+    `keys` None: `key_from_value` says how to make them from `values`. `key_scale`, `value_scale` float32 [Hkv, S]: of an
+    int8 store, whose numbers are value * scale.
 
     Raises ValueError when shapes or types do not belong together.
     """
@@ -40,7 +40,7 @@ class KVView:
     values: Tensor
     key_scale: Tensor | None = None
     value_scale: Tensor | None = None
-    rebuild: Rebuild | None = None
+    key_from_value: KeyFromValue | None = None
 
     def __post_init__(self) -> None:
         keys = self.values if self.keys is None else self.keys
@@ -49,8 +49,8 @@ class KVView:
                 "attention wants keys [Hkv, S, D] and values [Hkv, S, Dv] of one type, got "
                 f"{tuple(keys.shape)} {keys.dtype} and {tuple(self.values.shape)} {self.values.dtype}"
             )
-        if (self.keys is None) is (self.rebuild is None):
-            raise ValueError("a store has keys, or the means to rebuild them from its values")
+        if (self.keys is None) is (self.key_from_value is None):
+            raise ValueError("a store has keys, or what makes a key from its value")
         scaled = (self.value_scale is not None) + (self.keys is not None and self.key_scale is not None)
         if scaled != (0 if keys.dtype != torch.int8 else 1 if self.keys is None else 2):
             raise ValueError("an int8 store has a float32 scale [Hkv, S] for everything it holds, others have none")

@@ -160,8 +160,8 @@ API int64_t specdec_gumbel_candidates(const float* scores, const int64_t* ids, i
 
 // x [rows, hidden] through `count` decoder layers and a last norm of weight `final_norm` [hidden], in place. The rows
 // belong to `texts` texts, one after the other: those of text i begin at starts[i], and Layer::store indexes stores[i].
-// `spans` are indexed by Layer::kind; `extra` [rows, count, extra width] or null; `aux`: see Stack. 1 when out of memory,
-// 2 when a row sees more positions than a store has slots.
+// `spans` are indexed by Layer::kind; `extra` [rows, count, extra width] or null; `aux`: see Stack. 1 when out of
+// memory, 2 when a row sees more positions than a store has slots.
 API int specdec_layers(const Layer* layers, int64_t count, const Span* spans, int64_t texts, const int64_t* starts,
                        const KV* const* stores, const float* final_norm, float* x, int64_t rows,
                        int64_t hidden, const float* extra, int64_t extra_width, float* const* aux, int threads) {

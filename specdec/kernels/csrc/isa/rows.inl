@@ -137,9 +137,9 @@ INLINE uint64_t noise_bound(const uint64_t* bits) {
 
 // Finds the tokens that can have the largest scores[i] + gumbel(u[i]), u[i] = (bits + 1/2) / 2^53: found [count] gets
 // their indices, ascending; returns how many. `ids` [count]: whose noise; null: i's. `top`: the largest score; nothing
-// at or below `floor` can win. A token that is `need` below the best sum of the likeliest ones must have gumbel(u) >=
-// need, so 1 - u <= exp(-need): a look into a table instead of two logarithms. The caller computes the sums of those few
-// as it always does, so no choice depends on this.
+// at or below `floor` can win. A token that is `need` below the best sum of the likeliest ones must have
+// gumbel(u) >= need, so 1 - u <= exp(-need): a look into a table instead of two logarithms. The caller computes the
+// sums of those few as it always does, so no choice depends on this.
 int64_t gumbel_candidates(const float* scores, const int64_t* ids, int64_t count, float top, double floor, uint64_t key,
                    int64_t* found) {
   constexpr int kSteps = 64, kExact = 256;

@@ -1,6 +1,6 @@
 // Sixteen floats and what can be done with them, for one instruction set. all.inl includes this file, then
-// product.inl, rows.inl and attention.inl, once per set, inside a namespace and under the compiler's target pragma, with
-// KERNEL_ISA = 0 (portable), 2 (AVX2) or 5 (AVX-512 VNNI). They therefore have no include guards and no includes:
+// product.inl, rows.inl and attention.inl, once per set, inside a namespace and under the compiler's target pragma,
+// with KERNEL_ISA = 0 (portable), 2 (AVX2) or 5 (AVX-512 VNNI). They therefore have no include guards and no includes:
 // dispatch.h has what they need.
 //
 // Every set gives the same bits: floats are combined in an order that does not depend on the vector width (16
