@@ -43,7 +43,7 @@ class KV(Structure):
 
 
 class Layer(Structure):
-    """The twin of `specdec.kernels.LayerWeights`, whose names it has."""
+    """Point at one decoder layer, by the names of `specdec.kernels.LayerWeights`."""
 
     _fields_ = (
         *((name, Matrix) for name in ("q", "k", "v", "o", "gate", "up", "down", "ple_gate", "ple_projection")),
@@ -112,7 +112,7 @@ _RESULTS = {  # the others return an int: a code, 0 where all is well, or what t
 
 
 class UnusableLibraryError(Exception):
-    """A library that must not be called; its text says why, in words for a user."""
+    """Say in words for a user why a library must not be called."""
 
 
 def open_library(path: Path, sources: Path) -> CDLL:

@@ -13,7 +13,7 @@ from specdec.kernels.records import DraftSampling, Matrix, address, matrix_recor
 
 
 class FusedDraft:
-    """A head whose drafts are made in one call (csrc/draft.h). Made by `specdec.kernels.fuse_draft`."""
+    """Draft with a head in one native call (csrc/draft.h). `specdec.kernels.fuse_draft` makes the objects."""
 
     def __init__(
         self,
@@ -53,11 +53,11 @@ class FusedDraft:
         views: Views,
         sampling: DraftSampling | None = None,
     ) -> list[int]:
-        """`steps` tokens after `newest`.
+        """Draft `steps` tokens after `newest`.
 
-        `state` [backbone hidden] float32: what chose `newest`, followed by those of the layers that it fuses. `spans`:
-        of the one row, at its position. `views`: the stores of the backbone's cache. `sampling`: how its tokens are
-        sampled; None: the largest logit wins.
+        `state` [(1 + fused layers) * backbone hidden] float32: the backbone's state that chose `newest`, then those of
+        the layers that the head fuses. `spans`: of the one row, at its position. `views`: the stores of the backbone's
+        cache. `sampling`: how the tokens are sampled; None: the largest logit wins.
         """
         layers = self._layers
         stores, (table, _kept) = layers.stores([TextRows(1, views)]), layers.spans(spans, 1)

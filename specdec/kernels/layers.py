@@ -26,14 +26,14 @@ Views = Sequence[KVView | None]
 
 
 class Packed(Protocol):
-    """A matrix that can say how it is packed, whatever else it is."""
+    """Have a matrix in the form that the kernels read."""
 
     @property
     def matrix(self) -> Matrix: ...
 
 
 class LayerShape(Protocol):
-    """The shape of a layer's attention. `kind`: whose rotations and row bounds the layer uses."""
+    """Give the shape of a layer's attention. `kind`: whose rotations and row bounds the layer uses."""
 
     @property
     def kind(self) -> str: ...
@@ -50,7 +50,7 @@ Linear = TypeVar("Linear", bound=Packed)
 
 @dataclass(frozen=True, kw_only=True)
 class LayerWeights(Generic[Linear]):
-    """One decoder layer: attention and a gated MLP around a residual stream of [T, hidden].
+    """Hold one decoder layer: attention and a gated MLP around a residual stream of [T, hidden].
 
     `scale` multiplies q @ k. `k`, `v` and `k_norm` are None in a layer that reads K/V which another layer stored; `v`
     also where V is made from k_proj's output, and `norm_values` says whether V is normed. Norms are weights [width] in
@@ -97,7 +97,7 @@ def fits(layer: LayerWeights[Any]) -> bool:
 
 @dataclass(frozen=True)
 class Span:
-    """Where the rows of a pass are, for the layers of one kind.
+    """Place the rows of a pass, for the layers of one kind.
 
     `cos`, `sin` [T, head_dim]; row t sees positions first[t] .. end[t] - 1, and layers that store K/V put its own at
     position end[t] - 1.
@@ -109,28 +109,31 @@ class Span:
     end: Sequence[int]
 
     def part(self, rows: slice) -> Span:
-        """Some of the rows."""
+        """Return the span of some of the rows."""
         return Span(self.cos[rows], self.sin[rows], self.first[rows], self.end[rows])
 
 
 class TextRows(NamedTuple):
-    """How many rows of one text, and its cache's stores: the same object until one of them changes (None: not read)."""
+    """Count the rows of one text, and name its cache's stores (None: not read).
+
+    `views` stays the same object until a store changes.
+    """
 
     rows: int
     views: Views
 
 
 class _Tables(threading.local):
-    """Where the stores of the texts of the last pass are; each thread decodes texts of its own."""
+    """Keep the records of the stores of the last pass's texts; each thread decodes texts of its own."""
 
     def __init__(self) -> None:
         self.kept: dict[int, tuple[Views, Array[abi.KV]]] = {}
 
 
 class FusedLayers:
-    """A stack of layers, and the norm after it, that runs in one call. Made by `specdec.kernels.fuse`.
+    """Run a stack of layers, and the norm after it, in one native call. `specdec.kernels.fuse` makes the objects.
 
-    `library`, `records`, `norm`, `stores` and `spans` are what such a call takes; a draft's (draft.py) takes them too.
+    `library`, `records`, `norm`, `stores` and `spans` are what a call takes, that of a draft (draft.py) too.
     """
 
     def __init__(
@@ -157,8 +160,9 @@ class FusedLayers:
         extra: Tensor | None = None,
         aux_layers: Sequence[int] = (),
     ) -> Tensor:
-        """Rows x [T, hidden] float32 through all layers and the norm after them, in place; returns x, followed by what
-        leaves `aux_layers`: [T, (1 + their count) * hidden].
+        """Take rows x [T, hidden] float32 through all layers and the norm after them, in place.
+
+        Returns x, followed by the rows as they leave each of `aux_layers`: [T, (1 + number of those) * hidden].
 
         `texts`: whose rows these are, in their order. `extra` [T, layers, width] float32: per-layer inputs of the
         layers that want them.
@@ -180,13 +184,13 @@ class FusedLayers:
         return torch.cat((x, *(outputs[layer] for layer in aux_layers)), dim=1)
 
     def stores(self, texts: Sequence[TextRows]) -> Array[c_void_p]:
-        """Where each text's stores are."""
+        """Return the addresses of each text's stores."""
         # Kept as long as they are in use: to make a text's table anew costs as much as a small pass.
         self._tables.kept = {id(text.views): self._table(text.views) for text in texts}
         return (c_void_p * len(texts))(*(addressof(self._tables.kept[id(text.views)][1]) for text in texts))
 
     def spans(self, spans: Mapping[str, Span], rows: int) -> tuple[Array[abi.Span], list[Any]]:
-        """The table of spans, and what has to live as long as it does."""
+        """Return the records of `spans`, and the objects that have to live as long as the records do."""
         bounds = c_int64 * rows
         kept: list[Any] = []
         table = (abi.Span * len(self._kinds))()
@@ -201,14 +205,17 @@ class FusedLayers:
         return table, kept
 
     def _table(self, views: Views) -> tuple[Views, Array[abi.KV]]:
-        """`views`, so that they live, and the records that point into them."""
+        """Return `views`, which so live on, and the records that point into them."""
         if (known := self._tables.kept.get(id(views))) is not None:
             return known
         return views, (abi.KV * len(views))(*(abi.KV() if v is None else store_record(v) for v in views))
 
     def usable(self, texts: Iterable[Views]) -> bool:
-        """Return whether this call can make a pass of `texts`: the native kernels are still the ones in use, no
-        gradients are wanted, and the stores of each text, which are all of one type, are of one that they read."""
+        """Return whether this call can make a pass of `texts`.
+
+        It can while the native kernels are in use, no gradients are wanted, and the kernels read the type of each
+        text's stores, which have one type.
+        """
         if not self._in_use() or torch.is_grad_enabled():
             return False
         return all(next(view for view in views if view is not None).values.dtype in STORE_TYPES for views in texts)

@@ -57,7 +57,7 @@ def how_to_build() -> str:
 
 
 class Native:
-    """The library, using the best instruction set of this CPU until `use` says otherwise."""
+    """Call the library, on the best instruction set of this CPU until `use` names another."""
 
     def __init__(self, path: Path, sources: Path) -> None:
         """Open the library at `path`, which was built from the folder `sources`; raises as `abi.open_library` does."""
@@ -78,7 +78,7 @@ class Native:
         self.instruction_set = self.available[-1]
 
     def use(self, instruction_set: str) -> None:
-        """Run on one of `available` from now on (process-wide)."""
+        """Run on `instruction_set`, one of `available`, from now on; in the whole process."""
         assert instruction_set in self.available, instruction_set
         self._library.specdec_use_set(SETS.index(instruction_set))
         self.instruction_set = instruction_set
@@ -166,11 +166,10 @@ class Native:
         extra: Tensor | None,
         aux: Array[Any] | None = None,
     ) -> None:
-        """x float32 [T, hidden] (contiguous) through layers and a norm, in place; `extra` [T, layers, width].
+        """Take rows x float32 [T, hidden] (contiguous) through layers and a norm, in place.
 
-        `aux`: for each layer where its output [T, hidden] goes too, null: nowhere.
-
-        `starts`: the first row of each text, and T at the end; `stores`: where each text's stores are.
+        `starts`: the first row of each text, and T at the end. `stores`: where each text's stores are. `extra` [T,
+        layers, width]: per-layer inputs. `aux`: for each layer where its output [T, hidden] goes too; null: nowhere.
         """
         assert plain(norm) and plain(x) and (extra is None or plain(extra))
         code = self._layers(
@@ -203,7 +202,7 @@ class Native:
         steps: int,
         sampling: DraftSampling | None,
     ) -> list[int]:
-        """`steps` tokens after `newest`, which `state` [backbone hidden] (float32, contiguous) chose."""
+        """Draft `steps` tokens after `newest`, which `state` [backbone hidden] (float32, contiguous) chose."""
         assert plain(norm) and plain(state)
         x, tokens = torch.empty_like(norm), (c_int64 * steps)()
         given = None

@@ -21,15 +21,18 @@ STORE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # `StoreType
 
 @dataclass(frozen=True)
 class Matrix:
-    """Packed weights [out, in] (None: they are stored otherwise) and an optional bias [out]."""
+    """Hold packed weights [out, in] (None: they are stored otherwise) and an optional bias [out]."""
 
     blocks: BlockTensor | None
     bias: Tensor | None = None
 
 
 class DraftSampling(NamedTuple):
-    """How the tokens of a draft are sampled: the key of each one's noise, what logits are multiplied by before it is
-    added, and which of them may be sampled (`specdec.sampling.Warping`)."""
+    """Say how the tokens of a draft are sampled.
+
+    `keys`: of each token's noise. `sharpness` multiplies logits before the noise is added. `top_k`, `top_p`, `min_p`:
+    which tokens may be sampled (`specdec.sampling.Warping`).
+    """
 
     keys: Sequence[int]
     sharpness: float

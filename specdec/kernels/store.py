@@ -1,8 +1,8 @@
-"""How attention finds a layer's keys and values: the seam between the cache, whose business the layout is, and the
-kernels that read it.
+"""Describe a layer's keys and values to attention: the seam between the cache, which lays a store out, and the kernels,
+which read it.
 
 A store is float32 or another float type as it is, int8 with a float32 scale per head and slot, or values alone, from
-which the keys are rebuilt. Left out: writing, which belongs to the cache.
+which attention makes the keys. Left out: writing, which belongs to the cache.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class KeyFromValue:
 
 @dataclass(frozen=True)
 class KVView:
-    """One layer's keys [Hkv, S, D] and values [Hkv, S, Dv]; position p lives in slot p % S.
+    """Hold one layer's keys [Hkv, S, D] and values [Hkv, S, Dv]; position p lives in slot p % S.
 
-    `keys` None: `key_from_value` says how to make them from `values`. `key_scale`, `value_scale` float32 [Hkv, S]: of an
+    Where `keys` is None, `key_from_value` makes keys from `values`. `key_scale`, `value_scale` float32 [Hkv, S]: of an
     int8 store, whose numbers are value * scale.
 
     Raises ValueError when shapes or types do not belong together.
