@@ -2,10 +2,12 @@
 
 The library is plain C++17 with a C interface: it needs no headers of Python or torch, so one call of whatever
 C++ compiler is found builds it, in seconds. Without a compiler, or when it fails, the install goes on and the
-torch path runs. CXX names another compiler.
+torch path runs; with SPECDEC_REQUIRE_NATIVE=1 it fails. CXX names another compiler; SPECDEC_CXXFLAGS adds options,
+which is how CI asks for warnings and sanitizers.
 """
 
 import os
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -15,11 +17,13 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCE = "specdec/kernels/native.cpp"
-HEADERS = sorted(map(str, Path("specdec/kernels").glob("*.h")))  # all of them, or an sdist lacks one
+SOURCE = "specdec/kernels/csrc/native.cpp"
+# By its path: the package itself cannot be imported before torch is there.
+SOURCES = runpy.run_path("specdec/kernels/sources.py")
+INCLUDED = [os.path.relpath(path) for path in SOURCES["source_files"]()]
 # Bits must not depend on the compiler's taste: no fused multiply-add, no reordering of float sums.
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-fast-math"]
-FLAGS += ["-fno-math-errno", "-fno-exceptions", "-fno-rtti", "-w"]
+FLAGS += ["-fno-math-errno", "-fno-exceptions", "-fno-rtti"]
 
 
 class BuildNative(build_ext):
@@ -36,17 +40,23 @@ class BuildNative(build_ext):
         compilers = [shlex.split(name) for name in names]
         tried = [command for command in compilers if shutil.which(command[0])]
         link = ["-shared", "-pthread"] if sys.platform.startswith("linux") else ["-shared"]
+        # A user's compiler is not asked for warnings: a newer one may have some that nobody has seen yet.
+        flags = [*FLAGS, *shlex.split(os.environ.get("SPECDEC_CXXFLAGS", "-w"))]
+        flags.append(f'-DSPECDEC_SOURCES_HASH="{SOURCES["sources_hash"]()}"')  # compared when the library is loaded
         for command in tried:
             done = subprocess.run(
-                [*command, *FLAGS, *ext.sources, "-o", str(target), *link], capture_output=True, text=True
+                [*command, *flags, *ext.sources, "-o", str(target), *link], capture_output=True, text=True
             )
             if done.returncode == 0:
                 return
             self.warn(f"{command[0]} failed:\n{done.stderr[-2000:]}")
-        self.warn(f"native kernels not built ({'see above' if tried else 'no C++ compiler'}); torch runs instead")
+        why = f"native kernels not built ({'see above' if tried else 'no C++ compiler'})"
+        if os.environ.get("SPECDEC_REQUIRE_NATIVE", "") not in ("", "0"):
+            raise SystemExit(f"{why}, and SPECDEC_REQUIRE_NATIVE is set")  # an Exception would be taken as optional
+        self.warn(f"{why}; torch runs instead")
 
 
 setup(
-    ext_modules=[Extension("specdec.kernels._native", [SOURCE], depends=HEADERS, optional=True)],
+    ext_modules=[Extension("specdec.kernels._native", [SOURCE], depends=INCLUDED, optional=True)],
     cmdclass={"build_ext": BuildNative},
 )

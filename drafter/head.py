@@ -29,7 +29,7 @@ from specdec.cache import KVCache
 from specdec.kernels import Span
 from specdec.model.decoder import Decoder
 from specdec.model.stack import Linear, Rotations, Stack, TextPass
-from specdec.sampling import Noise, luckiest
+from specdec.sampling import Noise, gumbel_argmax
 from specdec.weights.tensors import Weight
 
 
@@ -126,7 +126,7 @@ def best(head: Head, x: Tensor, newest: Tensor, noise: Noise | None = None, key:
             kept = noise.warping.kept(scores) if noise.warping.truncates else None
             if kept is not None:
                 scores, ids = scores[kept], kept if ids is None else ids[kept]
-            first = luckiest(scores, top, key, ids)
+            first = gumbel_argmax(scores, top, key, ids)
         index = torch.tensor([first], dtype=torch.int64, device=x.device)
     return index if ids is None else ids[index]
 

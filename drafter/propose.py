@@ -17,7 +17,7 @@ from torch import Tensor
 from drafter.head import Assistant, best, sharpness
 from specdec.cache import KVCache
 from specdec.drafting import Draft
-from specdec.kernels import FusedDraft, Luck
+from specdec.kernels import DraftSampling, FusedDraft
 from specdec.model.decoder import Decoder
 from specdec.sampling import Noise
 
@@ -85,8 +85,8 @@ class AssistantDrafts:
         spans = assistant.spans(cache.length)
         keys = [] if noise is None else noise.keys(len(tokens), k)
         if self._fused is not None and self._fused.usable(cache.views):
-            luck = None if noise is None else Luck(keys, sharpness(noise), *astuple(noise.warping)[1:])
-            return Draft.by(self.name, self._fused(hidden, tokens[-1], k, spans, cache.views, luck))
+            sampling = None if noise is None else DraftSampling(keys, sharpness(noise), *astuple(noise.warping)[1:])
+            return Draft.by(self.name, self._fused(hidden, tokens[-1], k, spans, cache.views, sampling))
         token = torch.tensor(tokens[-1:], dtype=torch.int64, device=backbone.device)  # [1]
         state = assistant.first(hidden[None])  # [1, backbone hidden]
         drafted = []

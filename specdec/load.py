@@ -72,7 +72,8 @@ def load(
     A checkpoint of more than a gigabyte that is quantised while it loads is kept quantised in the cache folder
     ($SPECDEC_CACHE, else ~/.cache/specdec), and mapped from there: the next start takes seconds.
 
-    Warns, once in a process, where weights in blocks are on the CPU and no native kernels were built to multiply them.
+    Warns, once in a process, where weights in blocks are on the CPU and the native kernels for them are missing, stale
+    or broken.
 
     Raises:
         ValueError: nothing is at `name_or_path`, the architecture is not supported, the file is damaged, or tensors

@@ -116,15 +116,15 @@ class Sampler:
             raise ValueError(_not_finite(logits, top, position))
         if self.seed is None:
             return Choice(token, scores)
-        return Choice(luckiest(scores, top, noise_key(self.seed, position - self.offset)), scores)
+        return Choice(gumbel_argmax(scores, top, noise_key(self.seed, position - self.offset)), scores)
 
 
-def luckiest(scores: Tensor, top: float, key: int, ids: Tensor | None = None) -> int:
+def gumbel_argmax(scores: Tensor, top: float, key: int, ids: Tensor | None = None) -> int:
     """The index of the largest sum of `scores` [candidates] (float32, the largest of them `top`, finite) and noise.
 
     `ids` [candidates] int64: the candidates' token ids, None where those are their indices.
     """
-    found = kernels.contenders(scores, top, top - _REACH, key, ids)
+    found = kernels.gumbel_candidates(scores, top, top - _REACH, key, ids)
     if len(found) == 1:
         return int(found)
     tokens = found if ids is None else ids[found]

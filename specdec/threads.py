@@ -1,6 +1,6 @@
 """Threads: how many torch's own ops take, and whose turn it is to compute.
 
-The kernels have threads of their own (`kernels/threads.h`), one team for the whole process.
+The kernels have threads of their own (`kernels/csrc/threads.h`), one team for the whole process.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from drafter.spec import HeadConfig, head_spec
 from drafter.training import Settings, Trainer
 from specdec import kernels
 from specdec.kernels import records
+from tests.needs_native import needs_kernels
 from tests.test_kernels import path  # noqa: F401  # a fixture
 from tests.tiny import VOCAB, WINDOW, prompt, tiny_model
 from tests.tiny_assistant import backbone
@@ -196,7 +197,7 @@ def test_kernels_make_what_they_return_in_its_dtype(path: str, dtype: torch.dtyp
             kernels.gated(x, x, "gelu_tanh"),
             kernels.dense_linear(x, x, floats(5) * 0),
             *kernels.quantise_store(k),
-            kernels.contenders(x[0], float(x[0].max()), -1.0, 3),
+            kernels.gumbel_candidates(x[0], float(x[0].max()), -1.0, 3),
             torch.tensor(kernels.best(x[0])[0], dtype=torch.float32),
         ]
 
@@ -216,7 +217,7 @@ def test_kernels_take_ids_of_any_whole_type(path: str) -> None:  # noqa: F811
     assert torch.equal(kernels.block_rows(ids.int(), packed, torch.float32), expected)
 
 
-@pytest.mark.skipif(not kernels.active().startswith("native"), reason="the reference takes what torch takes")
+@needs_kernels  # the reference takes what torch takes
 def test_what_the_library_would_misread_does_not_reach_it(folders: tuple[Path, Path]) -> None:
     decoder = loaded(folders, "int8", None).decoder
     store = decoder.new_cache()
@@ -235,10 +236,10 @@ def test_what_the_library_would_misread_does_not_reach_it(folders: tuple[Path, P
     halves = torch.zeros(2, 8, 16, dtype=torch.float16)
     assert not records.readable(kernels.KVView(halves, halves))
     with pytest.raises(AssertionError):
-        records.store_of(kernels.KVView(halves, halves))
+        records.store_record(kernels.KVView(halves, halves))
     scores = torch.zeros(8, dtype=torch.float32)
     with pytest.raises(AssertionError):
-        kernels.contenders(scores, 0.0, -1.0, 3, torch.arange(8, dtype=torch.int32))
+        kernels.gumbel_candidates(scores, 0.0, -1.0, 3, torch.arange(8, dtype=torch.int32))
 
 
 def test_a_cache_of_float16_goes_op_by_op(folders: tuple[Path, Path]) -> None:

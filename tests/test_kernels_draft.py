@@ -13,9 +13,9 @@ from drafter import load_drafter
 from drafter.head_file import save_head
 from drafter.initial import initial_tensors
 from drafter.spec import HeadConfig, head_spec
-from specdec import kernels
 from specdec.model.decoder import Decoder
 from specdec.sampling import Noise, Warping
+from tests.needs_native import needs_kernels
 from tests.tiny import VOCAB, WINDOW, prompt, tiny_model
 from tests.tiny_assistant import CENTROIDS, prefilled, save_assistant
 
@@ -30,7 +30,7 @@ NOISES = (
 LENGTHS = (1, 7, WINDOW + 1, 3 * WINDOW, 6 * WINDOW + 3)
 
 # A draft in one call is the native kernels' own: without them there are only the steps, and nothing to compare.
-pytestmark = pytest.mark.skipif(not kernels.active().startswith("native"), reason="no native kernels here")
+pytestmark = needs_kernels
 
 
 def quantised(folder: Path, family: str) -> Decoder:

@@ -17,12 +17,13 @@ from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
 from specdec.model.stack import Linear
 from specdec.weights.tensors import BlockWeight, quantize
-from tests.test_kernels import NATIVE, _seeded, path, threads
+from tests.needs_native import needs_library
+from tests.test_kernels import _seeded, path, threads
 from tests.tiny import FAMILIES, WINDOW, prompt, tiny_model
 
 __all__ = ["_seeded", "path", "threads"]
 
-pytestmark = pytest.mark.skipif(not NATIVE, reason="the native library was not built here")
+pytestmark = needs_library
 LENGTH = 6 * WINDOW
 STORAGES = ("int4", "int8", "mixed")
 
@@ -93,7 +94,7 @@ def test_every_instruction_set_and_number_of_threads(path: str, threads: int, fa
         kernels.choose("native")
         expected = run(decoder, ids, 64, fused=True)
         kernels.choose("reference")
-        assert kernels.fuse([layer.weights(0) for layer in decoder.layers], decoder.norm) is None
+        assert kernels.fuse(decoder.layers, [0] * len(decoder.layers), decoder.norm) is None
         store = decoder.new_cache()
         found = decoder.forward(ids[:64], store)  # fused when it was made, op by op now
         # torch's exp rounds differently, and a last place can move an activation to the next of its 255 steps
@@ -107,11 +108,11 @@ def test_every_instruction_set_and_number_of_threads(path: str, threads: int, fa
 def test_what_is_not_in_blocks_goes_op_by_op() -> None:
     decoder = quantised("llama", "int4")
     layer = decoder.layers[0]
-    assert kernels.fuse([layer.weights(0)], decoder.norm) is not None
+    assert kernels.fuse([layer], [0], decoder.norm) is not None
     dense = replace(layer, up=Linear(decoder_of(tiny_model("llama")).layers[0].up.weight))
-    assert kernels.fuse([dense.weights(0)], decoder.norm) is None
-    assert kernels.fuse([replace(layer, input_norm=layer.input_norm.bfloat16()).weights(0)], decoder.norm) is None
-    assert kernels.fuse([layer.weights(0)], decoder.norm.bfloat16()) is None
+    assert kernels.fuse([dense], [0], decoder.norm) is None
+    assert kernels.fuse([replace(layer, input_norm=layer.input_norm.bfloat16())], [0], decoder.norm) is None
+    assert kernels.fuse([layer], [0], decoder.norm.bfloat16()) is None
     ids = prompt(20)[0]
     mixed = Decoder(decoder.spec, decoder.embedding, [dense, *decoder.layers[1:]], decoder.norm, decoder.head)
     found = mixed.forward(ids, mixed.new_cache())

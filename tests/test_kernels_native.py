@@ -13,11 +13,10 @@ import torch
 
 from specdec import kernels
 from specdec.kernels import KVView, native, reference
+from tests.needs_native import needs_library
 from tests.test_kernels import KINDS, NATIVE, _seeded, packed
 
 __all__ = ["_seeded"]
-
-needs_library = pytest.mark.skipif(not NATIVE, reason="the native library was not built here")
 
 
 @pytest.fixture(autouse=True)

@@ -194,10 +194,11 @@ def test_attention_over_other_stores_is_attention_over_what_they_hold(
         k, v = (store[n].float() * store[f"{n[:-1]}_scale"][..., None] for n in ("keys", "values"))
     if "values" in kind:
         pairs = width // 2 if heads == 4 else width // 4  # that turn; the others have a cosine of one and no sine
-        made = kernels.Rebuild(torch.randn(width), torch.randn(slots, pairs), torch.randn(slots, pairs))
+        made = kernels.KeyFromValue(torch.randn(width), torch.randn(slots, pairs), torch.randn(slots, pairs))
         cos, sin = torch.ones(slots, 2, width // 2), torch.zeros(slots, 2, width // 2)
         cos[..., :pairs], sin[..., :pairs] = made.cos[:, None], made.sin[:, None]
-        store = {name: t for name, t in store.items() if not name.startswith("key")} | {"keys": None, "rebuild": made}
+        store = {name: t for name, t in store.items() if not name.startswith("key")}
+        store |= {"keys": None, "key_from_value": made}
         k = kernels.rope((v * made.weight).transpose(0, 1).contiguous(), cos.flatten(1), sin.flatten(1)).transpose(0, 1)
         lo, hi = [0] * rows, [slots - rows + t + 1 for t in range(rows)]
     else:  # a ring, wrapped

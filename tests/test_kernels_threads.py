@@ -16,9 +16,10 @@ from torch import Tensor
 
 from specdec import kernels
 from specdec.kernels import BlockTensor, native, pack_blocks
+from tests.needs_native import needs_library
 
 pytestmark = [
-    pytest.mark.skipif(isinstance(native.load(), str), reason="no native library was built"),
+    needs_library,
     pytest.mark.skipif(sys.platform == "win32", reason="the kernels have no threads there"),
 ]
 

@@ -14,7 +14,7 @@ from specdec import kernels
 from specdec.control import FixedLength
 from specdec.decode import Request, decode
 from specdec.hf import decoder_of
-from specdec.sampling import Processors, Sampler, gumbel, luckiest, mix, noise_key
+from specdec.sampling import Processors, Sampler, gumbel, gumbel_argmax, mix, noise_key
 from specdec.stats import GenerationStats
 from specdec.verify import verify
 from tests.scripted import ScriptedDrafter
@@ -59,13 +59,13 @@ def test_no_token_that_wins_is_left_out(spread: float) -> None:
         ids = torch.nonzero(scores > top - 41.4).squeeze(1)
         noisy = scores[ids].double() + gumbel(key, ids)
         winner = int(ids[noisy.argmax()])
-        found = kernels.contenders(scores, top, top - 41.4, key)
+        found = kernels.gumbel_candidates(scores, top, top - 41.4, key)
         assert winner in found and bool((found.diff() > 0).all()) and set(found.tolist()) <= set(ids.tolist())
         assert Sampler(seed=draw).choose(scores, torch.zeros(7)).token == winner
         some = torch.arange(draw % 7, 5003, 3)  # a part of the vocabulary, each with its own token's noise
-        lucky = some[(scores[some].double() + gumbel(key, some)).argmax()]
+        winner = some[(scores[some].double() + gumbel(key, some)).argmax()]
         top = float(scores[some].max())
-        assert some[luckiest(scores[some].contiguous(), top, key, some)] == lucky
+        assert some[gumbel_argmax(scores[some].contiguous(), top, key, some)] == winner
         kept += len(found)
     if kernels.active().startswith("native") and spread > 1:
         assert kept / 300 < 60

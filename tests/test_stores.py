@@ -90,7 +90,7 @@ def test_float32_values_alone_change_nothing(monkeypatch: pytest.MonkeyPatch) ->
     expected = tiny_model("gemma4")(ids[None]).logits[0]
     found = decoder.logits(decoder.forward(ids, decoder.new_cache()))
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
-    monkeypatch.setattr(decoder, "_rebuild", lambda layer: None)  # a cache that keeps both
+    monkeypatch.setattr(decoder, "_key_from_value", lambda layer: None)  # a cache that keeps both
     both = decoder.logits(decoder.forward(ids, decoder.new_cache()))
     assert torch.equal(both, found)
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from specdec.kernels import KVView, Rebuild, quantise_store
+from specdec.kernels import KeyFromValue, KVView, quantise_store
 
 GROWTH = 256  # slots by which a full layer grows at first, as it doubles
 BLOCK = 2048  # slots by which it grows at the most: copying 32k positions sixteen times takes a second, once
@@ -27,24 +27,24 @@ BLOCK = 2048  # slots by which it grows at the most: copying 32k positions sixte
 class StoreShape(NamedTuple):
     """What a layer stores: `kv_heads` x `head_dim` for K and for V, `window` positions (None: all of them).
 
-    `rebuild(n)`: the means to make K from V for positions below n; K is then not stored. None: it is.
+    `key_from_value(n)`: the means to make K from V for positions below n; K is then not stored. None: it is.
     """
 
     kv_heads: int
     head_dim: int
     window: int | None
-    rebuild: Callable[[int], Rebuild] | None = None
+    key_from_value: Callable[[int], KeyFromValue] | None = None
 
 
 class LayerStore:
     """K and V of one layer, [kv_heads, slots, head_dim] each, and where they are int8 the scales [kv_heads, slots]."""
 
     def __init__(self, shape: StoreShape, max_rows: int, dtype: torch.dtype, device: torch.device) -> None:
-        assert shape.window is None or shape.rebuild is None, "slots of a ring are not positions"
-        self.window, self._rebuild = shape.window, shape.rebuild
+        assert shape.window is None or shape.key_from_value is None, "slots of a ring are not positions"
+        self.window, self._key_from_value = shape.window, shape.key_from_value
         slots = GROWTH if shape.window is None else shape.window - 1 + max_rows
         self.values = torch.zeros(shape.kv_heads, slots, shape.head_dim, dtype=dtype, device=device)
-        self.keys = torch.zeros_like(self.values) if shape.rebuild is None else None
+        self.keys = torch.zeros_like(self.values) if shape.key_from_value is None else None
         scaled = dtype is torch.int8
         self.value_scale = self.values.new_zeros(self.values.shape[:2], dtype=torch.float32) if scaled else None
         self.key_scale = None if self.keys is None or self.value_scale is None else torch.zeros_like(self.value_scale)
@@ -113,8 +113,8 @@ class LayerStore:
             _put(store, start, data)
 
     def _look(self) -> None:
-        rebuild = None if self._rebuild is None else self._rebuild(self.slots)
-        self.view = KVView(self.keys, self.values, self.key_scale, self.value_scale, rebuild)
+        key_from_value = None if self._key_from_value is None else self._key_from_value(self.slots)
+        self.view = KVView(self.keys, self.values, self.key_scale, self.value_scale, key_from_value)
 
 
 def store_bytes(kv_heads: int, head_dim: int, slots: int, dtype: torch.dtype, values_alone: bool) -> int:

@@ -4,7 +4,8 @@
 faster: `block_linear`, `rms_norm` and `rope` to the bit, `attention` and `gated` to float32 rounding (their exp
 is another). Both are batch-invariant. Which one runs is chosen once, at import; SPECDEC_KERNELS=reference,
 native, native:avx512, native:avx2 or native:portable forces a path, for tests and comparisons. The choice never
-depends on anything that could change with the number of rows.
+depends on anything that could change with the number of rows. A library that is missing, stale or broken leaves the
+reference, which `missing` explains; with SPECDEC_REQUIRE_NATIVE=1 it is an error, so that no test passes without it.
 
 `fuse` makes one call of whole decoder layers, for the native library only: the same arithmetic, to the bit, without
 the trips between Python and C++ that cost a small model more than its weights. Left out: a native `dense_linear`.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,20 +25,20 @@ from specdec.kernels import native as _native
 from specdec.kernels import reference as _reference
 from specdec.kernels.blocks import BlockTensor, pack_blocks, unpack_blocks
 from specdec.kernels.draft import FusedDraft
-from specdec.kernels.layers import FusedLayers, LayerWeights, Matrix, Span, TextRows
-from specdec.kernels.records import Luck, plain, readable
-from specdec.kernels.store import KVView, Rebuild
+from specdec.kernels.layers import FusedLayers, LayerWeights, Span, TextRows, fits
+from specdec.kernels.records import DraftSampling, Matrix, plain, readable
+from specdec.kernels.store import KeyFromValue, KVView
 
 __all__ = [
     "CHOICES",
     "BlockTensor",
+    "DraftSampling",
     "FusedDraft",
     "FusedLayers",
     "KVView",
+    "KeyFromValue",
     "LayerWeights",
-    "Luck",
     "Matrix",
-    "Rebuild",
     "Span",
     "TextRows",
     "active",
@@ -63,6 +65,8 @@ CHOICES = ("native", "reference", "native:avx512", "native:avx2", "native:portab
 
 _CHOSEN = "chosen"
 _library = _native.load()
+if isinstance(_library, str) and _native.required():
+    raise RuntimeError(f"SPECDEC_REQUIRE_NATIVE is set, but {_library}; {_native.how_to_build()}")
 _use: _native.Native | None = None
 _why_not = ""
 
@@ -93,7 +97,7 @@ def choose(choice: str) -> str:
 
 
 def active() -> str:
-    """What runs, in words: "native avx512-vnni, 2 threads", or "torch reference: " and why."""
+    """Say in words which kernels run: "native avx512-vnni, 2 threads", or "torch reference: " and the reason."""
     if _use is None:
         return f"torch reference: {_why_not}"
     if not _use.has_threads:
@@ -110,20 +114,22 @@ def missing() -> str | None:
 
 
 def arithmetic() -> str:
-    """Whose rounding it is: caches with another one are not the ones that would be computed here."""
+    """Name the arithmetic whose rounding results have here: a cache that another arithmetic filled is not the same."""
     return "reference" if _use is None else f"native {_use.instruction_set}"
 
 
-def fuse(layers: Sequence[LayerWeights], norm: Tensor) -> FusedLayers | None:
-    """`layers` and the norm after them (weight [hidden]) as one native call.
+def fuse(layers: Sequence[LayerWeights[Any]], stores: Sequence[int], norm: Tensor) -> FusedLayers | None:
+    """Make one native call of `layers` and the norm after them (weight [hidden]).
+
+    `stores`: for each layer the index of the K/V that it reads, and writes where it has `k`.
 
     None where op by op is the only way: no native kernels are in use, weights that are not in blocks, vectors that
     are not float32, another device than the CPU.
     """
-    if _use is None or not plain(norm) or not all(layer.fits for layer in layers):
+    if _use is None or not plain(norm) or not all(map(fits, layers)):
         return None
     library = _use
-    return FusedLayers(library, layers, norm, lambda: _use is library)
+    return FusedLayers(library, layers, stores, norm, lambda: _use is library)
 
 
 def fuse_draft(
@@ -137,7 +143,7 @@ def fuse_draft(
     fuse: Matrix | None = None,
     eps: float = 0.0,
 ) -> FusedDraft | None:
-    """A draft head around fused `layers` as one native call for all steps of a draft.
+    """Make one native call for all steps of a draft, of fused `layers` and the matrices of a draft head around them.
 
     `embedding`: the backbone's; `ids` int64: the tokens of the head's rows, None: every one. `fuse`: what joins the
     states of other layers, normed with `eps`, to the last one. None where step by step is the only way, as in `fuse`.
@@ -149,7 +155,7 @@ def fuse_draft(
 
 
 def block_linear(x: Tensor, w: BlockTensor) -> Tensor:
-    """x [T, K] float32, bfloat16 or float16, times packed weights [N, K] -> [T, N] in x.dtype."""
+    """Multiply x [T, K], float32, bfloat16 or float16, by packed weights [N, K] -> [T, N] in x.dtype."""
     if x.dim() != 2 or x.shape[1] != w.columns:
         raise ValueError(f"x must be [T, {w.columns}] for weights [{w.rows}, {w.columns}]: {tuple(x.shape)}")
     if _use is None or not (x.is_cpu and w.q.is_cpu):
@@ -158,7 +164,7 @@ def block_linear(x: Tensor, w: BlockTensor) -> Tensor:
 
 
 def block_rows(ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:
-    """Dequantised rows of packed weights (an embedding): ids long [T] -> [T, K] in dtype.
+    """Dequantise rows of packed weights, as of an embedding: ids long [T] -> [T, K] in dtype.
 
     Raises IndexError for an id that is not a row.
     """
@@ -168,26 +174,26 @@ def block_rows(ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:
 
 
 def best(x: Tensor) -> tuple[float, int]:
-    """The largest of x [n] (n > 0) and the first index that has it; a NaN wins, wherever it is."""
+    """Return the largest of x [n] (n > 0) and the first index that has it; a NaN wins, wherever it is."""
     if _use is not None and plain(x):
         return _use.best(x)
     return _reference.best(x)
 
 
-def contenders(scores: Tensor, top: float, floor: float, key: int, ids: Tensor | None = None) -> Tensor:
-    """The indices, ascending, of the tokens that can have the largest sum of score and noise: long [n].
+def gumbel_candidates(scores: Tensor, top: float, floor: float, key: int, ids: Tensor | None = None) -> Tensor:
+    """Return the indices, ascending, of the tokens that can have the largest sum of score and noise: long [n].
 
     `scores` [candidates], the largest of them `top`; nothing at or below `floor` can win. `key`: of the noise at the
     position (see `specdec.sampling.gumbel`), which is not added here; `ids` [candidates] int64, contiguous: the
     candidates' token ids, None where those are their indices.
     """
     if _use is not None and plain(scores):
-        return _use.contenders(scores, top, floor, key, ids)
-    return _reference.contenders(scores, top, floor, key)
+        return _use.gumbel_candidates(scores, top, floor, key, ids)
+    return _reference.gumbel_candidates(scores, top, floor, key)
 
 
 def dense_linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [T, K] times w [N, K], plus bias [N] -> [T, N] in x.dtype."""
+    """Multiply x [T, K] by w [N, K] and add bias [N] -> [T, N] in x.dtype."""
     return _reference.dense_linear(x, w, bias)
 
 
@@ -196,11 +202,11 @@ stored = _reference.stored
 
 
 def attention(q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale: float) -> Tensor:
-    """q [T, Hq, D] over a store of keys and values -> [T, Hq, Dv] in q.dtype.
+    """Attend with queries q [T, Hq, D] to a store of keys and values -> [T, Hq, Dv] in q.dtype.
 
     Row t sees positions lo[t]..hi[t]-1, at most as many as there are slots. A row that sees nothing is zero. Query
     heads Hq/Hkv * h .. share key head h. What is not float32 is expanded to it: bfloat16, int8 * scale, and keys that
-    are rebuilt from values.
+    are made from values.
     """
     rows, heads, width = q.shape
     if kv.key_width != width or heads % kv.kv_heads or not len(lo) == len(hi) == rows:
@@ -214,7 +220,7 @@ def attention(q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """x [..., D] / sqrt(mean(x^2) + eps), times weight [D], in float32, then in x.dtype."""
+    """Norm x [..., D]: x / sqrt(mean(x^2) + eps), times weight [D], in float32, then in x.dtype."""
     if weight is not None and weight.shape != x.shape[-1:]:
         raise ValueError(f"weight must be [{x.shape[-1]}], got {tuple(weight.shape)}")
     if _use is None or _elsewhere(x, weight):
@@ -223,7 +229,7 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding, halves convention: x [T, H, D] with cos and sin [T, D] -> [T, H, D]."""
+    """Rotate x [T, H, D] by cos and sin [T, D], halves convention -> [T, H, D]."""
     expected = (x.shape[0], x.shape[2])
     if cos.shape != expected or sin.shape != expected or x.shape[2] % 2:
         raise ValueError(f"cos and sin must be [T, D] = {expected}, D even: {cos.shape}, {sin.shape}")
@@ -233,7 +239,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
-    """activation(gate) * up, both [T, I]; activation is "silu" or "gelu_tanh"."""
+    """Compute activation(gate) * up, both [T, I]; activation is "silu" or "gelu_tanh"."""
     if gate.shape != up.shape:
         raise ValueError(f"gate and up must have one shape, got {tuple(gate.shape)} and {tuple(up.shape)}")
     if _use is None or activation not in ("silu", "gelu_tanh") or _elsewhere(gate, up):
@@ -242,7 +248,7 @@ def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
 
 
 def _elsewhere(*tensors: Tensor | None) -> bool:
-    """Whether torch must do it: a tensor is on another device, or gradients are being recorded."""
+    """Return whether torch must compute: a tensor is on another device, or gradients are being recorded."""
     recording = torch.is_grad_enabled()
     return any(t is not None and (not t.is_cpu or (recording and t.requires_grad)) for t in tensors)
 

@@ -36,7 +36,7 @@ _BITS = "4, 5 or 8 bits"
 
 @dataclass(frozen=True)
 class BlockTensor:
-    """A quantised [rows, columns] matrix; the fields have the layout in the module docstring."""
+    """Hold a quantised [rows, columns] matrix; the fields have the layout in the module docstring."""
 
     q: Tensor
     scale: Tensor
@@ -69,12 +69,12 @@ class BlockTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the three tensors together."""
+        """Count the bytes of the three tensors together."""
         return self.q.nbytes + self.scale.nbytes + (0 if self.minimum is None else self.minimum.nbytes)
 
     @property
     def zero(self) -> int:
-        """The stored integer that means a weight of zero where there is no minimum."""
+        """Return the stored integer that means a weight of zero where there is no minimum."""
         return 1 << (self.bits - 1)
 
     @property
@@ -85,7 +85,7 @@ class BlockTensor:
         return self.moved(lambda part: part.to(device))
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> BlockTensor:
-        """The same matrix, each part where `move` puts it."""
+        """Return the same matrix, each tensor where `move` puts it."""
         minimum = None if self.minimum is None else move(self.minimum)
         return BlockTensor(move(self.q), move(self.scale), minimum, self.bits, self.rows, self.columns)
 
@@ -132,7 +132,7 @@ def unpack_blocks(w: BlockTensor) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 def split(q: Tensor, bits: int) -> Tensor:
-    """The stored integers of some groups, chunk by chunk: q [G, B, bits, R, I] -> uint8 [G, B, 8, R, I]."""
+    """Unpack the integers of some groups, chunk by chunk: q [G, B, bits, R, I] -> uint8 [G, B, 8, R, I]."""
     if bits == 8:
         return q
     nibbles = _nibbles(q[:, :, :4])
@@ -144,7 +144,7 @@ def split(q: Tensor, bits: int) -> Tensor:
 
 
 def split_rows(w: BlockTensor, ids: Tensor) -> Tensor:
-    """The stored integers of rows `ids` [T], chunk by chunk: uint8 [T, B, 8, I]."""
+    """Unpack the integers of rows `ids` [T], chunk by chunk: uint8 [T, B, 8, I]."""
     group, lane = ids // GROUP, ids % GROUP
     raw = w.q[group, :, :, lane]  # [T, B, bits, I]
     if w.bits == 8:
@@ -170,12 +170,12 @@ def _join(chunks: Tensor, bits: int) -> Tensor:
 
 
 def _nibbles(packed: Tensor) -> Tensor:
-    """Chunks 0..7 from their low four bits: [X, B, 4, ...] -> [X, B, 8, ...]."""
+    """Unpack the low four bits of chunks 0..7: [X, B, 4, ...] -> [X, B, 8, ...]."""
     return torch.cat((packed & 15, packed >> 4), dim=2)
 
 
 def _fifth(fours: Tensor) -> Tensor:
-    """16 where a fifth bit is set: [...], bits 0..3 of each -> [..., 4]."""
+    """Return 16 where a fifth bit is set, else 0: [...], bits 0..3 of each -> [..., 4]."""
     return (fours[..., None] << torch.arange(4, 0, -1, dtype=torch.uint8, device=fours.device)) & 16
 
 

@@ -1,4 +1,4 @@
-"""Whole decoder layers in one native call (stack.h).
+"""Whole decoder layers in one native call (csrc/stack.h).
 
 A decoder layer op by op is some forty calls, and a call costs two to five microseconds before it does anything: on a
 135M model that is more than reading the weights takes. The records here say where a layer's weights are; the native
@@ -9,77 +9,95 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from ctypes import Array, Structure, addressof, c_float, c_int64, c_void_p
-from dataclasses import dataclass, fields
+from ctypes import Array, addressof, c_int64, c_void_p
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from specdec.kernels.blocks import BlockTensor
+from specdec.kernels import abi
 from specdec.kernels.native import Native
-from specdec.kernels.records import STORE_TYPES, Store, plain, store_of
+from specdec.kernels.records import STORE_TYPES, Matrix, address, matrix_record, plain, store_record
 from specdec.kernels.store import KVView
 
 Views = Sequence[KVView | None]
 
 
-@dataclass(frozen=True)
-class Matrix:
-    """Packed weights [out, in] (None: they are stored otherwise) and an optional bias [out]."""
-
-    blocks: BlockTensor | None
-    bias: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class LayerWeights:
-    """One decoder layer; what it lacks is None. See `specdec.model.stack.Layer` for what each field does.
-
-    `kind`: whose rotations and row bounds it uses. `store`: index of the K/V it reads (and writes, when it has `k`).
-    """
-
-    kind: str
-    store: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    gelu: bool
-    norm_values: bool
-    eps: float
-    scale: float
-    q: Matrix
-    o: Matrix
-    gate: Matrix
-    up: Matrix
-    down: Matrix
-    input_norm: Tensor
-    mlp_norm: Tensor
-    k: Matrix | None = None
-    v: Matrix | None = None
-    q_norm: Tensor | None = None
-    k_norm: Tensor | None = None
-    attention_norm: Tensor | None = None
-    mlp_post_norm: Tensor | None = None
-    extra_gate: Matrix | None = None
-    extra_projection: Matrix | None = None
-    extra_norm: Tensor | None = None
-    scalar: Tensor | None = None
+class Packed(Protocol):
+    """Have a matrix in the form that the kernels read."""
 
     @property
-    def fits(self) -> bool:
-        """Whether the native code can run it: blocks and float32 vectors, all on the CPU."""
-        parts = [part for f in fields(self) if (part := getattr(self, f.name)) is not None]
-        matrices = [part for part in parts if isinstance(part, Matrix)]
-        vectors = [part for part in parts if isinstance(part, Tensor)]
-        vectors += [matrix.bias for matrix in matrices if matrix.bias is not None]
-        return all(m.blocks is not None and m.blocks.q.is_cpu for m in matrices) and all(map(plain, vectors))
+    def matrix(self) -> Matrix: ...
+
+
+class LayerShape(Protocol):
+    """Give the shape of a layer's attention. `kind`: whose rotations and row bounds the layer uses."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+
+
+Linear = TypeVar("Linear", bound=Packed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerWeights(Generic[Linear]):
+    """Hold one decoder layer: attention and a gated MLP around a residual stream of [T, hidden].
+
+    `scale` multiplies q @ k. `k`, `v` and `k_norm` are None in a layer that reads K/V which another layer stored; `v`
+    also where V is made from k_proj's output, and `norm_values` says whether V is normed. Norms are weights [width] in
+    the compute dtype, None where the family has none. `ple_*`: the gated projection of a per-layer input (Gemma 4 E2B).
+    `scalar` [1] multiplies what leaves the layer.
+    """
+
+    spec: LayerShape
+    eps: float
+    scale: float
+    activation: str
+    input_norm: Tensor
+    q: Linear
+    o: Linear
+    mlp_norm: Tensor
+    gate: Linear
+    up: Linear
+    down: Linear
+    k: Linear | None = None
+    v: Linear | None = None
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+    norm_values: bool = False
+    attention_post_norm: Tensor | None = None
+    mlp_post_norm: Tensor | None = None
+    ple_gate: Linear | None = None
+    ple_projection: Linear | None = None
+    ple_norm: Tensor | None = None
+    scalar: Tensor | None = None
+
+
+_MATRICES = [field[0] for field in abi.Layer._fields_ if field[1] is abi.Matrix]
+_VECTORS = [field[0] for field in abi.Layer._fields_ if field[1] is c_void_p]
+
+
+def fits(layer: LayerWeights[Any]) -> bool:
+    """Return whether the library can run `layer`: packed matrices and float32 vectors, all on the CPU."""
+    matrices = [part.matrix for name in _MATRICES if (part := getattr(layer, name)) is not None]
+    vectors = [part for name in _VECTORS if (part := getattr(layer, name)) is not None]
+    vectors += [matrix.bias for matrix in matrices if matrix.bias is not None]
+    packed = all(matrix.blocks is not None and matrix.blocks.q.is_cpu for matrix in matrices)
+    return packed and all(map(plain, vectors)) and layer.activation in abi.ACTIVATIONS
 
 
 @dataclass(frozen=True)
 class Span:
-    """Where the rows of a pass are, for the layers of one kind.
+    """Place the rows of a pass, for the layers of one kind.
 
     `cos`, `sin` [T, head_dim]; row t sees positions first[t] .. end[t] - 1, and layers that store K/V put its own at
     position end[t] - 1.
@@ -91,67 +109,47 @@ class Span:
     end: Sequence[int]
 
     def part(self, rows: slice) -> Span:
-        """Some of the rows."""
+        """Return the span of some of the rows."""
         return Span(self.cos[rows], self.sin[rows], self.first[rows], self.end[rows])
 
 
 class TextRows(NamedTuple):
-    """How many rows of one text, and its cache's stores: the same object until one of them changes (None: not read)."""
+    """Count the rows of one text, and name its cache's stores (None: not read).
+
+    `views` stays the same object until a store changes.
+    """
 
     rows: int
     views: Views
 
 
-class MatrixRecord(Structure):
-    _fields_ = (
-        *((name, c_void_p) for name in ("q", "scale", "minimum")),
-        *((name, c_int64) for name in ("blocks", "bits")),
-        ("bias", c_void_p),
-        ("outputs", c_int64),
-    )
-
-
-_MATRICES = ("q", "k", "v", "o", "gate", "up", "down", "extra_gate", "extra_projection")
-_VECTORS = ("input_norm", "q_norm", "k_norm", "attention_norm", "mlp_norm", "mlp_post_norm", "extra_norm", "scalar")
-_COUNTS = ("heads", "kv_heads", "head_dim", "kind", "store", "gelu", "norm_values")
-
-
-class _Layer(Structure):
-    _fields_ = (
-        *((name, MatrixRecord) for name in _MATRICES),
-        *((name, c_void_p) for name in _VECTORS),
-        *((name, c_int64) for name in _COUNTS),
-        ("eps", c_float),
-        ("scale", c_float),
-    )
-
-
-class _Span(Structure):
-    _fields_ = tuple((name, c_void_p) for name in ("cos", "sin", "first", "end"))
-
-
 class _Tables(threading.local):
-    """Where the stores of the texts of the last pass are; each thread decodes texts of its own."""
+    """Keep the records of the stores of the last pass's texts; each thread decodes texts of its own."""
 
     def __init__(self) -> None:
-        self.kept: dict[int, tuple[Views, Array[Store]]] = {}
+        self.kept: dict[int, tuple[Views, Array[abi.KV]]] = {}
 
 
 class FusedLayers:
-    """A stack of layers, and the norm after it, that runs in one call. Made by `specdec.kernels.fuse`.
+    """Run a stack of layers, and the norm after it, in one native call. `specdec.kernels.fuse` makes the objects.
 
-    `library`, `records`, `norm`, `stores` and `spans` are what such a call takes; a draft's (draft.py) takes them too.
+    `library`, `records`, `norm`, `stores` and `spans` are what a call takes, that of a draft (draft.py) too.
     """
 
     def __init__(
-        self, library: Native, layers: Sequence[LayerWeights], norm: Tensor, in_use: Callable[[], bool]
+        self,
+        library: Native,
+        layers: Sequence[LayerWeights[Any]],
+        stores: Sequence[int],
+        norm: Tensor,
+        in_use: Callable[[], bool],
     ) -> None:
-        assert all(layer.fits for layer in layers)
+        assert all(map(fits, layers))
         self.norm = norm
         self.library, self._in_use = library, in_use
-        self._kinds = tuple(dict.fromkeys(layer.kind for layer in layers))
-        self._weights = tuple(layers)  # the structures below point into these
-        self.records = (_Layer * len(layers))(*(self._layer(layer) for layer in layers))
+        self._kinds = tuple(dict.fromkeys(layer.spec.kind for layer in layers))
+        self._weights = tuple(layers)  # the records below point into these
+        self.records = (abi.Layer * len(layers))(*map(self._record, layers, stores))
         self._tables = _Tables()
 
     def __call__(
@@ -162,8 +160,9 @@ class FusedLayers:
         extra: Tensor | None = None,
         aux_layers: Sequence[int] = (),
     ) -> Tensor:
-        """Rows x [T, hidden] float32 through all layers and the norm after them, in place; returns x, followed by what
-        leaves `aux_layers`: [T, (1 + their count) * hidden].
+        """Take rows x [T, hidden] float32 through all layers and the norm after them, in place.
+
+        Returns x, followed by the rows as they leave each of `aux_layers`: [T, (1 + number of those) * hidden].
 
         `texts`: whose rows these are, in their order. `extra` [T, layers, width] float32: per-layer inputs of the
         layers that want them.
@@ -185,16 +184,16 @@ class FusedLayers:
         return torch.cat((x, *(outputs[layer] for layer in aux_layers)), dim=1)
 
     def stores(self, texts: Sequence[TextRows]) -> Array[c_void_p]:
-        """Where each text's stores are."""
+        """Return the addresses of each text's stores."""
         # Kept as long as they are in use: to make a text's table anew costs as much as a small pass.
         self._tables.kept = {id(text.views): self._table(text.views) for text in texts}
         return (c_void_p * len(texts))(*(addressof(self._tables.kept[id(text.views)][1]) for text in texts))
 
-    def spans(self, spans: Mapping[str, Span], rows: int) -> tuple[Array[_Span], list[Any]]:
-        """The table of spans, and what has to live as long as it does."""
+    def spans(self, spans: Mapping[str, Span], rows: int) -> tuple[Array[abi.Span], list[Any]]:
+        """Return the records of `spans`, and the objects that have to live as long as the records do."""
         bounds = c_int64 * rows
         kept: list[Any] = []
-        table = (_Span * len(self._kinds))()
+        table = (abi.Span * len(self._kinds))()
         for entry, kind in zip(table, self._kinds, strict=True):
             span = spans[kind]
             first, end = bounds(*span.first), bounds(*span.end)
@@ -205,42 +204,38 @@ class FusedLayers:
             entry.first, entry.end = addressof(first), addressof(end)
         return table, kept
 
-    def _table(self, views: Views) -> tuple[Views, Array[Store]]:
-        """`views`, so that they live, and the structures that point into them."""
+    def _table(self, views: Views) -> tuple[Views, Array[abi.KV]]:
+        """Return `views`, which so live on, and the records that point into them."""
         if (known := self._tables.kept.get(id(views))) is not None:
             return known
-        return views, (Store * len(views))(*(Store() if v is None else store_of(v) for v in views))
+        return views, (abi.KV * len(views))(*(abi.KV() if v is None else store_record(v) for v in views))
 
     def usable(self, texts: Iterable[Views]) -> bool:
-        """Return whether this call can make a pass of `texts`: the native kernels are still the ones in use, no
-        gradients are wanted, and the stores of each text, which are all of one type, are of one that they read."""
+        """Return whether this call can make a pass of `texts`.
+
+        It can while the native kernels are in use, no gradients are wanted, and the kernels read the type of each
+        text's stores, which have one type.
+        """
         if not self._in_use() or torch.is_grad_enabled():
             return False
         return all(next(view for view in views if view is not None).values.dtype in STORE_TYPES for views in texts)
 
-    def _layer(self, layer: LayerWeights) -> _Layer:
-        made = _Layer(eps=layer.eps, scale=layer.scale)
+    def _record(self, layer: LayerWeights[Any], store: int) -> abi.Layer:
+        spec = layer.spec
+        record = abi.Layer(
+            heads=spec.heads,
+            kv_heads=spec.kv_heads,
+            head_dim=spec.head_dim,
+            kind=self._kinds.index(spec.kind),
+            store=store,
+            activation=abi.ACTIVATIONS.index(layer.activation),
+            norm_values=layer.norm_values,
+            eps=layer.eps,
+            scale=layer.scale,
+        )
         for name in _MATRICES:
-            if (matrix := getattr(layer, name)) is not None:
-                setattr(made, name, matrix_record(matrix))
+            if (linear := getattr(layer, name)) is not None:
+                setattr(record, name, matrix_record(linear.matrix))
         for name in _VECTORS:
-            if (vector := getattr(layer, name)) is not None:
-                setattr(made, name, vector.data_ptr())
-        for name in _COUNTS:
-            value = getattr(layer, name)
-            setattr(made, name, self._kinds.index(value) if name == "kind" else int(value))
-        return made
-
-
-def matrix_record(matrix: Matrix) -> MatrixRecord:
-    w = matrix.blocks
-    assert w is not None and w.q.is_cpu and (matrix.bias is None or plain(matrix.bias))
-    return MatrixRecord(
-        q=w.q.data_ptr(),
-        scale=w.scale.data_ptr(),
-        minimum=None if w.minimum is None else w.minimum.data_ptr(),
-        blocks=w.columns // 32,
-        bits=w.bits,
-        bias=None if matrix.bias is None else matrix.bias.data_ptr(),
-        outputs=w.rows,
-    )
+            setattr(record, name, address(getattr(layer, name)))
+        return record

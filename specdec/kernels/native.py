@@ -1,6 +1,6 @@
 """The compiled kernels, through ctypes on data pointers.
 
-The library (`native.cpp`) is built when the package is installed and a C++ compiler is there (`setup.py`); it
+The library (`csrc/native.cpp`) is built when the package is installed and a C++ compiler is there (`setup.py`); it
 knows nothing of Python or torch, so one binary serves every version of both. Nothing is compiled here, and a
 library that is missing or does not load is a reason (a string), never an exception.
 
@@ -12,52 +12,39 @@ takes. Left out: gradients.
 
 from __future__ import annotations
 
-import ctypes
+import os
 import shlex
 from collections.abc import Sequence
-from ctypes import Array, Structure, addressof, byref, c_double, c_float, c_int, c_int64, c_uint64, c_void_p
+from ctypes import Array, addressof, byref, c_float, c_int64, c_uint64
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from specdec.kernels import abi
 from specdec.kernels.blocks import BlockTensor
-from specdec.kernels.records import Luck, LuckRecord, plain, plain_ids, store_of
+from specdec.kernels.records import DraftSampling, plain, plain_ids, store_record
 from specdec.kernels.store import KVView
 
 SETS = ("portable", "avx2", "avx512-vnni")
 _SUFFIXES = (".so", ".dylib", ".dll")
-_SIGNATURES = {
-    "specdec_block_linear": [c_void_p] * 5 + [c_int64] * 3 + [c_int] * 2,
-    "specdec_block_rows": [c_void_p] * 5 + [c_int64] * 3 + [c_int],
-    "specdec_best": [c_void_p, c_int64, c_void_p],
-    "specdec_contenders": [c_void_p, c_void_p, c_int64, c_float, c_double, c_uint64, c_void_p],
-    "specdec_attention": [c_void_p] * 4 + [c_float, c_void_p] + [c_int64] * 3 + [c_int],
-    "specdec_layers": [c_void_p, c_int64] * 2 + [c_void_p] * 4 + [c_int64] * 2 + [c_void_p, c_int64, c_void_p, c_int],
-    "specdec_draft": [c_void_p] * 2
-    + [c_int64]
-    + [c_void_p] * 4
-    + [c_int64, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int],
-    "specdec_rms_norm": [c_void_p, c_void_p, c_float, c_void_p, c_int64, c_int64, c_int],
-    "specdec_rope": [c_void_p] * 4 + [c_int64] * 3 + [c_int],
-    "specdec_gated": [c_void_p, c_void_p, c_int, c_void_p, c_int64, c_int64, c_int],
-    "specdec_use_set": [c_int],
-    "specdec_best_set": [],
-    "specdec_has_threads": [],
-}
-_COUNTING = ("specdec_best", "specdec_contenders")  # functions whose result is 64 bits wide
 
 
 def load(folder: Path = Path(__file__).parent) -> Native | str:
-    """The library in a folder (where it is installed: beside this file), or why it cannot be used."""
+    """Load the library in `folder` (default: beside this file), or say in words why it cannot be used."""
     found = [path for path in folder.glob("_native.*") if path.suffix in _SUFFIXES]
     if not found:
         return "no native library was built here"
     try:
-        return Native(found[0])
-    except (OSError, AttributeError) as error:
-        return f"the native library does not load ({error})"
+        return Native(found[0], folder / "csrc")
+    except abi.UnusableLibraryError as error:
+        return str(error)
+
+
+def required() -> bool:
+    """Return whether SPECDEC_REQUIRE_NATIVE asks for an error where the library cannot be used."""
+    return os.environ.get("SPECDEC_REQUIRE_NATIVE", "") not in ("", "0")
 
 
 def how_to_build() -> str:
@@ -66,26 +53,22 @@ def how_to_build() -> str:
     command = "pip install --force-reinstall --no-deps . (in the folder that specdec was installed from)"
     if (root / "setup.py").is_file():  # in use where it was checked out: `-e` puts the library there
         command = f"pip install --no-deps -e {shlex.quote(str(root))}"
-    return f"install g++ or clang++, then run: {command}"
+    return f"install g++ or clang++ where neither is there, then run: {command}"
 
 
 class Native:
-    """The library, using the best instruction set of this CPU until `use` says otherwise."""
+    """Call the library, on the best instruction set of this CPU until `use` names another."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises OSError or AttributeError when the file is no library, or another one."""
+    def __init__(self, path: Path, sources: Path) -> None:
+        """Open the library at `path`, which was built from the folder `sources`; raises as `abi.open_library` does."""
         self.path = path
-        library = ctypes.CDLL(str(path))
-        for name, arguments in _SIGNATURES.items():
-            function = getattr(library, name)
-            function.argtypes, function.restype = arguments, c_int64 if name in _COUNTING else c_int
-        self._library = library
+        self._library = library = abi.open_library(path, sources)
         self._block_linear = library.specdec_block_linear
         self._block_rows = library.specdec_block_rows
         self._layers = library.specdec_layers
         self._draft = library.specdec_draft
         self._best = library.specdec_best
-        self._contenders = library.specdec_contenders
+        self._gumbel_candidates = library.specdec_gumbel_candidates
         self._attention = library.specdec_attention
         self._rms_norm = library.specdec_rms_norm
         self._rope = library.specdec_rope
@@ -95,7 +78,7 @@ class Native:
         self.instruction_set = self.available[-1]
 
     def use(self, instruction_set: str) -> None:
-        """Run on one of `available` from now on (process-wide)."""
+        """Run on `instruction_set`, one of `available`, from now on; in the whole process."""
         assert instruction_set in self.available, instruction_set
         self._library.specdec_use_set(SETS.index(instruction_set))
         self.instruction_set = instruction_set
@@ -144,18 +127,18 @@ class Native:
         index: int = self._best(x.data_ptr(), x.numel(), byref(value))
         return value.value, index
 
-    def contenders(self, scores: Tensor, top: float, floor: float, key: int, ids: Tensor | None) -> Tensor:
+    def gumbel_candidates(self, scores: Tensor, top: float, floor: float, key: int, ids: Tensor | None) -> Tensor:
         assert plain(scores) and (ids is None or (plain_ids(ids) and ids.numel() == scores.numel()))
         found = torch.empty(scores.numel(), dtype=torch.int64)
         of = None if ids is None else ids.data_ptr()
-        kept: int = self._contenders(scores.data_ptr(), of, scores.numel(), top, floor, key, found.data_ptr())
+        kept: int = self._gumbel_candidates(scores.data_ptr(), of, scores.numel(), top, floor, key, found.data_ptr())
         return found[:kept]
 
     def attention(self, q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale: float) -> Tensor:
         rows, heads, _ = q.shape
         wide = q.float().contiguous()
         out = wide.new_empty(rows, heads, kv.value_width)
-        store = store_of(kv)
+        store = store_record(kv)
         code = self._attention(
             wide.data_ptr(),
             byref(store),
@@ -174,8 +157,8 @@ class Native:
 
     def layers(
         self,
-        layers: Array[Any],
-        spans: Array[Any],
+        layers: Array[abi.Layer],
+        spans: Array[abi.Span],
         starts: Array[Any],
         stores: Array[Any],
         norm: Tensor,
@@ -183,11 +166,10 @@ class Native:
         extra: Tensor | None,
         aux: Array[Any] | None = None,
     ) -> None:
-        """x float32 [T, hidden] (contiguous) through layers and a norm, in place; `extra` [T, layers, width].
+        """Take rows x float32 [T, hidden] (contiguous) through layers and a norm, in place.
 
-        `aux`: for each layer where its output [T, hidden] goes too, null: nowhere.
-
-        `starts`: the first row of each text, and T at the end; `stores`: where each text's stores are.
+        `starts`: the first row of each text, and T at the end. `stores`: where each text's stores are. `extra` [T,
+        layers, width]: per-layer inputs. `aux`: for each layer where its output [T, hidden] goes too; null: nowhere.
         """
         assert plain(norm) and plain(x) and (extra is None or plain(extra))
         code = self._layers(
@@ -210,23 +192,23 @@ class Native:
 
     def draft(
         self,
-        drafter: Structure,
-        layers: Array[Any],
-        spans: Array[Any],
+        drafter: abi.Drafter,
+        layers: Array[abi.Layer],
+        spans: Array[abi.Span],
         stores: Array[Any],
         norm: Tensor,
         state: Tensor,
         newest: int,
         steps: int,
-        luck: Luck | None,
+        sampling: DraftSampling | None,
     ) -> list[int]:
-        """`steps` tokens after `newest`, which `state` [backbone hidden] (float32, contiguous) chose."""
+        """Draft `steps` tokens after `newest`, which `state` [backbone hidden] (float32, contiguous) chose."""
         assert plain(norm) and plain(state)
         x, tokens = torch.empty_like(norm), (c_int64 * steps)()
         given = None
-        if luck is not None:
-            keys = (c_uint64 * steps)(*luck.keys)
-            given = LuckRecord(addressof(keys), *luck[1:])
+        if sampling is not None:
+            keys = (c_uint64 * steps)(*sampling.keys)
+            given = abi.DraftSampling(addressof(keys), *sampling[1:])
         code = self._draft(
             byref(drafter),
             layers,

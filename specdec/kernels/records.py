@@ -1,31 +1,44 @@
-"""What the library reads of Python: a cache's stores, and how the tokens of a draft are sampled, as C structures."""
+"""From tensors to the records of `abi.py` that say where they are, and which tensors a record can point at.
+
+A record holds addresses: it is valid as long as the tensors that it was made of live, which is its owner's business.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import Structure, c_double, c_float, c_int64, c_void_p
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from specdec.kernels import abi
+from specdec.kernels.blocks import BLOCK, BlockTensor
 from specdec.kernels.store import KVView
 
-STORE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # `StoreType` of native.cpp
+STORE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # `StoreType` of abi.h
 
 
-class _Plane(Structure):
-    _fields_ = (("data", c_void_p), ("scale", c_void_p), ("head", c_int64), ("slot", c_int64))
+@dataclass(frozen=True)
+class Matrix:
+    """Hold packed weights [out, in] (None: they are stored otherwise) and an optional bias [out]."""
+
+    blocks: BlockTensor | None
+    bias: Tensor | None = None
 
 
-class Store(Structure):
-    """`KV` of native.cpp."""
+class DraftSampling(NamedTuple):
+    """Say how the tokens of a draft are sampled.
 
-    _fields_ = (
-        *((name, _Plane) for name in ("keys", "values")),
-        *((name, c_void_p) for name in ("weight", "cos", "sin")),
-        *((name, c_int64) for name in ("type", "slots", "width", "value_width", "pairs")),
-    )
+    `keys`: of each token's noise. `sharpness` multiplies logits before the noise is added. `top_k`, `top_p`, `min_p`:
+    which tokens may be sampled (`specdec.sampling.Warping`).
+    """
+
+    keys: Sequence[int]
+    sharpness: float
+    top_k: int
+    top_p: float
+    min_p: float
 
 
 def plain(vector: Tensor) -> bool:
@@ -44,42 +57,38 @@ def readable(kv: KVView) -> bool:
     return kv.values.dtype in STORE_TYPES and all(t.is_cpu and t.stride(2) == 1 for t in kept)
 
 
-def store_of(kv: KVView) -> Store:
-    """What the library reads `kv`, which is `readable`, through; valid as long as its tensors live."""
+def store_record(kv: KVView) -> abi.KV:
+    """Return the record of the store `kv`, which is `readable`."""
     assert readable(kv)
-    store = Store(type=STORE_TYPES[kv.values.dtype], slots=kv.slots, width=kv.key_width, value_width=kv.value_width)
+    store = abi.KV(type=STORE_TYPES[kv.values.dtype], slots=kv.slots, width=kv.key_width, value_width=kv.value_width)
     store.values = _plane(kv.values, kv.value_scale)
     if kv.keys is not None:
         store.keys = _plane(kv.keys, kv.key_scale)
-    elif kv.rebuild is not None:
-        made = (kv.rebuild.weight, kv.rebuild.cos, kv.rebuild.sin)
+    elif kv.key_from_value is not None:
+        made = (kv.key_from_value.weight, kv.key_from_value.cos, kv.key_from_value.sin)
         assert all(map(plain, made))
         store.weight, store.cos, store.sin = (t.data_ptr() for t in made)
-        store.pairs = kv.rebuild.cos.shape[1]
+        store.pairs = kv.key_from_value.cos.shape[1]
     return store
 
 
-def _plane(tensor: Tensor, scale: Tensor | None) -> _Plane:
+def _plane(tensor: Tensor, scale: Tensor | None) -> abi.Plane:
     assert scale is None or plain(scale)
-    return _Plane(tensor.data_ptr(), None if scale is None else scale.data_ptr(), tensor.stride(0), tensor.stride(1))
+    return abi.Plane(tensor.data_ptr(), address(scale), tensor.stride(0), tensor.stride(1))
 
 
-class Luck(NamedTuple):
-    """How the tokens of a draft are sampled: the key of each one's noise, what logits are multiplied by before it is
-    added, and which of them may be sampled (`specdec.sampling.Warping`)."""
-
-    keys: Sequence[int]
-    sharpness: float
-    top_k: int
-    top_p: float
-    min_p: float
+def weights_record(w: BlockTensor) -> abi.Weights:
+    """Return the record of packed weights on the CPU."""
+    assert w.q.is_cpu
+    return abi.Weights(w.q.data_ptr(), w.scale.data_ptr(), address(w.minimum), w.columns // BLOCK, w.bits)
 
 
-class LuckRecord(Structure):
-    _fields_ = (
-        ("keys", c_void_p),
-        ("sharpness", c_float),
-        ("top_k", c_int64),
-        ("top_p", c_double),
-        ("min_p", c_double),
-    )
+def matrix_record(matrix: Matrix) -> abi.Matrix:
+    """Return the record of packed weights on the CPU with their bias, which is `plain`."""
+    assert matrix.blocks is not None and (matrix.bias is None or plain(matrix.bias))
+    return abi.Matrix(weights_record(matrix.blocks), address(matrix.bias), matrix.blocks.rows)
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Return where `tensor` begins in memory; None, which is C's null, where there is none."""
+    return None if tensor is None else tensor.data_ptr()

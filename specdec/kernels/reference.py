@@ -41,7 +41,7 @@ _CHUNK = 1 << 22  # elements of the largest temporary
 
 
 def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Activations to int8 values, per row and block of 32.
+    """Quantise activations to int8 values, per row and block of 32.
 
     x float32 [T, K] -> values float32 [T, B, 32] (integers -127..127), scale [T, B], sum of values [T, B].
     """
@@ -50,7 +50,7 @@ def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _quantised(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x float32 [..., N] -> integers -127..127 in float32 [..., N] and their scale [...]: each last row a block."""
+    """Quantise x float32 [..., N], each last row a block -> integers -127..127 in float32 [..., N], scale [...]."""
     largest = x.abs().amax(dim=-1)  # [...]; NaN stays NaN
     finite = largest < torch.inf
     usable = finite & (largest >= TINY)
@@ -62,7 +62,7 @@ def _quantised(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def block_linear(x: Tensor, w: BlockTensor) -> Tensor:
-    """x [T, K] float -> x @ w.T [T, N] in x.dtype; the arithmetic is in the module docstring."""
+    """Multiply x [T, K] by packed weights -> x @ w.T [T, N] in x.dtype; the module docstring has the arithmetic."""
     if x.device.type != "cpu":
         return _dequantised_linear(x, w)
     values, scale, total = quantise_rows(x.float())
@@ -88,7 +88,7 @@ def block_linear(x: Tensor, w: BlockTensor) -> Tensor:
 
 
 def block_rows(ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:
-    """Dequantised rows of w: ids long [T] -> [T, K] in dtype (float32 arithmetic: multiply, then add)."""
+    """Dequantise rows of w: ids long [T] -> [T, K] in dtype (float32 arithmetic: multiply, then add)."""
     ids = ids.to(w.device)
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < w.rows:
         raise IndexError(f"ids must be from 0 to {w.rows - 1}, got {ids.tolist()}")
@@ -103,19 +103,19 @@ def block_rows(ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:
 
 
 def best(x: Tensor) -> tuple[float, int]:
-    """The largest of x [n] and the first index that has it; a NaN wins."""
+    """Return the largest of x [n] and the first index that has it; a NaN wins."""
     value = x.max()
     wanted = torch.isnan(x) if torch.isnan(value) else x == value
     return float(value), int(wanted.to(torch.uint8).argmax())
 
 
-def contenders(scores: Tensor, top: float, floor: float, key: int) -> Tensor:
-    """Indices of the tokens above `floor`: each of them could be lucky."""
+def gumbel_candidates(scores: Tensor, top: float, floor: float, key: int) -> Tensor:
+    """Return the indices of the tokens above `floor`, each of which could win with enough noise."""
     return torch.nonzero(scores > floor).squeeze(1)
 
 
 def dense_linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [T, K], w [N, K], bias [N] or None -> [T, N] in x.dtype.
+    """Multiply x [T, K] by w [N, K] and add bias [N], where there is one -> [T, N] in x.dtype.
 
     On the CPU rows go through the library eight at a time, padded with zero rows: measured bitwise
     independent of a row's place in the tile, where one, two and three rows are not. A pass that records
@@ -135,7 +135,7 @@ def dense_linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def attention(q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale: float) -> Tensor:
-    """Softmax attention of T query rows over a ring of key slots.
+    """Attend with T query rows to a ring of key slots, by softmax.
 
     q [T, Hq, D] over `kv` -> [T, Hq, Dv] in q.dtype. Row t sees positions lo[t]..hi[t]-1 (at most S of them). Query
     heads are grouped Hq/Hkv to a key head, in order. A row that sees nothing is zero.
@@ -156,7 +156,7 @@ def attention(q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """x [..., D] / sqrt(mean(x^2) + eps) * weight [D], in float32, cast to x.dtype at the end.
+    """Norm x [..., D]: x / sqrt(mean(x^2) + eps) * weight [D], in float32, cast to x.dtype at the end.
 
     The sum of squares is a halving tree over D padded with zeros to a power of two (lane i adds lane
     i + half): elementwise additions only, so the order is the same for every shape, and C++ can follow it.
@@ -175,7 +175,7 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding, halves convention: x * cos + rotate_half(x) * sin; x [T, H, D], cos, sin [T, D]."""
+    """Rotate x [T, H, D], halves convention: x * cos + rotate_half(x) * sin; cos, sin [T, D]."""
     wide = x.float()
     half = x.shape[-1] // 2
     turned = torch.cat((-wide[..., half:], wide[..., :half]), dim=-1)
@@ -183,7 +183,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
-    """activation(gate) * up, both [T, I]; activation is "silu" or "gelu_tanh". Float32 inside."""
+    """Compute activation(gate) * up, both [T, I], in float32; activation is "silu" or "gelu_tanh"."""
     if activation == "silu":
         apply = _silu
     elif activation == "gelu_tanh":
@@ -206,13 +206,13 @@ def _gelu_tanh(x: Tensor) -> Tensor:
 
 
 def _columns_first(q: Tensor, bits: int) -> Tensor:
-    """Stored integers of some groups, q [G, B, bits, R, I] -> float32 [B, 32, n] for a product per block."""
+    """Lay out the integers of some groups for a product per block: q [G, B, bits, R, I] -> float32 [B, 32, n]."""
     chunks = split(q, bits).permute(1, 2, 4, 0, 3)  # [B, 8, I, G, R]
     return chunks.reshape(q.shape[1], BLOCK, -1).float()
 
 
 def _dequantised_linear(x: Tensor, w: BlockTensor) -> Tensor:
-    """For devices without a promise about bits: a slice of weights at a time, in x.dtype."""
+    """Multiply by a dequantised slice of weights at a time, in x.dtype: for devices without a promise about bits."""
     out = x.new_empty((x.shape[0], w.rows))
     step = max(GROUP, (1 << 25) // w.columns)
     for start in range(0, w.rows, step):
@@ -222,7 +222,7 @@ def _dequantised_linear(x: Tensor, w: BlockTensor) -> Tensor:
 
 
 def _visible(store: Tensor, scale: Tensor | None, low: int, high: int) -> Tensor:
-    """The slots of positions low..high-1 in order, [H, L, D] float32, always a fresh aligned copy.
+    """Copy the slots of positions low..high-1 in order, [H, L, D] float32, into fresh aligned memory.
 
     Fresh, because the library's summation order may depend on strides (the ring's size) and on alignment.
     """
@@ -236,23 +236,25 @@ def _visible(store: Tensor, scale: Tensor | None, low: int, high: int) -> Tensor
 
 
 def quantise_store(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of a store x [H, T, D] -> int8 [H, T, D] and scale float32 [H, T], by the rule of `quantise_rows` with the
-    whole width as one block: what they stand for is value * scale."""
+    """Quantise rows of a store: x [H, T, D] -> int8 [H, T, D] and scale float32 [H, T].
+
+    The rule is that of `quantise_rows` with the whole width as one block; a number is value * scale.
+    """
     values, scale = _quantised(x.float())
     return values.to(torch.int8), scale
 
 
 def stored(kv: KVView, low: int, high: int) -> tuple[Tensor, Tensor]:
-    """Keys and values [Hkv, L, D] of positions low .. high - 1, float32."""
+    """Read the keys and values [Hkv, L, D] of positions low .. high - 1, as float32."""
     values = _visible(kv.values, kv.value_scale, low, high)
     if kv.keys is None:
-        return _rebuilt(kv, values, slice(low, high)), values
+        return _keys_from_values(kv, values, slice(low, high)), values
     return _visible(kv.keys, kv.key_scale, low, high), values
 
 
-def _rebuilt(kv: KVView, values: Tensor, positions: slice | Tensor) -> Tensor:
-    """Keys [H, L, D] of `positions` from their values [H, L, D], float32."""
-    made = kv.rebuild
+def _keys_from_values(kv: KVView, values: Tensor, positions: slice | Tensor) -> Tensor:
+    """Make the keys [H, L, D] of `positions` from their values [H, L, D], in float32."""
+    made = kv.key_from_value
     assert made is not None
     keys = values * made.weight.float()
     half, count = keys.shape[-1] // 2, made.cos.shape[-1]
@@ -264,7 +266,7 @@ def _rebuilt(kv: KVView, values: Tensor, positions: slice | Tensor) -> Tensor:
 
 
 def _masked_attention(q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale: float) -> Tensor:
-    """One call for all rows; a slot is visible to row t when the position it holds for t lies in lo..hi-1."""
+    """Attend with all rows in one call; row t sees a slot whose position for t lies in lo..hi-1."""
     slots = kv.slots
     low = torch.tensor(lo, dtype=torch.int64, device=q.device)[:, None]  # [T, 1]
     high = torch.tensor(hi, dtype=torch.int64, device=q.device)[:, None]
@@ -281,7 +283,7 @@ def _masked_attention(q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int
         k = whole(kv.keys, kv.key_scale)
     else:
         # a full layer's slots are its positions, those that nobody sees yet included
-        k = _rebuilt(kv, v.float(), torch.arange(slots, dtype=torch.int64, device=q.device)).to(q.dtype)
+        k = _keys_from_values(kv, v.float(), torch.arange(slots, dtype=torch.int64, device=q.device)).to(q.dtype)
     keys, found = k.repeat_interleave(group, dim=0), v.repeat_interleave(group, dim=0)  # [Hq, S, D]
     scores = torch.matmul(q.transpose(0, 1), keys.transpose(1, 2)).float() * scale  # [Hq, T, S]
     weights = torch.softmax(scores.masked_fill(~seen, -torch.inf), dim=-1)

@@ -1,8 +1,8 @@
-"""How attention finds a layer's keys and values: the seam between the cache, whose business the layout is, and the
-kernels that read it.
+"""Describe a layer's keys and values to attention: the seam between the cache, which lays a store out, and the kernels,
+which read it.
 
 A store is float32 or another float type as it is, int8 with a float32 scale per head and slot, or values alone, from
-which the keys are rebuilt. Left out: writing, which belongs to the cache.
+which attention makes the keys. Left out: writing, which belongs to the cache.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Rebuild:
-    """Keys from values, for Gemma 4's full layers, which make both from one projection: rope(values * weight).
+class KeyFromValue:
+    """Make keys from values, rope(values * weight): Gemma 4's full layers have one projection for both.
 
-    `weight` [D]: the key norm's. `cos`, `sin` [P, n]: rotations of positions 0 .. P - 1, of the first n pairs (i,
-    i + D / 2); the others do not turn.
+    `weight` [D]: of the key norm. `cos`, `sin` [P, n]: rotations of positions 0 .. P - 1, for the first n pairs (i,
+    i + D / 2) of a head; the other pairs stay as they are.
     """
 
     weight: Tensor
@@ -28,10 +28,10 @@ class Rebuild:
 
 @dataclass(frozen=True)
 class KVView:
-    """One layer's keys [Hkv, S, D] and values [Hkv, S, Dv]; position p lives in slot p % S.
+    """Hold one layer's keys [Hkv, S, D] and values [Hkv, S, Dv]; position p lives in slot p % S.
 
-    `keys` None: `rebuild` says how to make them from `values`. `key_scale`, `value_scale` float32 [Hkv, S]: of an int8
-    store, whose numbers are value * scale.
+    Where `keys` is None, `key_from_value` makes keys from `values`. `key_scale`, `value_scale` float32 [Hkv, S]: of an
+    int8 store, whose numbers are value * scale.
 
     Raises ValueError when shapes or types do not belong together.
     """
@@ -40,7 +40,7 @@ class KVView:
     values: Tensor
     key_scale: Tensor | None = None
     value_scale: Tensor | None = None
-    rebuild: Rebuild | None = None
+    key_from_value: KeyFromValue | None = None
 
     def __post_init__(self) -> None:
         keys = self.values if self.keys is None else self.keys
@@ -49,8 +49,8 @@ class KVView:
                 "attention wants keys [Hkv, S, D] and values [Hkv, S, Dv] of one type, got "
                 f"{tuple(keys.shape)} {keys.dtype} and {tuple(self.values.shape)} {self.values.dtype}"
             )
-        if (self.keys is None) is (self.rebuild is None):
-            raise ValueError("a store has keys, or the means to rebuild them from its values")
+        if (self.keys is None) is (self.key_from_value is None):
+            raise ValueError("a store has keys, or what makes a key from its value")
         scaled = (self.value_scale is not None) + (self.keys is not None and self.key_scale is not None)
         if scaled != (0 if keys.dtype != torch.int8 else 1 if self.keys is None else 2):
             raise ValueError("an int8 store has a float32 scale [Hkv, S] for everything it holds, others have none")

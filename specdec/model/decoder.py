@@ -17,7 +17,7 @@ from torch import Tensor
 
 from specdec import kernels
 from specdec.cache import MAX_ROWS, KVCache, StoreShape
-from specdec.kernels import Rebuild, Span
+from specdec.kernels import KeyFromValue, Span
 from specdec.model.spec import DecoderSpec
 from specdec.model.stack import Layer, Linear, Rotations, Stack, TextPass
 from specdec.weights.tensors import Weight
@@ -139,23 +139,24 @@ class Decoder:
                     yield linear.weight
 
     def new_cache(self, max_rows: int = MAX_ROWS) -> KVCache:
-        shapes = [
-            None if layer.k is None else StoreShape(spec.kv_heads, spec.head_dim, spec.window, self._rebuild(layer))
-            for layer, spec in zip(self.layers, self.spec.layers, strict=True)
-        ]
+        def shape_of(layer: Layer) -> StoreShape:
+            spec = layer.spec
+            return StoreShape(spec.kv_heads, spec.head_dim, spec.window, self._key_from_value(layer))
+
+        shapes = [None if layer.k is None else shape_of(layer) for layer in self.layers]
         return KVCache(shapes, self.kv_dtype, self.device, max_rows)
 
-    def _rebuild(self, layer: Layer) -> Callable[[int], Rebuild] | None:
-        """How a layer that makes K and V from one projection gets K from V; None: it keeps both."""
+    def _key_from_value(self, layer: Layer) -> Callable[[int], KeyFromValue] | None:
+        """Return what makes keys from values in a layer that has one projection for both; None: it stores both."""
         if not self.spec.keeps_values_alone(layer.spec):
             return None
         weight, kind = layer.k_norm, layer.spec.kind
         assert weight is not None
 
-        def rebuild(positions: int) -> Rebuild:
-            return Rebuild(weight.float(), *self.rotations.turns(kind, positions))
+        def key_from_value(positions: int) -> KeyFromValue:
+            return KeyFromValue(weight.float(), *self.rotations.turns(kind, positions))
 
-        return rebuild
+        return key_from_value
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, cache: KVCache, aux_layers: Sequence[int] = ()) -> Tensor:

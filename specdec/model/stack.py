@@ -42,36 +42,11 @@ class Linear:
         return Matrix(self.weight.packed, self.bias)
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One decoder layer: attention and a gated MLP around a residual stream of [T, hidden].
-
-    `k`, `v` and `k_norm` are None in a layer that reads K/V which another layer stored; `v` also where V is made from
-    k_proj's output. Norms are weights [width] in the compute dtype, None where the family has none.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Layer(LayerWeights[Linear]):
+    """One decoder layer: its parts, by the names that the kernels know too, and what it does with them op by op."""
 
     spec: LayerSpec
-    eps: float
-    scale: float
-    activation: str
-    input_norm: Tensor
-    q: Linear
-    o: Linear
-    mlp_norm: Tensor
-    gate: Linear
-    up: Linear
-    down: Linear
-    k: Linear | None = None
-    v: Linear | None = None
-    q_norm: Tensor | None = None
-    k_norm: Tensor | None = None
-    norm_values: bool = False
-    attention_post_norm: Tensor | None = None
-    mlp_post_norm: Tensor | None = None
-    ple_gate: Linear | None = None
-    ple_projection: Linear | None = None
-    ple_norm: Tensor | None = None
-    scalar: Tensor | None = None
 
     def __call__(
         self, x: Tensor, span: Span, store: LayerStore, start: int, per_layer_input: Tensor | None = None
@@ -99,42 +74,6 @@ class Layer:
             store.write(start, k, kernels.rms_norm(v, None, self.eps) if self.norm_values else v)
         y = kernels.attention(q, store.view, span.first, span.end, self.scale)  # [T, H, D]
         return self.o(y.reshape(rows, spec.heads * spec.head_dim))  # [T, H * D] -> [T, hidden]
-
-    def weights(self, store: int) -> LayerWeights:
-        """This layer for `kernels.fuse`; `store`: index of the K/V that it reads."""
-
-        def matrix(linear: Linear | None) -> Matrix | None:
-            return None if linear is None else linear.matrix
-
-        spec = self.spec
-        return LayerWeights(
-            kind=spec.kind,
-            store=store,
-            heads=spec.heads,
-            kv_heads=spec.kv_heads,
-            head_dim=spec.head_dim,
-            gelu=self.activation == "gelu_tanh",
-            norm_values=self.norm_values,
-            eps=self.eps,
-            scale=self.scale,
-            q=self.q.matrix,
-            k=matrix(self.k),
-            v=matrix(self.v),
-            o=self.o.matrix,
-            gate=self.gate.matrix,
-            up=self.up.matrix,
-            down=self.down.matrix,
-            input_norm=self.input_norm,
-            q_norm=self.q_norm,
-            k_norm=self.k_norm,
-            attention_norm=self.attention_post_norm,
-            mlp_norm=self.mlp_norm,
-            mlp_post_norm=self.mlp_post_norm,
-            extra_gate=matrix(self.ple_gate),
-            extra_projection=matrix(self.ple_projection),
-            extra_norm=self.ple_norm,
-            scalar=self.scalar,
-        )
 
     def _norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
         return x if weight is None else kernels.rms_norm(x, weight, self.eps)
@@ -204,7 +143,7 @@ class Stack:
     def __init__(self, layers: Sequence[Layer], stores: Sequence[int], norm: Tensor, eps: float) -> None:
         self.layers, self.stores, self.norm, self.eps = tuple(layers), tuple(stores), norm, eps
         assert all(layer.eps == eps for layer in layers)
-        self._fused = kernels.fuse([layer.weights(store) for layer, store in zip(layers, stores, strict=True)], norm)
+        self._fused = kernels.fuse(self.layers, self.stores, norm)
 
     @property
     def fused(self) -> FusedLayers | None:

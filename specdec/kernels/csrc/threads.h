@@ -1,4 +1,4 @@
-// Threads and scratch memory for native.cpp.
+// The threads that do the work of native.cpp.
 //
 // A pass over a model is hundreds of short steps, each cut into pieces that are claimed one by one from a counter. A
 // slow core gets fewer pieces, a thread that the system has put aside holds up nothing that it has not claimed, and
@@ -19,9 +19,6 @@
 #endif
 #if defined(__x86_64__)
 #include <immintrin.h>
-#endif
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
 #endif
 
 namespace {
@@ -278,43 +275,5 @@ void with_team(int threads, double cost, const Program& program) {
 }
 
 #endif
-
-// Freed at the end of the scope; null when there is no memory.
-struct Scratch {
-  void* raw;
-  char* data;
-  explicit Scratch(size_t bytes) : raw(std::malloc(bytes + 64)), data(nullptr) {
-    if (raw) data = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(raw) + 63) & ~uintptr_t(63));
-  }
-  ~Scratch() { std::free(raw); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-};
-
-// Hands out aligned parts of one allocation: first add up, then take.
-class Arena {
- public:
-  explicit Arena(char* data = nullptr) : data_(data) {}
-  template <class T>
-  T* take(int64_t count) {
-    char* part = data_ + used_;
-    const size_t bytes = size_t(count) * sizeof(T), room = (bytes + 63) & ~size_t(63);
-    used_ += room + kGap;
-#if defined(__SANITIZE_ADDRESS__)
-    if (data_) ASAN_POISON_MEMORY_REGION(part + bytes, room - bytes + kGap);  // else parts would hide each other's ends
-#endif
-    return reinterpret_cast<T*>(part);
-  }
-  size_t used() const { return used_; }
-
- private:
-#if defined(__SANITIZE_ADDRESS__)
-  static constexpr size_t kGap = 64;
-#else
-  static constexpr size_t kGap = 0;
-#endif
-  char* data_;
-  size_t used_ = 0;
-};
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The product of block-quantised weights with quantised activations, for one instruction set (see simd.h). The
+// The product of block-quantised weights with quantised activations, for one instruction set (see simd.inl). The
 // arithmetic is written down in reference.py, the layout in blocks.py.
 
 // ---- activations: one row of K floats to int8 blocks -----------------------------------------------------
@@ -148,7 +148,7 @@ constexpr int64_t kAhead = 8;  // blocks between what is prefetched and what is 
 
 // Sixteen outputs of T rows; `y` is the first of them, rows `stride` floats apart, `count` of them wanted.
 template <int T, int BITS, bool MINIMUM>
-void slab(const Weights& w, int64_t group, const Tile& tile, float* y, int64_t stride, int count) {
+void gemm_tile(const Weights& w, int64_t group, const Tile& tile, float* y, int64_t stride, int count) {
   const uint8_t* q = w.q + group * w.blocks * (64 * BITS);
   const uint16_t* scale = w.scale + group * w.blocks * 16;
   const uint16_t* minimum = MINIMUM ? w.minimum + group * w.blocks * 16 : nullptr;
@@ -190,21 +190,22 @@ void slab(const Weights& w, int64_t group, const Tile& tile, float* y, int64_t s
 }
 
 template <int T>
-void slab_of(const Weights& w, int64_t group, const Tile& tile, float* y, int64_t stride, int count) {
-  if (w.bits == 8) return slab<T, 8, false>(w, group, tile, y, stride, count);
-  if (w.bits == 5) return (w.minimum ? slab<T, 5, true> : slab<T, 5, false>)(w, group, tile, y, stride, count);
-  return (w.minimum ? slab<T, 4, true> : slab<T, 4, false>)(w, group, tile, y, stride, count);
+void gemm_tile_of(const Weights& w, int64_t group, const Tile& tile, float* y, int64_t stride, int count) {
+  if (w.bits == 8) return gemm_tile<T, 8, false>(w, group, tile, y, stride, count);
+  if (w.bits == 5)
+    return (w.minimum ? gemm_tile<T, 5, true> : gemm_tile<T, 5, false>)(w, group, tile, y, stride, count);
+  return (w.minimum ? gemm_tile<T, 4, true> : gemm_tile<T, 4, false>)(w, group, tile, y, stride, count);
 }
 
 void multiply(const Weights& w, int64_t group, const Tile& tile, float* y, int64_t stride, int count) {
   switch (tile.rows) {
-    case 1: return slab_of<1>(w, group, tile, y, stride, count);
-    case 2: return slab_of<2>(w, group, tile, y, stride, count);
-    case 3: return slab_of<3>(w, group, tile, y, stride, count);
-    case 4: return slab_of<4>(w, group, tile, y, stride, count);
-    case 5: return slab_of<5>(w, group, tile, y, stride, count);
-    case 6: return slab_of<6>(w, group, tile, y, stride, count);
-    case 7: return slab_of<7>(w, group, tile, y, stride, count);
-    default: return slab_of<8>(w, group, tile, y, stride, count);
+    case 1: return gemm_tile_of<1>(w, group, tile, y, stride, count);
+    case 2: return gemm_tile_of<2>(w, group, tile, y, stride, count);
+    case 3: return gemm_tile_of<3>(w, group, tile, y, stride, count);
+    case 4: return gemm_tile_of<4>(w, group, tile, y, stride, count);
+    case 5: return gemm_tile_of<5>(w, group, tile, y, stride, count);
+    case 6: return gemm_tile_of<6>(w, group, tile, y, stride, count);
+    case 7: return gemm_tile_of<7>(w, group, tile, y, stride, count);
+    default: return gemm_tile_of<8>(w, group, tile, y, stride, count);
   }
 }

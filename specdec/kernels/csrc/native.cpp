@@ -1,20 +1,23 @@
 // The native kernels: a plain C interface over raw pointers, no torch headers, so that it compiles in seconds and
 // does not depend on torch's version. Loaded by native.py through ctypes.
 //
-// One binary holds every instruction set and asks the CPU which it has. This file is the interface: addresses and
-// scratch memory. shapes.h says what is passed around, steps.h and stack.h cut the work into pieces, threads.h says who
-// does them, and the arithmetic is in product.h, rows.h and attention.h, on the sixteen floats of simd.h.
-//
-// Left out: NEON (the portable code is plain C++ that compilers vectorise).
+// This file is the interface: addresses and scratch memory. abi.h says what comes in, shapes.h what is passed around,
+// steps.h and stack.h cut the work into pieces, threads.h says who does them, dispatch.h holds every instruction set
+// and asks the CPU which it has, and the arithmetic is in isa/: product.inl, rows.inl and attention.inl, on the sixteen
+// floats of simd.inl.
 
-#include <algorithm>
-#include <atomic>
-#include <cmath>
+#include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <initializer_list>
-#include <limits>
+
+#include "abi.h"
+#include "dispatch.h"
+#include "draft.h"
+#include "memory.h"
+#include "shapes.h"
+#include "stack.h"
+#include "steps.h"
+#include "threads.h"
 
 #if defined(_WIN32)
 #define API extern "C" __declspec(dllexport)
@@ -22,128 +25,27 @@
 #define API extern "C" __attribute__((visibility("default")))
 #endif
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#include <immintrin.h>
+// Which sources this was built from: what sources.py makes of them, handed over by setup.py.
+#if !defined(SPECDEC_SOURCES_HASH)
+#define SPECDEC_SOURCES_HASH "unknown"
 #endif
+API const char* specdec_sources_hash() { return SPECDEC_SOURCES_HASH; }
 
-#include "threads.h"
-
-#define INLINE static inline __attribute__((always_inline))
-#define INLINE_LAMBDA __attribute__((always_inline))
-
-#include "shapes.h"
-
-#define KERNEL_ISA 0
-namespace portable {
-#include "simd.h"
-#include "product.h"
-#include "rows.h"
-#include "attention.h"
-}  // namespace portable
-#undef KERNEL_ISA
-#undef EACH
-
-#if defined(__x86_64__)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,f16c")
-#endif
-#define KERNEL_ISA 2
-namespace avx2 {
-#include "simd.h"
-#include "product.h"
-#include "rows.h"
-#include "attention.h"
-}  // namespace avx2
-#undef KERNEL_ISA
-#undef EACH
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), \
-                             apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
-#endif
-#define KERNEL_ISA 5
-namespace avx512 {
-#include "simd.h"
-#include "product.h"
-#include "rows.h"
-#include "attention.h"
-}  // namespace avx512
-#undef KERNEL_ISA
-#undef EACH
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#endif
-
-namespace {
-
-struct Kernels {
-  decltype(&portable::quantise_row) quantise_row;
-  decltype(&portable::multiply) multiply;
-  decltype(&portable::score) score;
-  decltype(&portable::soften) soften;
-  decltype(&portable::gather) gather;
-  decltype(&portable::norm) norm;
-  decltype(&portable::turn) turn;
-  decltype(&portable::gate_row) gate_row;
-  decltype(&portable::add_row) add_row;
-  decltype(&portable::scale_row) scale_row;
-  decltype(&portable::unpack_row) unpack_row;
-  decltype(&portable::best_of) best_of;
-  decltype(&portable::contenders) contenders;
-  decltype(&portable::luckiest) luckiest;
-};
-
-#define KERNELS_OF(isa)                                                                                 \
-  {isa::quantise_row, isa::multiply, isa::score,   isa::soften,    isa::gather,     isa::norm,          \
-   isa::turn,         isa::gate_row, isa::add_row, isa::scale_row, isa::unpack_row, isa::best_of,      \
-   isa::contenders,   isa::luckiest}
-const Kernels kSets[] = {
-    KERNELS_OF(portable),
-#if defined(__x86_64__)
-    KERNELS_OF(avx2),
-    KERNELS_OF(avx512),
-#endif
-};
-
-// Asked of the CPU directly: what __builtin_cpu_supports answers depends on the compiler's runtime library.
-int best_set() {
-#if defined(__x86_64__)
-  unsigned a = 0, b = 0, c = 0, d = 0, state = 0, rest = 0;
-  if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
-  const bool f16c = c & 1u << 29, system_saves = c & 1u << 27;
-  if (!f16c || !system_saves || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
-  __asm__ volatile("xgetbv" : "=a"(state), "=d"(rest) : "c"(0));
-  const bool avx2 = b & 1u << 5 && (state & 0x6) == 0x6;
-  const unsigned wanted = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
-  const bool vnni = (b & wanted) == wanted && c & 1u << 11 && (state & 0xe6) == 0xe6;
-  return !avx2 ? 0 : vnni ? 2 : 1;
-#else
-  return 0;
-#endif
+// Bytes of the record of abi.h with this name; -1: there is none.
+API int64_t specdec_record_size(const char* name) {
+  const struct {
+    const char* name;
+    size_t bytes;
+  } records[] = {
+#define RECORD(type) {#type, sizeof(type)}
+      RECORD(Weights), RECORD(Matrix), RECORD(Plane),   RECORD(KV),
+      RECORD(Layer),   RECORD(Span),   RECORD(Drafter), RECORD(DraftSampling),
+#undef RECORD
+  };
+  for (const auto& record : records)
+    if (!std::strcmp(record.name, name)) return int64_t(record.bytes);
+  return -1;
 }
-
-const int kBest = best_set();
-const Kernels* chosen = &kSets[kBest];
-
-int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-}  // namespace
-
-#include "steps.h"
-#include "stack.h"
-#include "draft.h"
 
 // 0 portable, 1 AVX2, 2 AVX-512 VNNI: the best that this CPU runs.
 API int specdec_best_set() { return kBest; }
@@ -229,7 +131,7 @@ API int specdec_rope(const float* x, const float* cos, const float* sin, float* 
   with_team(threads, double(rows) * row, [&](Team& team) {
     team.spread(rows, larger(1, 16384 / row), double(rows) * row, [&](int64_t begin, int64_t end, int) {
       for (int64_t t = begin; t < end; ++t)
-        chosen->turn(x + t * row, cos + t * width, sin + t * width, heads, width, y + t * row);
+        chosen->rope_row(x + t * row, cos + t * width, sin + t * width, heads, width, y + t * row);
     });
   });
   return 0;
@@ -251,15 +153,15 @@ API int specdec_gated(const float* gate, const float* up, int gelu, float* y, in
 API int64_t specdec_best(const float* x, int64_t count, float* value) { return chosen->best_of(x, count, value); }
 
 // `ids` [count]: whose noise each score gets; null: 0 to count - 1.
-API int64_t specdec_contenders(const float* scores, const int64_t* ids, int64_t count, float top, double floor,
+API int64_t specdec_gumbel_candidates(const float* scores, const int64_t* ids, int64_t count, float top, double floor,
                                uint64_t key, int64_t* found) {
-  return chosen->contenders(scores, ids, count, top, floor, key, found);
+  return chosen->gumbel_candidates(scores, ids, count, top, floor, key, found);
 }
 
 // x [rows, hidden] through `count` decoder layers and a last norm of weight `final_norm` [hidden], in place. The rows
 // belong to `texts` texts, one after the other: those of text i begin at starts[i], and Layer::store indexes stores[i].
-// `spans` are indexed by Layer::kind; `extra` [rows, count, extra width] or null; `aux`: see Stack. 1 when out of memory,
-// 2 when a row sees more positions than a store has slots.
+// `spans` are indexed by Layer::kind; `extra` [rows, count, extra width] or null; `aux`: see Stack. 1 when out of
+// memory, 2 when a row sees more positions than a store has slots.
 API int specdec_layers(const Layer* layers, int64_t count, const Span* spans, int64_t texts, const int64_t* starts,
                        const KV* const* stores, const float* final_norm, float* x, int64_t rows,
                        int64_t hidden, const float* extra, int64_t extra_width, float* const* aux, int threads) {
@@ -268,12 +170,12 @@ API int specdec_layers(const Layer* layers, int64_t count, const Span* spans, in
 }
 
 // `steps` tokens [steps] of a head with these layers; stores, spans and the rest are those of `specdec_layers` for one
-// row, x [hidden] is scratch, `state` [the backbone's width] the state that chose `newest`. `luck`: how its tokens
+// row, x [hidden] is scratch, `state` [the backbone's width] the state that chose `newest`. `sampling`: how its tokens
 // are sampled; null: they are not. Codes: see draft.h.
 API int specdec_draft(const Drafter* drafter, const Layer* layers, int64_t count, const Span* spans,
                       const KV* const* stores, const float* final_norm, float* x, int64_t hidden, const float* state,
-                      int64_t newest, int64_t steps, const Luck* luck, int64_t* tokens, int threads) {
+                      int64_t newest, int64_t steps, const DraftSampling* sampling, int64_t* tokens, int threads) {
   const int64_t starts[2] = {0, 1};
   const Stack stack{layers, count, spans, {1, starts, stores}, final_norm, x, 1, hidden, nullptr, 0, nullptr};
-  return draft(*drafter, stack, state, newest, steps, luck, tokens, threads);
+  return draft(*drafter, stack, state, newest, steps, sampling, tokens, threads);
 }

@@ -2,32 +2,26 @@
 
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "abi.h"
+#include "dispatch.h"
+#include "memory.h"
+#include "shapes.h"
+#include "stack.h"
+#include "steps.h"
+#include "threads.h"
+
 namespace {
 
-// The parts of a head around its layers. `ids` [head.outputs]: the tokens of its rows; null: their own numbers. `fuse`:
-// what the states of `aux` other layers, each of norm one, add to the backbone's.
-struct Drafter {
-  Matrix pre, post, head, fuse;
-  Weights embedding;  // the backbone's
-  int64_t tokens;     // rows of it
-  const int64_t* ids;
-  float embed_scale, eps;
-  int64_t aux;
-};
-
-// How the tokens of a draft are sampled: the key of each position's noise, and what is done to logits before: `Noise` and
-// `Warping` of specdec/sampling.py.
-struct Luck {
-  const uint64_t* keys;
-  float sharpness;
-  int64_t top_k;  // 0: all
-  double top_p, min_p;
-};
-
-// Moves those of scores [count] that may be sampled to the front, their tokens to `kept`; returns how many. `ids`: as in
-// Drafter. A score that is `kTail` below the top counts for nothing. Here and not in rows.h: what std::sort is made of
+// Moves those of scores [count] that may be sampled to the front, their tokens to `kept`; returns how many. `ids`: as
+// in Drafter. A score that is `kTail` below the top counts for nothing. Here and not in isa/: what std::sort is made of
 // must not be compiled for a processor that the program may not run on.
-int64_t truncate(float* scores, const int64_t* ids, int64_t count, const Luck& luck, int64_t* order, int64_t* kept) {
+int64_t truncate(float* scores, const int64_t* ids, int64_t count, const DraftSampling& sampling, int64_t* order,
+                 int64_t* kept) {
   constexpr float kTail = 12;
   float top = 0;
   chosen->best_of(scores, count, &top);
@@ -37,12 +31,12 @@ int64_t truncate(float* scores, const int64_t* ids, int64_t count, const Luck& l
   }
   std::sort(order, order + n,
             [&](int64_t a, int64_t b) { return scores[a] != scores[b] ? scores[a] > scores[b] : a < b; });
-  if (luck.top_k > 0 && luck.top_k < n) n = luck.top_k;
+  if (sampling.top_k > 0 && sampling.top_k < n) n = sampling.top_k;
   double all = 0, before = 0;
   for (int64_t k = 0; k < n; ++k) all += std::exp(double(scores[order[k]]) - top);
   for (int64_t k = 0; k < n; ++k) {
     const double share = std::exp(double(scores[order[k]]) - top);
-    if (k > 0 && (before >= luck.top_p * all || share < luck.min_p)) n = k;
+    if (k > 0 && (before >= sampling.top_p * all || share < sampling.min_p)) n = k;
     before += share;
   }
   std::sort(order, order + n);
@@ -70,12 +64,12 @@ bool multiply_row(const float* x, int64_t columns, const Product* products, int 
   return true;
 }
 
-// `steps` tokens after `newest`, whose choice came from the backbone's state `hidden`, which those of `aux` other layers
-// follow. `stack` is set up for one row.
+// `steps` tokens after `newest`, whose choice came from the backbone's state `hidden`, which those of `aux` other
+// layers follow. `stack` is set up for one row.
 // 1 when out of memory, 2 when the row sees more positions than a store has slots, 3 for an id that is no row.
-// With `luck` each token is the one whose logit times `sharpness` wins with the noise of its position.
+// With `sampling` each token is the one whose logit times `sharpness` wins with the noise of its position.
 int draft(const Drafter& d, const Stack& stack, const float* hidden, int64_t newest, int64_t steps,
-          const Luck* luck, int64_t* tokens, int threads) {
+          const DraftSampling* sampling, int64_t* tokens, int threads) {
   const int64_t width = d.pre.columns() / 2;  // the backbone's
   Arena sizes;
   sizes.take<float>(2 * width);
@@ -111,13 +105,13 @@ int draft(const Drafter& d, const Stack& stack, const float* hidden, int64_t new
     if (!multiply_row(stack.x, stack.hidden, last, step + 1 < steps ? 2 : 1, threads)) return 1;
     const int64_t* ids = d.ids;
     int64_t best, count = d.head.outputs;
-    if (luck) {
-      chosen->scale_row(luck->sharpness, count, scores);
-      if (luck->top_k > 0 || luck->top_p < 1 || luck->min_p > 0) {
-        const int64_t some = truncate(scores, d.ids, count, *luck, found, kept);
+    if (sampling) {
+      chosen->scale_row(sampling->sharpness, count, scores);
+      if (sampling->top_k > 0 || sampling->top_p < 1 || sampling->min_p > 0) {
+        const int64_t some = truncate(scores, d.ids, count, *sampling, found, kept);
         if (some) count = some, ids = kept;  // none where the best is no number
       }
-      best = chosen->luckiest(scores, ids, count, luck->keys[step], found);
+      best = chosen->gumbel_argmax(scores, ids, count, sampling->keys[step], found);
     } else {
       float top = 0;
       best = chosen->best_of(scores, count, &top);

@@ -1,4 +1,4 @@
-// What happens to rows between the products, for one instruction set (see simd.h): norm, rotary embedding, gated
+// What happens to rows between the products, for one instruction set (see simd.inl): norm, rotary embedding, gated
 // activation, sums. All float32.
 
 // One row of D floats; `scratch` holds D floats. The sum of squares is reference.py's halving tree.
@@ -29,7 +29,7 @@ void norm(const float* x, const float* weight, int64_t width, float eps, float* 
 }
 
 // One row of H heads of D floats, turned by one position's cos and sin.
-void turn(const float* x, const float* cos, const float* sin, int64_t heads, int64_t width, float* y) {
+void rope_row(const float* x, const float* cos, const float* sin, int64_t heads, int64_t width, float* y) {
   const int64_t half = width / 2;
   for (int64_t h = 0; h < heads; ++h, x += width, y += width) {
     for (int64_t i = 0; i < half; ++i) y[i] = x[i] * cos[i] + -x[i + half] * sin[i];
@@ -127,7 +127,7 @@ INLINE float peak_of(const float* x) {
 }
 
 // At least the largest of kPiece tokens' 53 bits: of the upper 31, which every instruction set can compare.
-INLINE uint64_t luck_of(const uint64_t* bits) {
+INLINE uint64_t noise_bound(const uint64_t* bits) {
   int32_t upper[kPiece];
   for (int i = 0; i < kPiece; ++i) upper[i] = int32_t(bits[i] >> 22);
   I top = splat(int32_t(0));
@@ -135,12 +135,12 @@ INLINE uint64_t luck_of(const uint64_t* bits) {
   return uint64_t(largest(top)) << 22 | ((1 << 22) - 1);
 }
 
-// Which tokens can have the largest scores[i] + gumbel(u[i]), u[i] = (bits + 1/2) / 2^53: found [count] gets their
-// indices, ascending; returns how many. `ids` [count]: whose noise; null: i's. `top`: the largest score; nothing at or
-// below `floor` can win. A token that is `need` below the best sum of the likeliest ones must have gumbel(u) >= need, so
-// 1 - u <= exp(-need): a look into a table instead of two logarithms. The caller computes the sums of those few as it
-// always does, so no choice depends on this.
-int64_t contenders(const float* scores, const int64_t* ids, int64_t count, float top, double floor, uint64_t key,
+// Finds the tokens that can have the largest scores[i] + gumbel(u[i]), u[i] = (bits + 1/2) / 2^53: found [count] gets
+// their indices, ascending; returns how many. `ids` [count]: whose noise; null: i's. `top`: the largest score; nothing
+// at or below `floor` can win. A token that is `need` below the best sum of the likeliest ones must have
+// gumbel(u) >= need, so 1 - u <= exp(-need): a look into a table instead of two logarithms. The caller computes the
+// sums of those few as it always does, so no choice depends on this.
+int64_t gumbel_candidates(const float* scores, const int64_t* ids, int64_t count, float top, double floor, uint64_t key,
                    int64_t* found) {
   constexpr int kSteps = 64, kExact = 256;
   double limit[kSteps], best = -std::numeric_limits<double>::infinity();
@@ -167,7 +167,7 @@ int64_t contenders(const float* scores, const int64_t* ids, int64_t count, float
     const int n = int(count - at < kPiece ? count - at : kPiece);
     uint64_t bits[kPiece];
     for (int i = 0; i < n; ++i) bits[i] = noise_bits(uint64_t(ids ? ids[at + i] : at + i), key);
-    if (n == kPiece && !can_win(peak_of(scores + at), luck_of(bits))) continue;
+    if (n == kPiece && !can_win(peak_of(scores + at), noise_bound(bits))) continue;
     for (int i = 0; i < n; ++i)
       if (scores[at + i] > floor && can_win(scores[at + i], bits[i])) found[kept++] = at + i;
   }
@@ -175,10 +175,10 @@ int64_t contenders(const float* scores, const int64_t* ids, int64_t count, float
 }
 
 // The index of the largest scores[i] + noise; without a largest score (a NaN), best_of's. `found` [count] is scratch.
-int64_t luckiest(const float* scores, const int64_t* ids, int64_t count, uint64_t key, int64_t* found) {
+int64_t gumbel_argmax(const float* scores, const int64_t* ids, int64_t count, uint64_t key, int64_t* found) {
   float top = 0;
   int64_t winner = best_of(scores, count, &top);
-  const int64_t kept = contenders(scores, ids, count, top, double(top) - kReach, key, found);
+  const int64_t kept = gumbel_candidates(scores, ids, count, top, double(top) - kReach, key, found);
   double best = -std::numeric_limits<double>::infinity();
   for (int64_t k = 0; k < kept; ++k) {
     const int64_t i = found[k];

@@ -1,16 +1,17 @@
-// What the kernels pass to each other: matrices, rows, stores and how much is done at once. Included once, by native.cpp,
-// before any instruction set: these are the same for all of them.
+// What the kernels pass to each other: rows of activations, rows over a store, and how much is done at once. The
+// same for every instruction set.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "abi.h"
 
 namespace {
 
-// A packed matrix (blocks.py); `blocks` is K / 32.
-struct Weights {
-  const uint8_t* q;
-  const uint16_t* scale;
-  const uint16_t* minimum;
-  int64_t blocks;
-  int64_t bits;
-};
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Up to kTile quantised activation rows, interleaved block by block; `term` is per kind of weights.
 enum Kind { kMinimum, kBy8, kBy16, kBy128, kKinds };
@@ -20,24 +21,6 @@ struct Tile {
   float* scale;
   float* term[kKinds];
   int rows;
-};
-
-// Keys or values of one layer: `head` and `slot` are strides in elements; `scale` [heads, slots] with int8.
-enum StoreType { kFloat32, kBfloat16, kInt8 };
-struct Plane {
-  const void* data;
-  const float* scale;
-  int64_t head, slot;
-};
-
-// One layer's store. Without keys they are rebuilt: rope(values * weight), with `cos` and `sin` [positions, pairs]: the
-// first `pairs` pairs of a head turn, the others stay.
-struct KV {
-  Plane keys, values;
-  const float* weight;
-  const float* cos;
-  const float* sin;
-  int64_t type, slots, width, value_width, pairs;
 };
 
 // Rows of one sequence over its store. Row t sees positions first[t] .. end[t] - 1; all lie in low .. high - 1.
@@ -50,9 +33,9 @@ struct Attention {
   const int64_t* end;
   int64_t rows, heads, kv_heads;
   float scale;
-  int64_t low, high, span;
-  float* scores;
-  float* over;
+  int64_t low = 0, high = 0, span = 0;
+  float* scores = nullptr;
+  float* over = nullptr;
 };
 constexpr int64_t kPositions = 64;  // slots expanded at once
 constexpr int64_t kColumns = 32;    // columns that one thread sums

@@ -1,4 +1,4 @@
-// Attention over cache slots, for one instruction set (see simd.h), in three parts that native.cpp hands out to
+// Attention over cache slots, for one instruction set (see simd.inl), in three parts that steps.h hands out to
 // threads: scores of a range of positions, softmax of a row, and the weighted sum of a range of columns. Each value
 // is computed in one order (positions ascending, 16 lanes along the width, then the halving tree) however the work
 // is cut, so bits depend on neither threads nor rows.
@@ -151,7 +151,7 @@ void score(const Attention& a, int64_t kv, int64_t from, int64_t to, float* buff
 
 // Scores to weights in place: e^(score - largest) / sum, where the sum is added in 16 lanes along the positions.
 // `over` gets 1 / sum, by which the weighted sum is multiplied at its end.
-void soften(const Attention& a, int64_t t, int64_t head) {
+void softmax_row(const Attention& a, int64_t t, int64_t head) {
   const int64_t count = a.end[t] - a.first[t];
   if (count <= 0) return;
   float* scores = a.scores + (t * a.heads + head) * a.span + a.first[t] - a.low;
@@ -177,8 +177,8 @@ void soften(const Attention& a, int64_t t, int64_t head) {
 
 // HEADS query heads of one row: y += sum over `count` positions of weight * value, for PIECES * 16 columns.
 template <int HEADS, int PIECES>
-INLINE void mix(const float* weights, int64_t weights_stride, const Rows& values, int64_t count, float* y,
-                int64_t y_stride) {
+INLINE void add_weighted_values(const float* weights, int64_t weights_stride, const Rows& values, int64_t count,
+                                float* y, int64_t y_stride) {
   F total[HEADS][PIECES];
   for (int h = 0; h < HEADS; ++h)
     for (int c = 0; c < PIECES; ++c) total[h][c] = load(y + h * y_stride + 16 * c);
@@ -197,7 +197,7 @@ INLINE void mix(const float* weights, int64_t weights_stride, const Rows& values
 
 // Columns column .. column + width of all rows and of the query heads that share key head `kv`; width <= kColumns.
 // `buffer`: kPositions * kColumns floats.
-void gather(const Attention& a, int64_t kv, int64_t column, int64_t width, float* buffer) {
+void weighted_values(const Attention& a, int64_t kv, int64_t column, int64_t width, float* buffer) {
   const KV& s = *a.store;
   const int64_t group = a.heads / a.kv_heads, last = (kv + 1) * group;
   const auto out = [&](int64_t t, int64_t h) INLINE_LAMBDA { return a.y + (t * a.heads + h) * s.value_width + column; };
@@ -221,21 +221,21 @@ void gather(const Attention& a, int64_t kv, int64_t column, int64_t width, float
         constexpr int kPieces = kColumns / 16;
         const int64_t heads = width == kColumns ? last - h : 0;
         if (heads >= 4) {
-          mix<4, kPieces>(weights, a.span, seen, high - low, y, stride);
+          add_weighted_values<4, kPieces>(weights, a.span, seen, high - low, y, stride);
           h += 4;
         } else if (heads == 3) {
-          mix<3, kPieces>(weights, a.span, seen, high - low, y, stride);
+          add_weighted_values<3, kPieces>(weights, a.span, seen, high - low, y, stride);
           h += 3;
         } else if (heads == 2) {
-          mix<2, kPieces>(weights, a.span, seen, high - low, y, stride);
+          add_weighted_values<2, kPieces>(weights, a.span, seen, high - low, y, stride);
           h += 2;
         } else if (heads == 1) {
-          mix<1, kPieces>(weights, a.span, seen, high - low, y, stride);
+          add_weighted_values<1, kPieces>(weights, a.span, seen, high - low, y, stride);
           h += 1;
         } else {
           int64_t c = 0;
           for (; c + 16 <= width; c += 16)
-            mix<1, 1>(weights, a.span, Rows{seen.data + c, seen.stride}, high - low, y + c, stride);
+            add_weighted_values<1, 1>(weights, a.span, Rows{seen.data + c, seen.stride}, high - low, y + c, stride);
           for (; c < width; ++c)
             for (int64_t j = 0; j < high - low; ++j) y[c] += weights[j] * seen.data[j * seen.stride + c];
           h += 1;

@@ -4,32 +4,20 @@
 
 #pragma once
 
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+#include <limits>
+
+#include "abi.h"
+#include "dispatch.h"
+#include "memory.h"
+#include "shapes.h"
+#include "steps.h"
+#include "threads.h"
+
 namespace {
-
-// One layer, as stack.py fills it in. A matrix or vector that the layer lacks is null.
-struct Layer {
-  Matrix q, k, v, o, gate, up, down, extra_gate, extra_projection;
-  const float* input_norm;
-  const float* q_norm;
-  const float* k_norm;
-  const float* attention_norm;  // after attention; of a family with norms on both sides
-  const float* mlp_norm;
-  const float* mlp_post_norm;
-  const float* extra_norm;
-  const float* scalar;  // one float
-  int64_t heads, kv_heads, head_dim, kind, store;
-  int64_t gelu, norm_values;
-  float eps, scale;
-};
-
-// One kind of layer's rotations [rows, head_dim], and what its rows see: positions first[t] .. end[t] - 1. A layer
-// with keys of its own stores row t at position end[t] - 1.
-struct Span {
-  const float* cos;
-  const float* sin;
-  const int64_t* first;
-  const int64_t* end;
-};
 
 // The texts that the rows of a pass belong to: rows starts[i] .. starts[i + 1] - 1 are text i's, stores[i] its stores.
 struct Texts {
@@ -74,7 +62,7 @@ struct Stack {
       queries = larger(queries, l.heads * l.head_dim);
       keys = larger(keys, l.kv_heads * l.head_dim);
       inner = larger(larger(inner, l.gate.outputs), extra_width);
-      for (const Matrix* m : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down, &l.extra_gate, &l.extra_projection}) {
+      for (const Matrix* m : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down, &l.ple_gate, &l.ple_projection}) {
         if (!m->present()) continue;
         columns = larger(columns, m->columns());
         cost += cost_of(*m, rows);
@@ -188,20 +176,20 @@ struct Stack {
     expect(team, &gate, 1);
     multiply(team, attended, &out, 1);
     each_row(team, 3 * hidden, [&](int64_t r, int thread) {
-      add(l, l.attention_norm, r, thread);
+      add(l, l.attention_post_norm, r, thread);
       prepare(l, l.mlp_norm, r, narrow, thread);
     });
     expect(team, &down, 1);
-    multiply_gated(team, narrow, l.gate, l.up, l.gelu != 0, wide);
+    multiply_gated(team, narrow, l.gate, l.up, l.activation != kSilu, wide);
     activated.quantise(team, wide, l.gate.outputs);
     if (index + 1 < count) {
       Product following[3];
       expect(team, following, projections_of(layers[index + 1], following));
     }
     multiply(team, activated, &down, 1);
-    if (l.extra_gate.present()) feed(team, index, memory);
+    if (l.ple_gate.present()) feed(team, index, memory);
     each_row(team, 3 * hidden, [&](int64_t r, int thread) {
-      add(l, l.extra_gate.present() ? l.extra_norm : l.mlp_post_norm, r, thread);
+      add(l, l.ple_gate.present() ? l.ple_norm : l.mlp_post_norm, r, thread);
       if (l.scalar) chosen->scale_row(*l.scalar, hidden, x + r * hidden);
       if (aux && aux[index]) std::memcpy(aux[index] + r * hidden, x + r * hidden, sizeof(float) * hidden);
       if (index + 1 < count) {
@@ -265,7 +253,7 @@ struct Stack {
       } else {
         std::memcpy(one, from, sizeof(float) * width);
       }
-      chosen->turn(one, cos, sin, 1, width, to);
+      chosen->rope_row(one, cos, sin, 1, width, to);
     };
     float* queries = q + row * l.heads * width;
     for (int64_t h = 0; h < l.heads; ++h) turned(queries + h * width, l.q_norm, queries + h * width);
@@ -295,14 +283,14 @@ struct Stack {
       add(l, l.mlp_post_norm, r, thread);
       narrow.put(r, x + r * hidden);
     });
-    const Product gate{&l.extra_gate, wide};
+    const Product gate{&l.ple_gate, wide};
     multiply(team, narrow, &gate, 1);
     each_row(team, extra_width, [&](int64_t r, int) {
       float* row = wide + r * extra_width;
-      chosen->gate_row(row, extra + (r * count + index) * extra_width, extra_width, l.gelu != 0, row);
+      chosen->gate_row(row, extra + (r * count + index) * extra_width, extra_width, l.activation != kSilu, row);
       gated.put(r, row);
     });
-    const Product projection{&l.extra_projection, z};
+    const Product projection{&l.ple_projection, z};
     multiply(team, gated, &projection, 1);
   }
 };

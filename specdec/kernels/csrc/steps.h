@@ -3,18 +3,16 @@
 
 #pragma once
 
+#include <cstdint>
+#include <limits>
+
+#include "abi.h"
+#include "dispatch.h"
+#include "memory.h"
+#include "shapes.h"
+#include "threads.h"
+
 namespace {
-
-// A packed matrix [outputs, columns] and its bias [outputs] or null.
-struct Matrix {
-  Weights w;
-  const float* bias;
-  int64_t outputs;
-
-  bool present() const { return w.q != nullptr; }
-  int64_t columns() const { return 32 * w.blocks; }
-  int64_t groups() const { return (outputs + 15) / 16; }
-};
 
 double cost_of(const Matrix& m, int64_t rows) { return double(m.outputs) * m.columns() * (0.5 + 0.25 * rows); }
 
@@ -204,12 +202,12 @@ void attend(Team& team, const Attention& all, const AttentionScratch& space) {
       }
     });
     team.spread(a.rows * a.heads, 1, 16.0 * a.rows * a.heads * a.span, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) chosen->soften(a, i / a.heads, i % a.heads);
+      for (int64_t i = begin; i < end; ++i) chosen->softmax_row(a, i / a.heads, i % a.heads);
     });
     team.spread(a.kv_heads * parts, 1, cost, [&](int64_t begin, int64_t end, int thread) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t column = i % parts * kColumns;
-        chosen->gather(a, i / parts, column, smaller(kColumns, s.value_width - column),
+        chosen->weighted_values(a, i / parts, column, smaller(kColumns, s.value_width - column),
                        space.tiles + thread * space.tile);
       }
     });

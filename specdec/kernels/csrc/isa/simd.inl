@@ -1,6 +1,7 @@
-// Sixteen floats and what can be done with them, for one instruction set. native.cpp includes this file, then
-// product.h, rows.h and attention.h, once per set, inside a namespace and under the compiler's target pragma, with KERNEL_ISA
-// = 0 (portable), 2 (AVX2) or 5 (AVX-512 VNNI). They therefore have no include guards and no includes.
+// Sixteen floats and what can be done with them, for one instruction set. all.inl includes this file, then
+// product.inl, rows.inl and attention.inl, once per set, inside a namespace and under the compiler's target pragma,
+// with KERNEL_ISA = 0 (portable), 2 (AVX2) or 5 (AVX-512 VNNI). They therefore have no include guards and no includes:
+// dispatch.h has what they need.
 //
 // Every set gives the same bits: floats are combined in an order that does not depend on the vector width (16
 // lanes everywhere, in as many registers as that takes), no multiply-add is fused, and integer sums are exact.

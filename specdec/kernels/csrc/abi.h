@@ -1,0 +1,94 @@
+// The records that Python fills in: where things are, and how many. abi.py has each of them with the same names in the
+// same order.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace {
+
+// A packed matrix (blocks.py); `blocks` is K / 32.
+struct Weights {
+  const uint8_t* q;
+  const uint16_t* scale;
+  const uint16_t* minimum;
+  int64_t blocks;
+  int64_t bits;
+};
+
+// A packed matrix [outputs, columns] and its bias [outputs] or null.
+struct Matrix {
+  Weights w;
+  const float* bias;
+  int64_t outputs;
+
+  bool present() const { return w.q != nullptr; }
+  int64_t columns() const { return 32 * w.blocks; }
+  int64_t groups() const { return (outputs + 15) / 16; }
+};
+
+// Keys or values of one layer: `head` and `slot` are strides in elements; `scale` [heads, slots] with int8.
+enum StoreType { kFloat32, kBfloat16, kInt8 };
+struct Plane {
+  const void* data;
+  const float* scale;
+  int64_t head, slot;
+};
+
+// One layer's store. Without keys they are rebuilt: rope(values * weight), with `cos` and `sin` [positions, pairs]: the
+// first `pairs` pairs of a head turn, the others stay.
+struct KV {
+  Plane keys, values;
+  const float* weight;
+  const float* cos;
+  const float* sin;
+  int64_t type, slots, width, value_width, pairs;
+};
+
+// One decoder layer: `LayerWeights` of layers.py says what each field does. A matrix or vector that it lacks is null.
+enum Activation { kSilu, kGeluTanh };
+struct Layer {
+  Matrix q, k, v, o, gate, up, down, ple_gate, ple_projection;
+  const float* input_norm;
+  const float* q_norm;
+  const float* k_norm;
+  const float* attention_post_norm;
+  const float* mlp_norm;
+  const float* mlp_post_norm;
+  const float* ple_norm;
+  const float* scalar;  // one float
+  int64_t heads, kv_heads, head_dim, kind, store, activation, norm_values;
+  float eps, scale;
+};
+
+// One kind of layer's rotations [rows, head_dim], and what its rows see: positions first[t] .. end[t] - 1. A layer
+// with keys of its own stores row t at position end[t] - 1.
+struct Span {
+  const float* cos;
+  const float* sin;
+  const int64_t* first;
+  const int64_t* end;
+};
+
+// The parts of a head around its layers. `ids` [head.outputs]: the tokens of its rows; null: their own numbers. `fuse`:
+// what the states of `aux` other layers, each of norm one, add to the backbone's.
+struct Drafter {
+  Matrix pre, post, head, fuse;
+  Weights embedding;  // the backbone's
+  int64_t tokens;     // rows of it
+  const int64_t* ids;
+  float embed_scale, eps;
+  int64_t aux;
+};
+
+// How the tokens of a draft are sampled: the key of each position's noise, and what is done to logits before: `Noise`
+// and `Warping` of specdec/sampling.py.
+struct DraftSampling {
+  const uint64_t* keys;
+  float sharpness;
+  int64_t top_k;  // 0: all
+  double top_p, min_p;
+};
+
+}  // namespace
