@@ -1,14 +1,17 @@
 """Prompts answered by the backbone, many texts to a pass, with the states that its passes had anyway.
 
 What: `answered`. A text depends on its prompt and its number alone, so any worker may answer any prompt: workers are
-threads, each with a pass of its own, which scales better than a pass whose every step is shared. What a chat template
-puts before every prompt is computed once and goes on from text to text. An answer costs a pass per token of each text.
+threads, each with a pass of its own, which scales better than a pass whose every step is shared. An answer costs a pass
+per token of each text.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as Several
+from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
 from typing import NamedTuple, TypeVar
@@ -18,19 +21,16 @@ from torch import Tensor
 
 from drafter.features import Features, best_of, kept_keys, likeliest, longest_text, parted
 from drafter.schedule import PATIENT, Patience
-from specdec.cache import Conversations, KVCache
-from specdec.control import FixedLength
-from specdec.decode import Request, decode
+from specdec.cache import Conversation, KVCache
 from specdec.drafting import NoDraft
+from specdec.engine.engine import Engine
+from specdec.engine.sequence import Request, Sequence
 from specdec.model.decoder import Decoder
 from specdec.sampling import Sampler
-from specdec.stats import GenerationStats
 from specdec.threads import one_torch_thread
 from specdec.verify import Choice, Verdict
 
 TOGETHER = 32  # texts at a time
-_SPARE = 4  # caches that wait for a text which begins as theirs did: one in five prompts has a system message
-_MODEST = 512  # positions: the cache of a longer text is let go, or all would come to be as large as the largest
 
 Numbered = Iterator[tuple[int, Tensor]]
 Item = TypeVar("Item")
@@ -40,11 +40,11 @@ def answered(
     backbone: Decoder,
     prompts: Iterable[Tensor],
     *,
-    layers: Sequence[int],
-    aux_layers: Sequence[int] = (),
+    layers: Several[int],
+    aux_layers: Several[int] = (),
     max_new_tokens: int,
     ends: frozenset[int],
-    temperatures: Sequence[float] = (0.0,),
+    temperatures: Several[float] = (0.0,),
     seed: int = 0,
     first: int = 0,
     together: int = TOGETHER,
@@ -86,11 +86,11 @@ def _answered(
     backbone: Decoder,
     prompts: Numbered,
     *,
-    layers: Sequence[int],
-    aux_layers: Sequence[int],
+    layers: Several[int],
+    aux_layers: Several[int],
     max_new_tokens: int,
     ends: frozenset[int],
-    temperatures: Sequence[float],
+    temperatures: Several[float],
     seed: int,
     together: int,
     dtype: torch.dtype,
@@ -101,47 +101,91 @@ def _answered(
     """What one worker does of `answered`: the `prompts` that it gets, with their numbers. All texts end where they are
     when it is `stopped`: one of a large model may be minutes from its own end."""
     longest = longest_text(backbone, layers)
-    numbers: list[int] = []  # of the requests, in their order
-    spare = _Spare(backbone, (1 + len(aux_layers)) * backbone.spec.hidden_size)
-    watched: dict[int, list[Tensor]] = {}
-    chosen: dict[int, list[int]] = {}  # for each emitted token
-    prompted: dict[int, Tensor] = {}  # and for each token of the prompt but the last, as far as it is known
-    begins: dict[int, int] = {}
+    under_way: dict[Request, _Answer] = {}
 
     def ending() -> Callable[[Tensor, Choice], bool]:
         began = patience.now()
         return lambda tokens, choice: choice.token in ends or stopped.is_set() or patience.over(began)
 
+    # Without a drafter: these are the plain model's texts either way, and several share a pass.
+    engine = Engine(backbone, NoDraft(aux_layers), caches=EmptyCaches(backbone.new_cache), max_batch=together)
+
     def requests() -> Iterator[Request]:
         while not patience.over() and (found := next(prompts, None)) is not None:
             number, prompt = found
-            numbers.append(number)
             temperature = temperatures[number % len(temperatures)]
             prompt = prompt[: longest - 1]
-            known = spare.take(prompt)
-            watched[number], prompted[number] = [known.hidden], known.best
-            chosen[number], begins[number] = [], len(prompt)
-            yield Request(
+            answer = _Answer(number, len(prompt), greedy=not temperature)
+            request = Request(
                 prompt,
                 min(len(prompt) + max_new_tokens, longest),
                 Sampler.warmed(temperature, seed + number),
                 ending(),
-                partial(_note, chosen[number], heard, greedy=not temperature),
-                watch=watched[number].append,
+                on_hidden=answer.hidden.append,
             )
+            under_way[request] = answer
+            yield request
 
-    # Without a drafter: these are the plain model's texts either way, and several share a pass.
-    plain, stats = NoDraft(aux_layers), GenerationStats()
-    for index, row, cache in decode(backbone, plain, FixedLength(0), requests(), stats, together, spare.handed_out):
-        number = numbers[index]
-        hidden, answer, known = torch.cat(watched.pop(number)), begins.pop(number), prompted.pop(number)
-        asked = torch.cat((known, best_of(backbone, hidden[len(known) : answer - 1])))  # [answer - 1]
-        best = torch.cat((asked, asked.new_tensor(chosen.pop(number))))  # [n]
+    with closing(engine.run(requests())) as events:
+        for sequence, verdict, logits in events:
+            answer = under_way[sequence.request]
+            assert logits is not None, "nobody cancels"
+            answer.take(verdict, logits)
+            heard(len(verdict.tokens))
+            if sequence.ended:
+                del under_way[sequence.request]
+                yield answer.number, answer.features(backbone, sequence, layers, aux_layers, dtype)
+
+
+@dataclass
+class _Answer:
+    """What passes had of a text: `hidden`, [rows, width] each, and `best`, the greedy choice of every emitted token."""
+
+    number: int
+    prompt_tokens: int
+    greedy: bool
+    hidden: list[Tensor] = field(default_factory=list)
+    best: list[int] = field(default_factory=list)
+
+    def take(self, verdict: Verdict, logits: Tensor) -> None:
+        """Note what greedy decoding would have emitted, from logits [emitted, vocab]."""
+        self.best.extend(verdict.tokens if self.greedy else likeliest(logits))
+
+    def features(
+        self, backbone: Decoder, sequence: Sequence, layers: Several[int], aux_layers: Several[int], dtype: torch.dtype
+    ) -> Features:
+        """Return the features of the text, which has ended, but for its last token."""
+        hidden, answer = torch.cat(self.hidden), self.prompt_tokens  # [n, width]
+        asked = best_of(backbone, hidden[: answer - 1])  # [answer - 1]
+        best = torch.cat((asked, asked.new_tensor(self.best)))  # [n]
         with one_torch_thread():
             states, aux = parted(hidden.to(dtype), aux_layers)
-            text = Features(row[:-1], states, best, kept_keys(cache, layers, dtype), answer, aux)
-        spare.keep(_Begun(row[: answer - 1], hidden[: answer - 1].clone(), asked, cache))
-        yield number, text
+            keys = kept_keys(sequence.conversation.cache, layers, dtype)
+            return Features(sequence.row[:-1].clone(), states, best, keys, answer, aux)
+
+
+class EmptyCaches:
+    """Gives every text an empty cache; those of short texts that have ended serve again, and need no memory anew."""
+
+    _MODEST = 512  # positions: the cache of a longer text is let go, or all would come to be as large as the largest
+
+    def __init__(self, new_cache: Callable[[], KVCache]) -> None:
+        self._new_cache, self._spare = new_cache, list[KVCache]()
+
+    def acquire(self, prompt: Tensor, longest: int) -> Conversation:
+        if self._spare:
+            cache = self._spare.pop()
+            cache.rewind(0)
+            return Conversation(cache)
+        with one_torch_thread():  # many small tensors
+            return Conversation(self._new_cache())
+
+    def before_chunk(self, conversation: Conversation, left: int, chunk: int) -> None:
+        pass
+
+    def release(self, conversation: Conversation) -> None:
+        if conversation.cache.length <= self._MODEST and conversation.cache.rewindable(0):
+            self._spare.append(conversation.cache)
 
 
 class _Failed(NamedTuple):
@@ -196,59 +240,3 @@ def _side_by_side(
         for thread in threads:
             thread.join()
         torch.set_num_threads(before)  # what threads that are to come begin with is the whole process's
-
-
-class _Begun(NamedTuple):
-    """What is known of the first n tokens of a text: `tokens` [n], `hidden` [n, width] as a pass gives it, `best` [n],
-    and the cache that holds them."""
-
-    tokens: Tensor
-    hidden: Tensor
-    best: Tensor
-    cache: KVCache
-
-
-class _Spare:
-    """Caches of texts that have ended, for new ones: no memory to be had anew, and what both texts begin with is there.
-
-    `width`: of a pass's rows. `handed_out` gives `decode` the cache that was last taken.
-    """
-
-    def __init__(self, backbone: Decoder, width: int) -> None:
-        self._backbone, self._width = backbone, width
-        self._kept, self._next = list[_Begun](), list[KVCache]()
-        self.handed_out = Conversations(self._next.pop)
-
-    def take(self, prompt: Tensor) -> _Begun:
-        """As much of prompt [n] as is known, but never its last token, whose state chooses the first of the answer."""
-        if len(self._kept) < _SPARE:
-            backbone = self._backbone
-            with one_torch_thread():  # many small ones
-                cache = backbone.new_cache()
-            hidden = torch.empty(0, self._width, dtype=backbone.dtype, device=backbone.device)
-            known = _Begun(prompt[:0], hidden, torch.empty(0, dtype=torch.int64, device=backbone.device), cache)
-        else:
-            shared = [_shared(old, prompt[:-1]) for old in self._kept]
-            most = max(shared)
-            tokens, hidden, best, cache = self._kept.pop(shared.index(most))
-            cache.rewind(most)
-            known = _Begun(tokens[:most], hidden[:most], best[:most], cache)
-        self._next.append(known.cache)
-        return known
-
-    def keep(self, text: _Begun) -> None:
-        if text.cache.length <= _MODEST and text.cache.rewindable(0):
-            self._kept = [*self._kept[-_SPARE:], text]
-
-
-def _shared(text: _Begun, prompt: Tensor) -> int:
-    """How many tokens `text` and prompt [n] begin with alike."""
-    most = min(len(text.tokens), len(prompt))
-    differs = (text.tokens[:most] != prompt[:most]).nonzero()
-    return int(differs[0]) if len(differs) else most
-
-
-def _note(chosen: list[int], heard: Callable[[int], None], verdict: Verdict, logits: Tensor, *, greedy: bool) -> None:
-    """Of every token that was emitted, what would have been by greed; its logits are there, and need not come again."""
-    chosen.extend(verdict.tokens if greedy else likeliest(logits))
-    heard(len(verdict.tokens))

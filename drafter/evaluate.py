@@ -17,8 +17,9 @@ from drafter.loss import Candidates, Recipe, unrolled
 from drafter.network import Network
 from drafter.schedule import PATIENT, Patience
 from specdec.control import FixedLength
-from specdec.decode import Request, decode
 from specdec.drafting import Drafter
+from specdec.engine.engine import Engine
+from specdec.engine.sequence import Request
 from specdec.model.decoder import Decoder
 from specdec.sampling import Sampler
 from specdec.stats import GenerationStats
@@ -53,11 +54,11 @@ def drafted(
                 min(len(prompt) + max_new_tokens, longest),
                 Sampler.warmed(temperature, seed + number),
                 lambda tokens, choice: choice.token in ends or patience.over(),
-                lambda verdict, logits: None,
             )
 
     stats = GenerationStats()
-    for _ in decode(backbone, drafter, FixedLength(draft_length), requests(), stats):
+    engine = Engine(backbone, drafter, FixedLength(draft_length), stats=stats)
+    for _ in engine.run(requests()):
         pass
     return stats
 

@@ -41,7 +41,7 @@ from eval.live_blocks import (
     speed_text,
 )
 from eval.metrics import acceptance_by_position
-from specdec.control import Costs
+from specdec.costs import Costs
 from specdec.stats import GenerationStats, Round
 
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from eval.dashboard import share, size
 from eval.metrics import acceptance_by_position
-from specdec.control import Costs
+from specdec.costs import Costs
 from specdec.stats import GenerationStats, Round
 
 HEIGHT = 16  # lines, from NARROW columns on

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from eval.timing import Effort, Timing, alternate
-from specdec.decode import prefill
+from specdec.cache import KVCache
 from specdec.hf import SpecdecForCausalLM
 from specdec.model.decoder import Decoder
 
@@ -40,9 +40,7 @@ def pass_costs(decoder: Decoder, context: int, rows: Sequence[int], effort: Effo
         )
     ids = random_tokens(decoder, context + max(rows))
     cache = decoder.new_cache()
-    last = prefill(decoder, ids[:context], cache)
-    decoder.forward(last, cache)
-    cache.commit(len(last))
+    _prefill(decoder, ids[:context], cache)
 
     def one(count: int) -> Callable[[], object]:
         def run() -> Tensor:
@@ -55,14 +53,22 @@ def pass_costs(decoder: Decoder, context: int, rows: Sequence[int], effort: Effo
     return alternate({count: one(count) for count in rows if count <= cache.max_rows}, effort)
 
 
+def _prefill(decoder: Decoder, ids: Tensor, cache: KVCache) -> Tensor:
+    """Commit ids [n] in the chunks that the engine has; return the hidden states of the last one."""
+    hidden = torch.empty(0, dtype=decoder.dtype)
+    for chunk in torch.split(ids, cache.max_rows):
+        hidden = decoder.forward(chunk, cache)
+        cache.commit(len(chunk))
+    return hidden
+
+
 def prefill_speed(decoder: Decoder, tokens: int, effort: Effort) -> Timing:
     """Seconds from `tokens` new tokens to the logits of the last one, in an empty cache."""
     ids = random_tokens(decoder, tokens)
 
     def run() -> Tensor:
         cache = decoder.new_cache()
-        last = prefill(decoder, ids, cache)
-        return decoder.logits(decoder.forward(last, cache)[-1:])
+        return decoder.logits(_prefill(decoder, ids, cache)[-1:])
 
     return alternate({"prefill": run}, effort)["prefill"]
 

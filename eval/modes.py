@@ -35,7 +35,7 @@ from eval.synthetic_acceptance import SyntheticAcceptance
 from specdec import kernels
 from specdec.cache import KVCache
 from specdec.control import AdaptiveLength
-from specdec.drafting import Draft, Drafter, Joined, Proposer, SuffixDrafter, aux_layers_of
+from specdec.drafting import CompositeDrafter, Draft, Drafter, Proposer, SuffixDrafter, aux_layers_of
 from specdec.model.decoder import Decoder
 from specdec.sampling import Noise
 from specdec.stats import GenerationStats, Round
@@ -229,7 +229,7 @@ def _ours(name: str, session: Session, rates: Sequence[float]) -> Ours:
 
 def _head(session: Session) -> Drafter:
     drafter = session.model.drafter
-    head = drafter.other if isinstance(drafter, Joined) else drafter
+    head = drafter.other if isinstance(drafter, CompositeDrafter) else drafter
     if head.name != "mtp":
         raise ValueError(
             f"--modes mtp and wrong need a trained head, and there is none for {session.settings.model}: name one with "

@@ -19,7 +19,7 @@ from eval.cli import Settings
 from eval.metrics import Run
 from eval.output import check_writable, is_metrics, put_text
 from eval.prompts import Message
-from specdec.control import Costs
+from specdec.costs import Costs
 from specdec.drafting import Drafter
 from specdec.plan import parse_bytes, resident_bytes
 from specdec.stats import GenerationStats

@@ -7,10 +7,12 @@ ratios that count. A model whose passes are long gets few of them, and lines in 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 
-from specdec.control import AdaptiveLength, Costs
+from specdec.control import AdaptiveLength
+from specdec.costs import Costs
 from specdec.drafting import Drafter, aux_layers_of
 from specdec.model.decoder import Decoder
 from specdec.threads import narrowed
@@ -18,19 +20,23 @@ from specdec.threads import narrowed
 SECONDS = 1.0  # at most, but for models whose few passes take longer
 SWEEPS = 8
 FEW = (1, 2, 5, 9)  # row counts for models with long passes
+MANY = (16, 32, 64)  # row counts of several texts' passes, measured when several texts are decoded
 DRAFT = 4  # tokens
 
 
-def calibrated(lengths: AdaptiveLength, backbone: Decoder, drafter: Drafter) -> AdaptiveLength:
-    """Return `lengths`, its costs measured if they were not, or with another number of threads; `drafter` is bound.
+def calibrated(lengths: AdaptiveLength, backbone: Decoder, drafter: Drafter, texts: int = 1) -> AdaptiveLength:
+    """Return `lengths`, its costs measured if they were not, or for fewer than `texts` texts in a pass, or with another
+    number of threads; `drafter` is bound.
 
     Of several callers at once one measures; the others go on with what is known.
     """
-    if drafter.max_draft and not narrowed() and lengths.claim(torch.get_num_threads()):
+    if drafter.max_draft and not narrowed() and lengths.claim(torch.get_num_threads(), texts):
         try:
-            costs = measured(backbone, drafter, lengths.longest + 1)
+            most = lengths.longest + 1
+            wide = [rows for rows in MANY if texts > 1 and rows < 2 * (texts + most)]
+            costs = measured(backbone, drafter, most, wide)
         except BaseException:
-            lengths.threads = None  # the next call measures
+            lengths.measured_for = None  # the next call measures
             raise
         if costs is not None:
             lengths.calibrate(costs)
@@ -38,15 +44,18 @@ def calibrated(lengths: AdaptiveLength, backbone: Decoder, drafter: Drafter) -> 
 
 
 @torch.inference_mode()
-def measured(backbone: Decoder, drafter: Drafter, most: int, seconds: float = SECONDS) -> Costs | None:
-    """Costs of passes over 1 to `most` rows, and of `drafter`'s tokens, after a text of no meaning; None where the
-    context has no room for it."""
-    if backbone.context < 2 * most + 1:
+def measured(
+    backbone: Decoder, drafter: Drafter, most: int, wide: Sequence[int] = (), seconds: float = SECONDS
+) -> Costs | None:
+    """Return costs of passes over 1 to `most` rows and over `wide` rows, and of `drafter`'s tokens, after a text of no
+    meaning; None where the context has no room for it."""
+    longest_pass = max((most, *wide))
+    if backbone.context < most + longest_pass + 1:
         return None
     began = time.perf_counter()
     cache, vocabulary = backbone.new_cache(), backbone.spec.vocab_size
-    text = [(7919 * i + 104729) % vocabulary for i in range(most)]
-    ids = torch.tensor(text, dtype=torch.int64, device=backbone.device)  # [most]
+    text = [(7919 * i + 104729) % vocabulary for i in range(longest_pass)]
+    ids = torch.tensor(text, dtype=torch.int64, device=backbone.device)  # [longest_pass]
 
     def verify(rows: int) -> float:
         before = time.perf_counter()
@@ -55,12 +64,12 @@ def measured(backbone: Decoder, drafter: Drafter, most: int, seconds: float = SE
         return time.perf_counter() - before
 
     aux_layers = aux_layers_of(drafter)
-    hidden = backbone.forward(ids, cache, aux_layers)  # the first pass of all warms up
+    hidden = backbone.forward(ids[:most], cache, aux_layers)  # the first pass of all warms up
     cache.commit(most)
     proposer = drafter.start(cache)
     short = verify(1)
     rows = range(1, most + 1) if short * 2 * most < seconds else [n for n in FEW if n <= most]
-    passes: dict[int, list[float]] = {n: [] for n in rows}
+    passes: dict[int, list[float]] = {n: [] for n in (*rows, *wide)}
     longest = min(DRAFT, drafter.max_draft)
     drafts: dict[str, dict[int, list[float]]] = {}  # by source and tokens
     for sweep in range(SWEEPS):
@@ -68,7 +77,7 @@ def measured(backbone: Decoder, drafter: Drafter, most: int, seconds: float = SE
             passes[n].append(verify(n))
         for k in {1, longest}:
             before = time.perf_counter()
-            made = proposer.propose(text, hidden[-1], k)
+            made = proposer.propose(text[:most], hidden[-1], k)
             if made.tokens:
                 times = drafts.setdefault(made.sources[0], {}).setdefault(len(made.tokens), [])
                 times.append(time.perf_counter() - before)

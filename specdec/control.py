@@ -31,33 +31,44 @@ backbone's margin at the pending token, forgetting faster when a new text begins
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from heapq import heapify, heappop, heapreplace
+from itertools import accumulate
+from operator import mul
+from typing import Any, NamedTuple, Protocol
 
-PRIOR = 0.65  # a_1 before anything was seen
-PRIOR_ROUNDS, MISFIT = 6, 4.0  # what a prior counts for; half of it where rounds * (seen - prior)^2 is `MISFIT`
-MEMORY = 24  # rounds that an average of acceptance goes back: one of fewer is mostly noise, one of more is slow
-RETRY, RETRY_MOST = 12, 48  # rounds until a position that is not drafted is tried again; twice as many after a failure
+from specdec.acceptance import AcceptanceRecord
+from specdec.costs import Costs, LiveCosts
+
+Plan = list[tuple[str, int]]  # by text of a pass: who drafts, and how many tokens
+
 FLOOR = 0.97  # of plain decoding's speed, at least
 CREDIT = 12.0  # plain passes that drafts may lose at most, after rounds that won as many
-COST_PER_ROW = 0.15  # V(T + 1) - V(T) as a share of V(1), where nothing was measured
 
-# Weights of the newest round in costs: the machine's pace changes for all row counts at once, their ratios hardly.
-PACE, SHAPE = 0.1, 0.01
+
+class Drafted(NamedTuple):
+    """A draft that was checked: who proposed each token, and how many were accepted."""
+
+    sources: tuple[str, ...]
+    accepted: int
 
 
 class DraftLength(Protocol):
-    """Chooses who drafts in a round and how much, and hears how it went."""
+    """Chooses who drafts in a pass and how much, and hears how it went."""
 
-    def choose(self, limits: Mapping[str, int]) -> tuple[str, int]:
-        """One of the sources that may draft, the preferred first, and how many tokens of at most `limits[source]`."""
+    def plan(self, limits: Sequence[Mapping[str, int]], beside: int = 0, most: int = 64) -> list[tuple[str, int]]:
+        """Return for each text of a pass who drafts, and how many tokens.
 
-    def extend(self, sources: Sequence[str], source: str, limit: int) -> int:
-        """How many of `limit` more tokens, of `source`, to add to a draft whose tokens `sources` proposed."""
+        `limits`: by text the sources that may draft for it, the preferred first, and the longest draft of each;
+        `beside`: further rows of the pass; `most`: tokens of all drafts together.
+        """
 
-    def observe(self, sources: Sequence[str], accepted: int, draft_seconds: float, verify_seconds: float) -> None:
-        """Who proposed the last round's tokens, how many were accepted, and what the round's two halves cost."""
+    def extend(self, sources: Sequence[str], source: str, limit: int, beside: int = 0) -> int:
+        """Return how many of `limit` more tokens, of `source`, to add to a draft whose tokens `sources` proposed;
+        `beside`: rows of the pass that are not this text's."""
+
+    def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
+        """Learn from a pass: how the draft of each text did, and what its two halves cost. `beside`: as in `plan`."""
 
 
 class FixedLength:
@@ -68,83 +79,20 @@ class FixedLength:
             raise ValueError(f"draft_length must be 0 or more, or 'adaptive'; got {length}")
         self.length = length
 
-    def choose(self, limits: Mapping[str, int]) -> tuple[str, int]:
-        source = next(iter(limits))
-        return source, min(self.length, limits[source])
+    def plan(self, limits: Sequence[Mapping[str, int]], beside: int = 0, most: int = 64) -> list[tuple[str, int]]:
+        each = min(self.length, most // len(limits))
+        return [(source, min(each, of[source])) for of in limits for source in [next(iter(of))]]
 
-    def extend(self, sources: Sequence[str], source: str, limit: int) -> int:
+    def extend(self, sources: Sequence[str], source: str, limit: int, beside: int = 0) -> int:
         return min(self.length - len(sources), limit)
 
-    def observe(self, sources: Sequence[str], accepted: int, draft_seconds: float, verify_seconds: float) -> None:
+    def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
         pass
 
 
-@dataclass
-class Costs:
-    """Seconds: V(rows) of a pass, for two numbers of rows or more; by source d of a drafted token, and c, what a draft
-    costs besides."""
-
-    passes: dict[int, float] = field(default_factory=lambda: {1: 1.0, 2: 1.0 + COST_PER_ROW})
-    steps: dict[str, float] = field(default_factory=dict)
-    starts: dict[str, float] = field(default_factory=dict)
-
-    def of_draft(self, source: str, tokens: int) -> float:
-        """c + tokens * d; 0 for a source that nobody has measured."""
-        return self.starts.get(source, 0.0) + tokens * self.steps.get(source, 0.0) if tokens else 0.0
-
-    def of_pass(self, rows: int) -> float:
-        """V(rows): as measured, on a line between the nearest that were, or beyond the last two."""
-        if rows in self.passes:
-            return self.passes[rows]
-        known = sorted(self.passes)
-        above = next((i for i, one in enumerate(known) if one > rows), len(known) - 1)
-        left, right = known[above - 1], known[above]
-        slope = (self.passes[right] - self.passes[left]) / (right - left)
-        return self.passes[left] + slope * (rows - left)
-
-
-class _Record:
-    """How a source of drafts has done: by position the average of outcomes, from how many rounds; when it was drafted
-    last, in rounds of the source, and how many rounds without it are enough."""
-
-    def __init__(self, longest: int) -> None:
-        self.rounds = 0  # in which the source could have drafted
-        self.average, self.seen = [0.0] * longest, [0] * longest
-        self.drafted, self.patience = [0] * longest, [RETRY] * longest
-        self.trying: int | None = None  # a position that is tried and not yet heard of
-
-    def acceptance(self) -> list[float]:
-        """a_i of every position, from 0."""
-        before, chances = PRIOR, []
-        for average, seen in zip(self.average, self.seen, strict=True):
-            misfit = seen * (average - before) ** 2
-            weight = PRIOR_ROUNDS / (1 + misfit / MISFIT)
-            before = (weight * before + seen * average) / (weight + seen)
-            chances.append(before)
-        return chances
-
-    def overdue(self, position: int) -> bool:
-        """Whether nobody has drafted `position` for long enough."""
-        return self.rounds - self.drafted[position] >= self.patience[position]
-
-    def note(self, position: int, accepted: bool) -> None:
-        """A draft reached `position`, and its token there was accepted or not."""
-        if position == self.trying:
-            self.trying = None
-            if accepted:  # the less expected, the less counts what was seen before, and the sooner comes the next try
-                expected = self.acceptance()[position]
-                self.seen[position] = round(expected * self.seen[position])
-                self.patience[position] = max(1, round(expected * RETRY))
-            else:
-                self.patience[position] = min(max(RETRY, 2 * self.patience[position]), RETRY_MOST)
-        elif not accepted:
-            self.patience[position] = max(self.patience[position], RETRY)
-        self.seen[position] = min(self.seen[position] + 1, MEMORY)
-        self.average[position] += (accepted - self.average[position]) / self.seen[position]
-
-
 class AdaptiveLength:
-    """Choose the source and the draft length with the best expected tokens per second, up to `longest` tokens.
+    """Choose for every text of a pass the source and the draft length, up to `longest` tokens, that have together the
+    best expected tokens per second.
 
     `costs` in seconds as they were measured; without them a guess at their ratios until rounds have been seen. Several
     threads may share an object: what one request learns is for all.
@@ -152,12 +100,11 @@ class AdaptiveLength:
 
     def __init__(self, costs: Costs | None = None, longest: int = 8) -> None:
         self.longest = longest
-        self.threads: int | None = None  # with how many the costs were measured; None: not yet
+        self.measured_for: tuple[int, int] | None = None  # threads and texts; None: costs were not measured
         self._lock = threading.Lock()  # around each public method's own work; nothing else is called under it
-        self._records: dict[str, _Record] = {}
+        self._records: dict[str, AcceptanceRecord] = {}
         self._credit = 0.0  # in plain passes
-        self._costs = Costs()
-        self._pace: float | None = None  # what now takes this many times as long as in `_costs`; None: not known
+        self._costs = LiveCosts()
         if costs is not None:
             self.calibrate(costs)
 
@@ -169,129 +116,192 @@ class AdaptiveLength:
         vars(self).update(state)
         self._lock = threading.Lock()
 
-    def claim(self, threads: int) -> bool:
-        """Whether the caller shall measure costs for `threads` threads: true for one of those who ask at once."""
+    def claim(self, threads: int, texts: int = 1) -> bool:
+        """Return whether the caller shall measure costs for `threads` threads and passes of `texts` texts: true for one
+        of those who ask at once."""
         with self._lock:
-            fresh, self.threads = self.threads != threads, threads
-            return fresh
+            known = self.measured_for
+            if known is not None and known[0] == threads and known[1] >= texts:
+                return False
+            self.measured_for = threads, texts
+            return True
 
     def calibrate(self, costs: Costs) -> None:
         """Take `costs` as they are now; what is known of acceptance stays."""
-        table = {rows: costs.of_pass(rows) for rows in range(1, self.longest + 2)}
         with self._lock:
-            steps, starts = self._costs.steps | costs.steps, self._costs.starts | costs.starts
-            self._costs, self._pace = Costs(table, steps, starts), 1.0
+            self._costs.calibrate(costs, self.longest + 1)
 
     @property
     def costs(self) -> Costs:
         """What a pass and a drafted token cost now, in seconds."""
         with self._lock:
-            table = {rows: self._pass(rows) for rows in self._costs.passes}
-            return Costs(table, dict(self._costs.steps), dict(self._costs.starts))
+            return self._costs.now()
 
-    def choose(self, limits: Mapping[str, int]) -> tuple[str, int]:
-        most = {source: min(limit, self.longest) for source, limit in limits.items()}
+    def plan(self, limits: Sequence[Mapping[str, int]], beside: int = 0, most: int = 64) -> list[tuple[str, int]]:
         with self._lock:
-            source, k, rate = next(iter(most)), 0, 1.0
-            for one, limit in most.items():
-                self._record(one).rounds += limit > 0
-                for tokens, its in self._rates(one, limit):
-                    if its > rate and self._affordable(self._passes(one, tokens)):
-                        source, k, rate = one, tokens, its
-            for one, limit in most.items():
-                position = k if one == source else 0  # the first that would not be drafted
-                if self._worth_a_try(one, position, limit, rate):
-                    self._record(one).trying = position
-                    source, k = one, position + 1
-                    break
-            record = self._record(source)
-            record.drafted[:k] = [record.rounds] * k
-            return source, k
+            bounded = [{one: min(limit, self.longest, most) for one, limit in of.items()} for of in limits]
+            sources = {one for of in bounded for one in of}
+            for one in {one for of in bounded for one, limit in of.items() if limit > 0}:
+                self._record(one).rounds += 1
+            acceptance = {one: self._record(one).acceptance() for one in sources}
+            planned = _Pass(self._costs, acceptance, len(limits), beside)
+            plan = self._try(planned, bounded, self._best(planned, bounded, most), most)
+            for source, k in plan:
+                record = self._record(source)
+                record.drafted[:k] = [record.rounds] * k
+            return plan
 
-    def extend(self, sources: Sequence[str], source: str, limit: int) -> int:
+    def extend(self, sources: Sequence[str], source: str, limit: int, beside: int = 0) -> int:
         with self._lock:
-            expected = reach = 1.0
+            expected, reach = 1.0 + beside, 1.0
             for name, at in _places(sources[: self.longest]):
                 reach *= self._record(name).acceptance()[at]
                 expected += reach
-            more, rows, plain = 0, len(sources) + 1, self._pass(1)
-            passes = (self._pass(rows) + self._costs.of_draft(sources[0], len(sources))) / plain
+            more, rows, plain = 0, len(sources) + 1 + beside, self._costs.of_pass(1 + beside)
+            passes = (self._costs.of_pass(rows) + self._costs.of_draft(sources[0], len(sources))) / plain
             for a in self._record(source).acceptance()[: max(0, min(limit, self.longest - len(sources)))]:
                 reach *= a
-                dearer = (self._pass(rows + 1) - self._pass(rows) + self._costs.steps.get(source, 0.0)) / plain
+                row = self._costs.of_pass(rows + 1) - self._costs.of_pass(rows)
+                dearer = (row + self._costs.step(source)) / plain
                 if reach * passes <= dearer * expected or not self._affordable(passes + dearer):
                     break
                 more, rows, passes, expected = more + 1, rows + 1, passes + dearer, expected + reach
             return more
 
-    def observe(self, sources: Sequence[str], accepted: int, draft_seconds: float, verify_seconds: float) -> None:
-        own = sum(source == sources[0] for source in sources)
+    def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
+        plain_rows = len(drafts) + beside
+        rows = plain_rows + sum(len(sources) for sources, _ in drafts)
         with self._lock:
-            self._correct(len(sources) + 1, verify_seconds)
-            if sources:
-                self._correct_draft(sources[0], own, draft_seconds)
+            self._costs.correct_pass(rows, verify_seconds)
+            # What a composite added to a draft costs nothing.
+            own = [(sources[0], sources.count(sources[0])) for sources, _ in drafts if sources]
+            if own:
+                self._costs.correct_drafts(own, draft_seconds)
             # From the averages: that a neighbour slowed the machine down for a round says nothing about drafts.
-            seconds = self._pass(len(sources) + 1) + (self._costs.of_draft(sources[0], own) if sources else 0.0)
-            self._credit = min(self._credit + accepted + 1 - FLOOR * seconds / self._pass(1), CREDIT)
-            places = _places(sources[: self.longest])
-            for i, (source, at) in enumerate(places[: accepted + 1]):  # those that were reached
-                self._record(source).note(at, i < accepted)
-            for source, at in places:
-                self._record(source).drafted[at] = self._record(source).rounds
+            seconds = self._costs.of_pass(rows) + sum(self._costs.of_draft(*draft) for draft in own)
+            won = sum(accepted for _, accepted in drafts) / len(drafts)
+            passes = seconds / self._costs.of_pass(plain_rows)
+            self._credit = min(self._credit + won + 1 - FLOOR * passes, CREDIT)
+            for sources, accepted in drafts:
+                places = _places(sources[: self.longest])
+                for i, (source, at) in enumerate(places[: accepted + 1]):  # those that were reached
+                    self._record(source).note(at, i < accepted)
+                for source, at in places:
+                    self._record(source).drafted[at] = self._record(source).rounds
 
-    def _rates(self, source: str, limit: int, right_from: int | None = None) -> Iterator[tuple[int, float]]:
-        """Draft lengths of `source` from 1 to `limit`, and expected tokens a plain pass's time with each; with
-        `right_from` those beyond that position alone, and as if every token from there on were right."""
-        reach, expected, plain = 1.0, 1.0, self._pass(1)
-        start, step = self._costs.starts.get(source, 0.0), self._costs.steps.get(source, 0.0)
-        for k, a in enumerate(self._record(source).acceptance()[:limit], start=1):
-            hoped = right_from is not None and k > right_from
-            reach *= 1.0 if hoped else a
-            expected += reach
-            if hoped or right_from is None:
-                yield k, expected * plain / (self._pass(k + 1) + start + k * step)
+    def _best(self, planned: _Pass, limits: Sequence[Mapping[str, int]], most: int) -> Plan:
+        """Return the drafts with the best rate of those that can be afforded.
 
-    def _worth_a_try(self, source: str, position: int, limit: int, rate: float) -> bool:
-        """Whether a draft of `source` shall go as far as `position`, though another one has a better rate."""
-        if position >= limit or not self._record(source).overdue(position):
-            return False
-        hopes = self._rates(source, limit, right_from=position)
-        return any(hoped > rate for _, hoped in hopes) and self._affordable(self._passes(source, position + 1))
+        A text's source is the one that does best for it where the others have no drafts; of all texts' next tokens the
+        likeliest to be of use is the next to be drafted.
+        """
+        alone: dict[tuple[tuple[str, int], ...], tuple[str, int]] = {}  # by limits: the best source, and its limit
+        for of in limits:
+            if (key := tuple(of.items())) not in alone:
+                alone[key], top = (key[0][0], 0), 1.0
+                for source, limit in key:
+                    for k in range(1, limit + 1):
+                        total = planned.drafts(source, k)
+                        if (rate := planned.rate(total)) > top and self._affordable(planned.passes(total)):
+                            alone[key], top = (source, limit), rate
+        sources = [alone[tuple(of.items())] for of in limits]
+        heap = [(-planned.reach(source, 0), i) for i, (source, limit) in enumerate(sources) if limit]
+        heapify(heap)
+        lengths, total, top = [0] * len(sources), _Drafts(), 1.0
+        best, order = 0, list[int]()  # whose draft gets the next token; the best plan has the first `best` of these
+        while heap and len(order) < most:
+            _, i = heap[0]
+            source, limit = sources[i]
+            total += planned.token(source, lengths[i])
+            lengths[i] += 1
+            order.append(i)
+            if lengths[i] < limit:
+                heapreplace(heap, (-planned.reach(source, lengths[i]), i))
+            else:
+                heappop(heap)
+            if (rate := planned.rate(total)) > top and self._affordable(planned.passes(total)):
+                best, top = len(order), rate
+        return [(source, order[:best].count(i)) for i, (source, _) in enumerate(sources)]
 
-    def _passes(self, source: str, tokens: int) -> float:
-        """What a round with so many tokens of `source` takes, in plain passes."""
-        return (self._pass(tokens + 1) + self._costs.of_draft(source, tokens)) / self._pass(1)
+    def _try(self, planned: _Pass, limits: Sequence[Mapping[str, int]], plan: Plan, most: int) -> Plan:
+        """Return `plan`, with one draft in it that goes a token further, or is another source's, where a try is due:
+        nobody has drafted that position for long, and drafts that go on from there would pay if they were right."""
+        total = sum((planned.drafts(source, k) for source, k in plan), _Drafts())
+        for i, of in enumerate(limits):
+            own, k = plan[i]
+            for source, limit in of.items():
+                at = k if source == own else 0  # the first that would not be drafted
+                limit = min(limit, most - total.rows + k)
+                if at >= limit or not self._record(source).overdue(at):
+                    continue
+                others, rate = total - planned.drafts(own, k), planned.rate(total)
+                hopes = (others + planned.drafts(source, hoped, right_from=at) for hoped in range(at + 1, limit + 1))
+                tried = others + planned.drafts(source, at + 1)
+                if self._affordable(planned.passes(tried)) and any(planned.rate(hope) > rate for hope in hopes):
+                    self._record(source).trying = at
+                    return [*plan[:i], (source, at + 1), *plan[i + 1 :]]
+        return plan
 
-    def _affordable(self, passes: float) -> bool:
-        """Whether a draft in a round of so many plain passes may be all wrong."""
-        return self._credit + 1 >= FLOOR * passes
-
-    def _record(self, source: str) -> _Record:
+    def _record(self, source: str) -> AcceptanceRecord:
         if source not in self._records:
-            self._records[source] = _Record(self.longest)
+            self._records[source] = AcceptanceRecord(self.longest)
         return self._records[source]
 
-    def _pass(self, rows: int) -> float:
-        return (self._pace or 1.0) * self._costs.of_pass(rows)
+    def _affordable(self, passes: float) -> bool:
+        """Whether drafts in a pass that takes as long as so many plain ones may be all wrong."""
+        return self._credit + 1 >= FLOOR * passes
 
-    def _correct_draft(self, source: str, tokens: int, seconds: float) -> None:
-        """A draft took so long: c and d keep their ratio, which one length after the other could not tell."""
-        steps, starts = self._costs.steps, self._costs.starts
-        if (expected := self._costs.of_draft(source, tokens)) <= 0:
-            steps[source] = seconds / tokens
-            return
-        factor = _blend(1.0, seconds / expected, PACE)
-        steps[source] = factor * steps.get(source, 0.0)
-        starts[source] = factor * starts.get(source, 0.0)
 
-    def _correct(self, rows: int, seconds: float) -> None:
-        """A pass over `rows` rows took so long: mostly the machine's pace, and a little this number of rows."""
-        if self._pace is None:
-            self._pace = seconds / self._costs.of_pass(rows)
-            return
-        slower, table = seconds / self._pass(rows), self._costs.passes
-        self._pace = _blend(self._pace, self._pace * slower, PACE)
-        table[rows] = _blend(self._costs.of_pass(rows), self._costs.of_pass(rows) * slower, SHAPE)
+class _Drafts(NamedTuple):
+    """What drafts of a pass come to: tokens that they are expected to win, rows, and the seconds that they take."""
+
+    expected: float = 0.0
+    rows: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: _Drafts) -> _Drafts:  # type: ignore[override]
+        return _Drafts(self.expected + other.expected, self.rows + other.rows, self.seconds + other.seconds)
+
+    def __sub__(self, other: _Drafts) -> _Drafts:
+        return _Drafts(self.expected - other.expected, self.rows - other.rows, self.seconds - other.seconds)
+
+
+class _Pass:
+    """A pass of `texts` texts that is planned, beside `beside` rows of prompts."""
+
+    def __init__(self, costs: LiveCosts, acceptance: Mapping[str, Sequence[float]], texts: int, beside: int) -> None:
+        self._costs, self._texts, self._rows = costs, texts, texts + beside
+        self._plain = costs.of_pass(self._rows)
+        self._reach: dict[str, list[float]] = {one: list(accumulate(each, mul)) for one, each in acceptance.items()}
+        self._seconds = dict[int, float]()
+
+    def reach(self, source: str, at: int) -> float:
+        """Return the probability that the token at `at`, from 0, of a draft is accepted with all before it."""
+        return self._reach[source][at]
+
+    def token(self, source: str, at: int) -> _Drafts:
+        """Return what the token at `at` adds to a draft."""
+        seconds = self._costs.of_draft(source, at + 1) - self._costs.of_draft(source, at)
+        return _Drafts(self._reach[source][at], 1, seconds)
+
+    def drafts(self, source: str, k: int, right_from: int | None = None) -> _Drafts:
+        """Return what a draft of `k` tokens comes to; with `right_from` as if all from that position on were right."""
+        reach = self._reach[source]
+        known = k if right_from is None else right_from
+        hoped = (k - known) * (reach[known - 1] if known else 1.0)
+        return _Drafts(sum(reach[:known]) + hoped, k, self._costs.of_draft(source, k))
+
+    def passes(self, drafts: _Drafts) -> float:
+        """Return what the pass takes with `drafts`, in plain passes."""
+        rows = self._rows + drafts.rows
+        if rows not in self._seconds:
+            self._seconds[rows] = self._costs.of_pass(rows)
+        seconds: float = self._seconds[rows] + drafts.seconds
+        return seconds / self._plain
+
+    def rate(self, drafts: _Drafts) -> float:
+        """Return expected tokens in a plain pass's time, as a multiple of those of a plain pass."""
+        return (1 + drafts.expected / self._texts) / self.passes(drafts)
 
 
 def _places(sources: Sequence[str]) -> list[tuple[str, int]]:
@@ -302,8 +312,3 @@ def _places(sources: Sequence[str]) -> list[tuple[str, int]]:
         counts[source] = counts.get(source, -1) + 1
         places.append((source, counts[source]))
     return places
-
-
-def _blend(average: float, newest: float, weight: float) -> float:
-    """An average that moves on; a figure twice or half of it counts as that: the machine was doing something else."""
-    return average + weight * (min(max(newest, average / 2), average * 2) - average)

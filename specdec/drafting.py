@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -46,6 +46,23 @@ class Proposer(Protocol):
         final norm) that chose the pending token, followed by what left each of the drafter's `aux_layers` at the same
         position.
         """
+
+
+@runtime_checkable
+class Composite(Protocol):
+    """A proposer whose drafts are made by several proposers that compete; the draft length picks one of them."""
+
+    name: str
+    max_draft: int
+
+    def able(self, tokens: Sequence[int]) -> tuple[Proposer, ...]:
+        """Return who may draft after `tokens`, the preferred one first, each of another name."""
+
+    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+        """See `Proposer`."""
+
+    def continuing(self, tokens: Sequence[int], draft: Draft, k: int) -> Draft:
+        """Return up to `k` more tokens, of one source, for `draft`, which one of `able` made to follow `tokens`."""
 
 
 class Drafter(Protocol):
@@ -192,7 +209,7 @@ class SuffixMatches:
         return length
 
 
-class Joined:
+class CompositeDrafter:
     """Suffix matches and `other`, which compete for every round; a draft of `other` goes on with a suffix match of
     `LONG` tokens or more where it leads to one.
 
@@ -206,7 +223,7 @@ class Joined:
         self.take(other)
 
     def take(self, other: Drafter) -> None:
-        """`other` from now on; where it never proposes, matches are all of one kind."""
+        """Draft with `other` from now on; where it never proposes, matches are all of one kind."""
         self.other, alone = other, other.max_draft == 0
         self.suffix = SuffixDrafter(self.SHORT if alone else self.LONG)
         self.short = SuffixDrafter(self.SHORT, name="suffix-short")
@@ -220,19 +237,18 @@ class Joined:
     def bind(self, backbone: Decoder) -> None:
         self.other.bind(backbone)
 
-    def start(self, cache: KVCache, noise: Noise | None = None) -> Competitors:
-        return Competitors(self.suffix.start(), self.short.start(), self.other.start(cache, noise))
+    def start(self, cache: KVCache, noise: Noise | None = None) -> CompositeProposer:
+        return CompositeProposer(self.suffix.start(), self.short.start(), self.other.start(cache, noise))
 
 
-class Competitors:
-    """Suffix matches of one text, long and short, and the proposer `other`: who may draft next, and what follows."""
+class CompositeProposer:
+    """Propose with suffix matches of one text, long and short, or with `other`."""
 
     def __init__(self, suffix: SuffixMatches, short: SuffixMatches, other: Proposer) -> None:
         self.suffix, self.short, self.other = suffix, short, other
         self.name, self.max_draft = other.name, max(suffix.max_draft, other.max_draft)
 
     def able(self, tokens: Sequence[int]) -> tuple[Proposer, ...]:
-        """Who may draft after `tokens`, the preferred one first."""
         if self.suffix.matches(tokens):
             return self.suffix, self.other
         return (self.other, self.short) if self.short.matches(tokens) else (self.other,)
@@ -240,18 +256,46 @@ class Competitors:
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
         return self.able(tokens)[0].propose(tokens, hidden, k)
 
+    def continuing(self, tokens: Sequence[int], draft: Draft, k: int) -> Draft:
+        if draft.sources[0] != self.other.name:
+            return Draft()
+        return self.suffix.continuing(tokens, draft, k)
 
-def drafted(proposer: Proposer, lengths: DraftLength, tokens: Sequence[int], hidden: Tensor, room: int) -> Draft:
-    """A round's draft, of at most `room` tokens: who makes it, and how long it is, `lengths` decide."""
-    able = proposer.able(tokens) if isinstance(proposer, Competitors) else (proposer,)
-    by_name = {one.name: one for one in able}
-    name, k = lengths.choose({one.name: min(room, one.max_draft) for one in able})
-    if k == 0:
-        return Draft()
-    draft = by_name[name].propose(tokens, hidden, k)
-    assert len(draft.tokens) <= k
-    if isinstance(proposer, Competitors) and draft.tokens and by_name[name] is proposer.other:
-        more = proposer.suffix.continuing(tokens, draft, room - len(draft.tokens))
-        kept = lengths.extend(draft.sources, proposer.suffix.name, len(more.tokens))
-        draft = Draft(draft.tokens + more.tokens[:kept], draft.sources + more.sources[:kept])
-    return draft
+
+class OpenEnd(NamedTuple):
+    """A text whose next tokens are to be drafted.
+
+    `tokens`: everything so far, the pending token last; `hidden` [hidden]: the state that chose it; `room`: the longest
+    draft that can be used.
+    """
+
+    proposer: Proposer
+    tokens: Sequence[int]
+    hidden: Tensor
+    room: int
+
+
+def propose_together(texts: Sequence[OpenEnd], lengths: DraftLength, beside: int = 0, most: int = 64) -> list[Draft]:
+    """Return a draft for each of `texts`, which share a pass; who makes it, and how long it is, `lengths` decide.
+
+    `beside`: further rows of that pass. `most`: drafted tokens of all texts together.
+    """
+    able = [
+        text.proposer.able(text.tokens) if isinstance(text.proposer, Composite) else (text.proposer,) for text in texts
+    ]
+    limits = [{one.name: min(text.room, one.max_draft) for one in ones} for text, ones in zip(texts, able, strict=True)]
+    drafts = []
+    rows = beside + len(texts)  # of the pass, as far as it is known
+    for text, ones, (name, k) in zip(texts, able, lengths.plan(limits, beside, most), strict=True):
+        draft = Draft()
+        if k > 0:
+            draft = next(one for one in ones if one.name == name).propose(text.tokens, text.hidden, k)
+            assert len(draft.tokens) <= k
+        if draft.tokens and isinstance(text.proposer, Composite):
+            more = text.proposer.continuing(text.tokens, draft, min(text.room, most) - len(draft.tokens))
+            if more.tokens:
+                kept = lengths.extend(draft.sources, more.sources[0], len(more.tokens), rows - 1)
+                draft = Draft(draft.tokens + more.tokens[:kept], draft.sources + more.sources[:kept])
+        rows, most = rows + len(draft.tokens), most - len(draft.tokens)
+        drafts.append(draft)
+    return drafts

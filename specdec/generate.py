@@ -1,6 +1,6 @@
 """Run a request that transformers prepared, and return transformers' types.
 
-`SpecdecForCausalLM` is a `PreTrainedModel` with `GenerationMixin` whose decoding method is `specdec.decode`, so that
+`SpecdecForCausalLM` is a `PreTrainedModel` with `GenerationMixin` whose decoding method is the engine, so that
 configs, processors, stopping criteria and streamers are transformers' own. `speculative` is the same loop as a
 `custom_generate` for a model that somebody already loaded. The rows of a batch share their passes.
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import operator
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence as Several
 from contextlib import closing
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,8 +24,9 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from specdec.cache import Conversations
 from specdec.calibrate import calibrated
 from specdec.control import AdaptiveLength, DraftLength, FixedLength
-from specdec.decode import Request, decode
 from specdec.drafting import Drafter, NoDraft, bound
+from specdec.engine.engine import Engine, Event
+from specdec.engine.sequence import Request
 from specdec.in_step import RowsInStep, needs_all_rows
 from specdec.model.decoder import Decoder
 from specdec.plan import cache_bytes
@@ -33,9 +34,9 @@ from specdec.sampling import Sampler, Warping, mix
 from specdec.settings import refuse_unsupported
 from specdec.stats import GenerationStats, Round
 from specdec.threads import turn_to_compute
-from specdec.verify import Choice, Verdict
+from specdec.verify import Choice
 
-TOGETHER = 32  # texts in a pass: more take memory, and on a CPU win no more
+MAX_BATCH = 32  # texts in a pass: more take memory, and on a CPU win no more
 
 Config = Any  # transformers' GenerationConfig, after generate() prepared it
 
@@ -121,40 +122,67 @@ def run_batch(
     lengths = options.lengths(adaptive)
     with turn_to_compute(), bound(drafter, backbone):  # a drafter may refuse the backbone: before anything is computed
         if lengths is adaptive:
-            calibrated(adaptive, backbone, drafter)
+            calibrated(adaptive, backbone, drafter, min(batch.input_ids.shape[0], MAX_BATCH))
     seeds = options.seeds(batch.input_ids.shape[0], bool(batch.config.do_sample))
-    prompts = [_prompt(backbone, batch, row) for row in range(len(seeds))]
-    rows = [_Row(ids, [], []) for ids, _ in prompts]
-    requests = [
-        _request(backbone, batch, batch.input_ids[i], row, padding, seed)
-        for i, (row, (_, padding), seed) in enumerate(zip(rows, prompts, seeds, strict=True))
-    ]
+    rows = [_row(backbone, batch, row) for row in range(len(seeds))]
+    requests = [_request(backbone, batch, row, seed) for row, seed in zip(rows, seeds, strict=True)]
     in_step = None
     if len(rows) > 1 and needs_all_rows(batch.processors, batch.criteria):
-        in_step, requests = _in_step(batch, rows, requests)
-    together = _together(backbone, batch, requests, in_step)
+        in_step, requests = _in_step(batch, requests)
+    most = _max_batch(backbone, batch, requests, in_step)
     kept = conversations if options.reuse else None
-    decoding = decode(backbone, drafter, lengths, requests, stats, together, kept, options.on_round, in_step)
+    engine = Engine(backbone, drafter, lengths, kept, most, stats, options.on_round)
+    if in_step is not None:
+        sequences = engine.add_lockstep(requests, in_step)
+    else:
+        sequences = [engine.add(request) for request in requests]
+    row_of = dict(zip(sequences, rows, strict=True))
+    streamed = _Streamed(batch.streamer, len(rows) if in_step is not None else 1)
     try:
-        with closing(decoding):  # after Ctrl-C the same prompt goes on from where it was
-            for ended in decoding:
-                rows[ended.number].tokens = ended.row
+        with closing(engine.run_to_end()) as events:  # after Ctrl-C the same prompt goes on from where it was
+            for event in events:
+                if batch.config.output_logits and event.logits is not None:
+                    row_of[event.sequence].logits.extend(event.logits.clone())
+                streamed.put(event)
     finally:
         if batch.streamer is not None:
             batch.streamer.end()  # after an error too: a consumer in another thread must not wait for ever
+    for sequence, row in row_of.items():
+        row.tokens = sequence.row
     return _output(batch, rows, in_step)
+
+
+class _Streamed:
+    """Feeds a streamer: token by token, or for rows that go in step a step when its last row has been emitted."""
+
+    def __init__(self, streamer: Any, rows: int) -> None:
+        self._streamer, self._rows = streamer, rows
+        self._step: list[int] = []
+
+    def put(self, event: Event) -> None:
+        if self._streamer is None:
+            return
+        for token in event.tokens:
+            self._step.append(token)
+            if len(self._step) == self._rows:
+                self._streamer.put(torch.tensor(self._step, dtype=torch.int64))  # [rows]
+                self._step.clear()
 
 
 @dataclass
 class _Row:
-    tokens: Tensor  # [n] int64, padding and prompt included
-    scores: list[Tensor]  # per emitted token [vocab], when asked for
-    logits: list[Tensor]
+    """A row of a batch: its prompt as it was `given` [n], and `tokens` [n] int64, first the same with its padding on
+    the left; per emitted token [vocab] `scores` and `logits`, where they are asked for."""
+
+    given: Tensor
+    tokens: Tensor
+    padding: int
+    scores: list[Tensor] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
 
 
-def _request(backbone: Decoder, batch: Batch, given: Tensor, row: _Row, padding: int, seed: int | None) -> Request:
-    """The request for a row whose prompt was `given` as [n], and is [padding + prompt] in `row`."""
-    config = batch.config
+def _request(backbone: Decoder, batch: Batch, row: _Row, seed: int | None) -> Request:
+    config, given, padding = batch.config, row.given, row.padding
     limit = min(config.max_length, padding + backbone.context)
     if limit < config.max_length:
         warnings.warn(
@@ -177,13 +205,6 @@ def _request(backbone: Decoder, batch: Batch, given: Tensor, row: _Row, padding:
         ended = bool(others) and bool(others(shown(tokens[None]), scores)[0])
         return ended or choice.token in ends or len(tokens) >= longest
 
-    def emit(verdict: Verdict, logits: Tensor) -> None:
-        if config.output_logits:
-            row.logits.extend(logits.clone())
-        if batch.streamer is not None:
-            for token in verdict.tokens:
-                batch.streamer.put(torch.tensor([token], dtype=torch.int64))
-
     def process(tokens: Tensor, scores: Tensor) -> Tensor:
         processed: Tensor = batch.processors(shown(tokens), scores)
         return processed
@@ -192,13 +213,12 @@ def _request(backbone: Decoder, batch: Batch, given: Tensor, row: _Row, padding:
     processors = None if not batch.processors else process if moved else batch.processors
     warping = Warping(config.temperature or 1.0, config.top_k or 0, config.top_p or 1.0, config.min_p or 0.0)
     sampler = Sampler(processors, seed, padding, warping)
-    return Request(row.tokens, limit, sampler, stop, emit, padding)
+    return Request(row.tokens, limit, sampler, stop, padding)
 
 
-def _in_step(batch: Batch, rows: Sequence[_Row], requests: Sequence[Request]) -> tuple[RowsInStep, list[Request]]:
-    """What chooses for all rows at once, and their requests, which stream a step when its last row has been emitted."""
-    config = batch.config
-    pad = getattr(config, "_pad_token_tensor", None)
+def _in_step(batch: Batch, requests: Several[Request]) -> tuple[RowsInStep, list[Request]]:
+    """Return what chooses for all rows at once, and their requests, which are full at the same length."""
+    pad = getattr(batch.config, "_pad_token_tensor", None)
     in_step = RowsInStep(
         batch.input_ids,
         batch.processors,
@@ -207,21 +227,8 @@ def _in_step(batch: Batch, rows: Sequence[_Row], requests: Sequence[Request]) ->
         0 if pad is None else int(pad),
         batch.keeps_scores,
     )
-    step: list[int] = []
-
-    def emit(row: _Row, verdict: Verdict, logits: Tensor) -> None:
-        if config.output_logits:
-            row.logits.extend(logits.clone())
-        step.extend(verdict.tokens)
-        if batch.streamer is not None and len(step) == len(rows):
-            batch.streamer.put(torch.tensor(step, dtype=torch.int64))  # [rows]
-        if len(step) == len(rows):
-            step.clear()
-
     limit = min(request.limit for request in requests)
-    return in_step, [
-        replace(request, limit=limit, emit=partial(emit, row)) for row, request in zip(rows, requests, strict=True)
-    ]
+    return in_step, [replace(request, limit=limit) for request in requests]
 
 
 def _criteria(criteria: StoppingCriteriaList) -> tuple[set[int], float, StoppingCriteriaList]:
@@ -242,9 +249,9 @@ def _criteria(criteria: StoppingCriteriaList) -> tuple[set[int], float, Stopping
     return ends, longest, others
 
 
-def _prompt(backbone: Decoder, batch: Batch, row: int) -> tuple[Tensor, int]:
-    """Row `row` as [padding + prompt] with its padding on the left, and the length of that padding."""
-    ids = batch.input_ids[row]
+def _row(backbone: Decoder, batch: Batch, row: int) -> _Row:
+    """Return row `row` with its padding on the left."""
+    given = ids = batch.input_ids[row]
     if batch.attention_mask is not None:
         keep = batch.attention_mask[row].bool().to(ids.device)
         ids = torch.cat((ids[~keep], ids[keep]))  # as transformers counts positions: masked tokens do not exist
@@ -259,7 +266,7 @@ def _prompt(backbone: Decoder, batch: Batch, row: int) -> tuple[Tensor, int]:
         raise ValueError(f"the prompt has {len(prompt)} tokens, which exceeds {_context(backbone)}; shorten it")
     if int(prompt.min()) < 0 or int(prompt.max()) >= vocabulary:
         raise ValueError(f"token ids must lie in 0..{vocabulary - 1}; is the tokenizer this model's own?")
-    return ids, padding
+    return _Row(given, ids, padding)
 
 
 def _context(backbone: Decoder) -> str:
@@ -268,14 +275,14 @@ def _context(backbone: Decoder) -> str:
     return f"the model's context of {backbone.context} tokens"
 
 
-def _together(backbone: Decoder, batch: Batch, requests: Sequence[Request], in_step: RowsInStep | None) -> int:
-    """Texts in a pass, so that their caches stay within the memory budget.
+def _max_batch(backbone: Decoder, batch: Batch, requests: Several[Request], in_step: RowsInStep | None) -> int:
+    """Return the texts of a pass, so that their caches stay within the memory budget.
 
     Raises ValueError when rows that must go in step do not fit.
     """
     if batch.streamer is not None and in_step is None:
         return 1  # a streamer is not told whose token it gets: to it, texts come one after the other
-    most = TOGETHER if in_step is None else len(requests)
+    most = MAX_BATCH if in_step is None else len(requests)
     if backbone.room is None:
         return most
     longest = max(request.limit for request in requests)

@@ -7,12 +7,12 @@ from typing import Any, cast
 
 import torch
 
-from specdec.drafting import Drafter, Joined, NoDraft, SuffixDrafter
+from specdec.drafting import CompositeDrafter, Drafter, NoDraft, SuffixDrafter
 from specdec.model.decoder import Decoder
 from specdec.weights.hub import drafter_path
 
 
-class AutoDrafter(Joined):
+class AutoDrafter(CompositeDrafter):
     """Suffix matches, and the trained head that comes with the package for the backbone, where there is one."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 import specdec
 from eval.prompts import suite_prompts
 from specdec.cache import KVCache
-from specdec.drafting import Draft, Joined, Proposer
+from specdec.drafting import CompositeDrafter, Draft, Proposer
 from specdec.model.decoder import Decoder
 from specdec.sampling import Noise
 
@@ -29,7 +29,7 @@ class Listener:
 
     name, max_draft = "listener", LONGEST
 
-    def __init__(self, joined: Joined) -> None:
+    def __init__(self, joined: CompositeDrafter) -> None:
         self.joined = joined
         self.proposers: dict[str, Proposer] = {}
         self.drafts: list[tuple[int, dict[str, tuple[int, ...]]]] = []
@@ -59,7 +59,7 @@ def right(draft: Sequence[int], text: Sequence[int]) -> int:
 
 def main() -> None:
     model, tokenizer = specdec.load(MODEL), specdec.load_tokenizer(MODEL)
-    assert isinstance(model.drafter, Joined)
+    assert isinstance(model.drafter, CompositeDrafter)
     record = {}
     for prompt in suite_prompts():
         if prompt.name not in PROMPTS:

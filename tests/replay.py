@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from specdec.control import Costs, DraftLength, FixedLength
+from specdec.control import Drafted, DraftLength, FixedLength
+from specdec.costs import Costs
 
 LONGEST = 8
 HEAD, SUFFIX, SHORT = "mtp", "suffix", "suffix-short"
@@ -94,7 +95,7 @@ def replay(lengths: DraftLength, text: Text, costs: Costs, begin: int = 0, round
         sources, right = _draft(lengths, text, token)
         own = sources.count(sources[0]) if sources else 0
         draft, verify = costs.of_draft(sources[0], own) if sources else 0.0, costs.of_pass(len(sources) + 1)
-        lengths.observe(sources, right, draft, verify)
+        lengths.observe([Drafted(tuple(sources), right)], 0, draft, verify)
         token, seconds = token + right + 1, seconds + draft + verify
         history.append(Reached(token, seconds))
     return history
@@ -106,7 +107,7 @@ def _draft(lengths: DraftLength, text: Text, token: int) -> tuple[list[str], int
     if len(text) > 1:
         able = [HEAD, SHORT] if text[SHORT][token][0] else [HEAD]
         able = [SUFFIX, HEAD] if text[SUFFIX][token][0] else able
-    source, k = lengths.choose(dict.fromkeys(able, LONGEST))
+    source, k = lengths.plan([dict.fromkeys(able, LONGEST)])[0]
     there, right = text[source][token]
     k = min(k, there)
     sources, right = [source] * k, min(k, right)

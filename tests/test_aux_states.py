@@ -23,12 +23,13 @@ from eval.acceptance import WithoutNoise
 from eval.modes import Wrong
 from eval.synthetic_acceptance import SyntheticAcceptance
 from specdec.control import FixedLength
-from specdec.decode import Request, decode
-from specdec.drafting import Drafter, Joined, NoDraft, SuffixDrafter, aux_layers_of
+from specdec.drafting import CompositeDrafter, Drafter, NoDraft, SuffixDrafter, aux_layers_of
+from specdec.engine.sequence import Request
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
 from specdec.sampling import Sampler
 from specdec.stats import GenerationStats
+from tests.decoding import decode, never
 from tests.test_kernels_layers import quantised
 from tests.tiny import FAMILIES, VOCAB, WINDOW, prompt, tiny_model
 from tests.tiny_assistant import backbone
@@ -165,7 +166,7 @@ def test_whoever_stands_around_the_head_passes_its_wishes_on(family: str, temper
 
     def text(drafter: Drafter) -> tuple[list[int], GenerationStats]:
         ids, stats = prompt(20)[0], GenerationStats()
-        request = Request(ids, LENGTH, Sampler.warmed(temperature, 3), lambda *_: False, lambda *_: None)
+        request = Request(ids, LENGTH, Sampler.warmed(temperature, 3), never)
         drafter.bind(decoder)
         ((_, row, _),) = decode(decoder, drafter, FixedLength(3), [request], stats)
         return row.tolist(), stats
@@ -175,7 +176,7 @@ def test_whoever_stands_around_the_head_passes_its_wishes_on(family: str, temper
     head = load_drafter(tmp_path)
     assert head.aux_layers == ()  # known when it is bound
     made_up = SyntheticAcceptance(head, plain, [0.5], VOCAB)
-    for drafter in (head, Joined(head), WithoutNoise(head), Wrong(head), made_up):
+    for drafter in (head, CompositeDrafter(head), WithoutNoise(head), Wrong(head), made_up):
         row, stats = text(drafter)
         assert row == plain and stats.drafted > 30
         assert aux_layers_of(drafter) == AUX

@@ -11,8 +11,10 @@ import threading
 import pytest
 import torch
 
+from specdec.acceptance import MEMORY, RETRY, RETRY_MOST
 from specdec.calibrate import calibrated, measured
-from specdec.control import FLOOR, MEMORY, RETRY, RETRY_MOST, AdaptiveLength, Costs, DraftLength, FixedLength
+from specdec.control import FLOOR, AdaptiveLength, Drafted, DraftLength, FixedLength
+from specdec.costs import Costs
 from specdec.drafting import NoDraft, SuffixDrafter
 from specdec.hf import SpecdecForCausalLM, decoder_of
 from tests.tiny import FAMILIES, tiny_model
@@ -25,7 +27,7 @@ def line(row: float = 0.1, **steps: float) -> Costs:
 
 
 def chosen(control: DraftLength, limit: int = 8, source: str = SOURCE) -> int:
-    name, k = control.choose({source: limit})
+    name, k = control.plan([{source: limit}])[0]
     assert name == source
     return k
 
@@ -35,7 +37,7 @@ def rounds(
 ) -> None:
     for _ in range(count):
         k = chosen(control)
-        control.observe([SOURCE] * k, round(k * accepts), k * step, 1 + row * k)
+        control.observe([Drafted((SOURCE,) * k, round(k * accepts))], 0, k * step, 1 + row * k)
 
 
 def test_bad_lengths_are_refused() -> None:
@@ -79,7 +81,7 @@ def test_a_source_that_is_always_wrong_costs_next_to_nothing() -> None:
     for _ in range(1000):
         k = chosen(control)
         drafted += k
-        control.observe([SOURCE] * k, 0, 0.1 * k, 1 + 0.2 * k)
+        control.observe([Drafted((SOURCE,) * k, 0)], 0, 0.1 * k, 1 + 0.2 * k)
     assert 1000 // RETRY_MOST - 3 <= drafted <= 1000 // RETRY_MOST + 3, "tries become rarer, and never end"
 
 
@@ -88,7 +90,7 @@ def test_a_source_that_has_become_good_is_soon_back() -> None:
     rounds(control, 300, 0.0, 0.1, 0.2)
     for _ in range(2 * RETRY_MOST):
         k = chosen(control)
-        control.observe([SOURCE] * k, k, 0.1 * k, 1 + 0.2 * k)
+        control.observe([Drafted((SOURCE,) * k, k)], 0, 0.1 * k, 1 + 0.2 * k)
         if k >= 2:
             return
     pytest.fail("it was right each time that it was tried")
@@ -98,28 +100,28 @@ def test_every_source_has_a_record_of_its_own_and_the_better_drafts() -> None:
     control = AdaptiveLength(line())
     rounds(control, 200, 0.0, 0.1)
     for _ in range(40):
-        control.observe(["mtp"] * 4, 4, 0.4, 1.4)
+        control.observe([Drafted(("mtp",) * 4, 4)], 0, 0.4, 1.4)
     assert chosen(control) <= 1 < chosen(control, source="mtp")
-    assert control.choose({SOURCE: 8, "mtp": 8})[0] == "mtp"
+    assert control.plan([{SOURCE: 8, "mtp": 8}])[0][0] == "mtp"
     for _ in range(90):
-        control.observe(["mtp"] * 4, 0, 0.4, 1.4)
-        control.observe([SOURCE] * 4, 4, 0.0, 1.4)
-    assert control.choose({"mtp": 8, SOURCE: 8})[0] == SOURCE
+        control.observe([Drafted(("mtp",) * 4, 0)], 0, 0.4, 1.4)
+        control.observe([Drafted((SOURCE,) * 4, 4)], 0, 0.0, 1.4)
+    assert control.plan([{"mtp": 8, SOURCE: 8}])[0][0] == SOURCE
 
 
 def test_a_source_that_is_not_chosen_is_tried_too() -> None:
     control = AdaptiveLength(line())
     for _ in range(40):
-        control.observe(["mtp"] * 4, 4, 0.4, 1.4)
-        control.observe([SOURCE] * 4, 1, 0.0, 1.4)
-    names = [control.choose({SOURCE: 8, "mtp": 8})[0] for _ in range(2 * RETRY)]
+        control.observe([Drafted(("mtp",) * 4, 4)], 0, 0.4, 1.4)
+        control.observe([Drafted((SOURCE,) * 4, 1)], 0, 0.0, 1.4)
+    names = [control.plan([{SOURCE: 8, "mtp": 8}])[0][0] for _ in range(2 * RETRY)]
     assert 1 <= names.count(SOURCE) <= 2 and names[0] == "mtp"
 
 
 def test_a_draft_is_extended_while_that_pays() -> None:
     control = AdaptiveLength(line(0.1, mtp=0.1))
     for _ in range(60):
-        control.observe(["mtp", "mtp", SOURCE, SOURCE, SOURCE], 4, 0.2, 1.5)  # the third match is always wrong
+        control.observe([Drafted(tuple(["mtp", "mtp", SOURCE, SOURCE, SOURCE]), 4)], 0, 0.2, 1.5)  # the third match is always wrong
     assert control.extend(["mtp", "mtp"], SOURCE, 6) == 2
     assert control.extend(["mtp", "mtp"], SOURCE, 1) == 1
     assert control.extend(["mtp", "mtp"], SOURCE, 0) == 0
@@ -140,7 +142,7 @@ def test_chance_does_not_lead_it_far_from_the_best_length(accepts: float, step: 
             k = chosen(control)
             accepted = next((i for i in range(k) if draws.random() >= accepts), k)
             draft, verify = k * step, (1 + row * k) * (0.95 + 0.1 * draws.random())
-            control.observe([SOURCE] * k, accepted, draft, verify)
+            control.observe([Drafted((SOURCE,) * k, accepted)], 0, draft, verify)
             emitted, seconds = emitted + accepted + 1, seconds + draft + verify
         return emitted / seconds
 
@@ -152,8 +154,8 @@ def test_chance_does_not_lead_it_far_from_the_best_length(accepts: float, step: 
 def test_what_was_never_drafted_is_expected_to_go_on_as_the_draft_began() -> None:
     right, wrong = AdaptiveLength(line()), AdaptiveLength(line())
     for _ in range(20):
-        right.observe([SOURCE], 1, 0.01, 1.1)
-        wrong.observe([SOURCE], 0, 0.01, 1.1)
+        right.observe([Drafted((SOURCE,), 1)], 0, 0.01, 1.1)
+        wrong.observe([Drafted((SOURCE,), 0)], 0, 0.01, 1.1)
     a, b = right._record(SOURCE).acceptance(), wrong._record(SOURCE).acceptance()
     assert min(a) == max(a[1:]) > 0.9 and max(b) == min(b[1:]) < 0.1
     assert chosen(right) >= 7
@@ -162,7 +164,7 @@ def test_what_was_never_drafted_is_expected_to_go_on_as_the_draft_began() -> Non
 def test_one_wrong_token_makes_no_length_hopeless_and_many_do() -> None:
     control, chances = AdaptiveLength(line()), []
     for _ in range(MEMORY):
-        control.observe([SOURCE] * 2, 1, 0.01, 1.2)
+        control.observe([Drafted((SOURCE,) * 2, 1)], 0, 0.01, 1.2)
         chances.append(control._record(SOURCE).acceptance()[1])
     assert chances[0] > 0.5 and chances[-1] < 0.05 and chances == sorted(chances, reverse=True)
 
@@ -171,7 +173,7 @@ def test_a_first_draft_waits_until_plain_rounds_have_earned_it() -> None:
     for step, row in ((0.1, 0.1), (0.02, 0.05)):
         control, waited = AdaptiveLength(line(row, suffix=step)), 0
         while chosen(control) == 0:
-            control.observe([], 0, 0.0, 1.0)
+            control.observe([Drafted((), 0)], 0, 0.0, 1.0)
             waited += 1
         assert (waited + 1) / (waited + 1 + row + step) >= FLOOR, "even if it is wrong"
         assert waited / (waited + row + step) < FLOOR, "and not longer"
@@ -181,11 +183,11 @@ def test_a_longer_draft_is_tried_and_a_success_is_followed_up() -> None:
     control = AdaptiveLength(line(0.1, suffix=0.01))
     for _ in range(100):
         k = chosen(control)
-        control.observe([SOURCE] * k, min(k, 2), 0.01 * k, 1 + 0.1 * k)
+        control.observe([Drafted((SOURCE,) * k, min(k, 2))], 0, 0.01 * k, 1 + 0.1 * k)
     lengths = []
     for _ in range(64):  # from here on all of it is right
         lengths.append(chosen(control))
-        control.observe([SOURCE] * lengths[-1], lengths[-1], 0.01 * lengths[-1], 1 + 0.1 * lengths[-1])
+        control.observe([Drafted((SOURCE,) * lengths[-1], lengths[-1])], 0, 0.01 * lengths[-1], 1 + 0.1 * lengths[-1])
     assert min(lengths) == 2 and min(lengths[-8:]) >= 7
 
 
@@ -199,12 +201,12 @@ def test_threads_share_one_object() -> None:
         try:
             begin.wait()
             for i in range(rounds_each):
-                source, k = control.choose({"mtp": 8, f"{SOURCE}-{i}": 8})
+                source, k = control.plan([{"mtp": 8, f"{SOURCE}-{i}": 8}])[0]
                 sources = [source] * k
                 if k:
                     sources += [SOURCE] * control.extend(sources, SOURCE, 8 - k)
                 assert len(sources) <= 8
-                control.observe(sources, draws.randint(0, len(sources)), 0.1 * k, 1 + 0.1 * len(sources))
+                control.observe([Drafted(tuple(sources), draws.randint(0, len(sources)))], 0, 0.1 * k, 1 + 0.1 * len(sources))
                 assert len(control.costs.passes) == 9
                 if i % 50 == 0:
                     control.calibrate(line(0.1, suffix=0.01, mtp=0.1))
@@ -229,7 +231,7 @@ def test_threads_share_one_object() -> None:
 def test_one_of_those_who_ask_at_once_measures() -> None:
     control = AdaptiveLength()
     assert [control.claim(2) for _ in range(3)] == [True, False, False]
-    assert control.claim(1) and control.threads == 1
+    assert control.claim(1) and control.measured_for == (1, 1)
 
 
 def test_costs_that_could_not_be_measured_are_measured_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,8 +243,8 @@ def test_costs_that_could_not_be_measured_are_measured_the_next_time(monkeypatch
         patched.setattr("specdec.calibrate.measured", interrupted)
         with pytest.raises(KeyboardInterrupt):
             calibrated(lengths, decoder, SuffixDrafter())
-    assert lengths.threads is None
-    assert calibrated(lengths, decoder, SuffixDrafter()).threads == torch.get_num_threads()
+    assert lengths.measured_for is None
+    assert calibrated(lengths, decoder, SuffixDrafter()).measured_for == (torch.get_num_threads(), 1)
 
 
 def test_costs_between_and_beyond_what_was_measured() -> None:
@@ -254,7 +256,7 @@ def test_a_machine_that_slows_down_changes_the_pace_and_not_the_ratios() -> None
     control = AdaptiveLength(line(0.2, suffix=0.1))
     before = chosen(control)
     for _ in range(100):
-        control.observe([SOURCE] * 2, 1, 0.6, 3 * 1.4)  # all takes three times as long
+        control.observe([Drafted((SOURCE,) * 2, 1)], 0, 0.6, 3 * 1.4)  # all takes three times as long
     costs = control.costs
     assert costs.of_pass(3) == pytest.approx(3 * 1.4, rel=0.02)
     assert costs.of_pass(3) / costs.of_pass(1) == pytest.approx(1.4, rel=0.15)
@@ -264,7 +266,7 @@ def test_a_machine_that_slows_down_changes_the_pace_and_not_the_ratios() -> None
 
 def test_one_disturbed_round_changes_little() -> None:
     control = AdaptiveLength(line(0.2, suffix=0.1))
-    control.observe([SOURCE] * 2, 2, 50.0, 500.0)
+    control.observe([Drafted((SOURCE,) * 2, 2)], 0, 50.0, 500.0)
     assert control.costs.of_pass(1) < 1.2 and control.costs.steps[SOURCE] < 0.12
 
 
@@ -281,9 +283,9 @@ def test_calibration_is_once_for_a_number_of_threads_and_never_for_plain_decodin
     decoder = decoder_of(tiny_model("llama"))
     lengths = AdaptiveLength()
     calibrated(lengths, decoder, NoDraft())
-    assert lengths.threads is None
+    assert lengths.measured_for is None
     first = calibrated(lengths, decoder, SuffixDrafter()).costs
-    assert lengths.threads == torch.get_num_threads()
+    assert lengths.measured_for == (torch.get_num_threads(), 1)
     assert calibrated(lengths, decoder, SuffixDrafter()).costs == first
 
 

@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from specdec.control import AdaptiveLength, FixedLength
-from specdec.decode import Request, decode
 from specdec.drafting import Drafter, NoDraft, SuffixDrafter
+from specdec.engine.engine import Event
+from specdec.engine.sequence import Request
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
 from specdec.sampling import Sampler
 from specdec.stats import GenerationStats
-from specdec.verify import Choice, Verdict
+from specdec.verify import Choice
+from tests.decoding import decode, never
 from tests.scripted import SCRIPTS, ScriptedDrafter
 from tests.tiny import FAMILIES, VOCAB, WINDOW, prompt, tiny_model
 
@@ -32,9 +34,10 @@ def run(
     ids = prompt(prompt_length)[0]
     emitted: list[int] = []
 
-    def emit(verdict: Verdict, logits: torch.Tensor) -> None:
-        assert logits.shape == (len(verdict.tokens), VOCAB)
-        emitted.extend(verdict.tokens)
+    def on_event(number: int, event: Event) -> None:
+        assert event.logits is not None
+        assert event.logits.shape == (len(event.tokens), VOCAB)
+        emitted.extend(event.tokens)
 
     def stop(tokens: torch.Tensor, choice: Choice) -> bool:
         assert int(tokens[-1]) == choice.token
@@ -42,8 +45,8 @@ def run(
 
     stats = GenerationStats()
     lengths = AdaptiveLength() if length is None else FixedLength(length)
-    request = Request(ids, prompt_length + new, Sampler(seed=seed), stop, emit)
-    ((_, row, _),) = decode(decoder, drafter, lengths, [request], stats)
+    request = Request(ids, prompt_length + new, Sampler(seed=seed), stop)
+    ((_, row, _),) = decode(decoder, drafter, lengths, [request], stats, on_event=on_event)
     tokens = row.tolist()
     assert tokens == ids.tolist() + emitted
     assert stats.emitted == len(emitted) == 1 + stats.rounds + stats.accepted
@@ -142,7 +145,7 @@ def test_an_interrupt_leaves_the_statistics_and_the_model_usable() -> None:
             return super().propose(tokens, hidden, k)
 
     stats = GenerationStats()
-    request = Request(prompt(12)[0], 90, Sampler(), lambda *_: False, lambda *_: None)
+    request = Request(prompt(12)[0], 90, Sampler(), never)
     with pytest.raises(KeyboardInterrupt):
         list(decode(decoder, Interrupted(plain, SCRIPTS["all right"], VOCAB), FixedLength(3), [request], stats))
     assert 28 < stats.emitted < 40
@@ -165,13 +168,17 @@ def test_texts_that_are_decoded_together_are_what_they_are_alone(family: str, se
                 len(ids) + new,
                 Sampler(seed=None if seed is None else seed + i),
                 lambda tokens, choice: choice.token == stop_at,
-                lambda verdict, logits, i=i: heard[i].extend(verdict.tokens),
             )
             for i, (ids, new) in enumerate(zip(prompts, budgets, strict=True))
         ]
         stats = GenerationStats()
         ended = {}
-        for i, row, _ in decode(decoder, drafter, FixedLength(3), iter(requests), stats, together):
+
+        def on_event(number: int, event: Event) -> None:
+            heard[number].extend(event.tokens)
+
+        ends = decode(decoder, drafter, FixedLength(3), iter(requests), stats, together, on_event=on_event)
+        for i, row, _ in ends:
             assert i not in ended
             ended[i] = row.tolist()
         return ended, heard, stats
@@ -194,8 +201,7 @@ def test_a_watcher_hears_the_state_of_every_committed_token(together: int, lengt
     prompts = [prompt(n, seed=n)[0] for n in (150, 9, 64)]
     heard: list[list[torch.Tensor]] = [[] for _ in prompts]
     requests = [
-        Request(ids, len(ids) + 30, Sampler(), lambda *_: False, lambda *_: None, watch=heard[i].append)
-        for i, ids in enumerate(prompts)
+        Request(ids, len(ids) + 30, Sampler(), never, on_hidden=heard[i].append) for i, ids in enumerate(prompts)
     ]
     for i, row, cache in decode(decoder, SuffixDrafter(), FixedLength(length), requests, GenerationStats(), together):
         assert cache.length == len(row) - 1

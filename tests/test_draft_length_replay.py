@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from specdec.control import CREDIT, FLOOR, AdaptiveLength, FixedLength
+from specdec.control import CREDIT, FLOOR, AdaptiveLength, Drafted, FixedLength
 from tests.replay import (
     COSTS,
     HEAD,
@@ -165,11 +165,11 @@ def test_whoever_decides_what_is_right_cannot_make_it_slower_than_plain(table: s
         lengths, draws = AdaptiveLength(costs), random.Random(seed)
         tokens = seconds = lead = 0.0
         for _ in range(ROUNDS):
-            source, k = lengths.choose({HEAD: 8, SUFFIX: 8})
+            source, k = lengths.plan([{HEAD: 8, SUFFIX: 8}])[0]
             # Short drafts are right until a long one was made: that one is wrong, and so is what follows for a while.
             right = 0 if k > draws.choice((1, 3, 7)) or draws.random() < 0.2 else k
             draft, verify = costs.of_draft(source, k), costs.of_pass(k + 1)
-            lengths.observe([source] * k, right, draft, verify)
+            lengths.observe([Drafted((source,) * k, right)], 0, draft, verify)
             tokens, seconds = tokens + right + 1, seconds + draft + verify
             lead = max(lead, tokens - FLOOR * seconds)
             assert tokens >= NEAR_PLAIN * seconds - 1e-9

@@ -8,14 +8,30 @@ import pytest
 import torch
 
 from specdec.cache import KVCache
-from specdec.control import AdaptiveLength, Costs, FixedLength
-from specdec.drafting import Competitors, Draft, Joined, NoDraft, SuffixDrafter, SuffixMatches, drafted
+from specdec.control import AdaptiveLength, Drafted, DraftLength, FixedLength
+from specdec.costs import Costs
+from specdec.drafting import (
+    CompositeDrafter,
+    CompositeProposer,
+    Draft,
+    NoDraft,
+    OpenEnd,
+    Proposer,
+    SuffixDrafter,
+    SuffixMatches,
+    propose_together,
+)
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
 from specdec.sampling import Noise
 from tests.tiny import tiny_model
 
 HIDDEN = torch.zeros(4)
+
+
+def drafted(proposer: Proposer, lengths: DraftLength, text: Sequence[int], room: int) -> Draft:
+    """The draft for `text` when it is alone."""
+    return propose_together([OpenEnd(proposer, text, HIDDEN, room)], lengths)[0]
 
 
 def fresh(**settings: int) -> SuffixMatches:
@@ -85,8 +101,8 @@ class Scripted:
         return Draft.by(self.name, self.tokens[:k])
 
 
-def joined(*tokens: int) -> tuple[Joined, Competitors]:
-    both = Joined(Scripted(list(tokens)))
+def joined(*tokens: int) -> tuple[CompositeDrafter, CompositeProposer]:
+    both = CompositeDrafter(Scripted(list(tokens)))
     decoder = decoder_of(tiny_model("llama"))
     both.bind(decoder)
     return both, both.start(decoder.new_cache())
@@ -110,29 +126,29 @@ def test_who_does_better_drafts() -> None:
     (_, both), text = joined(7, 7), [3, 4, 5, 6, 8, 9, 3, 4, 5, 6]
     lengths = AdaptiveLength(Costs({1: 1.0, 2: 1.1}))
     for _ in range(40):
-        lengths.observe(["suffix"], 0, 0.0, 1.1)
-        lengths.observe(["scripted", "scripted"], 2, 0.1, 1.2)
-    assert set(drafted(both, lengths, text, HIDDEN, 4).sources) == {"scripted"}
+        lengths.observe([Drafted(("suffix",), 0)], 0, 0.0, 1.1)
+        lengths.observe([Drafted(("scripted", "scripted"), 2)], 0, 0.1, 1.2)
+    assert set(drafted(both, lengths, text, 4).sources) == {"scripted"}
     for _ in range(90):
-        lengths.observe(["suffix"], 1, 0.0, 1.1)
-        lengths.observe(["scripted", "scripted"], 0, 0.1, 1.2)
-    assert set(drafted(both, lengths, text, HIDDEN, 4).sources) == {"suffix"}
+        lengths.observe([Drafted(("suffix",), 1)], 0, 0.0, 1.1)
+        lengths.observe([Drafted(("scripted", "scripted"), 0)], 0, 0.1, 1.2)
+    assert set(drafted(both, lengths, text, 4).sources) == {"suffix"}
 
 
 def test_a_draft_goes_on_where_it_leads_into_earlier_text() -> None:
     text = [1, 2, 3, 4, 5, 6, 7, 8, 9, 2, 3]  # then 4 5: four tokens that were there, and 6 7 8 came next
     (_, both), lengths = joined(4, 5), AdaptiveLength(Costs({1: 1.0, 2: 1.1}, {"scripted": 0.01}))
-    lengths.observe(["scripted", "scripted"], 2, 0.02, 1.2)
-    draft = drafted(both, FixedLength(2), text, HIDDEN, 8)
+    lengths.observe([Drafted(("scripted", "scripted"), 2)], 0, 0.02, 1.2)
+    draft = drafted(both, FixedLength(2), text, 8)
     assert draft == Draft.by("scripted", (4, 5)), "a fixed length is that length"
     for _ in range(40):
-        lengths.observe(["scripted"] * 2 + ["suffix"] * 3, 5, 0.02, 1.5)
-    draft = drafted(both, lengths, text, HIDDEN, 8)
+        lengths.observe([Drafted(("scripted",) * 2 + ("suffix",) * 3, 5)], 0, 0.02, 1.5)
+    draft = drafted(both, lengths, text, 8)
     added = len(draft.tokens) - 2
     assert added >= 3 and draft.tokens == (4, 5, 6, 7, 8, 9, 2, 3)[: 2 + added]
     assert draft.sources == ("scripted",) * 2 + ("suffix",) * added
-    assert len(drafted(both, lengths, text, HIDDEN, 4).tokens) == 4, "no draft outruns its room"
+    assert len(drafted(both, lengths, text, 4).tokens) == 4, "no draft outruns its room"
     assert joined(4, 5)[1].suffix.continuing(text, Draft.by("scripted", (4, 6)), 4).tokens == ()
     for _ in range(90):
-        lengths.observe(["scripted"] * 2 + ["suffix"] * 3, 2, 0.02, 1.5)
-    assert "suffix" not in drafted(both, lengths, text, HIDDEN, 8).sources
+        lengths.observe([Drafted(("scripted",) * 2 + ("suffix",) * 3, 2)], 0, 0.02, 1.5)
+    assert "suffix" not in drafted(both, lengths, text, 8).sources

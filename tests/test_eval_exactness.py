@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import specdec.decode
 import torch
 from torch import Tensor
 
-import specdec.decode
 from eval.exactness import main
 from eval.scripted import ScriptedDrafter
 from specdec.verify import Choice, Verdict, verify

@@ -14,7 +14,7 @@ from rich.console import Console, Group, RenderableType
 from eval.live import Dashboard
 from eval.live_blocks import HEIGHT, apportioned
 from specdec import Round
-from specdec.control import Costs
+from specdec.costs import Costs
 
 COSTS = Costs({rows: 0.010 + 0.001 * rows for rows in range(1, 10)}, {"suffix": 0.00003, "mtp": 0.0008})
 

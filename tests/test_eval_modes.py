@@ -15,7 +15,7 @@ from eval.engines import NGRAM, Sampling, Timing
 from eval.modes import Ours, Wrong, check_possible, opened, sampling_of
 from eval.names import expanded
 from eval.session import Session, open_session
-from specdec.drafting import Joined
+from specdec.drafting import CompositeDrafter
 from specdec.stats import Round
 from tests.scripted import SCRIPTS, ScriptedDrafter
 from tests.tiny import VOCAB
@@ -95,7 +95,7 @@ def test_the_head_alone_and_made_wrong(session: Session, monkeypatch: pytest.Mon
     plain = Ours(session, "plain", 0).run(IDS, None)
     head = ScriptedDrafter([*IDS[0].tolist(), *plain.tokens], SCRIPTS["all right"], VOCAB)
     head.name = "mtp"
-    monkeypatch.setattr(session.model, "drafter", Joined(head))
+    monkeypatch.setattr(session.model, "drafter", CompositeDrafter(head))
     with opened(["plain", "mtp", "wrong"], session, (), 100, Console(quiet=True)) as modes:
         _, right, wrong = (mode.run(IDS, None) for mode in modes)
     assert right.tokens == wrong.tokens == plain.tokens

@@ -16,12 +16,13 @@ from drafter.initial import initial_tensors
 from drafter.network import Network
 from drafter.spec import HeadConfig, head_spec
 from specdec.control import FixedLength
-from specdec.decode import Request, decode
 from specdec.drafting import Drafter, NoDraft, SuffixDrafter
+from specdec.engine.sequence import Request
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
 from specdec.sampling import Sampler
 from specdec.stats import GenerationStats
+from tests.decoding import decode, never
 from tests.tiny import VOCAB, prompt, tiny_model
 from tests.tiny_assistant import backbone
 
@@ -44,7 +45,7 @@ def saved(folder: Path, family: str, bigram: int = 32, draft_vocab: int = len(ID
 
 def generated(decoder: Decoder, drafter: Drafter) -> tuple[list[int], GenerationStats]:
     ids, stats = prompt(20)[0], GenerationStats()
-    request = Request(ids, 80, Sampler(), lambda *_: False, lambda *_: None)
+    request = Request(ids, 80, Sampler(), never)
     drafter.bind(decoder)
     ((_, row, _),) = decode(decoder, drafter, FixedLength(3), [request], stats)
     return row.tolist(), stats

@@ -12,11 +12,12 @@ from specdec.cache import KVCache, StoreShape
 from specdec.cache.conversation_file import load_conversation, save_conversation
 from specdec.cache.reuse import EARLY, MARKS, TAIL, Conversations
 from specdec.control import FixedLength
-from specdec.decode import Request, decode
 from specdec.drafting import SuffixDrafter
+from specdec.engine.sequence import Request
 from specdec.model.decoder import Decoder
 from specdec.sampling import Sampler
 from specdec.stats import GenerationStats
+from tests.decoding import decode, never
 from tests.test_stores import of
 from tests.tiny import FAMILIES, VOCAB, prompt
 
@@ -40,8 +41,7 @@ def texts(
                 ids,
                 len(ids) + answer,
                 Sampler((lambda ids, logits: logits / temperature) if temperature else None, 7),
-                lambda tokens, choice: False,
-                lambda verdict, logits: None,
+                never,
             )
             for ids in group
         ]
@@ -142,7 +142,7 @@ def test_texts_of_a_batch_and_an_interrupt_leave_their_caches() -> None:
         return False
 
     kept, long = kept_by(decoder), prompt(130, seed=12)[0]
-    request = Request(long, 300, Sampler(None, None), stop, lambda verdict, logits: None)
+    request = Request(long, 300, Sampler(None, None), stop)
     with pytest.raises(KeyboardInterrupt):
         list(decode(decoder, SuffixDrafter(), FixedLength(3), [request], GenerationStats(), 1, kept))
     again, stats = texts(decoder, [long], kept)

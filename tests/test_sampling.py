@@ -12,11 +12,12 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogit
 
 from specdec import kernels
 from specdec.control import FixedLength
-from specdec.decode import Request, decode
+from specdec.engine.sequence import Request
 from specdec.hf import decoder_of
 from specdec.sampling import Processors, Sampler, gumbel, gumbel_argmax, mix, noise_key
 from specdec.stats import GenerationStats
 from specdec.verify import verify
+from tests.decoding import decode, never
 from tests.scripted import ScriptedDrafter
 from tests.tiny import VOCAB, prompt, tiny_model
 
@@ -146,7 +147,7 @@ def test_whole_decoding_draws_from_the_model(right: int) -> None:
     pairs: Counter[tuple[int, ...]] = Counter()
     for seed in range(runs):
         drafter = LooseDrafter([*ids.tolist(), 0, int(first.argmax())], lambda _: right, VOCAB)
-        request = Request(ids, 10, Sampler(cold, seed), lambda *_: False, lambda *_: None)
+        request = Request(ids, 10, Sampler(cold, seed), never)
         ((_, tokens, _),) = decode(decoder, drafter, FixedLength(1), [request], GenerationStats())
         pairs[tuple(tokens[8:].tolist())] += 1
     counts, expected = [], []

@@ -9,12 +9,13 @@ from specdec import kernels
 from specdec.cache import KVCache, StoreShape
 from specdec.cache.stores import BLOCK, GROWTH, slots_for
 from specdec.control import FixedLength
-from specdec.decode import Request, decode
 from specdec.drafting import Drafter, NoDraft
+from specdec.engine.sequence import Request
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
 from specdec.sampling import Sampler
 from specdec.stats import GenerationStats
+from tests.decoding import decode, never
 from tests.scripted import SCRIPTS, ScriptedDrafter
 from tests.tiny import FAMILIES, VOCAB, WINDOW, prompt, tiny_model
 
@@ -31,7 +32,7 @@ def decoded(decoder: Decoder, drafter: Drafter, temperature: float = 0.0, count:
     ids, stats = prompt(20, seed=4)[0], GenerationStats()
     drafter.bind(decoder)
     sampler = Sampler((lambda ids, logits: logits / temperature) if temperature else None, 7 if temperature else None)
-    request = Request(ids, len(ids) + count, sampler, lambda tokens, choice: False, lambda verdict, logits: None)
+    request = Request(ids, len(ids) + count, sampler, never)
     ((_, row, _),) = decode(decoder, drafter, FixedLength(5), [request], stats)
     return row.tolist()
 

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -66,6 +66,21 @@ class _Found(NamedTuple):
     conversation: Conversation | None = None
 
 
+class CacheProvider(Protocol):
+    """Gives a cache to every text that begins, and takes it back when the text ends, from any thread."""
+
+    def acquire(self, prompt: Tensor, longest: int) -> Conversation:
+        """Return a conversation whose cache holds n - 1 of the tokens prompt [n] at most, for a text of at most
+        `longest` tokens. Nobody else has it until `release`."""
+
+    def before_chunk(self, conversation: Conversation, left: int, chunk: int) -> None:
+        """Take note that `left` tokens of the prompt are still to be read, and that `chunk` of them come next."""
+
+    def release(self, conversation: Conversation) -> None:
+        """Take `conversation` back: its cache holds the first `cache.length` of its `tokens`. Nothing happens when it
+        was taken back before."""
+
+
 class Conversations:
     """The conversations that may go on, in at most `limit` bytes, the most recently used one last."""
 
@@ -84,9 +99,9 @@ class Conversations:
         """Bytes of what is kept, which texts that are being decoded do not belong to."""
         return sum(conversation.nbytes for conversation in list(self.kept))
 
-    def begin(self, prompt: Tensor, longest: int) -> Conversation:
-        """A conversation for a text that begins with prompt [n] and has `longest` tokens at most. Its cache holds some
-        of the prompt's first n - 1 positions: the last token's state has to be computed anew."""
+    def acquire(self, prompt: Tensor, longest: int) -> Conversation:
+        """Return a conversation for a text that begins with prompt [n] and has `longest` tokens at most. Its cache
+        holds some of the prompt's first n - 1 positions: the last token's state has to be computed anew."""
         prompt = prompt.cpu()
         with self._lock:
             mine = self._take(self._best(prompt), longest)
@@ -100,8 +115,8 @@ class Conversations:
                     raise
         return mine
 
-    def prefilling(self, conversation: Conversation, left: int, chunk: int) -> None:
-        """`left` tokens of its prompt are still to come, and `chunk` of them come next; marks are made here."""
+    def before_chunk(self, conversation: Conversation, left: int, chunk: int) -> None:
+        """Make a mark where one is due: `left` tokens of the prompt are to come, and `chunk` of them come next."""
         if not conversation.marking:
             return
         if left > chunk and not left - chunk < EARLY <= left:
@@ -119,7 +134,7 @@ class Conversations:
             if conversation.nbytes + rings <= self.limit and self._fit(rings):
                 marks.append(conversation.cache.mark())
 
-    def end(self, conversation: Conversation) -> None:
+    def release(self, conversation: Conversation) -> None:
         """Take back `conversation`, whose text has ended or was stopped: what was computed of it serves the next text.
 
         Nothing happens when it was taken back before.

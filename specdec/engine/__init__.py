@@ -1,0 +1,1 @@
+"""The engine: every text in flight, one pass after another."""

@@ -1,0 +1,375 @@
+"""The engine: it owns every text in flight, and decodes all of them in shared passes.
+
+Plain decoding is a round with an empty draft, one text is a batch of one; there is no other path. `pending` is the
+newest emitted token: it is not in the cache yet, so `cache.length == tokens - 1` between rounds. Hidden row i of a pass
+is the state that chose token i, which is the pair that an MTP head consumes; the states of the drafter's `aux_layers`
+follow it. The last chunk of a prompt chooses the first token: a round with nothing drafted.
+
+A pass reads chunks of prompts, at most `PROMPT_ROWS` rows of them together, the oldest first, beside the pending tokens
+and drafts of all texts that decode: a long prompt does not stop the others. Who is drafted for, and how much, the draft
+length decides for all of them together. A text's tokens depend on none of it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from collections.abc import Sequence as Several
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from specdec.cache import MAX_ROWS, CacheProvider, Conversations
+from specdec.control import Drafted, DraftLength, FixedLength
+from specdec.drafting import Drafter, NoDraft, aux_layers_of, bound, propose_together, proposer_for
+from specdec.engine.sequence import Lockstep, Request, RowsChooser, Sequence
+from specdec.model.decoder import Decoder
+from specdec.stats import GenerationStats, Round
+from specdec.threads import one_torch_thread, turn_to_compute
+from specdec.verify import Verdict
+
+PROMPT_ROWS = MAX_ROWS  # of a pass: the longest that texts which decode wait for the prompts of others, in rows
+DRAFT_ROWS = 64  # of a pass with several texts, pending tokens included: logits of every row are held at once
+
+
+class Event(NamedTuple):
+    """What a pass did for one sequence: the tokens that it emitted, and the logits [emitted, vocab] that chose them.
+
+    Without tokens the sequence has ended otherwise: it was cancelled, or `sequence.error` says what its own sampler or
+    stop condition raised. `sequence.finish` tells whether it has ended.
+    """
+
+    sequence: Sequence
+    verdict: Verdict
+    logits: Tensor | None = None
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return self.verdict.tokens
+
+
+class Engine:
+    """Decodes many texts at once.
+
+    `add` and `cancel` may be called from any thread, from callbacks of a pass too, and never wait for a pass; `step`
+    is one thread's at a time. Several engines on one backbone take turns pass by pass.
+    """
+
+    def __init__(
+        self,
+        backbone: Decoder,
+        drafter: Drafter | None = None,
+        lengths: DraftLength | None = None,
+        caches: CacheProvider | None = None,
+        max_batch: int = 1,
+        stats: GenerationStats | None = None,
+        on_round: Callable[[Round], None] | None = None,
+    ) -> None:
+        """`caches`: where sequences get their caches and leave them, with what a new text can begin with. `max_batch`:
+        sequences that have a cache at a time; further ones wait. `stats` is true after every pass. `on_round` is told
+        of every round of every sequence. Raises ValueError when the drafter does not fit the backbone."""
+        self.backbone, self.drafter = backbone, drafter or NoDraft()
+        self.lengths = lengths or FixedLength(0)
+        self.caches = caches or Conversations(backbone.new_cache)
+        self.max_batch, self.stats, self.on_round = max_batch, stats or GenerationStats(), on_round
+        with turn_to_compute(), bound(self.drafter, backbone):
+            self._aux_layers = aux_layers_of(self.drafter)
+        self._waiting: deque[Sequence] = deque()
+        self._active: list[Sequence] = []
+        self._cancelled: list[Sequence] = []  # of those that have a cache
+        self._lock = threading.Lock()  # of these three; held for no longer than a list takes to change
+        self._work = threading.Condition(self._lock)
+        self._stepper: object | None = None  # the call of `step` that is under way
+        self._clock = _Clock(self.stats)
+
+    def add(self, request: Request) -> Sequence:
+        """Queue `request`, whose prompt later steps read; return its sequence."""
+        sequence = Sequence(request)
+        with self._work:
+            self._waiting.append(sequence)
+            self._work.notify_all()
+        return sequence
+
+    def add_lockstep(self, requests: Several[Request], chooser: RowsChooser) -> list[Sequence]:
+        """Queue rows of one length whose tokens `chooser` picks together; none of them is drafted for.
+
+        They run in one batch, whatever `max_batch` is, and end together.
+        """
+        lockstep = Lockstep(chooser, [])
+        lockstep.members = [Sequence(request, lockstep) for request in requests]
+        with self._work:
+            self._waiting.extend(lockstep.members)
+            self._work.notify_all()
+        return list(lockstep.members)
+
+    def cancel(self, sequence: Sequence) -> None:
+        """End `sequence` before the next pass; nothing happens when it has ended. What was computed of it stays usable
+        for texts that begin as it did. Members of a lockstep end together."""
+        with self._work:
+            for one in sequence.lockstep.members if sequence.lockstep is not None else [sequence]:
+                if one in self._waiting:
+                    self._waiting.remove(one)
+                if not one.ended:
+                    one.finish = "cancelled"
+                    self._cancelled.append(one)
+            self._work.notify_all()
+        if self._stepper is None:  # nobody steps, and perhaps nobody will
+            self._reap()
+
+    @property
+    def in_flight(self) -> int:
+        """How many sequences have not ended, those that wait for a cache included."""
+        with self._lock:
+            return len(self._waiting) + sum(not sequence.ended for sequence in self._active)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until there is something to step for; return whether there is."""
+        with self._work:
+            idle = not (self._waiting or self._active or self._cancelled)
+            found = self._work.wait_for(lambda: bool(self._waiting or self._active or self._cancelled), seconds)
+        if idle:
+            self._clock.skip()
+        return found
+
+    def step(self) -> list[Event]:
+        """Run one pass, and return what it did; an empty list when nothing is in flight or prompts are still read.
+
+        An error of a request's own sampler or stop condition ends that sequence alone. Every other exception, Ctrl-C
+        too, leaves all sequences where they were before the pass.
+        """
+        mine = object()
+        try:
+            with self._lock:
+                assert self._stepper is None, "another call of step() is under way"
+                self._stepper = mine
+            events = [Event(sequence, Verdict(())) for sequence in self._reap()]
+            self._admit()
+            batch = self._batch()
+            return events + self._pass(batch) if batch else events
+        finally:
+            if self._stepper is mine:
+                self._stepper = None
+
+    def run(self, requests: Iterable[Request]) -> Generator[Event, None, None]:
+        """Decode `requests` to their ends, at most `max_batch` at a time, and yield what passes do.
+
+        The next request is asked for when there is room for it. Sequences that have not ended when the iterator is
+        closed, or an error or Ctrl-C comes, are cancelled. Raises what a sampler or a stop condition raised.
+        """
+        coming = iter(requests)
+        try:
+            while True:
+                while self.in_flight < self.max_batch and (request := next(coming, None)) is not None:
+                    self.add(request)
+                if not self.in_flight:
+                    return
+                yield from self._checked_step()
+        finally:
+            self.close()
+
+    def run_to_end(self) -> Generator[Event, None, None]:
+        """Step until nothing is in flight, under the conditions of `run`."""
+        try:
+            while self.in_flight:
+                yield from self._checked_step()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Cancel every sequence."""
+        with self._lock:
+            sequences = [*self._waiting, *self._active]
+        for sequence in sequences:
+            self.cancel(sequence)
+        if self._stepper is None:
+            self._reap()
+
+    def _checked_step(self) -> list[Event]:
+        events = self.step()
+        for event in events:
+            if event.sequence.error is not None:
+                raise event.sequence.error
+        return events
+
+    def _reap(self) -> list[Sequence]:
+        """Give back the caches of sequences that were cancelled; return these."""
+        with self._lock:
+            cancelled, self._cancelled = self._cancelled, []
+            self._active = [sequence for sequence in self._active if sequence not in cancelled]
+        for sequence in cancelled:
+            sequence.end(self.caches)
+        return cancelled
+
+    def _admit(self) -> None:
+        """Give caches to those that wait, the oldest first, as far as there is room in the batch."""
+        with self._lock:
+            while self._waiting and (len(self._active) < self.max_batch or self._waiting[0].lockstep is not None):
+                self._active.append(self._waiting.popleft())
+        for sequence in self._active:  # after Ctrl-C an earlier one may still be without
+            if sequence.waiting:
+                sequence.begin(self.caches)
+                for stats in self._stats_of(sequence):
+                    stats.count_prompt(sequence.prompt_tokens, sequence.reused)
+
+    def _batch(self) -> list[Sequence]:
+        """Return whose rows the next pass has: all that decode, and chunks of prompts, the oldest first."""
+        batch, prompt_rows = list[Sequence](), 0
+        for sequence in list(self._active):
+            if sequence.decoding:
+                batch.append(sequence)
+            elif sequence.lockstep is not None and sequence.last_chunk:
+                if sequence.lockstep.ready:  # all of them, however many rows that makes
+                    batch.append(sequence)
+            elif prompt_rows == 0 or prompt_rows + sequence.next_rows <= PROMPT_ROWS:
+                prompt_rows += sequence.next_rows
+                batch.append(sequence)
+            else:
+                prompt_rows = PROMPT_ROWS  # nobody overtakes
+        return batch
+
+    def _pass(self, batch: list[Sequence]) -> list[Event]:
+        clock, backbone = self._clock, self.backbone
+        going_on = [sequence for sequence in batch if sequence.decoding]
+        choosing = [sequence for sequence in batch if sequence.decoding or sequence.last_chunk]
+        with turn_to_compute():
+            other_seconds = clock.lap("other" if going_on else "prefill")
+            for sequence in batch:
+                if not sequence.decoding:
+                    sequence.before_chunk(self.caches)
+            prompt_rows = sum(sequence.next_rows for sequence in batch if not sequence.decoding)
+            self._draft(going_on, prompt_rows)
+            draft_seconds = clock.lap("draft")
+            rows = [sequence.rows().to(backbone.device) for sequence in batch]
+            states = backbone.forward_many(rows, [one.conversation.cache for one in batch], self._aux_layers)
+            hidden = dict(zip(batch, torch.split(states, list(map(len, rows))), strict=True))  # [rows, hidden] each
+            if choosing:
+                chosen_from = [hidden[one][-len(one.draft.tokens) - 1 :] for one in choosing]
+                logits = backbone.logits(torch.cat(chosen_from))  # [sum of k + 1, vocab]
+                parts = torch.split(logits.to(choosing[0].tokens.device), list(map(len, chosen_from)))
+            else:
+                parts = ()
+        with one_torch_thread():
+            verdicts = _verify(choosing, parts)
+            rounds = {one: (one.draft.sources, verdicts[one]) for one in going_on if one in verdicts}
+            for sequence in batch:
+                if (verdict := verdicts.get(sequence)) is not None:
+                    sequence.commit(verdict, hidden[sequence])
+                elif sequence not in choosing:
+                    sequence.commit_chunk(hidden[sequence])
+        verify_seconds = clock.lap_pass(prompt_rows / len(states))
+        self._count(verdicts, rounds, (draft_seconds, verify_seconds, other_seconds), prompt_rows)
+        events = [
+            Event(one, verdicts[one], part[: len(verdicts[one].tokens)]) if one in verdicts else Event(one, Verdict(()))
+            for one, part in zip(choosing, parts, strict=True)
+        ]
+        with self._lock:
+            over = [one for one in choosing if one.ended and one not in self._cancelled]
+            self._active = [one for one in self._active if one not in over]
+        for sequence in over:
+            sequence.end(self.caches)
+        return events
+
+    def _draft(self, sequences: list[Sequence], prompt_rows: int) -> None:
+        """Let drafts be made for `sequences`, beside `prompt_rows` rows of prompts."""
+        alone = [sequence for sequence in sequences if sequence.lockstep is None]
+        if self.drafter.max_draft == 0 or not alone:
+            return
+        for sequence in alone:
+            if sequence.proposer is None:
+                cache, noise = sequence.conversation.cache, sequence.request.sampler.noise
+                sequence.proposer = proposer_for(self.drafter, self.backbone, cache, noise)
+        beside = prompt_rows + len(sequences) - len(alone)
+        most = max(0, DRAFT_ROWS - len(sequences))
+        for sequence, draft in zip(
+            alone, propose_together([one.open_end() for one in alone], self.lengths, beside, most), strict=True
+        ):
+            sequence.take(draft)
+
+    def _count(
+        self,
+        verdicts: dict[Sequence, Verdict],
+        rounds: dict[Sequence, tuple[tuple[str, ...], Verdict]],
+        seconds: tuple[float, float, float],
+        prompt_rows: int,
+    ) -> None:
+        """Enter a pass into the statistics: the `rounds` of those that went on, among all `verdicts`."""
+        for sequence, verdict in verdicts.items():
+            for stats in self._stats_of(sequence):
+                stats.emitted += len(verdict.tokens)
+        self._clock.after_pass(verdicts, self._active)
+        if not rounds:
+            return
+        draft_seconds, verify_seconds, _ = seconds
+        drafted = [Drafted(sources, verdict.accepted) for sources, verdict in rounds.values()]
+        self.lengths.observe(drafted, prompt_rows, draft_seconds, verify_seconds)
+        for sequence, (sources, verdict) in rounds.items():
+            share = [one / len(rounds) for one in seconds]  # each round's own, so that sums are what a clock shows
+            done = Round(sources, verdict.accepted, len(verdict.tokens), *share)
+            for stats in self._stats_of(sequence):
+                stats.count_round(done)
+            if self.on_round is not None:
+                self.on_round(done)
+
+    def _stats_of(self, sequence: Sequence) -> list[GenerationStats]:
+        own = sequence.request.stats
+        return [self.stats] if own is None else [self.stats, own]
+
+
+def _verify(choosing: list[Sequence], logits: Several[Tensor]) -> dict[Sequence, Verdict]:
+    """Return the verdicts of `choosing`, from logits [k + 1, vocab] of each; one whose own code fails has none."""
+    verdicts: dict[Sequence, Verdict] = {}
+    of = dict(zip(choosing, logits, strict=True))
+    for sequence in choosing:
+        if sequence.error is not None or sequence in verdicts:
+            continue
+        members = [sequence] if sequence.lockstep is None else sequence.lockstep.members
+        try:
+            if sequence.lockstep is None:
+                verdicts[sequence] = sequence.verify(of[sequence])
+            else:
+                found = sequence.lockstep.verify(torch.cat([of[member] for member in members]))
+                verdicts.update(zip(members, found, strict=True))
+        except Exception as error:
+            for member in members:
+                member.fail(error)
+    return verdicts
+
+
+class _Clock:
+    """Assigns the time since the last lap to a phase."""
+
+    def __init__(self, stats: GenerationStats) -> None:
+        self.stats = stats
+        self.began = self.last = time.perf_counter()
+
+    def skip(self) -> None:
+        """Assign the time since the last lap to no phase: there was nothing to do."""
+        self.last = time.perf_counter()
+
+    def lap(self, phase: str) -> float:
+        """Assign the time since the last lap to `phase`, and return it in seconds."""
+        seconds = self._since_last()
+        self.stats.seconds[phase] += seconds
+        return seconds
+
+    def lap_pass(self, prompts: float) -> float:
+        """Assign a pass, of whose rows the share `prompts` were of prompts; return its seconds."""
+        seconds = self._since_last()
+        self.stats.seconds["prefill"] += prompts * seconds
+        self.stats.seconds["verify"] += (1 - prompts) * seconds
+        return seconds
+
+    def _since_last(self) -> float:
+        now = time.perf_counter()
+        seconds, self.last = now - self.last, now
+        return seconds
+
+    def after_pass(self, verdicts: dict[Sequence, Verdict], active: Several[Sequence]) -> None:
+        """Note what has been emitted by now, and the bytes of the caches."""
+        if verdicts:
+            self.stats.timeline.append((time.perf_counter() - self.began, self.stats.emitted))
+        held = sum(sequence.conversation.cache.nbytes for sequence in active)
+        self.stats.cache_bytes = max(self.stats.cache_bytes, held)

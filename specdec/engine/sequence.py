@@ -1,0 +1,206 @@
+"""One text in flight: what it asks for, its tokens, its cache, and what the next pass reads of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from specdec.cache import MAX_ROWS, CacheProvider, Conversation
+from specdec.drafting import Draft, OpenEnd, Proposer
+from specdec.sampling import Sampler
+from specdec.stats import GenerationStats
+from specdec.verify import Choice, Verdict, verify
+
+
+@dataclass(frozen=True)
+class Request:
+    """One text to decode.
+
+    `row` [n] int64: `padding` padding tokens, then the prompt; processors and `stop` see all of it, the model only the
+    prompt. `limit`: tokens at which the row is full, padding included. `stop(tokens, choice)` is asked after every
+    emitted token, in order. `on_hidden`, where given, receives the hidden states [rows, hidden] of what is committed to
+    the cache, prompt included, in order, each followed by those of the drafter's `aux_layers`; what the cache had
+    before is not among them. `stats`: where this text is counted besides the engine's own statistics.
+    """
+
+    row: Tensor
+    limit: int
+    sampler: Sampler
+    stop: Callable[[Tensor, Choice], bool]
+    padding: int = 0
+    on_hidden: Callable[[Tensor], None] | None = None
+    stats: GenerationStats | None = None
+
+
+class RowsChooser(Protocol):
+    """Chooses for all rows of a batch at once, in place of each request's own `sampler` and `stop`."""
+
+    def choose(self, rows: Tokens[Tensor], logits: Tensor) -> list[Choice]:
+        """Return a choice for each of `rows` ([n] int64 each, of one length), from logits [rows, vocab] float32."""
+
+    def ended(self, rows: Tokens[Tensor], choices: Tokens[Choice]) -> bool:
+        """Return whether no row goes on after `choices`, with which `rows` end now."""
+
+
+@dataclass(eq=False)
+class Lockstep:
+    """Rows of a batch whose tokens `chooser` picks together: all are in every pass from the first token on."""
+
+    chooser: RowsChooser
+    members: list[Sequence]
+
+    @property
+    def ready(self) -> bool:
+        """Whether every member has at most its last chunk to read."""
+        return all(member.last_chunk for member in self.members)
+
+    def verify(self, logits: Tensor) -> list[Verdict]:
+        """Return one token for every member, chosen from logits [members, vocab]."""
+        choices = self.chooser.choose([member.row for member in self.members], logits)
+        for member, choice in zip(self.members, choices, strict=True):
+            member.tokens[member.length] = choice.token
+        ended = self.chooser.ended([member.tokens[: member.length + 1] for member in self.members], choices)
+        return [Verdict((choice,), ended) for choice in choices]
+
+
+class Sequence:
+    """A text in flight. `tokens[:length]` are emitted, prompt included; `finish` says how it ended.
+
+    `reused` of the prompt's tokens were in the cache that it was given. `cache`, `row` and `finish` may be read by
+    whoever added it; everything else is the engine's.
+    """
+
+    def __init__(self, request: Request, lockstep: Lockstep | None = None) -> None:
+        self.request, self.lockstep = request, lockstep
+        self.length = len(request.row)
+        self.tokens = request.row.new_empty(request.limit + MAX_ROWS)  # a draft comes after what is emitted
+        self.tokens[: self.length] = request.row
+        self.finish: str | None = None  # "stop", "length", "cancelled" or "error"
+        self.error: Exception | None = None
+        self.reused = 0
+        self.draft = Draft()  # what the next pass checks
+        self.proposer: Proposer | None = None
+        self.hidden: Tensor | None = None  # [hidden], the state that chose the pending token; None: a prompt to read
+        self._ids = request.row[request.padding :].tolist()  # what proposers see, kept as it grows
+        self._conversation: Conversation | None = None
+        self._unread = len(self._ids)  # prompt tokens that no pass has read
+
+    def __repr__(self) -> str:
+        return f"<Sequence of {self.length} tokens, {self.finish or 'in flight'}>"
+
+    @property
+    def row(self) -> Tensor:
+        """The row [n] int64 with all that was emitted, padding included."""
+        return self.tokens[: self.length]
+
+    @property
+    def conversation(self) -> Conversation:
+        assert self._conversation is not None, "the sequence waits for a cache"
+        return self._conversation
+
+    @property
+    def ended(self) -> bool:
+        return self.finish is not None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it has no cache yet."""
+        return self._conversation is None
+
+    @property
+    def decoding(self) -> bool:
+        """Whether its prompt was read and its first token was chosen."""
+        return self.hidden is not None
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.request.row.shape[0] - self.request.padding
+
+    @property
+    def next_rows(self) -> int:
+        """How many rows of it the next pass has."""
+        if self.decoding:
+            return len(self.draft.tokens) + 1
+        return min(self._unread, self.conversation.cache.max_rows)
+
+    @property
+    def last_chunk(self) -> bool:
+        """Whether the next pass chooses a token."""
+        return self._conversation is not None and self._unread <= self.conversation.cache.max_rows
+
+    def begin(self, caches: CacheProvider) -> None:
+        """Take a cache, with as much of the prompt in it as `caches` has."""
+        request = self.request
+        prompt = request.row[request.padding :]
+        self._conversation = caches.acquire(prompt, request.limit - request.padding)
+        self.reused = self.conversation.cache.length
+        self._unread -= self.reused
+        self.conversation.tokens = self.tokens[request.padding :]
+
+    def end(self, caches: CacheProvider) -> None:
+        """Give the cache back."""
+        if self._conversation is not None:
+            caches.release(self._conversation)
+
+    def fail(self, error: Exception) -> None:
+        """Note what its own sampler or stop condition raised: the text ends before this pass."""
+        self.error, self.finish = error, "error"
+
+    def rows(self) -> Tensor:
+        """Return what the next pass reads [rows] int64: a chunk of the prompt, or the pending token and the draft.
+
+        Chunks have the same bounds whoever else is in flight.
+        """
+        begin = self.length - (1 if self.decoding else self._unread)
+        return self.tokens[begin : begin + self.next_rows]
+
+    def before_chunk(self, caches: CacheProvider) -> None:
+        """Tell `caches` that a chunk of the prompt comes next."""
+        caches.before_chunk(self.conversation, self._unread, self.next_rows)
+
+    def open_end(self) -> OpenEnd:
+        """Return what a draft is made from, with room for no more than the budget and the cache have."""
+        assert self.proposer is not None
+        assert self.hidden is not None
+        room = min(self.request.limit - self.length, self.conversation.cache.max_rows) - 1
+        return OpenEnd(self.proposer, self._ids, self.hidden, room)
+
+    def take(self, draft: Draft) -> None:
+        """Let the next pass check `draft`."""
+        self.draft = draft
+        if draft.tokens:
+            end = self.length + len(draft.tokens)
+            self.tokens[self.length : end] = self.tokens.new_tensor(draft.tokens)
+
+    def verify(self, logits: Tensor) -> Verdict:
+        """Return what a pass chose, from logits [k + 1, vocab] of its last rows."""
+        text = self.tokens[: self.length + len(self.draft.tokens) + 1]
+        return verify(self.draft.tokens, logits, text, self.request.sampler.choose, self.request.stop)
+
+    def commit_chunk(self, hidden: Tensor) -> None:
+        """Keep a chunk of the prompt whose states are hidden [rows, hidden]; more of the prompt follows."""
+        self._commit(len(hidden), hidden)
+        self._unread -= len(hidden)
+
+    def commit(self, verdict: Verdict, hidden: Tensor) -> None:
+        """Keep what `verdict` emits of a pass whose rows, draft included, have the states hidden [rows, hidden]."""
+        emitted = verdict.tokens
+        committed = len(hidden) - len(self.draft.tokens) - 1 + len(emitted)
+        self._commit(committed, hidden)
+        self._unread = 0
+        self.length += len(emitted)
+        self._ids.extend(emitted)
+        self.hidden, self.draft = hidden[committed - 1], Draft()
+        if verdict.ended:
+            self.finish = "stop"
+        elif self.length >= self.request.limit:
+            self.finish = "length"
+
+    def _commit(self, rows: int, hidden: Tensor) -> None:
+        self.conversation.cache.commit(rows)
+        if self.request.on_hidden is not None:
+            self.request.on_hidden(hidden[:rows])
