@@ -121,7 +121,7 @@ def test_a_source_that_is_not_chosen_is_tried_too() -> None:
 def test_a_draft_is_extended_while_that_pays() -> None:
     control = AdaptiveLength(line(0.1, mtp=0.1))
     for _ in range(60):
-        control.observe([Drafted(tuple(["mtp", "mtp", SOURCE, SOURCE, SOURCE]), 4)], 0, 0.2, 1.5)  # the third match is always wrong
+        control.observe([Drafted(("mtp", "mtp", SOURCE, SOURCE, SOURCE), 4)], 0, 0.2, 1.5)  # the third match is wrong
     assert control.extend(["mtp", "mtp"], SOURCE, 6) == 2
     assert control.extend(["mtp", "mtp"], SOURCE, 1) == 1
     assert control.extend(["mtp", "mtp"], SOURCE, 0) == 0
@@ -206,7 +206,8 @@ def test_threads_share_one_object() -> None:
                 if k:
                     sources += [SOURCE] * control.extend(sources, SOURCE, 8 - k)
                 assert len(sources) <= 8
-                control.observe([Drafted(tuple(sources), draws.randint(0, len(sources)))], 0, 0.1 * k, 1 + 0.1 * len(sources))
+                accepted = draws.randint(0, len(sources))
+                control.observe([Drafted(tuple(sources), accepted)], 0, 0.1 * k, 1 + 0.1 * len(sources))
                 assert len(control.costs.passes) == 9
                 if i % 50 == 0:
                     control.calibrate(line(0.1, suffix=0.01, mtp=0.1))
