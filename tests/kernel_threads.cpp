@@ -1,7 +1,7 @@
 // What ThreadSanitizer watches (.ci/sanitize): the kernels' threads as a process uses them. Several callers at once, of
 // whom one has the threads and the others work alone; numbers of threads that go up and down; steps so short that a
 // region ends before every thread has seen it; sleep in between. Exits with 1 where a result is another one than that of
-// one thread. Left out: a fork, after which ThreadSanitizer starts no threads (tests/test_kernels_threads.py has it).
+// one thread. Left out: a fork, after which ThreadSanitizer starts no threads (tests/kernels/test_threads.py has it).
 
 #include <unistd.h>
 

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 
 from specdec.cache import MAX_ROWS, CacheProvider, Conversations
-from specdec.control import Drafted, DraftLength, FixedLength
-from specdec.drafting import Drafter, NoDraft, aux_layers_of, bound, propose_together, proposer_for
+from specdec.drafting.draft_length import Drafted, DraftLength, FixedLength
+from specdec.drafting.protocol import Drafter, NoDraft, aux_layers_of, bound, propose_together, proposer_for
 from specdec.engine.sequence import Lockstep, Request, RowsChooser, Sequence
+from specdec.engine.stats import GenerationStats, Round
+from specdec.engine.verify import Verdict
 from specdec.model.decoder import Decoder
-from specdec.stats import GenerationStats, Round
-from specdec.threads import one_torch_thread, turn_to_compute
-from specdec.verify import Verdict
+from specdec.util.threads import one_torch_thread, turn_to_compute
 
 PROMPT_ROWS = MAX_ROWS  # of a pass: the longest that texts which decode wait for the prompts of others, in rows
 DRAFT_ROWS = 64  # of a pass with several texts, pending tokens included: logits of every row are held at once

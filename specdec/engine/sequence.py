@@ -10,10 +10,10 @@ from typing import Protocol
 from torch import Tensor
 
 from specdec.cache import MAX_ROWS, CacheProvider, Conversation
-from specdec.drafting import Draft, OpenEnd, Proposer
-from specdec.sampling import Sampler
-from specdec.stats import GenerationStats
-from specdec.verify import Choice, Verdict, verify
+from specdec.drafting.protocol import Draft, OpenEnd, Proposer
+from specdec.engine.sampling import Sampler
+from specdec.engine.stats import GenerationStats
+from specdec.engine.verify import Choice, Verdict, verify
 
 
 @dataclass(frozen=True)

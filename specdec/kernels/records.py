@@ -31,7 +31,7 @@ class DraftSampling(NamedTuple):
     """Say how the tokens of a draft are sampled.
 
     `keys`: of each token's noise. `sharpness` multiplies logits before the noise is added. `top_k`, `top_p`, `min_p`:
-    which tokens may be sampled (`specdec.sampling.Warping`).
+    which tokens may be sampled (`specdec.engine.sampling.Warping`).
     """
 
     keys: Sequence[int]

@@ -83,7 +83,7 @@ struct Drafter {
 };
 
 // How the tokens of a draft are sampled: the key of each position's noise, and what is done to logits before: `Noise`
-// and `Warping` of specdec/sampling.py.
+// and `Warping` of specdec/engine/sampling.py.
 struct DraftSampling {
   const uint64_t* keys;
   float sharpness;

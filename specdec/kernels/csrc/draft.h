@@ -1,4 +1,4 @@
-// A whole draft in one call: what drafter/propose.py does step by step, to the same bits.
+// A whole draft in one call: what drafter/mtp_drafter.py does step by step, to the same bits.
 
 #pragma once
 

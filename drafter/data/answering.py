@@ -1,0 +1,242 @@
+"""Prompts answered by the backbone, many texts to a pass, with the states that its passes had anyway.
+
+What: `answered`. A text depends on its prompt and its number alone, so any worker may answer any prompt: workers are
+threads, each with a pass of its own, which scales better than a pass whose every step is shared. An answer costs a pass
+per token of each text.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as Several
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from queue import SimpleQueue
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from drafter.data.features import Features, best_of, kept_keys, likeliest, longest_text, parted
+from drafter.data.patience import PATIENT, Patience
+from specdec.cache import Conversation, KVCache
+from specdec.drafting.protocol import NoDraft
+from specdec.engine.engine import Engine
+from specdec.engine.sampling import Sampler
+from specdec.engine.sequence import Request, Sequence
+from specdec.engine.verify import Choice, Verdict
+from specdec.model.decoder import Decoder
+from specdec.util.threads import one_torch_thread
+
+TOGETHER = 32  # texts at a time
+
+Numbered = Iterator[tuple[int, Tensor]]
+Item = TypeVar("Item")
+
+
+def answered(
+    backbone: Decoder,
+    prompts: Iterable[Tensor],
+    *,
+    layers: Several[int],
+    aux_layers: Several[int] = (),
+    max_new_tokens: int,
+    ends: frozenset[int],
+    temperatures: Several[float] = (0.0,),
+    seed: int = 0,
+    first: int = 0,
+    together: int = TOGETHER,
+    workers: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
+    patience: Patience = PATIENT,
+    heard: Callable[[int], None] = lambda tokens: None,
+) -> Iterator[tuple[int, Features]]:
+    """(number of the prompt, its text) for each of `prompts` ([n] int64), in the order in which they end.
+
+    Prompts are numbered from `first` on. `temperatures` are taken in turn by number, 0 is greedy; a text ends with a
+    token of `ends`. States, those that leave `aux_layers` too, and the K/V of `layers` are kept as `dtype`. The last
+    token of a text is not among its features: nothing was computed from it. A sliding layer's keys reach back only as
+    far as its ring, so texts end where the shortest ring does. `together`: texts at a time; `workers`: threads that
+    share them, each on a core of its own. Neither changes a text. When `patience` is over no text begins, and those
+    under way end where they are and are handed out too. `heard` is told the tokens of each round, by any worker.
+    """
+    stopped = threading.Event()
+    each = partial(
+        _answered,
+        backbone,
+        layers=layers,
+        aux_layers=aux_layers,
+        max_new_tokens=max_new_tokens,
+        ends=ends,
+        temperatures=temperatures,
+        seed=seed,
+        together=-(-together // workers),
+        dtype=dtype,
+        stopped=stopped,
+        patience=patience,
+        heard=heard,
+    )
+    numbered = enumerate(prompts, first)
+    return each(numbered) if workers == 1 else _side_by_side(each, numbered, workers, stopped)
+
+
+def _answered(
+    backbone: Decoder,
+    prompts: Numbered,
+    *,
+    layers: Several[int],
+    aux_layers: Several[int],
+    max_new_tokens: int,
+    ends: frozenset[int],
+    temperatures: Several[float],
+    seed: int,
+    together: int,
+    dtype: torch.dtype,
+    stopped: threading.Event,
+    patience: Patience,
+    heard: Callable[[int], None],
+) -> Iterator[tuple[int, Features]]:
+    """What one worker does of `answered`: the `prompts` that it gets, with their numbers. All texts end where they are
+    when it is `stopped`: one of a large model may be minutes from its own end."""
+    longest = longest_text(backbone, layers)
+    under_way: dict[Request, _Answer] = {}
+
+    def ending() -> Callable[[Tensor, Choice], bool]:
+        began = patience.now()
+        return lambda tokens, choice: choice.token in ends or stopped.is_set() or patience.over(began)
+
+    # Without a drafter: these are the plain model's texts either way, and several share a pass.
+    engine = Engine(backbone, NoDraft(aux_layers), caches=EmptyCaches(backbone.new_cache), max_batch=together)
+
+    def requests() -> Iterator[Request]:
+        while not patience.over() and (found := next(prompts, None)) is not None:
+            number, prompt = found
+            temperature = temperatures[number % len(temperatures)]
+            prompt = prompt[: longest - 1]
+            answer = _Answer(number, len(prompt), greedy=not temperature)
+            request = Request(
+                prompt,
+                min(len(prompt) + max_new_tokens, longest),
+                Sampler.warmed(temperature, seed + number),
+                ending(),
+                on_hidden=answer.hidden.append,
+            )
+            under_way[request] = answer
+            yield request
+
+    with closing(engine.run(requests())) as events:
+        for sequence, verdict, logits in events:
+            answer = under_way[sequence.request]
+            assert logits is not None, "nobody cancels"
+            answer.take(verdict, logits)
+            heard(len(verdict.tokens))
+            if sequence.ended:
+                del under_way[sequence.request]
+                yield answer.number, answer.features(backbone, sequence, layers, aux_layers, dtype)
+
+
+@dataclass
+class _Answer:
+    """What passes had of a text: `hidden`, [rows, width] each, and `best`, the greedy choice of every emitted token."""
+
+    number: int
+    prompt_tokens: int
+    greedy: bool
+    hidden: list[Tensor] = field(default_factory=list)
+    best: list[int] = field(default_factory=list)
+
+    def take(self, verdict: Verdict, logits: Tensor) -> None:
+        """Note what greedy decoding would have emitted, from logits [emitted, vocab]."""
+        self.best.extend(verdict.tokens if self.greedy else likeliest(logits))
+
+    def features(
+        self, backbone: Decoder, sequence: Sequence, layers: Several[int], aux_layers: Several[int], dtype: torch.dtype
+    ) -> Features:
+        """Return the features of the text, which has ended, but for its last token."""
+        hidden, answer = torch.cat(self.hidden), self.prompt_tokens  # [n, width]
+        asked = best_of(backbone, hidden[: answer - 1])  # [answer - 1]
+        best = torch.cat((asked, asked.new_tensor(self.best)))  # [n]
+        with one_torch_thread():
+            states, aux = parted(hidden.to(dtype), aux_layers)
+            keys = kept_keys(sequence.conversation.cache, layers, dtype)
+            return Features(sequence.row[:-1].clone(), states, best, keys, answer, aux)
+
+
+class EmptyCaches:
+    """Gives every text an empty cache; those of short texts that have ended serve again, and need no memory anew."""
+
+    _MODEST = 512  # positions: the cache of a longer text is let go, or all would come to be as large as the largest
+
+    def __init__(self, new_cache: Callable[[], KVCache]) -> None:
+        self._new_cache, self._spare = new_cache, list[KVCache]()
+
+    def acquire(self, prompt: Tensor, longest: int) -> Conversation:
+        if self._spare:
+            cache = self._spare.pop()
+            cache.rewind(0)
+            return Conversation(cache)
+        with one_torch_thread():  # many small tensors
+            return Conversation(self._new_cache())
+
+    def before_chunk(self, conversation: Conversation, left: int, chunk: int) -> None:
+        pass
+
+    def release(self, conversation: Conversation) -> None:
+        if conversation.cache.length <= self._MODEST and conversation.cache.rewindable(0):
+            self._spare.append(conversation.cache)
+
+
+class _Failed(NamedTuple):
+    error: BaseException
+
+
+def _side_by_side(
+    work: Callable[[Numbered], Iterator[Item]], prompts: Numbered, workers: int, stopped: threading.Event
+) -> Iterator[Item]:
+    """What `workers` threads make of `prompts`, as it comes; each takes the next prompt when it has room for one.
+
+    Whoever stops asking stops them, by way of `stopped`.
+    """
+    made: SimpleQueue[Item | _Failed | None] = SimpleQueue()
+    lock = threading.Lock()
+
+    def mine() -> Numbered:
+        while not stopped.is_set():
+            with lock:
+                found = next(prompts, None)
+            if found is None:
+                return
+            yield found
+
+    def run() -> None:
+        torch.set_num_threads(1)  # of this thread
+        try:
+            for item in work(mine()):
+                made.put(item)
+                if stopped.is_set():
+                    break
+        except BaseException as error:
+            made.put(_Failed(error))
+        finally:
+            made.put(None)
+
+    threads, before = [threading.Thread(target=run, daemon=True) for _ in range(workers)], torch.get_num_threads()
+    try:
+        for thread in threads:
+            thread.start()
+        running = workers
+        while running:
+            item = made.get()
+            if isinstance(item, _Failed):
+                raise item.error
+            if item is None:
+                running -= 1
+            else:
+                yield item
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
+        torch.set_num_threads(before)  # what threads that are to come begin with is the whole process's

@@ -1,0 +1,314 @@
+"""Draft length: who drafts next, and how many tokens, none included.
+
+`AdaptiveLength` weighs what a draft costs against what it wins. With a_i the probability that a source's draft i is
+accepted given that the ones before it were, r_k = a_1...a_k, S_k = r_1 + ... + r_k and T(k) = V(k + 1) + c + k d, it
+picks the source and the k that maximise (1 + S_k) / T(k): expected tokens a second. V, c and d are measured at load
+(`specdec.drafting.calibrate`) and corrected while it runs; every source has an acceptance record of its own, which outlives the
+request. Lengths never change a token, only when it comes.
+
+Three things keep that rule from starving and from costing much:
+
+- The prior of a_i is a_{i-1}: where little was seen, a draft goes on as it began. It counts for `PRIOR_ROUNDS` rounds,
+  and for fewer the less it fits. With one prior for every position, drafts that were always right stayed short.
+- The first position that is not drafted is tried again after `RETRY` to `RETRY_MOST` rounds, if a draft that goes on
+  from there could pay at all; so does a source come back. After a try that succeeds against expectation the next one
+  follows soon, and what was seen before counts little.
+- Credit: an emitted token earns a plain pass, and a round is charged `FLOOR` of what it took. No draft is made that
+  would leave a debt if all of it were wrong. So, as far as the costs are true, decoding is never slower than `FLOOR`
+  times plain decoding, whatever the drafts, from the first round on. The first draft waits for 3 to 19 plain rounds
+  (where a wrong one costs 0.1 to 0.6 of a pass); a suffix match hardly waits.
+
+`tests/drafting/test_draft_length_replay.py` replays recorded and made texts. Mean and worst of 121 made cases against the best
+fixed length, from 64 rounds after the start or a change on: 0.994 and 0.97; one prior for all positions and no credit,
+as it was, 0.955 and 0.30; without tries 0.933 and 0.20; with a prior that never yields 0.990 and 0.74; without credit
+0.994 and 0.88, and 0.63 of plain decoding in the first rounds. A prior of two rounds that never yields does as well
+there, and worse on recorded texts (0.94 instead of 0.96 at worst). Left out: forgetting when a streak was unlikely
+(texts that take turns lose up to 15%), tries that are rarer the dearer they are (no gain). Left out earlier, no gain on
+recorded texts: stopping a draft where its drafter is unsure (0.99 to 1.01: those steps are paid for by then), the
+backbone's margin at the pending token, forgetting faster when a new text begins (0.98 to 1.00).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from heapq import heapify, heappop, heapreplace
+from itertools import accumulate
+from operator import mul
+from typing import Any, NamedTuple, Protocol
+
+from specdec.drafting.acceptance import AcceptanceRecord
+from specdec.drafting.costs import Costs, LiveCosts
+
+Plan = list[tuple[str, int]]  # by text of a pass: who drafts, and how many tokens
+
+FLOOR = 0.97  # of plain decoding's speed, at least
+CREDIT = 12.0  # plain passes that drafts may lose at most, after rounds that won as many
+
+
+class Drafted(NamedTuple):
+    """A draft that was checked: who proposed each token, and how many were accepted."""
+
+    sources: tuple[str, ...]
+    accepted: int
+
+
+class DraftLength(Protocol):
+    """Chooses who drafts in a pass and how much, and hears how it went."""
+
+    def plan(self, limits: Sequence[Mapping[str, int]], beside: int = 0, most: int = 64) -> list[tuple[str, int]]:
+        """Return for each text of a pass who drafts, and how many tokens.
+
+        `limits`: by text the sources that may draft for it, the preferred first, and the longest draft of each;
+        `beside`: further rows of the pass; `most`: tokens of all drafts together.
+        """
+
+    def extend(self, sources: Sequence[str], source: str, limit: int, beside: int = 0) -> int:
+        """Return how many of `limit` more tokens, of `source`, to add to a draft whose tokens `sources` proposed;
+        `beside`: rows of the pass that are not this text's."""
+
+    def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
+        """Learn from a pass: how the draft of each text did, and what its two halves cost. `beside`: as in `plan`."""
+
+
+class FixedLength:
+    """Always the same draft length, from the preferred source."""
+
+    def __init__(self, length: int) -> None:
+        if length < 0:
+            raise ValueError(f"draft_length must be 0 or more, or 'adaptive'; got {length}")
+        self.length = length
+
+    def plan(self, limits: Sequence[Mapping[str, int]], beside: int = 0, most: int = 64) -> list[tuple[str, int]]:
+        each = min(self.length, most // len(limits))
+        return [(source, min(each, of[source])) for of in limits for source in [next(iter(of))]]
+
+    def extend(self, sources: Sequence[str], source: str, limit: int, beside: int = 0) -> int:
+        return min(self.length - len(sources), limit)
+
+    def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
+        pass
+
+
+class AdaptiveLength:
+    """Choose for every text of a pass the source and the draft length, up to `longest` tokens, that have together the
+    best expected tokens per second.
+
+    `costs` in seconds as they were measured; without them a guess at their ratios until rounds have been seen. Several
+    threads may share an object: what one request learns is for all.
+    """
+
+    def __init__(self, costs: Costs | None = None, longest: int = 8) -> None:
+        self.longest = longest
+        self.measured_for: tuple[int, int] | None = None  # threads and texts; None: costs were not measured
+        self._lock = threading.Lock()  # around each public method's own work; nothing else is called under it
+        self._records: dict[str, AcceptanceRecord] = {}
+        self._credit = 0.0  # in plain passes
+        self._costs = LiveCosts()
+        if costs is not None:
+            self.calibrate(costs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Let what was learned be copied and pickled, as it is with a model of transformers' that has it."""
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.Lock()
+
+    def claim(self, threads: int, texts: int = 1) -> bool:
+        """Return whether the caller shall measure costs for `threads` threads and passes of `texts` texts: true for one
+        of those who ask at once."""
+        with self._lock:
+            known = self.measured_for
+            if known is not None and known[0] == threads and known[1] >= texts:
+                return False
+            self.measured_for = threads, texts
+            return True
+
+    def calibrate(self, costs: Costs) -> None:
+        """Take `costs` as they are now; what is known of acceptance stays."""
+        with self._lock:
+            self._costs.calibrate(costs, self.longest + 1)
+
+    @property
+    def costs(self) -> Costs:
+        """What a pass and a drafted token cost now, in seconds."""
+        with self._lock:
+            return self._costs.now()
+
+    def plan(self, limits: Sequence[Mapping[str, int]], beside: int = 0, most: int = 64) -> list[tuple[str, int]]:
+        with self._lock:
+            bounded = [{one: min(limit, self.longest, most) for one, limit in of.items()} for of in limits]
+            sources = {one for of in bounded for one in of}
+            for one in {one for of in bounded for one, limit in of.items() if limit > 0}:
+                self._record(one).rounds += 1
+            acceptance = {one: self._record(one).acceptance() for one in sources}
+            planned = _Pass(self._costs, acceptance, len(limits), beside)
+            plan = self._try(planned, bounded, self._best(planned, bounded, most), most)
+            for source, k in plan:
+                record = self._record(source)
+                record.drafted[:k] = [record.rounds] * k
+            return plan
+
+    def extend(self, sources: Sequence[str], source: str, limit: int, beside: int = 0) -> int:
+        with self._lock:
+            expected, reach = 1.0 + beside, 1.0
+            for name, at in _places(sources[: self.longest]):
+                reach *= self._record(name).acceptance()[at]
+                expected += reach
+            more, rows, plain = 0, len(sources) + 1 + beside, self._costs.of_pass(1 + beside)
+            passes = (self._costs.of_pass(rows) + self._costs.of_draft(sources[0], len(sources))) / plain
+            for a in self._record(source).acceptance()[: max(0, min(limit, self.longest - len(sources)))]:
+                reach *= a
+                row = self._costs.of_pass(rows + 1) - self._costs.of_pass(rows)
+                dearer = (row + self._costs.step(source)) / plain
+                if reach * passes <= dearer * expected or not self._affordable(passes + dearer):
+                    break
+                more, rows, passes, expected = more + 1, rows + 1, passes + dearer, expected + reach
+            return more
+
+    def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
+        plain_rows = len(drafts) + beside
+        rows = plain_rows + sum(len(sources) for sources, _ in drafts)
+        with self._lock:
+            self._costs.correct_pass(rows, verify_seconds)
+            # What a composite added to a draft costs nothing.
+            own = [(sources[0], sources.count(sources[0])) for sources, _ in drafts if sources]
+            if own:
+                self._costs.correct_drafts(own, draft_seconds)
+            # From the averages: that a neighbour slowed the machine down for a round says nothing about drafts.
+            seconds = self._costs.of_pass(rows) + sum(self._costs.of_draft(*draft) for draft in own)
+            won = sum(accepted for _, accepted in drafts) / len(drafts)
+            passes = seconds / self._costs.of_pass(plain_rows)
+            self._credit = min(self._credit + won + 1 - FLOOR * passes, CREDIT)
+            for sources, accepted in drafts:
+                places = _places(sources[: self.longest])
+                for i, (source, at) in enumerate(places[: accepted + 1]):  # those that were reached
+                    self._record(source).note(at, i < accepted)
+                for source, at in places:
+                    self._record(source).drafted[at] = self._record(source).rounds
+
+    def _best(self, planned: _Pass, limits: Sequence[Mapping[str, int]], most: int) -> Plan:
+        """Return the drafts with the best rate of those that can be afforded.
+
+        A text's source is the one that does best for it where the others have no drafts; of all texts' next tokens the
+        likeliest to be of use is the next to be drafted.
+        """
+        alone: dict[tuple[tuple[str, int], ...], tuple[str, int]] = {}  # by limits: the best source, and its limit
+        for of in limits:
+            if (key := tuple(of.items())) not in alone:
+                alone[key], top = (key[0][0], 0), 1.0
+                for source, limit in key:
+                    for k in range(1, limit + 1):
+                        total = planned.drafts(source, k)
+                        if (rate := planned.rate(total)) > top and self._affordable(planned.passes(total)):
+                            alone[key], top = (source, limit), rate
+        sources = [alone[tuple(of.items())] for of in limits]
+        heap = [(-planned.reach(source, 0), i) for i, (source, limit) in enumerate(sources) if limit]
+        heapify(heap)
+        lengths, total, top = [0] * len(sources), _Drafts(), 1.0
+        best, order = 0, list[int]()  # whose draft gets the next token; the best plan has the first `best` of these
+        while heap and len(order) < most:
+            _, i = heap[0]
+            source, limit = sources[i]
+            total += planned.token(source, lengths[i])
+            lengths[i] += 1
+            order.append(i)
+            if lengths[i] < limit:
+                heapreplace(heap, (-planned.reach(source, lengths[i]), i))
+            else:
+                heappop(heap)
+            if (rate := planned.rate(total)) > top and self._affordable(planned.passes(total)):
+                best, top = len(order), rate
+        return [(source, order[:best].count(i)) for i, (source, _) in enumerate(sources)]
+
+    def _try(self, planned: _Pass, limits: Sequence[Mapping[str, int]], plan: Plan, most: int) -> Plan:
+        """Return `plan`, with one draft in it that goes a token further, or is another source's, where a try is due:
+        nobody has drafted that position for long, and drafts that go on from there would pay if they were right."""
+        total = sum((planned.drafts(source, k) for source, k in plan), _Drafts())
+        for i, of in enumerate(limits):
+            own, k = plan[i]
+            for source, limit in of.items():
+                at = k if source == own else 0  # the first that would not be drafted
+                limit = min(limit, most - total.rows + k)
+                if at >= limit or not self._record(source).overdue(at):
+                    continue
+                others, rate = total - planned.drafts(own, k), planned.rate(total)
+                hopes = (others + planned.drafts(source, hoped, right_from=at) for hoped in range(at + 1, limit + 1))
+                tried = others + planned.drafts(source, at + 1)
+                if self._affordable(planned.passes(tried)) and any(planned.rate(hope) > rate for hope in hopes):
+                    self._record(source).trying = at
+                    return [*plan[:i], (source, at + 1), *plan[i + 1 :]]
+        return plan
+
+    def _record(self, source: str) -> AcceptanceRecord:
+        if source not in self._records:
+            self._records[source] = AcceptanceRecord(self.longest)
+        return self._records[source]
+
+    def _affordable(self, passes: float) -> bool:
+        """Whether drafts in a pass that takes as long as so many plain ones may be all wrong."""
+        return self._credit + 1 >= FLOOR * passes
+
+
+class _Drafts(NamedTuple):
+    """What drafts of a pass come to: tokens that they are expected to win, rows, and the seconds that they take."""
+
+    expected: float = 0.0
+    rows: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: _Drafts) -> _Drafts:  # type: ignore[override]
+        return _Drafts(self.expected + other.expected, self.rows + other.rows, self.seconds + other.seconds)
+
+    def __sub__(self, other: _Drafts) -> _Drafts:
+        return _Drafts(self.expected - other.expected, self.rows - other.rows, self.seconds - other.seconds)
+
+
+class _Pass:
+    """A pass of `texts` texts that is planned, beside `beside` rows of prompts."""
+
+    def __init__(self, costs: LiveCosts, acceptance: Mapping[str, Sequence[float]], texts: int, beside: int) -> None:
+        self._costs, self._texts, self._rows = costs, texts, texts + beside
+        self._plain = costs.of_pass(self._rows)
+        self._reach: dict[str, list[float]] = {one: list(accumulate(each, mul)) for one, each in acceptance.items()}
+        self._seconds = dict[int, float]()
+
+    def reach(self, source: str, at: int) -> float:
+        """Return the probability that the token at `at`, from 0, of a draft is accepted with all before it."""
+        return self._reach[source][at]
+
+    def token(self, source: str, at: int) -> _Drafts:
+        """Return what the token at `at` adds to a draft."""
+        seconds = self._costs.of_draft(source, at + 1) - self._costs.of_draft(source, at)
+        return _Drafts(self._reach[source][at], 1, seconds)
+
+    def drafts(self, source: str, k: int, right_from: int | None = None) -> _Drafts:
+        """Return what a draft of `k` tokens comes to; with `right_from` as if all from that position on were right."""
+        reach = self._reach[source]
+        known = k if right_from is None else right_from
+        hoped = (k - known) * (reach[known - 1] if known else 1.0)
+        return _Drafts(sum(reach[:known]) + hoped, k, self._costs.of_draft(source, k))
+
+    def passes(self, drafts: _Drafts) -> float:
+        """Return what the pass takes with `drafts`, in plain passes."""
+        rows = self._rows + drafts.rows
+        if rows not in self._seconds:
+            self._seconds[rows] = self._costs.of_pass(rows)
+        seconds: float = self._seconds[rows] + drafts.seconds
+        return seconds / self._plain
+
+    def rate(self, drafts: _Drafts) -> float:
+        """Return expected tokens in a plain pass's time, as a multiple of those of a plain pass."""
+        return (1 + drafts.expected / self._texts) / self.passes(drafts)
+
+
+def _places(sources: Sequence[str]) -> list[tuple[str, int]]:
+    """Each token's source, and which token of that source it is, from 0."""
+    counts: dict[str, int] = {}
+    places = []
+    for source in sources:
+        counts[source] = counts.get(source, -1) + 1
+        places.append((source, counts[source]))
+    return places
