@@ -10,7 +10,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from eval.cli import (
+from eval.cli.names import full_size_names
+from eval.cli.options import (
     DEFAULT_MODEL,
     QUANTIZE,
     Parser,
@@ -24,10 +25,9 @@ from eval.cli import (
     share,
     whole,
 )
-from eval.names import full_size_names
-from eval.output import check_head_folder, file_name, guarded
-from eval.terminal import say_loading
-from eval.train_options import add_train_options
+from eval.cli.output import check_head_folder, file_name, guarded
+from eval.cli.terminal import say_loading
+from eval.train.options import add_train_options
 
 EXAMPLES = """\
 examples:
@@ -200,29 +200,29 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.command != "report":
         check_names(settings, getattr(arguments, "modes", ()), full_size_names() if arguments.command == "plan" else ())
     if arguments.command == "bench":
-        from eval.bench import BenchOptions, bench
+        from eval.bench.command import BenchOptions, bench
 
         a, modes, rates = arguments, tuple(arguments.modes), tuple(arguments.synthetic_acceptance)
         return bench(settings, BenchOptions(a.prompts, a.suite, a.limit, modes, a.repeat, rates, a.json))
     if arguments.command == "report":
-        from eval.report import report
+        from eval.report.command import report
 
         return report(arguments.files, arguments.out)
     if arguments.command in ("generate", "chat"):
         say_loading(settings.model)
     if arguments.command == "generate":
-        from eval.answer import answer
+        from eval.chat.answer import answer
 
         plain = arguments.no_speculation
         return answer(settings, arguments.prompt, not plain, arguments.stats, arguments.raw, arguments.json)
     if arguments.command == "train":
         check_head_folder(arguments.out)
-        from eval.train import options_from, train
+        from eval.train.command import options_from, train
 
         return train(settings, options_from(arguments), arguments.json)
     if arguments.command == "plan":
         return run_plan(arguments)
-    from eval.chat import chat
+    from eval.chat.command import chat
 
     return chat(settings, arguments.dashboard, not arguments.plain, not arguments.no_history)
 
@@ -231,7 +231,7 @@ def run_plan(a: argparse.Namespace) -> int:
     import torch
 
     from eval.plan import Asked, plan
-    from specdec.plan import parse_bytes
+    from specdec.memory.plan import parse_bytes
 
     dtype, budget = getattr(torch, a.dtype), None if a.budget is None else parse_bytes(a.budget)
     return plan(Asked(a.model, a.drafter, a.quantize, dtype, a.context, budget, a.kv_dtype), a.json)

@@ -1,7 +1,7 @@
 """Trained drafters: heads that propose the backbone's next tokens from its own hidden state and K/V."""
 
-from drafter.bundled import bundled_head, largest_bundled_head
-from drafter.checkpoint import load_drafter, stored_bytes
-from drafter.propose import AssistantDrafter
+from drafter.files.bundled import bundled_head, largest_bundled_head
+from drafter.files.checkpoint import load_drafter, stored_bytes
+from drafter.mtp_drafter import AssistantDrafter
 
 __all__ = ["AssistantDrafter", "bundled_head", "largest_bundled_head", "load_drafter", "stored_bytes"]

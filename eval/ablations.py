@@ -23,22 +23,22 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from drafter.checkpoint import load_drafter
-from drafter.dataset import BEGINNING, Dataset, Position, frequent
-from drafter.evaluate import drafted
-from drafter.features import Features
-from drafter.form import Form, Shape, Trained, form_for
-from drafter.initial import initial_tensors
-from drafter.loss import Candidates, Recipe
-from drafter.network import Keys, Network, Sight
-from drafter.training import Settings, Trainer
-from eval import cli
+from drafter.data.dataset import BEGINNING, Dataset, Position, frequent
+from drafter.data.features import Features
+from drafter.files.checkpoint import load_drafter
+from drafter.files.formats import Form, Shape, Trained, form_for
+from drafter.train.evaluate import drafted
+from drafter.train.initial import initial_tensors
+from drafter.train.loss import Candidates, Recipe
+from drafter.train.model import Keys, Network, Sight
+from drafter.train.trainer import Settings, Trainer
 from eval.acceptance import figures, ids_of, prompts
-from eval.output import check_writable, file_name, guarded, put_record
-from eval.provenance import machine
-from eval.session import Session, open_session
-from eval.train import ends_of, fast_bfloat16
-from specdec.terminal import Terminal
+from eval.cli import options as cli
+from eval.cli.output import check_writable, file_name, guarded, put_record
+from eval.cli.provenance import machine
+from eval.cli.session import Session, open_session
+from eval.train.command import ends_of, fast_bfloat16
+from specdec.util.terminal import Terminal
 
 
 class SeesItself(Network):

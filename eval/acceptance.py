@@ -20,21 +20,21 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from drafter.evaluate import drafted
-from drafter.prompts import held_out_prompts
-from eval import cli
-from eval.dashboard import share
-from eval.output import INTERRUPTED, check_writable, file_name, guarded, put_record
-from eval.prompts import Prompt, foreign_prompts, load_prompts
-from eval.provenance import provenance
-from eval.session import Session, open_session
-from eval.train import ends_of
+from drafter.prompts.generator import held_out_prompts
+from drafter.train.evaluate import drafted
+from eval.cli import options as cli
+from eval.cli.output import INTERRUPTED, check_writable, file_name, guarded, put_record
+from eval.cli.provenance import provenance
+from eval.cli.session import Session, open_session
+from eval.live.parts import share
+from eval.prompts.sets import Prompt, foreign_prompts, load_prompts
+from eval.train.command import ends_of
 from specdec.cache import KVCache
-from specdec.drafting import Drafter, NoDraft, Proposer, aux_layers_of
+from specdec.drafting.protocol import Drafter, NoDraft, Proposer, aux_layers_of
+from specdec.engine.sampling import Noise
+from specdec.engine.stats import GenerationStats
 from specdec.model.decoder import Decoder
-from specdec.sampling import Noise
-from specdec.stats import GenerationStats
-from specdec.terminal import Terminal
+from specdec.util.terminal import Terminal
 
 OWN = 80
 TIMED_TOKENS = 64  # of each of the texts that d and V(1) are taken from

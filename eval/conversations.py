@@ -22,14 +22,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from eval import cli
-from eval.metrics import Run
-from eval.model_pass import random_tokens
-from eval.output import DIFFERS, INTERRUPTED, check_writable, guarded, put_record
-from eval.provenance import provenance
-from eval.session import Session, open_session
-from specdec.plan import resident_bytes
-from specdec.terminal import Terminal
+from eval.cli import options as cli
+from eval.cli.metrics import Run
+from eval.cli.output import DIFFERS, INTERRUPTED, check_writable, guarded, put_record
+from eval.cli.provenance import provenance
+from eval.cli.session import Session, open_session
+from eval.kernels.model_pass import random_tokens
+from specdec.memory.plan import resident_bytes
+from specdec.util.terminal import Terminal
 
 SAVES = 0.1  # the first token of a turn that goes on comes in at most this share of the time
 FLAT = 1.05  # memory after a soak, against the middle of it

@@ -21,14 +21,14 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from eval import cli
-from eval.metrics import Run, first_difference
-from eval.output import DIFFERS, INTERRUPTED, check_writable, guarded, put_record
-from eval.prompts import Prompt, exactness_prompts
-from eval.provenance import provenance
+from eval.cli import options as cli
+from eval.cli.metrics import Run, first_difference
+from eval.cli.output import DIFFERS, INTERRUPTED, check_writable, guarded, put_record
+from eval.cli.provenance import provenance
+from eval.cli.session import Session, open_session
+from eval.prompts.sets import Prompt, exactness_prompts
 from eval.scripted import ScriptedDrafter
-from eval.session import Session, open_session
-from specdec.terminal import Terminal
+from specdec.util.terminal import Terminal
 
 ABOUT = """\
 Decode prompts plainly and with drafting, greedily and sampled, and compare the token ids. Texts go on past EOS to the

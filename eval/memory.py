@@ -24,16 +24,16 @@ from rich.console import Console
 from rich.table import Table
 
 import specdec
-from eval import cli
-from eval.metrics import peak_memory
-from eval.model_pass import random_tokens
-from eval.output import DIFFERS, INTERRUPTED, check_writable, guarded, put_record
+from eval.cli import options as cli
+from eval.cli.metrics import peak_memory
+from eval.cli.output import DIFFERS, INTERRUPTED, check_writable, guarded, put_record
+from eval.cli.provenance import machine
+from eval.kernels.model_pass import random_tokens
 from eval.plan import Asked, planned
-from eval.provenance import machine
 from specdec.cache import Conversation
+from specdec.memory.plan import Needs, program_bytes
 from specdec.model.decoder import Decoder
-from specdec.plan import Needs, program_bytes
-from specdec.terminal import Terminal
+from specdec.util.terminal import Terminal
 
 TOLERANCE = 0.05  # of the plan, between it and what was measured
 

@@ -28,12 +28,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import specdec
-from eval import cli
-from eval.english import manual_prose
-from eval.output import DIFFERS, INTERRUPTED, check_writable, file_name, guarded, put_record
-from eval.provenance import provenance
-from eval.session import Session, open_session
-from specdec.terminal import Terminal
+from eval.cli import options as cli
+from eval.cli.output import DIFFERS, INTERRUPTED, check_writable, file_name, guarded, put_record
+from eval.cli.provenance import provenance
+from eval.cli.session import Session, open_session
+from eval.prompts.english import manual_prose
+from specdec.util.terminal import Terminal
 
 ABOUT = """\
 Compare the perplexity of the model as it is loaded (quantised weights, activations rounded to 8 bits) with that of the

@@ -1,7 +1,7 @@
 """`run.py plan`: what a model would take in memory, and the longest context that fits, before anything is loaded.
 
 The model is a name, a file or a folder as for every command, whose headers are read; or one of the shapes in
-`eval/configs/`, of which nothing needs to be there.
+`eval/synthetic/configs/`, of which nothing needs to be there.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import torch
 from rich import box
 from rich.table import Table
 
-from drafter.checkpoint import extra_tensors
-from drafter.spec import assistant_spec
-from eval.full_size import full_size_config, full_size_drafter
-from eval.names import full_size_names
-from eval.output import DIFFERS, check_writable, put_record
-from eval.provenance import machine
+from drafter.config import assistant_spec
+from drafter.files.checkpoint import extra_tensors
+from eval.cli.names import full_size_names
+from eval.cli.output import DIFFERS, check_writable, put_record
+from eval.cli.provenance import machine
+from eval.synthetic.full_size import full_size_config, full_size_drafter
+from specdec.drafting.registry import drafter_bytes
 from specdec.load import open_checkpoint
+from specdec.memory.plan import KV_DTYPES, Needs, Planner, available_memory, loaded_bytes, program_bytes, weight_bytes
 from specdec.model.build import Quantize
 from specdec.model.families import decoder_spec
 from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
-from specdec.plan import KV_DTYPES, Needs, Planner, available_memory, loaded_bytes, program_bytes, weight_bytes
-from specdec.resolve import drafter_bytes
-from specdec.terminal import Terminal
-from specdec.weights.hub import model_path
+from specdec.util.terminal import Terminal
+from specdec.weights.hub.paths import model_path
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from eval.cli import Settings, module_parser, whole
-from eval.output import file_name, guarded
-from specdec.atomic import replacing
+from eval.cli.options import Settings, module_parser, whole
+from eval.cli.output import file_name, guarded
+from specdec.util.atomic import replacing
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PICTURES = {"report.png": 1200, "report-narrow.png": 400}
@@ -110,7 +110,7 @@ def terminal(draw: Callable[[Console], object], title: str, picture: Path) -> No
 
 def draw_bench(record: Path, picture: Path) -> None:
     """The tables of a bench's record. Raises ValueError when `record` is none."""
-    from eval.bench_tables import show
+    from eval.bench.tables import show
 
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
@@ -122,9 +122,9 @@ def draw_bench(record: Path, picture: Path) -> None:
 
 def draw_dashboard(picture: Path) -> None:
     """The dashboard after the default model has answered the bench's own prompts."""
-    from eval.live import Dashboard
-    from eval.prompts import default_prompts
-    from eval.session import open_session
+    from eval.cli.session import open_session
+    from eval.live.dashboard import Dashboard
+    from eval.prompts.sets import default_prompts
 
     session = open_session(Settings())
     dashboard = Dashboard(session.costs, session.memory)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from specdec.cache import KVCache
-from specdec.drafting import Draft
+from specdec.drafting.protocol import Draft
+from specdec.engine.sampling import Noise
 from specdec.model.decoder import Decoder
-from specdec.sampling import Noise
 
 
 class ScriptedDrafter:

@@ -1,7 +1,7 @@
 """specdec: multi-token-prediction speculative decoding, with the plain model's own output.
 
 The public names are imported when somebody first asks for one: `import specdec` and the modules that need no tensors
-(`atomic`, `terminal`, `text`, `weights.hub`) load neither torch nor transformers, so that a mistyped name is told at
+(`util.atomic`, `util.terminal`, `util.text`, `weights.hub`) load neither torch nor transformers, so that a mistyped name is told at
 once.
 """
 
@@ -11,14 +11,14 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from specdec.lazy import lazy
+from specdec.util.lazy import lazy
 
 if TYPE_CHECKING:
-    from specdec.drafting import Draft, Drafter, NoDraft, SuffixDrafter
+    from specdec.drafting.protocol import Draft, Drafter, NoDraft, SuffixDrafter
+    from specdec.engine.stats import GenerationStats, Round
     from specdec.hf import SpecdecForCausalLM, speculative
     from specdec.load import load
-    from specdec.stats import GenerationStats, Round
-    from specdec.weights.hub import model_path
+    from specdec.weights.hub.paths import model_path
     from specdec.weights.tokenizer import load_tokenizer
 
 __all__ = [
@@ -38,11 +38,11 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     {
-        "drafting": ("Draft", "Drafter", "NoDraft", "SuffixDrafter"),
+        "drafting.protocol": ("Draft", "Drafter", "NoDraft", "SuffixDrafter"),
         "hf": ("SpecdecForCausalLM", "speculative"),
         "load": ("load",),
-        "stats": ("GenerationStats", "Round"),
-        "weights.hub": ("model_path",),
+        "engine.stats": ("GenerationStats", "Round"),
+        "weights.hub.paths": ("model_path",),
         "weights.tokenizer": ("load_tokenizer",),
     },
 )

@@ -16,23 +16,24 @@ import torch
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from transformers import GenerationConfig
 
-from specdec import kernels, quantized
-from specdec.calibrate import calibrated
-from specdec.drafting import Drafter, bound
+from specdec import kernels
+from specdec.drafting.calibrate import calibrated
+from specdec.drafting.protocol import Drafter, bound
+from specdec.drafting.registry import drafter_bytes, resolve_drafter
 from specdec.hf import SpecdecForCausalLM
+from specdec.memory.plan import Planner, conversations_of, loaded_bytes, parse_bytes, program_bytes
+from specdec.model import quantized
 from specdec.model.build import Quantize, Source, assemble, build_decoder
 from specdec.model.decoder import Decoder, Room
 from specdec.model.families import decoder_spec, supported_families
 from specdec.model.gguf_config import config_from_gguf, with_rope_divisors
 from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
-from specdec.plan import Planner, conversations_of, loaded_bytes, parse_bytes, program_bytes
-from specdec.resolve import drafter_bytes, resolve_drafter
-from specdec.terminal import Terminal
-from specdec.threads import turn_to_compute
-from specdec.weights.gguf import GGUFCheckpoint
+from specdec.util.terminal import Terminal
+from specdec.util.threads import turn_to_compute
+from specdec.weights.gguf.checkpoint import GGUFCheckpoint
 from specdec.weights.hf_config import CONFIG, read_config, read_generation_config
-from specdec.weights.hub import model_path
+from specdec.weights.hub.paths import model_path
 from specdec.weights.metadata import naming
 from specdec.weights.safetensors import SafetensorsCheckpoint
 from specdec.weights.tokenizer import generation_config_from_gguf

@@ -13,8 +13,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tests.tiny import VOCAB
-from tests.tiny_folder import make_folder, threads_restored
+from tests.support.tiny import VOCAB
+from tests.support.tiny_folder import make_folder, threads_restored
 
 ALL = torch.get_num_threads()
 

@@ -19,19 +19,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import specdec
-from drafter.answering import answered
-from drafter.dataset import Dataset, DatasetWriter, frequent
-from drafter.head_file import save_head
-from drafter.initial import initial_tensors
-from drafter.loss import Candidates, Recipe
-from drafter.network import Network
-from drafter.spec import HeadConfig, head_spec
-from drafter.training import Settings, Trainer
+from drafter.config import HeadConfig, head_spec
+from drafter.data.answering import answered
+from drafter.data.dataset import Dataset, DatasetWriter, frequent
+from drafter.files.head import save_head
+from drafter.train.initial import initial_tensors
+from drafter.train.loss import Candidates, Recipe
+from drafter.train.model import Network
+from drafter.train.trainer import Settings, Trainer
 from specdec import kernels
 from specdec.kernels import records
-from tests.test_kernels import path  # noqa: F401  # a fixture
-from tests.tiny import VOCAB, WINDOW, prompt, tiny_model
-from tests.tiny_assistant import backbone
+from tests.kernels.test_kernels import path  # noqa: F401  # a fixture
+from tests.support.tiny import VOCAB, WINDOW, prompt, tiny_model
+from tests.support.tiny_assistant import backbone
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float64)
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from transformers import Gemma4UnifiedConfig, Gemma4UnifiedForConditionalGeneration, GenerationConfig
 
-from tests.tiny import tiny_model
-from tests.tiny_assistant import save_assistant
-from tests.tiny_folder import tiny_tokenizer
+from tests.support.tiny import tiny_model
+from tests.support.tiny_assistant import save_assistant
+from tests.support.tiny_folder import tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

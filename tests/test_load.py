@@ -17,7 +17,7 @@ import specdec
 from specdec.model.families import decoder_spec
 from specdec.model.names import expected_tensors, gguf_name
 from specdec.model.stack import Stack
-from tests.tiny import FAMILIES, WINDOW, prompt, tiny_model
+from tests.support.tiny import FAMILIES, WINDOW, prompt, tiny_model
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from transformers import AutoModelForCausalLM, StopStringCriteria, TextIteratorS
 
 import specdec
 from drafter import load_drafter
-from drafter.bundled import bundled_head
-from drafter.evaluate import drafted
+from drafter.files.bundled import bundled_head
+from drafter.train.evaluate import drafted
 from eval.acceptance import WithoutNoise
-from tests.scripted import SCRIPTS, ScriptedDrafter
+from tests.support.scripted import SCRIPTS, ScriptedDrafter
 
 MODELS = ["smollm2-135m-instruct", "gemma-3-270m"]
 TOKENS = 128

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import run
-from tests.tiny_folder import hears_ctrl_c
+from tests.support.tiny_folder import hears_ctrl_c
 
 ROOT = Path(run.__file__).parent
 
@@ -155,10 +155,10 @@ def test_generate_gives_a_machine_its_json_alone(folder: Path, capsys: pytest.Ca
 def test_generated_control_characters_do_not_reach_a_terminal(folder: Path) -> None:
     from rich.console import Console
 
-    from eval.answer import Spoken
-    from eval.chat_view import Raw
-    from eval.cli import Settings
-    from eval.session import open_session
+    from eval.chat.answer import Spoken
+    from eval.chat.view import Raw
+    from eval.cli.options import Settings
+    from eval.cli.session import open_session
 
     session, evil = open_session(Settings(model=str(folder), drafter="none", device="cpu")), "a\x1b[31mb\x07"
     for terminal, wanted in ((True, "a␛[31mb␇"), (False, evil)):

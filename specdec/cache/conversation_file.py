@@ -20,10 +20,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from specdec.atomic import is_foreign, replacing, user_path
 from specdec.cache.kv_cache import KVCache, Mark
 from specdec.cache.reuse import Conversation
 from specdec.cache.stores import LayerStore
+from specdec.util.atomic import is_foreign, replacing, user_path
 from specdec.weights.metadata import LARGEST, Values, foreign, naming
 
 _FORMATS = "specdec conversation "  # of all versions

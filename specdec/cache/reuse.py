@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from specdec.cache.kv_cache import KVCache, Mark
-from specdec.heap import hand_back
+from specdec.util.heap import hand_back
 
 TAIL = 64  # positions that a text which goes on may drop of its conversation; with more to lose, it gets a copy
 MARKS = 3  # per conversation: a ring's worth of memory each

@@ -11,18 +11,18 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from specdec.autocast import no_autocast, refuse_autocast
-from specdec.control import AdaptiveLength
-from specdec.drafting import Drafter
-from specdec.generate import Batch, Options, run_batch
+from specdec.drafting.draft_length import AdaptiveLength
+from specdec.drafting.protocol import Drafter
+from specdec.drafting.registry import resolve_drafter
+from specdec.engine.stats import GenerationStats, Round
+from specdec.hf.autocast import no_autocast, refuse_autocast
+from specdec.hf.batch import Batch, Options, run_batch
 from specdec.hf.plain_model import refuse_more_than_weights
+from specdec.hf.settings import make_plain, refuse_inputs
 from specdec.model.build import Source, build_decoder
 from specdec.model.decoder import Decoder
 from specdec.model.families import decoder_spec
 from specdec.model.spec import DecoderSpec, RopeSpec
-from specdec.resolve import resolve_drafter
-from specdec.settings import make_plain, refuse_inputs
-from specdec.stats import GenerationStats, Round
 from specdec.weights.state_dict import StateDictCheckpoint
 
 

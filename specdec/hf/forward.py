@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from specdec.hf.settings import refuse_inputs, usual_positions
 from specdec.model.decoder import Decoder
-from specdec.settings import refuse_inputs, usual_positions
-from specdec.threads import turn_to_compute
+from specdec.util.threads import turn_to_compute
 
 
 class ForwardCache:

@@ -1,4 +1,4 @@
-"""`SpecdecForCausalLM`: transformers' face of the loop, whose `generate` ends in `specdec.generate.run_batch`."""
+"""`SpecdecForCausalLM`: transformers' face of the loop, whose `generate` ends in `specdec.hf.batch.run_batch`."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from specdec.autocast import no_autocast
 from specdec.cache import Conversation, Conversations
 from specdec.cache.conversation_file import load_conversation, save_conversation
-from specdec.control import AdaptiveLength
-from specdec.drafting import Drafter, bound
-from specdec.generate import Batch, Options, run_batch
+from specdec.drafting.draft_length import AdaptiveLength
+from specdec.drafting.protocol import Drafter, bound
+from specdec.drafting.registry import resolve_drafter
+from specdec.engine.stats import GenerationStats, Round
 from specdec.hf import forward as passes
+from specdec.hf.autocast import no_autocast
+from specdec.hf.batch import Batch, Options, run_batch
 from specdec.hf.forward import ForwardCache
 from specdec.hf.plain_model import patches
+from specdec.hf.settings import INSTEAD, make_plain, refuse_inputs, refuse_unsupported
 from specdec.hf.weights import TokenEmbedding, count_weights, named_weights
+from specdec.memory.plan import conversations_of
 from specdec.model.decoder import Decoder
-from specdec.plan import conversations_of
-from specdec.resolve import resolve_drafter
-from specdec.settings import INSTEAD, make_plain, refuse_inputs, refuse_unsupported
-from specdec.stats import GenerationStats, Round
-from specdec.threads import LastOf
+from specdec.util.threads import LastOf
 
 DrafterLike = Drafter | str | None
 _POSITIONAL = list(inspect.signature(GenerationMixin.generate).parameters)[3:-1]  # after self, inputs and the config

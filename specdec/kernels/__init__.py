@@ -178,7 +178,7 @@ def contenders(scores: Tensor, top: float, floor: float, key: int, ids: Tensor |
     """The indices, ascending, of the tokens that can have the largest sum of score and noise: long [n].
 
     `scores` [candidates], the largest of them `top`; nothing at or below `floor` can win. `key`: of the noise at the
-    position (see `specdec.sampling.gumbel`), which is not added here; `ids` [candidates] int64, contiguous: the
+    position (see `specdec.engine.sampling.gumbel`), which is not added here; `ids` [candidates] int64, contiguous: the
     candidates' token ids, None where those are their indices.
     """
     if _use is not None and plain(scores):

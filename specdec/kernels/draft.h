@@ -1,4 +1,4 @@
-// A whole draft in one call: what drafter/propose.py does step by step, to the same bits.
+// A whole draft in one call: what drafter/mtp_drafter.py does step by step, to the same bits.
 
 #pragma once
 
@@ -16,7 +16,7 @@ struct Drafter {
 };
 
 // How the tokens of a draft are sampled: the key of each position's noise, and what is done to logits before: `Noise` and
-// `Warping` of specdec/sampling.py.
+// `Warping` of specdec/engine/sampling.py.
 struct Luck {
   const uint64_t* keys;
   float sharpness;

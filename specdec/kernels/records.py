@@ -66,7 +66,7 @@ def _plane(tensor: Tensor, scale: Tensor | None) -> _Plane:
 
 class Luck(NamedTuple):
     """How the tokens of a draft are sampled: the key of each one's noise, what logits are multiplied by before it is
-    added, and which of them may be sampled (`specdec.sampling.Warping`)."""
+    added, and which of them may be sampled (`specdec.engine.sampling.Warping`)."""
 
     keys: Sequence[int]
     sharpness: float

@@ -100,7 +100,7 @@ int64_t best_of(const float* x, int64_t count, float* value) {
   return found;
 }
 
-// SplitMix64's finaliser, as `_hash` of specdec/sampling.py: the 53 bits of token `id` under `key`.
+// SplitMix64's finaliser, as `_hash` of specdec/engine/sampling.py: the 53 bits of token `id` under `key`.
 inline uint64_t noise_bits(uint64_t id, uint64_t key) {
   uint64_t v = id * 0x9E3779B97F4A7C15u + key;
   v = (v ^ (v >> 30)) * 0xBF58476D1CE4E5B9u;
@@ -109,7 +109,7 @@ inline uint64_t noise_bits(uint64_t id, uint64_t key) {
 }
 
 constexpr double kUnit = 1.0 / 9007199254740992.0;  // 2^-53
-constexpr double kReach = 41.055;  // `_REACH` of specdec/sampling.py: further below the top nobody wins
+constexpr double kReach = 41.055;  // `_REACH` of specdec/engine/sampling.py: further below the top nobody wins
 
 // Standard Gumbel noise from those bits.
 inline double gumbel(uint64_t bits) { return -std::log(-std::log((double(bits) + 0.5) * kUnit)); }

@@ -2,7 +2,7 @@
 
 transformers stays the source of configs. One function per family says what its config means; an architecture that
 is not in the table is an error that lists those that are. Sizes and conventions were read from transformers 5.22's
-modeling files and are held to them by tests/test_parity.py. A config comes from
+modeling files and are held to them by tests/model/test_parity.py. A config comes from
 a file as often as not: every value is read through `Values`, which refuses what cannot be one.
 """
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from specdec.lazy import lazy
+from specdec.util.lazy import lazy
 
 if TYPE_CHECKING:
     from specdec.weights.checkpoint import Checkpoint
-    from specdec.weights.gguf import GGUFCheckpoint
+    from specdec.weights.gguf.checkpoint import GGUFCheckpoint
     from specdec.weights.safetensors import SafetensorsCheckpoint
     from specdec.weights.tensors import BlockWeight, DenseWeight, Storage, Weight, quantize
 
@@ -33,7 +33,7 @@ __getattr__ = lazy(
     __name__,
     {
         "checkpoint": ("Checkpoint",),
-        "gguf": ("GGUFCheckpoint",),
+        "gguf.checkpoint": ("GGUFCheckpoint",),
         "safetensors": ("SafetensorsCheckpoint",),
         "tensors": ("BlockWeight", "DenseWeight", "Storage", "Weight", "quantize"),
     },

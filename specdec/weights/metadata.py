@@ -199,7 +199,7 @@ def shown(value: Any) -> str:
 def one_line(text: str) -> str:
     """Return `text` on one line, with an escape for each character that a terminal obeys: names in files hold any.
 
-    Escapes, not nothing as `specdec.text.printable` leaves: a name in an error must be told from its neighbours.
+    Escapes, not nothing as `specdec.util.text.printable` leaves: a name in an error must be told from its neighbours.
     """
     if text.isprintable() and len(text) <= _MESSAGE:
         return text

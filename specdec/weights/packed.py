@@ -29,8 +29,8 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from specdec.atomic import replacing
 from specdec.kernels import BlockTensor
+from specdec.util.atomic import replacing
 from specdec.weights.metadata import Values, shown
 from specdec.weights.tensors import BlockWeight, DenseWeight, Weight
 

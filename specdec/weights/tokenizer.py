@@ -16,9 +16,9 @@ from typing import Any
 import tokenizers
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from specdec.atomic import replacing
-from specdec.weights.gguf_header import GGUFHeader, read_header
-from specdec.weights.gguf_tokenizer import (
+from specdec.util.atomic import replacing
+from specdec.weights.gguf.header import GGUFHeader, read_header
+from specdec.weights.gguf.tokenizer import (
     CONTROL,
     USER_DEFINED,
     special_ids,
@@ -27,7 +27,7 @@ from specdec.weights.gguf_tokenizer import (
     vocabulary,
 )
 from specdec.weights.hf_config import tokenizer_config
-from specdec.weights.hub import NAMED_MODELS, cache_folder, local_path, model_path
+from specdec.weights.hub.paths import NAMED_MODELS, cache_folder, local_path, model_path
 from specdec.weights.metadata import foreign, naming
 
 _CONVERTER = 1  # raised when gguf_tokenizer.py writes something else: older cache entries are void then

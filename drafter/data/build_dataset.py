@@ -1,0 +1,185 @@
+"""Making a training set: prompts answered by the backbone, shard by shard.
+
+Block s holds the prompts s * PER_SHARD and on, in their order, whatever the order in which their answers ended, and
+every answer depends on its prompt's number alone: a set whose making was stopped, and that grew later, is the set of an
+uninterrupted run. A block is written when it is full, or in pieces, as time goes by. Only where time is limited does it
+show in the texts: those that are under way when it is up end there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice, takewhile
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drafter.data.answering import answered
+from drafter.data.dataset import DatasetWriter, Size, size
+from drafter.data.features import Features
+from drafter.data.patience import PATIENT, USUAL, Intervals, Patience
+from drafter.prompts.generator import TrainingPrompt, document_prompts, generated_prompts, mixed, user_prompts
+from specdec.model.decoder import Decoder
+
+BUILT_IN = "builtin"
+PER_SHARD = 128  # prompts; SmolLM2's blocks are some 80 MB
+HELD_OUT = 24  # prompts that begin every stream, and are kept for evaluation
+
+Encode = Callable[[TrainingPrompt], Tensor]
+
+
+@dataclass(frozen=True)
+class Answering:
+    """How prompts become texts.
+
+    `temperatures` are taken in turn by the number of the prompt. `together`: texts in a pass; it never changes a word.
+    """
+
+    max_new_tokens: int = 200
+    max_prompt: int = 640  # tokens; longer prompts are left out
+    temperatures: tuple[float, ...] = (0.0,)
+    seed: int = 0
+    together: int = 48
+
+
+def training_prompts(sources: Iterable[tuple[str, float]], seed: int) -> Iterator[TrainingPrompt]:
+    """The prompts of `sources`, (name, weight): "builtin", a .jsonl file of prompts, a text file, a folder of them.
+
+    Raises ValueError: nothing is at a name, or it holds no prompts.
+    """
+    parts: list[tuple[float, Iterator[TrainingPrompt]]] = []
+    for name, weight in sources:
+        if name == BUILT_IN:
+            parts.append((weight, generated_prompts(seed)))
+        elif name.endswith(".jsonl"):
+            parts.append((weight, user_prompts(Path(name))))
+        else:
+            parts.append((weight, document_prompts(Path(name), seed)))
+    return mixed(parts, seed)
+
+
+def fitting(prompts: Iterable[TrainingPrompt], encode: Encode, most: int) -> Iterator[Tensor]:
+    """The token ids [n] of the prompts that have at most `most` of them."""
+    for prompt in prompts:
+        ids = encode(prompt)
+        if 0 < len(ids) <= most:
+            yield ids
+
+
+class Collector:
+    """Grows the set in `folder` with answers to `prompts` (token ids [n], always the same ones from the first on), for
+    heads that read the K/V of the backbone's `layers` and fuse the outputs of its `aux_layers`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        backbone: Decoder,
+        layers: Sequence[int],
+        prompts: Iterator[Tensor],
+        ends: frozenset[int],
+        answering: Answering,
+        about: dict[str, Any],
+        aux_layers: Sequence[int] = (),
+    ) -> None:
+        """Raises ValueError when `folder` holds a set that was made in another way."""
+        how = {k: v for k, v in asdict(answering).items() if k != "together"}
+        how["temperatures"] = list(answering.temperatures)  # as JSON gives it back
+        about = {**about, "backbone": backbone.fingerprint, "layers": list(layers), "answering": how}
+        if aux_layers:
+            about["aux_layers"] = list(aux_layers)
+        self.writer = DatasetWriter(folder, about)
+        self.backbone, self.layers, self.ends, self.answering = backbone, layers, ends, answering
+        self.aux_layers = tuple(aux_layers)
+        self.held_out = list(islice(prompts, HELD_OUT))
+        self._prompts = prompts
+        self._counting = Lock()
+        self.fresh = 0  # tokens answered since `grow` began, those of texts under way too
+
+    def size(self) -> Size:
+        """What there is of the set."""
+        return size(self.writer.shards)
+
+    def grow(
+        self, patience: Patience = PATIENT, intervals: Intervals = USUAL, together: int | None = None
+    ) -> Iterator[Size]:
+        """Make shard after shard, until the prompts are used up or `patience` is; yields the set's size after each.
+
+        A shard is closed when its block is full, or after its interval. `together`: texts in a pass, if not as many as
+        the settings say. Whoever stops asking loses the answers that are not in a shard yet, and nothing else.
+        """
+        found, how, now = self.size(), self.answering, patience.now
+        texts = answered(
+            self.backbone,
+            islice(self._prompts, found.texts, None),
+            layers=self.layers,
+            aux_layers=self.aux_layers,
+            max_new_tokens=how.max_new_tokens,
+            ends=self.ends,
+            temperatures=how.temperatures,
+            seed=how.seed,
+            first=found.texts,
+            together=how.together if together is None else together,
+            workers=self._workers(),
+            patience=patience,
+            heard=self._heard,
+        )
+        waiting: dict[int, Features] = {}
+        closed = now()
+        for number, text in texts:
+            waiting[number] = text
+            while ready := self._ready(waiting, found.texts):
+                full = (found.texts + len(ready)) % PER_SHARD == 0
+                if not full and now() - closed < (intervals.shard if found.shards else intervals.first_shard):
+                    break
+                found, closed = self._add(found, ready, now() - closed), now()
+                yield found
+        while ready := self._ready(waiting, found.texts):  # the prompts are used up, or the time is
+            found, closed = self._add(found, ready, now() - closed), now()
+            yield found
+
+    @staticmethod
+    def _ready(waiting: dict[int, Features], first: int) -> dict[int, Features]:
+        """Those of `waiting` that follow text `first` without a gap, up to the end of its block."""
+        block = range(first, first - first % PER_SHARD + PER_SHARD)
+        return {number: waiting[number] for number in takewhile(waiting.__contains__, block)}
+
+    def _add(self, found: Size, ready: dict[int, Features], seconds: float) -> Size:
+        texts = list(ready.values())
+        self.writer.add(texts, seconds, going_on=found.texts % PER_SHARD > 0)
+        tokens, own = sum(map(len, texts)), sum(len(text) - text.answer for text in texts)
+        return found.and_shard(tokens, own, seconds, len(texts))
+
+    def whole_blocks(self, found: Size) -> bool:
+        """Tell whether a set of that size ends where a block does."""
+        return found.texts % PER_SHARD == 0
+
+    def _heard(self, tokens: int) -> None:
+        with self._counting:
+            self.fresh += tokens
+
+    def _workers(self) -> int:
+        """Threads to answer with: one for each that torch would use. On a GPU one pass is enough."""
+        return torch.get_num_threads() if self.backbone.device.type == "cpu" else 1
+
+    def held_out_texts(self, count: int, patience: Patience = PATIENT) -> list[Features]:
+        """The backbone's answers, at the first temperature, to the first `count` prompts kept for evaluation."""
+        how = self.answering
+        texts = answered(
+            self.backbone,
+            self.held_out[:count],
+            layers=self.layers,
+            aux_layers=self.aux_layers,
+            max_new_tokens=how.max_new_tokens,
+            ends=self.ends,
+            temperatures=how.temperatures[:1],
+            seed=how.seed,
+            together=how.together,
+            workers=self._workers(),
+            dtype=torch.float32,
+            patience=patience,
+        )
+        return [text for _, text in sorted(texts, key=lambda found: found[0])]

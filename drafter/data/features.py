@@ -1,0 +1,100 @@
+"""What a head learns from: texts with the backbone's own states, as `Features`.
+
+`read` runs texts that somebody else wrote through the backbone; `drafter/data/answering.py` lets it write its own. Either
+way the labels are its own choices, which is what a drafter has to guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from drafter.train.model import Keys
+from specdec import kernels
+from specdec.cache import KVCache
+from specdec.model.decoder import Decoder
+
+_ROWS = 64  # of logits at once
+
+
+@dataclass(frozen=True)
+class Features:
+    """One text of n tokens, as the backbone sees it.
+
+    `tokens` [n] int64. `hidden` [n, hidden]: the state after the final norm at each token, which chose the next.
+    `best` [n] int64: that choice, the likeliest next token. `keys`: K and V, [kv_heads, n, head_dim] each, by the layer
+    of the backbone that stores them. `answer`: where the backbone's own words begin. `aux` [n, hidden]: what left other
+    layers of the backbone, by layer.
+    """
+
+    tokens: Tensor
+    hidden: Tensor
+    best: Tensor
+    keys: Mapping[int, Keys]
+    answer: int
+    aux: Mapping[int, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def states(self, aux_layers: Sequence[int]) -> tuple[Tensor, ...]:
+        """`hidden`, and what left each of `aux_layers`."""
+        return self.hidden, *(self.aux[layer] for layer in aux_layers)
+
+
+def read(
+    backbone: Decoder,
+    texts: Iterable[Tensor],
+    layers: Sequence[int],
+    dtype: torch.dtype = torch.bfloat16,
+    aux_layers: Sequence[int] = (),
+) -> Iterator[Features]:
+    """Texts ([n] int64) that the backbone did not write, each cut where the shortest ring of its cache ends."""
+    for text in texts:
+        text = text[: longest_text(backbone, layers)].to(backbone.device)
+        cache, hidden = backbone.new_cache(), []
+        for part in torch.split(text, cache.max_rows):
+            hidden.append(backbone.forward(part, cache, aux_layers))
+            cache.commit(len(part))
+        best = best_of(backbone, torch.cat(hidden))  # [n]
+        states, aux = parted(torch.cat(hidden).to(dtype), aux_layers)
+        yield Features(text, states, best, kept_keys(cache, layers, dtype), len(text), aux)
+
+
+def parted(states: Tensor, aux_layers: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
+    """Rows [n, (1 + aux layers) * hidden] of a pass, taken apart: [n, hidden] each."""
+    hidden, *aux = (part.contiguous() for part in states.chunk(1 + len(aux_layers), dim=1))
+    return hidden, dict(zip(aux_layers, aux, strict=True))
+
+
+def kept_keys(cache: KVCache, layers: Sequence[int], dtype: torch.dtype) -> dict[int, Keys]:
+    """The K and V of `layers`, of all positions of `cache`, which their rings must still hold."""
+    keys = {}
+    for layer in layers:
+        store = cache.stores[layer]
+        assert store is not None and cache.length <= store.slots, "the text has outgrown the ring"
+        keys[layer] = Keys(*(part.to(dtype, copy=True) for part in kernels.stored(store.view, 0, cache.length)))
+    return keys
+
+
+def best_of(backbone: Decoder, hidden: Tensor) -> Tensor:
+    """The likeliest next token after each of hidden [n, hidden]: [n] int64."""
+    if not len(hidden):
+        return torch.empty(0, dtype=torch.int64, device=hidden.device)
+    return hidden.new_tensor(
+        [i for rows in torch.split(hidden, _ROWS) for i in likeliest(backbone.logits(rows))], dtype=torch.int64
+    )
+
+
+def likeliest(logits: Tensor) -> list[int]:
+    """Of each row of logits [n, vocab]; torch's argmax takes five times as long."""
+    return [kernels.best(row)[1] for row in logits]
+
+
+def longest_text(backbone: Decoder, layers: Sequence[int]) -> int:
+    """Tokens that a text can have for the shortest ring of `layers` to reach back to its beginning from its end."""
+    windows = [backbone.spec.layers[i].window for i in layers]
+    return min([backbone.context, *(window for window in windows if window is not None)])

@@ -1,0 +1,261 @@
+"""From a drafter's checkpoint to a `Drafter`.
+
+What: `load_drafter` reads a Gemma 4 assistant (transformers' `Gemma4AssistantForCausalLM` and
+`Gemma4UnifiedAssistantForCausalLM`, as published in safetensors), or a head of our own format: a folder with
+`config.json` (sizes, provenance, whose head it is) and `mtp.gguf` (matrices of 8, 5 or 4 bits), see `head_file.py`.
+Weights are read at `bind`, when the backbone's dtype and device are known. Of transformers only the config class is
+used: 5.23.0 cannot build the model. Left out: GGUF files of Gemma 4's drafters.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from drafter.config import HEAD_TYPE, AssistantSpec, Config, HeadConfig, assistant_spec, head_spec
+from drafter.files.assistant import ABOUT_FILE, assistants_backbone
+from drafter.files.head import DRAFT_IDS, HEAD_FILE, check_weights
+from drafter.inference import Assistant, Bigram, CentroidHead, DenseHead, PrunedHead
+from drafter.mtp_drafter import AssistantDrafter
+from specdec.model.build import Source, TensorReader, build_layer, check_tensors
+from specdec.model.decoder import Decoder
+from specdec.model.stack import Linear, Rotations, Stack
+from specdec.weights.checkpoint import Checkpoint
+from specdec.weights.gguf.checkpoint import GGUFCheckpoint
+from specdec.weights.hf_config import CONFIG, read_config
+from specdec.weights.hub.paths import model_path
+from specdec.weights.metadata import Values, naming, one_line, read_object, shown
+from specdec.weights.safetensors import SafetensorsCheckpoint
+from specdec.weights.tensors import BlockWeight, Storage, Weight
+
+MODEL_TYPES = ("gemma4_assistant", "gemma4_unified_assistant")
+
+_PRE, _POST = "pre_projection.weight", "post_projection.weight"
+_FUSE = "fuse.weight"
+_LEFT, _RIGHT = "bigram.left.weight", "bigram.right.weight"
+_CENTROIDS, _ORDERING = "masked_embedding.centroids.weight", "masked_embedding.token_ordering"
+
+
+class Stored(NamedTuple):
+    """A drafter's folder: `shape` is our `HeadConfig` or transformers' config of an assistant.
+
+    `meant`: fingerprint and name of the backbone that it was trained for, where the folder says so. `draft_ids`
+    [candidates] int64: the tokens of a pruned head.
+    """
+
+    folder: Path
+    shape: HeadConfig | Config
+    checkpoint: Checkpoint
+    meant: tuple[str, str] | None
+    draft_ids: Tensor | None
+
+    def spec(self, backbone: Decoder, strict: bool = True) -> AssistantSpec:
+        """Return the network's spec, for `backbone`. Raises ValueError when it was made for another one (see
+        `load_drafter`)."""
+        with naming(self.folder):
+            return self._spec(backbone, strict)
+
+    def _spec(self, backbone: Decoder, strict: bool) -> AssistantSpec:
+        own = isinstance(self.shape, HeadConfig)
+        spec = head_spec(self.shape, backbone.spec) if own else assistant_spec(self.shape, backbone.spec)
+        if self.meant is not None and backbone.fingerprint != self.meant[0]:
+            complaint = f"{self.folder}: this head was trained for another model ({self.meant[1]})"
+            if strict:
+                raise ValueError(
+                    f"{complaint}; train one for yours, or load it with strict=False to try it all the same"
+                )
+            warnings.warn(f"{complaint}; its drafts may all be wrong, which costs time but no word", stacklevel=2)
+        return spec
+
+
+def load_drafter(
+    name_or_path: str | os.PathLike[str], quantize: Storage = None, *, strict: bool = True
+) -> AssistantDrafter:
+    """A drafter from a folder or hub id ("google/gemma-4-12B-it-assistant"), not bound to a backbone yet.
+
+    `quantize`: "int4" or "int8" quantise float weights while they stream in, "none" keeps them in the backbone's
+    dtype; None: 8 bits when the backbone is quantised, else its dtype. `strict`: False only warns when a head that
+    was trained here was trained for another model of the same shape.
+
+    Raises:
+        ValueError: nothing is there, or it is not a drafter's checkpoint. Whether it fits a backbone, and whether its
+            tensors are complete, is found out by `bind`.
+    """
+    stored = read_folder(name_or_path)
+
+    def build(backbone: Decoder) -> Assistant:
+        storage = quantize
+        float_weights = not isinstance(stored.shape, HeadConfig)
+        if storage is None and float_weights and isinstance(backbone.layers[0].q.weight, BlockWeight):
+            storage = "int8"  # a draft's acceptance is the same at 8 bits, and the head is most of its cost
+        with naming(stored.folder):
+            return build_assistant(
+                stored.spec(backbone, strict),
+                stored.checkpoint,
+                backbone.dtype,
+                backbone.device,
+                storage,
+                draft_ids=stored.draft_ids,
+                vocab=backbone.spec.vocab_size,
+            )
+
+    return AssistantDrafter(build)
+
+
+def stored_bytes(name_or_path: str | os.PathLike[str], dtype: torch.dtype, quantized: bool) -> int:
+    """What the weights of a drafter take, bound to a backbone in `dtype` that is `quantized` or is not."""
+    stored = read_folder(name_or_path)
+    quantize: Storage = "int8" if quantized and not isinstance(stored.shape, HeadConfig) else None
+    return sum(stored.checkpoint.loaded_bytes(name, dtype, quantize) for name in stored.checkpoint.shapes())
+
+
+def read_folder(name_or_path: str | os.PathLike[str]) -> Stored:
+    """What is at a folder or hub id. Raises ValueError: see `load_drafter`."""
+    found = model_path(name_or_path)
+    folder = found.parent if found.name == HEAD_FILE else found  # a folder's only .gguf file is what it resolves to
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: drafters are read from a folder with config.json; name such a folder, or a hub id")
+    with naming(folder):
+        values = _config_json(folder)
+        if values["model_type"] == HEAD_TYPE:
+            return _own(folder, values)
+        checkpoint = SafetensorsCheckpoint(folder)
+        config = read_config(folder, len(checkpoint.shapes()), MODEL_TYPES)
+        return Stored(folder, config, checkpoint, assistants_backbone(folder), None)
+
+
+def provenance_of(folder: Path) -> Any:
+    """What a head's folder, as `read_folder` accepts it, says of its making; None where it says nothing."""
+    files = [path for name in (ABOUT_FILE, CONFIG) if (path := folder / name).is_file()]
+    told = (read_object(path).get("provenance") for path in files)
+    return next(filter(None, told), None)
+
+
+def _own(folder: Path, values: dict[str, Any]) -> Stored:
+    try:
+        config = HeadConfig.from_dict(values)
+        backbone = Values(values).inner("backbone")
+        meant = (backbone.text("fingerprint"), one_line(backbone.text("name", default="unnamed")))
+        check_weights(folder, values)
+        file = GGUFCheckpoint(folder / HEAD_FILE)
+        metadata = Values(file.header.metadata)
+        ids = torch.tensor(metadata.wholes(DRAFT_IDS), dtype=torch.int64) if metadata.has(DRAFT_IDS) else None
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{folder}: not a complete head ({error}); copy the folder again, or train it again"
+        ) from error
+    return Stored(folder, config, file, meant, ids)
+
+
+def _config_json(folder: Path) -> dict[str, Any]:
+    try:
+        values = read_object(folder / CONFIG)
+        kind = Values(values).text("model_type", default="")
+    except ValueError as error:
+        raise ValueError(
+            f"{folder}: no readable config.json ({error}); a drafter's folder holds it, and its weights"
+        ) from error
+    if kind not in (*MODEL_TYPES, HEAD_TYPE):
+        raise ValueError(
+            f"{folder}: a {shown(kind)} checkpoint is not a drafter; drafters are of type "
+            f"{', '.join((*MODEL_TYPES, HEAD_TYPE))}"
+        )
+    return values
+
+
+def extra_tensors(spec: AssistantSpec) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what an assistant has besides a decoder's tensors."""
+    text = spec.text
+    shapes: dict[str, tuple[int, ...]] = {
+        _PRE: (text.hidden_size, 2 * spec.backbone_hidden_size),
+        _POST: (spec.backbone_hidden_size, text.hidden_size),
+    }
+    if spec.centroids:
+        shapes[_CENTROIDS] = (spec.centroids, text.hidden_size)
+        shapes[_ORDERING] = (text.vocab_size,)
+    if spec.aux_layers:
+        shapes[_FUSE] = (spec.backbone_hidden_size, len(spec.aux_layers) * spec.backbone_hidden_size)
+    if spec.bigram:
+        shapes[_LEFT] = (text.vocab_size + 1, spec.bigram)
+        shapes[_RIGHT] = (text.vocab_size, spec.bigram)
+    return shapes
+
+
+def build_assistant(
+    spec: AssistantSpec,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantize: Storage = None,
+    *,
+    draft_ids: Tensor | None = None,
+    vocab: int = 0,
+) -> Assistant:
+    """Read every tensor of `spec` from `checkpoint`; `quantize`: see `Checkpoint.weight`.
+
+    `draft_ids` [candidates] int64: the tokens of a pruned head, out of `vocab`.
+
+    Raises:
+        ValueError: tensors are missing, surplus or misshapen (all are listed), or a list of tokens is damaged.
+    """
+    text, more = spec.text, extra_tensors(spec)
+    plain = Source.huggingface(checkpoint, text)
+    source = Source(checkpoint, {**plain.names, **{name: name for name in more}}, 0.0, False)
+    check_tensors(text, source, more)
+    read = TensorReader(text, source, dtype, device, quantize, None)
+    norm = read.vector("norm.weight")
+    assert norm is not None
+    weight = read.matrix("embed_tokens.weight" if text.tied_head else "lm_head.weight")
+    head: DenseHead | PrunedHead | CentroidHead = DenseHead(weight)
+    if spec.pruned:
+        head = _pruned_head(spec, weight, read, checkpoint, draft_ids, vocab)
+    elif spec.centroids:
+        head = _centroid_head(spec, weight, read, checkpoint)
+    layers = [build_layer(text, i, read) for i in range(len(text.layers))]
+    stores = [layer.spec.kv_layer for layer in layers if layer.spec.kv_layer is not None]
+    return Assistant(
+        spec=spec,
+        pre=Linear(read.matrix(_PRE)),
+        stack=Stack(layers, stores, norm, text.norm_eps),
+        post=Linear(read.matrix(_POST)),
+        head=head,
+        rotations=Rotations(text.ropes, dtype, device),
+        fuse=Linear(read.matrix(_FUSE)) if spec.aux_layers else None,
+    )
+
+
+def _pruned_head(
+    spec: AssistantSpec,
+    weight: Weight,
+    read: TensorReader,
+    checkpoint: Checkpoint,
+    ids: Tensor | None,
+    vocab: int,
+) -> PrunedHead:
+    count = spec.text.vocab_size
+    if (
+        ids is None
+        or ids.shape != (count,)
+        or bool((ids.diff() <= 0).any())
+        or not 0 <= int(ids[0]) <= int(ids[-1]) < vocab
+    ):
+        raise ValueError(f"{checkpoint.path}: does not list its {count} draft tokens in order; fetch or train it again")
+    if not spec.bigram:
+        return PrunedHead(weight, ids.to(read.device))
+    slots = torch.full((vocab,), count, dtype=torch.int64)  # what cannot be drafted shares the last row
+    slots[ids] = torch.arange(count, dtype=torch.int64)
+    left = checkpoint.tensor(_LEFT).to(read.device, read.dtype)  # [candidates + 1, rank]
+    return PrunedHead(weight, ids.to(read.device), Bigram(left, slots.to(read.device), read.matrix(_RIGHT)))
+
+
+def _centroid_head(spec: AssistantSpec, weight: Weight, read: TensorReader, checkpoint: Checkpoint) -> CentroidHead:
+    ordering = checkpoint.tensor(_ORDERING).long()  # [vocab]: token ids, cluster after cluster
+    if not torch.equal(ordering.sort().values, torch.arange(len(ordering), dtype=torch.int64)):
+        raise ValueError(f"{checkpoint.path}: {_ORDERING} does not list every token once; fetch the checkpoint again")
+    clusters = ordering.view(spec.centroids, -1).to(read.device)  # [centroids, vocab / centroids]
+    return CentroidHead(weight, read.matrix(_CENTROIDS), clusters, spec.top_centroids)

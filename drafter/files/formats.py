@@ -1,0 +1,166 @@
+"""In which format a head is kept: our own, or, for a Gemma 4 backbone, as transformers' assistant.
+
+A `Form` is a head's shape and the way in and out of a folder; training knows no more of formats than this.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from drafter.config import AssistantSpec, Config, HeadConfig, assistant_spec, head_spec
+from drafter.files.assistant import assistant_config, save_assistant
+from drafter.files.checkpoint import provenance_of, read_folder
+from drafter.files.head import save_head
+from drafter.train.model import head_tensors
+from specdec.model.build import Source
+from specdec.model.decoder import Decoder
+from specdec.model.spec import DecoderSpec
+
+_NO_AUX = "Gemma 4's assistants take the last state alone; train this head without --aux-layers"
+
+
+class Trained(NamedTuple):
+    """A head that is to be saved: `tensors` as `Network.tensors()` gives them, `draft_ids` [candidates] that it scores,
+    whose it is, what the folder says of it (any JSON), and the length of the drafts that it was trained for."""
+
+    tensors: Mapping[str, Tensor]
+    draft_ids: Tensor
+    backbone: Decoder
+    about: Mapping[str, Any]
+    draft_length: int
+
+
+class Form(Protocol):
+    """A head's shape. `draft_vocab`: how many tokens it can propose, 0: every one."""
+
+    @property
+    def draft_vocab(self) -> int: ...
+
+    def spec(self, backbone: DecoderSpec) -> AssistantSpec:
+        """Raises ValueError when `backbone` cannot have such a head."""
+
+    def save(self, folder: Path, head: Trained) -> None:
+        """Write a usable drafter to `folder`."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class OwnForm:
+    """Our own format: any size, any part of the vocabulary, quantised to `bits`."""
+
+    config: HeadConfig
+    bits: int = 8
+
+    @property
+    def draft_vocab(self) -> int:
+        return self.config.draft_vocab
+
+    def spec(self, backbone: DecoderSpec) -> AssistantSpec:
+        return head_spec(self.config, backbone)
+
+    def save(self, folder: Path, head: Trained) -> None:
+        save_head(folder, self.config, head.tensors, head.draft_ids, head.backbone, head.about, self.bits)
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.config.to_dict()
+
+
+@dataclass(frozen=True)
+class AssistantForm:
+    """A Gemma 4 assistant, float, with the whole vocabulary."""
+
+    config: Config
+    draft_vocab = 0
+
+    def spec(self, backbone: DecoderSpec) -> AssistantSpec:
+        return assistant_spec(self.config, backbone)
+
+    def save(self, folder: Path, head: Trained) -> None:
+        spec = self.spec(head.backbone.spec)
+        save_assistant(folder, self.config, spec, head.tensors, head.backbone, head.about, head.draft_length)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.config.to_dict())
+
+
+class Start(NamedTuple):
+    """A head to go on from: its tensors as `Network` takes them, the tokens of a pruned one, and what its folder says
+    of its making (any JSON)."""
+
+    form: Form
+    tensors: dict[str, Tensor]
+    draft_ids: Tensor | None
+    provenance: Any = None
+
+
+def read_start(
+    name_or_path: str | os.PathLike[str], backbone: Decoder, bits: int = 8, aux_layers: tuple[int, ...] = ()
+) -> Start:
+    """The head in a folder, or a released assistant by hub id, in float32; what is trained from it is saved in `bits`.
+
+    `aux_layers`: whose states it is to fuse from now on, where it fuses none; they say nothing at first.
+
+    Raises ValueError: there is none, it does not fit `backbone`, scores its vocabulary by clusters, or fuses other
+    states, or none as Gemma 4's assistants.
+    """
+    stored = read_folder(name_or_path)
+    spec = stored.spec(backbone)
+    if spec.centroids:
+        raise ValueError(f"{stored.folder}: scores clusters of its vocabulary, and such heads cannot be trained here")
+    source = Source.huggingface(stored.checkpoint, spec.text)
+    tensors = {
+        name: stored.checkpoint.tensor(source.names.get(name, name)).float().view(shape)
+        for name, shape in head_tensors(spec).items()
+    }
+    made = provenance_of(stored.folder)
+    if not isinstance(stored.shape, HeadConfig):
+        if aux_layers:
+            raise ValueError(_NO_AUX)
+        return Start(AssistantForm(stored.shape), tensors, None, made)
+    config = stored.shape
+    if aux_layers and config.aux_layers not in ((), aux_layers):
+        raise ValueError(
+            f"{stored.folder}: fuses the states of layers {list(config.aux_layers)}, and goes on with those"
+        )
+    if aux_layers and not config.aux_layers:
+        config = replace(config, aux_layers=aux_layers)
+        shapes = head_tensors(head_spec(config, backbone.spec))
+        tensors["fuse.weight"] = torch.zeros(shapes["fuse.weight"], dtype=torch.float32)
+    return Start(OwnForm(config, bits), tensors, stored.draft_ids, made)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a user asks of a head: None leaves it to the backbone's own sizes."""
+
+    depth: int | None = None
+    width: int | None = None
+    draft_vocab: int = 8192
+    bigram: int = 0
+    bits: int = 8
+    aux_layers: tuple[int, ...] = ()
+
+
+def form_for(shape: Shape, backbone: DecoderSpec, config: Config) -> Form:
+    """The form of a head of `shape` for the backbone with transformers' text config `config`.
+
+    Raises ValueError: Gemma 4's assistants have no bigram bias, and fuse no states.
+    """
+    head = HeadConfig.like(backbone, shape.depth, shape.draft_vocab)
+    head = replace(head, intermediate_size=shape.width or head.intermediate_size, bigram=shape.bigram)
+    head = replace(head, aux_layers=shape.aux_layers)
+    if not config.model_type.startswith("gemma4"):
+        return OwnForm(head, shape.bits)
+    if shape.bigram:
+        raise ValueError("Gemma 4's assistants have no bigram bias; train this head without one")
+    if shape.aux_layers:
+        raise ValueError(_NO_AUX)
+    return AssistantForm(assistant_config(config, backbone, head))

@@ -1,0 +1,207 @@
+"""The multi-token-prediction head, as it drafts: a few layers that attend to the backbone's K/V.
+
+For a Gemma 4 backbone this is its "assistant", the network of transformers' `modeling_gemma4_assistant.py` and
+`modeling_gemma4_unified_assistant.py`; for others the same with layers of their own kind. One query row:
+
+    x = pre_projection([embedding of the newest token ; h])     [1, 2 * backbone hidden] -> [1, hidden]
+    x = norm(stack(x))                                           queries only; K/V are the backbone's
+    next token = argmax head(x), with noise or without;  next h = post_projection(x)
+
+Sliding layers read the K/V of the backbone's last sliding layer that stores any, full layers those of the
+last full one. Every step of a round has the position p of the pending token and sees committed keys only:
+j <= p - 1. The first h is the backbone's state after its final norm; heads of our own format can add to it what other
+layers make of the same position, h + fuse([rmsnorm(low) ; rmsnorm(middle) ; ...]) (`AssistantSpec.aux_layers`).
+
+Left out: more than one query row; training (`drafter/train/model.py`). The head has no soft-capping, unlike the backbone's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from drafter.config import AssistantSpec
+from specdec import kernels
+from specdec.cache import KVCache
+from specdec.engine.sampling import Noise, luckiest
+from specdec.kernels import Span
+from specdec.model.decoder import Decoder
+from specdec.model.stack import Linear, Rotations, Stack, TextPass
+from specdec.weights.tensors import Weight
+
+
+@dataclass(frozen=True)
+class DenseHead:
+    """Scores the whole vocabulary."""
+
+    weight: Weight  # [vocab, hidden]
+
+    def scored(self, x: Tensor, newest: Tensor) -> tuple[Tensor, None]:
+        """x [1, hidden] -> logits [1, vocab] in x's dtype."""
+        return self.weight.linear(x), None
+
+
+@dataclass(frozen=True)
+class Bigram:
+    """What the newest token alone says about the next: a bias of low rank on the logits (DSpark, 2026).
+
+    `left` [candidates + 1, rank] float, a row for each token that can be drafted and one for all others; `slots`
+    [backbone's vocab] int64: each token's row. `right` [candidates, rank].
+    """
+
+    left: Tensor
+    slots: Tensor
+    right: Weight
+
+    def bias(self, newest: Tensor) -> Tensor:
+        """For token `newest` [1] -> [1, candidates]."""
+        return self.right.linear(self.left[self.slots[newest]])
+
+
+@dataclass(frozen=True)
+class PrunedHead:
+    """Scores a part of the vocabulary: the head is most of what a draft step of a small model reads.
+
+    `ids` [candidates] int64, ascending: the backbone's ids of the rows of `weight` [candidates, hidden].
+    """
+
+    weight: Weight
+    ids: Tensor
+    bigram: Bigram | None = None
+
+    def scored(self, x: Tensor, newest: Tensor) -> tuple[Tensor, Tensor]:
+        """x [1, hidden] after token `newest` [1] -> logits [1, candidates] in x's dtype, and `ids`."""
+        logits = self.weight.linear(x)
+        return logits if self.bigram is None else logits + self.bigram.bias(newest), self.ids
+
+
+@dataclass(frozen=True)
+class CentroidHead:
+    """Scores the tokens of the best few clusters only (`use_ordered_embeddings`: drafters of small models).
+
+    `clusters` [centroids, vocab / centroids] int64: the token ids of each cluster. `top`: clusters to score.
+    """
+
+    weight: Weight  # [vocab, hidden]
+    centroids: Weight  # [centroids, hidden]
+    clusters: Tensor
+    top: int
+
+    def scored(self, x: Tensor, newest: Tensor) -> tuple[Tensor, Tensor]:
+        """x [1, hidden] -> logits [1, C] in x's dtype of the best clusters' tokens, and their ids [C] int64."""
+        picked = self.centroids.linear(x).topk(self.top, dim=-1).indices[0]  # [top]
+        ids = self.clusters[picked].flatten()  # [top, vocab / centroids] -> [C]
+        return kernels.dense_linear(x, self.weight.rows(ids, x.dtype)), ids
+
+
+Head = DenseHead | PrunedHead | CentroidHead
+
+
+# A head's probabilities are those of many texts that look alike to it, flatter than the backbone's of each. First
+# drafts accepted, SmolLM2's head on foreign prompts, at temperature 0.7 and 1.0: .448 and .380 at 1, .450 and .388 at
+# 1.25, .444 and .371 at 1.5; the head's argmax without noise .382 and .228.
+SHARPNESS = 1.25
+
+
+def sharpness(noise: Noise) -> float:
+    """What a head's logits are multiplied by before the noise is added."""
+    return SHARPNESS / noise.warping.temperature
+
+
+def best(head: Head, x: Tensor, newest: Tensor, noise: Noise | None = None, key: int = 0) -> Tensor:
+    """The token, int64 [1], that `head` proposes for x [1, hidden] after token `newest` [1].
+
+    With `noise` it is the one that wins with the noise of `key`; a NaN wins, wherever it is.
+    """
+    logits, ids = head.scored(x, newest)  # [1, candidates]
+    if noise is None:
+        index = logits.argmax(dim=-1)  # [1]
+    else:
+        scores = logits[0].float() * sharpness(noise)
+        top, first = kernels.best(scores)
+        if math.isfinite(top):
+            kept = noise.warping.kept(scores) if noise.warping.truncates else None
+            if kept is not None:
+                scores, ids = scores[kept], kept if ids is None else ids[kept]
+            first = luckiest(scores, top, key, ids)
+        index = torch.tensor([first], dtype=torch.int64, device=x.device)
+    return index if ids is None else ids[index]
+
+
+@dataclass(frozen=True)
+class Assistant:
+    """The network, ready to run on the device and in the dtype of its backbone."""
+
+    spec: AssistantSpec
+    pre: Linear  # [hidden, 2 * backbone hidden]
+    stack: Stack
+    post: Linear  # [backbone hidden, hidden]
+    head: Head
+    rotations: Rotations
+    fuse: Linear | None = None  # [backbone hidden, aux layers * backbone hidden]
+
+    def fused(self, backbone: Decoder) -> kernels.FusedDraft | None:
+        """All steps of a draft for `backbone` as one native call, to the same bits; None where step by step is the
+        only way: no native kernels, matrices that are not in blocks, a bigram bias, clusters."""
+        head = self.head
+        if isinstance(head, CentroidHead) or (isinstance(head, PrunedHead) and head.bigram is not None):
+            return None
+        return kernels.fuse_draft(
+            self.stack.fused,
+            self.pre.matrix,
+            self.post.matrix,
+            kernels.Matrix(head.weight.packed),
+            backbone.embedding.packed,
+            backbone.spec.embed_scale,
+            head.ids if isinstance(head, PrunedHead) else None,
+            None if self.fuse is None else self.fuse.matrix,
+            self.spec.text.norm_eps,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all matrices as stored; the tied head counts once."""
+        parts: list[object] = [self.pre, self.post, self.head, self.fuse]
+        parts += [getattr(layer, f.name) for layer in self.stack.layers for f in fields(layer)]
+        weights = [getattr(part, name, None) for part in parts for name in ("weight", "centroids")]
+        return sum(weight.nbytes for weight in weights if weight is not None)
+
+    def spans(self, position: int) -> dict[str, Span]:
+        """What one query row at `position` sees, by layer kind: committed keys only.
+
+        transformers counts the window from the newest key and includes both ends, so the oldest key is
+        `position - 1 - window`: two positions further back than the backbone's own row there would see.
+        """
+        spans = {}
+        for kind, window in {layer.spec.kind: layer.spec.window for layer in self.stack.layers}.items():
+            first = 0 if window is None else max(0, position - 1 - window)
+            spans[kind] = Span(*self.rotations(kind, [(position, 1)]), [first], [position])
+        return spans
+
+    def first(self, state: Tensor) -> Tensor:
+        """What a draft begins with, [1, backbone hidden].
+
+        `state` [1, (1 + aux layers) * backbone hidden]: the backbone's, followed by those of its aux layers.
+        """
+        width = self.spec.backbone_hidden_size
+        hidden = state[:, :width]
+        if self.fuse is None:
+            return hidden
+        aux = kernels.rms_norm(
+            state[:, width:].reshape(-1, width), None, self.spec.text.norm_eps
+        )  # [aux layers, width]
+        return hidden + self.fuse(aux.reshape(1, -1))
+
+    def step(self, embedding: Tensor, hidden: Tensor, spans: dict[str, Span], cache: KVCache) -> tuple[Tensor, Tensor]:
+        """One draft step.
+
+        `embedding` [1, backbone hidden]: the newest token's, scaled as the backbone does. `hidden` [1,
+        backbone hidden]: the backbone's state that chose it, or the second result of the step before. Returns
+        the head's input [1, hidden] and the next step's `hidden`.
+        """
+        x = self.pre(torch.cat((embedding, hidden), dim=-1))  # [1, 2 * backbone hidden] -> [1, hidden]
+        x = self.stack(x, spans, [TextPass(cache, cache.length, 1)])
+        return x, self.post(x)

@@ -1,0 +1,102 @@
+"""`AssistantDrafter`: a Gemma 4 assistant as a `Drafter`.
+
+It keeps no cache: it reads the backbone's, committed positions only, so nothing has to be rolled back when a
+draft is rejected. It proposes its own argmax or, where tokens are sampled, what wins with the noise that they are
+sampled with. Left out: stopping a draft early on low confidence (the draft-length controller decides), and drafts for
+several texts at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
+
+import torch
+from torch import Tensor
+
+from drafter.inference import Assistant, best, sharpness
+from specdec.cache import KVCache
+from specdec.drafting.protocol import Draft
+from specdec.engine.sampling import Noise
+from specdec.kernels import FusedDraft, Luck
+from specdec.model.decoder import Decoder
+
+
+class AssistantDrafter:
+    """Drafts with the assistant that `build(backbone)` makes; `build` raises ValueError on a misfit."""
+
+    name = "mtp"
+    max_draft = 8  # published assistants are used with 2 to 6 tokens
+
+    def __init__(self, build: Callable[[Decoder], Assistant]) -> None:
+        self._build = build
+        self._assistant: Assistant | None = None
+        self._fused: FusedDraft | None = None
+        self._backbone: Decoder | None = None
+
+    @property
+    def aux_layers(self) -> tuple[int, ...]:
+        return () if self._assistant is None else self._assistant.spec.aux_layers
+
+    def bind(self, backbone: Decoder) -> None:
+        """Build the assistant for `backbone`, in its dtype and on its device.
+
+        Raises:
+            ValueError: it was made for another backbone, or its checkpoint is damaged.
+        """
+        before = self._backbone
+        # `speculative` wraps a model anew in every call: the same kind of backbone needs no second reading.
+        if before is None or _kind(before) != _kind(backbone):
+            self._assistant = self._build(backbone)
+        assert self._assistant is not None
+        if before is not backbone:
+            self._fused = self._assistant.fused(backbone)
+        self._backbone = backbone
+
+    def start(self, cache: KVCache, noise: Noise | None = None) -> AssistantDrafts:
+        # A pass of `max_rows` rows, one of them kept, would overwrite the oldest key of the drafter's window.
+        assert cache.max_rows > self.max_draft + 1
+        assert self._assistant is not None, "bind() comes first"
+        assert self._backbone is not None, "bind() comes first"
+        return AssistantDrafts(self._assistant, self._fused, self._backbone, cache, noise)
+
+
+class AssistantDrafts:
+    """The drafts of one text: the proposer of an `AssistantDrafter`."""
+
+    name, max_draft = AssistantDrafter.name, AssistantDrafter.max_draft
+
+    def __init__(
+        self, assistant: Assistant, fused: FusedDraft | None, backbone: Decoder, cache: KVCache, noise: Noise | None
+    ) -> None:
+        self._assistant, self._fused, self._backbone = assistant, fused, backbone
+        self._cache, self._noise = cache, noise
+
+    @torch.inference_mode()
+    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+        """Up to `k` tokens, at most `max_draft`; none while nothing is committed.
+
+        The pending token's position is `cache.length`, for every step of the round.
+        """
+        assistant, backbone, cache, noise = self._assistant, self._backbone, self._cache, self._noise
+        k = min(k, self.max_draft)
+        if k <= 0 or cache.length == 0:
+            return Draft()
+        spans = assistant.spans(cache.length)
+        keys = [] if noise is None else noise.keys(len(tokens), k)
+        if self._fused is not None and self._fused.usable(cache.views):
+            luck = None if noise is None else Luck(keys, sharpness(noise), *astuple(noise.warping)[1:])
+            return Draft.by(self.name, self._fused(hidden, tokens[-1], k, spans, cache.views, luck))
+        token = torch.tensor(tokens[-1:], dtype=torch.int64, device=backbone.device)  # [1]
+        state = assistant.first(hidden[None])  # [1, backbone hidden]
+        drafted = []
+        for key in keys or [0] * k:
+            x, state = assistant.step(backbone.embed(token), state, spans, cache)
+            token = best(assistant.head, x, token, noise, key)
+            drafted.append(token)  # without noise it stays on the device: one wait for a GPU per round
+        return Draft.by(self.name, torch.cat(drafted).tolist())
+
+
+def _kind(backbone: Decoder) -> tuple[object, ...]:
+    """What a built assistant depends on."""
+    return backbone.spec, backbone.dtype, backbone.device

@@ -1,0 +1,52 @@
+"""Prompts as people keep them: JSON lines in the forms of Spec-Bench and MT-bench, or chat messages."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from specdec.util.text import check_text
+
+ROLES = ("system", "user", "assistant")
+FORMS = '{"prompt": "..."}, {"turns": ["...", ...]} or {"messages": [{"role": "user", "content": "..."}]}'
+
+
+def parse_line(line: str) -> Any:
+    """The JSON value of a line. Raises ValueError."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at column {error.colno}); one object per line") from None
+    except RecursionError:
+        raise ValueError("not a prompt: nested too deeply") from None
+
+
+def entries_of(value: Any) -> tuple[str, list[tuple[str, str]]]:
+    """Which form an object has, and its (role, content) entries, at least one. Raises ValueError for another value."""
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object, one of {FORMS}")
+    present = [key for key in ("prompt", "turns", "messages") if key in value]
+    if len(present) != 1:
+        raise ValueError(f"expected exactly one of prompt, turns and messages, found {present or 'none'}: {FORMS}")
+    form = present[0]
+    if form == "prompt":
+        return form, [("user", _text(value[form], form))]
+    entries = value[form]
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{form} must be a list with at least one entry")
+    if form == "turns":
+        return form, [("user", _text(turn, f"turns[{i}]")) for i, turn in enumerate(entries)]
+    return form, [_message(entry, f"messages[{i}]") for i, entry in enumerate(entries)]
+
+
+def _message(entry: Any, where: str) -> tuple[str, str]:
+    if not isinstance(entry, dict) or entry.get("role") not in ROLES:
+        raise ValueError(f'{where} must be {{"role": one of {", ".join(ROLES)}, "content": "..."}}')
+    return entry["role"], _text(entry.get("content"), f"{where}.content")
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{where} must be text that is not empty, got {json.dumps(value, ensure_ascii=False)[:60]}")
+    check_text(value, where)
+    return value

@@ -1,0 +1,167 @@
+"""Where a head begins: as a copy of its backbone's last layers.
+
+Its layers are the backbone's own last ones of the same kinds, its candidates' rows are the backbone's head, its norm
+is the backbone's last: what it has to learn is how to get from [embedding ; state] to the residual stream that those
+expect (`pre_projection`), and how to do without the layers between. `fitted_projections` solves the first part by
+least squares over a few thousand tokens, before any training. Parts whose sizes differ from the backbone's begin
+random.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from drafter.config import AssistantSpec
+from drafter.data.features import Features
+from drafter.train.model import head_tensors
+from specdec.model.decoder import Decoder
+from specdec.model.stack import Layer, Linear
+
+FITTED_TOKENS = 12_000  # rows for 2 * hidden unknowns; three times as many are no better on SmolLM2
+
+_MATRICES = {
+    "self_attn.q_proj": "q",
+    "self_attn.o_proj": "o",
+    "mlp.gate_proj": "gate",
+    "mlp.up_proj": "up",
+    "mlp.down_proj": "down",
+}
+
+
+def initial_tensors(
+    spec: AssistantSpec, backbone: Decoder, ids: Tensor, texts: Iterable[Features] = (), seed: int = 0
+) -> dict[str, Tensor]:
+    """A float32 tensor for every name of `head_tensors(spec)`.
+
+    `ids` [candidates]: the tokens of its head. `texts`: what `pre_projection` is fitted to; without any it begins as
+    an average of embedding and state, each at unit size.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    made = {
+        name: torch.ones(shape, dtype=torch.float32)
+        if len(shape) == 1
+        else torch.randn(shape, generator=generator, dtype=torch.float32) * shape[-1] ** -0.5
+        for name, shape in head_tensors(spec).items()
+    }
+    copies = {"norm.weight": backbone.norm, "embed_tokens.weight": backbone.head.rows(ids, torch.float32)}
+    for i, layer in enumerate(_sources(spec, backbone)):
+        copies |= {f"layers.{i}.{name}": tensor for name, tensor in _copies(spec, layer).items()}
+    for name, tensor in copies.items():
+        if made[name].shape == tensor.shape:
+            made[name] = tensor.detach().float().clone()
+    if spec.aux_layers:
+        made["fuse.weight"].zero_()  # says nothing at first
+    if spec.text.hidden_size == spec.backbone_hidden_size:
+        unit = torch.eye(spec.text.hidden_size, dtype=torch.float32) / 2
+        size = backbone.embed(ids).float().square().mean().sqrt()
+        made["pre_projection.weight"] = torch.cat((unit / size, unit / _state_size(backbone)), dim=1)
+        made["post_projection.weight"] = torch.eye(spec.text.hidden_size, dtype=torch.float32)
+        made |= fitted_projections(spec, backbone, texts)
+    if spec.bigram:
+        made["bigram.left.weight"].zero_()  # nor does this
+    return made
+
+
+def fitted_projections(
+    spec: AssistantSpec, backbone: Decoder, texts: Iterable[Features], tokens: int = FITTED_TOKENS
+) -> dict[str, Tensor]:
+    """Projections by their names, from about `tokens` tokens of `texts`; none for no texts.
+
+    `pre_projection` [hidden, 2 * backbone hidden]: the least-squares map from [embedding of x_p ; state p - 1] to the
+    residual stream that enters, at row p, the backbone's layer that the head's first one is a copy of. `fuse`, where
+    the head has one: what the states of its aux layers say about the rest, by way of the state. Each row counts by its
+    direction alone: a few are a thousand times larger than the others.
+    """
+    first = _sources(spec, backbone)[0]
+    source = next(i for i, layer in enumerate(backbone.layers) if layer is first)
+    width = backbone.spec.hidden_size
+    size = (2 + len(spec.aux_layers)) * width
+    gram = torch.zeros(size, size, dtype=torch.float64)
+    right = torch.zeros(size, width, dtype=torch.float64)
+    done = 0
+    for text in texts:
+        if done >= tokens or backbone.per_layer is not None:
+            break
+        for rows, stream in _streams(backbone, text.tokens, source):
+            rows, stream = rows[rows > 0], stream[rows > 0]
+            state, *aux = (states[rows - 1].double() for states in text.states(spec.aux_layers))
+            normed = [F.rms_norm(states, (width,), eps=spec.text.norm_eps) for states in aux]
+            x = torch.cat((backbone.embed(text.tokens[rows]).double(), state, *normed), dim=1)
+            y = stream.double()
+            weight = y.square().mean(dim=1, keepdim=True).rsqrt()
+            x, y = x * weight, y * weight
+            gram += x.t() @ x
+            right += x.t() @ y
+            done += len(rows)
+    if not done:
+        return {}
+    own, more = slice(0, 2 * width), slice(2 * width, size)
+    pre = _solved(gram[own, own], right[own])  # [2 * width, hidden]
+    made = {"pre_projection.weight": pre}
+    if spec.aux_layers:
+        rest = _solved(gram[more, more], right[more] - gram[more, own] @ pre)  # [aux layers * width, hidden]
+        by_state = pre[width:]  # [width, hidden]: rest = fuse @ by_state
+        made["fuse.weight"] = _solved(by_state @ by_state.t(), by_state @ rest.t()).t()
+    return {name: matrix.t().float().contiguous() for name, matrix in made.items()}
+
+
+def _solved(gram: Tensor, right: Tensor) -> Tensor:
+    """gram^-1 @ right, a little damped."""
+    damped = gram + 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    solved: Tensor = torch.linalg.solve(damped, right)
+    return solved
+
+
+@torch.inference_mode()
+def _streams(backbone: Decoder, tokens: Tensor, layer: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """What enters `layer` of the backbone: pieces of (rows [r], residual stream [r, hidden]) of a text."""
+    cache = backbone.new_cache()
+    for part in torch.split(tokens, cache.max_rows):
+        rows = torch.arange(cache.length, cache.length + len(part), dtype=torch.int64)
+        if layer:
+            stream = backbone.forward(part, cache, [layer - 1])[:, backbone.spec.hidden_size :]
+            cache.commit(len(part))
+        else:
+            stream = backbone.embed(part)
+        yield rows, stream.clone()
+
+
+def _sources(spec: AssistantSpec, backbone: Decoder) -> list[Layer]:
+    """For each layer of the head, the backbone's from the end that is of its kind."""
+    of_kind = {kind: [layer for layer in backbone.layers if layer.spec.kind == kind] for kind in spec.text.ropes}
+    wanted = Counter(layer.kind for layer in spec.text.layers)
+    sources = []
+    for layer in spec.text.layers:
+        have = of_kind[layer.kind]
+        sources.append(have[max(-wanted[layer.kind], -len(have))])
+        wanted[layer.kind] -= 1
+    return sources
+
+
+def _copies(spec: AssistantSpec, layer: Layer) -> dict[str, Tensor]:
+    found: dict[str, Tensor | None] = {
+        "input_layernorm.weight": layer.input_norm,
+        "self_attn.q_norm.weight": layer.q_norm,
+    }
+    after = "post_attention_layernorm.weight"
+    if spec.text.sandwich_norms:
+        found |= {after: layer.attention_post_norm, "pre_feedforward_layernorm.weight": layer.mlp_norm}
+        found["post_feedforward_layernorm.weight"] = layer.mlp_post_norm
+    else:
+        found[after] = layer.mlp_norm
+    if spec.text.layer_scalar:
+        found["layer_scalar"] = layer.scalar
+    for name, field in _MATRICES.items():
+        linear: Linear = getattr(layer, field)
+        found |= {f"{name}.weight": linear.weight.dequantize(), f"{name}.bias": linear.bias}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _state_size(backbone: Decoder) -> Tensor:
+    """The root mean square of a state after the final norm, to a good guess: that of the norm's weights."""
+    return backbone.norm.float().square().mean().sqrt()

@@ -1,0 +1,77 @@
+"""A head's score while it is trained: drafts for held-out prompts in the real decoding loop, and the same offline.
+
+Scores are compared with one another, so all of a run are taken on the same prompts: as many as the first evaluation had
+time for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from drafter.data.build_dataset import Collector
+from drafter.data.features import Features, longest_text
+from drafter.data.patience import Patience
+from drafter.files.checkpoint import load_drafter
+from drafter.train.evaluate import drafted, walked
+from drafter.train.trainer import Trainer
+from specdec.model.decoder import Decoder
+
+
+class Figures(NamedTuple):
+    """Mean acceptance length, decoded and offline; acceptance by position; and on how many prompts."""
+
+    real: float
+    offline: float
+    per_position: tuple[float, ...]
+    prompts: int
+
+
+class Judge:
+    """Judges heads of a run by drafts of `draft_length` tokens, on the first `prompts` of the held-out prompts."""
+
+    def __init__(self, backbone: Decoder, collector: Collector, draft_length: int, prompts: int) -> None:
+        self.backbone, self.collector, self.draft_length, self.prompts = backbone, collector, draft_length, prompts
+        self.seconds = 0.0  # that the last evaluation took, and the next one may; making texts is not in it
+        self._texts: list[Features] | None = None  # what the backbone answers; made when it is first asked for
+
+    def judge(
+        self,
+        head: Path,
+        trainer: Trainer,
+        embed: Callable[[Tensor], Tensor],
+        patience: Callable[[], Patience],
+        fixed: bool,
+    ) -> Figures:
+        """Score the head of `trainer`, as it is saved in `head`, each half of it for as long as `patience` lasts.
+
+        Unless `fixed`, prompts for which there was no time are left out from now on.
+        """
+        how, longest = self.collector.answering, longest_text(self.backbone, self.collector.layers)
+        limit = patience()
+        now = limit.now
+        began = now()
+        stats = drafted(
+            self.backbone,
+            load_drafter(head),
+            self.collector.held_out[: self.prompts],
+            draft_length=self.draft_length,
+            max_new_tokens=how.max_new_tokens,
+            ends=self.collector.ends,
+            temperature=how.temperatures[0],
+            seed=how.seed,
+            longest=longest,
+            patience=limit,
+        )
+        self.seconds = now() - began
+        if not fixed:
+            self.prompts = stats.prompts
+        if self._texts is None:
+            self._texts = self.collector.held_out_texts(self.prompts, patience())
+        began = now()
+        offline = walked(trainer.network, embed, self._texts, trainer.candidates, self.draft_length)
+        self.seconds += now() - began
+        return Figures(stats.mean_acceptance_length, offline, tuple(stats.acceptance_per_position), stats.prompts)

@@ -1,0 +1,173 @@
+"""What a head is trained to do: the K steps of a draft, from every position of a text at once.
+
+Row r of a text stands for the draft that is made when token p = r + 1 is pending; the last rows, whose drafts would
+run past the text, are left out. Step i of it gets token p + i - 1
+(teacher forcing) and the head's own state of step i - 1, and should name the backbone's choice at position p + i - 1,
+and bring forth the backbone's state there. The loss is
+
+    sum over steps i of decay^(i - 1) * (cross entropy + feature_weight * SmoothL1(state / scale, hidden / scale))
+
+with the weights that EAGLE-3 (arXiv 2503.01840) gives later steps. A choice that the head has no candidate for is left
+out of the cross entropy, and counts as a miss. Sums, not means: who adds texts up divides by the number of rows of all
+of them, on all processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from drafter.data.features import Features
+from drafter.train.cross_entropy import Choices, Teacher, scores
+from drafter.train.model import Network
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the loss is made of.
+
+    `soft`: the backbone's distribution over the candidates as target, not its choice. `deeper`: the share of rows that
+    go on after the first step, chosen at random and counted for the others: what a first draft needs is most of what
+    has to be learned, and costs a fraction of a whole unroll.
+    """
+
+    steps: int = 4
+    deeper: float = 1.0
+    decay: float = 0.8
+    feature_weight: float = 0.3
+    soft: bool = False
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The tokens that a head can propose: `ids` [candidates] ascending, `slots` [vocab] their places (none: the count).
+
+    `teacher` [candidates, backbone hidden]: their rows of the backbone's head, which soft targets are made with.
+    """
+
+    ids: Tensor
+    slots: Tensor
+    teacher: Tensor | None = None
+
+    @classmethod
+    def of(cls, ids: Tensor, vocab: int, teacher: Tensor | None = None) -> Candidates:
+        slots = torch.full((vocab,), len(ids), dtype=torch.int64)
+        slots[ids] = torch.arange(len(ids), dtype=torch.int64)
+        return cls(ids, slots, teacher)
+
+
+class Losses(NamedTuple):
+    """Sums over all `rows`, or what stands for them. `right` [rows that went on, K] bool: whether this draft of a row
+    and all before it are right."""
+
+    loss: Tensor
+    cross_entropy: Tensor
+    feature: Tensor
+    rows: int
+    right: Tensor
+
+
+def unrolled(
+    network: Network,
+    embed: Callable[[Tensor], Tensor],
+    texts: Sequence[Features],
+    scale: float,
+    candidates: Candidates,
+    recipe: Recipe,
+    seeds: Sequence[int] = (),
+) -> Losses:
+    """The loss of the drafts in `texts`, at every position from which a whole draft fits.
+
+    `embed` [n] -> [n, backbone hidden]; `scale`: the size of a hidden state; `seeds`: for each
+    text, of its rows that go on, where not all do.
+    """
+    # their tokens' positions
+    rows = [torch.arange(1, 1 + rows_of(text, recipe.steps), dtype=torch.int64) for text in texts]
+    total, features = torch.zeros((), dtype=torch.float32), torch.zeros((), dtype=torch.float32)
+    state, every, weight = torch.empty(0, dtype=torch.float32), None, 1.0
+    drafts: list[_Drafts] = []
+    sight = None
+    tokens, choices, states = (
+        torch.cat(pieces) for pieces in zip(*((text.tokens, text.best, text.hidden) for text in texts), strict=True)
+    )  # [n], [n], [n, H]: of all texts
+    begins = _firsts([text.tokens for text in texts])
+    for step in range(recipe.steps):
+        if step == 1 and recipe.deeper < 1:
+            kept = [_some(len(part), recipe.deeper, seed) for part, seed in zip(rows, seeds, strict=True)]
+            every = torch.cat([at + first for at, first in zip(kept, _firsts(rows), strict=True)])
+            state, sight = state[every], None
+            weight = sum(map(len, rows)) / len(every)
+            rows = [part[at] for part, at in zip(rows, kept, strict=True)]
+        if sight is None:
+            sight = network.sight([(part, text.keys) for part, text in zip(rows, texts, strict=True)])
+        at = torch.cat([part + first + step for part, first in zip(rows, begins, strict=True)])  # [R]
+        if step == 0:
+            aux = [torch.cat([text.aux[layer] for text in texts]) for layer in network.spec.aux_layers]  # [n, H] each
+            state = network.first(states[at - 1].float(), [other[at - 1].float() for other in aux])  # [R, H]
+        newest, hidden = tokens[at], states[at].float()  # [R], [R, H]
+        x, state = network.step(embed(newest), state, sight)
+        drafts.append(_Drafts(x, candidates.slots[newest], candidates.slots[choices[at]], at, weight))
+        feature = F.smooth_l1_loss(state.float() / scale, hidden / scale, reduction="sum") / hidden.shape[1]
+        total = total + weight * recipe.decay**step * recipe.feature_weight * feature
+        features = features + weight * feature.detach()
+    entropy, entropies, right = _scored(network, drafts, states, candidates, recipe)
+    if every is not None:
+        right[0] = right[0][every]
+    count = sum(rows_of(text, recipe.steps) for text in texts)
+    return Losses(total + entropy, entropies, features, count, torch.stack(right, dim=1).cumprod(dim=1).bool())
+
+
+def _some(count: int, share: float, seed: int) -> Tensor:
+    """That share of 0 .. count - 1, at least one of them, ascending."""
+    picked: Tensor = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[
+        : max(1, round(share * count))
+    ]
+    return picked.sort().values
+
+
+def _firsts(rows: Sequence[Tensor]) -> list[int]:
+    """Where each text's rows begin among those of all."""
+    return [0, *accumulate(len(part) for part in rows)][:-1]
+
+
+def rows_of(text: Features, steps: int) -> int:
+    """Positions p >= 1 of `text` from which all `steps` drafts have a label."""
+    assert len(text) > steps, "a text must be longer than a draft"
+    return len(text) - steps
+
+
+class _Drafts(NamedTuple):
+    """One step of all rows: what the head scores, `x` [R, hidden], the newest tokens' and the wanted ones' places among
+    the candidates [R], where the backbone's states that chose these are [R], and what a row counts for."""
+
+    x: Tensor
+    newest: Tensor
+    wanted: Tensor
+    at: Tensor
+    weight: float
+
+
+def _scored(
+    network: Network, drafts: Sequence[_Drafts], states: Tensor, candidates: Candidates, recipe: Recipe
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The cross entropies' part of the loss, their sum, and for each step which rows name their wanted candidate.
+
+    All steps at once: the head's matrix has one gradient, and a state that several steps learn from is scored once.
+    """
+    sizes = [len(made.at) for made in drafts]
+    x, newest, wanted, at = (torch.cat(parts) for parts in zip(*(made[:4] for made in drafts), strict=True))
+    counts = torch.cat([torch.full((len(made.at),), made.weight, dtype=torch.float32) for made in drafts])
+    # counts and decays [rows of all steps]
+    decays = torch.cat([torch.full((n,), recipe.decay**step, dtype=torch.float32) for step, n in enumerate(sizes)])
+    targets: Choices | Teacher = Choices(wanted)
+    if recipe.soft:
+        assert candidates.teacher is not None
+        targets = Teacher(wanted, candidates.teacher, states, at)
+    found = scores(*network.scored(x, newest), targets, counts * decays)
+    return found.loss, (found.entropies * counts).sum(), list(torch.split(found.right, sizes))

@@ -1,0 +1,130 @@
+"""How long each part of a training run may take, so that the whole ends when it was said to.
+
+What: `Budget`, what was asked for; `Schedule`, which turns it into times on a clock; `Patience`, the end of one part,
+for whoever works on it. The only measurement is the backbone's speed, before the first prompt: a slow model answers
+fewer prompts at a time, so that none is under way for long, and a budget that is too small for it is refused at once.
+
+A budget covers all sittings of a run that was stopped: of the earlier ones the time counts that left something behind.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from drafter.data.patience import Now, Patience
+from specdec.model.decoder import Decoder
+
+TEXT_SECONDS = 25.0  # an answer takes about as long, or fewer are written side by side
+LONGEST_TEXT = 90.0  # seconds after which an answer ends where it is, when time is limited
+LEAST_ROWS = 8000  # of the backbone, which a run takes that is of any use: answers, evaluations, a few steps
+LEAST_SECONDS = 5.0  # besides: files, the head's beginning
+LEAST_STEPS = 3  # of training, if they do not take OVERRUN of the minutes more; one, whatever it takes
+OVERRUN = 0.1
+SMALLEST_BATCH = 256  # tokens of a step: of the first, and where larger ones leave no time for AIMED_STEPS
+AIMED_STEPS = 10
+FITTING = 0.06  # at most, of the minutes, for where a head begins
+JUDGING = 0.04  # at most, of the minutes, for each half of an evaluation
+LONGEST_PART = 100.0  # seconds at most of each: a kill meanwhile loses no more
+_PROBED = 8  # texts side by side, to measure speed
+GRACE = 0.05  # of the minutes, for an evaluation that would else have no time at all
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long: `minutes` in all, of which `collecting` is the share that goes into data, or `steps` of training.
+
+    `tokens`: of the training set, at most; with `steps` also at least. `evaluate_minutes`: between evaluations.
+    """
+
+    minutes: float | None = None
+    steps: int | None = None
+    tokens: int | None = None
+    collecting: float = 0.55
+    evaluate_minutes: float = 4.0
+
+    def __post_init__(self) -> None:
+        if (self.minutes is None) == (self.steps is None):
+            raise ValueError("say how long to train: either minutes or steps")
+        if self.minutes is not None and self.minutes <= 0:
+            raise ValueError(f"the minutes to train must be more than 0, not {self.minutes:g}")
+        if self.steps is not None and self.tokens is None:
+            raise ValueError("a number of steps needs a size of the training set too, in tokens")
+
+
+class Schedule:
+    """The times of a run of `budget` whose process began at `began` on the clock `now`, with `used` seconds of earlier
+    sittings. Without minutes no time is ever up."""
+
+    def __init__(self, budget: Budget, used: float, began: float, now: Now) -> None:
+        self.budget, self.now, self.began = budget, now, began
+        self.whole = math.inf if budget.minutes is None else 60 * budget.minutes  # seconds
+        self.deadline = began + self.whole - used
+
+    @property
+    def limited(self) -> bool:
+        return math.isfinite(self.deadline)
+
+    @property
+    def left(self) -> float:
+        """Seconds to the end; below 0 when it is past."""
+        return self.deadline - self.now()
+
+    def check(self, rows_per_second: float) -> None:
+        """Raise a ValueError when a backbone of that speed cannot do anything of use in what is left."""
+        needed = LEAST_SECONDS + LEAST_ROWS / rows_per_second
+        if self.left >= needed:
+            return
+        loading = self.now() - self.began
+        enough = 1.2 * (loading + needed) / 60
+        raise ValueError(
+            f"{self.whole / 60:.3g} minutes are too few: loading took {loading:.0f} s, and at {rows_per_second:.3g} "
+            f"tokens a second, which is what this machine does now, answers, training and evaluations need some "
+            f"{needed:.0f} s more; give at least {math.ceil(2 * enough) / 2:g} minutes (a better head takes many more)"
+        )
+
+    def collecting(self, seconds: float) -> Patience:
+        """For collecting that took `seconds` already: its share of all time that is not lost to loading."""
+        if not self.limited:
+            return Patience(now=self.now)
+        share = self.budget.collecting * (max(0.0, self.left) + seconds)
+        return Patience(self.now() + max(0.0, share - seconds), LONGEST_TEXT, self.now)
+
+    def fitting(self) -> Patience:
+        return self._part(FITTING)
+
+    def judging(self) -> Patience:
+        """For one evaluation: its share of the time, and some grace where the end is near."""
+        part = self._part(JUDGING)
+        end = max(self.deadline, self.now() + GRACE * self.whole)
+        return part if part.until <= end else Patience(end, now=self.now)
+
+    def _part(self, share: float) -> Patience:
+        if not self.limited:
+            return Patience(now=self.now)
+        return Patience(self.now() + min(LONGEST_PART, share * self.whole), now=self.now)
+
+
+@torch.inference_mode()
+def rows_per_second(backbone: Decoder, now: Now, seconds: float = 0.2) -> float:
+    """Measure how many tokens a second the backbone answers: passes over a row of each of 8 texts, logits included."""
+    caches = [backbone.new_cache() for _ in range(_PROBED)]
+    ids = torch.arange(_PROBED, dtype=torch.int64, device=backbone.device) % backbone.spec.vocab_size
+
+    def one() -> None:
+        hidden = backbone.forward_many(torch.split(ids, 1), caches)
+        backbone.logits(hidden).argmax(dim=-1).tolist()  # waits for a GPU
+
+    one()  # the first pass of all warms up
+    began, passes = now(), 0
+    while passes == 0 or now() - began < seconds:
+        one()
+        passes += 1
+    return passes * _PROBED / max(1e-9, now() - began)
+
+
+def side_by_side(rows_per_second: float, max_new_tokens: int, most: int) -> int:
+    """How many answers to write at a time, up to `most`, for one to take about TEXT_SECONDS at the most."""
+    return max(1, min(most, int(TEXT_SECONDS * rows_per_second / max_new_tokens)))

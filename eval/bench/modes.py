@@ -1,0 +1,259 @@
+"""The ways to decode that a bench compares: ours, each with its own draft lengths, and other engines.
+
+    plain         nothing drafted; always there, and what the others are measured against
+    adaptive      the draft length chosen each round; every source of drafts that the model has
+    k1, k2, ...   always so many tokens
+    suffix, mtp   adaptive, with suffix matches alone, or with the trained head alone
+    wrong         the head's drafts with every token replaced: what a drafter costs that is never right
+    transformers, transformers-lookup, llama.cpp, llama.cpp-ngram-...
+                  other engines on the same .gguf file, plain or with their own speculation (see `eval.bench.engines`)
+
+`fixed` stands for k1 to k6, `llama.cpp-ngram` for all its kinds. What a mode of ours learns about acceptance stays
+with it, so that modes do not teach each other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
+
+import specdec
+from eval.bench.engines import DTYPES, LOOKUP, LlamaCpp, Sampling, Timing, Transformers, check_packages
+from eval.bench.remote import Remote
+from eval.cli.metrics import Run
+from eval.cli.names import ADAPTIVE, OTHERS, PLAIN
+from eval.cli.options import Settings
+from eval.cli.session import Session
+from eval.synthetic.acceptance import SyntheticAcceptance
+from specdec import kernels
+from specdec.cache import KVCache
+from specdec.drafting.draft_length import AdaptiveLength
+from specdec.drafting.protocol import Draft, Drafter, Joined, Proposer, SuffixDrafter, aux_layers_of
+from specdec.engine.sampling import Noise
+from specdec.engine.stats import GenerationStats, Round
+from specdec.model.decoder import Decoder
+
+
+class Mode(Protocol):
+    """`name` for tables; `details` in one line; `ours`: whether its text must be the plain one; `process`: the id of
+    the one it computes in, None for this one."""
+
+    name: str
+    details: str
+    ours: bool
+    process: int | None
+
+    def run(
+        self,
+        ids: Tensor,
+        answer: Sequence[int] | None,
+        streamer: BaseStreamer | None = None,
+        on_round: Callable[[Round], None] | None = None,
+    ) -> Run:
+        """Decode after `ids` [1, n], as far as `answer`, the plain text, where it is known. Raises ValueError."""
+
+    def cpu_seconds(self) -> float:
+        """CPU time that its process has used so far."""
+
+
+class Ours:
+    """A session, decoding in one way. `rates`: of synthetic acceptance (`eval.synthetic.acceptance`)."""
+
+    ours, process = True, None
+
+    def __init__(
+        self,
+        session: Session,
+        name: str,
+        draft_length: str | int,
+        drafter: Drafter | None = None,
+        rates: Sequence[float] = (),
+    ) -> None:
+        self.name, self.rates, self.adaptive = name, rates, draft_length == "adaptive"
+        self._session, self._length = session, draft_length
+        self._drafter = drafter or session.model.drafter
+        self.details = f"kernels: {kernels.active()}" if draft_length == 0 else f"drafter {self._drafter.name}"
+        # Costs are the machine's, and measured; what is known of acceptance is this mode's own.
+        known = session.model.lengths
+        self.lengths = AdaptiveLength(known.costs if known.threads else None)
+        self.lengths.threads = known.threads
+
+    def run(
+        self,
+        ids: Tensor,
+        answer: Sequence[int] | None,
+        streamer: BaseStreamer | None = None,
+        on_round: Callable[[Round], None] | None = None,
+    ) -> Run:
+        model, drafter = self._session.model, self._drafter
+        model.lengths = self.lengths
+        if self.rates and answer is not None:
+            text = [*ids[0].tolist(), *answer]
+            drafter = SyntheticAcceptance(drafter, text, self.rates, model.decoder.spec.vocab_size)
+        return self._session.run(
+            ids,
+            speculation=self._length != 0,
+            drafter=drafter,
+            streamer=streamer,
+            draft_length=self._length,
+            on_round=on_round,
+            **({} if answer is None else {"max_new_tokens": len(answer)}),
+        )
+
+    def cpu_seconds(self) -> float:
+        return time.process_time()
+
+
+class Other:
+    """Another engine, in a process of its own. Its text is not compared: other arithmetic, other near-ties."""
+
+    ours = False
+
+    def __init__(self, name: str, engine: Remote) -> None:
+        self.name, self.engine, self.details = name, engine, engine.details
+        self.process: int | None = engine.process
+
+    def run(
+        self,
+        ids: Tensor,
+        answer: Sequence[int] | None,
+        streamer: BaseStreamer | None = None,
+        on_round: Callable[[Round], None] | None = None,
+    ) -> Run:
+        assert answer is not None, "other engines decode as many tokens as the plain run did"
+        return _as_run(self.engine.run(ids[0].tolist(), len(answer)), ids.shape[1])
+
+    def cpu_seconds(self) -> float:
+        return self.engine.cpu_seconds()
+
+
+def _as_run(timing: Timing, prompt_tokens: int) -> Run:
+    stats = GenerationStats(1, prompt_tokens, emitted=timing.tokens, drafted=timing.drafted, accepted=timing.accepted)
+    seconds = timing.first + timing.rest
+    stats.timeline = [(timing.first, 1), (seconds, timing.tokens)][: timing.tokens]
+    stats.seconds |= {"prefill": timing.first, "verify": timing.rest}
+    return Run((), seconds, stats)
+
+
+class Wrong:
+    """`drafter`'s drafts with every token replaced by its neighbour."""
+
+    name = "wrong"
+
+    def __init__(self, drafter: Drafter) -> None:
+        self._drafter, self.max_draft, self._vocabulary = drafter, drafter.max_draft, 0
+
+    @property
+    def aux_layers(self) -> tuple[int, ...]:
+        return aux_layers_of(self._drafter)
+
+    def bind(self, backbone: Decoder) -> None:
+        self._drafter.bind(backbone)
+        self._vocabulary = backbone.spec.vocab_size
+
+    def start(self, cache: KVCache, noise: Noise | None = None) -> Neighbours:
+        return Neighbours(self._drafter.start(cache, noise), self._vocabulary)
+
+
+class Neighbours:
+    """The proposer of `Wrong`."""
+
+    name = Wrong.name
+
+    def __init__(self, proposer: Proposer, vocabulary: int) -> None:
+        self._proposer, self.max_draft, self._vocabulary = proposer, proposer.max_draft, vocabulary
+
+    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+        drafted = self._proposer.propose(tokens, hidden, k).tokens
+        return Draft.by(self.name, [(token + 1) % self._vocabulary for token in drafted])
+
+
+def check_possible(names: Sequence[str], settings: Settings) -> None:
+    """Raise a ValueError, before anything loads, when these modes cannot be compared with these settings."""
+    others = [name for name in names if name in OTHERS]
+    if not others:
+        return
+    check_packages(sorted({name.partition("-")[0] for name in others}))
+    if specdec.model_path(settings.model).suffix != ".gguf":
+        raise ValueError(
+            f"--modes {others[0]} compares engines on one .gguf file, and {settings.model} is none: name such a file, "
+            "or smollm2-135m-instruct or gemma-3-270m"
+        )
+    if settings.device != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise ValueError(f"--modes {others[0]} compares engines on the CPU: add --device cpu")
+
+
+@contextmanager
+def opened(
+    names: Sequence[str], session: Session, rates: Sequence[float], context: int, console: Console
+) -> Iterator[list[Mode]]:
+    """The modes `names`, ready to run on `context` positions; other engines live until the end of the block.
+
+    Raises ValueError: the model has no head for `mtp` or `wrong`, or an engine cannot load the model.
+    """
+    threads, sampling = torch.get_num_threads(), sampling_of(session)
+    modes: list[Mode] = []
+    with ExitStack() as stack:
+        for name in names:
+            if name not in OTHERS:
+                modes.append(_ours(name, session, rates))
+                continue
+            for full, make in _engines(name, threads, sampling, context):
+                with console.status(f"loading {full}"):
+                    remote = Remote(full, make[0], specdec.model_path(session.settings.model), *make[1:])
+                stack.callback(remote.close)
+                modes.append(Other(full, remote))
+        yield modes
+
+
+def _ours(name: str, session: Session, rates: Sequence[float]) -> Ours:
+    if name == PLAIN:
+        return Ours(session, name, 0)
+    if name[0] == "k":
+        return Ours(session, name, int(name[1:]), rates=rates)
+    drafters: dict[str, Callable[[], Drafter]] = {
+        ADAPTIVE: lambda: session.model.drafter,
+        "suffix": SuffixDrafter,
+        "mtp": lambda: _head(session),
+        "wrong": lambda: Wrong(_head(session)),
+    }
+    return Ours(session, name, "adaptive", drafters[name](), rates)
+
+
+def _head(session: Session) -> Drafter:
+    drafter = session.model.drafter
+    head = drafter.other if isinstance(drafter, Joined) else drafter
+    if head.name != "mtp":
+        raise ValueError(
+            f"--modes mtp and wrong need a trained head, and there is none for {session.settings.model}: name one with "
+            "--drafter, or train one with run.py train"
+        )
+    return head
+
+
+def _engines(name: str, threads: int, sampling: Sampling, context: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """What a word stands for: full names, each with a class and its arguments after the file."""
+    if name.startswith("transformers"):
+        lookup = LOOKUP if name.endswith("lookup") else 0
+        for dtype in DTYPES:
+            yield f"{name} {dtype}", (Transformers, dtype, threads, sampling, lookup)
+    else:
+        yield name, (LlamaCpp, threads, context, sampling, name.removeprefix("llama.cpp").removeprefix("-"))
+
+
+def sampling_of(session: Session) -> Sampling:
+    """The session's settings, with what generate() takes where they say nothing."""
+    s, config = session.settings, session.model.generation_config
+    defaults = config._get_default_generation_params()
+
+    def chosen(name: str) -> Any:
+        return next(v for v in (getattr(s, name), getattr(config, name), defaults[name]) if v is not None)
+
+    return Sampling(s.temperature, chosen("top_p"), chosen("top_k"), s.seed or 0)

@@ -1,0 +1,74 @@
+"""`run.py chat`: a conversation in the terminal, or through a pipe, with commands about it and about drafting.
+
+Imports nothing heavy before the model is loaded. `chat_input` reads, `chat_commands` understands, `chat_turns` asks the
+model, `chat_view` shows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from eval.chat.input import Lines, edits, open_reader
+from eval.cli.options import Settings
+from eval.cli.terminal import keys_waiting
+
+if TYPE_CHECKING:
+    from eval.chat.commands import Chat
+
+
+def chat(settings: Settings, dashboard: bool = False, markdown: bool = True, history: bool = True) -> int:
+    """Converse until /quit or the end of stdin; returns exit code 0.
+
+    `markdown`: show answers as styled text on a terminal. `history`: keep what was typed, for later sessions.
+
+    Raises ValueError: the model is not usable, or has no chat template.
+    """
+    with keys_waiting() if edits() else contextlib.nullcontext():
+        from eval.chat.commands import Chat
+        from eval.cli.session import open_session
+
+        conversation = Chat(open_session(settings), Console(), dashboard, markdown)
+        _converse(conversation, _history_file() if history else None)
+    return 0
+
+
+def _converse(conversation: Chat, history: Path | None) -> None:
+    reader = open_reader(conversation.commands, history)
+    person = sys.stdin.isatty()
+    say = conversation.turns.say
+    if person:
+        more = (
+            'a line of """ begins and ends a message of several' if isinstance(reader, Lines) else "Alt-Enter: new line"
+        )
+        say(f"{conversation.turns.session.settings.model}. /help lists the commands, {more}, Ctrl-D leaves.")
+    while True:
+        typing = True
+        try:
+            typed = reader.read()
+            typing = False
+            if not conversation.line(typed):
+                return
+        except EOFError:
+            if person:
+                print()
+            return
+        except KeyboardInterrupt:  # while typing it drops the text, as in a shell
+            if not person:
+                raise
+            if typing and isinstance(reader, Lines):
+                print()
+            say("(Ctrl-D or /quit leaves)" if typing else "(stopped)")
+
+
+def _history_file() -> Path | None:
+    from specdec.weights.hub.paths import cache_folder
+
+    try:
+        return cache_folder() / "chat-history"
+    except (OSError, ValueError):  # no home folder is known, or there is none of that name
+        return None

@@ -1,0 +1,185 @@
+"""The turns of a conversation: questions, answers, asking again, taking back; and all of it to a file and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from rich.console import Console
+
+from eval.chat.answer import Spoken, one_line
+from eval.chat.view import moves_the_cursor, shortened, view_of
+from eval.cli.metrics import Run
+from eval.cli.session import Session
+from eval.live.dashboard import Dashboard
+from eval.prompts.sets import Message
+from specdec.util.atomic import user_path
+from specdec.util.text import visible
+
+_FAILURES = (ValueError, RuntimeError, OSError, MemoryError)  # of a turn; RuntimeError: torch, out of memory
+
+
+class Turns:
+    """A conversation with the model of `session`, on `console`.
+
+    `messages` alternate between user and assistant; `system` is the model's role, "" for none. `shown`: whether the
+    dashboard is; `markdown`: whether a terminal gets answers as styled text.
+
+    Raises ValueError: the model has no chat template.
+    """
+
+    def __init__(self, session: Session, console: Console, dashboard: bool = False, markdown: bool = True) -> None:
+        if not session.converses:
+            raise ValueError(
+                f"{session.settings.model} has no chat template: it continues texts and does not converse; "
+                'use: python run.py generate --model ... "text"'
+            )
+        self.session, self.console = session, console
+        self.messages: list[Message] = []
+        self.system = ""
+        self.speculation = True
+        self.runs: list[Run] = []
+        self.markdown = markdown
+        self.shown, self.dashboard = dashboard, Dashboard(session.costs, session.memory)
+        self._again = 0  # how often the last question was asked again
+
+    @property
+    def question(self) -> str:
+        """The last one; "" before the first."""
+        return self.messages[-2]["content"] if self.messages else ""
+
+    def ask(self, question: str) -> None:
+        """Decode the answer to `question`, and add both."""
+        self._again = 0
+        self._answer(self.messages, question)
+
+    def ask_again(self) -> None:
+        """Put another answer in the place of the last one; where that fails, the last one stays.
+
+        Raises ValueError: there is none.
+        """
+        self._require_answer()
+        s = self.session.settings
+        self._again += 1
+        options: dict[str, Any] = {}
+        if s.temperature == 0:
+            self.say("(greedy decoding has one answer to a conversation; /temperature 0.8 gives it others)")
+        elif s.seed is not None:
+            options["seed"] = s.seed + self._again
+            self.say(f"(seed {options['seed']})")
+        self._answer(self.messages[:-2], self.question, **options)
+
+    def take_back(self) -> None:
+        """Forget the last question and its answer. Raises ValueError: there is none."""
+        self._require_answer()
+        self.say(f"forgotten: {shortened(self.question, 60)}")
+        del self.messages[-2:]
+        self._again = 0
+
+    def _require_answer(self) -> None:
+        if not self.messages:
+            raise ValueError("no answers yet")
+
+    def _answer(self, before: list[Message], question: str, **options: Any) -> None:
+        """Decode the answer to `question` after the turns `before`; the three are then the conversation.
+
+        An answer that is stopped counts as far as it came. A turn that fails leaves the conversation as it was.
+        """
+        asked: list[Message] = [*before, {"role": "user", "content": question}]
+        role: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        view = view_of(self.console, self.dashboard if self.shown else None, self.markdown)
+        spoken = Spoken(self.session, view.feed)
+        try:
+            ids = self.session.encode(role + asked)
+            if ids.shape[1] >= self.session.context:
+                raise ValueError(
+                    f"the conversation has reached {ids.shape[1]} tokens and the model's context is "
+                    f"{self.session.context}; /undo takes the last turn back, /reset starts anew"
+                )
+            with view:
+                run = self.session.run(
+                    ids,
+                    speculation=self.speculation,
+                    streamer=spoken,
+                    reuse=True,
+                    on_round=self.dashboard.heard,
+                    **options,
+                )
+        except KeyboardInterrupt:
+            if not spoken.text.strip():
+                self.say("(stopped before the first word; the conversation is as it was)")
+                return
+            self.say("(stopped)")
+        except BrokenPipeError:  # nobody reads what is said here
+            raise
+        except _FAILURES as error:
+            self.say(f"error: {error}")
+            return
+        else:
+            self.runs.append(run)
+            self.say(f"({one_line(run)})")
+        self.messages = [*asked, {"role": "assistant", "content": spoken.text.strip()}]
+        if self.shown and moves_the_cursor(self.console):
+            self.console.print(self.dashboard)
+        elif self.shown:
+            for line in self.dashboard.lines():
+                self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def reset(self) -> None:
+        """Forget the conversation and what was counted; the role stays."""
+        self.messages = []
+        self.runs.clear()
+        self.dashboard = Dashboard(self.session.costs, self.session.memory)
+        self._again = 0
+
+    def save(self, name: str) -> None:
+        """Write the conversation and its cache to the file `name`.
+
+        Raises ValueError: there is no conversation, or the file is anything but an older conversation.
+        """
+        self._require_answer()
+        path = _file(name)
+        self.session.model.save_conversation(path, notes={"system": self.system, "messages": self.messages})
+        self.say(f"saved in {path}, {path.stat().st_size / 1e6:.0f} MB")
+
+    def load(self, name: str) -> None:
+        """Go on with the conversation in the file `name`, and show where it was.
+
+        Raises ValueError: no such file, a damaged one, one of another model, or one that was not saved here.
+        """
+        path = _file(name)
+        found = self.session.model.load_conversation(path)
+        notes = found.notes if isinstance(found.notes, dict) else {}
+        messages, system = notes.get("messages"), notes.get("system", "")
+        if not _is_conversation(messages) or not isinstance(system, str):
+            raise ValueError(f"{path}: holds a cache that was not saved here: nobody says who said what")
+        self.reset()
+        self.system, self.messages = system, messages
+        self.say(f"{len(messages)} messages, {len(found.tokens):,} tokens; the last ones:")
+        self.say(f"> {shortened(messages[-2]['content'])}")
+        self.say(shortened(messages[-1]["content"]))
+
+    def say(self, text: str) -> None:
+        """Print a line about the conversation, which is not of it."""
+        self.console.print(visible(text), style="dim", highlight=False, markup=False)
+
+
+def _file(name: str) -> Path:
+    if not name:
+        raise ValueError("name a file")
+    return user_path(name)
+
+
+def _is_conversation(messages: Any) -> TypeGuard[list[Message]]:
+    """Whether `messages`, which a file has brought, are turns of a user and an assistant."""
+    return (
+        isinstance(messages, list)
+        and len(messages) >= 2
+        and len(messages) % 2 == 0
+        and all(
+            isinstance(message, dict)
+            and message.get("role") == ("user", "assistant")[i % 2]
+            and isinstance(message.get("content"), str)
+            for i, message in enumerate(messages)
+        )
+    )

@@ -1,0 +1,160 @@
+"""From measured runs to the figures that are shown. Pure: no model, no clock; `peak_memory` alone asks the system.
+
+Definitions are those of vLLM and Spec-Bench, so that figures can be compared: tokens are token ids, tokens per second
+counts the whole call, prefill included.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from specdec.engine.stats import PHASES, GenerationStats
+from specdec.engine.telemetry import speculative_decoding
+
+NOISE = 1.25  # by how much two timings of the same work may differ before they are called unreliable
+
+
+@dataclass(frozen=True)
+class Run:
+    """One decoded prompt: the emitted token ids (none where an engine does not tell), the seconds that the whole call
+    took, and what the loop counted."""
+
+    tokens: tuple[int, ...]
+    seconds: float
+    stats: GenerationStats
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.stats.emitted / self.seconds if self.seconds > 0 else 0.0
+
+
+def first_difference(plain: Sequence[int], other: Sequence[int]) -> int | None:
+    """Index of the first position at which two texts differ, the end of the shorter one included."""
+    for i, (a, b) in enumerate(zip(plain, other, strict=False)):
+        if a != b:
+            return i
+    return None if len(plain) == len(other) else min(len(plain), len(other))
+
+
+def percentile(values: Sequence[float], q: float) -> float:
+    """The `q`-th percentile (0..100), linear between neighbours (numpy's default); 0 of nothing."""
+    if not values:
+        return 0.0
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * q / 100
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def inter_token_latencies(timeline: Sequence[tuple[float, int]]) -> list[float]:
+    """ITL: seconds between deliveries. Tokens accepted together arrive together and count as one delivery (as
+    `vllm bench serve` counts stream chunks)."""
+    times = [seconds for seconds, _ in timeline]
+    return [later - sooner for sooner, later in pairwise(times)]
+
+
+def time_per_output_token(timeline: Sequence[tuple[float, int]]) -> float | None:
+    """TPOT: mean seconds per token after the first; None when there is no second one."""
+    if len(timeline) < 2 or timeline[-1][1] < 2:
+        return None
+    return (timeline[-1][0] - timeline[0][0]) / (timeline[-1][1] - timeline[0][1])
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """mean, p50, p95, p99."""
+    listed = list(values)
+    figures = {"mean": statistics.fmean(listed) if listed else 0.0}
+    return figures | {f"p{q}": percentile(listed, q) for q in (50, 95, 99)}
+
+
+def merged(runs: Iterable[Run]) -> GenerationStats:
+    """The counts of several runs together."""
+    total = GenerationStats()
+    for run in runs:
+        total.merge(run.stats)
+    return total
+
+
+def acceptance_by_position(stats: GenerationStats) -> list[dict[str, float]]:
+    """Per draft position: `accepted` of all rounds (unconditional, vLLM's figure), how many drafts `reached` it, and
+    `accepted_of_reached`, which a varying draft length does not dilute."""
+    return [
+        {
+            "position": i + 1,
+            "accepted": accepted / stats.rounds if stats.rounds else 0.0,
+            "reached": drafted,
+            "accepted_of_reached": accepted / drafted if drafted else 0.0,
+        }
+        for i, (accepted, drafted) in enumerate(
+            zip(stats.accepted_per_position, stats.drafted_per_position, strict=True)
+        )
+    ]
+
+
+def summarise(runs: Sequence[Run]) -> dict[str, Any]:
+    """Figures of several runs of one kind, in JSON types; seconds, tokens, shares from 0 to 1."""
+    stats = merged(runs)
+    seconds = sum(run.seconds for run in runs)
+    tpot = [value for run in runs if (value := time_per_output_token(run.stats.timeline)) is not None]
+    return {
+        "tokens": stats.emitted,
+        "prompt_tokens": stats.prompt_tokens,
+        "seconds": seconds,
+        "tokens_per_second": stats.emitted / seconds if seconds > 0 else 0.0,
+        "decode_tokens_per_second": stats.decode_tokens_per_second,
+        "ttft": spread(run.stats.ttft for run in runs),
+        "itl": spread(latency for run in runs for latency in inter_token_latencies(run.stats.timeline)),
+        "tpot": spread(tpot),
+        "rounds": stats.rounds,
+        "drafted": stats.drafted,
+        "accepted": stats.accepted,
+        "mean_acceptance_length": stats.mean_acceptance_length,
+        "acceptance_rate": stats.acceptance_rate,
+        "acceptance_by_position": acceptance_by_position(stats),
+        "draft_lengths": {str(k): n for k, n in sorted(Counter(stats.draft_lengths).items())},
+        "draft_sources": stats.draft_sources,
+        "phase_seconds": {phase: stats.seconds[phase] for phase in PHASES},
+        "overhead": _overhead(stats),
+        "cache_bytes": stats.cache_bytes,
+        "speculative_decoding": speculative_decoding(stats),
+    }
+
+
+def _overhead(stats: GenerationStats) -> float:
+    """The share of the rounds' time that is neither drafting nor verifying."""
+    rounds = sum(stats.seconds[phase] for phase in ("draft", "verify", "other"))
+    return stats.seconds["other"] / rounds if rounds > 0 else 0.0
+
+
+def peak_memory(device: str = "cpu") -> dict[str, int | None]:
+    """Bytes at the most: of this process since it began, and of torch on a CUDA device. None where unknown."""
+    return {"process": _peak_process(), "device": _peak_device(device)}
+
+
+def _peak_process() -> int | None:
+    from specdec.memory.plan import peak_bytes  # not above: it imports torch
+
+    if (peak := peak_bytes()) is not None:
+        return peak
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def _peak_device(device: str) -> int | None:
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    ask: Callable[[str], int] = torch.cuda.max_memory_allocated
+    return ask(device)

@@ -1,0 +1,239 @@
+"""Options that every command shares.
+
+What: argparse groups, types of their values, `Settings` made from them. Why apart from the commands: neither torch nor
+transformers is imported here, so that `--help` and a mistyped option answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from eval.cli.names import expanded
+from eval.cli.output import file_name
+from specdec.util.text import did_you_mean, printable
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+_THREADS_EACH, _THREADS = 4, 16  # of a processor, at most, where that is not less than so many
+QUANTIZE = ("int4", "int4-all", "int8", "none")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to load a model and how to decode with it; None leaves the choice to the engine or to the model."""
+
+    model: str = DEFAULT_MODEL
+    drafter: str = "auto"
+    draft_length: str | int = "adaptive"
+    max_new_tokens: int = 128
+    temperature: float = 0.0  # 0: greedy
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = 0
+    threads: int | None = None
+    dtype: str | None = None
+    quantize: str | None = None
+    device: str | None = None
+    kv_dtype: str | None = None
+    memory_budget: str | None = None
+    prometheus: Path | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "prometheus": None if self.prometheus is None else str(self.prometheus)}
+
+
+def settings_from(arguments: argparse.Namespace) -> Settings:
+    """The settings among parsed `arguments`; what a command does not offer keeps its default."""
+    known = Settings.__dataclass_fields__
+    return Settings(**{name: value for name, value in vars(arguments).items() if name in known})
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, which says what a mistyped choice was probably meant to be, and no control character of it."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += did_you_mean(str(value), map(str, action.choices or ()))
+            raise
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
+def check_names(settings: Settings, modes: Sequence[str] = (), shapes: Sequence[str] = ()) -> None:
+    """Raise a ValueError when a name is mistyped, before torch is imported, which takes seconds.
+
+    `modes`: of a bench; `shapes`: other names that the model may have.
+    """
+    from specdec.weights.hub.paths import (  # here: it imports rich, which --help need not wait for
+        drafter_path,
+        local_path,
+    )
+
+    local_path(settings.model, shapes)
+    drafter_path(settings.drafter)
+    expanded(modes)
+
+
+def module_parser(name: str, about: str | None) -> argparse.ArgumentParser:
+    """Of `python -m eval.NAME`, whose module says what it is `about`."""
+    return Parser(
+        prog=f"python -m eval.{name}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="NAME",
+        help="smollm2-135m-instruct (default) or gemma-3-270m, both fetched on first use; a .gguf file; "
+        "a folder with safetensors; or a hub id (owner/name)",
+    )
+    group.add_argument(
+        "--quantize",
+        choices=QUANTIZE,
+        help="quantise a float checkpoint while it loads; int4 leaves the vocabulary at 8 bits, int4-all does not; "
+        "none: expand a quantised one (default: as stored)",
+    )
+    group.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of activations and float weights")
+    group.add_argument("--device", help="cpu, cuda or mps (default: a GPU where there is one)")
+    group.add_argument(
+        "--kv-dtype",
+        choices=["float32", "bfloat16", "float16", "int8"],
+        help="what the cache keeps of the context (default: as --dtype); rounds, so another one may change the text",
+    )
+    group.add_argument("--memory-budget", metavar="SIZE", help="what this process may take in all, like 9GB")
+    group.add_argument("--threads", type=threads, metavar="N", help="CPU threads (default: torch's choice)")
+
+
+def add_drafting_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("drafting (never changes the text, only how soon it comes)")
+    group.add_argument(
+        "--drafter",
+        default="auto",
+        metavar="NAME",
+        help="auto (default), suffix, none, or the folder or hub id of a drafter checkpoint",
+    )
+    group.add_argument(
+        "--draft-length",
+        type=draft_length,
+        default="adaptive",
+        metavar="N",
+        help="tokens per draft: a number, or adaptive (default): chosen each round from measured costs",
+    )
+
+
+def add_sampling_options(parser: argparse.ArgumentParser, max_new_tokens: int, seed: int | None) -> None:
+    group = parser.add_argument_group("decoding")
+    group.add_argument(
+        "--max-new-tokens", type=whole(1), default=max_new_tokens, metavar="N", help=f"default {max_new_tokens}"
+    )
+    group.add_argument("--temperature", type=temperature, default=0.0, metavar="X", help="0 is greedy (default)")
+    group.add_argument("--top-p", type=share, metavar="P", help="nucleus sampling (default: the model's own setting)")
+    group.add_argument(
+        "--top-k", type=whole(0), metavar="K", help="0 switches it off (default: the model's own setting)"
+    )
+    default = "a new one each time" if seed is None else str(seed)
+    group.add_argument("--seed", type=whole(0), default=seed, metavar="N", help=f"of sampling (default: {default})")
+
+
+def add_json_option(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--json",
+        type=file_name,
+        metavar="FILE",
+        help=f"also write {what} to FILE, as one line of JSON (-: to stdout, alone there). Only what --json wrote is "
+        "replaced; links are followed, devices and pipes written to",
+    )
+
+
+def add_prometheus_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--prometheus",
+        type=file_name,
+        metavar="FILE",
+        help="write counters (drafts, accepted tokens by position, seconds, ...) to FILE in Prometheus' text format, "
+        "after every answer; for node_exporter's textfile collector the name must end in .prom. Only what "
+        "--prometheus wrote is replaced",
+    )
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """An argparse type: a whole number of at least `least`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
+        return value
+
+    return parse
+
+
+def threads(text: str) -> int:
+    """An argparse type: a number of threads that this machine can be asked for."""
+    processors = os.cpu_count() or 1
+    if (value := whole(1)(text)) > (most := max(_THREADS_EACH * processors, _THREADS)):
+        raise argparse.ArgumentTypeError(
+            f"this machine has {processors} processors; ask for at most {most}, not {text}"
+        )
+    return value
+
+
+def number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be finite, got {text}")
+    return value
+
+
+def temperature(text: str) -> float:
+    """An argparse type: a number from 0."""
+    if (value := number(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 (greedy) or more, got {text}")
+    return value
+
+
+def share(text: str) -> float:
+    """An argparse type: above 0, up to 1."""
+    if not 0 < (value := number(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")
+    return value
+
+
+def source(text: str) -> tuple[str, float]:
+    """An argparse type: NAME, or NAME=WEIGHT."""
+    name, equals, weight = text.rpartition("=")
+    if not equals:
+        return _expanded(text), 1.0
+    if (value := number(weight)) <= 0 or not name:
+        raise argparse.ArgumentTypeError(f"must be NAME=WEIGHT with a positive weight, got {text!r}")
+    return _expanded(name), value
+
+
+def _expanded(name: str) -> str:
+    return str(file_name(name)) if name.startswith("~") else name
+
+
+def draft_length(text: str) -> str | int:
+    """An argparse type: "adaptive", or a whole number from 0."""
+    if text == "adaptive":
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be adaptive or a whole number, got {text!r}")
+    return int(text)

@@ -1,0 +1,211 @@
+"""Where the results of a command go, and how a command ends: files, stdout, exit codes, errors in one line.
+
+One rule for the files that a user names (`--json`, `--prometheus`, `report --out`): a file that is not there, or is
+empty, or was written by the same option before, is written; one with something else in it is refused before the work
+begins. A link is followed, a device or a pipe is written to, and `-` is stdout, where nothing else then goes.
+
+Neither torch nor transformers is imported here, so that `--help` and a mistyped option answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from specdec.util import atomic
+from specdec.util.text import printable
+
+DIFFERS, USER_ERROR, INTERRUPTED = 1, 2, 130  # exit codes; 130 is what a shell reports after Ctrl-C
+STDOUT = Path("-")
+# One of these is in every folder that training wrote.
+_TRAINED = ("training/set", "training/progress.json", "training/state.pt", "mtp.gguf", "specdec.json")
+_NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "bad_alloc")
+_NO_THREADS = ("can't start new thread", "thread creation failed", "resource temporarily unavailable")
+
+_results: TextIO | None = None  # stdout, while what is for people goes to stderr
+
+
+def file_name(text: str) -> Path:
+    """An argparse type: a path, in which `~` is the home folder."""
+    try:
+        return atomic.user_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def is_record(path: Path) -> bool:
+    """Whether `path` holds what `--json` wrote: an object that names its command."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and isinstance(value.get("command"), str)
+
+
+def is_metrics(path: Path) -> bool:
+    """Whether `path` holds what `--prometheus` wrote."""
+    with path.open("rb") as file:
+        return file.read(100).startswith(b"# HELP specdec:")
+
+
+def check_writable(
+    path: Path | None, option: str = "--json", ours: Callable[[Path], bool] = is_record, writer: str | None = None
+) -> None:
+    """Raise a ValueError before the work, not after it, when `path`, which `option` named, cannot be written, or holds
+    something of which `ours` is not true: what `writer` (by default the option) did not write."""
+    if path is None or path == STDOUT:
+        return
+    try:
+        if not atomic.is_file_like(path):
+            return
+        if path.is_dir():
+            raise ValueError(f"{option} {path}: is a folder; name a file")
+        folder = Path(os.path.realpath(path)).parent
+        if not folder.is_dir():
+            raise ValueError(f"{option} {path}: the folder {folder} does not exist; create it first")
+        if not os.access(folder, os.W_OK):
+            raise ValueError(f"{option} {path}: the folder {folder} cannot be written")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise ValueError(f"{option} {path}: cannot be written")
+        if atomic.is_foreign(path, ours):
+            raise ValueError(
+                f"{option} {path}: holds something that {writer or option} did not write; name another file, or delete "
+                "this one"
+            )
+    except OSError as error:
+        raise ValueError(f"{option} {path}: {error.strerror}") from error
+
+
+def check_head_folder(folder: Path, option: str = "--out") -> None:
+    """Raise a ValueError before the work when `folder` is neither new, nor empty, nor one that training wrote."""
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{option} {folder}: is a file; name a folder")
+        if not folder.exists() or any((folder / name).exists() for name in _TRAINED) or not any(folder.iterdir()):
+            return
+    except OSError as error:
+        raise ValueError(f"{option} {folder}: {error.strerror}") from error
+    raise ValueError(f"{option} {folder}: holds something that train did not write; name another folder")
+
+
+def put_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, all or nothing: whoever reads the file never sees half of it. Raises OSError."""
+    if path == STDOUT:
+        stream = _results or sys.stdout
+        stream.write(text)
+        stream.flush()
+    else:
+        atomic.write_text(path, text)
+
+
+def put_record(path: Path | None, record: dict[str, Any], last_line: bool = True) -> None:
+    """Write `record` as one line of JSON to `path`, where there is one.
+
+    `last_line`: it is the last line of stdout as well, unless that is a terminal: no person has asked for it.
+    Raises OSError.
+    """
+    line = json.dumps(record, allow_nan=False) + "\n"  # ASCII, so that any stream takes it
+    if last_line and path != STDOUT and sys.stdout is not None and not sys.stdout.isatty():
+        print(line, end="", flush=True)
+    if path is not None:
+        put_text(path, line)
+
+
+def guarded(command: Callable[[], int], *outputs: Path | None) -> int:
+    """Run `command` and return its exit code; what a user can mend or meant to do ends without a traceback.
+
+    `outputs`: the files that it was told to write. Where one is `-`, what is for people goes to stderr meanwhile.
+    """
+    _take_any_text()
+    try:
+        with _warnings_in_a_line(), _results_alone() if STDOUT in outputs else contextlib.nullcontext():
+            code = command()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a full disk is still an error in one line
+        return code
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe (head, less) has left
+        _drop_stdout()
+        return DIFFERS
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        said = sentence(error)
+        if said is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError:
+            _drop_stdout()
+        return USER_ERROR
+
+
+def sentence(error: Exception) -> str | None:
+    """What went wrong, in one line without control characters; None for what no user can mend."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    low = text.casefold()
+    if isinstance(error, MemoryError) or any(words in low for words in _NO_MEMORY):
+        text = (
+            "there is not enough memory for this; take a smaller model, --quantize int4 or a shorter context "
+            f"({text.splitlines()[0] if text else 'an allocation failed'})"
+        )
+    elif any(words in low for words in _NO_THREADS):
+        text = f"the system gives this process no more threads; ask for fewer with --threads ({text})"
+    elif isinstance(error, RuntimeError):
+        return None
+    return _in_a_line(text)
+
+
+def _in_a_line(text: str) -> str:
+    return " ".join(filter(None, (line.strip() for line in printable(text).splitlines())))
+
+
+@contextlib.contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Show Python's warnings on stderr as what they say, without the place in the source that they come from."""
+
+    def show(message: Warning | str, *place: Any) -> None:
+        print(f"warning: {_in_a_line(str(message))}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+@contextlib.contextmanager
+def _results_alone() -> Iterator[None]:
+    global _results
+    _results = sys.stdout
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _results = None
+
+
+def _take_any_text() -> None:
+    """Let no stream fail for a character: a terminal that knows only ASCII shows "?", a pipe gets an escape, and what
+    is not text on stdin is found by whoever takes it as text."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace" if stream.isatty() else "backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        ascii_only = sys.stdin.encoding.lower() in ("ascii", "us-ascii", "ansi_x3.4-1968", "646")
+        sys.stdin.reconfigure(encoding="utf-8" if ascii_only else None, errors="surrogateescape")
+
+
+def _drop_stdout() -> None:
+    """The interpreter flushes stdout once more when it ends; let that go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

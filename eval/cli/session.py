@@ -1,0 +1,147 @@
+"""A loaded model with its tokenizer, as every command uses it: messages in, a timed run out.
+
+Figures here are taken around `model.generate` itself, so that what is measured is what a user of the library gets.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+import specdec
+from eval.cli.metrics import Run
+from eval.cli.options import Settings
+from eval.cli.output import check_writable, is_metrics, put_text
+from eval.prompts.sets import Message
+from specdec.drafting.draft_length import Costs
+from specdec.drafting.protocol import Drafter
+from specdec.engine.stats import GenerationStats
+from specdec.engine.telemetry import prometheus
+from specdec.memory.plan import parse_bytes, resident_bytes
+from specdec.util.text import check_text
+
+
+class Session:
+    """`model` and `tokenizer`, and the settings that a run uses unless it says otherwise."""
+
+    def __init__(
+        self, model: specdec.SpecdecForCausalLM, tokenizer: PreTrainedTokenizerBase, settings: Settings
+    ) -> None:
+        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.counts = GenerationStats()  # of all runs so far, for Prometheus
+
+    @property
+    def context(self) -> int:
+        """Positions that the model can hold, prompt and answer together."""
+        return self.model.decoder.context
+
+    @property
+    def converses(self) -> bool:
+        """Whether the model was trained on turns; a base model continues plain text."""
+        return bool(self.tokenizer.chat_template)
+
+    def encode(self, messages: Sequence[Message], raw: bool = False) -> Tensor:
+        """Token ids [1, n] of `messages`, ready for the answer.
+
+        Through the chat template where the tokenizer has one; otherwise, and with `raw`, the contents as plain text.
+        Raises ValueError when the template refuses the messages, or one of them is not text.
+        """
+        for message in messages:
+            check_text(message["content"], f"the {message['role']}'s message")
+        if raw or not self.converses:
+            text = "\n\n".join(message["content"] for message in messages)
+            ids: Tensor = self.tokenizer(text, return_tensors="pt")["input_ids"]
+            return ids.long()  # of an empty text: float
+        try:
+            encoded = self.tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        except Exception as error:  # templates raise jinja2's kinds, and what their authors thought of
+            raise ValueError(f"the model's chat template refuses this conversation: {error}") from error
+        templated: Tensor = encoded["input_ids"]
+        return templated
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def run(
+        self,
+        ids: Tensor,
+        speculation: bool = True,
+        drafter: Drafter | str | None = None,
+        streamer: BaseStreamer | None = None,
+        reuse: bool = False,
+        **overrides: Any,
+    ) -> Run:
+        """Decode after `ids` [1, n]. `reuse`: go on from an earlier run's cache; off, because it is the whole work that
+        is measured. `overrides`: keyword arguments of `generate`, instead of the settings'.
+
+        Raises ValueError: see `SpecdecForCausalLM.generate`.
+        """
+        options = self.generation_options() | overrides
+        room = self.context - ids.shape[1]
+        options["max_new_tokens"] = max(1, min(options["max_new_tokens"], room))
+        ids = ids.to(self.model.device)
+        began = time.perf_counter()
+        output = self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),  # without it transformers guesses, and warns when pad is EOS
+            speculation=speculation,
+            drafter=drafter,
+            streamer=streamer,
+            reuse=reuse,
+            **options,
+        )
+        seconds = time.perf_counter() - began
+        assert isinstance(output, Tensor)
+        if self.settings.prometheus is not None:
+            self.counts.merge(self.model.last_stats)
+            put_text(self.settings.prometheus, prometheus(self.counts, self.settings.model))
+        return Run(tuple(output[0, ids.shape[1] :].tolist()), seconds, self.model.last_stats)
+
+    def costs(self) -> Costs | None:
+        """V(T) and d as they are now, where they were measured."""
+        lengths = self.model.lengths
+        return None if lengths.threads is None else lengths.costs
+
+    def memory(self) -> tuple[int | None, int | None]:
+        """Bytes that this process takes now (None where that is not known), and the budget, where there is one."""
+        budget = self.settings.memory_budget
+        return resident_bytes(), None if budget is None else parse_bytes(budget)
+
+    def generation_options(self) -> dict[str, Any]:
+        """The settings as keyword arguments of `generate`."""
+        s = self.settings
+        options: dict[str, Any] = {
+            "max_new_tokens": s.max_new_tokens,
+            "draft_length": s.draft_length,
+            "do_sample": s.temperature > 0,
+        }
+        if s.temperature == 0:
+            # A model's own sampling settings would be warned about, for greedy decoding does not use them.
+            return options | {"temperature": None, "top_p": None, "top_k": None}
+        options |= {"temperature": s.temperature, "seed": s.seed}
+        return options | {name: v for name in ("top_p", "top_k") if (v := getattr(s, name)) is not None}
+
+
+def open_session(settings: Settings) -> Session:
+    """Load what `settings` name. Raises ValueError: see `specdec.load`."""
+    check_writable(settings.prometheus, "--prometheus", is_metrics)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    model = specdec.load(
+        settings.model,
+        drafter=settings.drafter,
+        dtype=settings.dtype,
+        quantize=settings.quantize,  # type: ignore[arg-type]  # argparse has checked the word
+        device=settings.device,
+        kv_dtype=settings.kv_dtype,
+        memory_budget=settings.memory_budget,
+    )
+    return Session(model, specdec.load_tokenizer(settings.model), settings)

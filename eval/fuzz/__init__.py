@@ -1,0 +1,1 @@
+"""Damaged files of every kind, each read in a process with limits: `python -m eval.fuzz`."""

@@ -1,0 +1,182 @@
+"""What `python -m eval.fuzz` damages and then reads, by kind of file.
+
+What: `KINDS` says which of the whole files (`eval/fuzz/seeds.py`) a case of a kind copies, what in the copy is damaged,
+and what is then done with it: loaded, and where it loads, decoded with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+import specdec
+from drafter import load_drafter
+from drafter.data.dataset import Dataset, frequent, size
+from drafter.files.checkpoint import provenance_of
+from drafter.files.head import HEAD_FILE
+from drafter.prompts.generator import user_prompts
+from eval.prompts.sets import load_prompts
+from specdec.drafting.registry import resolve_drafter
+from specdec.hf import SpecdecForCausalLM
+from specdec.load import load_decoder, open_checkpoint
+from specdec.model.build import assemble
+from specdec.model.decoder import Decoder
+from specdec.model.quantized import PackedReader, open_packed
+from specdec.weights.safetensors import INDEX
+
+VOCAB = 320
+_PROMPT = [5, 6, 7]
+
+
+class World:
+    """The folder of whole files, and what reading some of the damaged ones takes besides: a model that is whole."""
+
+    def __init__(self, seeds: Path) -> None:
+        self.seeds = seeds
+
+    def model(self, name: str = "hf-llama") -> SpecdecForCausalLM:
+        """Return a model around the decoder of `name`, without anything that others left in it."""
+        decoder, config, settings = self._loaded[name]
+        return SpecdecForCausalLM(decoder, config, settings, resolve_drafter(None))
+
+    @cached_property
+    def _loaded(self) -> dict[str, tuple[Decoder, Any, GenerationConfig]]:
+        names = ("hf-llama", "hf-gemma4")
+        return {name: load_decoder(self.seeds / name, torch.float32, torch.device("cpu")) for name in names}
+
+    def warm(self) -> None:
+        """Load what is loaded once only: a case is a copy of this process, and would do it again."""
+        self.model()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file: the folders that a case copies one of, the files in it that it damages one of, and how the copy
+    is read. `read` raises what reading raises."""
+
+    seeds: tuple[str, ...]
+    files: tuple[str, ...]
+    read: Callable[[Path, World], None]
+    mend: Callable[[Path], None] = lambda folder: None
+
+
+def generated(model: SpecdecForCausalLM, **options: Any) -> None:
+    ids = torch.tensor([_PROMPT], dtype=torch.int64)
+    model.generate(ids, attention_mask=torch.ones_like(ids), **{"max_new_tokens": 2, **options})
+
+
+def _read_model(folder: Path, world: World) -> None:
+    path = next(folder.glob("*.gguf"), folder)
+    model = specdec.load(path, drafter=None, device="cpu")
+    try:
+        generated(model)
+    except ValueError as error:  # what the settings ask for may be nothing that this engine does: its words, no file's
+        raise UnsupportedError(str(error)) from error
+
+
+class UnsupportedError(Exception):
+    """A whole file asked for something that is not done; the message need not name the file."""
+
+
+def _read_both(folder: Path, world: World) -> None:
+    """A .gguf file is a model and a tokenizer; both are tried, and the first error counts."""
+    found: list[ValueError | UnsupportedError] = []
+    for call in (_read_model, _read_tokenizer):
+        try:
+            call(folder, world)
+        except (ValueError, UnsupportedError) as error:
+            found.append(error)
+    if found:
+        raise found[0]
+
+
+def _read_tokenizer(folder: Path, world: World) -> None:
+    tokenizer = specdec.load_tokenizer(next(folder.glob("*.gguf"), folder))
+    tokenizer.decode(tokenizer("abc").input_ids)
+
+
+def _read_packed(folder: Path, world: World) -> None:
+    spec, *_ = open_checkpoint(world.seeds / "hf-llama")
+    about = json.loads((world.seeds / "packed-about.json").read_text())
+    file = open_packed(folder / "model.packed", about, spec, no_bar)
+    decoder = assemble(spec, PackedReader(file, torch.float32, torch.device("cpu")))
+    _, config, settings = world._loaded["hf-llama"]
+    generated(SpecdecForCausalLM(decoder, config, settings, resolve_drafter(None)))
+
+
+def _read_conversation(folder: Path, world: World) -> None:
+    model = world.model("hf-gemma4")
+    model.conversations.limit = 1 << 26
+    found = model.load_conversation(folder / "saved.safetensors")
+    ids = torch.cat([found.tokens, torch.tensor(_PROMPT, dtype=torch.int64)])[None]
+    if int(ids.max()) < VOCAB:
+        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=2)
+
+
+def _drafter(backbone: str) -> Callable[[Path, World], None]:
+    def read_drafter(folder: Path, world: World) -> None:
+        model = world.model(backbone)
+        drafter = load_drafter(folder)
+        provenance_of(folder)
+        drafter.bind(model.decoder)
+        generated(model, drafter=drafter, draft_length=2, max_new_tokens=3)
+
+    return read_drafter
+
+
+def _rehash(folder: Path) -> None:
+    """Say in a head's config.json that the weights are the damaged ones: the hash is no secret."""
+    config = folder / "config.json"
+    try:
+        values = json.loads(config.read_bytes())
+        values["weights"] = hashlib.sha256((folder / HEAD_FILE).read_bytes()).hexdigest()
+    except (ValueError, TypeError):
+        return
+    config.unlink()
+    config.write_text(json.dumps(values))
+
+
+def _read_shards(folder: Path, world: World) -> None:
+    dataset = Dataset(folder)
+    size(dataset.shards)
+    frequent(dataset, VOCAB, 16)
+    for _, text in dataset.texts(0, epochs=1):
+        assert len(text) == len(text.hidden)
+
+
+def _read_prompts(folder: Path, world: World) -> None:
+    for call in (load_prompts, user_prompts):
+        call(folder / "prompts.jsonl")
+
+
+@contextmanager
+def no_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar that nobody sees."""
+    yield lambda done: None
+
+
+HF = ("hf-llama", "hf-qwen3", "hf-gemma3", "hf-gemma4", "hf-gemma4-shared")
+GGUF = ("gguf-llama", "gguf-qwen3", "gguf-gemma3", "gguf-gemma4-shared")
+KINDS: dict[str, Kind] = {
+    "gguf": Kind(GGUF, ("model.gguf",), _read_both),
+    "config": Kind(HF, ("config.json",), _read_model),
+    "generation": Kind(HF[:1], ("generation_config.json",), _read_model),
+    "tokenizer": Kind(HF[:1], ("tokenizer.json", "tokenizer_config.json", "config.json"), _read_tokenizer),
+    "index": Kind(("sharded",), (INDEX,), _read_model),
+    "safetensors": Kind(HF, ("model.safetensors",), _read_model),
+    "packed": Kind(("packed",), ("model.packed",), _read_packed),
+    "conversation": Kind(("conversation",), ("saved.safetensors",), _read_conversation),
+    "head": Kind(("head",), ("config.json", HEAD_FILE), _drafter("hf-llama"), _rehash),
+    "assistant": Kind(("assistant",), ("config.json", "model.safetensors", "specdec.json"), _drafter("hf-gemma4")),
+    "shards": Kind(("shards",), ("set.json", "00000.safetensors"), _read_shards),
+    "prompts": Kind(("prompts",), ("prompts.jsonl",), _read_prompts),
+}

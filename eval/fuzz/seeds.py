@@ -1,0 +1,236 @@
+"""The tiny whole files that `python -m eval.fuzz` damages copies of: models of each family, and what belongs to one.
+
+What: `write_seeds`. The weights are random: a text means nothing here. Left out: pictures, sound and video.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from drafter.config import AssistantSpec, HeadConfig, assistant_spec, head_spec
+from drafter.data.dataset import DatasetWriter
+from drafter.data.features import read
+from drafter.files.assistant import assistant_config, save_assistant
+from drafter.files.checkpoint import extra_tensors
+from drafter.files.head import save_head
+from eval.fuzz.cases import GGUF, VOCAB, World, generated, no_bar
+from eval.synthetic.command import byte_tokenizer, random_tensor, write_model
+from specdec.hf import SpecdecForCausalLM
+from specdec.load import open_checkpoint
+from specdec.model.decoder import Decoder
+from specdec.model.families import decoder_spec
+from specdec.model.names import expected_tensors, gguf_name
+from specdec.model.quantized import kept
+from specdec.model.spec import DecoderSpec
+from specdec.weights.safetensors import INDEX
+
+_SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+}
+_KINDS = ["sliding_attention", "full_attention"]
+_GEMMA4 = {
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+    "sliding_window": 16,
+    "layer_types": _KINDS,
+    "hidden_size_per_layer_input": 0,
+    "final_logit_softcapping": 30.0,
+}
+_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", {"head_dim": 8, "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128,
+    }}),
+    "gemma3": ("Gemma3TextConfig", {
+        "head_dim": 8, "query_pre_attn_scalar": 24, "sliding_window": 16, "layer_types": _KINDS,
+    }),
+    "gemma4": ("Gemma4UnifiedTextConfig", _GEMMA4),
+    "gemma4-shared": ("Gemma4TextConfig", {
+        **_GEMMA4, "attention_k_eq_v": False, "num_global_key_value_heads": None, "num_hidden_layers": 4,
+        "layer_types": _KINDS * 2, "num_kv_shared_layers": 2, "use_double_wide_mlp": True,
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB,
+    }),
+}  # fmt: skip
+
+
+def write_seeds(folder: Path) -> None:
+    """Write the whole files that cases are copies of."""
+    for name, (kind, arguments) in _MODELS.items():
+        config = getattr(transformers, kind)(**{**_SHAPE, **arguments})
+        write_model(config, None, folder / f"hf-{name}")
+        if f"gguf-{name}" in GGUF:
+            _write_gguf(folder / f"gguf-{name}", name, config)
+    world = World(folder)
+    _write_sharded(folder / "hf-llama", folder / "sharded")
+    _write_packed(folder)
+    _write_conversation(folder / "conversation", world.model("hf-gemma4"))
+    _write_head(folder / "head", world.model().decoder)
+    _write_assistant(folder / "assistant", world.model("hf-gemma4"))
+    _write_shards(folder / "shards", world.model().decoder)
+    (folder / "prompts").mkdir()
+    lines = (
+        {"prompt": "Hello", "id": 1, "category": "chat"},
+        {"turns": ["One?", "Two?"], "question_id": 7},
+        {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}], "task": "x"},
+    )
+    (folder / "prompts" / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+
+
+def _write_sharded(model: Path, folder: Path) -> None:
+    folder.mkdir()
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((model / name).read_bytes())
+    tensors = load_file(model / "model.safetensors")
+    where = {name: f"model-{i % 3 + 1:05d}-of-00003.safetensors" for i, name in enumerate(tensors)}
+    for shard in set(where.values()):
+        save_file({name: tensors[name] for name in tensors if where[name] == shard}, folder / shard)
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
+
+
+def _write_packed(folder: Path) -> None:
+    (folder / "packed").mkdir()
+    spec, source, *_ = open_checkpoint(folder / "hf-llama")
+    made = kept(folder / "hf-llama", spec, source, "int4", torch.float32, no_bar)
+    assert made is not None
+    raw = made.path.read_bytes()
+    (folder / "packed" / "model.packed").write_bytes(raw)
+    length = int.from_bytes(raw[-48:-40], "little")  # of the index, which stands before a footer of 48 bytes
+    about = {k: v for k, v in json.loads(raw[-48 - length : -48])["about"].items() if k != "byte_order"}
+    (folder / "packed-about.json").write_text(json.dumps(about))
+
+
+def _write_conversation(folder: Path, model: SpecdecForCausalLM) -> None:
+    folder.mkdir()
+    model.conversations.limit = 1 << 26
+    generated(model, max_new_tokens=40, eos_token_id=None)
+    model.save_conversation(folder / "saved.safetensors", notes={"model": "tiny"})
+
+
+def _tensors(spec: AssistantSpec) -> dict[str, Tensor]:
+    return {
+        name: random_tensor(name, shape).float()
+        for name, shape in (expected_tensors(spec.text) | extra_tensors(spec)).items()
+    }
+
+
+def _write_head(folder: Path, backbone: Decoder) -> None:
+    config = HeadConfig(32, 64, (1,), 4, draft_vocab=64, bigram=4, aux_layers=(0,))
+    ids = torch.arange(100, 164, dtype=torch.int64)
+    about = {"backbone_name": "tiny", "steps": 3}
+    save_head(folder, config, _tensors(head_spec(config, backbone.spec)), ids, backbone, about)
+
+
+def _write_assistant(folder: Path, model: SpecdecForCausalLM) -> None:
+    backbone, text = model.decoder, model.config.get_text_config()
+    config = assistant_config(text, backbone.spec, HeadConfig(32, 64, (0, 1), 4))
+    spec = assistant_spec(config, backbone.spec)
+    save_assistant(folder, config, spec, _tensors(spec), backbone, {"backbone_name": "tiny"}, 3)
+
+
+def _write_shards(folder: Path, backbone: Decoder) -> None:
+    texts = [torch.arange(3 + i, 12 + 2 * i, dtype=torch.int64) for i in range(4)]
+    features = list(read(backbone, texts, (1,), aux_layers=(0,)))
+    DatasetWriter(folder, {"backbone": backbone.fingerprint, "layers": [1]}).add(features, 1.5)
+
+
+def _write_gguf(folder: Path, name: str, config: Any) -> None:
+    """A .gguf file of random weights, with the tokenizer that files of such models have."""
+    folder.mkdir()
+    spec = decoder_spec(config)
+    architecture = name.partition("-")[0]
+    writer = gguf.GGUFWriter(folder / "model.gguf", architecture)
+    _add_sizes(writer, spec, config)
+    if architecture in ("llama", "qwen3"):
+        _add_byte_tokenizer(writer)
+    else:
+        _add_pieces(writer, "llama" if architecture == "gemma3" else "gemma4")
+    for canonical, shape in expected_tensors(spec).items():
+        values = random_tensor(canonical, shape).float().numpy()
+        if len(shape) == 2 and shape[1] % 32 == 0:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(gguf_name(spec, canonical), gguf.quants.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(gguf_name(spec, canonical), values)
+    if architecture == "gemma4":
+        divisors = torch.ones(spec.layers[-1].head_dim // 2, dtype=torch.float32)
+        divisors[2:] = 1e30
+        writer.add_tensor("rope_freqs.weight", divisors.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_sizes(writer: gguf.GGUFWriter, spec: DecoderSpec, config: Any) -> None:
+    full = spec.layers[spec.shared_kv_layers["full_attention"]]
+    writer.add_context_length(spec.max_positions)
+    writer.add_embedding_length(spec.hidden_size)
+    writer.add_block_count(len(spec.layers))
+    writer.add_feed_forward_length(
+        [layer.intermediate_size for layer in spec.layers] if spec.v_norm else full.intermediate_size
+    )
+    writer.add_head_count(full.heads)
+    writer.add_head_count_kv([layer.kv_heads for layer in spec.layers] if spec.v_norm else full.kv_heads)
+    writer.add_layer_norm_rms_eps(spec.norm_eps)
+    writer.add_key_length(full.head_dim)
+    writer.add_rope_freq_base(10000.0)
+    if spec.layers[0].window is not None:
+        writer.add_sliding_window(spec.layers[0].window)
+        writer.add_sliding_window_pattern([layer.window is not None for layer in spec.layers])
+    if spec.final_softcap is not None:
+        writer.add_final_logit_softcapping(spec.final_softcap)
+    if spec.v_norm:
+        writer.add_key_length_swa(spec.layers[0].head_dim)
+        writer.add_shared_kv_layers(config.num_kv_shared_layers)
+        writer.add_embedding_length_per_layer_input(spec.per_layer_input)
+
+
+def _add_byte_tokenizer(writer: gguf.GGUFWriter) -> None:
+    vocab = byte_tokenizer(VOCAB).get_vocab()
+    tokens = [f"<unused{i}>" for i in range(VOCAB)]
+    for token, number in vocab.items():
+        tokens[number] = token
+    tokens[6:8] = "he", "ll"
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if i < 6 else 1 for i in range(VOCAB)])
+    writer.add_token_merges(["h e", "l l"])
+    writer.add_bos_token_id(2)
+    writer.add_eos_token_id(1)
+    writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+
+
+def _add_pieces(writer: gguf.GGUFWriter, model: str) -> None:
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces += ["\u2581a", "bc", "ab", "abc", "a", "b", "c", "\u2581"]
+    pieces += [f"<unused{i}>" for i in range(VOCAB - len(pieces))]
+    writer.add_tokenizer_model(model)
+    writer.add_token_list(pieces)
+    writer.add_token_scores([-float(i) for i in range(VOCAB)])
+    writer.add_token_types([3, 3, 3, 2, *[6] * 256, *[1] * (VOCAB - 260)])
+    if model == "gemma4":
+        writer.add_token_merges(["\u2581 a", "b c", "a b"])
+    writer.add_bos_token_id(2)
+    writer.add_eos_token_id(1)
+    writer.add_unk_token_id(3)
+    writer.add_pad_token_id(0)

@@ -1,0 +1,1 @@
+"""What kernels and whole passes cost on this machine: `python -m eval.kernels`."""

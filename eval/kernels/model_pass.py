@@ -1,0 +1,110 @@
+"""What a whole pass of a model costs: V(T), prefill, and plain decoding, on a decoder that is already loaded.
+
+What: `pass_costs` times `forward` and `logits` as the loop calls them, always at the same positions: nothing is
+committed, so that the cache stays as it is. `prefill_speed` and `decode_speed` time the loop's own prefill and
+`generate`. Why random token ids: they cost what real ones do. Left out: drafting, and the sampler, which
+`run.py bench` times with everything else.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from eval.kernels.timing import Effort, Timing, alternate
+from specdec.engine.engine import prefill
+from specdec.hf import SpecdecForCausalLM
+from specdec.model.decoder import Decoder
+
+
+def bytes_per_pass(decoder: Decoder) -> int:
+    """Bytes of weights that one pass reads: all but an embedding that is not the head as well."""
+    return decoder.nbytes - (0 if decoder.head is decoder.embedding else decoder.embedding.nbytes)
+
+
+def pass_costs(decoder: Decoder, context: int, rows: Sequence[int], effort: Effort) -> dict[int, Timing]:
+    """V(T) for every T of `rows`, in turn, after `context` positions.
+
+    Raises ValueError when the model has no room for them.
+    """
+    if context + max(rows) > decoder.spec.max_positions:
+        raise ValueError(
+            f"{context} positions and {max(rows)} rows exceed the model's {decoder.spec.max_positions}: "
+            "ask for a smaller --context"
+        )
+    ids = random_tokens(decoder, context + max(rows))
+    cache = decoder.new_cache()
+    last = prefill(decoder, ids[:context], cache)
+    decoder.forward(last, cache)
+    cache.commit(len(last))
+
+    def one(count: int) -> Callable[[], object]:
+        def run() -> Tensor:
+            logits = decoder.logits(decoder.forward(ids[context : context + count], cache))
+            cache.commit(0)
+            return logits
+
+        return run
+
+    return alternate({count: one(count) for count in rows if count <= cache.max_rows}, effort)
+
+
+def prefill_speed(decoder: Decoder, tokens: int, effort: Effort) -> Timing:
+    """Seconds from `tokens` new tokens to the logits of the last one, in an empty cache."""
+    ids = random_tokens(decoder, tokens)
+
+    def run() -> Tensor:
+        cache = decoder.new_cache()
+        last = prefill(decoder, ids, cache)
+        return decoder.logits(decoder.forward(last, cache)[-1:])
+
+    return alternate({"prefill": run}, effort)["prefill"]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A plain decoding: `tokens` in all, the first of them by the prefill; `seconds` between the others."""
+
+    tokens: int
+    prompt_tokens: int
+    prefill_seconds: float
+    seconds: tuple[float, ...]
+
+    @property
+    def tokens_per_second(self) -> float:
+        return len(self.seconds) / sum(self.seconds)
+
+    @property
+    def median_tokens_per_second(self) -> float:
+        """Without the tokens that another process delayed."""
+        return 1 / median(self.seconds)
+
+
+def decode_speed(model: SpecdecForCausalLM, prompt_tokens: int, tokens: int) -> Decoding:
+    """`model.generate`, plain and greedy, of `tokens` new tokens (2 or more) after a random prompt."""
+    ids = random_tokens(model.decoder, prompt_tokens)[None]
+    began = time.perf_counter()
+    model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=tokens,
+        do_sample=False,
+        eos_token_id=None,
+        speculation=False,
+        reuse=False,
+    )
+    times = [seconds for seconds, _ in model.last_stats.timeline]
+    assert len(times) == tokens and times[-1] <= time.perf_counter() - began
+    gaps = tuple(after - before for before, after in itertools.pairwise(times))
+    return Decoding(tokens, prompt_tokens, times[0], gaps)
+
+
+def random_tokens(decoder: Decoder, count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(count)
+    return torch.randint(0, decoder.spec.vocab_size, (count,), generator=generator).to(decoder.device)

@@ -1,0 +1,1 @@
+"""`run.py report`: records of a bench as one HTML page."""

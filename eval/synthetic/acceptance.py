@@ -1,0 +1,62 @@
+"""Drafts that are right as often as one asks: what drafting would win at an acceptance that nobody has measured.
+
+What: a drafter that lets another one do its work, so that drafts cost what they cost, and then replaces what was
+proposed by tokens of the plain run's text and by wrong ones, at given rates. With random weights no drafter is ever
+right, and time still has to be measured. Figures made so are labelled synthetic wherever they are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from specdec.cache import KVCache
+from specdec.drafting.protocol import Draft, Drafter, Proposer, aux_layers_of
+from specdec.engine.sampling import Noise, mix
+from specdec.model.decoder import Decoder
+
+
+class SyntheticAcceptance:
+    """`drafter`'s drafts, of which token i follows `answer` with probability `rates[i]` where those before it did.
+
+    `answer`: prompt and plain text. The last rate is that of all later tokens. Which drafts are right depends on
+    `seed` and on the position alone.
+    """
+
+    name = "synthetic"
+
+    def __init__(
+        self, drafter: Drafter, answer: Sequence[int], rates: Sequence[float], vocabulary: int, seed: int = 0
+    ) -> None:
+        self.drafter, self.answer, self.rates = drafter, list(answer), list(rates)
+        self.vocabulary, self.seed = vocabulary, seed
+        self.max_draft = max(drafter.max_draft, 1)
+
+    @property
+    def aux_layers(self) -> tuple[int, ...]:
+        return aux_layers_of(self.drafter)
+
+    def bind(self, backbone: Decoder) -> None:
+        self.drafter.bind(backbone)
+
+    def start(self, cache: KVCache, noise: Noise | None = None) -> SyntheticDrafts:
+        return SyntheticDrafts(self, self.drafter.start(cache, noise))
+
+
+class SyntheticDrafts:
+    """The proposer of `SyntheticAcceptance`."""
+
+    name = SyntheticAcceptance.name
+
+    def __init__(self, made: SyntheticAcceptance, proposer: Proposer) -> None:
+        self.made, self.proposer, self.max_draft = made, proposer, made.max_draft
+
+    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+        self.proposer.propose(tokens, hidden, k)
+        made, drafted = self.made, list[int]()
+        for i, token in enumerate(made.answer[len(tokens) : len(tokens) + k]):
+            rate = made.rates[min(i, len(made.rates) - 1)]
+            chance = mix(mix(made.seed) ^ (len(tokens) << 8) ^ i) / 2**64
+            drafted.append(token if chance < rate else (token + 1) % made.vocabulary)
+        return Draft.by(self.name, drafted)

@@ -1,0 +1,170 @@
+"""`run.py train`: a head for a model, from the model's own answers; the folder it leaves is a drafter.
+
+Under `torchrun` each process runs this; the first one speaks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, distributed
+
+from drafter.data.build_dataset import Answering, Collector, fitting, training_prompts
+from drafter.data.features import longest_text
+from drafter.files.formats import Shape, form_for, read_start
+from drafter.prompts.generator import TrainingPrompt
+from drafter.train.loss import Recipe
+from drafter.train.run import Course
+from drafter.train.schedule import Budget
+from drafter.train.trainer import Settings as Training
+from eval.cli.options import Settings
+from eval.cli.output import INTERRUPTED, check_writable, put_record
+from eval.cli.provenance import machine
+from eval.cli.session import Session, open_session
+from eval.train.view import view_for
+from specdec.util.terminal import Terminal
+
+WAIT = timedelta(days=1)  # of the other processes, while the first one collects
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What `run.py train` was asked for; see its --help."""
+
+    out: Path
+    data: tuple[tuple[str, float], ...]
+    budget: Budget
+    answering: Answering
+    training: Training
+    shape: Shape
+    start: str | None
+    began: float  # on time.monotonic(): when the budget's minutes began
+
+
+def train(settings: Settings, options: TrainOptions, json_file: Path | None) -> int:
+    """Train as `options` say; returns the exit code.
+
+    Raises ValueError: the model, the data or the shape of the head is not usable, or `options.out` holds another run.
+    """
+    check_writable(json_file)
+    parallel = "WORLD_SIZE" in os.environ and "RANK" in os.environ
+    if parallel:
+        distributed.init_process_group("gloo", timeout=WAIT)
+    try:
+        return _train(settings, options, json_file, parallel)
+    finally:
+        if parallel:
+            distributed.destroy_process_group()
+
+
+def _train(settings: Settings, options: TrainOptions, json_file: Path | None, parallel: bool) -> int:
+    console = Console(quiet=parallel and distributed.get_rank() > 0)
+    console.print(f"loading {settings.model}", highlight=False, markup=False, soft_wrap=True)
+    prompts = training_prompts(options.data, options.answering.seed)  # before the model: a wrong name fails at once
+    session = open_session(replace(settings, drafter="none"))
+    backbone = session.model.decoder
+
+    def encode(prompt: TrainingPrompt) -> Tensor:
+        return session.encode([{"role": role, "content": content} for role, content in prompt.messages])[0]
+
+    start = None
+    if options.start is not None:
+        start = read_start(options.start, backbone, options.shape.bits, options.shape.aux_layers)
+    form = start.form if start else form_for(options.shape, backbone.spec, session.model.config.get_text_config())
+    spec = form.spec(backbone.spec)
+    layers = spec.reads
+    collector = Collector(
+        options.out / "training" / "set",
+        backbone,
+        layers,
+        fitting(prompts, encode, min(options.answering.max_prompt, 2 * longest_text(backbone, layers) // 3)),
+        ends_of(session),
+        options.answering,
+        {"data": [list(source) for source in options.data]},
+        spec.aux_layers,
+    )
+    here = machine(backbone.device)
+    began = None if start is None else {"name": options.start, "provenance": start.provenance}
+    about = {"backbone_name": settings.model, "start": began, "versions": here["versions"]}
+    about["cpu"], about["threads"] = here["host"]["cpu"], here["host"]["threads"]
+    course = Course(
+        options.out, backbone, collector, form, options.training, options.budget, about, start, began=options.began
+    )
+    console = Terminal(quiet=not course.first)
+    try:
+        with view_for(console, f"{settings.model}: a draft head in {options.out}", lambda: course.status) as view:
+            for event in course.run():
+                view.heard(event)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    if course.first:
+        _report(console, course, options, json_file)
+    return 0
+
+
+def ends_of(session: Session) -> frozenset[int]:
+    """The tokens that end a text of the model."""
+    ends = session.model.generation_config.eos_token_id
+    return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+
+
+def _report(console: Console, course: Course, options: TrainOptions, json_file: Path | None) -> None:
+    scores = course.progress.scores
+    best = max(scores, key=lambda score: float(score["real"]))
+    k = options.training.recipe.steps
+    console.print(
+        f"\n{options.out}: {best['real']:.2f} tokens per round with {k} drafted, on held-out prompts.\n"
+        f"Use it: --drafter {options.out} with any command, or specdec.load(..., drafter={str(options.out)!r}).\n"
+        f"{options.out}/training may be deleted once you are done.",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    record: dict[str, Any] = {
+        "command": "train",
+        "out": str(options.out),
+        "best": best,
+        "scores": scores,
+        "set": course.collected._asdict(),
+        "budget": asdict(options.budget),
+        "training": asdict(options.training),
+        "shape": course.form.to_dict(),
+        **machine(course.backbone.device),
+    }
+    put_record(json_file, record)
+
+
+def options_from(arguments: argparse.Namespace) -> TrainOptions:
+    """What the parsed `arguments` ask for. Raises ValueError for a combination that makes no sense."""
+    a = arguments
+    return TrainOptions(
+        out=a.out,
+        data=tuple(a.data),
+        budget=Budget(a.minutes, a.steps, a.tokens, a.collecting, a.evaluate_minutes),
+        answering=Answering(a.max_new_tokens, temperatures=tuple(a.temperature), seed=a.seed, together=a.together),
+        training=Training(
+            recipe=Recipe(steps=a.draft_length, feature_weight=a.feature_weight, soft=not a.hard, deeper=a.unrolled),
+            learning_rate=a.learning_rate,
+            matrix_rate=a.matrix_rate,
+            batch_tokens=a.batch_tokens,
+            bfloat16=not a.float32 and fast_bfloat16(),
+            seed=a.seed,
+        ),
+        start=a.start,
+        began=a.began,
+        shape=Shape(a.depth, a.width, a.draft_vocab, a.bigram, a.bits, tuple(a.aux_layers)),
+    )
+
+
+def fast_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself; elsewhere it is slower than float32."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_bf16_supported()

@@ -1,0 +1,87 @@
+"""What a pass and a drafted token cost on this machine, in about a second: V(T) and d of the draft length's rule.
+
+Passes of different lengths take turns, so that a neighbour that slows the machine down slows them all: it is their
+ratios that count. A model whose passes are long gets few of them, and lines in between.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from specdec.drafting.draft_length import AdaptiveLength, Costs
+from specdec.drafting.protocol import Drafter, aux_layers_of
+from specdec.model.decoder import Decoder
+from specdec.util.threads import narrowed
+
+SECONDS = 1.0  # at most, but for models whose few passes take longer
+SWEEPS = 8
+FEW = (1, 2, 5, 9)  # row counts for models with long passes
+DRAFT = 4  # tokens
+
+
+def calibrated(lengths: AdaptiveLength, backbone: Decoder, drafter: Drafter) -> AdaptiveLength:
+    """Return `lengths`, its costs measured if they were not, or with another number of threads; `drafter` is bound.
+
+    Of several callers at once one measures; the others go on with what is known.
+    """
+    if drafter.max_draft and not narrowed() and lengths.claim(torch.get_num_threads()):
+        try:
+            costs = measured(backbone, drafter, lengths.longest + 1)
+        except BaseException:
+            lengths.threads = None  # the next call measures
+            raise
+        if costs is not None:
+            lengths.calibrate(costs)
+    return lengths
+
+
+@torch.inference_mode()
+def measured(backbone: Decoder, drafter: Drafter, most: int, seconds: float = SECONDS) -> Costs | None:
+    """Costs of passes over 1 to `most` rows, and of `drafter`'s tokens, after a text of no meaning; None where the
+    context has no room for it."""
+    if backbone.context < 2 * most + 1:
+        return None
+    began = time.perf_counter()
+    cache, vocabulary = backbone.new_cache(), backbone.spec.vocab_size
+    text = [(7919 * i + 104729) % vocabulary for i in range(most)]
+    ids = torch.tensor(text, dtype=torch.int64, device=backbone.device)  # [most]
+
+    def verify(rows: int) -> float:
+        before = time.perf_counter()
+        hidden = backbone.forward(ids[:rows], cache, aux_layers)
+        backbone.logits(hidden).argmax(dim=-1).tolist()  # waits for a GPU
+        return time.perf_counter() - before
+
+    aux_layers = aux_layers_of(drafter)
+    hidden = backbone.forward(ids, cache, aux_layers)  # the first pass of all warms up
+    cache.commit(most)
+    proposer = drafter.start(cache)
+    short = verify(1)
+    rows = range(1, most + 1) if short * 2 * most < seconds else [n for n in FEW if n <= most]
+    passes: dict[int, list[float]] = {n: [] for n in rows}
+    longest = min(DRAFT, drafter.max_draft)
+    drafts: dict[str, dict[int, list[float]]] = {}  # by source and tokens
+    for sweep in range(SWEEPS):
+        for n in passes if sweep % 2 == 0 else reversed(passes):
+            passes[n].append(verify(n))
+        for k in {1, longest}:
+            before = time.perf_counter()
+            made = proposer.propose(text, hidden[-1], k)
+            if made.tokens:
+                times = drafts.setdefault(made.sources[0], {}).setdefault(len(made.tokens), [])
+                times.append(time.perf_counter() - before)
+        spent = time.perf_counter() - began
+        if spent + spent / (sweep + 1) > seconds:
+            break
+    found = {n: min(times) for n, times in passes.items()}  # what disturbs only adds
+    for n, fewer in zip(list(found)[1:], list(found), strict=False):  # more rows never take less: what does is noise
+        found[n] = max(found[n], found[fewer])
+    costs = Costs(found)
+    for source, by_length in drafts.items():
+        best = {k: min(times) for k, times in by_length.items()}
+        few, many = min(best), max(best)
+        step = max(0.0, best[many] - best[few]) / (many - few) if many > few else best[few] / few
+        costs.steps[source], costs.starts[source] = step, max(0.0, best[few] - few * step)
+    return costs

@@ -1,0 +1,179 @@
+"""From a row of logits to a token: transformers' processors, then keyed noise.
+
+The noise of a token is a hash of (seed, position, token id), so it does not depend on which tokens survive, on the
+order of evaluation or on how many rows a pass has. It is evaluated only for tokens that can still win.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specdec import kernels
+from specdec.engine.verify import Choice
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+# SplitMix64's finaliser (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014).
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_SHIFTS = (30, 27, 31)
+
+# Uniforms are (n + 1/2) / 2^53, so Gumbel noise -log(-log u) lies within [-log(54 log 2), 54 log 2]: a token this far
+# below the best score cannot win, and its noise need not be computed.
+_REACH = 54 * math.log(2) + math.log(54 * math.log(2))
+
+_TAIL = 12.0  # nats below the best: what a drafter leaves out where it has to sort
+
+Processors = Callable[[Tensor, Tensor], Tensor]
+"""`(input_ids [1, n], scores [1, vocab]) -> scores [1, vocab]`: transformers' LogitsProcessorList."""
+
+
+@dataclass(frozen=True)
+class Warping:
+    """What processors do to logits, as far as a drafter can do the same to its own: transformers' warpers by these
+    names, in this order. Only drafters look at it: a wrong one costs time and changes no token."""
+
+    temperature: float = 1.0
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    @property
+    def truncates(self) -> bool:
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+    def kept(self, scores: Tensor) -> Tensor:
+        """The indices, ascending, of the scores [candidates] (float32, `temperature` applied) that may be sampled."""
+        order = torch.nonzero(scores > scores.max() - _TAIL).squeeze(1)
+        order = order[scores[order].argsort(descending=True, stable=True)][: self.top_k or None]
+        shares = (scores[order].double() - scores[order[:1]].double()).exp()
+        allowed = (shares.cumsum(0) - shares < self.top_p * shares.sum()) & (shares >= self.min_p)
+        allowed[:1] = True
+        return order[allowed].sort().values
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What is known of a text's choices before there are logits: token t wins at a position where
+    `logits[t] / temperature + gumbel(key, t)` is largest.
+
+    A drafter whose logits come close to the backbone's and which adds the same noise proposes the winner far more often
+    than one that proposes its own likeliest token (Gumbel coupling: Daliri, Musco, Suresh, arXiv 2408.07978).
+    """
+
+    seed: int
+    warping: Warping = Warping()
+
+    def keys(self, position: int, count: int) -> list[int]:
+        """The noise keys of `count` positions, from `position` of the text (padding does not count)."""
+        return [noise_key(self.seed, position + i) for i in range(count)]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Chooses tokens. `seed` is None for greedy decoding.
+
+    `offset`: how many tokens of the row are padding, so that a prompt's noise does not depend on its padding.
+    `warping`: what of the processors a drafter should know.
+    """
+
+    processors: Processors | None = None
+    seed: int | None = None
+    offset: int = 0
+    warping: Warping = Warping()
+
+    @classmethod
+    def warmed(cls, temperature: float, seed: int) -> Sampler:
+        """Samples at `temperature` and nothing else, as transformers' `TemperatureLogitsWarper` does; greedy at 0."""
+        if temperature == 0:
+            return cls()
+        return cls(lambda tokens, scores: scores / temperature, seed, warping=Warping(temperature))
+
+    @property
+    def noise(self) -> Noise | None:
+        """None for greedy decoding."""
+        return None if self.seed is None else Noise(self.seed, self.warping)
+
+    def choose(self, logits: Tensor, tokens: Tensor) -> Choice:
+        """The choice for the position after `tokens` [n], from its `logits` [vocab] (float32).
+
+        Raises ValueError when the logits are not numbers, or when the processors leave no token.
+        """
+        scores = logits
+        if self.processors is not None:
+            scores = self.processors(tokens[None], logits[None].clone())[0]  # [1, vocab] -> [vocab]
+        return self.pick(logits, scores, len(tokens))
+
+    def pick(self, logits: Tensor, scores: Tensor, position: int) -> Choice:
+        """The choice at `position` of the row, from `scores` [vocab], which are its `logits` [vocab] after the
+        processors. Raises as `choose` does."""
+        top, token = kernels.best(scores)
+        if not math.isfinite(top):
+            raise ValueError(_not_finite(logits, top, position))
+        if self.seed is None:
+            return Choice(token, scores)
+        return Choice(luckiest(scores, top, noise_key(self.seed, position - self.offset)), scores)
+
+
+def luckiest(scores: Tensor, top: float, key: int, ids: Tensor | None = None) -> int:
+    """The index of the largest sum of `scores` [candidates] (float32, the largest of them `top`, finite) and noise.
+
+    `ids` [candidates] int64: the candidates' token ids, None where those are their indices.
+    """
+    found = kernels.contenders(scores, top, top - _REACH, key, ids)
+    if len(found) == 1:
+        return int(found)
+    tokens = found if ids is None else ids[found]
+    # On the CPU wherever the logits are: the same noise on every device, and float64 where the device has none.
+    noisy = scores[found].cpu().double() + gumbel(key, tokens.cpu())
+    return int(found[noisy.argmax()])
+
+
+def _not_finite(logits: Tensor, top: float, position: int) -> str:
+    if top == -math.inf and not torch.isnan(logits).any():
+        return f"the logits processors forbid every token at position {position}; relax bad_words or the constraint"
+    return (
+        f"the logits at position {position} contain {'NaN' if math.isnan(top) else 'infinity'}: the weights are "
+        "damaged or overflow this dtype; check the checkpoint, or load it with dtype=torch.float32"
+    )
+
+
+def noise_key(seed: int, position: int) -> int:
+    """What the noise at an absolute position is made from, 64 bits."""
+    return mix(mix(seed) ^ position)
+
+
+def gumbel(key: int, ids: Tensor) -> Tensor:
+    """Standard Gumbel noise, float64, for token `ids` [n] under `noise_key`: a pure function of its arguments."""
+    bits = _hash(ids, key)  # [n] int64
+    uniform = ((_shift_right(bits, 11)).double() + 0.5) * 2.0**-53
+    return -torch.log(-torch.log(uniform))
+
+
+def mix(value: int) -> int:
+    """SplitMix64 of a 64-bit integer: also how the seeds of a batch's rows are derived."""
+    value = (value + _GOLDEN) & _MASK
+    for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
+        value = ((value ^ (value >> shift)) * multiplier) & _MASK
+    return value ^ (value >> _SHIFTS[-1])
+
+
+def _hash(ids: Tensor, key: int) -> Tensor:
+    """`mix` of key + id * golden ratio, elementwise; int64 arithmetic wraps like uint64's."""
+    value = ids.long() * _signed(_GOLDEN) + _signed(key)
+    for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
+        value = (value ^ _shift_right(value, shift)) * _signed(multiplier)
+    return value ^ _shift_right(value, _SHIFTS[-1])
+
+
+def _shift_right(value: Tensor, bits: int) -> Tensor:
+    """Logical shift: torch's is arithmetic on int64."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value

@@ -1,0 +1,317 @@
+"""Run a request that transformers prepared, and return transformers' types.
+
+`SpecdecForCausalLM` is a `PreTrainedModel` with `GenerationMixin` whose decoding method is `specdec.engine.engine`, so
+that configs, processors, stopping criteria and streamers are transformers' own. `speculative` is the same loop as a
+`custom_generate` for a model that somebody already loaded. The rows of a batch share their passes.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from specdec.cache import Conversations
+from specdec.drafting.calibrate import calibrated
+from specdec.drafting.draft_length import AdaptiveLength, DraftLength, FixedLength
+from specdec.drafting.protocol import Drafter, NoDraft, bound
+from specdec.engine.engine import Request, decode
+from specdec.engine.sampling import Sampler, Warping, mix
+from specdec.engine.stats import GenerationStats, Round
+from specdec.engine.verify import Choice, Verdict
+from specdec.hf.in_step import RowsInStep, needs_all_rows
+from specdec.hf.settings import refuse_unsupported
+from specdec.memory.plan import cache_bytes
+from specdec.model.decoder import Decoder
+from specdec.util.threads import turn_to_compute
+
+TOGETHER = 32  # texts in a pass: more take memory, and on a CPU win no more
+
+Config = Any  # transformers' GenerationConfig, after generate() prepared it
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `generate` takes besides transformers' own arguments.
+
+    `speculation`: False decodes plainly. `draft_length`: "adaptive", or a number of tokens. `seed`: of the noise that
+    sampling uses; None draws one from torch's global generator, so that `torch.manual_seed` rules. `reuse`: False
+    computes all of the prompt, even where an earlier text began with it, and keeps nothing of this one. `on_round` is
+    called with a `Round` after every round.
+    """
+
+    speculation: bool = True
+    draft_length: str | int = "adaptive"
+    seed: int | None = None
+    reuse: bool = True
+    on_round: Callable[[Round], None] | None = None
+
+    def lengths(self, adaptive: AdaptiveLength) -> DraftLength:
+        if not self.speculation:
+            return FixedLength(0)
+        if isinstance(self.draft_length, str) and self.draft_length == "adaptive":
+            return adaptive
+        length = _whole(self.draft_length)
+        if length is None:
+            raise ValueError(f"draft_length must be 'adaptive' or a number of tokens, got {self.draft_length!r}")
+        return FixedLength(length)
+
+    def seeds(self, rows: int, sample: bool) -> list[int | None]:
+        """One seed per row; the first row's is the request's own, so that a batch of one equals a single prompt."""
+        if not sample:
+            return [None] * rows
+        seed = _whole(self.seed) if self.seed is not None else int(torch.randint(0, 2**62, (1,), device="cpu"))
+        if seed is None or seed < 0:
+            raise ValueError(f"seed must be a whole number from 0, got {self.seed!r}")
+        return [seed if row == 0 else mix(mix(seed) + row) for row in range(rows)]
+
+
+def _whole(value: Any) -> int | None:
+    """`value` as an int, numpy's and torch's whole numbers too; None for anything else."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What transformers' `generate` hands to a decoding method, ready to run. `input_ids`: [rows, n] int64."""
+
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    processors: Any  # transformers' LogitsProcessorList
+    criteria: StoppingCriteriaList
+    config: Config
+    streamer: Any = None
+
+    @property
+    def keeps_scores(self) -> bool:
+        """Whether the scores of every step are wanted: what transformers' loop keeps, and shows to its criteria."""
+        return bool(self.config.output_scores and self.config.return_dict_in_generate)
+
+
+def run_batch(
+    backbone: Decoder,
+    drafter: Drafter,
+    adaptive: AdaptiveLength,
+    batch: Batch,
+    options: Options,
+    stats: GenerationStats,
+    conversations: Conversations | None = None,
+) -> Tensor | GenerateDecoderOnlyOutput:
+    """Decode every row of `batch`; returns what transformers' `generate` would, padded as it pads.
+
+    Raises:
+        ValueError: an empty or too long prompt, token ids outside the vocabulary, an unsupported option.
+    """
+    refuse_unsupported(batch.config)
+    if not options.speculation:
+        drafter = NoDraft()
+    lengths = options.lengths(adaptive)
+    with turn_to_compute(), bound(drafter, backbone):  # a drafter may refuse the backbone: before anything is computed
+        if lengths is adaptive:
+            calibrated(adaptive, backbone, drafter)
+    seeds = options.seeds(batch.input_ids.shape[0], bool(batch.config.do_sample))
+    prompts = [_prompt(backbone, batch, row) for row in range(len(seeds))]
+    rows = [_Row(ids, [], []) for ids, _ in prompts]
+    requests = [
+        _request(backbone, batch, batch.input_ids[i], row, padding, seed)
+        for i, (row, (_, padding), seed) in enumerate(zip(rows, prompts, seeds, strict=True))
+    ]
+    in_step = None
+    if len(rows) > 1 and needs_all_rows(batch.processors, batch.criteria):
+        in_step, requests = _in_step(batch, rows, requests)
+    together = _together(backbone, batch, requests, in_step)
+    kept = conversations if options.reuse else None
+    decoding = decode(backbone, drafter, lengths, requests, stats, together, kept, options.on_round, in_step)
+    try:
+        with closing(decoding):  # after Ctrl-C the same prompt goes on from where it was
+            for ended in decoding:
+                rows[ended.number].tokens = ended.row
+    finally:
+        if batch.streamer is not None:
+            batch.streamer.end()  # after an error too: a consumer in another thread must not wait for ever
+    return _output(batch, rows, in_step)
+
+
+@dataclass
+class _Row:
+    tokens: Tensor  # [n] int64, padding and prompt included
+    scores: list[Tensor]  # per emitted token [vocab], when asked for
+    logits: list[Tensor]
+
+
+def _request(backbone: Decoder, batch: Batch, given: Tensor, row: _Row, padding: int, seed: int | None) -> Request:
+    """The request for a row whose prompt was `given` as [n], and is [padding + prompt] in `row`."""
+    config = batch.config
+    limit = min(config.max_length, padding + backbone.context)
+    if limit < config.max_length:
+        warnings.warn(
+            f"max_length {config.max_length - padding} exceeds {_context(backbone)}; the text ends there",
+            stacklevel=2,
+        )
+
+    ends, longest, others = _criteria(batch.criteria)
+    moved = not torch.equal(given, row.tokens)  # tokens that the mask hides stood behind others
+
+    def shown(tokens: Tensor) -> Tensor:
+        """What processors see of `tokens` [1, n]."""
+        return torch.cat((given[None], tokens[:, len(given) :]), dim=1) if moved else tokens
+
+    def stop(tokens: Tensor, choice: Choice) -> bool:
+        if batch.keeps_scores:
+            row.scores.append(choice.scores)
+        # Each criterion hears of every token, the last one too, as in transformers' loop.
+        scores = tuple(s[None] for s in row.scores) if others and batch.keeps_scores else None
+        ended = bool(others) and bool(others(shown(tokens[None]), scores)[0])
+        return ended or choice.token in ends or len(tokens) >= longest
+
+    def emit(verdict: Verdict, logits: Tensor) -> None:
+        if config.output_logits:
+            row.logits.extend(logits.clone())
+        if batch.streamer is not None:
+            for token in verdict.tokens:
+                batch.streamer.put(torch.tensor([token], dtype=torch.int64))
+
+    def process(tokens: Tensor, scores: Tensor) -> Tensor:
+        processed: Tensor = batch.processors(shown(tokens), scores)
+        return processed
+
+    # A LogitsProcessorList without processors is falsy: nothing to call.
+    processors = None if not batch.processors else process if moved else batch.processors
+    warping = Warping(config.temperature or 1.0, config.top_k or 0, config.top_p or 1.0, config.min_p or 0.0)
+    sampler = Sampler(processors, seed, padding, warping)
+    return Request(row.tokens, limit, sampler, stop, emit, padding)
+
+
+def _in_step(batch: Batch, rows: Sequence[_Row], requests: Sequence[Request]) -> tuple[RowsInStep, list[Request]]:
+    """What chooses for all rows at once, and their requests, which stream a step when its last row has been emitted."""
+    config = batch.config
+    pad = getattr(config, "_pad_token_tensor", None)
+    in_step = RowsInStep(
+        batch.input_ids,
+        batch.processors,
+        batch.criteria,
+        [request.sampler for request in requests],
+        0 if pad is None else int(pad),
+        batch.keeps_scores,
+    )
+    step: list[int] = []
+
+    def emit(row: _Row, verdict: Verdict, logits: Tensor) -> None:
+        if config.output_logits:
+            row.logits.extend(logits.clone())
+        step.extend(verdict.tokens)
+        if batch.streamer is not None and len(step) == len(rows):
+            batch.streamer.put(torch.tensor(step, dtype=torch.int64))  # [rows]
+        if len(step) == len(rows):
+            step.clear()
+
+    limit = min(request.limit for request in requests)
+    return in_step, [
+        replace(request, limit=limit, emit=partial(emit, row)) for row, request in zip(rows, requests, strict=True)
+    ]
+
+
+def _criteria(criteria: StoppingCriteriaList) -> tuple[set[int], float, StoppingCriteriaList]:
+    """The token ids that end a text, the length that does, and all other criteria.
+
+    The two that every call has are taken apart because as tensors they cost a token more time than its norms do.
+    """
+    ends: set[int] = set()
+    longest = math.inf
+    others = StoppingCriteriaList()
+    for one in criteria:
+        if type(one) is EosTokenCriteria:
+            ends |= set(one.eos_token_id.tolist())
+        elif type(one) is MaxLengthCriteria:
+            longest = min(longest, one.max_length)
+        else:
+            others.append(one)
+    return ends, longest, others
+
+
+def _prompt(backbone: Decoder, batch: Batch, row: int) -> tuple[Tensor, int]:
+    """Row `row` as [padding + prompt] with its padding on the left, and the length of that padding."""
+    ids = batch.input_ids[row]
+    if batch.attention_mask is not None:
+        keep = batch.attention_mask[row].bool().to(ids.device)
+        ids = torch.cat((ids[~keep], ids[keep]))  # as transformers counts positions: masked tokens do not exist
+        padding = int((~keep).sum())
+    else:
+        padding = 0
+    prompt = ids[padding:]
+    context, vocabulary = backbone.context, backbone.spec.vocab_size
+    if len(prompt) == 0:
+        raise ValueError("the prompt is empty; give at least one token, for example the tokenizer's BOS token")
+    if len(prompt) >= context:
+        raise ValueError(f"the prompt has {len(prompt)} tokens, which exceeds {_context(backbone)}; shorten it")
+    if int(prompt.min()) < 0 or int(prompt.max()) >= vocabulary:
+        raise ValueError(f"token ids must lie in 0..{vocabulary - 1}; is the tokenizer this model's own?")
+    return ids, padding
+
+
+def _context(backbone: Decoder) -> str:
+    if backbone.context < backbone.spec.max_positions:
+        return f"the {backbone.context} tokens that the memory budget leaves room for"
+    return f"the model's context of {backbone.context} tokens"
+
+
+def _together(backbone: Decoder, batch: Batch, requests: Sequence[Request], in_step: RowsInStep | None) -> int:
+    """Texts in a pass, so that their caches stay within the memory budget.
+
+    Raises ValueError when rows that must go in step do not fit.
+    """
+    if batch.streamer is not None and in_step is None:
+        return 1  # a streamer is not told whose token it gets: to it, texts come one after the other
+    most = TOGETHER if in_step is None else len(requests)
+    if backbone.room is None:
+        return most
+    longest = max(request.limit for request in requests)
+    fit = max(1, backbone.room.cache // cache_bytes(backbone.spec, longest, backbone.kv_dtype))
+    if in_step is not None and fit < most:
+        raise ValueError(
+            f"the memory budget has room for {fit} texts of {longest} tokens at a time, and a logits processor or "
+            f"stopping criterion of this call looks at all {most} rows at once; give fewer rows, or a larger budget"
+        )
+    return min(most, fit)
+
+
+def _output(batch: Batch, rows: list[_Row], in_step: RowsInStep | None) -> Tensor | GenerateDecoderOnlyOutput:
+    pad = getattr(batch.config, "_pad_token_tensor", None)
+    longest = max(len(row.tokens) for row in rows)
+    filler = 0 if pad is None else int(pad)
+    sequences = batch.input_ids.new_full((len(rows), longest), filler)
+    for i, row in enumerate(rows):
+        sequences[i, : len(row.tokens)] = row.tokens
+        # Masked prompt tokens come back as they were given, wherever they stood.
+        sequences[i, : batch.input_ids.shape[1]] = batch.input_ids[i]
+    if not batch.config.return_dict_in_generate:
+        return sequences
+    return GenerateDecoderOnlyOutput(
+        sequences=sequences,
+        scores=None if not batch.keeps_scores else _scores(rows, in_step),
+        logits=_steps([row.logits for row in rows]) if batch.config.output_logits else None,
+    )
+
+
+def _scores(rows: list[_Row], in_step: RowsInStep | None) -> tuple[Tensor, ...]:
+    return _steps([row.scores for row in rows]) if in_step is None else tuple(in_step.scores)
+
+
+def _steps(rows: list[list[Tensor]]) -> tuple[Tensor, ...]:
+    """Per row and step [vocab] -> per step [rows, vocab]; zeros where a row had already ended."""
+    steps = max(len(row) for row in rows)
+    empty = torch.zeros_like(next(step for row in rows for step in row))
+    return tuple(torch.stack([row[i] if i < len(row) else empty for row in rows]) for i in range(steps))

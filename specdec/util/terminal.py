@@ -1,0 +1,19 @@
+"""A rich console that shows the text of others without control characters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from specdec.util.text import printable
+
+
+class Terminal(Console):
+    """A console on stdout, or on stderr with `stderr=True`; all that is printed on it goes through `printable`."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control or text.isprintable() else Segment(printable(text), style)

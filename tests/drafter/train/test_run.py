@@ -1,0 +1,197 @@
+"""A whole training run: it leaves a drafter, can be stopped anywhere, and counts what decoding does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from drafter.data.dataset import Size, read_shard
+from drafter.data.features import longest_text
+from drafter.files.checkpoint import load_drafter
+from drafter.files.formats import OwnForm, read_start
+from drafter.train.evaluate import drafted
+from drafter.train.run import Began, Event, Scored
+from drafter.train.schedule import Budget
+from drafter.train.trainer import StepReport
+from specdec.hf import decoder_of
+from tests.support.tiny import tiny_model
+from tests.support.tiny_course import (
+    ANSWERING,
+    HELD_OUT,
+    PER_SHARD,
+    SETTINGS,
+    collector,
+    course,
+    make_shards_small,
+)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_shards_small(monkeypatch)
+
+
+def saved(folder: Path) -> list[Tensor]:
+    state = torch.load(folder / "training" / "state.pt", weights_only=True)
+    entries = [entry for optimizer in state["optimizers"] for entry in optimizer["state"].values()]
+    return [*state["network"].values(), *[tensor for entry in entries for tensor in entry.values()]]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4_unified"])
+def test_a_course_leaves_a_drafter_that_does_what_it_says(family: str, tmp_path: Path) -> None:
+    run = course(tmp_path, family)
+    events = list(run.run())
+    kinds = [type(event) for event in events]
+    assert kinds[0] is Size and kinds.count(Began) == 1 and kinds.count(StepReport) == 12
+    scores = [event for event in events if isinstance(event, Scored)]
+    assert [score.step for score in scores] == [0, 12]
+    best = max(scores, key=lambda score: score.real)
+    # Texts of some 30 tokens: their ends, which the two count differently, are a large part of them.
+    assert abs(best.offline - best.real) < 0.15 * best.real
+    stats = drafted(
+        run.backbone,
+        load_drafter(tmp_path),
+        run.collector.held_out,
+        draft_length=3,
+        max_new_tokens=ANSWERING.max_new_tokens,
+        ends=frozenset(),
+        longest=longest_text(run.backbone, run.collector.layers),
+    )
+    assert stats.mean_acceptance_length == best.real > 1
+    assert len(run.collector.held_out) == HELD_OUT
+
+
+def test_offline_figures_are_those_of_decoding(tmp_path: Path) -> None:
+    run = course(tmp_path, budget=Budget(steps=6, tokens=700))
+    run.collector.answering = replace(ANSWERING, max_new_tokens=250)
+    scores = [event for event in run.run() if isinstance(event, Scored)]
+    for score in scores:
+        assert abs(score.offline - score.real) < 0.03 * score.real
+
+
+class KilledError(Exception):
+    """What comes between two events, as Ctrl-C would."""
+
+
+@pytest.mark.parametrize("after", [1, 2, 4, 9])
+def test_a_course_that_was_killed_ends_with_the_same_weights(after: int, tmp_path: Path) -> None:
+    list(course(tmp_path / "whole").run())
+    events: Iterator[Event] = course(tmp_path / "cut").run()
+    list(islice(events, after))
+    if after > 4:
+        with pytest.raises(KilledError):
+            events.throw(KilledError())
+    del events
+    list(course(tmp_path / "cut").run())
+    pairs = zip(saved(tmp_path / "whole"), saved(tmp_path / "cut"), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+    list(course(tmp_path / "one").run())
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(
+        [*torchrun, "tests/support/processes/parallel_course.py", str(tmp_path / "two")],
+        env=environment,
+        capture_output=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    for one, two in zip(saved(tmp_path / "one"), saved(tmp_path / "two"), strict=True):
+        # Sums in another order; AdamW's roots and Muon's bfloat16 make much of the smallest gradients.
+        assert float((two - one).norm()) <= 0.1 * float(one.norm())
+
+
+def test_a_set_grows_to_the_same_texts_however_it_was_made(tmp_path: Path) -> None:
+    whole, cut = collector(tmp_path / "whole"), collector(tmp_path / "cut")
+    sizes = list(islice(whole.grow(), 3))
+    assert [size.shards for size in sizes] == [1, 2, 3] and sizes[2].answered < sizes[2].tokens
+    next(cut.grow())
+    again = collector(tmp_path / "cut", answering=replace(ANSWERING, together=5))
+    assert list(islice(again.grow(), 2))[1][:3] == sizes[2][:3] == again.size()[:3]
+    for one, other in zip(whole.writer.shards, again.writer.shards, strict=True):
+        for a, b in zip(read_shard(one), read_shard(other), strict=True):
+            assert torch.equal(a.tokens, b.tokens) and torch.equal(a.hidden, b.hidden) and a.answer == b.answer
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma4_unified"])
+def test_a_trained_head_is_a_start(family: str, tmp_path: Path) -> None:
+    first = course(tmp_path / "first", family)
+    list(first.run())
+    start = read_start(tmp_path / "first", first.backbone)
+    assert start.form == first.form or family.startswith("gemma4")
+    second = course(tmp_path / "second", family, budget=Budget(steps=1, tokens=300), start=start)
+    events = list(second.run())
+    assert torch.equal(second.trainer.candidates.ids, first.trainer.candidates.ids)
+    scores = [event.real for event in events if isinstance(event, Scored)]
+    assert scores[0] == max(score["real"] for score in first.progress.scores)  # 8 bits hold 8 bits
+    with pytest.raises(ValueError, match="trained for another model"):
+        read_start(tmp_path / "first", decoder_of(tiny_model(family, seed=1)))
+
+
+def test_a_start_may_have_more_states_and_other_bits(tmp_path: Path) -> None:
+    first = course(tmp_path / "first")
+    list(first.run())
+    start = read_start(tmp_path / "first", first.backbone, bits=8, aux_layers=(0, 2))
+    second = course(tmp_path / "second", budget=Budget(steps=3, tokens=300), start=start)
+    scores = [event.real for event in second.run() if isinstance(event, Scored)]
+    assert scores[0] == max(score["real"] for score in first.progress.scores), "new states say nothing at first"
+    assert second.trainer.network["fuse.weight"].abs().sum() > 0
+    again = read_start(tmp_path / "second", first.backbone, bits=4)
+    assert again.provenance["score"]["real"] == max(score["real"] for score in second.progress.scores)
+    assert isinstance(again.form, OwnForm) and (again.form.config.aux_layers, again.form.bits) == ((0, 2), 4)
+    with pytest.raises(ValueError, match=r"fuses states of layers \[0, 2\]|fuses the states of layers \[0, 2\]"):
+        read_start(tmp_path / "second", first.backbone, aux_layers=(1,))
+    gemma = course(tmp_path / "gemma", "gemma4_unified", Budget(steps=1, tokens=300))
+    list(gemma.run())
+    assert read_start(tmp_path / "gemma", gemma.backbone).provenance["trained"]["steps"] <= 1
+    with pytest.raises(ValueError, match="without --aux-layers"):
+        read_start(tmp_path / "gemma", gemma.backbone, aux_layers=(1,))
+
+
+def test_prompts_may_run_out(tmp_path: Path) -> None:
+    few = collector(tmp_path, count=HELD_OUT + PER_SHARD + 3)
+    assert [size.shards for size in few.grow()] == [1, 2]
+    assert len(read_shard(few.writer.shards[1])) == 3
+    assert list(collector(tmp_path, count=HELD_OUT + PER_SHARD + 3).grow()) == []
+    none = course(tmp_path / "none")
+    none.collector = collector(tmp_path / "none", count=HELD_OUT, layers=none.spec.reads)
+    with pytest.raises(ValueError, match="no prompts short enough"):
+        list(none.run())
+
+
+def test_minutes_end_a_course(tmp_path: Path) -> None:
+    run = course(tmp_path, budget=Budget(minutes=0.3, evaluate_minutes=0.02, tokens=300))
+    events = list(run.run())
+    assert sum(isinstance(event, Scored) for event in events) >= 2
+    assert 5 < run.progress.training < 60
+
+
+def test_budgets_that_make_no_sense() -> None:
+    with pytest.raises(ValueError, match="either minutes or steps"):
+        Budget()
+    with pytest.raises(ValueError, match="either minutes or steps"):
+        Budget(minutes=1, steps=1)
+    with pytest.raises(ValueError, match="size of the training set"):
+        Budget(steps=1)
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    list(course(tmp_path, budget=Budget(steps=2, tokens=100)).run())
+    with pytest.raises(ValueError, match="another learning_rate"):
+        list(course(tmp_path, settings=replace(SETTINGS, learning_rate=1.0)).run())
+    with pytest.raises(ValueError, match=r"other settings \(answering\)"):
+        collector(tmp_path, answering=replace(ANSWERING, max_new_tokens=99))
+    (tmp_path / "training" / "progress.json").write_text("{")
+    with pytest.raises(ValueError, match=r"progress\.json: not readable"):
+        course(tmp_path)

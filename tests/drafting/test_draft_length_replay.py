@@ -1,0 +1,183 @@
+"""Adaptive draft lengths against every fixed length and plain decoding, in replays of recorded and made texts.
+
+The best fixed length is the one that was best in hindsight, on the very tokens that it is compared on. Nothing here is
+measured: costs are given, and every replay is the same each time.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from specdec.drafting.draft_length import CREDIT, FLOOR, AdaptiveLength, FixedLength
+from tests.support.drafts.replay import (
+    COSTS,
+    HEAD,
+    SHORT,
+    SUFFIX,
+    Process,
+    Reached,
+    Speed,
+    Text,
+    all_or_none,
+    between,
+    each,
+    first,
+    fixed,
+    joined,
+    made,
+    recorded,
+    replay,
+)
+
+SETTLED, ROUNDS = 64, 256
+NEAR_BEST, NEAR_PLAIN = 0.97, 0.97
+WITH_START = 0.94  # of the best fixed length, the first rounds included: the first drafts wait for credit
+CHANCE = 0.02  # what a single order of some texts may make of it
+TABLES = [(table, HEAD) for table in COSTS] + [("AVX2", SUFFIX)]
+
+# By name: how many seeds (more where chance decides more), and the phases that a text goes through over and over.
+STEADY: dict[str, tuple[int, Sequence[tuple[int, Process]]]] = {
+    "always right": (1, [(1, first(8))]),
+    "95% right": (6, [(1, each(0.95))]),
+    "60% right": (6, [(1, each(0.6))]),
+    "as a trained head": (6, [(1, each(0.7, 0.6, 0.55, 0.5, 0.45))]),
+    "right for one token": (1, [(1, first(1))]),
+    "right for two tokens": (1, [(1, first(2))]),
+    "right for three tokens": (1, [(1, first(3))]),
+    "always wrong": (1, [(1, first(0))]),
+    "all right or all wrong": (16, [(1, all_or_none)]),
+    "texts take turns": (8, [(60, each(0.95)), (60, first(0))]),
+    "good texts and fair ones": (6, [(100, each(0.95)), (100, each(0.6))]),
+}
+# Every phase, in tokens, is long enough for 64 rounds and as many more.
+DRIFTING: dict[str, list[tuple[int, Process]]] = {
+    "good, wrong, good": [(1000, each(0.95)), (300, first(0)), (1200, each(0.95))],
+    "good, fair, good": [(1000, each(0.95)), (500, each(0.6)), (1200, each(0.95))],
+    "long, short, long": [(1200, first(8)), (400, first(1)), (1400, first(8))],
+    "wrong, good": [(300, first(0)), (1200, each(0.95))],
+}
+
+
+@functools.cache
+def drafts(kind: str, seed: int, source: str = HEAD) -> Text:
+    """A text of one of the kinds above."""
+    if kind in DRIFTING:
+        return made(sum(tokens for tokens, _ in DRIFTING[kind]), seed, *DRIFTING[kind], source=source)
+    return made(9 * ROUNDS, seed, *STEADY[kind][1], source=source)
+
+
+def best(found: Sequence[Sequence[Speed]]) -> float:
+    """Tokens a second of the best fixed length over several texts."""
+    return max(total(of_length).rate for of_length in zip(*found, strict=True))
+
+
+def total(parts: Sequence[Speed]) -> Speed:
+    whole = Speed()
+    for part in parts:
+        whole = whole.plus(part)
+    return whole
+
+
+def assert_never_slower(history: Sequence[Reached]) -> None:
+    """Than plain decoding: after every single round, from the first one on."""
+    slowest = min(reached.token / reached.seconds for reached in history)
+    assert slowest >= NEAR_PLAIN - 1e-9, f"{slowest:.4f} times as fast as plain"
+
+
+@pytest.mark.parametrize(("table", "source"), TABLES)
+@pytest.mark.parametrize("kind", STEADY)
+def test_it_is_near_the_best_fixed_length_after_64_rounds(kind: str, table: str, source: str) -> None:
+    costs, (seeds, _) = COSTS[table], STEADY[kind]
+    settled, settled_fixed, whole, whole_fixed = [], [], [], []
+    for seed in range(seeds):
+        text = drafts(kind, seed, source)
+        history = replay(AdaptiveLength(costs), text, costs, rounds=ROUNDS)
+        assert_never_slower(history)
+        settled.append(between(history, SETTLED, ROUNDS))
+        settled_fixed.append(fixed(text, costs, history[SETTLED - 1].token, history[-1].token))
+        whole.append(between(history, 0, ROUNDS))
+        whole_fixed.append(fixed(text, costs, 0, history[-1].token))
+    assert total(settled).rate >= NEAR_BEST * best(settled_fixed)
+    assert total(whole).rate >= WITH_START * best(whole_fixed)
+
+
+@pytest.mark.parametrize("table", COSTS)
+@pytest.mark.parametrize("kind", DRIFTING)
+def test_it_is_near_the_best_fixed_length_64_rounds_after_each_change(kind: str, table: str) -> None:
+    costs, phases = COSTS[table], DRIFTING[kind]
+    parts: list[list[Speed]] = [[] for _ in phases]
+    parts_fixed: list[list[list[Speed]]] = [[] for _ in phases]
+    for seed in range(6):
+        text = drafts(kind, seed)
+        history = replay(AdaptiveLength(costs), text, costs)
+        assert_never_slower(history)
+        begin = token = 0
+        for part, (tokens, _) in enumerate(phases):
+            token += tokens
+            end = next(i for i, reached in enumerate(history, start=1) if reached.token >= token)
+            settled = begin + SETTLED
+            assert end - settled >= SETTLED, "the phase is too short to tell"
+            parts[part].append(between(history, settled, end))
+            parts_fixed[part].append(fixed(text, costs, history[settled - 1].token, history[end - 1].token))
+            begin = end
+    for part, (own, others) in enumerate(zip(parts, parts_fixed, strict=True)):
+        assert total(own).rate >= NEAR_BEST * best(others), f"phase {part}"
+
+
+@pytest.mark.parametrize("table", ["AVX-512", "AVX2", "AVX2, dear rows"])
+@pytest.mark.parametrize("sources", [(HEAD, SUFFIX, SHORT), (HEAD,), (SHORT,)])
+def test_recorded_texts(sources: tuple[str, ...], table: str) -> None:
+    """One source alone, or a head and matches that compete and are added to its drafts; from each text on in turn."""
+    costs, texts = COSTS[table], [{name: text[name] for name in sources} for text in recorded().values()]
+    settled, settled_fixed, whole, whole_fixed = [], [], [], []
+    for i in range(len(texts)):
+        text: Text = joined(texts[i:] + texts[:i])
+        history = replay(AdaptiveLength(costs), text, costs)
+        assert_never_slower(history)
+        end = history[-1].token
+        settled.append(between(history, SETTLED, len(history)))
+        settled_fixed.append(fixed(text, costs, history[SETTLED - 1].token, end))
+        assert settled[-1].rate >= (NEAR_BEST - CHANCE) * best(settled_fixed[-1:])
+        whole.append(between(history, 0, len(history)))
+        whole_fixed.append(fixed(text, costs, 0, end))
+    assert total(settled).rate >= NEAR_BEST * best(settled_fixed)
+    assert total(whole).rate >= NEAR_BEST * best(whole_fixed)
+
+
+@pytest.mark.parametrize("table", COSTS)
+def test_drafts_that_are_always_right_are_soon_long(table: str) -> None:
+    costs = COSTS[table]
+    text = made(9 * ROUNDS, 0, (1, first(8)))
+    history = replay(AdaptiveLength(costs), text, costs, rounds=ROUNDS)
+    tokens = [after.token - before.token for before, after in itertools.pairwise(history)]
+    assert min(tokens[32:]) >= 8, "seven or eight drafted tokens, and one more"
+
+
+@pytest.mark.parametrize("table", COSTS)
+def test_whoever_decides_what_is_right_cannot_make_it_slower_than_plain(table: str) -> None:
+    costs = COSTS[table]
+    for seed in range(5):
+        lengths, draws = AdaptiveLength(costs), random.Random(seed)
+        tokens = seconds = lead = 0.0
+        for _ in range(ROUNDS):
+            source, k = lengths.choose({HEAD: 8, SUFFIX: 8})
+            # Short drafts are right until a long one was made: that one is wrong, and so is what follows for a while.
+            right = 0 if k > draws.choice((1, 3, 7)) or draws.random() < 0.2 else k
+            draft, verify = costs.of_draft(source, k), costs.of_pass(k + 1)
+            lengths.observe([source] * k, right, draft, verify)
+            tokens, seconds = tokens + right + 1, seconds + draft + verify
+            lead = max(lead, tokens - FLOOR * seconds)
+            assert tokens >= NEAR_PLAIN * seconds - 1e-9
+            assert tokens - FLOOR * seconds >= min(lead - CREDIT, 0) - 1e-9
+
+
+def test_a_fixed_length_is_replayed_the_same_alone_and_among_others() -> None:
+    costs, text = COSTS["AVX2"], {SHORT: recorded()["JSON-02"][SHORT]}
+    for k, speed in enumerate(fixed(text, costs, 0, len(text[SHORT]))):
+        last = replay(FixedLength(k), text, costs)[-1]
+        assert (last.token, last.seconds) == (speed.tokens, pytest.approx(speed.seconds))

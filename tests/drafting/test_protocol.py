@@ -1,0 +1,138 @@
+"""Suffix matches, and drafters that compete and join."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from specdec.cache import KVCache
+from specdec.drafting.draft_length import AdaptiveLength, Costs, FixedLength
+from specdec.drafting.protocol import Competitors, Draft, Joined, NoDraft, SuffixDrafter, SuffixMatches, drafted
+from specdec.engine.sampling import Noise
+from specdec.hf import decoder_of
+from specdec.model.decoder import Decoder
+from tests.support.tiny import tiny_model
+
+HIDDEN = torch.zeros(4)
+
+
+def fresh(**settings: int) -> SuffixMatches:
+    return SuffixDrafter(**settings).start()
+
+
+def test_proposes_what_followed_the_longest_match() -> None:
+    text = [1, 2, 3, 9, 9, 5, 1, 2, 3, 4, 4, 7, 5, 1, 2, 3]
+    assert fresh().propose(text, HIDDEN, 2).tokens == (4, 4)  # 5 1 2 3 matches four tokens, 1 2 3 at the start three
+    assert fresh().propose(text, HIDDEN, 2).sources == ("suffix", "suffix")
+
+
+def test_the_latest_of_equal_matches_wins() -> None:
+    assert fresh().propose([1, 2, 8, 0, 1, 2, 9, 0, 0, 1, 2], HIDDEN, 1).tokens == (9,)
+
+
+def test_no_match_no_draft() -> None:
+    assert fresh().propose([1, 2, 3, 4], HIDDEN, 4).tokens == ()
+    assert fresh().propose([1], HIDDEN, 4).tokens == ()
+
+
+def test_a_run_of_one_token_matches_itself() -> None:
+    assert fresh().propose([7] * 9, HIDDEN, 4).tokens == (7,)
+
+
+def test_short_matches_give_short_drafts() -> None:
+    text = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2]
+    assert fresh().propose(text, HIDDEN, 8).tokens == (3, 4, 5, 6)
+
+
+def test_incremental_index_equals_a_fresh_one() -> None:
+    generator = torch.Generator().manual_seed(1)
+    text = torch.randint(0, 4, (300,), generator=generator).tolist()
+    growing = fresh()
+    for length in range(2, len(text), 3):
+        assert growing.propose(text[:length], HIDDEN, 5) == fresh().propose(text[:length], HIDDEN, 5)
+
+
+def test_texts_of_one_drafter_know_nothing_of_each_other() -> None:
+    drafter = SuffixDrafter()
+    first, second = drafter.start(), drafter.start()
+    assert first.propose([1, 2, 3, 1, 2], HIDDEN, 4).tokens == (3, 1, 2)
+    assert second.propose([9, 1, 2], HIDDEN, 4).tokens == ()
+    assert first.propose([1, 2, 3, 1, 2, 3], HIDDEN, 1).tokens == (1,)
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="min_match"):
+        SuffixDrafter(min_match=5, max_match=2)
+
+
+class Scripted:
+    """Proposes the tokens that it was given."""
+
+    name, max_draft = "scripted", 4
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = tokens
+
+    def bind(self, backbone: Decoder) -> None:
+        pass
+
+    def start(self, cache: KVCache, noise: Noise | None = None) -> Scripted:
+        return self
+
+    def propose(self, tokens: Sequence[int], hidden: torch.Tensor, k: int) -> Draft:
+        return Draft.by(self.name, self.tokens[:k])
+
+
+def joined(*tokens: int) -> tuple[Joined, Competitors]:
+    both = Joined(Scripted(list(tokens)))
+    decoder = decoder_of(tiny_model("llama"))
+    both.bind(decoder)
+    return both, both.start(decoder.new_cache())
+
+
+def test_long_matches_compete_and_the_other_drafter_is_asked_elsewhere() -> None:
+    (both, proposer), text = joined(7, 7, 7, 7), [3, 4, 5, 6, 8, 9, 3]
+    assert [d.name for d in proposer.able(text)] == ["scripted"]
+    text += [4, 5]
+    assert [d.name for d in proposer.able(text)] == ["scripted", "suffix-short"], "the other one is the preferred"
+    assert proposer.propose(text, HIDDEN, 2) == Draft.by("scripted", (7, 7))
+    text.append(6)
+    assert [d.name for d in proposer.able(text)] == ["suffix", "scripted"]
+    assert proposer.propose(text, HIDDEN, 2) == Draft.by("suffix", (8, 9))
+    assert both.max_draft == 16 and both.name == "suffix+scripted"
+    both.take(NoDraft())
+    assert both.name == "suffix" and both.suffix.min_match == 2
+
+
+def test_who_does_better_drafts() -> None:
+    (_, both), text = joined(7, 7), [3, 4, 5, 6, 8, 9, 3, 4, 5, 6]
+    lengths = AdaptiveLength(Costs({1: 1.0, 2: 1.1}))
+    for _ in range(40):
+        lengths.observe(["suffix"], 0, 0.0, 1.1)
+        lengths.observe(["scripted", "scripted"], 2, 0.1, 1.2)
+    assert set(drafted(both, lengths, text, HIDDEN, 4).sources) == {"scripted"}
+    for _ in range(90):
+        lengths.observe(["suffix"], 1, 0.0, 1.1)
+        lengths.observe(["scripted", "scripted"], 0, 0.1, 1.2)
+    assert set(drafted(both, lengths, text, HIDDEN, 4).sources) == {"suffix"}
+
+
+def test_a_draft_goes_on_where_it_leads_into_earlier_text() -> None:
+    text = [1, 2, 3, 4, 5, 6, 7, 8, 9, 2, 3]  # then 4 5: four tokens that were there, and 6 7 8 came next
+    (_, both), lengths = joined(4, 5), AdaptiveLength(Costs({1: 1.0, 2: 1.1}, {"scripted": 0.01}))
+    lengths.observe(["scripted", "scripted"], 2, 0.02, 1.2)
+    draft = drafted(both, FixedLength(2), text, HIDDEN, 8)
+    assert draft == Draft.by("scripted", (4, 5)), "a fixed length is that length"
+    for _ in range(40):
+        lengths.observe(["scripted"] * 2 + ["suffix"] * 3, 5, 0.02, 1.5)
+    draft = drafted(both, lengths, text, HIDDEN, 8)
+    added = len(draft.tokens) - 2
+    assert added >= 3 and draft.tokens == (4, 5, 6, 7, 8, 9, 2, 3)[: 2 + added]
+    assert draft.sources == ("scripted",) * 2 + ("suffix",) * added
+    assert len(drafted(both, lengths, text, HIDDEN, 4).tokens) == 4, "no draft outruns its room"
+    assert joined(4, 5)[1].suffix.continuing(text, Draft.by("scripted", (4, 6)), 4).tokens == ()
+    for _ in range(90):
+        lengths.observe(["scripted"] * 2 + ["suffix"] * 3, 2, 0.02, 1.5)
+    assert "suffix" not in drafted(both, lengths, text, HIDDEN, 8).sources

@@ -1,0 +1,98 @@
+"""A draft made in one native call is the draft that is made step by step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import specdec
+from drafter import load_drafter
+from drafter.config import HeadConfig, head_spec
+from drafter.files.head import save_head
+from drafter.train.initial import initial_tensors
+from specdec import kernels
+from specdec.engine.sampling import Noise, Warping
+from specdec.model.decoder import Decoder
+from tests.support.tiny import VOCAB, WINDOW, prompt, tiny_model
+from tests.support.tiny_assistant import CENTROIDS, prefilled, save_assistant
+
+NOISES = (
+    Noise(3),
+    Noise(4, Warping(0.3)),
+    Noise(5, Warping(0.8, top_k=5)),
+    Noise(6, Warping(1.5, top_p=0.7)),
+    Noise(7, Warping(0.9, top_k=40, top_p=0.95, min_p=0.1)),
+    Noise(8, Warping(top_k=1)),
+)
+LENGTHS = (1, 7, WINDOW + 1, 3 * WINDOW, 6 * WINDOW + 3)
+
+# A draft in one call is the native kernels' own: without them there are only the steps, and nothing to compare.
+pytestmark = pytest.mark.skipif(not kernels.active().startswith("native"), reason="no native kernels here")
+
+
+def quantised(folder: Path, family: str) -> Decoder:
+    tiny_model(family).save_pretrained(folder)
+    return specdec.load(folder, drafter=None, quantize="int8", device="cpu").decoder
+
+
+def head(
+    folder: Path, decoder: Decoder, draft_vocab: int, bigram: int, bits: int, aux_layers: tuple[int, ...] = ()
+) -> Path:
+    ids = torch.arange(0, VOCAB, VOCAB // draft_vocab)
+    base = HeadConfig.like(decoder.spec, draft_vocab=draft_vocab)
+    config = replace(base, bigram=bigram, aux_layers=aux_layers)
+    tensors = initial_tensors(head_spec(config, decoder.spec), decoder, ids)
+    if aux_layers:
+        tensors["fuse.weight"].normal_(generator=torch.Generator().manual_seed(0)).mul_(0.2)
+    save_head(folder, config, tensors, ids, decoder, {}, bits)
+    return folder
+
+
+def compared(decoder: Decoder, folder: Path, quantize: str | None = None) -> bool:
+    """Whether drafts come in one call; they are the same in any case."""
+    drafter = load_drafter(folder, quantize)
+    drafter.bind(decoder)
+    fused = drafter._fused
+    for length in LENGTHS:
+        ids = prompt(length + 1, seed=length)[0]
+        cache, hidden = prefilled(decoder, ids[:-1], drafter.aux_layers)
+        found = []
+        for drafter._fused in (fused, None):
+            for noise in (None, *NOISES):
+                proposer = drafter.start(cache, noise)
+                found.append([proposer.propose(ids.tolist(), hidden, k).tokens for k in (1, 2, 5, 8)])
+        assert found[: len(found) // 2] == found[len(found) // 2 :]
+        assert [len(tokens) for tokens in found[0]] == [1, 2, 5, 8]
+        assert found[0] != found[1] != found[2], "noise changes what is drafted"
+        assert found[0] == found[len(NOISES)], "one token is left: the likeliest"
+    return fused is not None
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3"])
+@pytest.mark.parametrize(("draft_vocab", "bits"), [(VOCAB, 8), (VOCAB // 2, 8), (VOCAB // 2, 4)])
+def test_one_call_drafts_what_the_steps_draft(family: str, draft_vocab: int, bits: int, tmp_path: Path) -> None:
+    decoder = quantised(tmp_path / "backbone", family)
+    assert compared(decoder, head(tmp_path / "head", decoder, draft_vocab, 0, bits))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("aux_layers", [(1,), (2, 0)])
+def test_one_call_fuses_other_layers_states(family: str, aux_layers: tuple[int, ...], tmp_path: Path) -> None:
+    decoder = quantised(tmp_path / "backbone", family)
+    assert compared(decoder, head(tmp_path / "head", decoder, VOCAB // 2, 0, 8, aux_layers))
+
+
+def test_an_assistant_drafts_in_one_call(tmp_path: Path) -> None:
+    decoder = quantised(tmp_path / "backbone", "gemma4_unified")
+    assert compared(decoder, save_assistant(tmp_path / "assistant", "gemma4_unified"), "int8")
+
+
+def test_what_goes_step_by_step(tmp_path: Path) -> None:
+    decoder = quantised(tmp_path / "backbone", "llama")
+    assert not compared(decoder, head(tmp_path / "bigram", decoder, VOCAB // 2, 32, 8))
+    gemma = quantised(tmp_path / "gemma", "gemma4_unified")
+    assert not compared(gemma, save_assistant(tmp_path / "clusters", "gemma4_unified", **CENTROIDS), "int8")
+    assert not compared(gemma, save_assistant(tmp_path / "float", "gemma4_unified"), "none")

@@ -1,0 +1,161 @@
+"""Whole layers in one native call against the same layers op by op: the same bits, in every family, on every
+instruction set, whatever the storage, the number of rows and the number of threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from specdec import kernels
+from specdec.hf import decoder_of
+from specdec.model.decoder import Decoder
+from specdec.model.stack import Linear
+from specdec.weights.tensors import BlockWeight, quantize
+from tests.kernels.test_kernels import NATIVE, _seeded, path, threads
+from tests.support.tiny import FAMILIES, WINDOW, prompt, tiny_model
+
+__all__ = ["_seeded", "path", "threads"]
+
+pytestmark = pytest.mark.skipif(not NATIVE, reason="the native library was not built here")
+LENGTH = 6 * WINDOW
+STORAGES = ("int4", "int8", "mixed")
+
+
+def stored(linear: Linear, storage: str) -> Linear:
+    kind = "int4" if storage == "int5" else storage
+    weight = quantize(linear.weight.dequantize(), kind, name="w")
+    if storage == "int5":
+        values, scale, minimum = kernels.unpack_blocks(weight.blocks)
+        weight = BlockWeight(kernels.pack_blocks(2 * values + 1, scale / 2, minimum, 5))
+    return Linear(weight, linear.bias)
+
+
+@cache
+def quantised(family: str, storage: str) -> Decoder:
+    """The tiny model of `family` in blocks; "mixed": matrices of a layer in 4, 5 and 8 bits."""
+    decoder = decoder_of(tiny_model(family))
+    layers = []
+    for layer in decoder.layers:
+        parts: dict[str, Any] = {}
+        for i, name in enumerate(("q", "k", "v", "o", "gate", "up", "down", "ple_gate", "ple_projection")):
+            if (linear := getattr(layer, name)) is not None:
+                parts[name] = stored(linear, ("int4", "int5", "int8")[i % 3] if storage == "mixed" else storage)
+        layers.append(replace(layer, **parts))
+    return Decoder(decoder.spec, decoder.embedding, layers, decoder.norm, decoder.head, decoder.per_layer)
+
+
+def run(decoder: Decoder, ids: Tensor, rows: int, fused: bool, kept: torch.dtype | None = None) -> Tensor:
+    """Hidden states [n, hidden] of `ids` [n], `rows` to a pass, from a fresh cache that keeps `kept`."""
+    parts = (decoder.spec, decoder.embedding, decoder.layers, decoder.norm, decoder.head, decoder.per_layer)
+    decoder = Decoder(*parts, kv_dtype=kept)
+    store, parts = decoder.new_cache(), []
+    assert decoder.stack._fused is not None
+    assert decoder.stack._fused.usable([store.views]) is False  # gradients are on here
+    if not fused:
+        decoder.stack._fused = None
+    for chunk in ids.split(rows):
+        parts.append(decoder.forward(chunk, store))
+        store.commit(len(chunk))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_call_has_the_bits_of_op_by_op(family: str, storage: str) -> None:
+    decoder, ids = quantised(family, storage), prompt(LENGTH, seed=4)[0]
+    expected = run(decoder, ids, 16, fused=False)
+    assert expected.isfinite().all()
+    for rows in (1, 2, 3, 7, 8, 9, 16, 17, 64):
+        assert torch.equal(run(decoder, ids, rows, fused=True), expected), f"{rows} rows in a pass"
+
+
+@pytest.mark.parametrize("kept", [torch.bfloat16, torch.int8, torch.float16])  # the last goes op by op
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4", "gemma4-e2b"])
+def test_one_call_writes_the_stores_that_op_by_op_writes(family: str, kept: torch.dtype) -> None:
+    decoder, ids = quantised(family, "int8"), prompt(LENGTH, seed=4)[0]
+    expected = run(decoder, ids, 16, False, kept)
+    for rows in (1, 5, 64):
+        assert torch.equal(run(decoder, ids, rows, True, kept), expected), f"{rows} rows in a pass"
+    whole = run(decoder, ids, 16, True)
+    assert 0 < (whole - expected).norm() < 0.5 * whole.norm()  # another rounding, the same model
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma4", "gemma4-e2b"])
+def test_every_instruction_set_and_number_of_threads(path: str, threads: int, family: str) -> None:
+    decoder, ids = quantised(family, "mixed"), prompt(LENGTH, seed=5)[0]
+    if path == "reference":
+        kernels.choose("native")
+        expected = run(decoder, ids, 64, fused=True)
+        kernels.choose("reference")
+        assert kernels.fuse([layer.weights(0) for layer in decoder.layers], decoder.norm) is None
+        store = decoder.new_cache()
+        found = decoder.forward(ids[:64], store)  # fused when it was made, op by op now
+        # torch's exp rounds differently, and a last place can move an activation to the next of its 255 steps
+        assert 0 < (found - expected[:64]).norm() < 0.05 * expected[:64].norm()
+    else:
+        found = run(decoder, ids, 13, fused=True)
+        kernels.choose("native:portable")
+        assert torch.equal(found, run(decoder, ids, 13, fused=True))
+
+
+def test_what_is_not_in_blocks_goes_op_by_op() -> None:
+    decoder = quantised("llama", "int4")
+    layer = decoder.layers[0]
+    assert kernels.fuse([layer.weights(0)], decoder.norm) is not None
+    dense = replace(layer, up=Linear(decoder_of(tiny_model("llama")).layers[0].up.weight))
+    assert kernels.fuse([dense.weights(0)], decoder.norm) is None
+    assert kernels.fuse([replace(layer, input_norm=layer.input_norm.bfloat16()).weights(0)], decoder.norm) is None
+    assert kernels.fuse([layer.weights(0)], decoder.norm.bfloat16()) is None
+    ids = prompt(20)[0]
+    mixed = Decoder(decoder.spec, decoder.embedding, [dense, *decoder.layers[1:]], decoder.norm, decoder.head)
+    found = mixed.forward(ids, mixed.new_cache())
+    close = decoder.forward(ids, decoder.new_cache())
+    assert 0 < (found - close).abs().max() < 0.5  # other bits, the same layer
+
+
+def test_a_cache_that_grows_is_read_where_it_is_now() -> None:
+    decoder, ids = quantised("llama", "int8"), prompt(600, seed=6)[0]
+    expected = run(decoder, ids, 60, fused=False)
+    assert torch.equal(run(decoder, ids, 50, fused=True), expected)  # the store moves at 256 and at 512 positions
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_of_many_texts_have_the_bits_of_each_alone(family: str, fused: bool) -> None:
+    decoder = quantised(family, "mixed")
+    decoder = Decoder(decoder.spec, decoder.embedding, decoder.layers, decoder.norm, decoder.head, decoder.per_layer)
+    if not fused:
+        decoder.stack._fused = None
+    # texts of very different lengths, with passes of ragged rows of which some are forgotten again
+    texts = [prompt(length, seed=length)[0] for length in (5, LENGTH, 3, 2 * WINDOW, WINDOW - 1)]
+    alone = [run(decoder, text, 7, fused=True) for text in texts]
+    caches, done = [decoder.new_cache() for _ in texts], [0] * len(texts)
+    turn = 0
+    while active := [i for i, text in enumerate(texts) if done[i] < len(text)]:
+        turn += 1
+        rows = [texts[i][done[i] : done[i] + 1 + (turn * (i + 3)) % 9] for i in active]
+        hidden = decoder.forward_many(rows, [caches[i] for i in active])
+        for i, part in zip(active, hidden.split([len(r) for r in rows]), strict=True):
+            assert torch.equal(part, alone[i][done[i] : done[i] + len(part)]), f"text {i} at {done[i]}"
+            kept = max(1, len(part) - turn % 3)
+            caches[i].commit(kept)
+            done[i] += kept
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_many_texts_on_any_number_of_threads(count: int) -> None:
+    decoder = quantised("gemma3", "int8")
+    texts = [prompt(64 - 9 * i, seed=i)[0] for i in range(6)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        found = decoder.forward_many(texts, [decoder.new_cache() for _ in texts])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found, torch.cat([decoder.forward(text, decoder.new_cache()) for text in texts]))

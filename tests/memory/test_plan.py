@@ -1,0 +1,114 @@
+"""What is planned is what is taken: caches and weights to the byte, and the context that a budget allows."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import run
+import specdec
+from drafter import load_drafter
+from eval.synthetic.full_size import full_size_config
+from specdec.hf import decoder_of
+from specdec.memory.plan import KV_DTYPES, Planner, cache_bytes
+from specdec.model.decoder import Decoder
+from specdec.model.families import decoder_spec
+from tests.support.tiny import FAMILIES, prompt, tiny_model
+from tests.support.tiny_assistant import save_assistant
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_cache_takes_what_was_planned(family: str, kv_dtype: str) -> None:
+    made, kept = decoder_of(tiny_model(family)), KV_DTYPES[kv_dtype]
+    decoder = Decoder(made.spec, made.embedding, made.layers, made.norm, made.head, made.per_layer, kept)
+    cache = decoder.new_cache()
+    for part in prompt(400, seed=1)[0].split(cache.max_rows):
+        decoder.forward(part, cache)
+        cache.commit(len(part))
+        assert cache.nbytes == cache_bytes(decoder.spec, cache.length, kept)
+
+
+def test_gemma_4_keeps_half_of_its_full_layers_and_an_eighth_of_a_gigabyte_in_rings() -> None:
+    spec = decoder_spec(full_size_config("gemma-4-12b"))
+    rings = cache_bytes(spec, 1, torch.bfloat16) - 256 * 8 * 512 * 2
+    assert rings == 40 * (1023 + 64) * 8 * 256 * 2 * 2
+    per_token = (cache_bytes(spec, 32768, torch.bfloat16) - rings) / 32768
+    both = 8 * 2 * 512 * 2  # what transformers keeps of its full layers in bfloat16
+    assert per_token / both == 0.5
+    int8 = cache_bytes(spec, 32768, torch.int8) - 40 * (1023 + 64) * 8 * 2 * (256 + 4)
+    assert int8 / 32768 / both < 0.26
+
+
+def test_the_longest_context_fits_and_one_more_does_not() -> None:
+    planner = Planner(decoder_spec(full_size_config("gemma-4-12b")), 7_900_000_000)
+    for kv_dtype in KV_DTYPES:
+        longest = planner.longest(9_400_000_000, kv_dtype)
+        assert planner.needs(longest, kv_dtype).total <= 9_400_000_000
+        assert longest == planner.spec.max_positions or planner.needs(longest + 1, kv_dtype).total > 9_400_000_000
+    assert planner.longest(7_000_000_000) == 0
+    with pytest.raises(ValueError, match="there is no cache of 'int3'"):
+        planner.needs(1, "int3")
+
+
+@pytest.mark.parametrize("storage", [None, "int4", "int8"])
+def test_weights_and_drafter_of_a_folder(storage: str | None, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    tiny_model("gemma4_unified").save_pretrained(tmp_path / "model")
+    head = save_assistant(tmp_path / "head", "gemma4_unified")
+    options = [] if storage is None else ["--quantize", storage]
+    arguments = ["--model", str(tmp_path / "model"), "--drafter", str(head), "--context", "300", "--budget", "2GB"]
+    assert run.main(["plan", *arguments, *options]) == 0
+    planned = json.loads(capsys.readouterr().out.splitlines()[-1])
+    model = specdec.load(tmp_path / "model", drafter=None, quantize=storage, device="cpu")
+    assert planned["weights"] == model.decoder.nbytes
+    drafter = load_drafter(head)
+    drafter.bind(model.decoder)
+    assert drafter._assistant is not None
+    assert abs(planned["drafter"] - drafter._assistant.nbytes) < 0.05 * planned["drafter"]
+    assert planned["fits"] and set(planned["longest_context"].values()) == {512}
+
+
+def test_what_does_not_fit_is_an_exit_code(capsys: pytest.CaptureFixture) -> None:
+    assert run.main(["plan", "--model", "gemma-4-12b", "--context", "32768", "--budget", "8GB"]) == 1
+    out = capsys.readouterr().out
+    assert "does not fit into the budget, 8.00 GB" in out and "float32 does not fit" in out
+    assert run.main(["plan", "--model", "gemma-4-12b", "--context", "32768", "--budget", "16GB"]) == 0
+    assert "all that the model has" in capsys.readouterr().out
+    assert run.main(["plan", "--model", "gemma-4-12b", "--context", "999999"]) == 2
+    assert "has a context of 262,144" in capsys.readouterr().err
+
+
+def test_a_budget_is_kept_at_load_and_at_prefill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_model("gemma4_unified").save_pretrained(tmp_path)
+    monkeypatch.setattr(sys.modules["specdec.load"], "program_bytes", lambda: 0)
+    whole = specdec.load(tmp_path, device="cpu").decoder
+    planner = Planner(whole.spec, whole.nbytes, 0, 0)
+    budget = planner.needs(100).total
+    monkeypatch.setattr("specdec.memory.plan.LEAST", 64)
+    model = specdec.load(tmp_path, drafter="suffix", device="cpu", memory_budget=budget)
+    room = model.decoder.room
+    assert room is not None and model.decoder.context == room.positions == planner.longest(budget) >= 100
+    assert room.cache >= cache_bytes(whole.spec, room.positions, torch.float32)
+    with pytest.raises(ValueError, match="memory budget leaves room for; shorten it"):
+        model.generate(prompt(room.positions)[:1], max_new_tokens=5)
+    short, long = prompt(20)[:1], prompt(room.positions - 10)[:1]
+    unlimited = specdec.load(tmp_path, drafter="suffix", device="cpu")
+    settings = {"do_sample": False, "eos_token_id": None}
+    assert torch.equal(
+        model.generate(short, max_new_tokens=30, **settings), unlimited.generate(short, max_new_tokens=30, **settings)
+    )
+    with pytest.warns(UserWarning, match="memory budget"):
+        assert model.generate(long, max_new_tokens=30, **settings).shape[1] == room.positions
+    several = prompt(20, seed=1).expand(6, -1)
+    assert torch.equal(
+        model.generate(several, max_new_tokens=9, **settings), unlimited.generate(several, max_new_tokens=9, **settings)
+    )
+    for small in (planner.needs(30).total, "1KB"):
+        with pytest.raises(ValueError, match="is too small: weights"):
+            specdec.load(tmp_path, device="cpu", memory_budget=small)
+    with pytest.raises(ValueError, match="not an amount of memory"):
+        specdec.load(tmp_path, device="cpu", memory_budget="lots")

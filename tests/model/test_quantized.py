@@ -1,0 +1,169 @@
+"""Quantised checkpoints on disk: the same model, whoever made the file; and what happens to it is noticed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import specdec
+from specdec.model import quantized
+from specdec.weights.packed import ALIGNMENT, PackedFile, packing
+from specdec.weights.tensors import BlockWeight, DenseWeight, quantize, stored_bytes
+from tests.support.tiny import prompt, tiny_model
+
+ABOUT = {"what": "a test"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(quantized, "LEAST", 0)
+    tiny_model("gemma4_unified").save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def packed(folder: Path) -> list[Path]:
+    return sorted((folder.parent / "cache" / "quantized").glob("*.packed"))
+
+
+def text(folder: Path, storage: str = "int4") -> list[int]:
+    model = specdec.load(folder, drafter=None, quantize=storage, device="cpu")
+    return model.generate(prompt(20), max_new_tokens=30, do_sample=False)[0].tolist()
+
+
+def written(path: Path) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(40, 64, generator=generator) for name in ("int4", "int8", "none")}
+    with packing(path, ABOUT) as writer:
+        writer.weight("int4", quantize(tensors["int4"], "int4"))
+        writer.weight("int8", quantize(tensors["int8"], "int8"))
+        writer.weight("none", DenseWeight(tensors["none"].bfloat16()))
+        writer.vector("norm", tensors["none"][0])
+    return tensors
+
+
+def test_a_packed_file_gives_back_what_it_was_given(tmp_path: Path) -> None:
+    tensors = written(tmp_path / "x.packed")
+    file = PackedFile(tmp_path / "x.packed", ABOUT)
+    file.verify()
+    for storage in ("int4", "int8"):
+        weight, expected = file.weight(storage), quantize(tensors[storage], storage)
+        assert isinstance(weight, BlockWeight) and weight.blocks.q.data_ptr() % ALIGNMENT == 0
+        assert torch.equal(weight.dequantize(), expected.dequantize())
+        assert weight.nbytes == expected.nbytes == stored_bytes((40, 64), storage, torch.float32)
+    assert torch.equal(file.weight("none").dequantize(), tensors["none"].bfloat16().float())
+    assert torch.equal(file.vector("norm"), tensors["none"][0])
+    with pytest.raises(ValueError, match="made from something else"):
+        PackedFile(tmp_path / "x.packed", {"what": "another"})
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "index", "content"])
+def test_damage_is_noticed(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.packed"
+    written(path)
+    raw = bytearray(path.read_bytes())
+    if damage in ("cut", "empty"):
+        path.write_bytes(raw[:-100] if damage == "cut" else b"")
+    else:
+        raw[-90 if damage == "index" else 500] ^= 1
+        path.write_bytes(raw)
+    with pytest.raises(ValueError, match="damaged"):
+        PackedFile(path, ABOUT).verify()
+
+
+def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
+    def fill(path: Path) -> None:
+        with packing(path, ABOUT) as writer:
+            writer.vector("norm", torch.ones(5))
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="disk"):
+        fill(tmp_path / "x.packed")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("storage", ["int4", "int8"])
+def test_the_kept_model_is_the_one_that_is_quantised_in_memory(
+    storage: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = text(folder, storage)
+    (file,) = packed(folder)
+    made = file.stat().st_mtime_ns
+    assert text(folder, storage) == first
+    assert file.stat().st_mtime_ns == made
+    monkeypatch.setattr(quantized, "LEAST", 1 << 40)
+    assert text(folder, storage) == first
+
+
+def test_a_changed_checkpoint_and_another_storage_have_files_of_their_own(folder: Path) -> None:
+    text(folder, "int4")
+    text(folder, "int8")
+    assert len(packed(folder)) == 2
+    tiny_model("gemma4_unified", seed=1).save_pretrained(folder)
+    other = text(folder, "int4")
+    assert len(packed(folder)) == 3
+    assert other == text(folder, "int4")
+
+
+def test_a_damaged_file_is_made_again(folder: Path) -> None:
+    first = text(folder)
+    (file,) = packed(folder)
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.warns(UserWarning, match="cut short"):
+        assert text(folder) == first
+    assert text(folder) == first
+
+
+def test_without_room_the_model_is_quantised_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = text(folder)
+    for file in packed(folder):
+        file.unlink()
+    monkeypatch.setattr(quantized.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    with pytest.warns(UserWarning, match="cannot be kept"):
+        assert text(folder) == expected
+    assert packed(folder) == []
+
+
+def test_a_process_that_was_killed_leaves_a_clean_start(folder: Path) -> None:
+    program = (
+        "import sys, time; from specdec import quantized; import specdec; quantized.LEAST = 0\n"
+        "from specdec.weights.packed import PackedWriter\n"
+        "def slow(self, name, weight): print('writing', flush=True); time.sleep(60)\n"
+        "PackedWriter.weight = slow\n"
+        f"specdec.load({str(folder)!r}, drafter=None, quantize='int4', device='cpu')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    left = [path.name for path in (folder.parent / "cache" / "quantized").iterdir()]
+    assert any(name.startswith(".") for name in left)
+    first = text(folder)
+    assert text(folder) == first
+    assert not any(path.name.startswith(".") for path in (folder.parent / "cache" / "quantized").iterdir())
+
+
+def _load(folder: str, queue: multiprocessing.Queue[list[int]]) -> None:
+    quantized.LEAST = 0
+    torch.set_num_threads(1)
+    queue.put(text(Path(folder)))
+
+
+def test_two_processes_make_one_file(folder: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    both = [context.Process(target=_load, args=(str(folder), queue)) for _ in range(2)]
+    for process in both:
+        process.start()
+    texts = [queue.get(timeout=120) for _ in both]
+    for process in both:
+        process.join()
+    assert texts[0] == texts[1] == text(folder)
+    assert len(packed(folder)) == 1

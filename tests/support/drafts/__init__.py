@@ -1,0 +1,1 @@
+"""Recorded drafts (`drafts.json`), how they are recorded, and their replay without a model."""

@@ -1,0 +1,134 @@
+"""Tiny random assistants for the tiny Gemma 4 backbones of `tests.support.tiny`.
+
+Checkpoints are written tensor by tensor, because transformers 5.23.0 cannot build the model; parity then loads them
+into transformers' class, which must accept every tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor
+
+from drafter import AssistantDrafter, load_drafter
+from drafter.config import assistant_spec
+from drafter.files.checkpoint import extra_tensors
+from drafter.inference import Assistant
+from specdec.cache import KVCache
+from specdec.drafting.protocol import Draft
+from specdec.engine.sampling import Noise
+from specdec.hf import decoder_of
+from specdec.model.decoder import Decoder
+from specdec.model.names import expected_tensors
+from tests.support.tiny import VOCAB, WINDOW, tiny_model
+
+CENTROIDS = {"use_ordered_embeddings": True, "num_centroids": 32, "centroid_intermediate_top_k": 4}
+
+# backbone's family -> its assistant's class, and what the text config must repeat of the backbone
+ASSISTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "gemma4_unified": ("Gemma4UnifiedAssistant", "Gemma4UnifiedTextConfig", {}),
+    "gemma4": (
+        "Gemma4Assistant",
+        "Gemma4TextConfig",
+        {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0},
+    ),
+    "gemma4-e2b": (
+        "Gemma4Assistant",
+        "Gemma4TextConfig",
+        {
+            "hidden_size_per_layer_input": 0,
+            "vocab_size_per_layer_input": 0,
+            "attention_k_eq_v": False,
+            "num_global_key_value_heads": None,
+        },
+    ),
+}
+
+
+def assistant_config(family: str, text: dict[str, Any] | None = None, **top: Any) -> Any:
+    name, text_name, repeated = ASSISTANTS[family]
+    arguments = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_kv_shared_layers": 3,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_global_key_value_heads": 1,
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "attention_k_eq_v": True,
+        "sliding_window": WINDOW,
+        **repeated,
+        **(text or {}),
+    }
+    text_config = getattr(transformers, text_name)(**arguments)
+    return getattr(transformers, f"{name}Config")(**{"text_config": text_config, "backbone_hidden_size": 64, **top})
+
+
+def save_assistant(folder: Path, family: str, seed: int = 0, **top: Any) -> Path:
+    """A random assistant for the tiny backbone of `family`, as transformers would save it."""
+    config = assistant_config(family, **top)
+    config.architectures = [f"{ASSISTANTS[family][0]}ForCausalLM"]
+    config.save_pretrained(folder)
+    spec = assistant_spec(config, backbone(family).spec)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    shapes = {f"model.{name}": shape for name, shape in expected_tensors(spec.text).items()}
+    for name, shape in {**shapes, **extra_tensors(spec)}.items():
+        tensor = torch.randn(shape, generator=generator) * (0.3 if "norm" in name else 0.1) + float("norm" in name)
+        # Softer attention than the tiny backbones have: theirs multiplies rounding errors with every step.
+        tensor = tensor * 0.5 if "q_norm" in name else tensor
+        tensors[name] = torch.full(shape, 0.8) if name.endswith("layer_scalar") else tensor
+    if spec.centroids:
+        tensors["masked_embedding.token_ordering"] = torch.randperm(VOCAB, generator=generator)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def backbone(family: str) -> Decoder:
+    return decoder_of(tiny_model(family))
+
+
+def prefilled(decoder: Decoder, ids: Tensor, aux_layers: Sequence[int] = ()) -> tuple[KVCache, Tensor]:
+    """A cache with ids [n] committed, and the hidden state [hidden] of the last of them, `aux_layers`' after it."""
+    cache = decoder.new_cache()
+    hidden = torch.empty(0)
+    for chunk in ids.split(cache.max_rows):
+        hidden = decoder.forward(chunk, cache, aux_layers)[-1]
+        cache.commit(len(chunk))
+    return cache, hidden
+
+
+def bound(folder: Path, decoder: Decoder) -> tuple[AssistantDrafter, Assistant]:
+    drafter = load_drafter(folder)
+    drafter.bind(decoder)
+    assert drafter._assistant is not None
+    return drafter, drafter._assistant
+
+
+def proposed(
+    drafter: AssistantDrafter, cache: KVCache, ids: Tensor, hidden: Tensor, k: int, noise: Noise | None = None
+) -> Draft:
+    return drafter.start(cache, noise).propose(ids.tolist(), hidden, k)
+
+
+def transformers_assistant(folder: Path, family: str) -> Any:
+    """What transformers makes of the assistant in `folder`, all of whose tensors it takes."""
+    model_class = getattr(transformers, f"{ASSISTANTS[family][0]}ForCausalLM")
+    try:
+        model, report = model_class.from_pretrained(folder, output_loading_info=True, attn_implementation="eager")
+    except ValueError as error:
+        if "layer types producing a cache" not in str(error):
+            raise
+        pytest.skip(f"transformers {transformers.__version__} cannot build its own assistant: {error}")
+    assert not any(report.values()), report
+    return model.float().eval()
