@@ -17,8 +17,8 @@ from specdec.engine.engine import Request, decode
 from specdec.engine.sampling import Sampler
 from specdec.engine.stats import GenerationStats
 from specdec.model.decoder import Decoder
-from tests.cache.test_stores import of
 from tests.support.tiny import FAMILIES, VOCAB, prompt
+from tests.support.tiny_decoder import of
 
 PLENTY = 1 << 30
 

@@ -29,9 +29,9 @@ from specdec.engine.sampling import Sampler
 from specdec.engine.stats import GenerationStats
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
-from tests.kernels.test_layers import quantised
 from tests.support.tiny import FAMILIES, VOCAB, WINDOW, prompt, tiny_model
 from tests.support.tiny_assistant import backbone
+from tests.support.tiny_decoder import quantised
 
 AUX = (2, 0)  # not in order: a head's order is its own
 LENGTH = 3 * WINDOW + 5

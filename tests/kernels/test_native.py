@@ -13,9 +13,9 @@ import torch
 
 from specdec import kernels
 from specdec.kernels import KVView, native, reference
-from tests.kernels.test_kernels import KINDS, NATIVE, _seeded, packed
+from tests.support.kernel_paths import KINDS, NATIVE, packed, seeded
 
-__all__ = ["_seeded"]
+__all__ = ["seeded"]
 
 needs_library = pytest.mark.skipif(not NATIVE, reason="the native library was not built here")
 
