@@ -2,7 +2,7 @@
 
 What: `load_drafter` reads a Gemma 4 assistant (transformers' `Gemma4AssistantForCausalLM` and
 `Gemma4UnifiedAssistantForCausalLM`, as published in safetensors), or a head of our own format: a folder with
-`config.json` (sizes, provenance, whose head it is) and `mtp.gguf` (matrices of 8, 5 or 4 bits), see `head_file.py`.
+`config.json` (sizes, provenance, whose head it is) and `mtp.gguf` (matrices of 8, 5 or 4 bits), see `head.py`.
 Weights are read at `bind`, when the backbone's dtype and device are known. Of transformers only the config class is
 used: 5.23.0 cannot build the model. Left out: GGUF files of Gemma 4's drafters.
 """

@@ -1,7 +1,7 @@
 """The multi-token-prediction head, as it is trained: many rows at a time, with gradients.
 
-The same network as `head.py`, from the same `AssistantSpec` and under the same tensor names; that both compute the same
-is a test. Row r of a pass does what the drafter does when the token at position p[r] is pending: it attends to the
+The same network as `inference.py`, from the same `AssistantSpec` and under the same tensor names; that both compute the
+same is a test. Row r of a pass does what the drafter does when the token at position p[r] is pending: it attends to the
 backbone's keys j <= p[r] - 1 (of a sliding layer: from p[r] - 1 - window on), all steps of its draft at that one
 position. Rows never see each other, so any rows of a text can be taken, and a draft of K steps is K passes over the
 same rows ("training-time test", arXiv 2503.01840).
