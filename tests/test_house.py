@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -161,6 +162,26 @@ def test_every_folder_of_tests_mirrors_a_package() -> None:
     folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")} - {Path()}
     homes = [folder for folder in folders if any((ROOT / top / folder).is_dir() for top in ("specdec", "."))]
     assert {*folders} - {*homes} == set()
+
+
+def documents() -> str:
+    """Return all that the project says in Markdown."""
+    return "\n".join(path.read_text(encoding="utf-8") for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")))
+
+
+def test_every_command_that_is_documented_can_be_run() -> None:
+    commands = {*re.findall(r"python -m (eval(?:\.[a-z_]+)+)", documents())}
+    assert {"eval.exactness", "eval.kernels", "eval.fuzz"} <= commands
+    for command in commands:
+        path = FILES.get(f"{command}.__main__", FILES.get(command))
+        assert path is not None, f"python -m {command}: there is no such module"
+        assert '__name__ == "__main__"' in path.read_text(encoding="utf-8"), f"python -m {command} does nothing"
+
+
+def test_every_source_file_that_is_documented_is_there() -> None:
+    named = {*re.findall(r"(?<![\w/.])(?:specdec|drafter|eval|tests)/[\w/.-]*\.\w+", documents())}
+    assert "tests/test_house.py" in named
+    assert sorted(name for name in named if not (ROOT / name).exists()) == []
 
 
 def made(root: Path, **sources: str) -> dict[str, set[str]]:
