@@ -237,8 +237,8 @@ def test_files_that_are_not_this_conversation(tmp_path: Path, monkeypatch: pytes
     refused("was changed")
     path.write_bytes(b"hello")
     refused("damaged")
-    with pytest.raises(ValueError, match="holds something that is no conversation"):
-        save_conversation(kept.find(), path, decoder.identity, {})
+    with pytest.raises(ValueError, match="holds something that is no conversation"), kept.lent() as found:
+        save_conversation(found, path, decoder.identity, {})
     assert path.read_bytes() == b"hello"
     path.unlink()
     refused("no such file")

@@ -46,7 +46,8 @@ def test_a_written_model_is_read_by_us_and_by_transformers(
         [{"role": "user", "content": "héllo\n"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )["input_ids"]
     assert tokenizer.decode(ids[0], skip_special_tokens=True) == "user\nhéllo\n\nmodel\n"
-    text = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, eos_token_id=None)
+    arguments = {"max_new_tokens": 12, "eos_token_id": None, "draft_length": 2}
+    text = model.generate(ids, attention_mask=torch.ones_like(ids), **arguments)
     assert len(text[0].unique()) > 3  # not one token for ever
     if drafter is not None:
         assert model.last_stats.draft_sources
