@@ -216,5 +216,5 @@ def test_what_is_not_an_assistant_is_refused(tmp_path: Path) -> None:
     config = json.loads((broken / "config.json").read_text())
     config["text_config"]["num_attention_heads"] = "many"
     (broken / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="cannot be read.*num_attention_heads"):
+    with pytest.raises(ValueError, match=r"cannot be read.*num_attention_heads"):
         load_drafter(broken)
