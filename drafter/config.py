@@ -11,11 +11,17 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from specdec.model.families import LARGEST_HEAD, decoder_spec
+from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec, LayerSpec
 from specdec.weights.metadata import Values
 
 Config = Any  # transformers' Gemma4AssistantConfig or Gemma4UnifiedAssistantConfig
 _DEEPEST = 1 << 12  # layers that a backbone may have
+# Tensors that an MTP head has besides a decoder's.
+PRE_PROJECTION, POST_PROJECTION = "pre_projection.weight", "post_projection.weight"
+FUSE = "fuse.weight"
+BIGRAM_LEFT, BIGRAM_RIGHT = "bigram.left.weight", "bigram.right.weight"
+CENTROIDS, TOKEN_ORDERING = "masked_embedding.centroids.weight", "masked_embedding.token_ordering"
 HEAD_TYPE = "specdec_mtp"  # `model_type` in the config.json of a head of our own format
 
 
@@ -199,3 +205,27 @@ def _misfits(layer: LayerSpec, source: LayerSpec | None) -> list[str]:
         for name in ("kv_heads", "head_dim", "window")
         if getattr(layer, name) != getattr(source, name)
     ]
+
+
+def extra_tensors(spec: AssistantSpec) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what an assistant has besides a decoder's tensors."""
+    text = spec.text
+    shapes: dict[str, tuple[int, ...]] = {
+        PRE_PROJECTION: (text.hidden_size, 2 * spec.backbone_hidden_size),
+        POST_PROJECTION: (spec.backbone_hidden_size, text.hidden_size),
+    }
+    if spec.centroids:
+        shapes[CENTROIDS] = (spec.centroids, text.hidden_size)
+        shapes[TOKEN_ORDERING] = (text.vocab_size,)
+    if spec.aux_layers:
+        shapes[FUSE] = (spec.backbone_hidden_size, len(spec.aux_layers) * spec.backbone_hidden_size)
+    if spec.bigram:
+        shapes[BIGRAM_LEFT] = (text.vocab_size + 1, spec.bigram)
+        shapes[BIGRAM_RIGHT] = (text.vocab_size, spec.bigram)
+    return shapes
+
+
+def head_tensors(spec: AssistantSpec) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of all that a head has; the head's own matrix is `embed_tokens.weight`."""
+    assert spec.text.tied_head and not spec.centroids
+    return {**expected_tensors(spec.text), **extra_tensors(spec)}

@@ -12,7 +12,8 @@ last full one. Every step of a round has the position p of the pending token and
 j <= p - 1. The first h is the backbone's state after its final norm; heads of our own format can add to it what other
 layers make of the same position, h + fuse([rmsnorm(low) ; rmsnorm(middle) ; ...]) (`AssistantSpec.aux_layers`).
 
-Left out: more than one query row; training (`drafter/train/model.py`). The head has no soft-capping, unlike the backbone's.
+Left out: more than one query row; training (`drafter/train/model.py`). The head has no soft-capping, unlike
+the backbone's.
 """
 
 from __future__ import annotations

@@ -24,13 +24,13 @@ from rich.table import Table
 from torch import Tensor
 
 from drafter.data.dataset import BEGINNING, Dataset, Position, frequent
-from drafter.data.features import Features
+from drafter.data.features import Features, Keys
 from drafter.files.checkpoint import load_drafter
 from drafter.files.formats import Form, Shape, Trained, form_for
 from drafter.train.evaluate import drafted
 from drafter.train.initial import initial_tensors
 from drafter.train.loss import Candidates, Recipe
-from drafter.train.model import Keys, Network, Sight
+from drafter.train.model import Network, Sight
 from drafter.train.trainer import Settings, Trainer
 from eval.acceptance import figures, ids_of, prompts
 from eval.cli import options as cli

@@ -14,8 +14,7 @@ import torch
 from rich import box
 from rich.table import Table
 
-from drafter.config import assistant_spec
-from drafter.files.checkpoint import extra_tensors
+from drafter.config import assistant_spec, extra_tensors
 from eval.cli.names import full_size_names
 from eval.cli.output import DIFFERS, check_writable, put_record
 from eval.cli.provenance import machine

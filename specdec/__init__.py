@@ -1,8 +1,8 @@
 """specdec: multi-token-prediction speculative decoding, with the plain model's own output.
 
 The public names are imported when somebody first asks for one: `import specdec` and the modules that need no tensors
-(`util.atomic`, `util.terminal`, `util.text`, `weights.hub`) load neither torch nor transformers, so that a mistyped name is told at
-once.
+(`util.atomic`, `util.terminal`, `util.text`, `weights.hub`) load neither torch nor transformers, so that a mistyped
+name is told at once.
 """
 
 from __future__ import annotations

@@ -23,8 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from drafter.data.features import Features
-from drafter.train.model import Keys
+from drafter.data.features import Features, Keys
 from specdec.engine.sampling import mix
 from specdec.util.atomic import replacing
 from specdec.weights.metadata import Values, foreign, read_object, shown

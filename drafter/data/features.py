@@ -1,23 +1,30 @@
 """What a head learns from: texts with the backbone's own states, as `Features`.
 
-`read` runs texts that somebody else wrote through the backbone; `drafter/data/answering.py` lets it write its own. Either
-way the labels are its own choices, which is what a drafter has to guess.
+`read` runs texts that somebody else wrote through the backbone; `answering.py` lets it write its own. Either way the
+labels are its own choices, which is what a drafter has to guess.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from drafter.train.model import Keys
 from specdec import kernels
 from specdec.cache import KVCache
 from specdec.model.decoder import Decoder
 
 _ROWS = 64  # of logits at once
+
+
+class Keys(NamedTuple):
+    """What a backbone's layer keeps of a text: `k`, `v` [kv_heads, n, head_dim], keys rotated."""
+
+    k: Tensor
+    v: Tensor
 
 
 @dataclass(frozen=True)

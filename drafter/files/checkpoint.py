@@ -2,7 +2,7 @@
 
 What: `load_drafter` reads a Gemma 4 assistant (transformers' `Gemma4AssistantForCausalLM` and
 `Gemma4UnifiedAssistantForCausalLM`, as published in safetensors), or a head of our own format: a folder with
-`config.json` (sizes, provenance, whose head it is) and `mtp.gguf` (matrices of 8, 5 or 4 bits), see `head_file.py`.
+`config.json` (sizes, provenance, whose head it is) and `mtp.gguf` (matrices of 8, 5 or 4 bits), see `head.py`.
 Weights are read at `bind`, when the backbone's dtype and device are known. Of transformers only the config class is
 used: 5.23.0 cannot build the model. Left out: GGUF files of Gemma 4's drafters.
 """
@@ -17,7 +17,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from drafter.config import HEAD_TYPE, AssistantSpec, Config, HeadConfig, assistant_spec, head_spec
+from drafter.config import (
+    BIGRAM_LEFT,
+    BIGRAM_RIGHT,
+    CENTROIDS,
+    FUSE,
+    HEAD_TYPE,
+    POST_PROJECTION,
+    PRE_PROJECTION,
+    TOKEN_ORDERING,
+    AssistantSpec,
+    Config,
+    HeadConfig,
+    assistant_spec,
+    extra_tensors,
+    head_spec,
+)
 from drafter.files.assistant import ABOUT_FILE, assistants_backbone
 from drafter.files.head import DRAFT_IDS, HEAD_FILE, check_weights
 from drafter.inference import Assistant, Bigram, CentroidHead, DenseHead, PrunedHead
@@ -34,11 +49,6 @@ from specdec.weights.safetensors import SafetensorsCheckpoint
 from specdec.weights.tensors import BlockWeight, Storage, Weight
 
 MODEL_TYPES = ("gemma4_assistant", "gemma4_unified_assistant")
-
-_PRE, _POST = "pre_projection.weight", "post_projection.weight"
-_FUSE = "fuse.weight"
-_LEFT, _RIGHT = "bigram.left.weight", "bigram.right.weight"
-_CENTROIDS, _ORDERING = "masked_embedding.centroids.weight", "masked_embedding.token_ordering"
 
 
 class Stored(NamedTuple):
@@ -168,24 +178,6 @@ def _config_json(folder: Path) -> dict[str, Any]:
     return values
 
 
-def extra_tensors(spec: AssistantSpec) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of what an assistant has besides a decoder's tensors."""
-    text = spec.text
-    shapes: dict[str, tuple[int, ...]] = {
-        _PRE: (text.hidden_size, 2 * spec.backbone_hidden_size),
-        _POST: (spec.backbone_hidden_size, text.hidden_size),
-    }
-    if spec.centroids:
-        shapes[_CENTROIDS] = (spec.centroids, text.hidden_size)
-        shapes[_ORDERING] = (text.vocab_size,)
-    if spec.aux_layers:
-        shapes[_FUSE] = (spec.backbone_hidden_size, len(spec.aux_layers) * spec.backbone_hidden_size)
-    if spec.bigram:
-        shapes[_LEFT] = (text.vocab_size + 1, spec.bigram)
-        shapes[_RIGHT] = (text.vocab_size, spec.bigram)
-    return shapes
-
-
 def build_assistant(
     spec: AssistantSpec,
     checkpoint: Checkpoint,
@@ -220,12 +212,12 @@ def build_assistant(
     stores = [layer.spec.kv_layer for layer in layers if layer.spec.kv_layer is not None]
     return Assistant(
         spec=spec,
-        pre=Linear(read.matrix(_PRE)),
+        pre=Linear(read.matrix(PRE_PROJECTION)),
         stack=Stack(layers, stores, norm, text.norm_eps),
-        post=Linear(read.matrix(_POST)),
+        post=Linear(read.matrix(POST_PROJECTION)),
         head=head,
         rotations=Rotations(text.ropes, dtype, device),
-        fuse=Linear(read.matrix(_FUSE)) if spec.aux_layers else None,
+        fuse=Linear(read.matrix(FUSE)) if spec.aux_layers else None,
     )
 
 
@@ -249,13 +241,13 @@ def _pruned_head(
         return PrunedHead(weight, ids.to(read.device))
     slots = torch.full((vocab,), count, dtype=torch.int64)  # what cannot be drafted shares the last row
     slots[ids] = torch.arange(count, dtype=torch.int64)
-    left = checkpoint.tensor(_LEFT).to(read.device, read.dtype)  # [candidates + 1, rank]
-    return PrunedHead(weight, ids.to(read.device), Bigram(left, slots.to(read.device), read.matrix(_RIGHT)))
+    left = checkpoint.tensor(BIGRAM_LEFT).to(read.device, read.dtype)  # [candidates + 1, rank]
+    return PrunedHead(weight, ids.to(read.device), Bigram(left, slots.to(read.device), read.matrix(BIGRAM_RIGHT)))
 
 
 def _centroid_head(spec: AssistantSpec, weight: Weight, read: TensorReader, checkpoint: Checkpoint) -> CentroidHead:
-    ordering = checkpoint.tensor(_ORDERING).long()  # [vocab]: token ids, cluster after cluster
+    ordering = checkpoint.tensor(TOKEN_ORDERING).long()  # [vocab]: token ids, cluster after cluster
     if not torch.equal(ordering.sort().values, torch.arange(len(ordering), dtype=torch.int64)):
-        raise ValueError(f"{checkpoint.path}: {_ORDERING} does not list every token once; fetch the checkpoint again")
+        raise ValueError(f"{checkpoint.path}: {TOKEN_ORDERING} does not list every token once; fetch it again")
     clusters = ordering.view(spec.centroids, -1).to(read.device)  # [centroids, vocab / centroids]
-    return CentroidHead(weight, read.matrix(_CENTROIDS), clusters, spec.top_centroids)
+    return CentroidHead(weight, read.matrix(CENTROIDS), clusters, spec.top_centroids)

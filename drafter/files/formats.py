@@ -14,11 +14,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from drafter.config import AssistantSpec, Config, HeadConfig, assistant_spec, head_spec
+from drafter.config import AssistantSpec, Config, HeadConfig, assistant_spec, head_spec, head_tensors
 from drafter.files.assistant import assistant_config, save_assistant
 from drafter.files.checkpoint import provenance_of, read_folder
 from drafter.files.head import save_head
-from drafter.train.model import head_tensors
 from specdec.model.build import Source
 from specdec.model.decoder import Decoder
 from specdec.model.spec import DecoderSpec

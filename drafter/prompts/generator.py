@@ -3,11 +3,10 @@
 What: `generated_prompts` and `held_out_prompts` (from a grammar), `document_prompts` (passages of text files, each
 with a request), `user_prompts` (a user's JSON lines), `mixed` (all of these by weight).
 
-Why: a head trained on few templates does not travel to foreign prompts, so breadth of topic, task, register, length
-and format is what is bought here, and no single phrase is worth polishing. The tables of the grammar (see
-`drafter/prompts/grammar.py`) lie beside this file: `prompt_words.json` (topics, names, words), `prompt_texts.json`
-(sentences, facts, code); `prompt_kinds.json` has the templates of each kind of prompt. All was written for this
-project.
+Why: a head trained on few templates does not travel to foreign prompts, so breadth of topic, task, register, length and
+format is what is bought here, and no single phrase is worth polishing. The tables of the grammar (see `grammar.py`) lie
+beside this file: `words.json` (topics, names, words), `texts.json` (sentences, facts, code); `kinds.json` has the
+templates of each kind of prompt. All was written for this project.
 
 Left out: any judgement of a prompt's sense. Some are odd; a model has to answer odd prompts too.
 """

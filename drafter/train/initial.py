@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from drafter.config import AssistantSpec
+from drafter.config import AssistantSpec, head_tensors
 from drafter.data.features import Features
-from drafter.train.model import head_tensors
 from specdec.model.decoder import Decoder
 from specdec.model.stack import Layer, Linear
 

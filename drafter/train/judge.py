@@ -1,14 +1,16 @@
 """A head's score while it is trained: drafts for held-out prompts in the real decoding loop, and the same offline.
 
-Scores are compared with one another, so all of a run are taken on the same prompts: as many as the first evaluation had
-time for.
+What: `Judge`; `Scored`, one evaluation; `Progress`, what a run's folder keeps of them. Scores are compared with one
+another, so all of a run are taken on the same prompts: as many as the first evaluation had time for.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -19,6 +21,41 @@ from drafter.files.checkpoint import load_drafter
 from drafter.train.evaluate import drafted, walked
 from drafter.train.trainer import Trainer
 from specdec.model.decoder import Decoder
+from specdec.util.atomic import replacing
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An evaluation: mean acceptance length of drafts of `draft_length` tokens, decoded for real, and `walked`."""
+
+    step: int
+    tokens: int
+    seconds: float
+    real: float
+    offline: float
+    per_position: tuple[float, ...]
+    best: bool
+    prompts: int  # that it was taken on
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is known of a run besides the weights: seconds of training, and the scores so far as JSON objects."""
+
+    training: float = 0.0
+    scores: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path) -> Progress:
+        """Return what `write` left at `path`, or an empty record. Raises ValueError when it holds something else."""
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else cls()
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: not readable ({error}); delete it, its times and scores are then lost") from None
+
+    def write(self, path: Path) -> None:
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
 
 
 class Figures(NamedTuple):

@@ -1,7 +1,7 @@
 """The multi-token-prediction head, as it is trained: many rows at a time, with gradients.
 
-The same network as `head.py`, from the same `AssistantSpec` and under the same tensor names; that both compute the same
-is a test. Row r of a pass does what the drafter does when the token at position p[r] is pending: it attends to the
+The same network as `inference.py`, from the same `AssistantSpec` and under the same tensor names; that both compute the
+same is a test. Row r of a pass does what the drafter does when the token at position p[r] is pending: it attends to the
 backbone's keys j <= p[r] - 1 (of a sliding layer: from p[r] - 1 - window on), all steps of its draft at that one
 position. Rows never see each other, so any rows of a text can be taken, and a draft of K steps is K passes over the
 same rows ("training-time test", arXiv 2503.01840).
@@ -18,20 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from drafter.config import AssistantSpec
-from drafter.files.checkpoint import extra_tensors
+from drafter.config import AssistantSpec, head_tensors
+from drafter.data.features import Keys
 from drafter.train.attention import attend
-from specdec.model.names import expected_tensors
 from specdec.model.stack import Rotations
 
 _HEAD = "embed_tokens.weight"
-
-
-class Keys(NamedTuple):
-    """What a backbone's layer keeps of a text: `k`, `v` [kv_heads, n, head_dim], keys rotated."""
-
-    k: Tensor
-    v: Tensor
 
 
 class TextView(NamedTuple):
@@ -169,12 +161,6 @@ class Network(nn.Module):
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), self[name].to(x.dtype), self.spec.text.norm_eps)
-
-
-def head_tensors(spec: AssistantSpec) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of all that a head has; the head's own matrix is `embed_tokens.weight`."""
-    assert spec.text.tied_head and not spec.centroids
-    return {**expected_tensors(spec.text), **extra_tensors(spec)}
 
 
 def _key(name: str) -> str:

@@ -14,10 +14,9 @@ Under `torchrun` the first process collects, judges and saves; all of them train
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,14 +29,12 @@ from drafter.data.features import Features
 from drafter.data.patience import PATIENT, USUAL, Intervals, Now
 from drafter.files.formats import Form, Start, Trained
 from drafter.train.initial import initial_tensors
-from drafter.train.judge import Judge
+from drafter.train.judge import Judge, Progress, Scored
 from drafter.train.loss import Candidates
 from drafter.train.model import Network
-from drafter.train.pace import Clock, Pace, Step
-from drafter.train.schedule import Budget, Schedule, rows_per_second, side_by_side
+from drafter.train.schedule import Budget, Clock, Pace, Schedule, Step, rows_per_second, side_by_side
 from drafter.train.trainer import Settings, StepReport, Trainer
 from specdec.model.decoder import Decoder
-from specdec.util.atomic import replacing
 
 COLLECTING, TRAINING = "collecting answers", "training"
 
@@ -50,28 +47,6 @@ class Began:
     candidates: int
     coverage: float
     step: int
-
-
-@dataclass(frozen=True)
-class Scored:
-    """An evaluation: mean acceptance length of drafts of `draft_length` tokens, decoded for real, and `walked`."""
-
-    step: int
-    tokens: int
-    seconds: float
-    real: float
-    offline: float
-    per_position: tuple[float, ...]
-    best: bool
-    prompts: int  # that it was taken on
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What is known besides the weights."""
-
-    training: float = 0.0
-    scores: list[dict[str, Any]] = field(default_factory=list)
 
 
 Event = Size | Began | StepReport | Scored
@@ -115,7 +90,7 @@ class Course:
         self.folder, self.backbone, self.collector = folder, backbone, collector
         self.form, self.settings, self.about, self.intervals = form, settings, about, intervals
         self.spec, self.start = form.spec(backbone.spec), start
-        self.progress = self._progress()
+        self.progress = Progress.read(self._progress_file)
         self.collected = collector.size()
         used = self.collected.seconds + self.progress.training
         self.schedule = Schedule(budget, used, now() if began is None else began, now)
@@ -305,20 +280,13 @@ class Course:
     def _embed(self, ids: Tensor) -> Tensor:
         return self.backbone.embed(ids).float().clone()  # not an inference tensor, which gradients refuse
 
-    # What is known besides
-
-    def _progress(self) -> Progress:
-        path = self.folder / "training" / "progress.json"
-        try:
-            return Progress(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else Progress()
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: not readable ({error}); delete it, its times and scores are then lost") from None
+    @property
+    def _progress_file(self) -> Path:
+        return self.folder / "training" / "progress.json"
 
     def _note(self, **changes: Any) -> None:
-        self.progress = Progress(**{**asdict(self.progress), **changes})
-        path = self.folder / "training" / "progress.json"
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(asdict(self.progress)) + "\n", encoding="utf-8")
+        self.progress = replace(self.progress, **changes)
+        self.progress.write(self._progress_file)
 
 
 def _parallel() -> bool:

@@ -211,7 +211,7 @@ def _longest(session: Session, prompts: Sequence[Prompt]) -> int:
 def _costs(modes: Sequence[Mode]) -> dict[str, dict[str, float]] | None:
     """V(T) and d in seconds, as the first mode that chooses lengths has them now."""
     for mode in modes:
-        if isinstance(mode, Ours) and mode.adaptive and mode.lengths.threads:
+        if isinstance(mode, Ours) and mode.adaptive and mode.lengths.measured_for:
             costs = mode.lengths.costs
             return {
                 "pass_seconds": {str(rows): seconds for rows, seconds in costs.passes.items()},

@@ -28,7 +28,6 @@ from typing import Any, Protocol
 INSTALL = "pip install -c constraints.txt -e '.[bench]'"
 DTYPES = ("float32", "bfloat16")  # in which transformers is measured
 LOOKUP = 10  # tokens that transformers' prompt lookup drafts: what its documentation uses
-NGRAM = ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache")  # llama.cpp's, without a model
 NEEDS = {"transformers": ("transformers", "accelerate"), "llama.cpp": ("xllamacpp",)}  # packages, by first word
 
 
@@ -118,8 +117,8 @@ class LlamaCpp:
     """llama.cpp's server on a .gguf `file`, inside this process; `context`: positions that it makes room for.
 
     `details` has the instruction sets that the wheel was built for: they decide its speed, and a wheel that must run
-    everywhere leaves out the newest. `speculation`: one of `NGRAM`, with llama.cpp's own settings. It keeps a port of
-    its own on the loopback address, which nothing here uses.
+    everywhere leaves out the newest. `speculation`: one of `NGRAM` in `eval.cli.names`, with llama.cpp's own settings.
+    It keeps a port of its own on the loopback address, which nothing here uses.
     """
 
     def __init__(self, file: Path, threads: int, context: int, sampling: Sampling, speculation: str = "") -> None:

@@ -66,7 +66,8 @@ class Mode(Protocol):
 class Ours:
     """A session, decoding in one way. `rates`: of synthetic acceptance (`eval.synthetic.acceptance`)."""
 
-    ours, process = True, None
+    ours = True
+    process: int | None = None
 
     def __init__(
         self,
@@ -82,8 +83,8 @@ class Ours:
         self.details = f"kernels: {kernels.active()}" if draft_length == 0 else f"drafter {self._drafter.name}"
         # Costs are the machine's, and measured; what is known of acceptance is this mode's own.
         known = session.model.lengths
-        self.lengths = AdaptiveLength(known.costs if known.threads else None)
-        self.lengths.threads = known.threads
+        self.lengths = AdaptiveLength(known.costs if known.measured_for else None)
+        self.lengths.measured_for = known.measured_for
 
     def run(
         self,
@@ -97,6 +98,7 @@ class Ours:
         if self.rates and answer is not None:
             text = [*ids[0].tolist(), *answer]
             drafter = SyntheticAcceptance(drafter, text, self.rates, model.decoder.spec.vocab_size)
+        tokens: dict[str, Any] = {} if answer is None else {"max_new_tokens": len(answer)}
         return self._session.run(
             ids,
             speculation=self._length != 0,
@@ -104,7 +106,7 @@ class Ours:
             streamer=streamer,
             draft_length=self._length,
             on_round=on_round,
-            **({} if answer is None else {"max_new_tokens": len(answer)}),
+            **tokens,
         )
 
     def cpu_seconds(self) -> float:

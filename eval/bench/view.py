@@ -21,7 +21,8 @@ from eval.bench.comparison import PREFILL, Turn
 from eval.bench.tables import speedup_text
 from eval.cli.names import PLAIN
 from eval.cli.session import Session
-from eval.live.dashboard import HEIGHT, Dashboard
+from eval.live.blocks import HEIGHT
+from eval.live.dashboard import Dashboard
 from eval.live.parts import WIDTH, Lines, Redrawn
 from specdec.engine.stats import Round
 

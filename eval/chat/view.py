@@ -24,7 +24,7 @@ from eval.live.parts import WIDTH, Redrawn
 from specdec.util.text import visible
 
 if TYPE_CHECKING:
-    from typing import Self  # Python 3.11
+    from typing_extensions import Self  # in typing from Python 3.11 on
 
 _TAIL = 8  # lines of an answer above the dashboard, where the terminal is high enough
 _BREAK = 1000  # characters; what is drawn of an answer begins at a multiple, or every redraw would break lines anew

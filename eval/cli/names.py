@@ -1,14 +1,14 @@
-"""Names of what the commands know: ways to decode that a bench compares (`eval.bench.modes`), shapes of models of full size
-(`eval.synthetic.full_size`). Apart from these, so that a mistyped name is told before torch is imported."""
+"""Names of what the commands know: ways to decode that a bench compares (`eval.bench.modes`), shapes of models of full
+size (`eval.synthetic.full_size`). Apart from these, so that a mistyped name is told before torch is imported."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import resources
 
-from eval.bench.engines import NGRAM
 from specdec.util.text import did_you_mean
 
+NGRAM = ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache")  # llama.cpp's, without a model
 PLAIN = "plain"  # what all others are measured against
 ADAPTIVE = "adaptive"
 GROUPS = {"fixed": [f"k{n}" for n in range(1, 7)], "llama.cpp-ngram": [f"llama.cpp-{kind}" for kind in NGRAM]}

@@ -72,10 +72,8 @@ def check_names(settings: Settings, modes: Sequence[str] = (), shapes: Sequence[
 
     `modes`: of a bench; `shapes`: other names that the model may have.
     """
-    from specdec.weights.hub.paths import (  # here: it imports rich, which --help need not wait for
-        drafter_path,
-        local_path,
-    )
+    # Here, because it imports rich, which --help need not wait for.
+    from specdec.weights.hub.paths import drafter_path, local_path
 
     local_path(settings.model, shapes)
     drafter_path(settings.drafter)

@@ -180,7 +180,7 @@ def _warnings_in_a_line() -> Iterator[None]:
         print(f"warning: {_in_a_line(str(message))}", file=sys.stderr)
 
     with warnings.catch_warnings():
-        warnings.showwarning = show
+        warnings.showwarning = show  # type: ignore[assignment]  # the place in one argument
         yield
 
 

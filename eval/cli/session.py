@@ -108,7 +108,7 @@ class Session:
     def costs(self) -> Costs | None:
         """V(T) and d as they are now, where they were measured."""
         lengths = self.model.lengths
-        return None if lengths.threads is None else lengths.costs
+        return None if lengths.measured_for is None else lengths.costs
 
     def memory(self) -> tuple[int | None, int | None]:
         """Bytes that this process takes now (None where that is not known), and the budget, where there is one."""

@@ -9,7 +9,6 @@ owed an answer at once, not a traceback, a hang or a full memory. Left out: file
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -220,7 +219,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _check(arguments) if arguments.replay is None else _replay(arguments.replay)
 
     return guarded(command, arguments.json)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

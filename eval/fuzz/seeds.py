@@ -15,11 +15,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from drafter.config import AssistantSpec, HeadConfig, assistant_spec, head_spec
+from drafter.config import AssistantSpec, HeadConfig, assistant_spec, extra_tensors, head_spec
 from drafter.data.dataset import DatasetWriter
 from drafter.data.features import read
 from drafter.files.assistant import assistant_config, save_assistant
-from drafter.files.checkpoint import extra_tensors
 from drafter.files.head import save_head
 from eval.fuzz.cases import GGUF, VOCAB, World, generated, no_bar
 from eval.synthetic.command import byte_tokenizer, random_tensor, write_model

@@ -10,7 +10,6 @@ out: GPUs, and text, acceptance and drafting, which `run.py bench` measures.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -208,7 +207,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.add_json_option(parser, "what is the last line of stdout, where that is no terminal,")
     arguments = parser.parse_args(argv)
     return guarded(lambda: measure(arguments), arguments.json)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,7 @@ from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from drafter.config import assistant_spec
-from drafter.files.checkpoint import extra_tensors
+from drafter.config import assistant_spec, extra_tensors
 from eval.cli import options as cli
 from eval.cli.names import full_size_names
 from eval.cli.output import check_writable, file_name, guarded, put_record
@@ -95,7 +93,7 @@ def _drafter_tensors(config: Any, drafter: Any) -> dict[str, tuple[int, ...]]:
 def write_tensors(folder: Path, shapes: Shapes, norm_offset: float, advance: Callable[[int], None]) -> None:
     """Random bfloat16 tensors in shards, with their index. `norm_offset`: what the family adds to a norm's weight."""
     shards = list(_shards(shapes))
-    where = {}
+    where: dict[str, str] = {}
     for i, names in enumerate(shards, 1):
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
         tensors = {name: random_tensor(name, shapes[name], norm_offset) for name in names}
@@ -180,7 +178,3 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     return guarded(command, arguments.json)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

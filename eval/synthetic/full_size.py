@@ -1,7 +1,7 @@
 """A decoder of full size with random weights: what a published model costs in time and memory, not what it says.
 
-What: the shapes in `eval/synthetic/configs/` (facts of published configs, in transformers' words) become a decoder whose blocks
-are what `specdec.load(..., quantize="int4")` makes of a float checkpoint: 4 bits with a minimum, and 8 bits for the
+What: the shapes in `configs/` (facts of published configs, in transformers' words) become a decoder whose blocks are
+what `specdec.load(..., quantize="int4")` makes of a float checkpoint: 4 bits with a minimum, and 8 bits for the
 vocabulary. Left out: vision and audio parts, and files on disk.
 """
 

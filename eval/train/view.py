@@ -16,12 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from drafter.data.dataset import Size
-from drafter.train.run import Began, Event, Scored, Status
+from drafter.train.judge import Scored
+from drafter.train.run import Began, Event, Status
 from drafter.train.trainer import StepReport
 from eval.live.parts import WIDTH, Lines, Redrawn, share
 
 if TYPE_CHECKING:
-    from typing import Self  # Python 3.11
+    from typing_extensions import Self  # in typing from Python 3.11 on
 
 _SMOOTH = 0.95  # of the figures of a step, which jump from batch to batch
 _EVERY = 30.0  # seconds between plain lines

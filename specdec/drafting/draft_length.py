@@ -3,8 +3,8 @@
 `AdaptiveLength` weighs what a draft costs against what it wins. With a_i the probability that a source's draft i is
 accepted given that the ones before it were, r_k = a_1...a_k, S_k = r_1 + ... + r_k and T(k) = V(k + 1) + c + k d, it
 picks the source and the k that maximise (1 + S_k) / T(k): expected tokens a second. V, c and d are measured at load
-(`specdec.drafting.calibrate`) and corrected while it runs; every source has an acceptance record of its own, which outlives the
-request. Lengths never change a token, only when it comes.
+(`specdec.drafting.calibrate`) and corrected while it runs; every source has an acceptance record of its own, which
+outlives the request. Lengths never change a token, only when it comes.
 
 Three things keep that rule from starving and from costing much:
 
@@ -18,11 +18,11 @@ Three things keep that rule from starving and from costing much:
   times plain decoding, whatever the drafts, from the first round on. The first draft waits for 3 to 19 plain rounds
   (where a wrong one costs 0.1 to 0.6 of a pass); a suffix match hardly waits.
 
-`tests/drafting/test_draft_length_replay.py` replays recorded and made texts. Mean and worst of 121 made cases against the best
-fixed length, from 64 rounds after the start or a change on: 0.994 and 0.97; one prior for all positions and no credit,
-as it was, 0.955 and 0.30; without tries 0.933 and 0.20; with a prior that never yields 0.990 and 0.74; without credit
-0.994 and 0.88, and 0.63 of plain decoding in the first rounds. A prior of two rounds that never yields does as well
-there, and worse on recorded texts (0.94 instead of 0.96 at worst). Left out: forgetting when a streak was unlikely
+`tests/drafting/test_draft_length_replay.py` replays recorded and made texts. Mean and worst of 121 made cases against
+the best fixed length, from 64 rounds after the start or a change on: 0.994 and 0.97; one prior for all positions and no
+credit, as it was, 0.955 and 0.30; without tries 0.933 and 0.20; with a prior that never yields 0.990 and 0.74; without
+credit 0.994 and 0.88, and 0.63 of plain decoding in the first rounds. A prior of two rounds that never yields does as
+well there, and worse on recorded texts (0.94 instead of 0.96 at worst). Left out: forgetting when a streak was unlikely
 (texts that take turns lose up to 15%), tries that are rarer the dearer they are (no gain). Left out earlier, no gain on
 recorded texts: stopping a draft where its drafter is unsure (0.99 to 1.01: those steps are paid for by then), the
 backbone's margin at the pending token, forgetting faster when a new text begins (0.98 to 1.00).

@@ -1,15 +1,39 @@
-"""From what a user says (a name, a path, an object, nothing) to a `Drafter`."""
+"""From what a user says (a name, a path, an object, nothing) to a `Drafter`.
+
+Checkpoints of drafters are read by the package that is registered as the entry point `checkpoints` of the group
+`specdec.drafters`. This project registers `drafter`, which stands above the engine and is never imported from here.
+"""
 
 from __future__ import annotations
 
-import importlib
-from typing import Any, cast
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol, cast
 
 import torch
 
 from specdec.drafting.protocol import CompositeDrafter, Drafter, NoDraft, SuffixDrafter
 from specdec.model.decoder import Decoder
 from specdec.weights.hub.paths import drafter_path
+
+GROUP, CHECKPOINTS = "specdec.drafters", "checkpoints"
+
+
+class DrafterCheckpoints(Protocol):
+    """What a package offers that reads checkpoints of drafters."""
+
+    def load_drafter(self, name_or_path: str) -> Drafter:
+        """Return the drafter of a folder or hub id, not bound to a backbone yet. Raises ValueError: it is none."""
+
+    def stored_bytes(self, name_or_path: str, dtype: torch.dtype, quantized: bool) -> int:
+        """Return what the weights of that drafter take beside a backbone in `dtype` that is `quantized` or is not."""
+
+    def bundled_head(self, fingerprint: str) -> Path | None:
+        """Return the folder of the head that comes with the package for a backbone (`Decoder.fingerprint`)."""
+
+    def largest_bundled_head(self) -> int:
+        """Return the bytes of the largest head that comes with the package; 0 where none does."""
 
 
 class AutoDrafter(CompositeDrafter):
@@ -21,8 +45,8 @@ class AutoDrafter(CompositeDrafter):
 
     def bind(self, backbone: Decoder) -> None:
         if self._for != backbone.fingerprint:
-            folder = _drafters().bundled_head(backbone.fingerprint)
-            self.take(NoDraft() if folder is None else _drafters().load_drafter(folder))
+            folder = checkpoints().bundled_head(backbone.fingerprint)
+            self.take(NoDraft() if folder is None else checkpoints().load_drafter(str(folder)))
             self._for = backbone.fingerprint
         super().bind(backbone)
 
@@ -44,7 +68,7 @@ def resolve_drafter(drafter: Drafter | str | None) -> Drafter:
         return SuffixDrafter()
     if isinstance(drafter, str):
         drafter_path(drafter)
-        return cast(Drafter, _drafters().load_drafter(drafter))
+        return checkpoints().load_drafter(drafter)
     if not callable(getattr(drafter, "start", None)):
         raise ValueError(f"a drafter is 'auto', 'suffix', None, a checkpoint or a Drafter object, not {drafter!r}")
     return drafter
@@ -56,10 +80,20 @@ def drafter_bytes(drafter: Drafter | str | None, dtype: torch.dtype, quantized: 
     if not isinstance(drafter, str) or drafter in ("none", "suffix"):
         return 0
     if drafter == "auto":
-        return int(_drafters().largest_bundled_head())
-    return int(_drafters().stored_bytes(drafter, dtype, quantized))
+        return checkpoints().largest_bundled_head()
+    return checkpoints().stored_bytes(drafter, dtype, quantized)
 
 
-def _drafters() -> Any:
-    # The one import that points up: trained heads live in their own package, above the engine that runs them.
-    return importlib.import_module("drafter")
+@cache
+def checkpoints() -> DrafterCheckpoints:
+    """Return the package that reads checkpoints of drafters.
+
+    Raises:
+        ValueError: none is registered, because this installation is older than the source beside it.
+    """
+    for found in entry_points(group=GROUP, name=CHECKPOINTS):
+        return cast(DrafterCheckpoints, found.load())
+    raise ValueError(
+        f"no package is registered to read drafters ({GROUP}: {CHECKPOINTS}); install specdec again with pip install "
+        "-e ., or load with drafter='suffix'"
+    )

@@ -13,7 +13,6 @@ length decides for all of them together. A text's tokens depend on none of it.
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from collections.abc import Sequence as Several
@@ -25,7 +24,8 @@ from torch import Tensor
 from specdec.cache import MAX_ROWS, CacheProvider, Conversations
 from specdec.drafting.draft_length import Drafted, DraftLength, FixedLength
 from specdec.drafting.protocol import Drafter, NoDraft, aux_layers_of, bound, propose_together, proposer_for
-from specdec.engine.sequence import Lockstep, Request, RowsChooser, Sequence
+from specdec.engine.clock import PassClock
+from specdec.engine.sequence import Lockstep, Request, RowsChooser, Sequence, verify_all
 from specdec.engine.stats import GenerationStats, Round
 from specdec.engine.verify import Verdict
 from specdec.model.decoder import Decoder
@@ -83,7 +83,7 @@ class Engine:
         self._lock = threading.Lock()  # of these three; held for no longer than a list takes to change
         self._work = threading.Condition(self._lock)
         self._stepper: object | None = None  # the call of `step` that is under way
-        self._clock = _Clock(self.stats)
+        self._clock = PassClock(self.stats)
 
     def add(self, request: Request) -> Sequence:
         """Queue `request`, whose prompt later steps read; return its sequence."""
@@ -252,7 +252,7 @@ class Engine:
             else:
                 parts = ()
         with one_torch_thread():
-            verdicts = _verify(choosing, parts)
+            verdicts = verify_all(choosing, parts)
             rounds = {one: (one.draft.sources, verdicts[one]) for one in going_on if one in verdicts}
             for sequence in batch:
                 if (verdict := verdicts.get(sequence)) is not None:
@@ -316,60 +316,3 @@ class Engine:
     def _stats_of(self, sequence: Sequence) -> list[GenerationStats]:
         own = sequence.request.stats
         return [self.stats] if own is None else [self.stats, own]
-
-
-def _verify(choosing: list[Sequence], logits: Several[Tensor]) -> dict[Sequence, Verdict]:
-    """Return the verdicts of `choosing`, from logits [k + 1, vocab] of each; one whose own code fails has none."""
-    verdicts: dict[Sequence, Verdict] = {}
-    of = dict(zip(choosing, logits, strict=True))
-    for sequence in choosing:
-        if sequence.error is not None or sequence in verdicts:
-            continue
-        members = [sequence] if sequence.lockstep is None else sequence.lockstep.members
-        try:
-            if sequence.lockstep is None:
-                verdicts[sequence] = sequence.verify(of[sequence])
-            else:
-                found = sequence.lockstep.verify(torch.cat([of[member] for member in members]))
-                verdicts.update(zip(members, found, strict=True))
-        except Exception as error:
-            for member in members:
-                member.fail(error)
-    return verdicts
-
-
-class _Clock:
-    """Assigns the time since the last lap to a phase."""
-
-    def __init__(self, stats: GenerationStats) -> None:
-        self.stats = stats
-        self.began = self.last = time.perf_counter()
-
-    def skip(self) -> None:
-        """Assign the time since the last lap to no phase: there was nothing to do."""
-        self.last = time.perf_counter()
-
-    def lap(self, phase: str) -> float:
-        """Assign the time since the last lap to `phase`, and return it in seconds."""
-        seconds = self._since_last()
-        self.stats.seconds[phase] += seconds
-        return seconds
-
-    def lap_pass(self, prompts: float) -> float:
-        """Assign a pass, of whose rows the share `prompts` were of prompts; return its seconds."""
-        seconds = self._since_last()
-        self.stats.seconds["prefill"] += prompts * seconds
-        self.stats.seconds["verify"] += (1 - prompts) * seconds
-        return seconds
-
-    def _since_last(self) -> float:
-        now = time.perf_counter()
-        seconds, self.last = now - self.last, now
-        return seconds
-
-    def after_pass(self, verdicts: dict[Sequence, Verdict], active: Several[Sequence]) -> None:
-        """Note what has been emitted by now, and the bytes of the caches."""
-        if verdicts:
-            self.stats.timeline.append((time.perf_counter() - self.began, self.stats.emitted))
-        held = sum(sequence.conversation.cache.nbytes for sequence in active)
-        self.stats.cache_bytes = max(self.stats.cache_bytes, held)

@@ -204,3 +204,23 @@ class Sequence:
         self.conversation.cache.commit(rows)
         if self.request.on_hidden is not None:
             self.request.on_hidden(hidden[:rows])
+
+
+def verify_all(choosing: list[Sequence], logits: Tokens[Tensor]) -> dict[Sequence, Verdict]:
+    """Return the verdicts of `choosing`, from logits [k + 1, vocab] of each; one whose own code fails has none."""
+    verdicts: dict[Sequence, Verdict] = {}
+    of = dict(zip(choosing, logits, strict=True))
+    for sequence in choosing:
+        if sequence.error is not None or sequence in verdicts:
+            continue
+        members = [sequence] if sequence.lockstep is None else sequence.lockstep.members
+        try:
+            if sequence.lockstep is None:
+                verdicts[sequence] = sequence.verify(of[sequence])
+            else:
+                found = sequence.lockstep.verify(torch.cat([of[member] for member in members]))
+                verdicts.update(zip(members, found, strict=True))
+        except Exception as error:
+            for member in members:
+                member.fail(error)
+    return verdicts

@@ -8,9 +8,7 @@ configs, processors, stopping criteria and streamers are transformers' own. `spe
 from __future__ import annotations
 
 import math
-import operator
 import warnings
-from collections.abc import Callable
 from collections.abc import Sequence as Several
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -23,14 +21,15 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from specdec.cache import Conversations
 from specdec.drafting.calibrate import calibrated
-from specdec.drafting.draft_length import AdaptiveLength, DraftLength, FixedLength
+from specdec.drafting.draft_length import AdaptiveLength
 from specdec.drafting.protocol import Drafter, NoDraft, bound
 from specdec.engine.engine import Engine, Event
-from specdec.engine.sampling import Sampler, Warping, mix
+from specdec.engine.sampling import Sampler, Warping
 from specdec.engine.sequence import Request
-from specdec.engine.stats import GenerationStats, Round
+from specdec.engine.stats import GenerationStats
 from specdec.engine.verify import Choice
 from specdec.hf.in_step import RowsInStep, needs_all_rows
+from specdec.hf.options import Options
 from specdec.hf.settings import refuse_unsupported
 from specdec.memory.plan import cache_bytes
 from specdec.model.decoder import Decoder
@@ -39,50 +38,6 @@ from specdec.util.threads import turn_to_compute
 MAX_BATCH = 32  # texts in a pass: more take memory, and on a CPU win no more
 
 Config = Any  # transformers' GenerationConfig, after generate() prepared it
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `generate` takes besides transformers' own arguments.
-
-    `speculation`: False decodes plainly. `draft_length`: "adaptive", or a number of tokens. `seed`: of the noise that
-    sampling uses; None draws one from torch's global generator, so that `torch.manual_seed` rules. `reuse`: False
-    computes all of the prompt, even where an earlier text began with it, and keeps nothing of this one. `on_round` is
-    called with a `Round` after every round.
-    """
-
-    speculation: bool = True
-    draft_length: str | int = "adaptive"
-    seed: int | None = None
-    reuse: bool = True
-    on_round: Callable[[Round], None] | None = None
-
-    def lengths(self, adaptive: AdaptiveLength) -> DraftLength:
-        if not self.speculation:
-            return FixedLength(0)
-        if isinstance(self.draft_length, str) and self.draft_length == "adaptive":
-            return adaptive
-        length = _whole(self.draft_length)
-        if length is None:
-            raise ValueError(f"draft_length must be 'adaptive' or a number of tokens, got {self.draft_length!r}")
-        return FixedLength(length)
-
-    def seeds(self, rows: int, sample: bool) -> list[int | None]:
-        """One seed per row; the first row's is the request's own, so that a batch of one equals a single prompt."""
-        if not sample:
-            return [None] * rows
-        seed = _whole(self.seed) if self.seed is not None else int(torch.randint(0, 2**62, (1,), device="cpu"))
-        if seed is None or seed < 0:
-            raise ValueError(f"seed must be a whole number from 0, got {self.seed!r}")
-        return [seed if row == 0 else mix(mix(seed) + row) for row in range(rows)]
-
-
-def _whole(value: Any) -> int | None:
-    """`value` as an int, numpy's and torch's whole numbers too; None for anything else."""
-    try:
-        return None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        return None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from specdec.drafting.protocol import Drafter
 from specdec.drafting.registry import resolve_drafter
 from specdec.engine.stats import GenerationStats, Round
 from specdec.hf.autocast import no_autocast, refuse_autocast
-from specdec.hf.batch import Batch, Options, run_batch
+from specdec.hf.batch import Batch, run_batch
+from specdec.hf.options import Options
 from specdec.hf.plain_model import refuse_more_than_weights
 from specdec.hf.settings import make_plain, refuse_inputs
 from specdec.model.build import Source, build_decoder

@@ -24,8 +24,9 @@ from specdec.drafting.registry import resolve_drafter
 from specdec.engine.stats import GenerationStats, Round
 from specdec.hf import forward as passes
 from specdec.hf.autocast import no_autocast
-from specdec.hf.batch import Batch, Options, run_batch
+from specdec.hf.batch import Batch, run_batch
 from specdec.hf.forward import ForwardCache
+from specdec.hf.options import Options
 from specdec.hf.plain_model import patches
 from specdec.hf.settings import INSTEAD, make_plain, refuse_inputs, refuse_unsupported
 from specdec.hf.weights import TokenEmbedding, count_weights, named_weights

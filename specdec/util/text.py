@@ -15,7 +15,8 @@ def printable(text: str) -> str:
     """Return `text` without its control characters (C0, DEL and C1), except line ends and tabs.
 
     What comes from others (names, prompts, metadata of files) reaches a terminal in this form, or in a
-    `specdec.util.terminal.Terminal`, which applies it: an escape sequence would move the cursor, or type into the shell.
+    `Terminal` of `specdec.util.terminal`, which applies it: an escape sequence would move the cursor, or type into the
+    shell.
     Nothing takes the place of a character, so that columns of a table stay as wide as they were measured.
     """
     return text.translate(_CONTROL)

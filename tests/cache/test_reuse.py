@@ -17,9 +17,9 @@ from specdec.engine.sampling import Sampler
 from specdec.engine.sequence import Request
 from specdec.engine.stats import GenerationStats
 from specdec.model.decoder import Decoder
-from tests.cache.test_stores import of
 from tests.support.decoding import decode, never
 from tests.support.tiny import FAMILIES, VOCAB, prompt
+from tests.support.tiny_decoder import of
 
 PLENTY = 1 << 30
 

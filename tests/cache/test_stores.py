@@ -13,19 +13,14 @@ from specdec.drafting.protocol import Drafter, NoDraft
 from specdec.engine.sampling import Sampler
 from specdec.engine.sequence import Request
 from specdec.engine.stats import GenerationStats
-from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
 from tests.support.decoding import decode, never
 from tests.support.scripted import SCRIPTS, ScriptedDrafter
 from tests.support.tiny import FAMILIES, VOCAB, WINDOW, prompt, tiny_model
+from tests.support.tiny_decoder import of
 
 CPU = torch.device("cpu")
 KEPT = [torch.float32, torch.bfloat16, torch.int8]
-
-
-def of(family: str, kept: torch.dtype | None) -> Decoder:
-    made = decoder_of(tiny_model(family))
-    return Decoder(made.spec, made.embedding, made.layers, made.norm, made.head, made.per_layer, kept)
 
 
 def decoded(decoder: Decoder, drafter: Drafter, temperature: float = 0.0, count: int = 5 * WINDOW) -> list[int]:

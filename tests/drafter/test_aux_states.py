@@ -29,10 +29,10 @@ from specdec.engine.sequence import Request
 from specdec.engine.stats import GenerationStats
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
-from tests.kernels.test_layers import quantised
 from tests.support.decoding import decode, never
 from tests.support.tiny import FAMILIES, VOCAB, WINDOW, prompt, tiny_model
 from tests.support.tiny_assistant import backbone
+from tests.support.tiny_decoder import quantised
 
 AUX = (2, 0)  # not in order: a head's order is its own
 LENGTH = 3 * WINDOW + 5

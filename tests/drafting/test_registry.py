@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ import drafter
 from drafter.config import HeadConfig, head_spec
 from drafter.files.head import save_head
 from drafter.train.initial import initial_tensors
-from specdec.drafting.registry import resolve_drafter
+from specdec.drafting import registry
+from specdec.drafting.protocol import SuffixDrafter
+from specdec.drafting.registry import CHECKPOINTS, GROUP, checkpoints, drafter_bytes, resolve_drafter
 from specdec.hf import SpecdecForCausalLM, decoder_of
 from tests.support.tiny import prompt, tiny_model
 from tests.support.tiny_assistant import backbone
@@ -42,3 +46,52 @@ def test_auto_is_the_head_of_this_backbone_or_suffix_matching(tmp_path: Path, mo
         assert torch.equal(*texts) and "mtp" in ours.last_stats.draft_sources
     finally:
         drafter.files.bundled._heads.cache_clear()
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EntryPoint]]:
+    """What is registered to read checkpoints, for a test to change: nothing."""
+    found: list[EntryPoint] = []
+    monkeypatch.setattr(registry, "entry_points", lambda **which: EntryPoints(found).select(**which))
+    checkpoints.cache_clear()
+    yield found
+    checkpoints.cache_clear()
+
+
+def test_this_project_registers_its_own_reader() -> None:
+    (found,) = entry_points(group=GROUP, name=CHECKPOINTS)
+    assert found.value == "drafter" and checkpoints() is drafter
+
+
+def test_checkpoints_are_read_by_the_package_that_is_registered(registered: list[EntryPoint], tmp_path: Path) -> None:
+    registered.append(EntryPoint("another", "no.such.module", GROUP))
+    registered.append(EntryPoint(CHECKPOINTS, "tests.drafting.test_registry:Reader", GROUP))
+    assert resolve_drafter(str(tmp_path)).name == f"read from {tmp_path}"
+    assert drafter_bytes(str(tmp_path), torch.float32, False) == 12
+    assert drafter_bytes("auto", torch.float32, False) == 34
+
+
+@pytest.mark.usefixtures("registered")
+def test_an_installation_without_a_reader_says_how_to_get_one(tmp_path: Path) -> None:
+    for ask in (lambda: resolve_drafter(str(tmp_path)), lambda: drafter_bytes("auto", torch.float32, False)):
+        with pytest.raises(ValueError, match=r"no package is registered .* pip install -e \."):
+            ask()
+    assert resolve_drafter("suffix").name == "suffix"
+
+
+class Reader:
+    """A package that reads checkpoints, as one class."""
+
+    @staticmethod
+    def load_drafter(name_or_path: str) -> SuffixDrafter:
+        read = SuffixDrafter()
+        read.name = f"read from {name_or_path}"
+        return read
+
+    @staticmethod
+    def stored_bytes(name_or_path: str, dtype: torch.dtype, quantized: bool) -> int:
+        return 12
+
+    @staticmethod
+    def largest_bundled_head() -> int:
+        return 34

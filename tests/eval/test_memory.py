@@ -10,7 +10,7 @@ import torch
 
 from eval.memory import filled, main
 from specdec.memory.plan import cache_bytes, peak_bytes
-from tests.cache.test_stores import of
+from tests.support.tiny_decoder import of
 from tests.support.tiny_folder import make_folder
 
 

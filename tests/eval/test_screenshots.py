@@ -1,4 +1,4 @@
-"""Pictures of what a terminal shows; those of a browser are in `test_eval_report_browser.py`."""
+"""Pictures of what a terminal shows; those of a browser are in `report/test_browser.py`."""
 
 from __future__ import annotations
 

@@ -5,8 +5,6 @@ instruction set, whatever the storage, the number of rows and the number of thre
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
-from typing import Any
 
 import pytest
 import torch
@@ -16,39 +14,16 @@ from specdec import kernels
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
 from specdec.model.stack import Linear
-from specdec.weights.tensors import BlockWeight, quantize
-from tests.kernels.test_kernels import _seeded, path, threads
-from tests.needs_native import needs_library
+from tests.support.kernel_paths import path, seeded, threads
+from tests.support.needs_native import needs_library
 from tests.support.tiny import FAMILIES, WINDOW, prompt, tiny_model
+from tests.support.tiny_decoder import quantised
 
-__all__ = ["_seeded", "path", "threads"]
+__all__ = ["path", "seeded", "threads"]
 
 pytestmark = needs_library
 LENGTH = 6 * WINDOW
 STORAGES = ("int4", "int8", "mixed")
-
-
-def stored(linear: Linear, storage: str) -> Linear:
-    kind = "int4" if storage == "int5" else storage
-    weight = quantize(linear.weight.dequantize(), kind, name="w")
-    if storage == "int5":
-        values, scale, minimum = kernels.unpack_blocks(weight.blocks)
-        weight = BlockWeight(kernels.pack_blocks(2 * values + 1, scale / 2, minimum, 5))
-    return Linear(weight, linear.bias)
-
-
-@cache
-def quantised(family: str, storage: str) -> Decoder:
-    """The tiny model of `family` in blocks; "mixed": matrices of a layer in 4, 5 and 8 bits."""
-    decoder = decoder_of(tiny_model(family))
-    layers = []
-    for layer in decoder.layers:
-        parts: dict[str, Any] = {}
-        for i, name in enumerate(("q", "k", "v", "o", "gate", "up", "down", "ple_gate", "ple_projection")):
-            if (linear := getattr(layer, name)) is not None:
-                parts[name] = stored(linear, ("int4", "int5", "int8")[i % 3] if storage == "mixed" else storage)
-        layers.append(replace(layer, **parts))
-    return Decoder(decoder.spec, decoder.embedding, layers, decoder.norm, decoder.head, decoder.per_layer)
 
 
 def run(decoder: Decoder, ids: Tensor, rows: int, fused: bool, kept: torch.dtype | None = None) -> Tensor:

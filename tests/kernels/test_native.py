@@ -13,10 +13,10 @@ import torch
 
 from specdec import kernels
 from specdec.kernels import KVView, native, reference
-from tests.kernels.test_kernels import KINDS, NATIVE, _seeded, packed
-from tests.needs_native import needs_library
+from tests.support.kernel_paths import KINDS, NATIVE, packed, seeded
+from tests.support.needs_native import needs_library
 
-__all__ = ["_seeded"]
+__all__ = ["seeded"]
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from specdec import kernels
 from specdec.kernels import KVView
-from tests.kernels.test_kernels import _seeded, partitions, path, threads
+from tests.support.kernel_paths import partitions, path, seeded, threads
 
-__all__ = ["_seeded", "path", "threads"]
+__all__ = ["path", "seeded", "threads"]
 
 
 def naive_attention(q: Tensor, k: Tensor, v: Tensor, lo: list[int], hi: list[int], scale: float) -> Tensor:

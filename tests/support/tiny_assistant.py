@@ -7,6 +7,7 @@ into transformers' class, which must accept every tensor.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from drafter import AssistantDrafter, load_drafter
-from drafter.config import assistant_spec
-from drafter.files.checkpoint import extra_tensors
+from drafter.config import AssistantSpec, HeadConfig, assistant_spec, extra_tensors, head_spec, head_tensors
+from drafter.files.checkpoint import build_assistant
 from drafter.inference import Assistant
+from drafter.train.model import Network
 from specdec.cache import KVCache
 from specdec.drafting.protocol import Draft
 from specdec.engine.sampling import Noise
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
 from specdec.model.names import expected_tensors
+from specdec.weights.state_dict import StateDictCheckpoint
 from tests.support.tiny import VOCAB, WINDOW, tiny_model
 
 CENTROIDS = {"use_ordered_embeddings": True, "num_centroids": 32, "centroid_intermediate_top_k": 4}
@@ -132,3 +135,51 @@ def transformers_assistant(folder: Path, family: str) -> Any:
         pytest.skip(f"transformers {transformers.__version__} cannot build its own assistant: {error}")
     assert not any(report.values()), report
     return model.float().eval()
+
+
+def spec_of(family: str, **changes: Any) -> AssistantSpec:
+    """Gemma 4's assistant where there is one for the family, else a head of our own."""
+    if family in ASSISTANTS and not changes:
+        return assistant_spec(assistant_config(family), backbone(family).spec)
+    spec = backbone(family).spec
+    source = spec.layers[spec.shared_kv_layers["full_attention"]]
+    config = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "reads": tuple(spec.shared_kv_layers.values()),
+        "heads": source.heads,
+        "draft_vocab": 40,
+        "bigram": 8,
+    }
+    return head_spec(HeadConfig(**{**config, **changes}), spec)
+
+
+@cache
+def network(family: str) -> Network:
+    spec, generator = spec_of(family), torch.Generator().manual_seed(3)
+    return Network(
+        spec,
+        {
+            name: torch.randn(shape, generator=generator) * shape[-1] ** -0.5 + (1 if len(shape) == 1 else 0)
+            for name, shape in head_tensors(spec).items()
+        },
+    )
+
+
+def draft_ids(spec: AssistantSpec) -> Tensor | None:
+    if not spec.pruned:
+        return None
+    return torch.randperm(VOCAB, generator=torch.Generator().manual_seed(1))[: spec.text.vocab_size].sort().values
+
+
+def drafting(family: str) -> Assistant:
+    """The same weights as a drafter runs them."""
+    mine = network(family)
+    return build_assistant(
+        mine.spec,
+        StateDictCheckpoint(mine.tensors(), "the head"),
+        torch.float32,
+        torch.device("cpu"),
+        draft_ids=draft_ids(mine.spec),
+        vocab=VOCAB,
+    )

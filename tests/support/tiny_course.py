@@ -1,4 +1,4 @@
-"""Whole training runs on the tiny models of `tests.support.tiny`: a few prompts and steps of each, a second or two long."""
+"""Whole training runs on the tiny models of `tiny.py`: a few prompts and steps of each, a second or two long."""
 
 from __future__ import annotations
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from drafter.config import head_tensors
 from drafter.data.features import Features, read
 from drafter.inference import best
 from drafter.train.loss import Candidates, Losses, Recipe, unrolled
-from drafter.train.model import head_tensors
 from specdec.model.decoder import Decoder
-from tests.drafter.train.test_model import draft_ids, drafting, network
 from tests.support.tiny import FAMILIES, VOCAB, prompt
-from tests.support.tiny_assistant import backbone
+from tests.support.tiny_assistant import backbone, draft_ids, drafting, network
 
 SCALE = 2.0
 

@@ -2,74 +2,20 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
-from drafter.config import AssistantSpec, HeadConfig, assistant_spec, head_spec
-from drafter.files.checkpoint import build_assistant
-from drafter.inference import Assistant
-from drafter.train.model import Keys, Network, head_tensors
+from drafter.config import head_tensors
+from drafter.data.features import Keys
 from specdec import kernels
 from specdec.cache import KVCache
 from specdec.model.decoder import Decoder
-from specdec.weights.state_dict import StateDictCheckpoint
-from tests.support.tiny import FAMILIES, VOCAB, WINDOW, prompt
-from tests.support.tiny_assistant import ASSISTANTS, assistant_config, backbone
+from tests.support.tiny import FAMILIES, WINDOW, prompt
+from tests.support.tiny_assistant import backbone, draft_ids, drafting, network
 
 STEPS = 3
 LENGTH = 3 * WINDOW + 5
-
-
-def spec_of(family: str, **changes: Any) -> AssistantSpec:
-    """Gemma 4's assistant where there is one for the family, else a head of our own."""
-    if family in ASSISTANTS and not changes:
-        return assistant_spec(assistant_config(family), backbone(family).spec)
-    spec = backbone(family).spec
-    source = spec.layers[spec.shared_kv_layers["full_attention"]]
-    config = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "reads": tuple(spec.shared_kv_layers.values()),
-        "heads": source.heads,
-        "draft_vocab": 40,
-        "bigram": 8,
-    }
-    return head_spec(HeadConfig(**{**config, **changes}), spec)
-
-
-@cache
-def network(family: str) -> Network:
-    spec, generator = spec_of(family), torch.Generator().manual_seed(3)
-    return Network(
-        spec,
-        {
-            name: torch.randn(shape, generator=generator) * shape[-1] ** -0.5 + (1 if len(shape) == 1 else 0)
-            for name, shape in head_tensors(spec).items()
-        },
-    )
-
-
-def draft_ids(spec: AssistantSpec) -> Tensor | None:
-    if not spec.pruned:
-        return None
-    return torch.randperm(VOCAB, generator=torch.Generator().manual_seed(1))[: spec.text.vocab_size].sort().values
-
-
-def drafting(family: str) -> Assistant:
-    """The same weights as a drafter runs them."""
-    mine = network(family)
-    return build_assistant(
-        mine.spec,
-        StateDictCheckpoint(mine.tensors(), "the head"),
-        torch.float32,
-        torch.device("cpu"),
-        draft_ids=draft_ids(mine.spec),
-        vocab=VOCAB,
-    )
 
 
 def text_of(decoder: Decoder, length: int) -> tuple[Tensor, Tensor, dict[int, Keys]]:

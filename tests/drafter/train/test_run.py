@@ -19,7 +19,8 @@ from drafter.data.features import longest_text
 from drafter.files.checkpoint import load_drafter
 from drafter.files.formats import OwnForm, read_start
 from drafter.train.evaluate import drafted
-from drafter.train.run import Began, Event, Scored
+from drafter.train.judge import Scored
+from drafter.train.run import Began, Event
 from drafter.train.schedule import Budget
 from drafter.train.trainer import StepReport
 from specdec.hf import decoder_of

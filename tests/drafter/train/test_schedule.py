@@ -16,9 +16,18 @@ import torch
 from drafter.data.dataset import Dataset, Size
 from drafter.data.patience import Intervals, Patience
 from drafter.files.checkpoint import load_drafter
-from drafter.train.pace import Clock, Pace
-from drafter.train.run import Began, Event, Scored
-from drafter.train.schedule import LEAST_STEPS, SMALLEST_BATCH, Budget, Schedule, rows_per_second, side_by_side
+from drafter.train.judge import Scored
+from drafter.train.run import Began, Event
+from drafter.train.schedule import (
+    LEAST_STEPS,
+    SMALLEST_BATCH,
+    Budget,
+    Clock,
+    Pace,
+    Schedule,
+    rows_per_second,
+    side_by_side,
+)
 from drafter.train.trainer import StepReport
 from tests.support.slow_model import ScriptedClock
 from tests.support.tiny_assistant import backbone

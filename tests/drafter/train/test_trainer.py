@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from drafter.config import HeadConfig, head_spec
+from drafter.config import HeadConfig, head_spec, head_tensors
 from drafter.data.answering import answered
 from drafter.data.dataset import Dataset, DatasetWriter, frequent
 from drafter.train.initial import initial_tensors
 from drafter.train.loss import Candidates, Recipe
-from drafter.train.model import Network, head_tensors
+from drafter.train.model import Network
 from drafter.train.trainer import Settings, Trainer
 from specdec.model.decoder import Decoder
 from tests.support.tiny import FAMILIES, VOCAB, prompt

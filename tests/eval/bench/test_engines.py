@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import specdec
-from eval.bench.engines import NGRAM, LlamaCpp, Sampling, Timing, Transformers, check_packages
+from eval.bench.engines import LlamaCpp, Sampling, Timing, Transformers, check_packages
 from eval.bench.remote import Remote
+from eval.cli.names import NGRAM
 from tests.support.processes.fake_engine import Dying, Refusing, Stubborn, broken, working
 
 

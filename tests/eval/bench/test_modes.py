@@ -10,9 +10,9 @@ import torch
 from rich.console import Console
 
 from eval.bench import modes as module
-from eval.bench.engines import NGRAM, Sampling, Timing
+from eval.bench.engines import Sampling, Timing
 from eval.bench.modes import Ours, Wrong, check_possible, opened, sampling_of
-from eval.cli.names import expanded
+from eval.cli.names import NGRAM, expanded
 from eval.cli.options import Settings
 from eval.cli.session import Session, open_session
 from specdec.drafting.protocol import CompositeDrafter

@@ -17,7 +17,8 @@ from rich.console import Console
 
 import run
 from drafter.data.dataset import Size
-from drafter.train.run import Began, Scored, Status
+from drafter.train.judge import Scored
+from drafter.train.run import Began, Status
 from drafter.train.trainer import StepReport
 from eval import ablations, acceptance
 from eval.train.view import LiveTraining, PlainLines

@@ -1,4 +1,4 @@
-"""`python -m tests.support.drafts.record_drafts`: writes `drafts.json`, how much of each draft would have been right in real texts.
+"""`python -m tests.support.drafts.record_drafts`: writes `drafts.json`, how much of a draft is right in real texts.
 
 The texts are decoded plainly. After every one of their tokens each source of the model's own drafter drafts `LONGEST`
 tokens, and what it drafted is compared with the text. A replay of any draft length goes from there without a model.

@@ -1,7 +1,7 @@
 """Replays of texts for which it is known how much of any draft would have been right: draft lengths without a model.
 
 A text is, by source, for each of its tokens how many tokens the source would draft there and how many of them would be
-right. `recorded` reads real ones (see `tests.support.drafts.record_drafts`), `made` makes them up. Costs are in plain passes.
+right. `recorded` reads real ones (see `record_drafts.py`), `made` makes them up. Costs are in plain passes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m tests.support.processes.echo_chat OPTIONS`: `run.py chat` without a model, for tests that need a terminal and not a text.
+"""`python -m tests.support.processes.echo_chat OPTIONS`: `run.py chat` without a model, for tests of its terminal.
 
 The answer says what the model would have got, as JSON, and how often it was asked: `heard 1: "hello"`. The answer to
 "slowly" is a word every 20 ms, and the one to "md" is Markdown.

@@ -1,4 +1,4 @@
-"""Started and killed by `test_schedule.py`: a course on a tiny model that tells its events and saves all the time."""
+"""A course on a tiny model that tells its events and saves all the time: `test_schedule.py` starts and kills it."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What `torchrun` starts in `test_course.py`: a course on a tiny model, in each of its processes."""
+"""What `torchrun` starts in `tests/drafter/train/test_run.py`: a course on a tiny model, in each of its processes."""
 
 import sys
 from pathlib import Path

@@ -1,0 +1,48 @@
+"""Where an engine's time goes: prompts, drafts, verification, or none of these."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from collections.abc import Sequence as Several
+
+from specdec.engine.sequence import Sequence
+from specdec.engine.stats import GenerationStats
+from specdec.engine.verify import Verdict
+
+
+class PassClock:
+    """Assigns the time since the last lap to a phase."""
+
+    def __init__(self, stats: GenerationStats) -> None:
+        self.stats = stats
+        self.began = self.last = time.perf_counter()
+
+    def skip(self) -> None:
+        """Assign the time since the last lap to no phase: there was nothing to do."""
+        self.last = time.perf_counter()
+
+    def lap(self, phase: str) -> float:
+        """Assign the time since the last lap to `phase`, and return it in seconds."""
+        seconds = self._since_last()
+        self.stats.seconds[phase] += seconds
+        return seconds
+
+    def lap_pass(self, prompts: float) -> float:
+        """Assign a pass, of whose rows the share `prompts` were of prompts; return its seconds."""
+        seconds = self._since_last()
+        self.stats.seconds["prefill"] += prompts * seconds
+        self.stats.seconds["verify"] += (1 - prompts) * seconds
+        return seconds
+
+    def _since_last(self) -> float:
+        now = time.perf_counter()
+        seconds, self.last = now - self.last, now
+        return seconds
+
+    def after_pass(self, verdicts: Mapping[Sequence, Verdict], active: Several[Sequence]) -> None:
+        """Note what has been emitted by now, and the bytes of the caches."""
+        if verdicts:
+            self.stats.timeline.append((time.perf_counter() - self.began, self.stats.emitted))
+        held = sum(sequence.conversation.cache.nbytes for sequence in active)
+        self.stats.cache_bytes = max(self.stats.cache_bytes, held)
