@@ -7,6 +7,7 @@ from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from specdec.cache import MAX_ROWS, CacheProvider, Conversation

@@ -73,7 +73,7 @@ def test_modes_do_not_teach_each_other(session: Session) -> None:
     one.run(IDS, None)
     assert session.model.lengths is one.lengths
     assert one.lengths._records and not other.lengths._records
-    assert other.lengths.threads == 1, "what was measured at load is the machine's"
+    assert other.lengths.measured_for == (1, 1), "what was measured at load is the machine's"
 
 
 def test_rounds_are_heard(session: Session) -> None:
