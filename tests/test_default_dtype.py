@@ -29,8 +29,8 @@ from drafter.train.model import Network
 from drafter.train.trainer import Settings, Trainer
 from specdec import kernels
 from specdec.kernels import records
-from tests.support.kernel_paths import path  # noqa: F401  # a fixture
-from tests.support.needs_native import needs_kernels
+from tests.support.native.kernel_paths import path  # noqa: F401  # a fixture
+from tests.support.native.needs_native import needs_kernels
 from tests.support.tiny import VOCAB, WINDOW, prompt, tiny_model
 from tests.support.tiny_assistant import backbone
 

@@ -17,7 +17,7 @@ from specdec.engine.stats import GenerationStats
 from specdec.engine.verify import Choice, Verdict, verify
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
     """One text to decode.
 

@@ -175,12 +175,12 @@ def test_a_budget_counts_texts_on_their_way() -> None:
     first, second = prompt(60, seed=1)[0], prompt(60, seed=2)[0]
     texts(decoder, [first], kept, answer=5)
     assert len(kept.kept) == 1
-    mine = kept.begin(second, 65)
+    mine = kept.acquire(second, 65)
     assert len(kept.kept) == 1  # both fit
-    other = kept.begin(prompt(60, seed=3)[0], 65)
+    other = kept.acquire(prompt(60, seed=3)[0], 65)
     assert not kept.kept
     for text in (mine, other):
-        kept.end(text)
+        kept.release(text)
 
 
 def test_the_least_recently_used_goes_first() -> None:

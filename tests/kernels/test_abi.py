@@ -15,7 +15,7 @@ import pytest
 
 from specdec import kernels
 from specdec.kernels import abi, native, sources
-from tests.support.needs_native import needs_library
+from tests.support.native.needs_native import needs_library
 
 ROOT = Path(__file__).parent.parent
 _library = native.load()

@@ -15,7 +15,7 @@ from drafter.files.head import save_head
 from drafter.train.initial import initial_tensors
 from specdec.engine.sampling import Noise, Warping
 from specdec.model.decoder import Decoder
-from tests.support.needs_native import needs_kernels
+from tests.support.native.needs_native import needs_kernels
 from tests.support.tiny import VOCAB, WINDOW, prompt, tiny_model
 from tests.support.tiny_assistant import CENTROIDS, prefilled, save_assistant
 

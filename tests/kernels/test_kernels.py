@@ -12,7 +12,7 @@ import torch
 
 from specdec import kernels
 from specdec.kernels import KVView, reference
-from tests.support.kernel_paths import KINDS, ZERO, dequantised, packed, partitions, parts, path, seeded, threads
+from tests.support.native.kernel_paths import KINDS, ZERO, dequantised, packed, partitions, parts, path, seeded, threads
 
 __all__ = ["path", "seeded", "threads"]
 

@@ -14,8 +14,8 @@ from specdec import kernels
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
 from specdec.model.stack import Linear
-from tests.support.kernel_paths import path, seeded, threads
-from tests.support.needs_native import needs_library
+from tests.support.native.kernel_paths import path, seeded, threads
+from tests.support.native.needs_native import needs_library
 from tests.support.tiny import FAMILIES, WINDOW, prompt, tiny_model
 from tests.support.tiny_decoder import quantised
 

@@ -13,8 +13,8 @@ import torch
 
 from specdec import kernels
 from specdec.kernels import KVView, native, reference
-from tests.support.kernel_paths import KINDS, NATIVE, packed, seeded
-from tests.support.needs_native import needs_library
+from tests.support.native.kernel_paths import KINDS, NATIVE, packed, seeded
+from tests.support.native.needs_native import needs_library
 
 __all__ = ["seeded"]
 

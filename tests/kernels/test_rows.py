@@ -13,7 +13,7 @@ from torch import Tensor
 
 from specdec import kernels
 from specdec.kernels import KVView
-from tests.support.kernel_paths import partitions, path, seeded, threads
+from tests.support.native.kernel_paths import partitions, path, seeded, threads
 
 __all__ = ["path", "seeded", "threads"]
 

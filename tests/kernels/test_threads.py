@@ -16,7 +16,7 @@ from torch import Tensor
 
 from specdec import kernels
 from specdec.kernels import BlockTensor, native, pack_blocks
-from tests.support.needs_native import needs_library
+from tests.support.native.needs_native import needs_library
 
 pytestmark = [
     needs_library,

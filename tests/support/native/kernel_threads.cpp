@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "../../specdec/kernels/csrc/native.cpp"
+#include "../../../specdec/kernels/csrc/native.cpp"
 
 namespace {
 
