@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import specdec.engine.engine
 from eval.exactness import main
 from eval.scripted import ScriptedDrafter
 from specdec.engine.verify import Choice, Verdict, verify
@@ -91,7 +90,7 @@ def test_an_engine_that_accepts_a_wrong_draft_is_caught(
             return Verdict((Choice(draft[0], verdict.choices[0].scores),))
         return verdict
 
-    monkeypatch.setattr(specdec.engine.engine, "verify", gullible)
+    monkeypatch.setattr("specdec.engine.sequence.verify", gullible)
     assert check(folder, "--drafter", "scripted", "--temperature", "0") == 1
     output = capsys.readouterr().out
     assert "first difference, greedy, scripted: prompt tea, new token" in output

@@ -17,7 +17,7 @@ from specdec import kernels
 from specdec.kernels import abi, native, sources
 from tests.support.native.needs_native import needs_library
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 _library = native.load()
 HEADER = (sources.FOLDER / "abi.h").read_text(encoding="utf-8")
 NAMES = [record.__name__ for record in abi.RECORDS]

@@ -132,7 +132,7 @@ def test_without_room_the_model_is_quantised_in_memory(folder: Path, monkeypatch
 
 def test_a_process_that_was_killed_leaves_a_clean_start(folder: Path) -> None:
     program = (
-        "import sys, time; from specdec import quantized; import specdec; quantized.LEAST = 0\n"
+        "import sys, time; from specdec.model import quantized; import specdec; quantized.LEAST = 0\n"
         "from specdec.weights.packed import PackedWriter\n"
         "def slow(self, name, weight): print('writing', flush=True); time.sleep(60)\n"
         "PackedWriter.weight = slow\n"

@@ -13,7 +13,6 @@ import torch
 import transformers
 from rich.console import Console
 
-import eval.kernels.command
 from eval.kernels import bandwidth
 from eval.kernels import cases as kernel_cases
 from eval.kernels.bandwidth import Bandwidth, cache_bytes
@@ -242,7 +241,7 @@ def test_ctrl_c_keeps_what_was_measured(capsys: pytest.CaptureFixture[str], monk
             raise KeyboardInterrupt
         return honest(*arguments)
 
-    monkeypatch.setattr(eval.kernels, "alternate", impatient)
+    monkeypatch.setattr("eval.kernels.command.alternate", impatient)
     assert main(["--quick", "--threads", "1", "--only", "block_linear"]) == 130
     output = capsys.readouterr().out
     assert last_line(output)["interrupted"] and len(last_line(output)["series"]) == 2

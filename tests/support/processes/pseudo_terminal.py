@@ -29,7 +29,8 @@ class PseudoTerminal:
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], columns: int = 120) -> None:
         # No answers to questions about the cursor come from here.
         variables = {**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", **environment}
-        variables.pop("NO_COLOR", None)
+        for name in ("NO_COLOR", "COLUMNS", "LINES"):  # the size is the terminal's own
+            variables.pop(name, None)
         self.raw = ""
         self.pid, self.handle = pty.fork()
         if self.pid == 0:
