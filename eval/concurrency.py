@@ -88,7 +88,7 @@ class Crowd:
         if not drafting:
             return Engine(decoder, NoDraft(), FixedLength(0), max_batch=at_once)
         with bound(drafter, decoder):
-            calibrated(self.model.lengths, decoder, drafter, at_once)
+            calibrated(self.model.lengths, decoder, drafter)
         return Engine(decoder, drafter, self.model.lengths, max_batch=at_once)
 
     def request(self, ids: Tensor, number: int) -> Request:

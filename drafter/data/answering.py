@@ -1,8 +1,8 @@
 """Prompts answered by the backbone, many texts to a pass, with the states that its passes had anyway.
 
 What: `answered`. A text depends on its prompt and its number alone, so any worker may answer any prompt: workers are
-threads, each with a pass of its own, which scales better than a pass whose every step is shared. An answer costs a pass
-per token of each text.
+threads, each with a pass of its own, which scales better than a pass whose every step is shared. What a chat template
+puts before every prompt is computed once and goes on from text to text. An answer costs a pass per token of each text.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ def _answered(
         return lambda tokens, choice: choice.token in ends or stopped.is_set() or patience.over(began)
 
     # Without a drafter: these are the plain model's texts either way, and several share a pass.
-    engine = Engine(backbone, NoDraft(aux_layers), caches=EmptyCaches(backbone.new_cache), max_batch=together)
+    beginnings = Beginnings(backbone, (1 + len(aux_layers)) * backbone.spec.hidden_size)
+    engine = Engine(backbone, NoDraft(aux_layers), caches=beginnings, max_batch=together)
 
     def requests() -> Iterator[Request]:
         while not patience.over() and (found := next(prompts, None)) is not None:
@@ -134,7 +135,7 @@ def _answered(
             heard(len(verdict.tokens))
             if sequence.ended:
                 del under_way[sequence.request]
-                yield answer.number, answer.features(backbone, sequence, layers, aux_layers, dtype)
+                yield answer.number, answer.features(backbone, sequence, layers, aux_layers, dtype, beginnings)
 
 
 @dataclass
@@ -152,40 +153,81 @@ class _Answer:
         self.best.extend(verdict.tokens if self.greedy else likeliest(logits))
 
     def features(
-        self, backbone: Decoder, sequence: Sequence, layers: Several[int], aux_layers: Several[int], dtype: torch.dtype
+        self,
+        backbone: Decoder,
+        sequence: Sequence,
+        layers: Several[int],
+        aux_layers: Several[int],
+        dtype: torch.dtype,
+        beginnings: Beginnings,
     ) -> Features:
-        """Return the features of the text, which has ended, but for its last token."""
-        hidden, answer = torch.cat(self.hidden), self.prompt_tokens  # [n, width]
-        asked = best_of(backbone, hidden[: answer - 1])  # [answer - 1]
+        """Return the features of the text, which has ended, but for its last token; `beginnings` may begin with it."""
+        known: _Begun = sequence.conversation.notes["begun"]
+        hidden, answer = torch.cat((known.hidden, *self.hidden)), self.prompt_tokens  # [n, width]
+        asked = torch.cat((known.best, best_of(backbone, hidden[len(known.best) : answer - 1])))  # [answer - 1]
+        row, cache = sequence.row.clone(), sequence.conversation.cache
         best = torch.cat((asked, asked.new_tensor(self.best)))  # [n]
         with one_torch_thread():
             states, aux = parted(hidden.to(dtype), aux_layers)
-            keys = kept_keys(sequence.conversation.cache, layers, dtype)
-            return Features(sequence.row[:-1].clone(), states, best, keys, answer, aux)
+            text = Features(row[:-1], states, best, kept_keys(cache, layers, dtype), answer, aux)
+        beginnings.keep(_Begun(row[: answer - 1], hidden[: answer - 1].clone(), asked, cache))
+        return text
 
 
-class EmptyCaches:
-    """Gives every text an empty cache; those of short texts that have ended serve again, and need no memory anew."""
+class _Begun(NamedTuple):
+    """What is known of the first n tokens of a text: `tokens` [n], `hidden` [n, width] as a pass gives it, `best` [n],
+    and the cache that holds them."""
 
+    tokens: Tensor
+    hidden: Tensor
+    best: Tensor
+    cache: KVCache
+
+
+class Beginnings:
+    """Gives a text the cache of one that has ended: what both begin with is there, with its states, and no memory has
+    to be had anew. Chat templates put the same words before every prompt."""
+
+    _SPARE = 4  # caches that wait for a text which begins as theirs did: one in five prompts has a system message
     _MODEST = 512  # positions: the cache of a longer text is let go, or all would come to be as large as the largest
 
-    def __init__(self, new_cache: Callable[[], KVCache]) -> None:
-        self._new_cache, self._spare = new_cache, list[KVCache]()
+    def __init__(self, backbone: Decoder, width: int) -> None:
+        """`width`: of a pass's rows."""
+        self._backbone, self._width = backbone, width
+        self._kept = list[_Begun]()
 
     def acquire(self, prompt: Tensor, longest: int) -> Conversation:
-        if self._spare:
-            cache = self._spare.pop()
-            cache.rewind(0)
-            return Conversation(cache)
-        with one_torch_thread():  # many small tensors
-            return Conversation(self._new_cache())
+        if len(self._kept) < self._SPARE:
+            backbone = self._backbone
+            with one_torch_thread():  # many small ones
+                cache = backbone.new_cache()
+            hidden = torch.empty(0, self._width, dtype=backbone.dtype, device=backbone.device)
+            known = _Begun(prompt[:0], hidden, torch.empty(0, dtype=torch.int64, device=backbone.device), cache)
+        else:
+            shared = [_shared(old, prompt[:-1]) for old in self._kept]
+            most = max(shared)
+            tokens, hidden, best, cache = self._kept.pop(shared.index(most))
+            cache.rewind(most)
+            known = _Begun(tokens[:most], hidden[:most], best[:most], cache)
+        return Conversation(known.cache, notes={"begun": known})
 
     def before_chunk(self, conversation: Conversation, left: int, chunk: int) -> None:
         pass
 
     def release(self, conversation: Conversation) -> None:
-        if conversation.cache.length <= self._MODEST and conversation.cache.rewindable(0):
-            self._spare.append(conversation.cache)
+        """Let the cache go: one that serves again comes by `keep`, with its states."""
+
+    def keep(self, text: _Begun) -> None:
+        """Let texts that are to come begin with `text`."""
+        if text.cache.length <= self._MODEST and text.cache.rewindable(0):
+            self._kept = [*self._kept[-self._SPARE :], text]
+
+
+def _shared(text: _Begun, prompt: Tensor) -> int:
+    """How many tokens `text` and prompt [n] begin with alike."""
+    most = min(len(text.tokens), len(prompt))
+    differs = (text.tokens[:most] != prompt[:most]).nonzero()
+    return int(differs[0]) if len(differs) else most
 
 
 class _Failed(NamedTuple):

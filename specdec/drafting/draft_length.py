@@ -23,9 +23,9 @@ the best fixed length, from 64 rounds after the start or a change on: 0.994 and 
 credit, as it was, 0.955 and 0.30; without tries 0.933 and 0.20; with a prior that never yields 0.990 and 0.74; without
 credit 0.994 and 0.88, and 0.63 of plain decoding in the first rounds. A prior of two rounds that never yields does as
 well there, and worse on recorded texts (0.94 instead of 0.96 at worst). Left out: forgetting when a streak was unlikely
-(texts that take turns lose up to 15%), tries that are rarer the dearer they are (no gain). Left out earlier, no gain on
-recorded texts: stopping a draft where its drafter is unsure (0.99 to 1.01: those steps are paid for by then), the
-backbone's margin at the pending token, forgetting faster when a new text begins (0.98 to 1.00).
+(texts that take turns lose up to 15%), tries that are rarer the dearer they are (no gain). No gain on recorded
+texts either: stopping a draft where its drafter is unsure (those steps are paid for by then), the backbone's margin at
+the pending token, forgetting faster when a new text begins.
 """
 
 from __future__ import annotations
@@ -33,12 +33,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heapreplace
-from itertools import accumulate
-from operator import mul
 from typing import Any, NamedTuple, Protocol
 
 from specdec.drafting.acceptance import AcceptanceRecord
 from specdec.drafting.costs import Costs, LiveCosts
+from specdec.drafting.planned_pass import DraftTotal, PlannedPass
 
 Plan = list[tuple[str, int]]  # by text of a pass: who drafts, and how many tokens
 
@@ -54,7 +53,10 @@ class Drafted(NamedTuple):
 
 
 class DraftLength(Protocol):
-    """Chooses who drafts in a pass and how much, and hears how it went."""
+    """Chooses who drafts in a pass and how much, and hears how it went. `beside_others`: whether in passes of several
+    texts too."""
+
+    beside_others: bool
 
     def plan(self, limits: Sequence[Mapping[str, int]], beside: int = 0, most: int = 64) -> list[tuple[str, int]]:
         """Return for each text of a pass who drafts, and how many tokens.
@@ -73,6 +75,8 @@ class DraftLength(Protocol):
 
 class FixedLength:
     """Always the same draft length, from the preferred source."""
+
+    beside_others = True
 
     def __init__(self, length: int) -> None:
         if length < 0:
@@ -98,8 +102,11 @@ class AdaptiveLength:
     threads may share an object: what one request learns is for all.
     """
 
-    def __init__(self, costs: Costs | None = None, longest: int = 8) -> None:
-        self.longest = longest
+    def __init__(self, costs: Costs | None = None, longest: int = 8, beside_others: bool = False) -> None:
+        """`beside_others`: whether texts of a pass that has other rows are drafted for. Off, because on two threads of
+        AVX2 it was slower (0.89x with two texts, 0.85x with four, SmolLM2): rows of several texts cost more than as
+        many rows of one, which is what calibration measures."""
+        self.longest, self.beside_others = longest, beside_others
         self.measured_for: tuple[int, int] | None = None  # threads and texts; None: costs were not measured
         self._lock = threading.Lock()  # around each public method's own work; nothing else is called under it
         self._records: dict[str, AcceptanceRecord] = {}
@@ -144,7 +151,7 @@ class AdaptiveLength:
             for one in {one for of in bounded for one, limit in of.items() if limit > 0}:
                 self._record(one).rounds += 1
             acceptance = {one: self._record(one).acceptance() for one in sources}
-            planned = _Pass(self._costs, acceptance, len(limits), beside)
+            planned = PlannedPass(self._costs, acceptance, len(limits), beside)
             plan = self._try(planned, bounded, self._best(planned, bounded, most), most)
             for source, k in plan:
                 record = self._record(source)
@@ -170,6 +177,8 @@ class AdaptiveLength:
 
     def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
         plain_rows = len(drafts) + beside
+        if plain_rows > 1 and not self.beside_others:
+            return  # several texts' rows are not what the costs are of
         rows = plain_rows + sum(len(sources) for sources, _ in drafts)
         with self._lock:
             self._costs.correct_pass(rows, verify_seconds)
@@ -189,7 +198,7 @@ class AdaptiveLength:
                 for source, at in places:
                     self._record(source).drafted[at] = self._record(source).rounds
 
-    def _best(self, planned: _Pass, limits: Sequence[Mapping[str, int]], most: int) -> Plan:
+    def _best(self, planned: PlannedPass, limits: Sequence[Mapping[str, int]], most: int) -> Plan:
         """Return the drafts with the best rate of those that can be afforded.
 
         A text's source is the one that does best for it where the others have no drafts; of all texts' next tokens the
@@ -207,7 +216,7 @@ class AdaptiveLength:
         sources = [alone[tuple(of.items())] for of in limits]
         heap = [(-planned.reach(source, 0), i) for i, (source, limit) in enumerate(sources) if limit]
         heapify(heap)
-        lengths, total, top = [0] * len(sources), _Drafts(), 1.0
+        lengths, total, top = [0] * len(sources), DraftTotal(), 1.0
         best, order = 0, list[int]()  # whose draft gets the next token; the best plan has the first `best` of these
         while heap and len(order) < most:
             _, i = heap[0]
@@ -223,10 +232,10 @@ class AdaptiveLength:
                 best, top = len(order), rate
         return [(source, order[:best].count(i)) for i, (source, _) in enumerate(sources)]
 
-    def _try(self, planned: _Pass, limits: Sequence[Mapping[str, int]], plan: Plan, most: int) -> Plan:
+    def _try(self, planned: PlannedPass, limits: Sequence[Mapping[str, int]], plan: Plan, most: int) -> Plan:
         """Return `plan`, with one draft in it that goes a token further, or is another source's, where a try is due:
         nobody has drafted that position for long, and drafts that go on from there would pay if they were right."""
-        total = sum((planned.drafts(source, k) for source, k in plan), _Drafts())
+        total = sum((planned.drafts(source, k) for source, k in plan), DraftTotal())
         for i, of in enumerate(limits):
             own, k = plan[i]
             for source, limit in of.items():
@@ -250,58 +259,6 @@ class AdaptiveLength:
     def _affordable(self, passes: float) -> bool:
         """Whether drafts in a pass that takes as long as so many plain ones may be all wrong."""
         return self._credit + 1 >= FLOOR * passes
-
-
-class _Drafts(NamedTuple):
-    """What drafts of a pass come to: tokens that they are expected to win, rows, and the seconds that they take."""
-
-    expected: float = 0.0
-    rows: int = 0
-    seconds: float = 0.0
-
-    def __add__(self, other: _Drafts) -> _Drafts:  # type: ignore[override]
-        return _Drafts(self.expected + other.expected, self.rows + other.rows, self.seconds + other.seconds)
-
-    def __sub__(self, other: _Drafts) -> _Drafts:
-        return _Drafts(self.expected - other.expected, self.rows - other.rows, self.seconds - other.seconds)
-
-
-class _Pass:
-    """A pass of `texts` texts that is planned, beside `beside` rows of prompts."""
-
-    def __init__(self, costs: LiveCosts, acceptance: Mapping[str, Sequence[float]], texts: int, beside: int) -> None:
-        self._costs, self._texts, self._rows = costs, texts, texts + beside
-        self._plain = costs.of_pass(self._rows)
-        self._reach: dict[str, list[float]] = {one: list(accumulate(each, mul)) for one, each in acceptance.items()}
-        self._seconds = dict[int, float]()
-
-    def reach(self, source: str, at: int) -> float:
-        """Return the probability that the token at `at`, from 0, of a draft is accepted with all before it."""
-        return self._reach[source][at]
-
-    def token(self, source: str, at: int) -> _Drafts:
-        """Return what the token at `at` adds to a draft."""
-        seconds = self._costs.of_draft(source, at + 1) - self._costs.of_draft(source, at)
-        return _Drafts(self._reach[source][at], 1, seconds)
-
-    def drafts(self, source: str, k: int, right_from: int | None = None) -> _Drafts:
-        """Return what a draft of `k` tokens comes to; with `right_from` as if all from that position on were right."""
-        reach = self._reach[source]
-        known = k if right_from is None else right_from
-        hoped = (k - known) * (reach[known - 1] if known else 1.0)
-        return _Drafts(sum(reach[:known]) + hoped, k, self._costs.of_draft(source, k))
-
-    def passes(self, drafts: _Drafts) -> float:
-        """Return what the pass takes with `drafts`, in plain passes."""
-        rows = self._rows + drafts.rows
-        if rows not in self._seconds:
-            self._seconds[rows] = self._costs.of_pass(rows)
-        seconds: float = self._seconds[rows] + drafts.seconds
-        return seconds / self._plain
-
-    def rate(self, drafts: _Drafts) -> float:
-        """Return expected tokens in a plain pass's time, as a multiple of those of a plain pass."""
-        return (1 + drafts.expected / self._texts) / self.passes(drafts)
 
 
 def _places(sources: Sequence[str]) -> list[tuple[str, int]]:

@@ -277,6 +277,8 @@ class Engine:
         alone = [sequence for sequence in sequences if sequence.lockstep is None]
         if self.drafter.max_draft == 0 or not alone:
             return
+        if len(sequences) + prompt_rows > 1 and not self.lengths.beside_others:
+            return
         for sequence in alone:
             if sequence.proposer is None:
                 cache, noise = sequence.conversation.cache, sequence.request.sampler.noise

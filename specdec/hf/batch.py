@@ -77,7 +77,7 @@ def run_batch(
     lengths = options.lengths(adaptive)
     with turn_to_compute(), bound(drafter, backbone):  # a drafter may refuse the backbone: before anything is computed
         if lengths is adaptive:
-            calibrated(adaptive, backbone, drafter, min(batch.input_ids.shape[0], MAX_BATCH))
+            calibrated(adaptive, backbone, drafter)
     seeds = options.seeds(batch.input_ids.shape[0], bool(batch.config.do_sample))
     rows = [_row(backbone, batch, row) for row in range(len(seeds))]
     requests = [_request(backbone, batch, row, seed) for row, seed in zip(rows, seeds, strict=True)]

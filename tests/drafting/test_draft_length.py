@@ -302,7 +302,7 @@ def test_what_was_learned_outlives_the_request() -> None:
 
 def test_drafts_of_several_texts_are_planned_together() -> None:
     table = {rows: 1 + 0.1 * (rows - 1) for rows in (1, 2, 4, 8, 16, 32)}
-    lengths = AdaptiveLength(Costs(table, {SOURCE: 0.01, "mtp": 0.01}))
+    lengths = AdaptiveLength(Costs(table, {SOURCE: 0.01, "mtp": 0.01}), beside_others=True)
     for _ in range(40):  # one source is nearly always right, the other hardly ever
         lengths.observe([Drafted((SOURCE,) * 4, 4), Drafted(("mtp",) * 4, 0)], 0, 0.08, lengths.costs.of_pass(10))
     assert lengths.plan([{SOURCE: 8}, {"mtp": 8}, {SOURCE: 2}])[1] == ("mtp", 0)
@@ -316,7 +316,7 @@ def test_drafts_of_several_texts_are_planned_together() -> None:
 def test_a_row_that_is_dear_beside_others_is_not_drafted() -> None:
     """Alone a row is cheap, as where a pass reads weights all the time; from four rows on it is arithmetic."""
     table = {1: 1.0, 2: 1.02, 3: 1.04, 4: 1.06, 8: 3.0, 16: 7.0}
-    lengths = AdaptiveLength(Costs(table, {SOURCE: 0.01}))
+    lengths = AdaptiveLength(Costs(table, {SOURCE: 0.01}), beside_others=True)
     for i in range(60):  # seven in ten first tokens are right
         lengths.observe([Drafted((SOURCE,), int(i % 10 < 7))], 0, 0.01, 1.02)
     assert lengths.plan([{SOURCE: 8}])[0][1] > 0
@@ -328,7 +328,7 @@ def test_drafts_beside_others_are_never_slower_than_the_floor(seed: int) -> None
     """Four texts whose drafts are right by chance, and wrong in the end: time against plain passes, all along."""
     draws = random.Random(seed)
     costs = Costs({1: 1.0, 4: 1.4, 8: 2.1, 16: 3.6, 32: 7.0}, {SOURCE: 0.02})
-    lengths, emitted, seconds = AdaptiveLength(costs), 0, 0.0
+    lengths, emitted, seconds = AdaptiveLength(costs, beside_others=True), 0, 0.0
     chance = draws.choice((0.3, 0.6, 0.9))
     for step in range(400):
         planned = lengths.plan([{SOURCE: 8}] * 4)

@@ -291,7 +291,7 @@ def test_rows_in_step_have_their_passes_together_beside_others() -> None:
 
 def test_statistics_are_a_requests_own_and_all_together() -> None:
     decoder = decoder_of(tiny_model("llama"))
-    engine = Engine(decoder, SuffixDrafter(), AdaptiveLength(), max_batch=3)
+    engine = Engine(decoder, SuffixDrafter(), AdaptiveLength(beside_others=True), max_batch=3)
     own = [GenerationStats() for _ in range(5)]
     requests = [Request(prompt(9, seed=i)[0], 60, Sampler(), never, stats=stats) for i, stats in enumerate(own)]
     for _ in engine.run(requests):
@@ -301,6 +301,17 @@ def test_statistics_are_a_requests_own_and_all_together() -> None:
     for stats in own:
         assert stats.emitted == 51 == 1 + stats.rounds + stats.accepted
     assert engine.stats.drafted > 0
+
+
+def test_texts_beside_others_are_drafted_for_where_that_is_asked_for() -> None:
+    decoder = decoder_of(tiny_model("llama"))
+    drafted = []
+    for lengths in (AdaptiveLength(), AdaptiveLength(beside_others=True)):
+        engine = Engine(decoder, SuffixDrafter(), lengths, max_batch=2)
+        for _ in engine.run([request(prompt(9, seed=i)[0], 60) for i in range(2)]):
+            pass
+        drafted.append(engine.stats.drafted)
+    assert drafted[0] == 0 < drafted[1]
 
 
 def test_waiting_for_work() -> None:

@@ -1,0 +1,62 @@
+"""A pass that is planned: what its drafts are expected to win, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from operator import mul
+from typing import NamedTuple
+
+from specdec.drafting.costs import LiveCosts
+
+
+class DraftTotal(NamedTuple):
+    """What drafts of a pass come to: tokens that they are expected to win, rows, and the seconds that they take."""
+
+    expected: float = 0.0
+    rows: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: DraftTotal) -> DraftTotal:  # type: ignore[override]
+        return DraftTotal(self.expected + other.expected, self.rows + other.rows, self.seconds + other.seconds)
+
+    def __sub__(self, other: DraftTotal) -> DraftTotal:
+        return DraftTotal(self.expected - other.expected, self.rows - other.rows, self.seconds - other.seconds)
+
+
+class PlannedPass:
+    """A pass of `texts` texts that is planned, beside `beside` rows of prompts."""
+
+    def __init__(self, costs: LiveCosts, acceptance: Mapping[str, Sequence[float]], texts: int, beside: int) -> None:
+        self._costs, self._texts, self._rows = costs, texts, texts + beside
+        self._plain = costs.of_pass(self._rows)
+        self._reach: dict[str, list[float]] = {one: list(accumulate(each, mul)) for one, each in acceptance.items()}
+        self._seconds = dict[int, float]()
+
+    def reach(self, source: str, at: int) -> float:
+        """Return the probability that the token at `at`, from 0, of a draft is accepted with all before it."""
+        return self._reach[source][at]
+
+    def token(self, source: str, at: int) -> DraftTotal:
+        """Return what the token at `at` adds to a draft."""
+        seconds = self._costs.of_draft(source, at + 1) - self._costs.of_draft(source, at)
+        return DraftTotal(self._reach[source][at], 1, seconds)
+
+    def drafts(self, source: str, k: int, right_from: int | None = None) -> DraftTotal:
+        """Return what a draft of `k` tokens comes to; with `right_from` as if all from that position on were right."""
+        reach = self._reach[source]
+        known = k if right_from is None else right_from
+        hoped = (k - known) * (reach[known - 1] if known else 1.0)
+        return DraftTotal(sum(reach[:known]) + hoped, k, self._costs.of_draft(source, k))
+
+    def passes(self, drafts: DraftTotal) -> float:
+        """Return what the pass takes with `drafts`, in plain passes."""
+        rows = self._rows + drafts.rows
+        if rows not in self._seconds:
+            self._seconds[rows] = self._costs.of_pass(rows)
+        seconds: float = self._seconds[rows] + drafts.seconds
+        return seconds / self._plain
+
+    def rate(self, drafts: DraftTotal) -> float:
+        """Return expected tokens in a plain pass's time, as a multiple of those of a plain pass."""
+        return (1 + drafts.expected / self._texts) / self.passes(drafts)
