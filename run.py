@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from eval.cli.names import full_size_names
 from eval.cli.options import (
@@ -21,11 +22,11 @@ from eval.cli.options import (
     add_prometheus_option,
     add_sampling_options,
     check_names,
+    fraction,
     settings_from,
-    share,
-    whole,
+    whole_number,
 )
-from eval.cli.output import check_head_folder, file_name, guarded
+from eval.cli.output import check_head_folder, file_name, run_guarded
 from eval.cli.terminal import say_loading
 from eval.train.options import add_train_options
 
@@ -49,8 +50,7 @@ exit codes: 0 all well, 1 outputs differed, 2 bad arguments or an unusable model
 BENCH_TEXT = """\
 Decode every prompt plainly and with drafting, in alternating order, and compare speed and output. Shows tokens/s,
 speed-up, mean acceptance length (tokens per round), acceptance by draft position, time to first token and peak
-memory. The last line of stdout, where that is not a terminal, is one JSON object with every figure. Exit code 1 when an
-output differs."""
+memory. Exit code 1 when an output differs."""
 
 PROMPTS_TEXT = """\
 a .jsonl file with {"prompt": ...}, {"turns": [...]} (Spec-Bench, MT-bench) or {"messages": [...]} per line, or a
@@ -80,9 +80,15 @@ for real, and the head that did best is the one that is kept. On several machine
 torchrun --nproc-per-node N run.py train ..."""
 
 
+def _program() -> str:
+    """Return what a user typed: run.py, specdec or python -m specdec."""
+    name = Path(sys.argv[0]).name
+    return {"__main__.py": "python -m specdec", "specdec": "specdec", "specdec.exe": "specdec"}.get(name, "run.py")
+
+
 def parser() -> argparse.ArgumentParser:
     root = Parser(
-        prog="run.py",
+        prog=_program(),
         description="Speculative decoding of local language models: the same text, sooner.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -96,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--suite", action="store_true", help="128 prompts of eight tasks, Spec-Bench's six among them, instead of eight"
     )
-    bench.add_argument("--limit", type=whole(1), metavar="N", help="only the first N prompts")
+    bench.add_argument("--limit", type=whole_number(1), metavar="N", help="only the first N prompts")
     add_json_option(bench, "the JSON object")
     add_prometheus_option(bench)
     add_sampling_options(bench, max_new_tokens=128, seed=0)
@@ -105,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--synthetic-acceptance",
         nargs="+",
-        type=share,
+        type=fraction,
         default=[],
         metavar="P",
         help="make the first, second, ... drafted token right with these probabilities, whatever the drafter says (it "
@@ -114,7 +120,11 @@ def parser() -> argparse.ArgumentParser:
     modes = bench.add_argument_group("modes", MODES_TEXT)
     modes.add_argument("--modes", nargs="+", default=[], metavar="MODE", help="what to compare with plain decoding")
     modes.add_argument(
-        "--repeat", type=whole(1), default=1, metavar="N", help="repetitions; figures are medians of them (default 1)"
+        "--repeat",
+        type=whole_number(1),
+        default=1,
+        metavar="N",
+        help="repetitions; figures are medians of them (default 1)",
     )
 
     page = commands.add_parser("report", help="draw benches as an HTML page", description=REPORT_TEXT)
@@ -184,7 +194,7 @@ def add_plan_options(planned: argparse.ArgumentParser) -> None:
     planned.add_argument(
         "--drafter", default="auto", metavar="NAME", help="auto (default), suffix, none, or a checkpoint"
     )
-    planned.add_argument("--context", type=whole(1), default=4096, metavar="N", help="positions (default 4096)")
+    planned.add_argument("--context", type=whole_number(1), default=4096, metavar="N", help="positions (default 4096)")
     planned.add_argument("--budget", metavar="SIZE", help="such as 16GB (default: what is free now)")
     planned.add_argument(
         "--kv-dtype", choices=("float32", "bfloat16", "int8"), default="float32", help="what the cache keeps"
@@ -244,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = ["bench", *words]
     arguments = parser().parse_args(words)
     outputs = (getattr(arguments, name, None) for name in ("json", "prometheus", "out"))
-    return guarded(lambda: run(arguments), *outputs)
+    return run_guarded(lambda: run(arguments), *outputs)
 
 
 if __name__ == "__main__":

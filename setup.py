@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 SOURCE = "specdec/kernels/csrc/native.cpp"
@@ -56,7 +57,14 @@ class BuildNative(build_ext):
         self.warn(f"{why}; torch runs instead")
 
 
+class AnyPython(bdist_wheel):
+    """A wheel for every Python 3 of one platform: the library knows nothing of Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
 setup(
     ext_modules=[Extension("specdec.kernels._native", [SOURCE], depends=INCLUDED, optional=True)],
-    cmdclass={"build_ext": BuildNative},
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": AnyPython},
 )

@@ -2,6 +2,6 @@
 
 from drafter.files.bundled import bundled_head, largest_bundled_head
 from drafter.files.checkpoint import load_drafter, stored_bytes
-from drafter.mtp_drafter import AssistantDrafter
+from drafter.mtp_drafter import MTPDrafter
 
-__all__ = ["AssistantDrafter", "bundled_head", "largest_bundled_head", "load_drafter", "stored_bytes"]
+__all__ = ["MTPDrafter", "bundled_head", "largest_bundled_head", "load_drafter", "stored_bytes"]

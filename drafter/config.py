@@ -1,7 +1,7 @@
 """What a drafter's network is, as data: Gemma 4's assistant, and the same head for any other backbone.
 
-`AssistantSpec` is all that the network looks at. It is made from transformers' config of a Gemma 4 assistant
-(`assistant_spec`), or, for a backbone of another family, from our own `HeadConfig` (`head_spec`): layers of the
+`MTPHeadSpec` is all that the network looks at. It is made from transformers' config of a Gemma 4 assistant
+(`assistant_spec`), or, for a backbone of another family, from our own `MTPHeadConfig` (`head_spec`): layers of the
 backbone's own kind, with query-only attention over the K/V of its last layers.
 """
 
@@ -26,7 +26,7 @@ HEAD_TYPE = "specdec_mtp"  # `model_type` in the config.json of a head of our ow
 
 
 @dataclass(frozen=True)
-class AssistantSpec:
+class MTPHeadSpec:
     """An assistant and the backbone it was made for.
 
     `text`: its own layers, whose `kv_layer` is the layer of the backbone that they read; its vocabulary is what it can
@@ -51,11 +51,11 @@ class AssistantSpec:
 
 
 @dataclass(frozen=True)
-class HeadConfig:
+class MTPHeadConfig:
     """A head in our own format.
 
     `reads`: for each of its layers the backbone's layer whose K/V it attends to, and whose kind it is of.
-    `draft_vocab`: tokens that it can propose; 0: all of the backbone's. `aux_layers`: see `AssistantSpec`; EAGLE-3
+    `draft_vocab`: tokens that it can propose; 0: all of the backbone's. `aux_layers`: see `MTPHeadSpec`; EAGLE-3
     (arXiv 2503.01840) fuses a low, a middle and a high layer. Sizes are counts of elements.
     """
 
@@ -68,7 +68,7 @@ class HeadConfig:
     aux_layers: tuple[int, ...] = ()
 
     @classmethod
-    def like(cls, backbone: DecoderSpec, depth: int | None = None, draft_vocab: int = 8192) -> HeadConfig:
+    def like(cls, backbone: DecoderSpec, depth: int | None = None, draft_vocab: int = 8192) -> MTPHeadConfig:
         """A head as wide as its backbone, of `depth` layers that are like the backbone's last (None: a tenth of their
         number, at least one of each kind).
 
@@ -88,7 +88,7 @@ class HeadConfig:
         return {"model_type": HEAD_TYPE, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> HeadConfig:
+    def from_dict(cls, values: dict[str, Any]) -> MTPHeadConfig:
         """Raises ValueError for missing values and impossible sizes."""
         own = Values(values)
         reads = own.wholes("reads", 0, _DEEPEST)
@@ -105,7 +105,7 @@ class HeadConfig:
         )
 
 
-def head_spec(config: HeadConfig, backbone: DecoderSpec) -> AssistantSpec:
+def head_spec(config: MTPHeadConfig, backbone: DecoderSpec) -> MTPHeadSpec:
     """The head that `config` describes, for `backbone`.
 
     Raises:
@@ -145,7 +145,7 @@ def head_spec(config: HeadConfig, backbone: DecoderSpec) -> AssistantSpec:
         per_layer_vocab=0,
         reads_backbone=True,
     )
-    return AssistantSpec(
+    return MTPHeadSpec(
         text,
         backbone.hidden_size,
         pruned=config.draft_vocab > 0,
@@ -154,7 +154,7 @@ def head_spec(config: HeadConfig, backbone: DecoderSpec) -> AssistantSpec:
     )
 
 
-def assistant_spec(config: Config, backbone: DecoderSpec) -> AssistantSpec:
+def assistant_spec(config: Config, backbone: DecoderSpec) -> MTPHeadSpec:
     """The assistant that `config` describes, reading the K/V of `backbone`.
 
     Raises:
@@ -186,14 +186,14 @@ def assistant_spec(config: Config, backbone: DecoderSpec) -> AssistantSpec:
     layers = tuple(replace(layer, kv_layer=source[layer.kind]) for layer in text.layers)
     text = replace(text, layers=layers, tied_head=values.flag("tie_word_embeddings"), reads_backbone=True)
     if not values.flag("use_ordered_embeddings", default=False):
-        return AssistantSpec(text, width)
+        return MTPHeadSpec(text, width)
     count, top = values.whole("num_centroids", 1), values.whole("centroid_intermediate_top_k", 1)
     if top > count or text.vocab_size % count:
         raise ValueError(
             f"the assistant's config has num_centroids={count} and centroid_intermediate_top_k={top}; its "
             f"vocabulary of {text.vocab_size} must split evenly, and no more be picked than there are"
         )
-    return AssistantSpec(text, width, count, top)
+    return MTPHeadSpec(text, width, count, top)
 
 
 def _misfits(layer: LayerSpec, source: LayerSpec | None) -> list[str]:
@@ -207,7 +207,7 @@ def _misfits(layer: LayerSpec, source: LayerSpec | None) -> list[str]:
     ]
 
 
-def extra_tensors(spec: AssistantSpec) -> dict[str, tuple[int, ...]]:
+def extra_tensors(spec: MTPHeadSpec) -> dict[str, tuple[int, ...]]:
     """Name -> shape of what an assistant has besides a decoder's tensors."""
     text = spec.text
     shapes: dict[str, tuple[int, ...]] = {
@@ -225,7 +225,7 @@ def extra_tensors(spec: AssistantSpec) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def head_tensors(spec: AssistantSpec) -> dict[str, tuple[int, ...]]:
+def head_tensors(spec: MTPHeadSpec) -> dict[str, tuple[int, ...]]:
     """Name -> shape of all that a head has; the head's own matrix is `embed_tokens.weight`."""
     assert spec.text.tied_head and not spec.centroids
     return {**expected_tensors(spec.text), **extra_tensors(spec)}

@@ -10,7 +10,7 @@ For a Gemma 4 backbone this is its "assistant", the network of transformers' `mo
 Sliding layers read the K/V of the backbone's last sliding layer that stores any, full layers those of the
 last full one. Every step of a round has the position p of the pending token and sees committed keys only:
 j <= p - 1. The first h is the backbone's state after its final norm; heads of our own format can add to it what other
-layers make of the same position, h + fuse([rmsnorm(low) ; rmsnorm(middle) ; ...]) (`AssistantSpec.aux_layers`).
+layers make of the same position, h + fuse([rmsnorm(low) ; rmsnorm(middle) ; ...]) (`MTPHeadSpec.aux_layers`).
 
 Left out: more than one query row; training (`drafter/train/model.py`). The head has no soft-capping, unlike
 the backbone's.
@@ -24,13 +24,13 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from drafter.config import AssistantSpec
+from drafter.config import MTPHeadSpec
 from specdec import kernels
 from specdec.cache import KVCache
 from specdec.engine.sampling import Noise, gumbel_argmax
 from specdec.kernels import Span
 from specdec.model.decoder import Decoder
-from specdec.model.stack import Linear, Rotations, Stack, TextPass
+from specdec.model.stack import Linear, Rotations, SequenceRows, Stack
 from specdec.weights.tensors import Weight
 
 
@@ -40,7 +40,7 @@ class DenseHead:
 
     weight: Weight  # [vocab, hidden]
 
-    def scored(self, x: Tensor, newest: Tensor) -> tuple[Tensor, None]:
+    def score(self, x: Tensor, newest: Tensor) -> tuple[Tensor, None]:
         """x [1, hidden] -> logits [1, vocab] in x's dtype."""
         return self.weight.linear(x), None
 
@@ -73,7 +73,7 @@ class PrunedHead:
     ids: Tensor
     bigram: Bigram | None = None
 
-    def scored(self, x: Tensor, newest: Tensor) -> tuple[Tensor, Tensor]:
+    def score(self, x: Tensor, newest: Tensor) -> tuple[Tensor, Tensor]:
         """x [1, hidden] after token `newest` [1] -> logits [1, candidates] in x's dtype, and `ids`."""
         logits = self.weight.linear(x)
         return logits if self.bigram is None else logits + self.bigram.bias(newest), self.ids
@@ -91,7 +91,7 @@ class CentroidHead:
     clusters: Tensor
     top: int
 
-    def scored(self, x: Tensor, newest: Tensor) -> tuple[Tensor, Tensor]:
+    def score(self, x: Tensor, newest: Tensor) -> tuple[Tensor, Tensor]:
         """x [1, hidden] -> logits [1, C] in x's dtype of the best clusters' tokens, and their ids [C] int64."""
         picked = self.centroids.linear(x).topk(self.top, dim=-1).indices[0]  # [top]
         ids = self.clusters[picked].flatten()  # [top, vocab / centroids] -> [C]
@@ -117,7 +117,7 @@ def best(head: Head, x: Tensor, newest: Tensor, noise: Noise | None = None, key:
 
     With `noise` it is the one that wins with the noise of `key`; a NaN wins, wherever it is.
     """
-    logits, ids = head.scored(x, newest)  # [1, candidates]
+    logits, ids = head.score(x, newest)  # [1, candidates]
     if noise is None:
         index = logits.argmax(dim=-1)  # [1]
     else:
@@ -133,10 +133,10 @@ def best(head: Head, x: Tensor, newest: Tensor, noise: Noise | None = None, key:
 
 
 @dataclass(frozen=True)
-class Assistant:
+class MTPHead:
     """The network, ready to run on the device and in the dtype of its backbone."""
 
-    spec: AssistantSpec
+    spec: MTPHeadSpec
     pre: Linear  # [hidden, 2 * backbone hidden]
     stack: Stack
     post: Linear  # [backbone hidden, hidden]
@@ -204,5 +204,5 @@ class Assistant:
         the head's input [1, hidden] and the next step's `hidden`.
         """
         x = self.pre(torch.cat((embedding, hidden), dim=-1))  # [1, 2 * backbone hidden] -> [1, hidden]
-        x = self.stack(x, spans, [TextPass(cache, cache.length, 1)])
+        x = self.stack(x, spans, [SequenceRows(cache, cache.length, 1)])
         return x, self.post(x)

@@ -1,4 +1,4 @@
-"""`AssistantDrafter`: a Gemma 4 assistant as a `Drafter`.
+"""`MTPDrafter`: a Gemma 4 assistant as a `Drafter`.
 
 It keeps no cache: it reads the backbone's, committed positions only, so nothing has to be rolled back when a
 draft is rejected. It proposes its own argmax or, where tokens are sampled, what wins with the noise that they are
@@ -14,7 +14,7 @@ from dataclasses import astuple
 import torch
 from torch import Tensor
 
-from drafter.inference import Assistant, best, sharpness
+from drafter.inference import MTPHead, best, sharpness
 from specdec.cache import KVCache
 from specdec.drafting.protocol import Draft
 from specdec.engine.sampling import Noise
@@ -22,15 +22,15 @@ from specdec.kernels import DraftSampling, FusedDraft
 from specdec.model.decoder import Decoder
 
 
-class AssistantDrafter:
+class MTPDrafter:
     """Drafts with the assistant that `build(backbone)` makes; `build` raises ValueError on a misfit."""
 
     name = "mtp"
     max_draft = 8  # published assistants are used with 2 to 6 tokens
 
-    def __init__(self, build: Callable[[Decoder], Assistant]) -> None:
+    def __init__(self, build: Callable[[Decoder], MTPHead]) -> None:
         self._build = build
-        self._assistant: Assistant | None = None
+        self._assistant: MTPHead | None = None
         self._fused: FusedDraft | None = None
         self._backbone: Decoder | None = None
 
@@ -53,21 +53,21 @@ class AssistantDrafter:
             self._fused = self._assistant.fused(backbone)
         self._backbone = backbone
 
-    def start(self, cache: KVCache, noise: Noise | None = None) -> AssistantDrafts:
+    def start(self, cache: KVCache, noise: Noise | None = None) -> MTPProposer:
         # A pass of `max_rows` rows, one of them kept, would overwrite the oldest key of the drafter's window.
         assert cache.max_rows > self.max_draft + 1
         assert self._assistant is not None, "bind() comes first"
         assert self._backbone is not None, "bind() comes first"
-        return AssistantDrafts(self._assistant, self._fused, self._backbone, cache, noise)
+        return MTPProposer(self._assistant, self._fused, self._backbone, cache, noise)
 
 
-class AssistantDrafts:
-    """The drafts of one text: the proposer of an `AssistantDrafter`."""
+class MTPProposer:
+    """The drafts of one text: the proposer of an `MTPDrafter`."""
 
-    name, max_draft = AssistantDrafter.name, AssistantDrafter.max_draft
+    name, max_draft = MTPDrafter.name, MTPDrafter.max_draft
 
     def __init__(
-        self, assistant: Assistant, fused: FusedDraft | None, backbone: Decoder, cache: KVCache, noise: Noise | None
+        self, assistant: MTPHead, fused: FusedDraft | None, backbone: Decoder, cache: KVCache, noise: Noise | None
     ) -> None:
         self._assistant, self._fused, self._backbone = assistant, fused, backbone
         self._cache, self._noise = cache, noise

@@ -24,17 +24,17 @@ from rich.table import Table
 from torch import Tensor
 
 from drafter.data.dataset import BEGINNING, Dataset, Position, frequent
-from drafter.data.features import Features, Keys
+from drafter.data.features import AttentionStates, Features
 from drafter.files.checkpoint import load_drafter
 from drafter.files.formats import Form, Shape, Trained, form_for
-from drafter.train.evaluate import drafted
+from drafter.train.evaluate import measure_drafts
 from drafter.train.initial import initial_tensors
 from drafter.train.loss import Candidates, Recipe
 from drafter.train.model import Network, Sight
-from drafter.train.trainer import Settings, Trainer
+from drafter.train.trainer import Trainer, TrainerSettings
 from eval.acceptance import figures, ids_of, prompts
 from eval.cli import options as cli
-from eval.cli.output import check_writable, file_name, guarded, put_record
+from eval.cli.output import check_writable, file_name, put_record, run_guarded
 from eval.cli.provenance import machine
 from eval.cli.session import Session, open_session
 from eval.train.command import ends_of, fast_bfloat16
@@ -44,7 +44,7 @@ from specdec.util.terminal import Terminal
 class SeesItself(Network):
     """The mask mistake: row p also sees key p, which does not exist yet when drafts are made."""
 
-    def sight(self, texts: Sequence[tuple[Tensor, Mapping[int, Keys]]]) -> Sight:
+    def sight(self, texts: Sequence[tuple[Tensor, Mapping[int, AttentionStates]]]) -> Sight:
         right = super().sight(texts)
         views = []
         for view, (rows, _) in zip(right.texts, texts, strict=True):
@@ -78,7 +78,7 @@ class Variant:
 
     name: str
     shape: Shape = BASE
-    settings: Callable[[Settings], Settings] = lambda base: base
+    settings: Callable[[TrainerSettings], TrainerSettings] = lambda base: base
     network: type[Network] = Network
     dataset: type[Dataset] = Dataset
     fitted: bool = True  # whether pre_projection begins as the least-squares solution
@@ -91,7 +91,7 @@ class Variant:
         )
 
 
-def _recipe(**changes: Any) -> Callable[[Settings], Settings]:
+def _recipe(**changes: Any) -> Callable[[TrainerSettings], TrainerSettings]:
     return lambda base: replace(base, recipe=replace(base.recipe, **changes))
 
 
@@ -121,10 +121,14 @@ VARIANTS = (
 def parser() -> argparse.ArgumentParser:
     made = cli.module_parser("ablations", __doc__)
     made.add_argument("--set", type=file_name, required=True, metavar="FOLDER", help="what run.py train collected")
-    made.add_argument("--steps", type=cli.whole(1), default=150, metavar="N", help="of 2048 tokens (default 150)")
+    made.add_argument(
+        "--steps", type=cli.whole_number(1), default=150, metavar="N", help="of 2048 tokens (default 150)"
+    )
     made.add_argument("--only", nargs="+", metavar="WORD", help="variants whose names contain one of these words")
-    made.add_argument("--limit", type=cli.whole(1), default=8, metavar="N", help="prompts of each kind (default 8)")
-    made.add_argument("--max-new-tokens", type=cli.whole(1), default=128, metavar="N", help="default 128")
+    made.add_argument(
+        "--limit", type=cli.whole_number(1), default=8, metavar="N", help="prompts of each kind (default 8)"
+    )
+    made.add_argument("--max-new-tokens", type=cli.whole_number(1), default=128, metavar="N", help="default 128")
     cli.add_json_option(made, "the figures")
     cli.add_model_options(made)
     return made
@@ -132,7 +136,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    return guarded(lambda: run(arguments), arguments.json)
+    return run_guarded(lambda: run(arguments), arguments.json)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -153,7 +157,7 @@ def run(arguments: argparse.Namespace) -> int:
     rows = []
     for variant in chosen:
         began = time.monotonic()
-        found = judged(session, variant, a.set, a.steps, asked, a.max_new_tokens)
+        found = judge_variant(session, variant, a.set, a.steps, asked, a.max_new_tokens)
         rows.append({"name": variant.name, "seconds": time.monotonic() - began, **found})
         print(f"{variant.name}: {found['mean_acceptance_length']:.3f}, {rows[-1]['seconds']:.0f} s", flush=True)
     Terminal().print(table(rows))
@@ -162,12 +166,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def judged(
+def judge_variant(
     session: Session, variant: Variant, folder: Path, steps: int, asked: Sequence[Tensor], max_new_tokens: int
 ) -> dict[str, Any]:
     """Train as `variant` says, save, and draft 4 tokens a round for `asked` (ids [n])."""
     backbone = session.model.decoder
-    base = Settings(Recipe(steps=4, deeper=0.25, soft=True), bfloat16=fast_bfloat16())
+    base = TrainerSettings(Recipe(steps=4, deeper=0.25, soft=True), bfloat16=fast_bfloat16())
     settings, dataset = variant.settings(base), variant.dataset(folder)
     form = _form(session, variant)
     spec, vocab = form.spec(backbone.spec), backbone.spec.vocab_size
@@ -183,13 +187,13 @@ def judged(
     head = Path(tempfile.mkdtemp())
     try:
         form.save(head, Trained(network.tensors(), ids, backbone, {}, 4))
-        stats = drafted(
+        stats = measure_drafts(
             backbone,
             load_drafter(head),
             asked,
             draft_length=4,
             max_new_tokens=max_new_tokens,
-            ends=ends_of(session),
+            eos_ids=ends_of(session),
         )
         size = sum(path.stat().st_size for path in head.iterdir())
     finally:

@@ -21,12 +21,12 @@ from rich.text import Text
 from torch import Tensor
 
 from drafter.prompts.generator import held_out_prompts
-from drafter.train.evaluate import drafted
+from drafter.train.evaluate import measure_drafts
 from eval.cli import options as cli
-from eval.cli.output import INTERRUPTED, check_writable, file_name, guarded, put_record
+from eval.cli.output import INTERRUPTED, check_writable, file_name, put_record, run_guarded
 from eval.cli.provenance import provenance
 from eval.cli.session import Session, open_session
-from eval.live.parts import share
+from eval.live.parts import format_percent
 from eval.prompts.sets import Prompt, foreign_prompts, load_prompts
 from eval.train.command import ends_of
 from specdec.cache import KVCache
@@ -50,11 +50,13 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument(
         "--own", action="store_true", help="80 prompts of the training generator's kind, never trained on"
     )
-    made.add_argument("--limit", type=cli.whole(1), metavar="N", help="only the first N of each kind")
-    made.add_argument("--draft-length", type=cli.whole(1), default=4, metavar="K", help="tokens per draft (default 4)")
-    made.add_argument("--max-new-tokens", type=cli.whole(1), default=128, metavar="N", help="default 128")
+    made.add_argument("--limit", type=cli.whole_number(1), metavar="N", help="only the first N of each kind")
+    made.add_argument(
+        "--draft-length", type=cli.whole_number(1), default=4, metavar="K", help="tokens per draft (default 4)"
+    )
+    made.add_argument("--max-new-tokens", type=cli.whole_number(1), default=128, metavar="N", help="default 128")
     made.add_argument("--temperature", type=cli.temperature, default=0.0, metavar="X", help="0 is greedy (default)")
-    made.add_argument("--seed", type=cli.whole(0), default=0, metavar="N", help="of sampling (default 0)")
+    made.add_argument("--seed", type=cli.whole_number(0), default=0, metavar="N", help="of sampling (default 0)")
     made.add_argument(
         "--without-noise", action="store_true", help="the head does not know what noise tokens are sampled with"
     )
@@ -66,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    return guarded(lambda: run(arguments), arguments.json)
+    return run_guarded(lambda: run(arguments), arguments.json)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -83,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("decoding", total=len(asked))
             for prompt in asked:
-                stats = counted(session, drafter, prompt, a)
+                stats = count_drafts(session, drafter, prompt, a)
                 kind = prompt.task or "all"
                 found.setdefault(kind, GenerationStats()).merge(stats)
                 bar.advance(task)
@@ -145,15 +147,15 @@ class WithoutNoise:
         return self._drafter.start(cache)
 
 
-def counted(session: Session, drafter: Drafter, prompt: Prompt, a: argparse.Namespace) -> GenerationStats:
+def count_drafts(session: Session, drafter: Drafter, prompt: Prompt, a: argparse.Namespace) -> GenerationStats:
     """The drafts of the answer to a prompt's first turn."""
-    return drafted(
+    return measure_drafts(
         session.model.decoder,
         drafter,
         [ids_of(session, prompt)],
         draft_length=a.draft_length,
         max_new_tokens=a.max_new_tokens,
-        ends=ends_of(session),
+        eos_ids=ends_of(session),
         temperature=a.temperature,
         seed=a.seed,
     )
@@ -170,7 +172,9 @@ def costs(session: Session, asked: Sequence[Prompt], draft_length: int) -> tuple
     for prompt in asked[:TIMED_TEXTS]:
 
         def once(drafter: Drafter, length: int, ids: Tensor) -> GenerationStats:
-            return drafted(backbone, drafter, [ids], draft_length=length, max_new_tokens=TIMED_TOKENS, ends=frozenset())
+            return measure_drafts(
+                backbone, drafter, [ids], draft_length=length, max_new_tokens=TIMED_TOKENS, eos_ids=frozenset()
+            )
 
         ids = ids_of(session, prompt)
         plain = once(NoDraft(), 0, ids)
@@ -197,7 +201,7 @@ def table(found: dict[str, GenerationStats], total: GenerationStats) -> Table:
         made.add_column(name, justify="right", no_wrap=True)
     rows = [*found.items(), *([("all", total)] if len(found) > 1 else [])]
     for kind, stats in rows:
-        positions = "  ".join(share(value) for value in stats.acceptance_per_position)
+        positions = "  ".join(format_percent(value) for value in stats.acceptance_per_position)
         style = "bold" if kind == "all" else ""
         made.add_row(Text(kind, style=style), f"{stats.mean_acceptance_length:.3f}", positions, str(stats.emitted))
     return made

@@ -22,14 +22,14 @@ from rich.table import Table
 from torch import Tensor
 
 from eval.cli import options as cli
-from eval.cli.output import DIFFERS, INTERRUPTED, check_writable, guarded, put_record
+from eval.cli.output import DIFFERS, INTERRUPTED, check_writable, put_record, run_guarded
 from eval.cli.provenance import provenance
 from eval.cli.session import Session, open_session
 from eval.kernels.model_pass import random_tokens
 from eval.prompts.sets import suite_prompts
-from specdec.drafting.calibrate import calibrated
+from specdec.drafting.calibrate import calibrate
 from specdec.drafting.draft_length import FixedLength
-from specdec.drafting.protocol import NoDraft, bound
+from specdec.drafting.protocol import NoDraft, bind_drafter
 from specdec.engine.engine import Engine
 from specdec.engine.sampling import Sampler
 from specdec.engine.sequence import Request
@@ -87,15 +87,15 @@ class Crowd:
         decoder, drafter = self.model.decoder, self.model.drafter
         if not drafting:
             return Engine(decoder, NoDraft(), FixedLength(0), max_batch=at_once)
-        with bound(drafter, decoder):
-            calibrated(self.model.lengths, decoder, drafter)
+        with bind_drafter(drafter, decoder):
+            calibrate(self.model.lengths, decoder, drafter)
         return Engine(decoder, drafter, self.model.lengths, max_batch=at_once)
 
     def request(self, ids: Tensor, number: int) -> Request:
-        sampler = Sampler.warmed(self.settings.temperature, (self.settings.seed or 0) + number)
+        sampler = Sampler.at_temperature(self.settings.temperature, (self.settings.seed or 0) + number)
         return Request(ids, min(len(ids) + self.tokens, self.model.decoder.context), sampler, _never)
 
-    def together(self, prompts: Sequence[Tensor], at_once: int) -> Together:
+    def decode_at_once(self, prompts: Sequence[Tensor], at_once: int) -> Together:
         """Time groups of `at_once` prompts with drafts and without, whichever is first in turn."""
         seconds, emitted = {False: 0.0, True: 0.0}, {False: 0, True: 0}
         rounds = accepted = 0
@@ -138,13 +138,12 @@ class Crowd:
             engine.close()
             yield mine.row.tolist() == event.sequence.row.tolist()
 
-    def joined(self, prompt: Tensor, long: Tensor) -> Joined:
-        """Decode `prompt` while `long` joins."""
+    def join_long(self, prompt: Tensor, long: Tensor) -> Joined:
+        """Decode `prompt` while `long` joins; a chunk's time is the median of all chunks of `long` alone."""
         engine = self.engine(True, 2)
         whole = self.engine(False, 1)
-        whole.add(self.request(long, 0))
-        chunks = []
-        for _ in range(4):
+        reading, chunks = whole.add(self.request(long, 0)), []
+        while not reading.decoding:
             before = time.perf_counter()
             whole.step()
             chunks.append(time.perf_counter() - before)
@@ -174,18 +173,24 @@ def show(found: Sequence[Together], console: Console) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = cli.module_parser("concurrency", __doc__)
-    parser.add_argument("--prompts", type=cli.whole(1), default=24, metavar="N", help="of the suite (default 24)")
     parser.add_argument(
-        "--at-once", type=cli.whole(1), nargs="+", default=[1, 2, 4], metavar="N", help="texts (default 1 2 4)"
+        "--prompts", type=cli.whole_number(1), default=24, metavar="N", help="of the suite (default 24)"
     )
-    parser.add_argument("--others", type=cli.whole(0), default=4, metavar="N", help="that come and go (default 4)")
-    parser.add_argument("--join", type=cli.whole(0), default=0, metavar="N", help="tokens of a prompt (default: none)")
-    cli.add_json_option(parser, "what is the last line of stdout, where that is no terminal,")
     parser.add_argument(
-        "--max-new-tokens", type=cli.whole(1), default=96, metavar="M", help="of each text (default 96)"
+        "--at-once", type=cli.whole_number(1), nargs="+", default=[1, 2, 4], metavar="N", help="texts (default 1 2 4)"
+    )
+    parser.add_argument(
+        "--others", type=cli.whole_number(0), default=4, metavar="N", help="that come and go (default 4)"
+    )
+    parser.add_argument(
+        "--join", type=cli.whole_number(0), default=0, metavar="N", help="tokens of a prompt (default: none)"
+    )
+    cli.add_json_option(parser, "the figures")
+    parser.add_argument(
+        "--max-new-tokens", type=cli.whole_number(1), default=96, metavar="M", help="of each text (default 96)"
     )
     parser.add_argument("--temperature", type=cli.temperature, default=0.0, metavar="X", help="0 is greedy (default)")
-    parser.add_argument("--seed", type=cli.whole(0), default=0, metavar="N", help="of sampling (default 0)")
+    parser.add_argument("--seed", type=cli.whole_number(0), default=0, metavar="N", help="of sampling (default 0)")
     cli.add_drafting_options(parser)
     cli.add_model_options(parser)
     a = parser.parse_args(argv)
@@ -203,12 +208,12 @@ def main(argv: list[str] | None = None) -> int:
         try:
             for at_once in a.at_once:
                 with bar.status(f"{at_once} at once"):
-                    found.append(crowd.together(prompts, at_once))
+                    found.append(crowd.decode_at_once(prompts, at_once))
             with bar.status("beside others"):
                 if a.others:
                     same.extend(crowd.beside_others(prompts, a.others, settings.seed or 0))
             if a.join:
-                joined = crowd.joined(prompts[0], random_tokens(session.model.decoder, a.join))
+                joined = crowd.join_long(prompts[0], random_tokens(session.model.decoder, a.join))
         except KeyboardInterrupt:
             interrupted = True
         show(found, console)
@@ -232,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
             return INTERRUPTED
         return 0 if all(one.identical for one in found) and all(same) else DIFFERS
 
-    return guarded(command, a.json)
+    return run_guarded(command, a.json)
 
 
 if __name__ == "__main__":

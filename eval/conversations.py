@@ -23,8 +23,8 @@ from rich.table import Table
 from torch import Tensor
 
 from eval.cli import options as cli
-from eval.cli.metrics import Run
-from eval.cli.output import DIFFERS, INTERRUPTED, check_writable, guarded, put_record
+from eval.cli.metrics import TimedRun
+from eval.cli.output import DIFFERS, INTERRUPTED, check_writable, put_record, run_guarded
 from eval.cli.provenance import provenance
 from eval.cli.session import Session, open_session
 from eval.kernels.model_pass import random_tokens
@@ -87,10 +87,10 @@ class Talk:
         question = torch.randint(self.session.model.decoder.spec.vocab_size, (self.question,), generator=generator)
         return torch.cat((text, question.to(text.device)))
 
-    def _run(self, ids: Tensor, reuse: bool) -> Run:
+    def _run(self, ids: Tensor, reuse: bool) -> TimedRun:
         return self.session.run(ids[None], reuse=reuse, max_new_tokens=self.answer, eos_token_id=None)
 
-    def _turn(self, name: str, ids: Tensor, run: Run) -> Turn:
+    def _turn(self, name: str, ids: Tensor, run: TimedRun) -> Turn:
         whole = self._run(ids, reuse=False)
         same = run.tokens == whole.tokens
         return Turn(name, len(ids), run.stats.reused, run.stats.ttft, whole.stats.ttft, same)
@@ -124,12 +124,16 @@ def show(turns: list[Turn], console: Console) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = cli.module_parser("conversations", __doc__)
-    parser.add_argument("--document", type=cli.whole(1), default=4096, metavar="N", help="tokens (default 4096)")
-    parser.add_argument("--answer", type=cli.whole(1), default=96, metavar="N", help="tokens (default 96)")
-    parser.add_argument("--question", type=cli.whole(1), default=48, metavar="N", help="tokens (default 48)")
-    parser.add_argument("--soak", type=cli.whole(0), default=0, metavar="N", help="conversations (default: none)")
-    parser.add_argument("--soak-tokens", type=cli.whole(32), default=1500, metavar="N", help="longest (default 1500)")
-    cli.add_json_option(parser, "what is the last line of stdout, where that is no terminal,")
+    parser.add_argument("--document", type=cli.whole_number(1), default=4096, metavar="N", help="tokens (default 4096)")
+    parser.add_argument("--answer", type=cli.whole_number(1), default=96, metavar="N", help="tokens (default 96)")
+    parser.add_argument("--question", type=cli.whole_number(1), default=48, metavar="N", help="tokens (default 48)")
+    parser.add_argument(
+        "--soak", type=cli.whole_number(0), default=0, metavar="N", help="conversations (default: none)"
+    )
+    parser.add_argument(
+        "--soak-tokens", type=cli.whole_number(32), default=1500, metavar="N", help="longest (default 1500)"
+    )
+    cli.add_json_option(parser, "the figures")
     cli.add_drafting_options(parser)
     cli.add_model_options(parser)
     a = parser.parse_args(argv)
@@ -175,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
         good = good and all(turn.ratio <= SAVES for turn in turns if turn.name.startswith("second turn"))
         return INTERRUPTED if interrupted else 0 if good else DIFFERS
 
-    return guarded(command, a.json)
+    return run_guarded(command, a.json)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from rich.text import Text
 from torch import Tensor
 
 from eval.cli import options as cli
-from eval.cli.metrics import Run, first_difference
-from eval.cli.output import DIFFERS, INTERRUPTED, check_writable, guarded, put_record
+from eval.cli.metrics import TimedRun, first_difference
+from eval.cli.output import DIFFERS, INTERRUPTED, check_writable, put_record, run_guarded
 from eval.cli.provenance import provenance
 from eval.cli.session import Session, open_session
 from eval.prompts.sets import Prompt, exactness_prompts
@@ -116,7 +116,7 @@ class Checker:
                     yield self._compare(prompt, ids, temperature, drafter, plain)
                     advance()
 
-    def _compare(self, prompt: Prompt, ids: Tensor, temperature: float, drafter: str, plain: Run) -> Tally:
+    def _compare(self, prompt: Prompt, ids: Tensor, temperature: float, drafter: str, plain: TimedRun) -> Tally:
         answer = [*ids[0].tolist(), *plain.tokens]
         vocabulary = self.session.model.decoder.spec.vocab_size
         proposer = ScriptedDrafter(answer, vocabulary, self.draft_length) if drafter == "scripted" else drafter
@@ -134,7 +134,7 @@ class Checker:
             )
         return tally
 
-    def _drafted(self, ids: Tensor, temperature: float, **options: Any) -> Run:
+    def _drafted(self, ids: Tensor, temperature: float, **options: Any) -> TimedRun:
         """A drafted run; with `reuse` in two halves, between which its cache goes to the disk and comes back."""
         if not self.reuse or self.tokens < 2:
             return self._run(ids, temperature, speculation=True, **options)
@@ -148,9 +148,9 @@ class Checker:
         rest = self.tokens - len(first.tokens)
         second = self._run(longer, temperature, speculation=True, reuse=True, **options, max_new_tokens=rest)
         first.stats.merge(second.stats)
-        return Run(first.tokens + second.tokens, first.seconds + second.seconds, first.stats)
+        return TimedRun(first.tokens + second.tokens, first.seconds + second.seconds, first.stats)
 
-    def _run(self, ids: Tensor, temperature: float, speculation: bool = False, **options: Any) -> Run:
+    def _run(self, ids: Tensor, temperature: float, speculation: bool = False, **options: Any) -> TimedRun:
         return self.session.run(ids, speculation=speculation, **(self._sampling_options(temperature) | options))
 
     def _sampling_options(self, temperature: float) -> dict[str, Any]:
@@ -258,9 +258,11 @@ def _show(tallies: Sequence[Tally], record: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.module_parser("exactness", ABOUT)
     parser.add_argument(
-        "--prompts", type=cli.whole(1), default=40, metavar="N", help="the first N of 40 (default: all)"
+        "--prompts", type=cli.whole_number(1), default=40, metavar="N", help="the first N of 40 (default: all)"
     )
-    parser.add_argument("--tokens", type=cli.whole(1), default=256, metavar="M", help="new tokens each (default 256)")
+    parser.add_argument(
+        "--tokens", type=cli.whole_number(1), default=256, metavar="M", help="new tokens each (default 256)"
+    )
     parser.add_argument(
         "--drafter",
         nargs="+",
@@ -271,15 +273,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--temperature", nargs="+", type=cli.temperature, default=[0.0, 0.8], metavar="X", help="default: 0 0.8"
     )
-    parser.add_argument("--top-p", type=cli.share, default=0.95, metavar="P", help="when sampling (default 0.95)")
-    parser.add_argument("--seed", type=cli.whole(0), default=0, metavar="N", help="when sampling (default 0)")
-    parser.add_argument("--draft-length", type=cli.whole(1), default=8, metavar="N", help="fixed (default 8)")
+    parser.add_argument("--top-p", type=cli.fraction, default=0.95, metavar="P", help="when sampling (default 0.95)")
+    parser.add_argument("--seed", type=cli.whole_number(0), default=0, metavar="N", help="when sampling (default 0)")
+    parser.add_argument("--draft-length", type=cli.whole_number(1), default=8, metavar="N", help="fixed (default 8)")
     parser.add_argument(
         "--reuse",
         action="store_true",
         help="decode drafted texts in two halves, between which their cache is saved, forgotten and loaded",
     )
-    cli.add_json_option(parser, "what is the last line of stdout, where that is no terminal,")
+    cli.add_json_option(parser, "the figures and the first differences")
     cli.add_model_options(parser)
     arguments = parser.parse_args(argv)
 
@@ -300,7 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return exactness(checker, prompts, arguments.json)
 
-    return guarded(command, arguments.json)
+    return run_guarded(command, arguments.json)
 
 
 if __name__ == "__main__":

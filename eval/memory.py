@@ -26,10 +26,10 @@ from rich.table import Table
 import specdec
 from eval.cli import options as cli
 from eval.cli.metrics import peak_memory
-from eval.cli.output import DIFFERS, INTERRUPTED, check_writable, guarded, put_record
+from eval.cli.output import DIFFERS, INTERRUPTED, check_writable, put_record, run_guarded
 from eval.cli.provenance import machine
 from eval.kernels.model_pass import random_tokens
-from eval.plan import Asked, planned
+from eval.plan import Asked, plan_memory
 from specdec.cache import Conversation
 from specdec.memory.plan import Needs, program_bytes
 from specdec.model.decoder import Decoder
@@ -82,15 +82,15 @@ def measure(case: Case) -> Measured:
     if case.threads is not None:
         torch.set_num_threads(case.threads)
     asked = Asked(case.model, case.drafter, case.quantize, torch.float32, case.context, None, case.kv_dtype)
-    plan = planned(asked, program_bytes()).needs(case.context, case.kv_dtype)
+    plan = plan_memory(asked, program_bytes()).needs(case.context, case.kv_dtype)
     began = time.perf_counter()
     model = specdec.load(case.model, case.drafter, quantize=case.quantize, kv_dtype=case.kv_dtype, device="cpu")
     ready = time.perf_counter() - began
     before = case.context - case.prefill - 2 * case.tokens
-    began_with = filled(model.decoder, before)
+    began_with = fill_conversation(model.decoder, before)
     if case.from_start and before:
         before = 1
-        began_with.cache.restored(before, before)
+        began_with.cache.restore(before, before)
         began_with.tokens = began_with.tokens[:before].clone()
     model.conversations.limit = began_with.nbytes  # what was put in place stays, and nothing more is kept
     if before:
@@ -127,7 +127,7 @@ def measure(case: Case) -> Measured:
     )
 
 
-def filled(decoder: Decoder, positions: int) -> Conversation:
+def fill_conversation(decoder: Decoder, positions: int) -> Conversation:
     """A conversation of `positions` random tokens whose keys and values are random too, and nobody computed."""
     cache = decoder.new_cache()
     for store in cache.stores:
@@ -140,11 +140,11 @@ def filled(decoder: Decoder, positions: int) -> Conversation:
                     part.fill_(1 / 127)
                 else:
                     part.normal_()
-    cache.restored(positions, positions)
+    cache.restore(positions, positions)
     return Conversation(cache, tokens=random_tokens(decoder, positions))
 
 
-def measured(cases: Sequence[Case]) -> Iterator[Measured]:
+def measure_cases(cases: Sequence[Case]) -> Iterator[Measured]:
     """Each case in a process of its own: what a process has taken, it may not give back."""
     context = multiprocessing.get_context("spawn")
     for case in cases:
@@ -177,19 +177,27 @@ def show(found: Sequence[Measured], console: Console) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = cli.module_parser("memory", __doc__)
-    parser.add_argument("--context", nargs="+", type=cli.whole(8), default=[1024, 4096, 16384], metavar="N")
+    parser.add_argument("--context", nargs="+", type=cli.whole_number(8), default=[1024, 4096, 16384], metavar="N")
     parser.add_argument(
-        "--prefill", type=cli.whole(1), default=128, metavar="N", help="positions that are computed (default 128)"
+        "--prefill",
+        type=cli.whole_number(1),
+        default=128,
+        metavar="N",
+        help="positions that are computed (default 128)",
     )
     parser.add_argument(
-        "--tokens", type=cli.whole(2), default=16, metavar="N", help="decoded with drafting, then plainly (default 16)"
+        "--tokens",
+        type=cli.whole_number(2),
+        default=16,
+        metavar="N",
+        help="decoded with drafting, then plainly (default 16)",
     )
     parser.add_argument(
         "--from-start",
         action="store_true",
         help="compute them at the beginning of a cache that is as large as for all of the context, not at its end",
     )
-    parser.add_argument("--draft-length", type=cli.whole(1), default=4, metavar="N", help="default 4")
+    parser.add_argument("--draft-length", type=cli.whole_number(1), default=4, metavar="N", help="default 4")
     parser.add_argument("--model", default=cli.DEFAULT_MODEL, metavar="NAME", help="as for run.py")
     parser.add_argument("--drafter", default="auto", metavar="NAME", help="as for run.py")
     parser.add_argument("--quantize", choices=cli.QUANTIZE, help="as for run.py")
@@ -201,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
         default=["bfloat16", "int8"],
         help="default: bfloat16 int8",
     )
-    cli.add_json_option(parser, "what is the last line of stdout, where that is no terminal,")
+    cli.add_json_option(parser, "the figures")
     a = parser.parse_args(argv)
     if min(a.context) < a.prefill + 2 * a.tokens:
         parser.error("--context must hold --prefill and twice --tokens")
@@ -219,7 +227,7 @@ def main(argv: list[str] | None = None) -> int:
         console, interrupted = Terminal(highlight=False), False
         try:
             with console.status("measuring") as status:
-                for each in measured(cases):
+                for each in measure_cases(cases):
                     found.append(each)
                     status.update(f"measured {len(found)} of {len(cases)}")
         except KeyboardInterrupt:
@@ -238,7 +246,7 @@ def main(argv: list[str] | None = None) -> int:
         off = [each for each in found if abs(each.ratio - 1) > TOLERANCE]
         return INTERRUPTED if interrupted else DIFFERS if off else 0
 
-    return guarded(command, a.json)
+    return run_guarded(command, a.json)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM
 
 import specdec
 from eval.cli import options as cli
-from eval.cli.output import DIFFERS, INTERRUPTED, check_writable, file_name, guarded, put_record
+from eval.cli.output import DIFFERS, INTERRUPTED, check_writable, file_name, put_record, run_guarded
 from eval.cli.provenance import provenance
 from eval.cli.session import Session, open_session
 from eval.prompts.english import manual_prose
@@ -259,10 +259,10 @@ def _read(file: Path) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.module_parser("perplexity", ABOUT)
     parser.add_argument(
-        "--tokens", type=cli.whole(1), default=20000, metavar="N", help="tokens to score (default 20000)"
+        "--tokens", type=cli.whole_number(1), default=20000, metavar="N", help="tokens to score (default 20000)"
     )
     parser.add_argument(
-        "--context", type=cli.whole(2), default=512, metavar="N", help="tokens of a window (default 512)"
+        "--context", type=cli.whole_number(2), default=512, metavar="N", help="tokens of a window (default 512)"
     )
     parser.add_argument(
         "--within", type=cli.temperature, default=1.0, metavar="P", help="percent that are allowed (default 1.0)"
@@ -274,10 +274,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="transformers",
         help="who runs the float32 model (default transformers, which is independent of us; specdec: our own decoder)",
     )
-    cli.add_json_option(parser, "what is the last line of stdout, where that is no terminal,")
+    cli.add_json_option(parser, "the figures")
     cli.add_model_options(parser)
     arguments = parser.parse_args(argv)
-    return guarded(lambda: perplexity(arguments), arguments.json)
+    return run_guarded(lambda: perplexity(arguments), arguments.json)
 
 
 if __name__ == "__main__":

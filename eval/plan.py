@@ -50,7 +50,7 @@ def plan(asked: Asked, json_file: Path | None) -> int:
     """
     check_writable(json_file)
     program, free = program_bytes(), available_memory()
-    planner = planned(asked, program)
+    planner = plan_memory(asked, program)
     spec = planner.spec
     needs = planner.needs(asked.context, asked.kv_dtype)
     # What is free does not count this program, which is in memory already.
@@ -78,7 +78,7 @@ def plan(asked: Asked, json_file: Path | None) -> int:
     return 0 if fits else DIFFERS
 
 
-def planned(asked: Asked, program: int) -> Planner:
+def plan_memory(asked: Asked, program: int) -> Planner:
     """The planner for what was asked for. Raises ValueError as `plan` does."""
     spec, weights = _model(asked)
     if asked.context > spec.max_positions:

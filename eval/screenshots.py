@@ -22,8 +22,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from eval.cli.options import Settings, module_parser, whole
-from eval.cli.output import file_name, guarded
+from eval.cli.options import GenerationSettings, module_parser, whole_number
+from eval.cli.output import file_name, run_guarded
 from specdec.util.atomic import replacing
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -126,11 +126,11 @@ def draw_dashboard(picture: Path) -> None:
     from eval.live.dashboard import Dashboard
     from eval.prompts.sets import default_prompts
 
-    session = open_session(Settings())
+    session = open_session(GenerationSettings())
     dashboard = Dashboard(session.costs, session.memory)
     for prompt in default_prompts():
         ids = session.encode([{"role": "user", "content": prompt.turns[0]}])
-        session.run(ids, on_round=dashboard.heard)
+        session.run(ids, on_round=dashboard.on_round)
     terminal(lambda console: console.print(dashboard), "python run.py chat --dashboard", picture)
 
 
@@ -143,7 +143,7 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=file_name, default=Path("docs/images"), metavar="FOLDER", help="default docs/images"
     )
     root.add_argument("--theme", choices=("light", "dark"), default="light", help="of the report; default light")
-    root.add_argument("--height", type=whole(100), metavar="PX", help="only the first PX of the report")
+    root.add_argument("--height", type=whole_number(100), metavar="PX", help="only the first PX of the report")
     return root
 
 
@@ -170,4 +170,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_guarded(main))

@@ -14,21 +14,35 @@ from typing import TYPE_CHECKING, Any
 from specdec.util.lazy import lazy
 
 if TYPE_CHECKING:
-    from specdec.drafting.protocol import Draft, Drafter, NoDraft, SuffixDrafter
+    from specdec.cache.kv_cache import KVCache
+    from specdec.drafting.draft_length import AdaptiveLength, FixedLength
+    from specdec.drafting.protocol import Composite, Draft, Drafter, NoDraft, Proposer, SuffixDrafter
+    from specdec.engine.sampling import Noise
     from specdec.engine.stats import GenerationStats, Round
     from specdec.hf import SpecdecForCausalLM, speculative
     from specdec.load import load
+    from specdec.model.decoder import Decoder
     from specdec.weights.hub.paths import model_path
     from specdec.weights.tokenizer import load_tokenizer
 
+__version__ = "0.1.0"
+
 __all__ = [
+    "AdaptiveLength",
+    "Composite",
+    "Decoder",
     "Draft",
     "Drafter",
+    "FixedLength",
     "GenerationStats",
+    "KVCache",
     "NoDraft",
+    "Noise",
+    "Proposer",
     "Round",
     "SpecdecForCausalLM",
     "SuffixDrafter",
+    "__version__",
     "load",
     "load_tokenizer",
     "model_path",
@@ -38,9 +52,13 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     {
-        "drafting.protocol": ("Draft", "Drafter", "NoDraft", "SuffixDrafter"),
+        "cache.kv_cache": ("KVCache",),
+        "drafting.draft_length": ("AdaptiveLength", "FixedLength"),
+        "drafting.protocol": ("Composite", "Draft", "Drafter", "NoDraft", "Proposer", "SuffixDrafter"),
+        "engine.sampling": ("Noise",),
         "hf": ("SpecdecForCausalLM", "speculative"),
         "load": ("load",),
+        "model.decoder": ("Decoder",),
         "engine.stats": ("GenerationStats", "Round"),
         "weights.hub.paths": ("model_path",),
         "weights.tokenizer": ("load_tokenizer",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import warnings
@@ -17,19 +18,20 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from transformers import GenerationConfig
 
 from specdec import kernels
-from specdec.drafting.calibrate import calibrated
-from specdec.drafting.protocol import Drafter, bound
+from specdec.drafting.calibrate import calibrate
+from specdec.drafting.protocol import Drafter, bind_drafter
 from specdec.drafting.registry import drafter_bytes, resolve_drafter
 from specdec.hf import SpecdecForCausalLM
 from specdec.memory.plan import Planner, conversations_of, loaded_bytes, parse_bytes, program_bytes
 from specdec.model import quantized
 from specdec.model.build import Quantize, Source, assemble, build_decoder
-from specdec.model.decoder import Decoder, Room
+from specdec.model.decoder import Decoder, MemoryLimits
 from specdec.model.families import decoder_spec, supported_families
 from specdec.model.gguf_config import config_from_gguf, with_rope_divisors
 from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
 from specdec.util.terminal import Terminal
+from specdec.util.text import did_you_mean
 from specdec.util.threads import turn_to_compute
 from specdec.weights.gguf.checkpoint import GGUFCheckpoint
 from specdec.weights.hf_config import CONFIG, read_config, read_generation_config
@@ -37,6 +39,23 @@ from specdec.weights.hub.paths import model_path
 from specdec.weights.metadata import naming
 from specdec.weights.safetensors import SafetensorsCheckpoint
 from specdec.weights.tokenizer import generation_config_from_gguf
+
+# What people know from transformers' `from_pretrained`.
+_INSTEAD = {
+    "attn_implementation": "leave it out: its attention has one implementation",
+    "cache_dir": "set SPECDEC_CACHE, or HF_HOME for a hub id",
+    "device_map": 'write device="cpu" or device="cuda": a model is on one device',
+    "load_in_4bit": 'write quantize="int4"',
+    "load_in_8bit": 'write quantize="int8"',
+    "low_cpu_mem_usage": "leave it out: weights stream in a tensor at a time",
+    "max_memory": 'write memory_budget="9GB"',
+    "quantization_config": 'write quantize="int4" or quantize="int8"',
+    "token": "set HF_TOKEN",
+    "torch_dtype": "write dtype=",
+    "trust_remote_code": "leave it out: code from a model folder is never run",
+    "revision": "fetch that revision first, and name its folder",
+    "use_safetensors": "leave it out: weights are read from .safetensors and .gguf alone",
+}
 
 
 def load(
@@ -47,8 +66,9 @@ def load(
     device: torch.device | str | None = None,
     kv_dtype: torch.dtype | str | None = None,
     memory_budget: int | str | None = None,
+    **foreign: Any,
 ) -> SpecdecForCausalLM:
-    """A model that generates what the plain model would, sooner.
+    """Load a model that generates what the plain model would, sooner.
 
     Args:
         name_or_path: "smollm2-135m-instruct" or "gemma-3-270m" (fetched on first use), a .gguf file, a folder in the
@@ -78,19 +98,25 @@ def load(
 
     Raises:
         ValueError: nothing is at `name_or_path`, the architecture is not supported, the file is damaged, or tensors
-            are missing, surplus or misshapen; the memory budget is too small.
+            are missing, surplus or misshapen; the memory budget is too small; an argument of `from_pretrained`, such
+            as `device_map`: the message says what to write instead.
     """
+    for name in foreign:
+        if name in _INSTEAD:
+            raise ValueError(f"load() takes no {name}; {_INSTEAD[name]}")
+        known = did_you_mean(name, inspect.signature(load).parameters)
+        raise TypeError(f"load() got an unexpected keyword argument {name!r}.{known}")
     where = _device(device)
     kind = _dtype(dtype, where)
     proposer = resolve_drafter(drafter)  # before the minutes that a large model takes: a wrong name fails at once
     kept = None if kv_dtype is None else _kv_dtype(kv_dtype, where)
-    budget = None if memory_budget is None else Budget(parse_bytes(memory_budget), drafter)
+    budget = None if memory_budget is None else MemoryBudget(parse_bytes(memory_budget), drafter)
     decoder, config, generation_config = load_decoder(model_path(name_or_path), kind, where, quantize, kept, budget)
     if (reason := kernels.missing()) and where.type == "cpu" and _in_blocks(decoder):
         _warn_of_slowness(reason)
     model = SpecdecForCausalLM(decoder, config, generation_config, proposer, conversations_of(decoder))
-    with turn_to_compute(), bound(proposer, decoder):
-        calibrated(model.lengths, decoder, proposer)
+    with turn_to_compute(), bind_drafter(proposer, decoder):
+        calibrate(model.lengths, decoder, proposer)
     return model
 
 
@@ -113,7 +139,7 @@ def load_decoder(
     device: torch.device,
     quantize: Quantize = None,
     kv_dtype: torch.dtype | None = None,
-    budget: Budget | None = None,
+    budget: MemoryBudget | None = None,
 ) -> tuple[Decoder, Any, GenerationConfig]:
     """Return the decoder, config and generation config of a .gguf file or a Hugging Face folder."""
     with naming(path):
@@ -126,14 +152,14 @@ def _read(
     device: torch.device,
     quantize: Quantize,
     kv_dtype: torch.dtype | None,
-    budget: Budget | None,
+    budget: MemoryBudget | None,
 ) -> tuple[Decoder, Any, GenerationConfig]:
     spec, source, config, generation_config = open_checkpoint(path)
     room = None if budget is None else budget.room(spec, source, quantize, dtype, kv_dtype or dtype)
     checkpoint = source.checkpoint
     large = isinstance(checkpoint, SafetensorsCheckpoint) and checkpoint.nbytes >= quantized.LEAST
     if large and quantize is not None and quantize != "none":
-        packed = quantized.kept(path, spec, source, quantize, dtype, progress_bar)
+        packed = quantized.load_or_quantize(path, spec, source, quantize, dtype, progress_bar)
         if packed is not None:
             decoder = assemble(spec, quantized.PackedReader(packed, dtype, device), kv_dtype, room)
             return decoder, config, generation_config
@@ -152,7 +178,7 @@ def _read(
 
 
 @dataclass(frozen=True)
-class Budget:
+class MemoryBudget:
     """Bytes that this process may take with a model and `drafter` in it."""
 
     total: int
@@ -160,7 +186,7 @@ class Budget:
 
     def room(
         self, spec: DecoderSpec, source: Source, quantize: Quantize, dtype: torch.dtype, kv_dtype: torch.dtype
-    ) -> Room:
+    ) -> MemoryLimits:
         """What it leaves for texts. Raises ValueError when that is next to nothing."""
         weights = loaded_bytes(spec, source, quantize, dtype)
         blocks = weights < dtype.itemsize * sum(map(math.prod, expected_tensors(spec).values()))

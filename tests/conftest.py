@@ -1,10 +1,12 @@
-"""Tiny models run on one thread, real ones on all: two threads cost a tiny model more than they win.
+"""Tiny models run on one thread, real ones on all that the other test processes leave: two threads cost a tiny model
+more than they win. Files with real models come first, or the longest would run alone at the end.
 
 `folder` is a tiny model that converses, as commands take it; `tokenizer` one for tiny models that are made on the spot.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,11 +19,17 @@ from tests.support.tiny import VOCAB
 from tests.support.tiny_folder import make_folder, threads_restored
 
 ALL = torch.get_num_threads()
+SHARE = max(1, ALL // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    long = {item.path for item in items if item.get_closest_marker("model")}
+    items.sort(key=lambda item: item.path not in long)  # stable: files stay whole
 
 
 @pytest.fixture(autouse=True)
 def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    torch.set_num_threads(ALL if request.node.get_closest_marker("model") else 1)
+    torch.set_num_threads(SHARE if request.node.get_closest_marker("model") else 1)
     yield
     torch.set_num_threads(ALL)
 

@@ -19,14 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import specdec
-from drafter.config import HeadConfig, head_spec
-from drafter.data.answering import answered
+from drafter.config import MTPHeadConfig, head_spec
+from drafter.data.answering import generate_answers
 from drafter.data.dataset import Dataset, DatasetWriter, frequent
 from drafter.files.head import save_head
 from drafter.train.initial import initial_tensors
 from drafter.train.loss import Candidates, Recipe
 from drafter.train.model import Network
-from drafter.train.trainer import Settings, Trainer
+from drafter.train.trainer import Trainer, TrainerSettings
 from specdec import kernels
 from specdec.kernels import records
 from tests.support.native.kernel_paths import path  # noqa: F401  # a fixture
@@ -69,7 +69,7 @@ def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder, head = tmp_path_factory.mktemp(request.param), tmp_path_factory.mktemp("head")
     tiny_model(request.param).save_pretrained(folder)
     decoder = specdec.load(folder, drafter=None, quantize="int8", device="cpu").decoder
-    ids, config = torch.arange(128), HeadConfig.like(decoder.spec, draft_vocab=128)
+    ids, config = torch.arange(128), MTPHeadConfig.like(decoder.spec, draft_vocab=128)
     save_head(head, config, initial_tensors(head_spec(config, decoder.spec), decoder, ids), ids, decoder, {})
     return folder, head
 
@@ -144,15 +144,15 @@ def test_the_watch_finds_what_it_is_for() -> None:
 
 def trained(folder: Path) -> list[Any]:
     """Texts of the tiny llama with its states, by way of a file, and what some steps make of a head."""
-    decoder, config = backbone("llama"), HeadConfig.like(backbone("llama").spec, depth=1, draft_vocab=48)
+    decoder, config = backbone("llama"), MTPHeadConfig.like(backbone("llama").spec, depth=1, draft_vocab=48)
     spec = head_spec(replace(config, bigram=4), decoder.spec)
     asked = [prompt(4 + i % 5, seed=i)[0] for i in range(6)]
-    found = answered(decoder, asked, layers=spec.reads, max_new_tokens=16, ends=frozenset())
+    found = generate_answers(decoder, asked, layers=spec.reads, max_new_tokens=16, ends=frozenset())
     folder.mkdir()
     DatasetWriter(folder, {}).add([text for _, text in found])
     ids, share = frequent(Dataset(folder), VOCAB, 48)
     begun = initial_tensors(spec, decoder, ids, (text for _, text in found))
-    settings = Settings(Recipe(steps=2, deeper=0.5, soft=True), learning_rate=3e-3, batch_tokens=60, warmup=2)
+    settings = TrainerSettings(Recipe(steps=2, deeper=0.5, soft=True), learning_rate=3e-3, batch_tokens=60, warmup=2)
     candidates = Candidates.of(ids, VOCAB, decoder.head.rows(ids, torch.float32))
     run = Trainer(Network(spec, begun), Dataset(folder), lambda t: decoder.embed(t).clone(), candidates, settings)
     reports = [run.step(i / 3) for i in range(3)]
@@ -223,7 +223,7 @@ def test_what_the_library_would_misread_does_not_reach_it(folders: tuple[Path, P
     store = decoder.new_cache()
     with torch.inference_mode():
         ids = prompt(4)[0]
-        fused, spans, texts = decoder.stack.fused, decoder.spans([(0, 4)]), [kernels.TextRows(4, store.views)]
+        fused, spans, texts = decoder.stack.fused, decoder.spans([(0, 4)]), [kernels.StoreRows(4, store.views)]
         assert fused is not None
         x = decoder.embed(ids).clone()
         for wrong in (x.double(), x.bfloat16(), x.t().contiguous().t()):

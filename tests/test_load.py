@@ -20,6 +20,24 @@ from specdec.model.stack import Stack
 from tests.support.tiny import FAMILIES, WINDOW, prompt, tiny_model
 
 
+@pytest.mark.parametrize(
+    ("given", "instead"),
+    [
+        ("torch_dtype", "write dtype="),
+        ("device_map", 'write device="cpu"'),
+        ("trust_remote_code", "code from a model folder is never run"),
+        ("load_in_4bit", 'write quantize="int4"'),
+    ],
+)
+def test_arguments_of_from_pretrained_are_answered(folder: Path, given: str, instead: str) -> None:
+    assert instead in refusal(folder, **{given: True})
+
+
+def test_an_argument_that_nobody_knows_is_a_type_error(folder: Path) -> None:
+    with pytest.raises(TypeError, match=r"'quantise'\. Did you mean quantize\?"):
+        specdec.load(folder, quantise="int4")
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     tiny_model("gemma3").save_pretrained(tmp_path / "model")

@@ -9,7 +9,7 @@ from transformers import StopStringCriteria, TextIteratorStreamer
 import specdec
 from drafter import load_drafter
 from drafter.files.bundled import bundled_head
-from drafter.train.evaluate import drafted
+from drafter.train.evaluate import measure_drafts
 from eval.acceptance import WithoutNoise
 from tests.support.scripted import SCRIPTS, ScriptedDrafter
 
@@ -30,10 +30,9 @@ def test_drafting_never_changes_real_text_past_the_window(name: str, sampling: d
     model, tokenizer = specdec.load(name, device="cpu"), specdec.load_tokenizer(name)
     text = " ".join(f"Note {n}: the ferry left pier {n * 7 % 23} at {n % 12 + 1} o'clock." for n in range(60))
     inputs = tokenizer(text, return_tensors="pt")
-    assert inputs["input_ids"].shape[1] > 900
-    settings = {**sampling, "seed": 5, "max_new_tokens": 150, "eos_token_id": None}
+    assert inputs["input_ids"].shape[1] > 1024
+    settings = {**sampling, "seed": 5, "max_new_tokens": 60, "eos_token_id": None}
     plain = model.generate(**inputs, **settings, speculation=False)
-    assert plain.shape[1] > 1024
     suffix = model.generate(**inputs, **settings, drafter="suffix", draft_length=7)
     assert torch.equal(suffix, plain)
     assert model.last_stats.accepted > 0
@@ -55,7 +54,7 @@ def test_a_head_that_shares_the_noise_is_right_more_often() -> None:
     means = []
     for drafter in (head, WithoutNoise(head)):
         ids = [tokenizer(text, return_tensors="pt")["input_ids"][0] for text in OPENINGS]
-        stats = drafted(
+        stats = measure_drafts(
             model.decoder, drafter, ids, draft_length=2, max_new_tokens=100, ends=frozenset(), temperature=0.9
         )
         means.append(stats.mean_acceptance_length)

@@ -1,8 +1,8 @@
-"""Prompts answered by the backbone, many texts to a pass, with the states that its passes had anyway.
+"""Answers of the backbone to prompts, many texts to a pass, with the hidden states that the passes compute anyway.
 
-What: `answered`. A text depends on its prompt and its number alone, so any worker may answer any prompt: workers are
-threads, each with a pass of its own, which scales better than a pass whose every step is shared. What a chat template
-puts before every prompt is computed once and goes on from text to text. An answer costs a pass per token of each text.
+What: `generate_answers`. A text depends on its prompt and its number alone, so any worker may answer any prompt. Each
+worker is a thread with an engine of its own, which scales better than a pass whose every step is shared. The words that
+a chat template puts before every prompt are computed once and go on from text to text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from drafter.data.features import Features, best_of, kept_keys, likeliest, longest_text, parted
+from drafter.data.features import Features, best_of, kept_keys, likeliest, longest_text, split_states
 from drafter.data.patience import PATIENT, Patience
 from specdec.cache import Conversation, KVCache
 from specdec.drafting.protocol import NoDraft
@@ -36,80 +36,81 @@ Numbered = Iterator[tuple[int, Tensor]]
 Item = TypeVar("Item")
 
 
-def answered(
+def generate_answers(
     backbone: Decoder,
     prompts: Iterable[Tensor],
     *,
     layers: Several[int],
     aux_layers: Several[int] = (),
     max_new_tokens: int,
-    ends: frozenset[int],
+    eos_ids: frozenset[int],
     temperatures: Several[float] = (0.0,),
     seed: int = 0,
     first: int = 0,
-    together: int = TOGETHER,
+    max_batch: int = TOGETHER,
     workers: int = 1,
     dtype: torch.dtype = torch.bfloat16,
     patience: Patience = PATIENT,
-    heard: Callable[[int], None] = lambda tokens: None,
+    on_tokens: Callable[[int], None] = lambda tokens: None,
 ) -> Iterator[tuple[int, Features]]:
     """(number of the prompt, its text) for each of `prompts` ([n] int64), in the order in which they end.
 
     Prompts are numbered from `first` on. `temperatures` are taken in turn by number, 0 is greedy; a text ends with a
-    token of `ends`. States, those that leave `aux_layers` too, and the K/V of `layers` are kept as `dtype`. The last
+    token of `eos_ids`. States, those that leave `aux_layers` too, and the K/V of `layers` are kept as `dtype`. The last
     token of a text is not among its features: nothing was computed from it. A sliding layer's keys reach back only as
-    far as its ring, so texts end where the shortest ring does. `together`: texts at a time; `workers`: threads that
-    share them, each on a core of its own. Neither changes a text. When `patience` is over no text begins, and those
-    under way end where they are and are handed out too. `heard` is told the tokens of each round, by any worker.
+    far as its ring, so texts end where the shortest ring does. `max_batch`: texts at a time; `workers`: threads
+    that share them, each on a core of its own. Neither changes a text. When `patience` is over no text begins, and
+    those under way end where they are and are handed out too. `on_tokens` is told the tokens of each round, by any
+    worker.
     """
     stopped = threading.Event()
     each = partial(
-        _answered,
+        _generate_answers,
         backbone,
         layers=layers,
         aux_layers=aux_layers,
         max_new_tokens=max_new_tokens,
-        ends=ends,
+        eos_ids=eos_ids,
         temperatures=temperatures,
         seed=seed,
-        together=-(-together // workers),
+        max_batch=-(-max_batch // workers),
         dtype=dtype,
         stopped=stopped,
         patience=patience,
-        heard=heard,
+        on_tokens=on_tokens,
     )
     numbered = enumerate(prompts, first)
     return each(numbered) if workers == 1 else _side_by_side(each, numbered, workers, stopped)
 
 
-def _answered(
+def _generate_answers(
     backbone: Decoder,
     prompts: Numbered,
     *,
     layers: Several[int],
     aux_layers: Several[int],
     max_new_tokens: int,
-    ends: frozenset[int],
+    eos_ids: frozenset[int],
     temperatures: Several[float],
     seed: int,
-    together: int,
+    max_batch: int,
     dtype: torch.dtype,
     stopped: threading.Event,
     patience: Patience,
-    heard: Callable[[int], None],
+    on_tokens: Callable[[int], None],
 ) -> Iterator[tuple[int, Features]]:
-    """What one worker does of `answered`: the `prompts` that it gets, with their numbers. All texts end where they are
-    when it is `stopped`: one of a large model may be minutes from its own end."""
+    """Answer the `prompts` of one worker, with their numbers. When `stopped` is set, all texts end where they are: an
+    answer of a large model may be minutes from its own end."""
     longest = longest_text(backbone, layers)
     under_way: dict[Request, _Answer] = {}
 
     def ending() -> Callable[[Tensor, Choice], bool]:
         began = patience.now()
-        return lambda tokens, choice: choice.token in ends or stopped.is_set() or patience.over(began)
+        return lambda tokens, choice: choice.token in eos_ids or stopped.is_set() or patience.over(began)
 
     # Without a drafter: these are the plain model's texts either way, and several share a pass.
     beginnings = Beginnings(backbone, (1 + len(aux_layers)) * backbone.spec.hidden_size)
-    engine = Engine(backbone, NoDraft(aux_layers), caches=beginnings, max_batch=together)
+    engine = Engine(backbone, NoDraft(aux_layers), caches=beginnings, max_batch=max_batch)
 
     def requests() -> Iterator[Request]:
         while not patience.over() and (found := next(prompts, None)) is not None:
@@ -120,7 +121,7 @@ def _answered(
             request = Request(
                 prompt,
                 min(len(prompt) + max_new_tokens, longest),
-                Sampler.warmed(temperature, seed + number),
+                Sampler.at_temperature(temperature, seed + number),
                 ending(),
                 on_hidden=answer.hidden.append,
             )
@@ -132,7 +133,7 @@ def _answered(
             answer = under_way[sequence.request]
             assert logits is not None, "nobody cancels"
             answer.take(verdict, logits)
-            heard(len(verdict.tokens))
+            on_tokens(len(verdict.tokens))
             if sequence.ended:
                 del under_way[sequence.request]
                 yield answer.number, answer.features(backbone, sequence, layers, aux_layers, dtype, beginnings)
@@ -168,7 +169,7 @@ class _Answer:
         row, cache = sequence.row.clone(), sequence.conversation.cache
         best = torch.cat((asked, asked.new_tensor(self.best)))  # [n]
         with one_torch_thread():
-            states, aux = parted(hidden.to(dtype), aux_layers)
+            states, aux = split_states(hidden.to(dtype), aux_layers)
             text = Features(row[:-1], states, best, kept_keys(cache, layers, dtype), answer, aux)
         beginnings.keep(_Begun(row[: answer - 1], hidden[: answer - 1].clone(), asked, cache))
         return text

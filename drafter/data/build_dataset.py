@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drafter.data.answering import answered
+from drafter.data.answering import generate_answers
 from drafter.data.dataset import DatasetWriter, Size, size
 from drafter.data.features import Features
 from drafter.data.patience import PATIENT, USUAL, Intervals, Patience
-from drafter.prompts.generator import TrainingPrompt, document_prompts, generated_prompts, mixed, user_prompts
+from drafter.prompts.generator import TrainingPrompt, document_prompts, generated_prompts, mix_prompts, user_prompts
 from specdec.model.decoder import Decoder
 
 BUILT_IN = "builtin"
@@ -36,14 +36,15 @@ Encode = Callable[[TrainingPrompt], Tensor]
 class Answering:
     """How prompts become texts.
 
-    `temperatures` are taken in turn by the number of the prompt. `together`: texts in a pass; it never changes a word.
+    `temperatures` are taken in turn by the number of the prompt. `max_batch`: texts in a pass; it never changes a
+    word.
     """
 
     max_new_tokens: int = 200
     max_prompt: int = 640  # tokens; longer prompts are left out
     temperatures: tuple[float, ...] = (0.0,)
     seed: int = 0
-    together: int = 48
+    max_batch: int = 48
 
 
 def training_prompts(sources: Iterable[tuple[str, float]], seed: int) -> Iterator[TrainingPrompt]:
@@ -59,10 +60,10 @@ def training_prompts(sources: Iterable[tuple[str, float]], seed: int) -> Iterato
             parts.append((weight, user_prompts(Path(name))))
         else:
             parts.append((weight, document_prompts(Path(name), seed)))
-    return mixed(parts, seed)
+    return mix_prompts(parts, seed)
 
 
-def fitting(prompts: Iterable[TrainingPrompt], encode: Encode, most: int) -> Iterator[Tensor]:
+def encode_prompts(prompts: Iterable[TrainingPrompt], encode: Encode, most: int) -> Iterator[Tensor]:
     """The token ids [n] of the prompts that have at most `most` of them."""
     for prompt in prompts:
         ids = encode(prompt)
@@ -80,19 +81,19 @@ class Collector:
         backbone: Decoder,
         layers: Sequence[int],
         prompts: Iterator[Tensor],
-        ends: frozenset[int],
+        eos_ids: frozenset[int],
         answering: Answering,
         about: dict[str, Any],
         aux_layers: Sequence[int] = (),
     ) -> None:
         """Raises ValueError when `folder` holds a set that was made in another way."""
-        how = {k: v for k, v in asdict(answering).items() if k != "together"}
+        how = {k: v for k, v in asdict(answering).items() if k != "max_batch"}
         how["temperatures"] = list(answering.temperatures)  # as JSON gives it back
         about = {**about, "backbone": backbone.fingerprint, "layers": list(layers), "answering": how}
         if aux_layers:
             about["aux_layers"] = list(aux_layers)
         self.writer = DatasetWriter(folder, about)
-        self.backbone, self.layers, self.ends, self.answering = backbone, layers, ends, answering
+        self.backbone, self.layers, self.eos_ids, self.answering = backbone, layers, eos_ids, answering
         self.aux_layers = tuple(aux_layers)
         self.held_out = list(islice(prompts, HELD_OUT))
         self._prompts = prompts
@@ -104,28 +105,28 @@ class Collector:
         return size(self.writer.shards)
 
     def grow(
-        self, patience: Patience = PATIENT, intervals: Intervals = USUAL, together: int | None = None
+        self, patience: Patience = PATIENT, intervals: Intervals = USUAL, max_batch: int | None = None
     ) -> Iterator[Size]:
         """Make shard after shard, until the prompts are used up or `patience` is; yields the set's size after each.
 
-        A shard is closed when its block is full, or after its interval. `together`: texts in a pass, if not as many as
-        the settings say. Whoever stops asking loses the answers that are not in a shard yet, and nothing else.
+        A shard is closed when its block is full, or after its interval. `max_batch`: texts in a pass, if not as
+        many as the settings say. Whoever stops asking loses the answers that are not in a shard yet, and nothing else.
         """
         found, how, now = self.size(), self.answering, patience.now
-        texts = answered(
+        texts = generate_answers(
             self.backbone,
             islice(self._prompts, found.texts, None),
             layers=self.layers,
             aux_layers=self.aux_layers,
             max_new_tokens=how.max_new_tokens,
-            ends=self.ends,
+            eos_ids=self.eos_ids,
             temperatures=how.temperatures,
             seed=how.seed,
             first=found.texts,
-            together=how.together if together is None else together,
+            max_batch=how.max_batch if max_batch is None else max_batch,
             workers=self._workers(),
             patience=patience,
-            heard=self._heard,
+            on_tokens=self._count_tokens,
         )
         waiting: dict[int, Features] = {}
         closed = now()
@@ -157,7 +158,7 @@ class Collector:
         """Tell whether a set of that size ends where a block does."""
         return found.texts % PER_SHARD == 0
 
-    def _heard(self, tokens: int) -> None:
+    def _count_tokens(self, tokens: int) -> None:
         with self._counting:
             self.fresh += tokens
 
@@ -168,16 +169,16 @@ class Collector:
     def held_out_texts(self, count: int, patience: Patience = PATIENT) -> list[Features]:
         """The backbone's answers, at the first temperature, to the first `count` prompts kept for evaluation."""
         how = self.answering
-        texts = answered(
+        texts = generate_answers(
             self.backbone,
             self.held_out[:count],
             layers=self.layers,
             aux_layers=self.aux_layers,
             max_new_tokens=how.max_new_tokens,
-            ends=self.ends,
+            eos_ids=self.eos_ids,
             temperatures=how.temperatures[:1],
             seed=how.seed,
-            together=how.together,
+            max_batch=how.max_batch,
             workers=self._workers(),
             dtype=torch.float32,
             patience=patience,

@@ -23,10 +23,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from drafter.data.features import Features, Keys
+from drafter.data.features import AttentionStates, Features
 from specdec.engine.sampling import mix
 from specdec.util.atomic import replacing
-from specdec.weights.metadata import Values, foreign, read_object, shown
+from specdec.weights.metadata import Values, foreign, quote, read_object
 
 ABOUT = "set.json"
 _SHARD = re.compile(r"\d+(-\d+)?\.safetensors")
@@ -83,7 +83,7 @@ class DatasetWriter:
             "hidden": torch.cat([text.hidden for text in texts]),
         }
         for layer in texts[0].keys:
-            for i, name in enumerate(Keys._fields):
+            for i, name in enumerate(AttentionStates._fields):
                 tensors[f"{layer}.{name}"] = torch.cat([text.keys[layer][i] for text in texts], dim=1)
         for layer in texts[0].aux:
             tensors[f"{layer}.out"] = torch.cat([text.aux[layer] for text in texts])
@@ -122,7 +122,8 @@ class Dataset:
 
 
 class Size(NamedTuple):
-    """How large a set is: shards, tokens, of which `answered` the backbone wrote, seconds that it took, and texts."""
+    """Count a set: its shards, texts and tokens, the `answered` ones among them, which the backbone wrote, and
+    seconds."""
 
     shards: int = 0
     tokens: int = 0
@@ -180,14 +181,14 @@ def read_shard(path: Path) -> list[Features]:
         for layer, name in names["k"].items():
             shape = stored.get_slice(name).get_shape()
             heads, size = (shape[0], shape[2]) if len(shape) == 3 else (0, 0)
-            for field in Keys._fields:
+            for field in AttentionStates._fields:
                 parts[f"{layer}.{field}"] = _split(stored, f"{layer}.{field}", None, (heads, total, size), lengths)
     return [
         Features(
             parts["tokens"][i].long(),
             parts["hidden"][i],
             parts["best"][i].long(),
-            {at: Keys(parts[f"{at}.k"][i], parts[f"{at}.v"][i]) for at in names["k"]},
+            {at: AttentionStates(parts[f"{at}.k"][i], parts[f"{at}.v"][i]) for at in names["k"]},
             answer,
             {at: parts[name][i] for at, name in names["out"].items()},
         )
@@ -213,7 +214,7 @@ def _by_layer(names: Sequence[str]) -> dict[str, dict[int, str]]:
         layer, _, kind = name.partition(".")
         if kind in found:
             if not (layer.isascii() and layer.isdecimal() and len(layer) < 6):
-                raise ValueError(f"{shown(name)} is of no layer")
+                raise ValueError(f"{quote(name)} is of no layer")
             found[kind][int(layer)] = name
     return found
 

@@ -20,7 +20,7 @@ from specdec.model.decoder import Decoder
 _ROWS = 64  # of logits at once
 
 
-class Keys(NamedTuple):
+class AttentionStates(NamedTuple):
     """What a backbone's layer keeps of a text: `k`, `v` [kv_heads, n, head_dim], keys rotated."""
 
     k: Tensor
@@ -40,7 +40,7 @@ class Features:
     tokens: Tensor
     hidden: Tensor
     best: Tensor
-    keys: Mapping[int, Keys]
+    keys: Mapping[int, AttentionStates]
     answer: int
     aux: Mapping[int, Tensor] = field(default_factory=dict)
 
@@ -67,23 +67,25 @@ def read(
             hidden.append(backbone.forward(part, cache, aux_layers))
             cache.commit(len(part))
         best = best_of(backbone, torch.cat(hidden))  # [n]
-        states, aux = parted(torch.cat(hidden).to(dtype), aux_layers)
+        states, aux = split_states(torch.cat(hidden).to(dtype), aux_layers)
         yield Features(text, states, best, kept_keys(cache, layers, dtype), len(text), aux)
 
 
-def parted(states: Tensor, aux_layers: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
+def split_states(states: Tensor, aux_layers: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
     """Rows [n, (1 + aux layers) * hidden] of a pass, taken apart: [n, hidden] each."""
     hidden, *aux = (part.contiguous() for part in states.chunk(1 + len(aux_layers), dim=1))
     return hidden, dict(zip(aux_layers, aux, strict=True))
 
 
-def kept_keys(cache: KVCache, layers: Sequence[int], dtype: torch.dtype) -> dict[int, Keys]:
+def kept_keys(cache: KVCache, layers: Sequence[int], dtype: torch.dtype) -> dict[int, AttentionStates]:
     """The K and V of `layers`, of all positions of `cache`, which their rings must still hold."""
     keys = {}
     for layer in layers:
         store = cache.stores[layer]
         assert store is not None and cache.length <= store.slots, "the text has outgrown the ring"
-        keys[layer] = Keys(*(part.to(dtype, copy=True) for part in kernels.stored(store.view, 0, cache.length)))
+        keys[layer] = AttentionStates(
+            *(part.to(dtype, copy=True) for part in kernels.read_kv(store.view, 0, cache.length))
+        )
     return keys
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Gemma4AssistantConfig, Gemma4UnifiedAssistantConfig, GenerationConfig
 
-from drafter.config import AssistantSpec, Config, HeadConfig
+from drafter.config import Config, MTPHeadConfig, MTPHeadSpec
 from specdec.model.decoder import Decoder
 from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
@@ -38,7 +38,7 @@ _SHARED = (
 )
 
 
-def assistant_config(backbone: Config, spec: DecoderSpec, head: HeadConfig) -> Config:
+def assistant_config(backbone: Config, spec: DecoderSpec, head: MTPHeadConfig) -> Config:
     """The config of an assistant of the sizes and layers of `head`, for the model that has the text config `backbone`.
 
     Raises ValueError when transformers has no assistant for such a model.
@@ -77,7 +77,7 @@ def assistant_config(backbone: Config, spec: DecoderSpec, head: HeadConfig) -> C
 def save_assistant(
     folder: Path,
     config: Config,
-    spec: AssistantSpec,
+    spec: MTPHeadSpec,
     tensors: Mapping[str, Tensor],
     backbone: Decoder,
     about: Mapping[str, Any],

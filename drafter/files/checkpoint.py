@@ -26,17 +26,17 @@ from drafter.config import (
     POST_PROJECTION,
     PRE_PROJECTION,
     TOKEN_ORDERING,
-    AssistantSpec,
     Config,
-    HeadConfig,
+    MTPHeadConfig,
+    MTPHeadSpec,
     assistant_spec,
     extra_tensors,
     head_spec,
 )
 from drafter.files.assistant import ABOUT_FILE, assistants_backbone
 from drafter.files.head import DRAFT_IDS, HEAD_FILE, check_weights
-from drafter.inference import Assistant, Bigram, CentroidHead, DenseHead, PrunedHead
-from drafter.mtp_drafter import AssistantDrafter
+from drafter.inference import Bigram, CentroidHead, DenseHead, MTPHead, PrunedHead
+from drafter.mtp_drafter import MTPDrafter
 from specdec.model.build import Source, TensorReader, build_layer, check_tensors
 from specdec.model.decoder import Decoder
 from specdec.model.stack import Linear, Rotations, Stack
@@ -44,7 +44,7 @@ from specdec.weights.checkpoint import Checkpoint
 from specdec.weights.gguf.checkpoint import GGUFCheckpoint
 from specdec.weights.hf_config import CONFIG, read_config
 from specdec.weights.hub.paths import model_path
-from specdec.weights.metadata import Values, naming, one_line, read_object, shown
+from specdec.weights.metadata import Values, naming, one_line, quote, read_object
 from specdec.weights.safetensors import SafetensorsCheckpoint
 from specdec.weights.tensors import BlockWeight, Storage, Weight
 
@@ -52,26 +52,26 @@ MODEL_TYPES = ("gemma4_assistant", "gemma4_unified_assistant")
 
 
 class Stored(NamedTuple):
-    """A drafter's folder: `shape` is our `HeadConfig` or transformers' config of an assistant.
+    """A drafter's folder: `shape` is our `MTPHeadConfig` or transformers' config of an assistant.
 
     `meant`: fingerprint and name of the backbone that it was trained for, where the folder says so. `draft_ids`
     [candidates] int64: the tokens of a pruned head.
     """
 
     folder: Path
-    shape: HeadConfig | Config
+    shape: MTPHeadConfig | Config
     checkpoint: Checkpoint
     meant: tuple[str, str] | None
     draft_ids: Tensor | None
 
-    def spec(self, backbone: Decoder, strict: bool = True) -> AssistantSpec:
+    def spec(self, backbone: Decoder, strict: bool = True) -> MTPHeadSpec:
         """Return the network's spec, for `backbone`. Raises ValueError when it was made for another one (see
         `load_drafter`)."""
         with naming(self.folder):
             return self._spec(backbone, strict)
 
-    def _spec(self, backbone: Decoder, strict: bool) -> AssistantSpec:
-        own = isinstance(self.shape, HeadConfig)
+    def _spec(self, backbone: Decoder, strict: bool) -> MTPHeadSpec:
+        own = isinstance(self.shape, MTPHeadConfig)
         spec = head_spec(self.shape, backbone.spec) if own else assistant_spec(self.shape, backbone.spec)
         if self.meant is not None and backbone.fingerprint != self.meant[0]:
             complaint = f"{self.folder}: this head was trained for another model ({self.meant[1]})"
@@ -83,9 +83,7 @@ class Stored(NamedTuple):
         return spec
 
 
-def load_drafter(
-    name_or_path: str | os.PathLike[str], quantize: Storage = None, *, strict: bool = True
-) -> AssistantDrafter:
+def load_drafter(name_or_path: str | os.PathLike[str], quantize: Storage = None, *, strict: bool = True) -> MTPDrafter:
     """A drafter from a folder or hub id ("google/gemma-4-12B-it-assistant"), not bound to a backbone yet.
 
     `quantize`: "int4" or "int8" quantise float weights while they stream in, "none" keeps them in the backbone's
@@ -98,9 +96,9 @@ def load_drafter(
     """
     stored = read_folder(name_or_path)
 
-    def build(backbone: Decoder) -> Assistant:
+    def build(backbone: Decoder) -> MTPHead:
         storage = quantize
-        float_weights = not isinstance(stored.shape, HeadConfig)
+        float_weights = not isinstance(stored.shape, MTPHeadConfig)
         if storage is None and float_weights and isinstance(backbone.layers[0].q.weight, BlockWeight):
             storage = "int8"  # a draft's acceptance is the same at 8 bits, and the head is most of its cost
         with naming(stored.folder):
@@ -114,13 +112,13 @@ def load_drafter(
                 vocab=backbone.spec.vocab_size,
             )
 
-    return AssistantDrafter(build)
+    return MTPDrafter(build)
 
 
 def stored_bytes(name_or_path: str | os.PathLike[str], dtype: torch.dtype, quantized: bool) -> int:
     """What the weights of a drafter take, bound to a backbone in `dtype` that is `quantized` or is not."""
     stored = read_folder(name_or_path)
-    quantize: Storage = "int8" if quantized and not isinstance(stored.shape, HeadConfig) else None
+    quantize: Storage = "int8" if quantized and not isinstance(stored.shape, MTPHeadConfig) else None
     return sum(stored.checkpoint.loaded_bytes(name, dtype, quantize) for name in stored.checkpoint.shapes())
 
 
@@ -148,7 +146,7 @@ def provenance_of(folder: Path) -> Any:
 
 def _own(folder: Path, values: dict[str, Any]) -> Stored:
     try:
-        config = HeadConfig.from_dict(values)
+        config = MTPHeadConfig.from_dict(values)
         backbone = Values(values).inner("backbone")
         meant = (backbone.text("fingerprint"), one_line(backbone.text("name", default="unnamed")))
         check_weights(folder, values)
@@ -172,14 +170,14 @@ def _config_json(folder: Path) -> dict[str, Any]:
         ) from error
     if kind not in (*MODEL_TYPES, HEAD_TYPE):
         raise ValueError(
-            f"{folder}: a {shown(kind)} checkpoint is not a drafter; drafters are of type "
+            f"{folder}: a {quote(kind)} checkpoint is not a drafter; drafters are of type "
             f"{', '.join((*MODEL_TYPES, HEAD_TYPE))}"
         )
     return values
 
 
 def build_assistant(
-    spec: AssistantSpec,
+    spec: MTPHeadSpec,
     checkpoint: Checkpoint,
     dtype: torch.dtype,
     device: torch.device,
@@ -187,7 +185,7 @@ def build_assistant(
     *,
     draft_ids: Tensor | None = None,
     vocab: int = 0,
-) -> Assistant:
+) -> MTPHead:
     """Read every tensor of `spec` from `checkpoint`; `quantize`: see `Checkpoint.weight`.
 
     `draft_ids` [candidates] int64: the tokens of a pruned head, out of `vocab`.
@@ -210,7 +208,7 @@ def build_assistant(
         head = _centroid_head(spec, weight, read, checkpoint)
     layers = [build_layer(text, i, read) for i in range(len(text.layers))]
     stores = [layer.spec.kv_layer for layer in layers if layer.spec.kv_layer is not None]
-    return Assistant(
+    return MTPHead(
         spec=spec,
         pre=Linear(read.matrix(PRE_PROJECTION)),
         stack=Stack(layers, stores, norm, text.norm_eps),
@@ -222,7 +220,7 @@ def build_assistant(
 
 
 def _pruned_head(
-    spec: AssistantSpec,
+    spec: MTPHeadSpec,
     weight: Weight,
     read: TensorReader,
     checkpoint: Checkpoint,
@@ -245,7 +243,7 @@ def _pruned_head(
     return PrunedHead(weight, ids.to(read.device), Bigram(left, slots.to(read.device), read.matrix(BIGRAM_RIGHT)))
 
 
-def _centroid_head(spec: AssistantSpec, weight: Weight, read: TensorReader, checkpoint: Checkpoint) -> CentroidHead:
+def _centroid_head(spec: MTPHeadSpec, weight: Weight, read: TensorReader, checkpoint: Checkpoint) -> CentroidHead:
     ordering = checkpoint.tensor(TOKEN_ORDERING).long()  # [vocab]: token ids, cluster after cluster
     if not torch.equal(ordering.sort().values, torch.arange(len(ordering), dtype=torch.int64)):
         raise ValueError(f"{checkpoint.path}: {TOKEN_ORDERING} does not list every token once; fetch it again")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from drafter.config import AssistantSpec, Config, HeadConfig, assistant_spec, head_spec, head_tensors
+from drafter.config import Config, MTPHeadConfig, MTPHeadSpec, assistant_spec, head_spec, head_tensors
 from drafter.files.assistant import assistant_config, save_assistant
 from drafter.files.checkpoint import provenance_of, read_folder
 from drafter.files.head import save_head
@@ -42,7 +42,7 @@ class Form(Protocol):
     @property
     def draft_vocab(self) -> int: ...
 
-    def spec(self, backbone: DecoderSpec) -> AssistantSpec:
+    def spec(self, backbone: DecoderSpec) -> MTPHeadSpec:
         """Raises ValueError when `backbone` cannot have such a head."""
 
     def save(self, folder: Path, head: Trained) -> None:
@@ -55,14 +55,14 @@ class Form(Protocol):
 class OwnForm:
     """Our own format: any size, any part of the vocabulary, quantised to `bits`."""
 
-    config: HeadConfig
+    config: MTPHeadConfig
     bits: int = 8
 
     @property
     def draft_vocab(self) -> int:
         return self.config.draft_vocab
 
-    def spec(self, backbone: DecoderSpec) -> AssistantSpec:
+    def spec(self, backbone: DecoderSpec) -> MTPHeadSpec:
         return head_spec(self.config, backbone)
 
     def save(self, folder: Path, head: Trained) -> None:
@@ -73,13 +73,13 @@ class OwnForm:
 
 
 @dataclass(frozen=True)
-class AssistantForm:
+class MTPHeadFormat:
     """A Gemma 4 assistant, float, with the whole vocabulary."""
 
     config: Config
     draft_vocab = 0
 
-    def spec(self, backbone: DecoderSpec) -> AssistantSpec:
+    def spec(self, backbone: DecoderSpec) -> MTPHeadSpec:
         return assistant_spec(self.config, backbone)
 
     def save(self, folder: Path, head: Trained) -> None:
@@ -120,10 +120,10 @@ def read_start(
         for name, shape in head_tensors(spec).items()
     }
     made = provenance_of(stored.folder)
-    if not isinstance(stored.shape, HeadConfig):
+    if not isinstance(stored.shape, MTPHeadConfig):
         if aux_layers:
             raise ValueError(_NO_AUX)
-        return Start(AssistantForm(stored.shape), tensors, None, made)
+        return Start(MTPHeadFormat(stored.shape), tensors, None, made)
     config = stored.shape
     if aux_layers and config.aux_layers not in ((), aux_layers):
         raise ValueError(
@@ -153,7 +153,7 @@ def form_for(shape: Shape, backbone: DecoderSpec, config: Config) -> Form:
 
     Raises ValueError: Gemma 4's assistants have no bigram bias, and fuse no states.
     """
-    head = HeadConfig.like(backbone, shape.depth, shape.draft_vocab)
+    head = MTPHeadConfig.like(backbone, shape.depth, shape.draft_vocab)
     head = replace(head, intermediate_size=shape.width or head.intermediate_size, bigram=shape.bigram)
     head = replace(head, aux_layers=shape.aux_layers)
     if not config.model_type.startswith("gemma4"):
@@ -162,4 +162,4 @@ def form_for(shape: Shape, backbone: DecoderSpec, config: Config) -> Form:
         raise ValueError("Gemma 4's assistants have no bigram bias; train this head without one")
     if shape.aux_layers:
         raise ValueError(_NO_AUX)
-    return AssistantForm(assistant_config(config, backbone, head))
+    return MTPHeadFormat(assistant_config(config, backbone, head))

@@ -18,7 +18,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, quants
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drafter.config import HeadConfig
+from drafter.config import MTPHeadConfig
 from specdec.model.decoder import Decoder
 from specdec.util.atomic import replacing
 from specdec.weights.metadata import Values
@@ -32,7 +32,7 @@ DRAFT_IDS = "specdec.draft_ids"  # metadata: the backbone's ids of a pruned head
 
 def save_head(
     folder: Path,
-    config: HeadConfig,
+    config: MTPHeadConfig,
     tensors: Mapping[str, Tensor],
     draft_ids: Tensor | None,
     backbone: Decoder,

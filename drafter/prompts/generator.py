@@ -1,7 +1,7 @@
 """Prompts to train a draft head on: the backbone answers them, and the head learns the backbone's own words.
 
 What: `generated_prompts` and `held_out_prompts` (from a grammar), `document_prompts` (passages of text files, each
-with a request), `user_prompts` (a user's JSON lines), `mixed` (all of these by weight).
+with a request), `user_prompts` (a user's JSON lines), `mix_prompts` (all of these by weight).
 
 Why: a head trained on few templates does not travel to foreign prompts, so breadth of topic, task, register, length and
 format is what is bought here, and no single phrase is worth polishing. The tables of the grammar (see `grammar.py`) lie
@@ -122,7 +122,7 @@ def user_prompts(path: Path) -> Iterator[TrainingPrompt]:
     return iter(prompts)
 
 
-def mixed(parts: Sequence[tuple[float, Iterator[TrainingPrompt]]], seed: int) -> Iterator[TrainingPrompt]:
+def mix_prompts(parts: Sequence[tuple[float, Iterator[TrainingPrompt]]], seed: int) -> Iterator[TrainingPrompt]:
     """Draws from the sources in proportion to their weights; one that has run dry leaves, and the last one ends it.
 
     Raises:

@@ -1,8 +1,9 @@
-"""How good a head is: `drafted`, drafts of a fixed length in the real decoding loop, counted; and `walked`, the same
-count taken from what the head says about finished texts.
+"""How good an MTP head is: mean acceptance length, measured in the real decoding loop and simulated on finished texts.
 
-Only the first is believed: a head that was right 98% of the time in its trainer was right 10% of the time in a server
-(SpecForge#533). The second has to agree with it, which tells a broken trainer from a head that has not learned enough.
+What: `measure_drafts` decodes with drafts of a fixed length and counts; `simulate_acceptance` takes the same count from
+the head's logits over finished texts. Why both: only decoding is believed (a head that was right 98% of the time in its
+trainer was right 10% of the time in a server, SpecForge#533), and where the two disagree, the trainer is broken rather
+than the head badly trained.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from drafter.data.features import Features
 from drafter.data.patience import PATIENT, Patience
-from drafter.train.loss import Candidates, Recipe, unrolled
+from drafter.train.loss import Candidates, Recipe, unrolled_loss
 from drafter.train.model import Network
 from specdec.drafting.draft_length import FixedLength
 from specdec.drafting.protocol import Drafter
@@ -25,14 +26,14 @@ from specdec.engine.stats import GenerationStats
 from specdec.model.decoder import Decoder
 
 
-def drafted(
+def measure_drafts(
     backbone: Decoder,
     drafter: Drafter,
     prompts: Iterable[Tensor],
     *,
     draft_length: int,
     max_new_tokens: int,
-    ends: frozenset[int],
+    eos_ids: frozenset[int],
     temperature: float = 0.0,
     seed: int = 0,
     longest: int | None = None,
@@ -40,7 +41,7 @@ def drafted(
 ) -> GenerationStats:
     """What decoding `prompts` ([n] int64) one by one with drafts of `draft_length` tokens did.
 
-    `mean_acceptance_length` of the result is the figure; texts end with a token of `ends`, and at `longest` tokens.
+    `mean_acceptance_length` of the result is the figure; texts end with a token of `eos_ids`, and at `longest` tokens.
     When `patience` is over the text that is under way, the first at least, ends where it is, and no other begins.
     """
     longest = min(longest or backbone.context, backbone.context)
@@ -52,8 +53,8 @@ def drafted(
             yield Request(
                 prompt,
                 min(len(prompt) + max_new_tokens, longest),
-                Sampler.warmed(temperature, seed + number),
-                lambda tokens, choice: choice.token in ends or patience.over(),
+                Sampler.at_temperature(temperature, seed + number),
+                lambda tokens, choice: choice.token in eos_ids or patience.over(),
             )
 
     stats = GenerationStats()
@@ -64,7 +65,7 @@ def drafted(
 
 
 @torch.no_grad()
-def walked(
+def simulate_acceptance(
     network: Network,
     embed: Callable[[Tensor], Tensor],
     texts: Sequence[Features],
@@ -80,7 +81,7 @@ def walked(
     for text in texts:
         if len(text) - draft_length < text.answer:
             continue
-        right = unrolled(network, embed, [text], 1.0, candidates, Recipe(steps=draft_length)).right  # [rows, K]
+        right = unrolled_loss(network, embed, [text], 1.0, candidates, Recipe(steps=draft_length)).right  # [rows, K]
         accepted = right.sum(dim=1).tolist()  # of the draft at position row + 1
         position = text.answer
         while position <= len(accepted):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from drafter.config import AssistantSpec, head_tensors
+from drafter.config import MTPHeadSpec, head_tensors
 from drafter.data.features import Features
 from specdec.model.decoder import Decoder
 from specdec.model.stack import Layer, Linear
@@ -33,7 +33,7 @@ _MATRICES = {
 
 
 def initial_tensors(
-    spec: AssistantSpec, backbone: Decoder, ids: Tensor, texts: Iterable[Features] = (), seed: int = 0
+    spec: MTPHeadSpec, backbone: Decoder, ids: Tensor, texts: Iterable[Features] = (), seed: int = 0
 ) -> dict[str, Tensor]:
     """A float32 tensor for every name of `head_tensors(spec)`.
 
@@ -67,7 +67,7 @@ def initial_tensors(
 
 
 def fitted_projections(
-    spec: AssistantSpec, backbone: Decoder, texts: Iterable[Features], tokens: int = FITTED_TOKENS
+    spec: MTPHeadSpec, backbone: Decoder, texts: Iterable[Features], tokens: int = FITTED_TOKENS
 ) -> dict[str, Tensor]:
     """Projections by their names, from about `tokens` tokens of `texts`; none for no texts.
 
@@ -130,7 +130,7 @@ def _streams(backbone: Decoder, tokens: Tensor, layer: int) -> Iterator[tuple[Te
         yield rows, stream.clone()
 
 
-def _sources(spec: AssistantSpec, backbone: Decoder) -> list[Layer]:
+def _sources(spec: MTPHeadSpec, backbone: Decoder) -> list[Layer]:
     """For each layer of the head, the backbone's from the end that is of its kind."""
     of_kind = {kind: [layer for layer in backbone.layers if layer.spec.kind == kind] for kind in spec.text.ropes}
     wanted = Counter(layer.kind for layer in spec.text.layers)
@@ -142,7 +142,7 @@ def _sources(spec: AssistantSpec, backbone: Decoder) -> list[Layer]:
     return sources
 
 
-def _copies(spec: AssistantSpec, layer: Layer) -> dict[str, Tensor]:
+def _copies(spec: MTPHeadSpec, layer: Layer) -> dict[str, Tensor]:
     found: dict[str, Tensor | None] = {
         "input_layernorm.weight": layer.input_norm,
         "self_attn.q_norm.weight": layer.q_norm,

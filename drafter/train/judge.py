@@ -18,7 +18,7 @@ from drafter.data.build_dataset import Collector
 from drafter.data.features import Features, longest_text
 from drafter.data.patience import Patience
 from drafter.files.checkpoint import load_drafter
-from drafter.train.evaluate import drafted, walked
+from drafter.train.evaluate import measure_drafts, simulate_acceptance
 from drafter.train.trainer import Trainer
 from specdec.model.decoder import Decoder
 from specdec.util.atomic import replacing
@@ -26,7 +26,7 @@ from specdec.util.atomic import replacing
 
 @dataclass(frozen=True)
 class Scored:
-    """An evaluation: mean acceptance length of drafts of `draft_length` tokens, decoded for real, and `walked`."""
+    """An evaluation: mean acceptance length of drafts of `draft_length` tokens, decoded, and simulated on texts."""
 
     step: int
     tokens: int
@@ -91,13 +91,13 @@ class Judge:
         limit = patience()
         now = limit.now
         began = now()
-        stats = drafted(
+        stats = measure_drafts(
             self.backbone,
             load_drafter(head),
             self.collector.held_out[: self.prompts],
             draft_length=self.draft_length,
             max_new_tokens=how.max_new_tokens,
-            ends=self.collector.ends,
+            eos_ids=self.collector.eos_ids,
             temperature=how.temperatures[0],
             seed=how.seed,
             longest=longest,
@@ -109,6 +109,6 @@ class Judge:
         if self._texts is None:
             self._texts = self.collector.held_out_texts(self.prompts, patience())
         began = now()
-        offline = walked(trainer.network, embed, self._texts, trainer.candidates, self.draft_length)
+        offline = simulate_acceptance(trainer.network, embed, self._texts, trainer.candidates, self.draft_length)
         self.seconds += now() - began
         return Figures(stats.mean_acceptance_length, offline, tuple(stats.acceptance_per_position), stats.prompts)

@@ -73,7 +73,7 @@ class Losses(NamedTuple):
     right: Tensor
 
 
-def unrolled(
+def unrolled_loss(
     network: Network,
     embed: Callable[[Tensor], Tensor],
     texts: Sequence[Features],
@@ -169,5 +169,5 @@ def _scored(
     if recipe.soft:
         assert candidates.teacher is not None
         targets = Teacher(wanted, candidates.teacher, states, at)
-    found = scores(*network.scored(x, newest), targets, counts * decays)
+    found = scores(*network.logit_factors(x, newest), targets, counts * decays)
     return found.loss, (found.entropies * counts).sum(), list(torch.split(found.right, sizes))

@@ -1,6 +1,6 @@
 """The multi-token-prediction head, as it is trained: many rows at a time, with gradients.
 
-The same network as `inference.py`, from the same `AssistantSpec` and under the same tensor names; that both compute the
+The same network as `inference.py`, from the same `MTPHeadSpec` and under the same tensor names; that both compute the
 same is a test. Row r of a pass does what the drafter does when the token at position p[r] is pending: it attends to the
 backbone's keys j <= p[r] - 1 (of a sliding layer: from p[r] - 1 - window on), all steps of its draft at that one
 position. Rows never see each other, so any rows of a text can be taken, and a draft of K steps is K passes over the
@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from drafter.config import AssistantSpec, head_tensors
-from drafter.data.features import Keys
+from drafter.config import MTPHeadSpec, head_tensors
+from drafter.data.features import AttentionStates
 from drafter.train.attention import attend
 from specdec.model.stack import Rotations
 
@@ -32,7 +32,7 @@ class TextView(NamedTuple):
 
     rows: int
     masks: Mapping[str, Tensor]
-    keys: Mapping[int, Keys]
+    keys: Mapping[int, AttentionStates]
 
 
 class Sight(NamedTuple):
@@ -45,7 +45,7 @@ class Sight(NamedTuple):
 class Network(nn.Module):
     """Parameters of the head that `spec` describes, by the names that its checkpoint has."""
 
-    def __init__(self, spec: AssistantSpec, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, spec: MTPHeadSpec, tensors: Mapping[str, Tensor]) -> None:
         """`tensors`: a float tensor of the right shape for every name of `head_tensors(spec)`; they are copied."""
         super().__init__()
         assert not spec.text.per_layer_input
@@ -66,7 +66,7 @@ class Network(nn.Module):
     def __getitem__(self, name: str) -> nn.Parameter:
         return self.get_parameter(_key(name))
 
-    def sight(self, texts: Sequence[tuple[Tensor, Mapping[int, Keys]]]) -> Sight:
+    def sight(self, texts: Sequence[tuple[Tensor, Mapping[int, AttentionStates]]]) -> Sight:
         """What rows see, text after text: each has its rows' positions [rows] and what the backbone's layers kept."""
         positions = torch.cat([rows for rows, _ in texts])  # [R]
         ropes, views = {}, []
@@ -113,9 +113,9 @@ class Network(nn.Module):
 
         `slots` [rows]: the newest token among the candidates (their count: none of them), for the bigram bias.
         """
-        return F.linear(*self.scored(x, slots))
+        return F.linear(*self.logit_factors(x, slots))
 
-    def scored(self, x: Tensor, slots: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def logit_factors(self, x: Tensor, slots: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """[rows, D] and [candidates, D], whose products `logits` are.
 
         The bigram bias, left @ right^T, is some more columns of both.

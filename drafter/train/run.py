@@ -1,6 +1,6 @@
 """A training run, from prompts to a head that is in use: collect, begin, train, judge by real decoding, keep the best.
 
-What: `Course`, whose `run` yields what happened as it happens. All of it lives in one folder:
+What: `TrainingRun`, whose `run` yields what happened as it happens. All of it lives in one folder:
 
     config.json, mtp.gguf        the best head so far, there from the beginning of training on
     training/set/                the training set, a shard at a time
@@ -32,8 +32,8 @@ from drafter.train.initial import initial_tensors
 from drafter.train.judge import Judge, Progress, Scored
 from drafter.train.loss import Candidates
 from drafter.train.model import Network
-from drafter.train.schedule import Budget, Clock, Pace, Schedule, Step, rows_per_second, side_by_side
-from drafter.train.trainer import Settings, StepReport, Trainer
+from drafter.train.schedule import Clock, Pace, Schedule, Step, TimeBudget, rows_per_second, side_by_side
+from drafter.train.trainer import StepReport, Trainer, TrainerSettings
 from specdec.model.decoder import Decoder
 
 COLLECTING, TRAINING = "collecting answers", "training"
@@ -53,7 +53,7 @@ Event = Size | Began | StepReport | Scored
 
 
 class Status(NamedTuple):
-    """Where a course is, at any moment.
+    """Where a run is, at any moment.
 
     `done` 0..1 of the phase; `left`: seconds to the end of all, where that is known. `tokens`: of the training set,
     texts under way included, and from training on those that were trained on; `real`: the best score so far.
@@ -67,7 +67,7 @@ class Status(NamedTuple):
     real: float | None
 
 
-class Course:
+class TrainingRun:
     """Trains a head of `form` for `backbone` in `folder`; see the module."""
 
     def __init__(
@@ -76,8 +76,8 @@ class Course:
         backbone: Decoder,
         collector: Collector,
         form: Form,
-        settings: Settings,
-        budget: Budget,
+        settings: TrainerSettings,
+        budget: TimeBudget,
         about: dict[str, Any],
         start: Start | None = None,
         intervals: Intervals = USUAL,
@@ -145,8 +145,8 @@ class Course:
         patience = schedule.collecting(found.seconds)
         self._before, self._collecting = found.tokens, (schedule.now(), patience.until)
         self.phase = COLLECTING
-        together = side_by_side(speed, how.max_new_tokens, how.together)
-        growing = self.collector.grow(patience, self.intervals, together)
+        max_batch = side_by_side(speed, how.max_new_tokens, how.max_batch)
+        growing = self.collector.grow(patience, self.intervals, max_batch)
         while not self._enough(found):
             grown = next(growing, None)
             if grown is None:
@@ -200,7 +200,11 @@ class Course:
         pace = Pace(schedule, clock)
         saved = scored = clock.seconds
         whole = True  # Between steps; what a step that was cut short leaves is none of the states that a run passes.
-        judge = Judge(self.backbone, self.collector, self.settings.recipe.steps, self._judged()) if self.first else None
+        judge = (
+            Judge(self.backbone, self.collector, self.settings.recipe.steps, self._prompts_judged())
+            if self.first
+            else None
+        )
         try:
             if judge and not (self.folder / "config.json").is_file():
                 self._write(self.folder, trainer, None)  # from now on there is a head, whatever comes
@@ -243,7 +247,7 @@ class Course:
         done, tokens = agreed.tolist()
         return Step(done, int(tokens))
 
-    def _judged(self) -> int:
+    def _prompts_judged(self) -> int:
         """How many prompts the scores so far were taken on, which all that are compared with them have to share."""
         most = len(self.collector.held_out)
         return min([most, *(int(score.get("prompts", most)) for score in self.progress.scores[:1])])

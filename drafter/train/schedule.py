@@ -1,9 +1,9 @@
 """How long each part of a training run may take, so that the whole ends when it was said to.
 
-What: `Budget`, what was asked for; `Schedule`, which turns it into times on a clock (`Patience` for whoever works on a
-part); `Pace`, how far training is and how large its next step may be for the time that is left. The only measurement is
-the backbone's speed, before the first prompt: a slow model answers fewer prompts at a time, so that none is under way
-for long, and a budget that is too small for it is refused at once.
+What: `TimeBudget`, what was asked for; `Schedule`, which turns it into times on a clock (`Patience` for whoever works
+on a part); `Pace`, how far training is and how large its next step may be for the time that is left. The only
+measurement is the backbone's speed, before the first prompt: a slow model answers fewer prompts at a time, so that none
+is under way for long, and a budget that is too small for it is refused at once.
 
 A budget covers all sittings of a run that was stopped: of the earlier ones the time counts that left something behind.
 """
@@ -36,7 +36,7 @@ GRACE = 0.05  # of the minutes, for an evaluation that would else have no time a
 
 
 @dataclass(frozen=True)
-class Budget:
+class TimeBudget:
     """How long: `minutes` in all, of which `collecting` is the share that goes into data, or `steps` of training.
 
     `tokens`: of the training set, at most; with `steps` also at least. `evaluate_minutes`: between evaluations.
@@ -61,7 +61,7 @@ class Schedule:
     """The times of a run of `budget` whose process began at `began` on the clock `now`, with `used` seconds of earlier
     sittings. Without minutes no time is ever up."""
 
-    def __init__(self, budget: Budget, used: float, began: float, now: Now) -> None:
+    def __init__(self, budget: TimeBudget, used: float, began: float, now: Now) -> None:
         self.budget, self.now, self.began = budget, now, began
         self.whole = math.inf if budget.minutes is None else 60 * budget.minutes  # seconds
         self.deadline = began + self.whole - used

@@ -20,7 +20,7 @@ from torch import Tensor, distributed
 
 from drafter.data.dataset import BEGINNING, Dataset, Position
 from drafter.data.features import Features
-from drafter.train.loss import Candidates, Recipe, unrolled
+from drafter.train.loss import Candidates, Recipe, unrolled_loss
 from drafter.train.model import Network
 from drafter.train.optimizer import Muon
 from specdec.engine.sampling import mix
@@ -28,7 +28,7 @@ from specdec.util.atomic import replacing
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainerSettings:
     """How to train.
 
     `batch_tokens` make a step, about `pass_tokens` of them a pass. `matrix_rate`: the learning rate of what Muon moves,
@@ -78,7 +78,7 @@ class Trainer:
         dataset: Dataset,
         embed: Callable[[Tensor], Tensor],
         candidates: Candidates,
-        settings: Settings,
+        settings: TrainerSettings,
     ) -> None:
         self.network, self.dataset, self.embed, self.candidates = network, dataset, embed, candidates
         self.settings = settings
@@ -109,7 +109,7 @@ class Trainer:
         sums = torch.zeros(5 + steps, dtype=torch.float32)
         for group, seeds in _groups(mine, self.settings.pass_tokens):
             with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bfloat16):
-                found = unrolled(
+                found = unrolled_loss(
                     self.network, self.embed, group, self.scale, self.candidates, self.settings.recipe, seeds
                 )
             torch.autograd.backward(found.loss)
@@ -217,7 +217,7 @@ class Trainer:
         return s.learning_rate * rising * falling
 
 
-def _optimizers(network: Network, settings: Settings) -> list[tuple[torch.optim.Optimizer, float]]:
+def _optimizers(network: Network, settings: TrainerSettings) -> list[tuple[torch.optim.Optimizer, float]]:
     """What moves the weights, and each one's learning rate in units of `settings.learning_rate`.
 
     Muon (https://kellerjordan.github.io/posts/muon/, its step sized as in arXiv 2502.16982) gives every direction of a

@@ -20,12 +20,12 @@ from pathlib import Path
 from torch import Tensor
 
 from eval.bench.comparison import PREFILL, Turn, Way, compare
-from eval.bench.modes import Mode, Ours, check_possible, opened
+from eval.bench.modes import Mode, Ours, check_possible, open_modes
 from eval.bench.tables import show
 from eval.bench.view import View, view_for
-from eval.cli.metrics import Run, peak_memory
-from eval.cli.names import OTHERS, PLAIN, expanded
-from eval.cli.options import Settings
+from eval.cli.metrics import TimedRun, peak_memory
+from eval.cli.names import OTHERS, PLAIN, expand_modes
+from eval.cli.options import GenerationSettings
 from eval.cli.output import DIFFERS, INTERRUPTED, check_writable, put_record
 from eval.cli.provenance import provenance
 from eval.cli.session import Session, open_session
@@ -96,13 +96,13 @@ class Bench:
         at = repetition * _STEP % (text.shape[1] - size + 1)
         return text[:, at : at + size]
 
-    def _run(self, view: View, number: int, name: str, mode: Mode, ids: Tensor) -> Run:
+    def _run(self, view: View, number: int, name: str, mode: Mode, ids: Tensor) -> TimedRun:
         watch = view.begin(number, name, mode.name)
         waiting = {other.process: other for other in self.modes if other.process != mode.process}.values()
         before = sum(other.cpu_seconds() for other in waiting)
         began = time.perf_counter()
         answer = (0,) if name == PREFILL else self.answers.get(name)
-        run = mode.run(ids, answer, watch, None if watch is None else watch.heard)
+        run = mode.run(ids, answer, watch, None if watch is None else watch.on_round)
         self.waited += time.perf_counter() - began
         self.disturbed += sum(other.cpu_seconds() for other in waiting) - before
         if mode.name == PLAIN and name != PREFILL:
@@ -128,16 +128,16 @@ class BenchOptions:
     json_file: Path | None = None
 
 
-def bench(settings: Settings, options: BenchOptions) -> int:
+def bench(settings: GenerationSettings, options: BenchOptions) -> int:
     """Run, show and write a bench; returns the exit code: 0, 1 when an output differs, 130 after Ctrl-C.
 
-    The JSON file gets one object with every figure, and so does the last line of stdout where that is not a terminal.
+    The JSON file gets one object with every figure.
     Raises ValueError: the model, a prompt or a file is not usable, or an engine failed (after all else is written); the
     message says why.
     """
     check_writable(options.json_file)
     length = settings.draft_length
-    names = expanded(options.modes or ("adaptive" if length == "adaptive" else f"k{length}",))
+    names = expand_modes(options.modes or ("adaptive" if length == "adaptive" else f"k{length}",))
     check_possible(names, settings)
     if options.rates and any(name in OTHERS for name in names):
         raise ValueError("--synthetic-acceptance is not for comparisons with other engines; leave them out of --modes")
@@ -150,7 +150,7 @@ def bench(settings: Settings, options: BenchOptions) -> int:
     try:
         context = max(_longest(session, prompts), PREFILL_TOKENS) + settings.max_new_tokens + _SPARE
         with (
-            opened(names, session, options.rates, context, console) as measured.modes,
+            open_modes(names, session, options.rates, context, console) as measured.modes,
             view_for(console, name, len(prompts), options.repeat, session) as view,
         ):
             for turn in measured.turns(view):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.cli.metrics import NOISE, Run, first_difference, merged, summarise
+from eval.cli.metrics import NOISE, TimedRun, first_difference, merge_runs, summarise
 from eval.cli.names import PLAIN
 
 PREFILL = "prefill"  # a turn that only reads its prompt
@@ -32,10 +32,10 @@ class Turn:
     name: str
     task: str
     repetition: int
-    runs: dict[str, Run]
+    runs: dict[str, TimedRun]
 
     @property
-    def plain(self) -> Run:
+    def plain(self) -> TimedRun:
         return self.runs[PLAIN]
 
     def difference(self, way: str) -> int | None:
@@ -143,7 +143,7 @@ def _rates(cases: dict[str, list[Turn]], way: str) -> dict[str, float]:
 
 def _spread(cases: dict[str, list[Turn]], way: str) -> dict[str, float]:
     """Tokens per second of whole repetitions: an interrupted one did other work than the others."""
-    by_repetition: dict[int, list[Run]] = {}
+    by_repetition: dict[int, list[TimedRun]] = {}
     for same in cases.values():
         for turn in same:
             by_repetition.setdefault(turn.repetition, []).append(turn.runs[way])
@@ -171,7 +171,7 @@ def _first_difference(same: Sequence[Turn], way: Way) -> int | None:
 def _implausible(same: Sequence[Turn], way: str) -> bool:
     """Whether the speed-up exceeds what acceptance can give: a verifying pass costs at least a plain one, so tokens
     per round are the ceiling. Beyond it, and a margin for noise, something else slowed the plain run down."""
-    return _speedup(same, way) > NOISE * merged(turn.runs[way] for turn in same).mean_acceptance_length
+    return _speedup(same, way) > NOISE * merge_runs(turn.runs[way] for turn in same).mean_acceptance_length
 
 
 def _describe(same: Sequence[Turn], ways: Sequence[Way]) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def _describe(same: Sequence[Turn], ways: Sequence[Way]) -> dict[str, Any]:
     first = same[0]
     modes = {}
     for way in ways:
-        stats = merged(turn.runs[way.name] for turn in same)
+        stats = merge_runs(turn.runs[way.name] for turn in same)
         modes[way.name] = {
             "seconds": _seconds(same, way.name),
             "speedup": _speedup(same, way.name),

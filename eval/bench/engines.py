@@ -1,4 +1,4 @@
-"""Other engines, for `bench --modes`, behind one method: `run(ids, tokens)` -> `Timing`.
+"""Other engines, for `bench --modes`, behind one method: `run(ids, tokens)` -> `EngineTiming`.
 
 What: `Transformers` (its own loading of the same .gguf file, and its `generate`, plain or with its own prompt lookup)
 and `LlamaCpp` (through the wheel `xllamacpp`, for measuring only, plain or with its own n-gram speculation). What makes
@@ -32,7 +32,7 @@ NEEDS = {"transformers": ("transformers", "accelerate"), "llama.cpp": ("xllamacp
 
 
 @dataclass(frozen=True)
-class Timing:
+class EngineTiming:
     """`tokens` emitted; `first`: seconds from the call to the first of them; `rest`: from there to the last.
 
     `drafted` and `accepted`: what the engine says of its own speculation.
@@ -60,7 +60,7 @@ class Engine(Protocol):
 
     details: str
 
-    def run(self, ids: Sequence[int], tokens: int) -> Timing:
+    def run(self, ids: Sequence[int], tokens: int) -> EngineTiming:
         """Decode exactly `tokens` tokens after the prompt `ids`. Raises ValueError when the engine cannot."""
 
 
@@ -100,7 +100,7 @@ class Transformers:
         if lookup:
             self._options["prompt_lookup_num_tokens"] = lookup
 
-    def run(self, ids: Sequence[int], tokens: int) -> Timing:
+    def run(self, ids: Sequence[int], tokens: int) -> EngineTiming:
         import torch
 
         torch.manual_seed(self._seed)
@@ -110,7 +110,7 @@ class Transformers:
         began = time.perf_counter()
         self._model.generate(prompt, streamer=clock, **options)
         _check(clock.tokens, tokens)
-        return Timing(tokens, clock.first - began, clock.latest - clock.first)
+        return EngineTiming(tokens, clock.first - began, clock.latest - clock.first)
 
 
 class LlamaCpp:
@@ -147,7 +147,7 @@ class LlamaCpp:
         else:
             self._options |= {"samplers": ["top_k"], "top_k": 1}  # the shortest way to the highest logit
 
-    def run(self, ids: Sequence[int], tokens: int) -> Timing:
+    def run(self, ids: Sequence[int], tokens: int) -> EngineTiming:
         request = self._options | {"prompt": list(ids), "n_predict": tokens}
         began = time.perf_counter()
         answer = self._server.handle_completions(request)
@@ -159,7 +159,7 @@ class LlamaCpp:
         if timings["prompt_n"] != len(ids):
             raise ValueError(f"read {timings['prompt_n']} prompt tokens where it was given {len(ids)}")
         rest = timings["predicted_ms"] / 1000
-        return Timing(tokens, seconds - rest, rest, timings.get("draft_n", 0), timings.get("draft_n_accepted", 0))
+        return EngineTiming(tokens, seconds - rest, rest, timings.get("draft_n", 0), timings.get("draft_n_accepted", 0))
 
 
 class _Clock:

@@ -25,11 +25,11 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 import specdec
-from eval.bench.engines import DTYPES, LOOKUP, LlamaCpp, Sampling, Timing, Transformers, check_packages
+from eval.bench.engines import DTYPES, LOOKUP, EngineTiming, LlamaCpp, Sampling, Transformers, check_packages
 from eval.bench.remote import Remote
-from eval.cli.metrics import Run
+from eval.cli.metrics import TimedRun
 from eval.cli.names import ADAPTIVE, OTHERS, PLAIN
-from eval.cli.options import Settings
+from eval.cli.options import GenerationSettings
 from eval.cli.session import Session
 from eval.synthetic.acceptance import SyntheticAcceptance
 from specdec import kernels
@@ -56,7 +56,7 @@ class Mode(Protocol):
         answer: Sequence[int] | None,
         streamer: BaseStreamer | None = None,
         on_round: Callable[[Round], None] | None = None,
-    ) -> Run:
+    ) -> TimedRun:
         """Decode after `ids` [1, n], as far as `answer`, the plain text, where it is known. Raises ValueError."""
 
     def cpu_seconds(self) -> float:
@@ -92,7 +92,7 @@ class Ours:
         answer: Sequence[int] | None,
         streamer: BaseStreamer | None = None,
         on_round: Callable[[Round], None] | None = None,
-    ) -> Run:
+    ) -> TimedRun:
         model, drafter = self._session.model, self._drafter
         model.lengths = self.lengths
         if self.rates and answer is not None:
@@ -128,7 +128,7 @@ class Other:
         answer: Sequence[int] | None,
         streamer: BaseStreamer | None = None,
         on_round: Callable[[Round], None] | None = None,
-    ) -> Run:
+    ) -> TimedRun:
         assert answer is not None, "other engines decode as many tokens as the plain run did"
         return _as_run(self.engine.run(ids[0].tolist(), len(answer)), ids.shape[1])
 
@@ -136,12 +136,12 @@ class Other:
         return self.engine.cpu_seconds()
 
 
-def _as_run(timing: Timing, prompt_tokens: int) -> Run:
+def _as_run(timing: EngineTiming, prompt_tokens: int) -> TimedRun:
     stats = GenerationStats(1, prompt_tokens, emitted=timing.tokens, drafted=timing.drafted, accepted=timing.accepted)
     seconds = timing.first + timing.rest
     stats.timeline = [(timing.first, 1), (seconds, timing.tokens)][: timing.tokens]
     stats.seconds |= {"prefill": timing.first, "verify": timing.rest}
-    return Run((), seconds, stats)
+    return TimedRun((), seconds, stats)
 
 
 class Wrong:
@@ -177,7 +177,7 @@ class Neighbours:
         return Draft.by(self.name, [(token + 1) % self._vocabulary for token in drafted])
 
 
-def check_possible(names: Sequence[str], settings: Settings) -> None:
+def check_possible(names: Sequence[str], settings: GenerationSettings) -> None:
     """Raise a ValueError, before anything loads, when these modes cannot be compared with these settings."""
     others = [name for name in names if name in OTHERS]
     if not others:
@@ -193,7 +193,7 @@ def check_possible(names: Sequence[str], settings: Settings) -> None:
 
 
 @contextmanager
-def opened(
+def open_modes(
     names: Sequence[str], session: Session, rates: Sequence[float], context: int, console: Console
 ) -> Iterator[list[Mode]]:
     """The modes `names`, ready to run on `context` positions; other engines live until the end of the block.

@@ -19,7 +19,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-from eval.bench.engines import Engine, Timing
+from eval.bench.engines import Engine, EngineTiming
 
 PATIENCE = 5.0  # seconds that a child has to end by itself
 
@@ -45,9 +45,9 @@ class Remote:
             self.close()
             raise
 
-    def run(self, ids: Sequence[int], tokens: int) -> Timing:
+    def run(self, ids: Sequence[int], tokens: int) -> EngineTiming:
         timing = self._ask((list(ids), tokens))
-        assert isinstance(timing, Timing)
+        assert isinstance(timing, EngineTiming)
         return timing
 
     def cpu_seconds(self) -> float:

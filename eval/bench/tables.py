@@ -14,8 +14,8 @@ from rich.text import Text
 from eval.cli.figure_table import Column, FigureTable
 from eval.cli.metrics import NOISE
 from eval.cli.names import PLAIN
-from eval.cli.words import counted, repetitions
-from eval.live.parts import milliseconds, position_table, share, size, yes_or_no
+from eval.cli.words import count_noun, repetitions
+from eval.live.parts import format_percent, milliseconds, position_table, size, yes_or_no
 
 MOST_PROMPTS = 24  # rows; of more prompts only the slowest are listed
 SLOWEST = 8
@@ -72,7 +72,7 @@ def prompt_table(rows: Sequence[Record], headline: str) -> FigureTable:
             f"{_rate(row, headline):.1f}",
             speedup_text(mode["speedup"]),
             f"{mode['mean_acceptance_length']:.2f}",
-            share(mode["acceptance_rate"]) if mode["acceptance_rate"] else "-",
+            format_percent(mode["acceptance_rate"]) if mode["acceptance_rate"] else "-",
             yes_or_no(row["identical"]),
         )
         table.add(row["name"], cells)
@@ -116,8 +116,8 @@ def mode_table(record: Record) -> FigureTable:
             Column("prefill/s" if prefill else "TTFT", 2),
             Column("same", 6, "center"),
         ],
-        caption=f"medians of {repetitions(record)}; {counted(record['prompts'], 'prompt')}, "
-        f"{counted(record['host']['threads'], 'thread')}",
+        caption=f"medians of {repetitions(record)}; {count_noun(record['prompts'], 'prompt')}, "
+        f"{count_noun(record['host']['threads'], 'thread')}",
     )
     for mode in record["modes"]:
         last = mode["prefill_tokens_per_second"]
@@ -157,12 +157,13 @@ def summary_table(record: Record) -> Table:
     length = f"{mode['mean_acceptance_length']:.2f}"
     table.add_row("mean acceptance length", "", length, Text("tokens per round", style="dim"))
     counts = f"{mode['accepted']:,} of {mode['drafted']:,} drafted tokens"
-    rate = share(mode["acceptance_rate"]) if mode["drafted"] else "-"
+    rate = format_percent(mode["acceptance_rate"]) if mode["drafted"] else "-"
     table.add_row("acceptance rate", "", rate, Text(counts, style="dim"))
     if mode["overhead"] is not None:
         phases = mode["phase_seconds"]
         rounds = max(sum(phases[name] for name in ("draft", "verify", "other")), 1e-9)
-        parts = f"draft {share(phases['draft'] / rounds)}, verify {share(phases['verify'] / rounds)} of a round"
+        draft, verify = (format_percent(phases[name] / rounds) for name in ("draft", "verify"))
+        parts = f"draft {draft}, verify {verify} of a round"
         table.add_row("overhead", "", f"{100 * mode['overhead']:.1f}%", Text(parts, style="dim"))
     if memory["process"] is not None:
         of = f"of a budget of {size(memory['budget'])}" if memory["budget"] else "of the process, all modes"

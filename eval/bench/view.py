@@ -48,8 +48,8 @@ class Watch(BaseStreamer):  # type: ignore[misc]
     def end(self) -> None:
         pass
 
-    def heard(self, done: Round) -> None:
-        self.dashboard.heard(done)
+    def on_round(self, done: Round) -> None:
+        self.dashboard.on_round(done)
 
     @property
     def tokens_per_second(self) -> float:

@@ -10,8 +10,8 @@ from rich.console import Console
 from transformers import TextStreamer
 
 from eval.chat.view import Raw
-from eval.cli.metrics import Run, summarise
-from eval.cli.options import Settings
+from eval.cli.metrics import TimedRun, summarise
+from eval.cli.options import GenerationSettings
 from eval.cli.output import check_writable, put_record
 from eval.cli.provenance import provenance
 from eval.cli.session import Session, open_session
@@ -31,7 +31,9 @@ class Spoken(TextStreamer):  # type: ignore[misc]
         self.show(text)
 
 
-def answer(settings: Settings, prompt: str, speculation: bool, stats: bool, raw: bool, json_file: Path | None) -> int:
+def answer(
+    settings: GenerationSettings, prompt: str, speculation: bool, stats: bool, raw: bool, json_file: Path | None
+) -> int:
     """Print the answer to `prompt` ("-": what stdin holds); returns exit code 0.
 
     Raises ValueError: the model or the prompt is not usable.
@@ -61,11 +63,11 @@ def answer(settings: Settings, prompt: str, speculation: bool, stats: bool, raw:
             "tokens": list(run.tokens),
             "figures": summarise([run]),
         }
-        put_record(json_file, record, last_line=False)
+        put_record(json_file, record)
     return 0
 
 
-def one_line(run: Run) -> str:
+def one_line(run: TimedRun) -> str:
     """What a run did, in a line of at most 80 columns."""
     stats = run.stats
     parts = [

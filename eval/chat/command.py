@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from eval.chat.input import Lines, edits, open_reader
-from eval.cli.options import Settings
+from eval.cli.options import GenerationSettings
 from eval.cli.terminal import keys_waiting
 
 if TYPE_CHECKING:
     from eval.chat.commands import Chat
 
 
-def chat(settings: Settings, dashboard: bool = False, markdown: bool = True, history: bool = True) -> int:
+def chat(settings: GenerationSettings, dashboard: bool = False, markdown: bool = True, history: bool = True) -> int:
     """Converse until /quit or the end of stdin; returns exit code 0.
 
     `markdown`: show answers as styled text on a terminal. `history`: keep what was typed, for later sessions.

@@ -18,7 +18,7 @@ from eval.chat.turns import Turns
 from eval.cli import options as cli
 from eval.cli.metrics import summarise
 from eval.cli.session import Session
-from eval.live.parts import position_table, share
+from eval.live.parts import format_percent, position_table
 
 KEYS = """\
 Enter sends, Alt-Enter or Ctrl-J begins another line; what is pasted is one message, and so is what stands between two
@@ -124,7 +124,7 @@ class Chat:
         figures = summarise(runs)
         self.turns.say(
             f"all {len(runs)}: {figures['tokens']} tokens, {figures['tokens_per_second']:.1f}/s, "
-            f"{figures['mean_acceptance_length']:.2f} per round, {share(figures['acceptance_rate'])} accepted"
+            f"{figures['mean_acceptance_length']:.2f} per round, {format_percent(figures['acceptance_rate'])} accepted"
         )
         if figures["acceptance_by_position"]:
             self.turns.console.print(position_table(figures["acceptance_by_position"]))
@@ -146,7 +146,7 @@ class Chat:
         self.turns.say(f"temperature {text}")
 
     def set_seed(self, text: str) -> None:
-        self._set(seed=cli.whole(0)(text))
+        self._set(seed=cli.whole_number(0)(text))
         self.turns.say(f"seed {text}")
 
     def _set(self, **changes: Any) -> None:

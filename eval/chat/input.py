@@ -46,7 +46,7 @@ class Reader(Protocol):
     def read(self) -> Typed: ...
 
 
-def unquoted(text: str) -> Typed | None:
+def unquote(text: str) -> Typed | None:
     """Return what `text` says, without the quotation marks of a block; None while a block that it begins is open.
 
     A text that goes on behind its block, such as a Python file with a docstring, is a message as it stands.
@@ -75,7 +75,7 @@ class Lines:
 
     def read(self) -> Typed:
         text = self._line(MARK)
-        while (typed := unquoted(text)) is None:
+        while (typed := unquote(text)) is None:
             try:
                 text += "\n" + self._line(_MORE)
             except EOFError:  # the end of a file ends a block too
@@ -124,7 +124,7 @@ class Prompt:
             text = self.session.prompt()
         finally:
             keep_paste_brackets()
-        typed = unquoted(text)
+        typed = unquote(text)
         assert typed is not None, "Enter does not send an open block"
         return typed
 
@@ -137,7 +137,7 @@ def _keys() -> Any:
     @keys.add("enter")
     def send(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
-        if unquoted(buffer.text) is None:
+        if unquote(buffer.text) is None:
             buffer.insert_text("\n")
         else:
             buffer.validate_and_handle()

@@ -8,8 +8,8 @@ from typing import Any, TypeGuard
 from rich.console import Console
 
 from eval.chat.answer import Spoken, one_line
-from eval.chat.view import moves_the_cursor, shortened, view_of
-from eval.cli.metrics import Run
+from eval.chat.view import moves_the_cursor, shorten, view_of
+from eval.cli.metrics import TimedRun
 from eval.cli.session import Session
 from eval.live.dashboard import Dashboard
 from eval.prompts.sets import Message
@@ -38,7 +38,7 @@ class Turns:
         self.messages: list[Message] = []
         self.system = ""
         self.speculation = True
-        self.runs: list[Run] = []
+        self.runs: list[TimedRun] = []
         self.markdown = markdown
         self.shown, self.dashboard = dashboard, Dashboard(session.costs, session.memory)
         self._again = 0  # how often the last question was asked again
@@ -72,7 +72,7 @@ class Turns:
     def take_back(self) -> None:
         """Forget the last question and its answer. Raises ValueError: there is none."""
         self._require_answer()
-        self.say(f"forgotten: {shortened(self.question, 60)}")
+        self.say(f"forgotten: {shorten(self.question, 60)}")
         del self.messages[-2:]
         self._again = 0
 
@@ -102,7 +102,7 @@ class Turns:
                     speculation=self.speculation,
                     streamer=spoken,
                     reuse=True,
-                    on_round=self.dashboard.heard,
+                    on_round=self.dashboard.on_round,
                     **options,
                 )
         except KeyboardInterrupt:
@@ -156,8 +156,8 @@ class Turns:
         self.reset()
         self.system, self.messages = system, messages
         self.say(f"{len(messages)} messages, {len(found.tokens):,} tokens; the last ones:")
-        self.say(f"> {shortened(messages[-2]['content'])}")
-        self.say(shortened(messages[-1]["content"]))
+        self.say(f"> {shorten(messages[-2]['content'])}")
+        self.say(shorten(messages[-1]["content"]))
 
     def say(self, text: str) -> None:
         """Print a line about the conversation, which is not of it."""

@@ -140,7 +140,7 @@ def view_of(console: Console, dashboard: Dashboard | None, markdown: bool) -> Vi
     return Typeset(console) if styled else Raw(console)
 
 
-def shortened(text: str, longest: int = 200) -> str:
+def shorten(text: str, longest: int = 200) -> str:
     """Return `text` in one line of at most `longest` characters, without its middle where it is longer."""
     line = " ".join(visible(text).split())
     if len(line) <= longest:

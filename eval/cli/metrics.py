@@ -21,7 +21,7 @@ NOISE = 1.25  # by how much two timings of the same work may differ before they 
 
 
 @dataclass(frozen=True)
-class Run:
+class TimedRun:
     """One decoded prompt: the emitted token ids (none where an engine does not tell), the seconds that the whole call
     took, and what the loop counted."""
 
@@ -74,7 +74,7 @@ def spread(values: Iterable[float]) -> dict[str, float]:
     return figures | {f"p{q}": percentile(listed, q) for q in (50, 95, 99)}
 
 
-def merged(runs: Iterable[Run]) -> GenerationStats:
+def merge_runs(runs: Iterable[TimedRun]) -> GenerationStats:
     """The counts of several runs together."""
     total = GenerationStats()
     for run in runs:
@@ -98,9 +98,9 @@ def acceptance_by_position(stats: GenerationStats) -> list[dict[str, float]]:
     ]
 
 
-def summarise(runs: Sequence[Run]) -> dict[str, Any]:
+def summarise(runs: Sequence[TimedRun]) -> dict[str, Any]:
     """Figures of several runs of one kind, in JSON types; seconds, tokens, shares from 0 to 1."""
-    stats = merged(runs)
+    stats = merge_runs(runs)
     seconds = sum(run.seconds for run in runs)
     tpot = [value for run in runs if (value := time_per_output_token(run.stats.timeline)) is not None]
     return {

@@ -4,7 +4,6 @@ size (`eval.synthetic.full_size`). Apart from these, so that a mistyped name is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
 
 from specdec.util.text import did_you_mean
 
@@ -17,7 +16,7 @@ OURS = (PLAIN, ADAPTIVE, "suffix", "mtp", "wrong")
 DRAFTER_SUFFIX = ".drafter.json"  # of the config of the assistant that was published for a shape
 
 
-def expanded(words: Sequence[str]) -> list[str]:
+def expand_modes(words: Sequence[str]) -> list[str]:
     """The modes that `words` name: `plain` first, groups in full, every mode once. Raises ValueError for no mode."""
     names = [PLAIN]
     for word in words:
@@ -34,7 +33,9 @@ def expanded(words: Sequence[str]) -> list[str]:
 
 
 def full_size_names() -> list[str]:
-    """The shapes in `eval/synthetic/configs/`."""
+    """List the shapes in `eval/synthetic/configs/`."""
+    from importlib import resources  # 50 ms, which `--help` does not need
+
     files = (file.name for file in (resources.files("eval.synthetic") / "configs").iterdir())
     names = (name.removesuffix(".json") for name in files if name.endswith(".json"))
     return sorted(name for name in names if not f"{name}.json".endswith(DRAFTER_SUFFIX))

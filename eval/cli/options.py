@@ -1,7 +1,7 @@
 """Options that every command shares.
 
-What: argparse groups, types of their values, `Settings` made from them. Why apart from the commands: neither torch nor
-transformers is imported here, so that `--help` and a mistyped option answer at once.
+What: argparse groups, types of their values, `GenerationSettings` made from them. Why apart from the commands: neither
+torch nor transformers is imported here, so that `--help` and a mistyped option answer at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from eval.cli.names import expanded
+from eval.cli.names import expand_modes
 from eval.cli.output import file_name
 from specdec.util.text import did_you_mean, printable
 
@@ -24,7 +24,7 @@ QUANTIZE = ("int4", "int4-all", "int8", "none")
 
 
 @dataclass(frozen=True)
-class Settings:
+class GenerationSettings:
     """How to load a model and how to decode with it; None leaves the choice to the engine or to the model."""
 
     model: str = DEFAULT_MODEL
@@ -47,10 +47,10 @@ class Settings:
         return {**asdict(self), "prometheus": None if self.prometheus is None else str(self.prometheus)}
 
 
-def settings_from(arguments: argparse.Namespace) -> Settings:
+def settings_from(arguments: argparse.Namespace) -> GenerationSettings:
     """The settings among parsed `arguments`; what a command does not offer keeps its default."""
-    known = Settings.__dataclass_fields__
-    return Settings(**{name: value for name, value in vars(arguments).items() if name in known})
+    known = GenerationSettings.__dataclass_fields__
+    return GenerationSettings(**{name: value for name, value in vars(arguments).items() if name in known})
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
         super().error(printable(message))
 
 
-def check_names(settings: Settings, modes: Sequence[str] = (), shapes: Sequence[str] = ()) -> None:
+def check_names(settings: GenerationSettings, modes: Sequence[str] = (), shapes: Sequence[str] = ()) -> None:
     """Raise a ValueError when a name is mistyped, before torch is imported, which takes seconds.
 
     `modes`: of a bench; `shapes`: other names that the model may have.
@@ -77,7 +77,7 @@ def check_names(settings: Settings, modes: Sequence[str] = (), shapes: Sequence[
 
     local_path(settings.model, shapes)
     drafter_path(settings.drafter)
-    expanded(modes)
+    expand_modes(modes)
 
 
 def module_parser(name: str, about: str | None) -> argparse.ArgumentParser:
@@ -133,15 +133,19 @@ def add_drafting_options(parser: argparse.ArgumentParser) -> None:
 def add_sampling_options(parser: argparse.ArgumentParser, max_new_tokens: int, seed: int | None) -> None:
     group = parser.add_argument_group("decoding")
     group.add_argument(
-        "--max-new-tokens", type=whole(1), default=max_new_tokens, metavar="N", help=f"default {max_new_tokens}"
+        "--max-new-tokens", type=whole_number(1), default=max_new_tokens, metavar="N", help=f"default {max_new_tokens}"
     )
     group.add_argument("--temperature", type=temperature, default=0.0, metavar="X", help="0 is greedy (default)")
-    group.add_argument("--top-p", type=share, metavar="P", help="nucleus sampling (default: the model's own setting)")
     group.add_argument(
-        "--top-k", type=whole(0), metavar="K", help="0 switches it off (default: the model's own setting)"
+        "--top-p", type=fraction, metavar="P", help="nucleus sampling (default: the model's own setting)"
+    )
+    group.add_argument(
+        "--top-k", type=whole_number(0), metavar="K", help="0 switches it off (default: the model's own setting)"
     )
     default = "a new one each time" if seed is None else str(seed)
-    group.add_argument("--seed", type=whole(0), default=seed, metavar="N", help=f"of sampling (default: {default})")
+    group.add_argument(
+        "--seed", type=whole_number(0), default=seed, metavar="N", help=f"of sampling (default: {default})"
+    )
 
 
 def add_json_option(parser: argparse.ArgumentParser, what: str) -> None:
@@ -149,8 +153,8 @@ def add_json_option(parser: argparse.ArgumentParser, what: str) -> None:
         "--json",
         type=file_name,
         metavar="FILE",
-        help=f"also write {what} to FILE, as one line of JSON (-: to stdout, alone there). Only what --json wrote is "
-        "replaced; links are followed, devices and pipes written to",
+        help=f"write {what} to FILE too, as one line of JSON (-: to stdout, and the rest to stderr). Only what --json "
+        "wrote is replaced; links are followed, devices and pipes written to",
     )
 
 
@@ -165,7 +169,7 @@ def add_prometheus_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def whole(least: int) -> Callable[[str], int]:
+def whole_number(least: int) -> Callable[[str], int]:
     """An argparse type: a whole number of at least `least`."""
 
     def parse(text: str) -> int:
@@ -183,7 +187,7 @@ def whole(least: int) -> Callable[[str], int]:
 def threads(text: str) -> int:
     """An argparse type: a number of threads that this machine can be asked for."""
     processors = os.cpu_count() or 1
-    if (value := whole(1)(text)) > (most := max(_THREADS_EACH * processors, _THREADS)):
+    if (value := whole_number(1)(text)) > (most := max(_THREADS_EACH * processors, _THREADS)):
         raise argparse.ArgumentTypeError(
             f"this machine has {processors} processors; ask for at most {most}, not {text}"
         )
@@ -207,7 +211,7 @@ def temperature(text: str) -> float:
     return value
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """An argparse type: above 0, up to 1."""
     if not 0 < (value := number(text)) <= 1:
         raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")

@@ -106,20 +106,13 @@ def put_text(path: Path, text: str) -> None:
         atomic.write_text(path, text)
 
 
-def put_record(path: Path | None, record: dict[str, Any], last_line: bool = True) -> None:
-    """Write `record` as one line of JSON to `path`, where there is one.
-
-    `last_line`: it is the last line of stdout as well, unless that is a terminal: no person has asked for it.
-    Raises OSError.
-    """
-    line = json.dumps(record, allow_nan=False) + "\n"  # ASCII, so that any stream takes it
-    if last_line and path != STDOUT and sys.stdout is not None and not sys.stdout.isatty():
-        print(line, end="", flush=True)
+def put_record(path: Path | None, record: dict[str, Any]) -> None:
+    """Write `record` as one line of JSON to `path`; nothing where `path` is None. Raises OSError."""
     if path is not None:
-        put_text(path, line)
+        put_text(path, json.dumps(record, allow_nan=False) + "\n")  # ASCII, so that any stream takes it
 
 
-def guarded(command: Callable[[], int], *outputs: Path | None) -> int:
+def run_guarded(command: Callable[[], int], *outputs: Path | None) -> int:
     """Run `command` and return its exit code; what a user can mend or meant to do ends without a traceback.
 
     `outputs`: the files that it was told to write. Where one is `-`, what is for people goes to stderr meanwhile.

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 import specdec
-from eval.cli.metrics import Run
-from eval.cli.options import Settings
+from eval.cli.metrics import TimedRun
+from eval.cli.options import GenerationSettings
 from eval.cli.output import check_writable, is_metrics, put_text
 from eval.prompts.sets import Message
 from specdec.drafting.costs import Costs
@@ -31,7 +31,7 @@ class Session:
     """`model` and `tokenizer`, and the settings that a run uses unless it says otherwise."""
 
     def __init__(
-        self, model: specdec.SpecdecForCausalLM, tokenizer: PreTrainedTokenizerBase, settings: Settings
+        self, model: specdec.SpecdecForCausalLM, tokenizer: PreTrainedTokenizerBase, settings: GenerationSettings
     ) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.counts = GenerationStats()  # of all runs so far, for Prometheus
@@ -78,7 +78,7 @@ class Session:
         streamer: BaseStreamer | None = None,
         reuse: bool = False,
         **overrides: Any,
-    ) -> Run:
+    ) -> TimedRun:
         """Decode after `ids` [1, n]. `reuse`: go on from an earlier run's cache; off, because it is the whole work that
         is measured. `overrides`: keyword arguments of `generate`, instead of the settings'.
 
@@ -103,7 +103,7 @@ class Session:
         if self.settings.prometheus is not None:
             self.counts.merge(self.model.last_stats)
             put_text(self.settings.prometheus, prometheus(self.counts, self.settings.model))
-        return Run(tuple(output[0, ids.shape[1] :].tolist()), seconds, self.model.last_stats)
+        return TimedRun(tuple(output[0, ids.shape[1] :].tolist()), seconds, self.model.last_stats)
 
     def costs(self) -> Costs | None:
         """V(T) and d as they are now, where they were measured."""
@@ -130,7 +130,7 @@ class Session:
         return options | {name: v for name in ("top_p", "top_k") if (v := getattr(s, name)) is not None}
 
 
-def open_session(settings: Settings) -> Session:
+def open_session(settings: GenerationSettings) -> Session:
     """Load what `settings` name. Raises ValueError: see `specdec.load`."""
     check_writable(settings.prometheus, "--prometheus", is_metrics)
     if settings.threads is not None:

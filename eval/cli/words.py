@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def counted(number: int, noun: str) -> str:
+def count_noun(number: int, noun: str) -> str:
     """Return "1 prompt", "2 prompts"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
@@ -19,9 +19,9 @@ def repetitions(record: Mapping[str, Any]) -> str:
     asked, begun = (value if type(value) is int else None for value in map(record.get, ("repeat", "repetitions")))
     if begun is None or not (record.get("interrupted") or record.get("error")):
         known = begun if begun is not None else asked
-        return "" if known is None else counted(known, "repetition")
+        return "" if known is None else count_noun(known, "repetition")
     finished = record.get("repetitions_finished", begun - 1)
     if type(finished) is not int or finished < 1:
         return "a part of the first repetition" + ("" if asked in (None, 1) else f", of {asked:,}")
-    whole = counted(finished, "repetition") + (" and a part of the next" if finished < begun else "")
+    whole = count_noun(finished, "repetition") + (" and a part of the next" if finished < begun else "")
     return whole if asked in (None, finished) else f"{whole}, of {asked:,}"

@@ -69,7 +69,7 @@ class Kind:
     mend: Callable[[Path], None] = lambda folder: None
 
 
-def generated(model: SpecdecForCausalLM, **options: Any) -> None:
+def generate(model: SpecdecForCausalLM, **options: Any) -> None:
     ids = torch.tensor([_PROMPT], dtype=torch.int64)
     model.generate(ids, attention_mask=torch.ones_like(ids), **{"max_new_tokens": 2, **options})
 
@@ -78,7 +78,7 @@ def _read_model(folder: Path, world: World) -> None:
     path = next(folder.glob("*.gguf"), folder)
     model = specdec.load(path, drafter=None, device="cpu")
     try:
-        generated(model)
+        generate(model)
     except ValueError as error:  # what the settings ask for may be nothing that this engine does: its words, no file's
         raise UnsupportedError(str(error)) from error
 
@@ -110,7 +110,7 @@ def _read_packed(folder: Path, world: World) -> None:
     file = open_packed(folder / "model.packed", about, spec, no_bar)
     decoder = assemble(spec, PackedReader(file, torch.float32, torch.device("cpu")))
     _, config, settings = world._loaded["hf-llama"]
-    generated(SpecdecForCausalLM(decoder, config, settings, resolve_drafter(None)))
+    generate(SpecdecForCausalLM(decoder, config, settings, resolve_drafter(None)))
 
 
 def _read_conversation(folder: Path, world: World) -> None:
@@ -128,7 +128,7 @@ def _drafter(backbone: str) -> Callable[[Path, World], None]:
         drafter = load_drafter(folder)
         provenance_of(folder)
         drafter.bind(model.decoder)
-        generated(model, drafter=drafter, draft_length=2, max_new_tokens=3)
+        generate(model, drafter=drafter, draft_length=2, max_new_tokens=3)
 
     return read_drafter
 

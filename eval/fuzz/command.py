@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.cli import options as cli
-from eval.cli.output import DIFFERS, INTERRUPTED, check_writable, guarded, put_record
+from eval.cli.output import DIFFERS, INTERRUPTED, check_writable, put_record, run_guarded
 
 if TYPE_CHECKING:
     from eval.fuzz.runner import Case, Outcome, Runner
@@ -197,8 +197,8 @@ def _show(tallies: dict[str, Tally], failures: Sequence[Outcome], keep: Path, co
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.module_parser("fuzz", ABOUT)
-    parser.add_argument("--cases", type=cli.whole(1), default=2000, metavar="N", help="how many (default 2000)")
-    parser.add_argument("--seed", type=cli.whole(0), default=0, metavar="S", help="which ones (default 0)")
+    parser.add_argument("--cases", type=cli.whole_number(1), default=2000, metavar="N", help="how many (default 2000)")
+    parser.add_argument("--seed", type=cli.whole_number(0), default=0, metavar="S", help="which ones (default 0)")
     parser.add_argument(
         "--kind", nargs="+", choices=NAMES, metavar="K", help=f"only these kinds of files: {', '.join(NAMES)}"
     )
@@ -218,4 +218,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_writable(arguments.json)
         return _check(arguments) if arguments.replay is None else _replay(arguments.replay)
 
-    return guarded(command, arguments.json)
+    return run_guarded(command, arguments.json)

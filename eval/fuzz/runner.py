@@ -32,7 +32,7 @@ from transformers.utils import logging
 from eval.fuzz.cases import KINDS, UnsupportedError, World
 from eval.fuzz.damage import damage
 from specdec.memory.plan import data_bytes, peak_bytes, resident_bytes
-from specdec.util.heap import hand_back
+from specdec.util.heap import trim_heap
 from specdec.weights.metadata import one_line
 
 SECONDS = 5.0  # of processor time that reading a case may take
@@ -169,7 +169,7 @@ def _one(case: Case, folder: Path, world: World, printed: int) -> dict[str, Any]
 
 def _limit() -> int:
     """Allow the process so much more of memory and time, and return the bytes that it has now."""
-    hand_back()  # or what the process has freed before would serve again, and not be counted
+    trim_heap()  # or what the process has freed before would serve again, and not be counted
     used = int(time.process_time())
     resource.setrlimit(resource.RLIMIT_CPU, (used + int(2 * SECONDS) + 1, resource.RLIM_INFINITY))
     if (now := data_bytes()) is not None:

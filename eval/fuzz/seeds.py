@@ -15,19 +15,19 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from drafter.config import AssistantSpec, HeadConfig, assistant_spec, extra_tensors, head_spec
+from drafter.config import MTPHeadConfig, MTPHeadSpec, assistant_spec, extra_tensors, head_spec
 from drafter.data.dataset import DatasetWriter
 from drafter.data.features import read
 from drafter.files.assistant import assistant_config, save_assistant
 from drafter.files.head import save_head
-from eval.fuzz.cases import GGUF, VOCAB, World, generated, no_bar
+from eval.fuzz.cases import GGUF, VOCAB, World, generate, no_bar
 from eval.synthetic.command import byte_tokenizer, random_tensor, write_model
 from specdec.hf import SpecdecForCausalLM
 from specdec.load import open_checkpoint
 from specdec.model.decoder import Decoder
 from specdec.model.families import decoder_spec
 from specdec.model.names import expected_tensors, gguf_name
-from specdec.model.quantized import kept
+from specdec.model.quantized import load_or_quantize
 from specdec.model.spec import DecoderSpec
 from specdec.weights.safetensors import INDEX
 
@@ -108,7 +108,7 @@ def _write_sharded(model: Path, folder: Path) -> None:
 def _write_packed(folder: Path) -> None:
     (folder / "packed").mkdir()
     spec, source, *_ = open_checkpoint(folder / "hf-llama")
-    made = kept(folder / "hf-llama", spec, source, "int4", torch.float32, no_bar)
+    made = load_or_quantize(folder / "hf-llama", spec, source, "int4", torch.float32, no_bar)
     assert made is not None
     raw = made.path.read_bytes()
     (folder / "packed" / "model.packed").write_bytes(raw)
@@ -120,11 +120,11 @@ def _write_packed(folder: Path) -> None:
 def _write_conversation(folder: Path, model: SpecdecForCausalLM) -> None:
     folder.mkdir()
     model.conversations.limit = 1 << 26
-    generated(model, max_new_tokens=40, eos_token_id=None)
+    generate(model, max_new_tokens=40, eos_token_id=None)
     model.save_conversation(folder / "saved.safetensors", notes={"model": "tiny"})
 
 
-def _tensors(spec: AssistantSpec) -> dict[str, Tensor]:
+def _tensors(spec: MTPHeadSpec) -> dict[str, Tensor]:
     return {
         name: random_tensor(name, shape).float()
         for name, shape in (expected_tensors(spec.text) | extra_tensors(spec)).items()
@@ -132,7 +132,7 @@ def _tensors(spec: AssistantSpec) -> dict[str, Tensor]:
 
 
 def _write_head(folder: Path, backbone: Decoder) -> None:
-    config = HeadConfig(32, 64, (1,), 4, draft_vocab=64, bigram=4, aux_layers=(0,))
+    config = MTPHeadConfig(32, 64, (1,), 4, draft_vocab=64, bigram=4, aux_layers=(0,))
     ids = torch.arange(100, 164, dtype=torch.int64)
     about = {"backbone_name": "tiny", "steps": 3}
     save_head(folder, config, _tensors(head_spec(config, backbone.spec)), ids, backbone, about)
@@ -140,7 +140,7 @@ def _write_head(folder: Path, backbone: Decoder) -> None:
 
 def _write_assistant(folder: Path, model: SpecdecForCausalLM) -> None:
     backbone, text = model.decoder, model.config.get_text_config()
-    config = assistant_config(text, backbone.spec, HeadConfig(32, 64, (0, 1), 4))
+    config = assistant_config(text, backbone.spec, MTPHeadConfig(32, 64, (0, 1), 4))
     spec = assistant_spec(config, backbone.spec)
     save_assistant(folder, config, spec, _tensors(spec), backbone, {"backbone_name": "tiny"}, 3)
 

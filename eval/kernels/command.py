@@ -20,13 +20,13 @@ from rich.progress import BarColumn, Progress, TextColumn
 import specdec
 from eval.cli import options as cli
 from eval.cli.names import full_size_names
-from eval.cli.output import INTERRUPTED, check_writable, guarded, put_record
+from eval.cli.output import INTERRUPTED, check_writable, put_record, run_guarded
 from eval.cli.provenance import machine
 from eval.kernels.bandwidth import Bandwidth
 from eval.kernels.cases import DECODE, NAMES, QUICK_ROWS, cases
 from eval.kernels.model_pass import bytes_per_pass, decode_speed, pass_costs, prefill_speed
 from eval.kernels.report import Series, bandwidth_dict, decoding_dict, heading, series_table
-from eval.kernels.timing import Effort, Neighbours, Timing, alternate
+from eval.kernels.timing import Effort, KernelTiming, Neighbours, alternate
 from eval.synthetic.full_size import full_size_model
 from specdec.model.decoder import Decoder
 from specdec.util.terminal import Terminal
@@ -61,7 +61,7 @@ class Measured:
         for case in cases(self.quick, only):
             report(f"{case.kernel} {case.what}")
             before = self.bandwidth.readings[-1]
-            timings: dict[int, Timing] = {}
+            timings: dict[int, KernelTiming] = {}
             for some in ([t for t in case.rows if t in DECODE], [t for t in case.rows if t not in DECODE]):
                 # Prefill has a rotation of its own: after 512 rows, one row finds neither its data nor its threads.
                 timings |= alternate({rows: case.call(rows) for rows in some}, self.effort)
@@ -191,7 +191,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"of {', '.join([*NAMES, MODEL])} (default: all)",
     )
     parser.add_argument(
-        "--context", type=cli.whole(1), default=256, metavar="N", help="positions before the passes (default 256)"
+        "--context",
+        type=cli.whole_number(1),
+        default=256,
+        metavar="N",
+        help="positions before the passes (default 256)",
     )
     parser.add_argument(
         "--full-size",
@@ -204,6 +208,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     group.add_argument("--model", default=cli.DEFAULT_MODEL, metavar="NAME", help=f"default: {cli.DEFAULT_MODEL}")
     group.add_argument("--quantize", choices=cli.QUANTIZE, help="as for run.py (default: as stored)")
     group.add_argument("--threads", type=cli.threads, metavar="N", help="CPU threads (default: torch's choice)")
-    cli.add_json_option(parser, "what is the last line of stdout, where that is no terminal,")
+    cli.add_json_option(parser, "the figures")
     arguments = parser.parse_args(argv)
-    return guarded(lambda: measure(arguments), arguments.json)
+    return run_guarded(lambda: measure(arguments), arguments.json)

@@ -17,7 +17,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from eval.kernels.timing import Effort, Timing, alternate
+from eval.kernels.timing import Effort, KernelTiming, alternate
 from specdec.cache import KVCache
 from specdec.hf import SpecdecForCausalLM
 from specdec.model.decoder import Decoder
@@ -28,7 +28,7 @@ def bytes_per_pass(decoder: Decoder) -> int:
     return decoder.nbytes - (0 if decoder.head is decoder.embedding else decoder.embedding.nbytes)
 
 
-def pass_costs(decoder: Decoder, context: int, rows: Sequence[int], effort: Effort) -> dict[int, Timing]:
+def pass_costs(decoder: Decoder, context: int, rows: Sequence[int], effort: Effort) -> dict[int, KernelTiming]:
     """V(T) for every T of `rows`, in turn, after `context` positions.
 
     Raises ValueError when the model has no room for them.
@@ -62,7 +62,7 @@ def _prefill(decoder: Decoder, ids: Tensor, cache: KVCache) -> Tensor:
     return hidden
 
 
-def prefill_speed(decoder: Decoder, tokens: int, effort: Effort) -> Timing:
+def prefill_speed(decoder: Decoder, tokens: int, effort: Effort) -> KernelTiming:
     """Seconds from `tokens` new tokens to the logits of the last one, in an empty cache."""
     ids = random_tokens(decoder, tokens)
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from eval.kernels.model_pass import Decoding
-from eval.kernels.timing import Timing
+from eval.kernels.timing import KernelTiming
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Point:
     """
 
     rows: int
-    timing: Timing
+    timing: KernelTiming
     bytes_read: int
     ceiling: float
     one: float | None
@@ -64,7 +64,7 @@ class Series:
     points: tuple[Point, ...]
 
     @classmethod
-    def of(cls, name: str, what: str, timings: Mapping[int, Timing], bytes_read: int, ceiling: float) -> Series:
+    def of(cls, name: str, what: str, timings: Mapping[int, KernelTiming], bytes_read: int, ceiling: float) -> Series:
         one = timings[1].median if 1 in timings else None
         points = (Point(rows, timing, bytes_read, ceiling, one) for rows, timing in timings.items())
         return cls(name, what, bytes_read, ceiling, tuple(points))

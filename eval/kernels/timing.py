@@ -1,9 +1,9 @@
 """How long calls take on a machine that is never quiet: alternated repetitions, and medians.
 
-What: `alternate` runs several calls round robin, so that a slow second falls on all of them and not on one; `Timing`
-keeps every repetition; `Neighbours` tells how busy other programs kept the machine, without which no figure of a shared
-one can be judged. Why medians: other processes only ever add time, and now and then. Left out: the clock's own cost
-(some 50 ns a call), which no figure here is small enough to show.
+What: `alternate` runs several calls round robin, so that a slow second falls on all of them and not on one;
+`KernelTiming` keeps every repetition; `Neighbours` tells how busy other programs kept the machine, without which no
+figure of a shared one can be judged. Why medians: other processes only ever add time, and now and then. Left out: the
+clock's own cost (some 50 ns a call), which no figure here is small enough to show.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
-class Timing:
+class KernelTiming:
     """The repetitions of one call, in seconds, in the order in which they ran; at least one."""
 
     seconds: tuple[float, ...]
@@ -50,7 +50,7 @@ def alternate(
     calls: Mapping[Key, Callable[[], object]],
     effort: Effort,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[Key, Timing]:
+) -> dict[Key, KernelTiming]:
     """Time every call of `calls`, in turn, until `effort` says that it is enough; the first run of each is discarded.
 
     Every other round goes backwards: a call that always came after the longest one would find its caches emptied. One
@@ -68,7 +68,7 @@ def alternate(
             began = clock()
             calls[key]()
             taken[key].append(clock() - began)
-    return {key: Timing(tuple(seconds)) for key, seconds in taken.items()}
+    return {key: KernelTiming(tuple(seconds)) for key, seconds in taken.items()}
 
 
 class Neighbours:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.text import Text
 
 from eval.cli.metrics import acceptance_by_position
-from eval.live.parts import share, size
+from eval.live.parts import format_percent, size
 from specdec.drafting.costs import Costs
 from specdec.engine.stats import GenerationStats, Round
 
@@ -68,12 +68,16 @@ class Figures:
         steps = self.costs.steps if self.costs is not None else {}
         records = {name: (0, 0) for name in steps} | {k: (n, a) for k, (n, a) in self.stats.draft_sources.items()}
         return [
-            (name, share(accepted / drafted) if drafted else "-", f"{1e3 * steps[name]:.2f}" if name in steps else "-")
+            (
+                name,
+                format_percent(accepted / drafted) if drafted else "-",
+                f"{1e3 * steps[name]:.2f}" if name in steps else "-",
+            )
             for name, (drafted, accepted) in sorted(records.items(), key=lambda one: -one[1][0])
         ]
 
 
-def apportioned(parts: Sequence[float], total: int) -> list[int]:
+def apportion(parts: Sequence[float], total: int) -> list[int]:
     """Whole numbers in proportion to `parts` that add up to `total`; zeros where all parts are."""
     whole = sum(parts)
     if whole <= 0:
@@ -115,7 +119,7 @@ def course_block(f: Figures, width: int) -> list[Text]:
 
 def round_block(f: Figures, width: int) -> list[Text]:
     seconds = [f.now.seconds[phase] for phase, _, _ in PHASES]
-    shown = zip(PHASES, apportioned(seconds, width), phase_ms(f.now), phase_shares(f.now), strict=True)
+    shown = zip(PHASES, apportion(seconds, width), phase_ms(f.now), phase_shares(f.now), strict=True)
     bar, rows = Text(), []
     for (phase, mark, style), cells, ms, part in shown:
         bar.append(mark * cells, style)
@@ -139,7 +143,7 @@ def positions_block(f: Figures, width: int) -> list[Text]:
         accepted = 0.0
         if i < len(positions):
             accepted = positions[i]["accepted"]
-            every, reached = share(accepted), share(positions[i]["accepted_of_reached"])
+            every, reached = format_percent(accepted), format_percent(positions[i]["accepted_of_reached"])
         rows.append(Text.assemble(f"{i + 1} ", _bar(accepted, room), f"{every:>5}{reached:>8}"))
     return [_title(_fitting(width, "accepted at position", "accepted at"), width), *rows]
 
@@ -174,7 +178,7 @@ def sources_block(f: Figures, width: int) -> list[Text]:
     room, stats = width - 11, f.stats
     rows = [Text(f"{name[: room - 1]:<{room}}{right:>5}{d[:5]:>6}") for name, right, d in f.sources[:_SOURCES]]
     rows += [Text("-") for _ in range(_SOURCES - len(rows))]
-    label, rate = _fitting(width, f"all {stats.drafted:,}", "all"), share(stats.acceptance_rate)
+    label, rate = _fitting(width, f"all {stats.drafted:,}", "all"), format_percent(stats.acceptance_rate)
     total = Text(f"{label:<{room}}{rate if stats.drafted else '-':>5}")
     header = Text(f"{'':<{room}}{'right':>5}{'d, ms':>6}", style="dim")
     return [_title("drafted by", width), header, *rows, total]
@@ -206,7 +210,7 @@ def phase_ms(stats: GenerationStats) -> list[str]:
 
 
 def phase_shares(stats: GenerationStats) -> list[str]:
-    shares = apportioned([stats.seconds[phase] for phase, _, _ in PHASES], 100)
+    shares = apportion([stats.seconds[phase] for phase, _, _ in PHASES], 100)
     return [f"{one}%" if stats.rounds else "-" for one in shares]
 
 

@@ -40,7 +40,7 @@ from eval.live.blocks import (
     speed_block,
     speed_text,
 )
-from eval.live.parts import WIDTH, share
+from eval.live.parts import WIDTH, format_percent
 from specdec.drafting.costs import Costs
 from specdec.engine.stats import GenerationStats, Round
 
@@ -67,7 +67,7 @@ class Dashboard:
         self._per_cell = 1  # rounds
         self._known: Costs | None = None
 
-    def heard(self, done: Round) -> None:
+    def on_round(self, done: Round) -> None:
         """A round is over. Only counts: it is called between two passes."""
         with self._lock:
             count(self._stats, done)
@@ -130,7 +130,9 @@ class Dashboard:
             kind = "estimated" if f.measured is None else "measured"
             against = f"plain {f.plain:.1f} ({kind}): {f.ratio(stats)}"
         positions = acceptance_by_position(stats)
-        every, reached = (" ".join(share(p[key]) for p in positions) for key in ("accepted", "accepted_of_reached"))
+        every, reached = (
+            " ".join(format_percent(p[key]) for p in positions) for key in ("accepted", "accepted_of_reached")
+        )
         phases = zip(PHASES, phase_ms(now), phase_shares(now), strict=True)
         passes = " ".join(f"{1e3 * f.costs.of_pass(rows):.1f}" for rows in range(1, ROWS + 1)) if f.costs else ""
         lengths = ", ".join(f"{k}: {n}" for k, n in sorted(stats.draft_lengths.items()))

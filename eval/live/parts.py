@@ -65,12 +65,12 @@ def position_table(positions: Sequence[dict[str, float]]) -> Table:
     table.add_column("accepted of those", justify="right")
     for p in positions:
         full = round(p["accepted"] * _BAR)
-        bar = Text.assemble(("█" * full, "cyan"), ("░" * (_BAR - full), "dim"), f" {share(p['accepted']):>4}")
-        table.add_row(str(p["position"]), bar, str(p["reached"]), share(p["accepted_of_reached"]))
+        bar = Text.assemble(("█" * full, "cyan"), ("░" * (_BAR - full), "dim"), f" {format_percent(p['accepted']):>4}")
+        table.add_row(str(p["position"]), bar, str(p["reached"]), format_percent(p["accepted_of_reached"]))
     return table
 
 
-def share(value: float) -> str:
+def format_percent(value: float) -> str:
     return f"{100 * value:.0f}%"
 
 

@@ -26,7 +26,8 @@ DEFAULTS = 8  # prompts.jsonl begins with the bench's own
 
 @dataclass(frozen=True)
 class Prompt:
-    """`turns` are the user's, decoded one after another with the answers in between; `before` precedes them."""
+    """`turns` are the user's, decoded one after another with the answers in between; `before` precedes
+    them."""
 
     name: str
     task: str

@@ -38,7 +38,7 @@ def element(name: str, *children: str, **attributes: object) -> Html:
     return Html(f"<{name}{words}>{''.join(map(markup, children))}</{name}>")
 
 
-def joined(parts: Iterable[str]) -> Html:
+def join_parts(parts: Iterable[str]) -> Html:
     return Html("".join(map(markup, parts)))
 
 
@@ -54,7 +54,7 @@ def count(value: float | None) -> str:
     return fill("{:,.0f}", value)
 
 
-def share(value: float | None) -> str:
+def format_percent(value: float | None) -> str:
     return fill("{:.0%}", value)
 
 
@@ -96,7 +96,7 @@ def _is_figure(cell: str) -> bool:
     return cell == NONE or cell[:1].isdigit()
 
 
-def folded(summary: str, *children: str, open_: bool = False) -> Html:
+def collapsible(summary: str, *children: str, open_: bool = False) -> Html:
     return element("details", element("summary", summary), *children, open="open" if open_ else None)
 
 
@@ -159,7 +159,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Mark:
+class BarMark:
     """A line across all bars at `value`."""
 
     value: float
@@ -169,12 +169,12 @@ class Mark:
 Group = tuple[str, Sequence[Bar]]
 
 
-def longest(groups: Iterable[Group], mark: Mark | None = None) -> float:
+def longest(groups: Iterable[Group], mark: BarMark | None = None) -> float:
     """The value that takes all of the width: charts that are compared share it."""
     return max([bar.length for _, bars in groups for bar in bars] + ([mark.value] if mark else []), default=0.0)
 
 
-def bars(groups: Sequence[Group], mark: Mark | None = None, most: float | None = None) -> Drawing:
+def bars(groups: Sequence[Group], mark: BarMark | None = None, most: float | None = None) -> Drawing:
     """Horizontal bars in groups (an empty name: no heading), from zero to `most`, or to the longest one."""
     scale = max(longest(groups, mark) if most is None else most, 1e-300)
     every = [bar for _, some in groups for bar in some]
@@ -206,7 +206,7 @@ def bars(groups: Sequence[Group], mark: Mark | None = None, most: float | None =
         drawn.append(element("line", class_="mark", x1=x, x2=x, y1=top - 2, y2=y))
         drawn.append(element("text", mark.text, class_="faint", x=x, y=11, text_anchor="middle"))
         said.append(f"line at {mark.text}")
-    return Drawing(joined([*drawn, *values]), y + 2, left, right, "; ".join(said))
+    return Drawing(join_parts([*drawn, *values]), y + 2, left, right, "; ".join(said))
 
 
 def _parts(bar: Bar, y: float, scale: float) -> list[Html]:
@@ -270,7 +270,7 @@ def lines(series: Sequence[Line], x_name: str, y_name: str, show: Callable[[floa
         ends_of = _apart([(down(line.points[-1][1]), across(line.points[-1][0]), line.name) for line in series])
         drawn += [element("text", name, class_="value", x=x, dx=10, y=y + 4) for y, x, name in ends_of]
     says = "; ".join(f"{line.name}: " + ", ".join(f"{x:g} {show(y)}" for x, y in line.points) for line in series)
-    return Drawing(joined(drawn), bottom + _BELOW, _LEFT, _RIGHT, f"{y_name} by {x_name}. {says}")
+    return Drawing(join_parts(drawn), bottom + _BELOW, _LEFT, _RIGHT, f"{y_name} by {x_name}. {says}")
 
 
 def _ticks(most: float) -> list[float]:

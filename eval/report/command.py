@@ -16,16 +16,16 @@ from pathlib import Path
 from eval.cli.output import STDOUT, check_writable, put_text
 from eval.report.charts import Html, element, times
 from eval.report.details import acceptance, costs, draft_lengths, latency, memory, prompts, rounds, settings, sources
-from eval.report.record import Run, labelled, read
-from eval.report.speed import by_mode, by_task, compared, overview
+from eval.report.record import RecordedRun, label_runs, read
+from eval.report.speed import by_mode, by_task, compare_runs, overview
 from specdec.util.text import printable
 
 DEFAULT = Path("report.html")
 _GENERATOR = '<meta name="generator" content="specdec bench report">'
-Maker = Callable[[Sequence[Run]], list[Html]]
+Maker = Callable[[Sequence[RecordedRun]], list[Html]]
 
 
-def each(make: Callable[[Run], Html]) -> Maker:
+def each(make: Callable[[RecordedRun], Html]) -> Maker:
     return lambda runs: [made for run in runs if (made := make(run))]
 
 
@@ -36,7 +36,7 @@ SECTIONS: tuple[tuple[str, str, str, tuple[Maker, ...]], ...] = (
         "speed",
         "Speed-up",
         "Tokens per second of the whole call, prefill included, over plain decoding of the same prompts.",
-        (compared, each(by_mode), each(by_task)),
+        (compare_runs, each(by_mode), each(by_task)),
     ),
     (
         "drafts",
@@ -51,7 +51,7 @@ SECTIONS: tuple[tuple[str, str, str, tuple[Maker, ...]], ...] = (
 )
 
 
-def page(runs: Sequence[Run]) -> str:
+def page(runs: Sequence[RecordedRun]) -> str:
     """The whole file. The same runs make the same page."""
     shown, entries = [], []
     for name, title, about, makers in SECTIONS:
@@ -104,7 +104,7 @@ def report(files: Sequence[Path], out: Path | None) -> int:
     if path != STDOUT and path.resolve() in {file.resolve() for file in files}:
         raise ValueError(f"--out {path} is one of the records; name another file")
     check_writable(path, "--out", _is_report, "report")
-    runs = labelled([(file, read(file)) for file in files])
+    runs = label_runs([(file, read(file)) for file in files])
     put_text(path, page(runs))
     print(printable(str(path)))
     for run in runs:
@@ -117,7 +117,7 @@ def _is_report(path: Path) -> bool:
         return _GENERATOR.encode() in file.read(1000)
 
 
-def in_a_line(run: Run) -> str:
+def in_a_line(run: RecordedRun) -> str:
     record, same = run.record, run.record["identical"].value
     median, lowest = times(run.figure_of_best("speedup_median")), times(run.figure_of_best("speedup_lowest"))
     said = [

@@ -7,39 +7,39 @@ from collections.abc import Callable, Sequence
 from eval.report.charts import (
     NONE,
     Bar,
+    BarMark,
     Html,
     Line,
-    Mark,
     Part,
     bars,
+    collapsible,
     count,
     duration,
     element,
     fill,
-    folded,
-    joined,
+    format_percent,
+    join_parts,
     legend,
     lines,
-    share,
     size,
     table,
     times,
 )
-from eval.report.record import Node, Run
+from eval.report.record import Node, RecordedRun
 from eval.report.speed import bar, figure, key_of, verdict
 
 _PHASES = ("prefill", "draft", "verify", "other")
 _SPREAD = ("mean", "p50", "p95", "p99")
 
 
-def acceptance(run: Run) -> Html:
+def acceptance(run: RecordedRun) -> Html:
     rows = [
         [
             mode["mode"].text,
             count(at["position"].number),
-            share(at["accepted"].number),
+            format_percent(at["accepted"].number),
             count(at["reached"].number),
-            share(at["accepted_of_reached"].number),
+            format_percent(at["accepted_of_reached"].number),
         ]
         for mode in run.modes
         for at in mode["acceptance_by_position"].nodes
@@ -50,7 +50,7 @@ def acceptance(run: Run) -> Html:
         # Never more drafts reach a position than there are rounds, so the second share is the larger one.
         of_all, of_those = at["accepted"].number or 0.0, at["accepted_of_reached"].number or 0.0
         parts = (Part(of_all, "main"), Part(max(of_those - of_all, 0.0), "rest"))
-        text = f"{share(of_all)}, {share(of_those)} of {count(at['reached'].number)}"
+        text = f"{format_percent(of_all)}, {format_percent(of_those)} of {count(at['reached'].number)}"
         drawn.append(Bar(count(at["position"].number), parts, text))
     charts = [("", bars([("", drawn)], most=1.0))] if drawn else []
     key = legend([("main", "accepted, of all rounds"), ("rest", "of the drafts that reached the position")])
@@ -59,7 +59,7 @@ def acceptance(run: Run) -> Html:
     return figure(run.id("acceptance"), title, charts, figures, key, run=run) if rows else Html()
 
 
-def draft_lengths(run: Run) -> Html:
+def draft_lengths(run: RecordedRun) -> Html:
     counts = [(m["mode"].text, {k: n for k, v in m["draft_lengths"].items if (n := v.number)}) for m in run.drafting]
     lengths = sorted({k for _, found in counts for k in found}, key=lambda k: (len(k), k))
     if not lengths:
@@ -67,19 +67,21 @@ def draft_lengths(run: Run) -> Html:
     rows = [[name, *(count(found.get(k, 0)) for k in lengths)] for name, found in counts]
     best = dict(counts).get(run.name, {})
     total = sum(best.values()) or 1
-    drawn = [bar(k, best.get(k, 0), f"{count(best.get(k, 0))} ({share(best.get(k, 0) / total)})") for k in lengths]
+    drawn = [
+        bar(k, best.get(k, 0), f"{count(best.get(k, 0))} ({format_percent(best.get(k, 0) / total)})") for k in lengths
+    ]
     charts = [("", bars([("", drawn)]))] if best else []
     figures = table("Rounds by tokens drafted", ["Mode", *lengths], rows)
     return figure(run.id("lengths"), f"Rounds by tokens drafted, {run.name}", charts, figures, run=run)
 
 
-def sources(run: Run) -> Html:
+def sources(run: RecordedRun) -> Html:
     rows, drawn = [], []
     for mode in run.drafting:
         name = mode["mode"].text
         for source, found in mode["draft_sources"].items:
             drafted, accepted = (*(node.number or 0.0 for node in found.nodes), 0.0, 0.0)[:2]
-            rate = share(accepted / drafted if drafted else None)
+            rate = format_percent(accepted / drafted if drafted else None)
             rows.append([name, source, count(drafted), count(accepted), rate])
             if name == run.name:
                 parts = (Part(accepted, "main"), Part(max(drafted - accepted, 0.0), "rest"))
@@ -95,7 +97,7 @@ def in_ms(seconds: float | None) -> str:
     return NONE if seconds is None else f"{1000 * seconds:,.{0 if seconds >= 1 else 1 if seconds >= 0.01 else 2}f}"
 
 
-def latency(run: Run) -> Html:
+def latency(run: RecordedRun) -> Html:
     kinds = (
         ("ttft", "TTFT", "Milliseconds to the first token."),
         ("itl", "ITL", "Milliseconds between deliveries: tokens accepted together come together."),
@@ -110,10 +112,10 @@ def latency(run: Run) -> Html:
             made.append(
                 figure(run.id(key), short, [], table(f"{short}: {meaning}", ["Mode", *_SPREAD], rows), note, run=run)
             )
-    return joined(made)
+    return join_parts(made)
 
 
-def rounds(run: Run) -> Html:
+def rounds(run: RecordedRun) -> Html:
     rows, drawn = [], []
     for mode in run.modes:
         seconds = [mode["phase_seconds"][phase].number for phase in _PHASES]
@@ -121,7 +123,7 @@ def rounds(run: Run) -> Html:
             known = [max(value or 0.0, 0.0) for value in seconds]
             total = sum(known)
             parts = [
-                (value, phase, share(value / total if total else 0.0))
+                (value, phase, format_percent(value / total if total else 0.0))
                 for value, phase in zip(known, _PHASES, strict=True)
             ]
             name, together = mode["mode"].text, duration(total)
@@ -134,9 +136,9 @@ def rounds(run: Run) -> Html:
     return figure(run.id("rounds"), title, [("", bars([("", drawn)]))], figures, key, run=run)
 
 
-def costs(runs: Sequence[Run]) -> list[Html]:
+def costs(runs: Sequence[RecordedRun]) -> list[Html]:
     """V(T), what a pass takes by its rows, in all runs together; and d, what a drafted token takes."""
-    found: list[tuple[Run, dict[int, float]]] = []
+    found: list[tuple[RecordedRun, dict[int, float]]] = []
     notes: list[Html] = []
     for run in runs:
         told = run.record["costs"]
@@ -160,8 +162,8 @@ def costs(runs: Sequence[Run]) -> list[Html]:
     return [figure("costs", "Cost of a pass", [("", chart)], figures, key_of([run for run, _ in found]), listed)]
 
 
-def memory(runs: Sequence[Run]) -> list[Html]:
-    wanted: list[tuple[Run, list[tuple[str, float]], float | None]] = []
+def memory(runs: Sequence[RecordedRun]) -> list[Html]:
+    wanted: list[tuple[RecordedRun, list[tuple[str, float]], float | None]] = []
     for run in runs:
         known, cache = run.record["memory"], [mode["cache_bytes"].number or 0.0 for mode in run.modes]
         all_of = [
@@ -175,16 +177,16 @@ def memory(runs: Sequence[Run]) -> list[Html]:
     most = max([value for _, there, budget in wanted for value in (*(v for _, v in there), budget or 0.0)], default=0.0)
     made = []
     for run, there, budget in wanted:
-        mark = Mark(budget, f"budget {size(budget)}") if budget else None
+        mark = BarMark(budget, f"budget {size(budget)}") if budget else None
         chart = bars([("", [bar(name, value, size(value)) for name, value in there])], mark, most)
-        rows = [[name, size(value), share(value / budget if budget else None)] for name, value in there]
+        rows = [[name, size(value), format_percent(value / budget if budget else None)] for name, value in there]
         rows += [["budget", size(budget), NONE]] if budget else []
         figures = table("Memory", ["", "Bytes", "Of the budget"], rows)
         made.append(figure(run.id("memory"), "Memory", [("", chart)], figures, run=run))
     return made
 
 
-def prompts(run: Run) -> Html:
+def prompts(run: RecordedRun) -> Html:
     names = [mode["mode"].text for mode in run.modes[1:]]
     rows = []
     for prompt in run.record["per_prompt"].nodes:
@@ -202,15 +204,15 @@ def prompts(run: Run) -> Html:
         )
     head = ["Prompt", "Task", "Prompt tokens", "Tokens", *names, "Tokens a round", "Identical"]
     caption = f"Speed-up of every prompt by mode; tokens a round of {run.name}"
-    figures = folded(f"{len(rows)} prompts", table(caption, head, rows, "sortable"), open_=not run.letter)
+    figures = collapsible(f"{len(rows)} prompts", table(caption, head, rows, "sortable"), open_=not run.letter)
     return figure(run.id("prompts"), "Every prompt", [], figures, run=run, wide=True) if rows else Html()
 
 
-def worded(key: str, node: Node) -> str:
+def describe_setting(key: str, node: Node) -> str:
     return size(node.number) if key.endswith("bytes") and node.number is not None else node.shown
 
 
-def settings(runs: Sequence[Run]) -> list[Html]:
+def settings(runs: Sequence[RecordedRun]) -> list[Html]:
     """What was measured, on what: a column per run, and a mark where they are not the same."""
     more = ("prompts_file", "limit", "repeat", "synthetic_acceptance")
     kinds: tuple[tuple[str, str, Callable[[Node], list[tuple[str, Node]]]], ...] = (
@@ -228,12 +230,12 @@ def settings(runs: Sequence[Run]) -> list[Html]:
     )
     made = []
     for name, title, rows_of in kinds:
-        columns = [{key: worded(key, node) for key, node in rows_of(run.record)} for run in runs]
+        columns = [{key: describe_setting(key, node) for key, node in rows_of(run.record)} for run in runs]
         rows = []
         for key in dict.fromkeys(key for column in columns for key in column):
             values = [column.get(key, NONE) for column in columns]
             differ = [" ", element("span", "differs", class_="differs")] if len(set(values)) > 1 else []
-            rows.append([joined([key.replace("_", " "), *differ]), *values])
+            rows.append([join_parts([key.replace("_", " "), *differ]), *values])
         if rows:
             head = ["", *(run.letter or "Value" for run in runs)]
             made.append(figure(name, title, [], table(title, head, rows, "words"), wide=len(runs) > 2))

@@ -1,5 +1,5 @@
 """Records of a bench as files that someone else wrote: `read` refuses what is none, `Node` takes what is missing, or of
-another type, as not there, and `Run` is a record with its name on the page."""
+another type, as not there, and `RecordedRun` is a record with its name on the page."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """The `number`-th record (from 0), and what it is called on the page; `letter` is empty where it is there alone."""
 
     number: int
@@ -139,9 +139,9 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def labelled(files: Sequence[tuple[Path, Node]]) -> list[Run]:
+def label_runs(files: Sequence[tuple[Path, Node]]) -> list[RecordedRun]:
     """Runs by file name and model; the second of one name is (2)."""
-    runs: list[Run] = []
+    runs: list[RecordedRun] = []
     for number, (path, record) in enumerate(files):
         model = record["model"]["name"].text.rstrip("/").rpartition("/")[2]
         wanted = label = clean(path.name) + (f" · {model}" if model else "")
@@ -150,5 +150,5 @@ def labelled(files: Sequence[tuple[Path, Node]]) -> list[Run]:
             again += 1
             label = f"{wanted} ({again})"
         letter = "" if len(files) == 1 else chr(ord("A") + number) if number < 26 else f"R{number + 1}"
-        runs.append(Run(number, letter, label, record))
+        runs.append(RecordedRun(number, letter, label, record))
     return runs

@@ -6,31 +6,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from eval.cli.words import counted, repetitions
+from eval.cli.words import count_noun, repetitions
 from eval.report.charts import (
     NONE,
     Bar,
+    BarMark,
     Drawing,
     Html,
-    Mark,
     Part,
     bars,
+    collapsible,
     count,
     element,
     fill,
-    folded,
-    joined,
+    format_percent,
+    join_parts,
     legend,
     longest,
-    share,
     svg,
     table,
     times,
 )
-from eval.report.record import DISTURBED, Node, Run
+from eval.report.record import DISTURBED, Node, RecordedRun
 
 SYNTHETIC = element("b", "SYNTHETIC", class_="synthetic")
-_EVEN = Mark(1.0, "1.0x")
+_EVEN = BarMark(1.0, "1.0x")
 
 
 def some(nodes: Sequence[Node], most: int = 6) -> str:
@@ -44,7 +44,7 @@ def verdict(identical: object) -> Html:
     return element("strong", "yes" if identical else "NO", class_="yes" if identical else "no")
 
 
-def tag(run: Run) -> Html:
+def tag(run: RecordedRun) -> Html:
     """Whose figures these are, and whether they are real; nothing to say of one real run alone."""
     said = [element("b", run.letter, class_="letter"), " ", element("span", run.label)] if run.letter else []
     if run.synthetic:
@@ -58,7 +58,7 @@ def figure(
     drawings: Sequence[tuple[str, Drawing]],
     figures: Html,
     *notes: Html,
-    run: Run | None = None,
+    run: RecordedRun | None = None,
     wide: bool = False,
     beside: bool = False,
 ) -> Html:
@@ -70,7 +70,7 @@ def figure(
         above = element("h4", heading) if heading else ""
         charts.append(element("div", above, svg(f"{name}-chart-{number}", whole, drawing)))
     drawn = element("div", *charts, class_="charts")
-    folding = folded("The same as a table", figures, open_=beside)
+    folding = collapsible("The same as a table", figures, open_=beside)
     body = element("div", drawn, folding, class_="beside" if beside else "below") if charts else figures
     return element(
         "section",
@@ -83,7 +83,7 @@ def figure(
     )
 
 
-def flags(run: Run) -> list[Html]:
+def flags(run: RecordedRun) -> list[Html]:
     """What has to be known before the figures are believed."""
     record, said = run.record, []
     if run.synthetic:
@@ -108,7 +108,7 @@ def flags(run: Run) -> list[Html]:
     return said
 
 
-def overview(run: Run) -> Html:
+def overview(run: RecordedRun) -> Html:
     record, best = run.record, run.best
     same, prompts, tasks = (
         record["identical"].value,
@@ -127,8 +127,8 @@ def overview(run: Run) -> Html:
         ("Plain", fill("{:.1f} tokens/s", plain["tokens_per_second"].number)),
         ("Drafted", NONE if best.value is plain.value else fill("{:.1f} tokens/s", best["tokens_per_second"].number)),
         ("Tokens a round", fill("{:.2f}", best["mean_acceptance_length"].number)),
-        ("Drafts accepted", share(best["acceptance_rate"].number)),
-        ("Prompts", f"{count(prompts)}, of {counted(len(tasks), 'task')}" if tasks and prompts else count(prompts)),
+        ("Drafts accepted", format_percent(best["acceptance_rate"].number)),
+        ("Prompts", f"{count(prompts)}, of {count_noun(len(tasks), 'task')}" if tasks and prompts else count(prompts)),
         ("Medians of", repetitions(record.value if isinstance(record.value, dict) else {}) or NONE),
         ("Model", record["model"]["name"].text or NONE),
         ("Drafter", record["model"]["drafter"].text or NONE),
@@ -162,12 +162,12 @@ def speedup_of(prompt: Node, mode: str) -> float:
     return math.inf if value is None else value
 
 
-def tone(run: Run, mode: Node) -> str:
+def tone(run: RecordedRun, mode: Node) -> str:
     """The colour of a mode's bar: the one to look at, others of ours, other engines (whose texts are not compared)."""
     return "main" if mode["mode"].text == run.name else "engine" if mode["identical"].value is None else "rest"
 
 
-def tones(run: Run, modes: Sequence[Node]) -> Html:
+def tones(run: RecordedRun, modes: Sequence[Node]) -> Html:
     named = {"main": run.name, "rest": "other modes", "engine": "other engines"}
     used = {tone(run, mode) for mode in modes}
     return legend([(key, text) for key, text in named.items() if key in used]) if len(used) > 1 else Html()
@@ -181,7 +181,7 @@ def by_repetition(mode: Node) -> Html:
     """Tokens per second, and in small print those of the slowest and the fastest repetition."""
     ends = [fill("{:.1f}", mode["spread"][end].number) for end in ("lowest", "highest")]
     small = [element("small", " to ".join(ends))] if NONE not in ends and ends[0] != ends[1] else []
-    return joined([fill("{:.1f}", mode["tokens_per_second"].number), *small])
+    return join_parts([fill("{:.1f}", mode["tokens_per_second"].number), *small])
 
 
 def per_round(mode: Node) -> float | None:
@@ -189,10 +189,10 @@ def per_round(mode: Node) -> float | None:
     return mode["mean_acceptance_length"].number if mode["rounds"].number else None
 
 
-def by_mode(run: Run) -> Html:
+def by_mode(run: RecordedRun) -> Html:
     modes = run.modes
     every: list[tuple[str, Callable[[Node], str]]] = [
-        ("Mode", lambda mode: joined([mode["mode"].text, element("small", mode["details"].text)])),
+        ("Mode", lambda mode: join_parts([mode["mode"].text, element("small", mode["details"].text)])),
         ("Speed\u2011up", lambda mode: times(mode["speedup"].number)),  # not to be broken in two
         ("Median prompt", lambda mode: times(mode["speedup_median"].number)),
         ("Worst prompt", lambda mode: times(mode["speedup_lowest"].number)),
@@ -200,7 +200,7 @@ def by_mode(run: Run) -> Html:
         ("Tokens/s after the first", lambda mode: fill("{:.1f}", mode["decode_tokens_per_second"].number)),
         ("Prefill tokens/s", lambda mode: count(mode["prefill_tokens_per_second"].number)),
         ("Tokens a round", lambda mode: fill("{:.2f}", per_round(mode))),
-        ("Accepted", lambda mode: share(mode["acceptance_rate"].number if mode["drafted"].number else None)),
+        ("Accepted", lambda mode: format_percent(mode["acceptance_rate"].number if mode["drafted"].number else None)),
         ("Identical", lambda mode: NONE if mode.value is modes[0].value else verdict(mode["identical"].value)),
     ]
     columns = [(name, cells) for name, show in every if {NONE} != {*(cells := [show(mode) for mode in modes])}]
@@ -216,7 +216,7 @@ def by_mode(run: Run) -> Html:
     return figure(run.id("modes"), title, charts, figures, key, run=run, wide=alone, beside=alone) if modes else Html()
 
 
-def tasks_of(run: Run) -> list[str]:
+def tasks_of(run: RecordedRun) -> list[str]:
     return list(dict.fromkeys(task for mode in run.modes[1:] for task, _ in mode["by_task"].items))
 
 
@@ -226,7 +226,7 @@ def panels(groups: Sequence[tuple[str, Sequence[Bar]]]) -> list[tuple[str, Drawi
     return [(name, bars([("", some)], _EVEN, most)) for name, some in groups if some]
 
 
-def by_task(run: Run) -> Html:
+def by_task(run: RecordedRun) -> Html:
     groups, rows = [], []
     modes = [mode for mode in run.modes[1:] if mode["by_task"].items]
     for task in tasks_of(run):
@@ -245,7 +245,7 @@ def by_task(run: Run) -> Html:
     return figure(run.id("tasks"), "Speed-up by task", drawings, figures, key, run=run, wide=True) if rows else Html()
 
 
-def compared(runs: Sequence[Run]) -> list[Html]:
+def compare_runs(runs: Sequence[RecordedRun]) -> list[Html]:
     """Each run's first mode beside the others', by task."""
     if len(runs) < 2:
         return []
@@ -262,6 +262,6 @@ def compared(runs: Sequence[Run]) -> list[Html]:
     return [figure("compared", "Runs compared, by task", panels(groups), figures, key_of(runs), wide=True)]
 
 
-def key_of(runs: Sequence[Run]) -> Html:
+def key_of(runs: Sequence[RecordedRun]) -> Html:
     named = [(run.tone, f"{run.letter} {run.label}{', SYNTHETIC' if run.synthetic else ''}") for run in runs]
     return legend(named) if any(run.letter for run in runs) else Html()

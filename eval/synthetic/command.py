@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from drafter.config import assistant_spec, extra_tensors
 from eval.cli import options as cli
 from eval.cli.names import full_size_names
-from eval.cli.output import check_writable, file_name, guarded, put_record
+from eval.cli.output import check_writable, file_name, put_record, run_guarded
 from eval.synthetic.full_size import full_size_config, full_size_drafter
 from specdec.load import progress_bar
 from specdec.model.families import decoder_spec
@@ -177,4 +177,4 @@ def main(argv: list[str] | None = None) -> int:
         put_record(arguments.json, record)
         return 0
 
-    return guarded(command, arguments.json)
+    return run_guarded(command, arguments.json)

@@ -17,15 +17,15 @@ import torch
 from rich.console import Console
 from torch import Tensor, distributed
 
-from drafter.data.build_dataset import Answering, Collector, fitting, training_prompts
+from drafter.data.build_dataset import Answering, Collector, encode_prompts, training_prompts
 from drafter.data.features import longest_text
 from drafter.files.formats import Shape, form_for, read_start
 from drafter.prompts.generator import TrainingPrompt
 from drafter.train.loss import Recipe
-from drafter.train.run import Course
-from drafter.train.schedule import Budget
-from drafter.train.trainer import Settings as Training
-from eval.cli.options import Settings
+from drafter.train.run import TrainingRun
+from drafter.train.schedule import TimeBudget
+from drafter.train.trainer import TrainerSettings as Training
+from eval.cli.options import GenerationSettings
 from eval.cli.output import INTERRUPTED, check_writable, put_record
 from eval.cli.provenance import machine
 from eval.cli.session import Session, open_session
@@ -41,7 +41,7 @@ class TrainOptions:
 
     out: Path
     data: tuple[tuple[str, float], ...]
-    budget: Budget
+    budget: TimeBudget
     answering: Answering
     training: Training
     shape: Shape
@@ -49,7 +49,7 @@ class TrainOptions:
     began: float  # on time.monotonic(): when the budget's minutes began
 
 
-def train(settings: Settings, options: TrainOptions, json_file: Path | None) -> int:
+def train(settings: GenerationSettings, options: TrainOptions, json_file: Path | None) -> int:
     """Train as `options` say; returns the exit code.
 
     Raises ValueError: the model, the data or the shape of the head is not usable, or `options.out` holds another run.
@@ -65,7 +65,7 @@ def train(settings: Settings, options: TrainOptions, json_file: Path | None) -> 
             distributed.destroy_process_group()
 
 
-def _train(settings: Settings, options: TrainOptions, json_file: Path | None, parallel: bool) -> int:
+def _train(settings: GenerationSettings, options: TrainOptions, json_file: Path | None, parallel: bool) -> int:
     console = Console(quiet=parallel and distributed.get_rank() > 0)
     console.print(f"loading {settings.model}", highlight=False, markup=False, soft_wrap=True)
     prompts = training_prompts(options.data, options.answering.seed)  # before the model: a wrong name fails at once
@@ -85,7 +85,7 @@ def _train(settings: Settings, options: TrainOptions, json_file: Path | None, pa
         options.out / "training" / "set",
         backbone,
         layers,
-        fitting(prompts, encode, min(options.answering.max_prompt, 2 * longest_text(backbone, layers) // 3)),
+        encode_prompts(prompts, encode, min(options.answering.max_prompt, 2 * longest_text(backbone, layers) // 3)),
         ends_of(session),
         options.answering,
         {"data": [list(source) for source in options.data]},
@@ -95,30 +95,30 @@ def _train(settings: Settings, options: TrainOptions, json_file: Path | None, pa
     began = None if start is None else {"name": options.start, "provenance": start.provenance}
     about = {"backbone_name": settings.model, "start": began, "versions": here["versions"]}
     about["cpu"], about["threads"] = here["host"]["cpu"], here["host"]["threads"]
-    course = Course(
+    training_run = TrainingRun(
         options.out, backbone, collector, form, options.training, options.budget, about, start, began=options.began
     )
-    console = Terminal(quiet=not course.first)
+    console = Terminal(quiet=not training_run.first)
     try:
-        with view_for(console, f"{settings.model}: a draft head in {options.out}", lambda: course.status) as view:
-            for event in course.run():
-                view.heard(event)
+        with view_for(console, f"{settings.model}: a draft head in {options.out}", lambda: training_run.status) as view:
+            for event in training_run.run():
+                view.on_event(event)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
-    if course.first:
-        _report(console, course, options, json_file)
+    if training_run.first:
+        _report(console, training_run, options, json_file)
     return 0
 
 
 def ends_of(session: Session) -> frozenset[int]:
     """The tokens that end a text of the model."""
-    ends = session.model.generation_config.eos_token_id
-    return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+    eos_ids = session.model.generation_config.eos_token_id
+    return frozenset(eos_ids if isinstance(eos_ids, list) else [] if eos_ids is None else [eos_ids])
 
 
-def _report(console: Console, course: Course, options: TrainOptions, json_file: Path | None) -> None:
-    scores = course.progress.scores
+def _report(console: Console, training_run: TrainingRun, options: TrainOptions, json_file: Path | None) -> None:
+    scores = training_run.progress.scores
     best = max(scores, key=lambda score: float(score["real"]))
     k = options.training.recipe.steps
     console.print(
@@ -134,11 +134,11 @@ def _report(console: Console, course: Course, options: TrainOptions, json_file: 
         "out": str(options.out),
         "best": best,
         "scores": scores,
-        "set": course.collected._asdict(),
+        "set": training_run.collected._asdict(),
         "budget": asdict(options.budget),
         "training": asdict(options.training),
-        "shape": course.form.to_dict(),
-        **machine(course.backbone.device),
+        "shape": training_run.form.to_dict(),
+        **machine(training_run.backbone.device),
     }
     put_record(json_file, record)
 
@@ -149,8 +149,8 @@ def options_from(arguments: argparse.Namespace) -> TrainOptions:
     return TrainOptions(
         out=a.out,
         data=tuple(a.data),
-        budget=Budget(a.minutes, a.steps, a.tokens, a.collecting, a.evaluate_minutes),
-        answering=Answering(a.max_new_tokens, temperatures=tuple(a.temperature), seed=a.seed, together=a.together),
+        budget=TimeBudget(a.minutes, a.steps, a.tokens, a.collecting, a.evaluate_minutes),
+        answering=Answering(a.max_new_tokens, temperatures=tuple(a.temperature), seed=a.seed, max_batch=a.max_batch),
         training=Training(
             recipe=Recipe(steps=a.draft_length, feature_weight=a.feature_weight, soft=not a.hard, deeper=a.unrolled),
             learning_rate=a.learning_rate,

@@ -19,7 +19,7 @@ from drafter.data.dataset import Size
 from drafter.train.judge import Scored
 from drafter.train.run import Began, Event, Status
 from drafter.train.trainer import StepReport
-from eval.live.parts import WIDTH, Lines, Redrawn, share
+from eval.live.parts import WIDTH, Lines, Redrawn, format_percent
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
@@ -31,7 +31,7 @@ _EVERY = 30.0  # seconds between plain lines
 class TrainView(AbstractContextManager["TrainView"], Protocol):
     """Hears what a course does, and asks it where it is."""
 
-    def heard(self, event: Event) -> None: ...
+    def on_event(self, event: Event) -> None: ...
 
 
 class Running:
@@ -105,17 +105,17 @@ class PlainLines(Lines):
         self._said = time.monotonic()
         super().print(text)
 
-    def heard(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         if isinstance(event, StepReport):
             self.running.add(event)
         elif isinstance(event, Size):
             if event.shards:
-                self.print(f"{collected(event)}{self._left(self._status())}")
+                self.print(f"{describe_collection(event)}{self._left(self._status())}")
         elif isinstance(event, Began):
-            self.print(f"{begun(event)}{self._left(self._status())}")
+            self.print(f"{describe_start(event)}{self._left(self._status())}")
             self.running = Running()
         else:
-            self.print(f"{scored(event)}{self._left(self._status())}")
+            self.print(f"{describe_score(event)}{self._left(self._status())}")
 
     def _tick(self) -> None:
         while not self._closed.wait(self._said + self._every - time.monotonic()):
@@ -133,12 +133,12 @@ class LiveTraining(Redrawn):
         self.scores: list[Scored] = []
         super().__init__(console, title, 2)
 
-    def heard(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         if isinstance(event, Size):
-            self.note = collected(event) if event.shards else "the first answers are on their way"
+            self.note = describe_collection(event) if event.shards else "the first answers are on their way"
         elif isinstance(event, Began):
             self.running = Running()
-            self.note = begun(event)
+            self.note = describe_start(event)
         elif isinstance(event, StepReport):
             self.running.add(event)
         else:
@@ -151,7 +151,7 @@ class LiveTraining(Redrawn):
         bar.add_column(ratio=1)
         bar.add_column(justify="right", no_wrap=True)
         status = self._status()
-        left = f"{share(status.done)}{self._left(status)}"
+        left = f"{format_percent(status.done)}{self._left(status)}"
         bar.add_row(f"{status.phase}  ", ProgressBar(total=1.0, completed=min(1.0, status.done)), f"  {left}")
         parts: list[RenderableType] = [bar, Text(self.note, style="dim")]
         if self.running.step:
@@ -165,7 +165,7 @@ class LiveTraining(Redrawn):
         grid = Table.grid(padding=(0, 2))
         grid.add_row("step", f"{running.step}", "tokens/s", f"{running.tokens_per_second:.0f}")
         grid.add_row("loss", f"{running.loss:.3f}", "feature loss", f"{running.feature:.3f}")
-        drafts = "  ".join(share(value) for value in running.per_position)
+        drafts = "  ".join(format_percent(value) for value in running.per_position)
         grid.add_row("drafts right", drafts, "learning rate", f"{running.rate:.1e}")
         return grid
 
@@ -177,7 +177,7 @@ def view_for(console: Console, title: str, status: Callable[[], Status]) -> Trai
 
 def where(status: Status, running: Running) -> str:
     """One line on where a course is."""
-    parts = [f"{status.phase}, {share(status.done)}: {status.tokens:,} tokens"]
+    parts = [f"{status.phase}, {format_percent(status.done)}: {status.tokens:,} tokens"]
     if running.step:
         parts.append(running.line())
     if status.real is not None:
@@ -185,18 +185,18 @@ def where(status: Status, running: Running) -> str:
     return ", ".join(parts)
 
 
-def collected(size: Size) -> str:
+def describe_collection(size: Size) -> str:
     speed = f", {size.answered / size.seconds:.0f} answered/s" if size.seconds else ""
     return f"{size.tokens:,} tokens collected, {size.answered:,} of them answers{speed}"
 
 
-def begun(event: Began) -> str:
+def describe_start(event: Began) -> str:
     again = f"going on at step {event.step}: " if event.step else ""
     parts = f"{event.parameters / 1e6:.1f}M parameters, {event.candidates:,} candidates"
-    return f"{again}{parts} ({share(event.coverage)} of the choices)"
+    return f"{again}{parts} ({format_percent(event.coverage)} of the choices)"
 
 
-def scored(event: Scored) -> str:
+def describe_score(event: Scored) -> str:
     drafts = " ".join(f"{value:.2f}" for value in event.per_position)
     best = ", the best so far" if event.best else ""
     return (
@@ -211,7 +211,7 @@ def score_table(scores: Sequence[Scored]) -> Table:
     for name in ("minutes", "tokens", "per round", "offline", "accepted by position", ""):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for score in scores:
-        drafts = " ".join(share(value) for value in score.per_position)
+        drafts = " ".join(format_percent(value) for value in score.per_position)
         best = Text("best", style="green") if score.best else Text()
         row = (f"{score.seconds / 60:.1f}", f"{score.tokens:,}", f"{score.real:.2f}", f"{score.offline:.2f}", drafts)
         table.add_row(*row, best)

@@ -1,7 +1,16 @@
 """KV-cache manager: where keys and values live, how rejected ones are forgotten, and which ones serve again."""
 
-from specdec.cache.kv_cache import MAX_ROWS, KVCache, Mark
+from specdec.cache.kv_cache import MAX_ROWS, KVCache, RingCheckpoint
 from specdec.cache.reuse import CacheProvider, Conversation, Conversations
 from specdec.cache.stores import LayerStore, StoreShape
 
-__all__ = ["MAX_ROWS", "CacheProvider", "Conversation", "Conversations", "KVCache", "LayerStore", "Mark", "StoreShape"]
+__all__ = [
+    "MAX_ROWS",
+    "CacheProvider",
+    "Conversation",
+    "Conversations",
+    "KVCache",
+    "LayerStore",
+    "RingCheckpoint",
+    "StoreShape",
+]

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from specdec.cache.kv_cache import KVCache, Mark
+from specdec.cache.kv_cache import KVCache, RingCheckpoint
 from specdec.cache.reuse import Conversation
 from specdec.cache.stores import LayerStore
 from specdec.util.atomic import is_foreign, replacing, user_path
@@ -137,16 +137,16 @@ def _read(stored: _Stored, about: Values, cache: KVCache) -> Conversation:
             parts = [stored.get(f"store.{i}.{j}", part, used) for j, part in enumerate(store.parts)]
             store.reserve(len(tokens))
             store.put_back(parts)
-    cache.restored(len(tokens), about.whole("reach", len(tokens)))
+    cache.restore(len(tokens), about.whole("reach", len(tokens)))
     marks = [_mark(stored, m, entry, cache) for m, entry in enumerate(about.sequence("marks"))]
     return Conversation(cache, marks, tokens, notes=about.mapping("notes"))
 
 
-def _mark(stored: _Stored, number: int, entry: Any, cache: KVCache) -> Mark:
+def _mark(stored: _Stored, number: int, entry: Any, cache: KVCache) -> RingCheckpoint:
     length, reach, count = Values({"marks": entry}).wholes("marks", length=3)
     if count != len(cache.rings) or not length <= min(reach, cache.length):
         raise ValueError(f"mark {number} is at {length} of {cache.length} tokens, with {count} rings")
-    return Mark(length, reach, tuple(_ring(stored, number, r, ring) for r, ring in enumerate(cache.rings)))
+    return RingCheckpoint(length, reach, tuple(_ring(stored, number, r, ring) for r, ring in enumerate(cache.rings)))
 
 
 def _ring(stored: _Stored, mark: int, ring: int, store: LayerStore) -> tuple[Tensor, ...]:

@@ -3,9 +3,9 @@
 The rows of one pass can overwrite, in a ring, only positions that no row from the pass's first one on may see, so
 forgetting rejected rows is a smaller length and never a copy. What a store is, is `stores.py`'s business.
 
-A cache can also go back to an earlier length, as far as its rings still hold what a row there sees; a `Mark`, the rings
-as they once were, takes it further back. What is computed from there on has the bits that it would have had, for a
-position's K and V depend on the tokens up to it and on nothing else.
+A cache can also go back to an earlier length, as far as its rings still hold what a row there sees. A `RingCheckpoint`,
+a copy of the rings at an earlier length, takes it further back. Rows that are computed from there on have the bits that
+they would have had anyway: a position's K and V depend on the tokens up to it and on nothing else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from specdec.cache.stores import LayerStore, StoreShape
 MAX_ROWS = 64  # rows of one pass; fixed, so that the layout of a ring never depends on settings
 
 
-class Mark(NamedTuple):
+class RingCheckpoint(NamedTuple):
     """The rings of a cache as they were at `length` positions, of which a longer text overwrites what they held.
 
     `reach`: the cache's, then. `rings`: per ring, the parts of its store.
@@ -97,12 +97,12 @@ class KVCache:
         return length <= self.length and all(ring.holds(length, self.reach) for ring in self.rings)
 
     @torch.inference_mode()
-    def mark(self) -> Mark:
+    def mark(self) -> RingCheckpoint:
         """The way back to where the cache is now."""
-        return Mark(self.length, self.reach, tuple(ring.copy_of_parts() for ring in self.rings))
+        return RingCheckpoint(self.length, self.reach, tuple(ring.copy_of_parts() for ring in self.rings))
 
     @torch.inference_mode()  # in place: the cache may have been made in that mode
-    def rewind(self, length: int, mark: Mark | None = None) -> None:
+    def rewind(self, length: int, mark: RingCheckpoint | None = None) -> None:
         """Forget all from position `length` on; by way of `mark`, made at that length, where it is not `rewindable`."""
         if mark is None:
             assert self.rewindable(length), f"the rings no longer hold what position {length} sees"
@@ -114,18 +114,18 @@ class KVCache:
         self.length, self._pending = length, 0
 
     @torch.inference_mode()
-    def fork(self, length: int, mark: Mark | None = None) -> KVCache:
+    def fork(self, length: int, mark: RingCheckpoint | None = None) -> KVCache:
         """A cache of its own that holds the first `length` positions, under the conditions of `rewind`."""
         assert mark is not None or self.rewindable(length)
         copy = KVCache(*self._made)
         for mine, theirs in zip(self.stores, copy.stores, strict=True):
             if mine is not None and theirs is not None and (mark is None or mine.window is None):
                 theirs.copy_from(mine, length)
-        copy.restored(self.length, self.reach)
+        copy.restore(self.length, self.reach)
         copy.rewind(length, mark)
         return copy
 
-    def restored(self, length: int, reach: int) -> None:
+    def restore(self, length: int, reach: int) -> None:
         """Others have filled the stores, with what a cache of this length and reach had in them."""
         self.length, self.reach = length, reach
         self._look()

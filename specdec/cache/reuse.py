@@ -4,10 +4,10 @@ What: `Conversations` gives out a cache for every text, with as much of its begi
 and takes the cache back when the text ends. What was used least recently is forgotten first. Why it is exact: keys and
 values of a position depend on the tokens up to it alone, to the bit, wherever our kernels compute them.
 
-Sliding layers overwrite what the beginning of a long text had in them, so their caches go back a few positions only;
-`Mark`s, taken near the end of a prompt, go back to there: to ask again, to ask something else about the same document,
-or because a chat template repeats an answer in other words than the model's. vLLM and llama.cpp ("context checkpoints")
-keep such copies too.
+Sliding layers overwrite what the beginning of a long text had in them, so their caches go back a few positions only. A
+`RingCheckpoint`, taken near the end of a prompt, takes a cache back to there: to ask again, to ask something else about
+the same document, or because a chat template repeats an answer in other words than the model's. vLLM and llama.cpp
+("context checkpoints") keep such copies too.
 
 Several texts may be decoded at the same time, from several threads: whoever begins one owns the conversation until it
 ends, so no other text can go on from a cache that is being written. Left out: sharing between such texts.
@@ -24,8 +24,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from specdec.cache.kv_cache import KVCache, Mark
-from specdec.util.heap import hand_back
+from specdec.cache.kv_cache import KVCache, RingCheckpoint
+from specdec.util.heap import trim_heap
 
 TAIL = 64  # positions that a text which goes on may drop of its conversation; with more to lose, it gets a copy
 MARKS = 3  # per conversation: a ring's worth of memory each
@@ -42,7 +42,7 @@ class Conversation:
     """
 
     cache: KVCache
-    marks: list[Mark] = field(default_factory=list)
+    marks: list[RingCheckpoint] = field(default_factory=list)
     tokens: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     reserved: int = 0
     marking: bool = False
@@ -62,7 +62,7 @@ class _Found(NamedTuple):
     """How much of a prompt `conversation` has in its cache, by way of `mark` where there is one."""
 
     length: int = 0
-    mark: Mark | None = None
+    mark: RingCheckpoint | None = None
     conversation: Conversation | None = None
 
 
@@ -176,7 +176,7 @@ class Conversations:
         """Give all memory back."""
         with self._lock:
             self.kept.clear()
-        hand_back()
+        trim_heap()
 
     def _best(self, prompt: Tensor) -> _Found:
         best = _Found()
@@ -217,11 +217,11 @@ class Conversations:
             else:
                 self.kept.pop(0)
         if len(self.kept) < kept:
-            hand_back()
+            trim_heap()
         return playing + more <= self.limit
 
 
-def _usable(conversation: Conversation, tokens: Tensor) -> tuple[int, Mark | None]:
+def _usable(conversation: Conversation, tokens: Tensor) -> tuple[int, RingCheckpoint | None]:
     """How many of tokens [n] the cache can begin with, and the mark that this takes, if any."""
     most = min(len(tokens), len(conversation.tokens))
     differs = (tokens[:most] != conversation.tokens[:most]).nonzero()

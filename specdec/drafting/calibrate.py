@@ -15,7 +15,7 @@ from specdec.drafting.costs import Costs
 from specdec.drafting.draft_length import AdaptiveLength
 from specdec.drafting.protocol import Drafter, aux_layers_of
 from specdec.model.decoder import Decoder
-from specdec.util.threads import narrowed
+from specdec.util.threads import is_narrowed
 
 SECONDS = 1.0  # at most, but for models whose few passes take longer
 SWEEPS = 8
@@ -24,17 +24,17 @@ MANY = (16, 32, 64)  # row counts of several texts' passes, measured when severa
 DRAFT = 4  # tokens
 
 
-def calibrated(lengths: AdaptiveLength, backbone: Decoder, drafter: Drafter, texts: int = 1) -> AdaptiveLength:
+def calibrate(lengths: AdaptiveLength, backbone: Decoder, drafter: Drafter, texts: int = 1) -> AdaptiveLength:
     """Return `lengths`, its costs measured if they were not, or for fewer than `texts` texts in a pass, or with another
     number of threads; `drafter` is bound.
 
     Of several callers at once one measures; the others go on with what is known.
     """
-    if drafter.max_draft and not narrowed() and lengths.claim(torch.get_num_threads(), texts):
+    if drafter.max_draft and not is_narrowed() and lengths.claim(torch.get_num_threads(), texts):
         try:
             most = lengths.longest + 1
             wide = [rows for rows in MANY if texts > 1 and rows < 2 * (texts + most)]
-            costs = measured(backbone, drafter, most, wide)
+            costs = measure_costs(backbone, drafter, most, wide)
         except BaseException:
             lengths.measured_for = None  # the next call measures
             raise
@@ -44,7 +44,7 @@ def calibrated(lengths: AdaptiveLength, backbone: Decoder, drafter: Drafter, tex
 
 
 @torch.inference_mode()
-def measured(
+def measure_costs(
     backbone: Decoder, drafter: Drafter, most: int, wide: Sequence[int] = (), seconds: float = SECONDS
 ) -> Costs | None:
     """Return costs of passes over 1 to `most` rows and over `wide` rows, and of `drafter`'s tokens, after a text of no

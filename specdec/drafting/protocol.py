@@ -61,7 +61,7 @@ class Composite(Protocol):
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
         """See `Proposer`."""
 
-    def continuing(self, tokens: Sequence[int], draft: Draft, k: int) -> Draft:
+    def extend(self, tokens: Sequence[int], draft: Draft, k: int) -> Draft:
         """Return up to `k` more tokens, of one source, for `draft`, which one of `able` made to follow `tokens`."""
 
 
@@ -99,7 +99,7 @@ _binding = threading.RLock()  # taken inside of `turn_to_compute`, never the oth
 
 
 @contextmanager
-def bound(drafter: Drafter, backbone: Decoder) -> Iterator[Drafter]:
+def bind_drafter(drafter: Drafter, backbone: Decoder) -> Iterator[Drafter]:
     """`drafter`, bound to `backbone` until the end of the block: one drafter object may serve several models."""
     with _binding:
         drafter.bind(backbone)
@@ -108,7 +108,7 @@ def bound(drafter: Drafter, backbone: Decoder) -> Iterator[Drafter]:
 
 def proposer_for(drafter: Drafter, backbone: Decoder, cache: KVCache, noise: Noise | None) -> Proposer:
     """What proposes for a text of `backbone`. Raises ValueError for a drafter whose `start` gives nothing."""
-    with bound(drafter, backbone):
+    with bind_drafter(drafter, backbone):
         proposer = drafter.start(cache, noise)
     if not callable(getattr(proposer, "propose", None)):
         raise ValueError(
@@ -174,7 +174,7 @@ class SuffixMatches:
         self._index(tokens)
         return Draft.by(self.name, self._following(tokens, k))
 
-    def continuing(self, tokens: Sequence[int], draft: Draft, k: int) -> Draft:
+    def extend(self, tokens: Sequence[int], draft: Draft, k: int) -> Draft:
         """Up to `k` tokens to follow `draft`, which follows `tokens`; the draft itself is not searched."""
         self._index(tokens)
         return Draft.by(self.name, self._following([*tokens, *draft.tokens], k))
@@ -256,10 +256,10 @@ class CompositeProposer:
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
         return self.able(tokens)[0].propose(tokens, hidden, k)
 
-    def continuing(self, tokens: Sequence[int], draft: Draft, k: int) -> Draft:
+    def extend(self, tokens: Sequence[int], draft: Draft, k: int) -> Draft:
         if draft.sources[0] != self.other.name:
             return Draft()
-        return self.suffix.continuing(tokens, draft, k)
+        return self.suffix.extend(tokens, draft, k)
 
 
 class OpenEnd(NamedTuple):
@@ -292,7 +292,7 @@ def propose_together(texts: Sequence[OpenEnd], lengths: DraftLength, beside: int
             draft = next(one for one in ones if one.name == name).propose(text.tokens, text.hidden, k)
             assert len(draft.tokens) <= k
         if draft.tokens and isinstance(text.proposer, Composite):
-            more = text.proposer.continuing(text.tokens, draft, min(text.room, most) - len(draft.tokens))
+            more = text.proposer.extend(text.tokens, draft, min(text.room, most) - len(draft.tokens))
             if more.tokens:
                 kept = lengths.extend(draft.sources, more.sources[0], len(more.tokens), rows - 1)
                 draft = Draft(draft.tokens + more.tokens[:kept], draft.sources + more.sources[:kept])

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from specdec.cache import MAX_ROWS, CacheProvider, Conversations
 from specdec.drafting.draft_length import Drafted, DraftLength, FixedLength
-from specdec.drafting.protocol import Drafter, NoDraft, aux_layers_of, bound, propose_together, proposer_for
+from specdec.drafting.protocol import Drafter, NoDraft, aux_layers_of, bind_drafter, propose_together, proposer_for
 from specdec.engine.clock import PassClock
 from specdec.engine.sequence import Lockstep, Request, RowsChooser, Sequence, verify_all
 from specdec.engine.stats import GenerationStats, Round
@@ -75,7 +75,7 @@ class Engine:
         self.lengths = lengths or FixedLength(0)
         self.caches = caches or Conversations(backbone.new_cache)
         self.max_batch, self.stats, self.on_round = max_batch, stats or GenerationStats(), on_round
-        with turn_to_compute(), bound(self.drafter, backbone):
+        with turn_to_compute(), bind_drafter(self.drafter, backbone):
             self._aux_layers = aux_layers_of(self.drafter)
         self._waiting: deque[Sequence] = deque()
         self._active: list[Sequence] = []

@@ -87,7 +87,7 @@ class Sampler:
     warping: Warping = Warping()
 
     @classmethod
-    def warmed(cls, temperature: float, seed: int) -> Sampler:
+    def at_temperature(cls, temperature: float, seed: int) -> Sampler:
         """Samples at `temperature` and nothing else, as transformers' `TemperatureLogitsWarper` does; greedy at 0."""
         if temperature == 0:
             return cls()

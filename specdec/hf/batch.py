@@ -20,9 +20,9 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from specdec.cache import Conversations
-from specdec.drafting.calibrate import calibrated
+from specdec.drafting.calibrate import calibrate
 from specdec.drafting.draft_length import AdaptiveLength
-from specdec.drafting.protocol import Drafter, NoDraft, bound
+from specdec.drafting.protocol import Drafter, NoDraft, bind_drafter
 from specdec.engine.engine import Engine, Event
 from specdec.engine.sampling import Sampler, Warping
 from specdec.engine.sequence import Request
@@ -75,9 +75,12 @@ def run_batch(
     if not options.speculation:
         drafter = NoDraft()
     lengths = options.lengths(adaptive)
-    with turn_to_compute(), bound(drafter, backbone):  # a drafter may refuse the backbone: before anything is computed
+    with (
+        turn_to_compute(),
+        bind_drafter(drafter, backbone),
+    ):  # a drafter may refuse the backbone: before anything is computed
         if lengths is adaptive:
-            calibrated(adaptive, backbone, drafter)
+            calibrate(adaptive, backbone, drafter)
     seeds = options.seeds(batch.input_ids.shape[0], bool(batch.config.do_sample))
     rows = [_row(backbone, batch, row) for row in range(len(seeds))]
     requests = [_request(backbone, batch, row, seed) for row, seed in zip(rows, seeds, strict=True)]
@@ -145,7 +148,7 @@ def _request(backbone: Decoder, batch: Batch, row: _Row, seed: int | None) -> Re
             stacklevel=2,
         )
 
-    ends, longest, others = _criteria(batch.criteria)
+    eos_ids, longest, others = _criteria(batch.criteria)
     moved = not torch.equal(given, row.tokens)  # tokens that the mask hides stood behind others
 
     def shown(tokens: Tensor) -> Tensor:
@@ -158,7 +161,7 @@ def _request(backbone: Decoder, batch: Batch, row: _Row, seed: int | None) -> Re
         # Each criterion hears of every token, the last one too, as in transformers' loop.
         scores = tuple(s[None] for s in row.scores) if others and batch.keeps_scores else None
         ended = bool(others) and bool(others(shown(tokens[None]), scores)[0])
-        return ended or choice.token in ends or len(tokens) >= longest
+        return ended or choice.token in eos_ids or len(tokens) >= longest
 
     def process(tokens: Tensor, scores: Tensor) -> Tensor:
         processed: Tensor = batch.processors(shown(tokens), scores)
@@ -191,17 +194,17 @@ def _criteria(criteria: StoppingCriteriaList) -> tuple[set[int], float, Stopping
 
     The two that every call has are taken apart because as tensors they cost a token more time than its norms do.
     """
-    ends: set[int] = set()
+    eos_ids: set[int] = set()
     longest = math.inf
     others = StoppingCriteriaList()
     for one in criteria:
         if type(one) is EosTokenCriteria:
-            ends |= set(one.eos_token_id.tolist())
+            eos_ids |= set(one.eos_token_id.tolist())
         elif type(one) is MaxLengthCriteria:
             longest = min(longest, one.max_length)
         else:
             others.append(one)
-    return ends, longest, others
+    return eos_ids, longest, others
 
 
 def _row(backbone: Decoder, batch: Batch, row: int) -> _Row:

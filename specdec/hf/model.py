@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -19,17 +19,18 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from specdec.cache import Conversation, Conversations
 from specdec.cache.conversation_file import load_conversation, save_conversation
 from specdec.drafting.draft_length import AdaptiveLength
-from specdec.drafting.protocol import Drafter, bound
+from specdec.drafting.protocol import Drafter, bind_drafter
 from specdec.drafting.registry import resolve_drafter
 from specdec.engine.stats import GenerationStats, Round
 from specdec.hf import forward as passes
 from specdec.hf.autocast import no_autocast
 from specdec.hf.batch import Batch, run_batch
+from specdec.hf.fixed_weights import FixedWeights
 from specdec.hf.forward import ForwardCache
 from specdec.hf.options import Options
 from specdec.hf.plain_model import patches
 from specdec.hf.settings import INSTEAD, make_plain, refuse_inputs, refuse_unsupported
-from specdec.hf.weights import TokenEmbedding, count_weights, named_weights
+from specdec.hf.weights import storage
 from specdec.memory.plan import conversations_of
 from specdec.model.decoder import Decoder
 from specdec.util.threads import LastOf
@@ -38,7 +39,7 @@ DrafterLike = Drafter | str | None
 _POSITIONAL = list(inspect.signature(GenerationMixin.generate).parameters)[3:-1]  # after self, inputs and the config
 
 
-class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """A causal language model that decodes speculatively; made by `specdec.load`.
 
     `generate(**anything transformers accepts, speculation=True, draft_length="adaptive", seed=None, reuse=True,
@@ -63,7 +64,7 @@ class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         self.decoder = decoder
         self.generation_config = generation_config
         self.drafter = drafter
-        with bound(drafter, decoder):
+        with bind_drafter(drafter, decoder):
             pass  # a drafter may refuse the model
         self.lengths = AdaptiveLength()
         self._stats = LastOf(GenerationStats())
@@ -81,58 +82,15 @@ class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
     def dtype(self) -> torch.dtype:
         return self.decoder.dtype
 
-    # Weights: laid out for their device while they load, they stay as they are
-
-    def to(self, *args: Any, **kwargs: Any) -> SpecdecForCausalLM:
-        """Check that the model is there already. Raises ValueError for another device or dtype."""
-        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        if (device is not None and device.type != self.device.type) or dtype not in (None, self.dtype):
-            raise ValueError("a loaded model stays where it is; use specdec.load(..., device=..., dtype=...)")
-        return self
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpecdecForCausalLM:
-        """What `half()`, `float()`, `cuda()` and their kin come by, tried on a tensor like those of the model."""
-        moved: Tensor = fn(torch.empty(1, dtype=self.dtype, device=self.device))
-        return self.to(moved.device, moved.dtype)
-
-    def named_parameters(
-        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the weights by transformers' names, without gradients: to look at, with their device, dtype and count.
-
-        A quantised matrix is expanded while the iterator is at it, so that going through all of them takes time.
-        """
-        for name, weight in named_weights(self.decoder):
-            yield (f"{prefix}.{name}" if prefix else name), weight
-
-    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Count the numbers in all weights, however many bits each is stored in."""
-        return 0 if only_trainable else count_weights(self.decoder, not exclude_embeddings)
-
-    def get_input_embeddings(self) -> TokenEmbedding:
-        """Make a module that embeds token ids."""
-        return TokenEmbedding(self.decoder)
-
-    def get_memory_footprint(self, return_buffers: bool = True) -> int:
-        """Count the bytes of all weights, as stored."""
-        return self.decoder.nbytes
-
-    def requires_grad_(self, requires_grad: bool = True) -> SpecdecForCausalLM:
-        """Raise ValueError for True: this model cannot be trained."""
-        if requires_grad:
-            raise ValueError("a loaded model answers and does not train; train with transformers, then specdec.load")
-        return self
-
-    def _keep_weights(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise ValueError("weights are held in an inference layout; keep the checkpoint that this model was loaded from")
-
-    save_pretrained = state_dict = load_state_dict = _keep_weights
-    set_input_embeddings = set_output_embeddings = resize_token_embeddings = _keep_weights
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raise ValueError: `specdec.load` makes these models."""
-        raise ValueError("use specdec.load(name_or_path) instead of from_pretrained()")
+    def __repr__(self) -> str:
+        """Return what the model is: family, layers, weights and how they are stored, drafter, context, device."""
+        spec = self.decoder.spec
+        stored = f"{self.num_parameters() / 1e6:,.0f} million weights in {self.decoder.nbytes / 1e6:,.0f} MB"
+        stored += f" ({storage(self.decoder)})"
+        return (
+            f"{type(self).__name__}({self.config.model_type}, {len(spec.layers)} layers, {stored}, "
+            f"drafter {self.drafter.name}, context {spec.max_positions:,}, {self.dtype} on {self.device})"
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SpecdecForCausalLM:
         """A model of its own over the same weights, which nothing changes; it begins without conversations."""
@@ -159,6 +117,8 @@ class SpecdecForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # the loop has its own cache; transformers need not make one
 
+    # torch.compile would trace its way to calls of ours that it cannot know; transformers has imported dynamo by now.
+    @torch.compiler.disable(recursive=True)  # type: ignore[untyped-decorator, no-untyped-call]
     def forward(
         self,
         input_ids: Tensor | None = None,

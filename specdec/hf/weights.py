@@ -42,6 +42,13 @@ def count_weights(decoder: Decoder, embeddings: bool = True) -> int:
     )
 
 
+def storage(decoder: Decoder) -> str:
+    """Return how the matrices of the layers are stored, such as "4-bit and 8-bit blocks" or "float32"."""
+    weights = [linear.weight for layer in decoder.layers for linear in (layer.down, layer.o)]
+    bits = sorted({weight.blocks.bits for weight in weights if isinstance(weight, BlockWeight)})
+    return f"{' and '.join(f'{n}-bit' for n in bits)} blocks" if bits else str(decoder.dtype).removeprefix("torch.")
+
+
 def named_weights(decoder: Decoder) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield every weight by the name that transformers gives it, as a parameter without gradient.
 

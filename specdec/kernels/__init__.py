@@ -25,7 +25,7 @@ from specdec.kernels import native as _native
 from specdec.kernels import reference as _reference
 from specdec.kernels.blocks import BlockTensor, pack_blocks, unpack_blocks
 from specdec.kernels.draft import FusedDraft
-from specdec.kernels.layers import FusedLayers, LayerWeights, Span, TextRows, fits
+from specdec.kernels.layers import FusedLayers, LayerWeights, Span, StoreRows, fits
 from specdec.kernels.records import DraftSampling, Matrix, plain, readable
 from specdec.kernels.store import KeyFromValue, KVView
 
@@ -40,7 +40,7 @@ __all__ = [
     "LayerWeights",
     "Matrix",
     "Span",
-    "TextRows",
+    "StoreRows",
     "active",
     "arithmetic",
     "attention",
@@ -55,9 +55,9 @@ __all__ = [
     "missing",
     "pack_blocks",
     "quantise_store",
+    "read_kv",
     "rms_norm",
     "rope",
-    "stored",
     "unpack_blocks",
 ]
 
@@ -65,7 +65,7 @@ CHOICES = ("native", "reference", "native:avx512", "native:avx2", "native:portab
 
 _CHOSEN = "chosen"
 _library = _native.load()
-if isinstance(_library, str) and _native.required():
+if isinstance(_library, str) and _native.is_required():
     raise RuntimeError(f"SPECDEC_REQUIRE_NATIVE is set, but {_library}; {_native.how_to_build()}")
 _use: _native.Native | None = None
 _why_not = ""
@@ -198,7 +198,7 @@ def dense_linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 quantise_store = _reference.quantise_store
-stored = _reference.stored
+read_kv = _reference.read_kv
 
 
 def attention(q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale: float) -> Tensor:

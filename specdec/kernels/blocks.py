@@ -82,9 +82,9 @@ class BlockTensor:
         return self.q.device
 
     def to(self, device: torch.device | str) -> BlockTensor:
-        return self.moved(lambda part: part.to(device))
+        return self.move(lambda part: part.to(device))
 
-    def moved(self, move: Callable[[Tensor], Tensor]) -> BlockTensor:
+    def move(self, move: Callable[[Tensor], Tensor]) -> BlockTensor:
         """Return the same matrix, each tensor where `move` puts it."""
         minimum = None if self.minimum is None else move(self.minimum)
         return BlockTensor(move(self.q), move(self.scale), minimum, self.bits, self.rows, self.columns)

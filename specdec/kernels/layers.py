@@ -113,7 +113,7 @@ class Span:
         return Span(self.cos[rows], self.sin[rows], self.first[rows], self.end[rows])
 
 
-class TextRows(NamedTuple):
+class StoreRows(NamedTuple):
     """Count the rows of one text, and name its cache's stores (None: not read).
 
     `views` stays the same object until a store changes.
@@ -156,7 +156,7 @@ class FusedLayers:
         self,
         x: Tensor,
         spans: Mapping[str, Span],
-        texts: Sequence[TextRows],
+        texts: Sequence[StoreRows],
         extra: Tensor | None = None,
         aux_layers: Sequence[int] = (),
     ) -> Tensor:
@@ -183,7 +183,7 @@ class FusedLayers:
         self.library.layers(self.records, table, starts, stores, self.norm, x, extra, wanted)
         return torch.cat((x, *(outputs[layer] for layer in aux_layers)), dim=1)
 
-    def stores(self, texts: Sequence[TextRows]) -> Array[c_void_p]:
+    def stores(self, texts: Sequence[StoreRows]) -> Array[c_void_p]:
         """Return the addresses of each text's stores."""
         # Kept as long as they are in use: to make a text's table anew costs as much as a small pass.
         self._tables.kept = {id(text.views): self._table(text.views) for text in texts}

@@ -42,7 +42,7 @@ def load(folder: Path = Path(__file__).parent) -> Native | str:
         return str(error)
 
 
-def required() -> bool:
+def is_required() -> bool:
     """Return whether SPECDEC_REQUIRE_NATIVE asks for an error where the library cannot be used."""
     return os.environ.get("SPECDEC_REQUIRE_NATIVE", "") not in ("", "0")
 

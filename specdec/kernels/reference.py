@@ -148,7 +148,7 @@ def attention(q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale
         if low < high:
             query = (q[row].float() * scale).view(kv.kv_heads, heads // kv.kv_heads, -1)  # [Hkv, G, D]
             assert high - low <= kv.slots, f"row sees {high - low} positions of a ring of {kv.slots}"
-            keys, values = stored(kv, low, high)
+            keys, values = read_kv(kv, low, high)
             scores = torch.matmul(query, keys.transpose(1, 2))  # [Hkv, G, L]
             found = torch.matmul(torch.softmax(scores, dim=-1), values)
             out[row] = found.view(heads, -1)  # [Hkv, G, Dv] -> [Hq, Dv]
@@ -244,7 +244,7 @@ def quantise_store(x: Tensor) -> tuple[Tensor, Tensor]:
     return values.to(torch.int8), scale
 
 
-def stored(kv: KVView, low: int, high: int) -> tuple[Tensor, Tensor]:
+def read_kv(kv: KVView, low: int, high: int) -> tuple[Tensor, Tensor]:
     """Read the keys and values [Hkv, L, D] of positions low .. high - 1, as float32."""
     values = _visible(kv.values, kv.value_scale, low, high)
     if kv.keys is None:

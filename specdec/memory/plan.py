@@ -17,7 +17,7 @@ import torch
 from specdec.cache import MAX_ROWS, Conversations
 from specdec.cache.stores import slots_for, store_bytes
 from specdec.model.build import Quantize, Source, storage_of
-from specdec.model.decoder import Decoder, Room
+from specdec.model.decoder import Decoder, MemoryLimits
 from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
 from specdec.model.stack import ROPE_BLOCK, ROPE_BLOCKS
@@ -83,12 +83,12 @@ class Planner:
             low, high = (middle, high) if self.needs(middle, kv_dtype).total <= budget else (low, middle - 1)
         return low
 
-    def room(self, budget: int, kv_dtype: str) -> Room:
+    def room(self, budget: int, kv_dtype: str) -> MemoryLimits:
         """What `budget` bytes leave for texts. Raises ValueError when that is less than LEAST positions, and says what
         would be needed."""
         if (positions := self.longest(budget, kv_dtype)) >= min(LEAST, self.spec.max_positions):
             found = self.needs(positions, kv_dtype)
-            return Room(positions, found.cache + budget - found.total)
+            return MemoryLimits(positions, found.cache + budget - found.total)
         least = self.needs(min(LEAST, self.spec.max_positions), kv_dtype)
         raise ValueError(
             f"a memory budget of {budget / 1e9:.2f} GB is too small: weights {least.weights / 1e9:.2f}, drafter "
@@ -133,7 +133,7 @@ def workspace_bytes(spec: DecoderSpec, positions: int, dtype: torch.dtype, max_r
         blocks = min(ROPE_BLOCKS, -(-positions // ROPE_BLOCK))
         turned += blocks * ROPE_BLOCK * 2 * (2 * len(pairs)) * dtype.itemsize
         if any(layer.kind == kind and spec.keeps_values_alone(layer) for layer in spec.layers):
-            turned += slots_for(positions) * 2 * spec.ropes[kind].turning * 4
+            turned += slots_for(positions) * 2 * spec.ropes[kind].rotating_pairs * 4
     return 4 * (scores + rows + LOGIT_ROWS * spec.vocab_size) + turned
 
 

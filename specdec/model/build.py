@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from specdec.model.decoder import Decoder, PerLayerEmbedding, Room
+from specdec.model.decoder import Decoder, MemoryLimits, PerLayerEmbedding
 from specdec.model.names import expected_tensors, gguf_name, hf_names, ignorable
 from specdec.model.spec import DecoderSpec
 from specdec.model.stack import Layer, Linear
@@ -59,7 +59,7 @@ def build_decoder(
     quantize: Quantize = None,
     progress: Progress | None = None,
     kv_dtype: torch.dtype | None = None,
-    room: Room | None = None,
+    room: MemoryLimits | None = None,
 ) -> Decoder:
     """Read every tensor of `spec` from `source`.
 
@@ -74,7 +74,9 @@ def build_decoder(
     return assemble(spec, TensorReader(spec, source, dtype, device, quantize, progress), kv_dtype, room)
 
 
-def assemble(spec: DecoderSpec, read: Reader, kv_dtype: torch.dtype | None = None, room: Room | None = None) -> Decoder:
+def assemble(
+    spec: DecoderSpec, read: Reader, kv_dtype: torch.dtype | None = None, room: MemoryLimits | None = None
+) -> Decoder:
     """The decoder that `spec` describes, of what `read` has."""
     embedding = read.matrix("embed_tokens.weight")
     norm = read.vector("norm.weight")
@@ -194,7 +196,7 @@ class TensorReader:
     def matrix(self, name: str) -> Weight:
         weight = self.stored(name)
         if self.device.type == "cpu" and weight.packed is not None:  # floats may be another model's own
-            return BlockWeight(weight.packed.moved(self._arena.place))
+            return BlockWeight(weight.packed.move(self._arena.place))
         return weight.to(self.device)
 
     def stored(self, name: str) -> Weight:

@@ -19,7 +19,7 @@ from specdec import kernels
 from specdec.cache import MAX_ROWS, KVCache, StoreShape
 from specdec.kernels import KeyFromValue, Span
 from specdec.model.spec import DecoderSpec
-from specdec.model.stack import Layer, Linear, Rotations, Stack, TextPass
+from specdec.model.stack import Layer, Linear, Rotations, SequenceRows, Stack
 from specdec.weights.tensors import Weight
 
 
@@ -43,7 +43,7 @@ class PerLayerEmbedding:
         return mixed
 
 
-class Room(NamedTuple):
+class MemoryLimits(NamedTuple):
     """What a memory budget leaves: `positions` that one text can have, and `cache` bytes for all texts together."""
 
     positions: int
@@ -62,7 +62,7 @@ class Decoder:
         head: Weight,
         per_layer: PerLayerEmbedding | None = None,
         kv_dtype: torch.dtype | None = None,
-        room: Room | None = None,
+        room: MemoryLimits | None = None,
     ) -> None:
         """`kv_dtype`: what its caches keep K and V in, a float type or int8; None: the compute dtype. `room`: what a
         memory budget leaves; None: nobody set one."""
@@ -154,7 +154,7 @@ class Decoder:
         assert weight is not None
 
         def key_from_value(positions: int) -> KeyFromValue:
-            return KeyFromValue(weight.float(), *self.rotations.turns(kind, positions))
+            return KeyFromValue(weight.float(), *self.rotations.rotating_tables(kind, positions))
 
         return key_from_value
 
@@ -176,7 +176,9 @@ class Decoder:
         is (1 + their number) * hidden wide: "auxiliary hidden states" in vLLM, the features that EAGLE-3 (arXiv
         2503.01840) fuses.
         """
-        texts = [TextPass(cache, cache.begin(len(rows)), len(rows)) for rows, cache in zip(ids, caches, strict=True)]
+        texts = [
+            SequenceRows(cache, cache.begin(len(rows)), len(rows)) for rows, cache in zip(ids, caches, strict=True)
+        ]
         flat = ids[0] if len(ids) == 1 else torch.cat(tuple(ids))  # [T]
         x = self.embed(flat)
         extra = None if self.per_layer is None else self.per_layer(flat, x)

@@ -17,7 +17,7 @@ import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from specdec.model.spec import Activation, DecoderSpec, LayerSpec, RopeSpec
-from specdec.weights.metadata import Values, finite, foreign, shown
+from specdec.weights.metadata import Values, finite, foreign, quote
 
 LARGEST_HEAD = 1 << 16  # heads of a layer, and numbers in a head
 # The least and the largest that a config may say; what lies outside makes sums that are not finite.
@@ -44,7 +44,7 @@ def decoder_spec(config: Config) -> DecoderSpec:
     family = _FAMILIES.get(text.model_type)
     if family is None:
         raise ValueError(
-            f"architecture {shown(text.model_type)} is not supported; supported are: {', '.join(sorted(_FAMILIES))}"
+            f"architecture {quote(text.model_type)} is not supported; supported are: {', '.join(sorted(_FAMILIES))}"
         )
     return family(text)
 
@@ -173,7 +173,7 @@ def _kinds(values: Values) -> list[str]:
     kinds = values.texts("layer_types", count)
     for kind in kinds:
         if kind not in ("full_attention", "sliding_attention"):
-            raise ValueError(f"layers of kind {shown(kind)} are not supported; full and sliding attention are")
+            raise ValueError(f"layers of kind {quote(kind)} are not supported; full and sliding attention are")
     return kinds
 
 
@@ -241,7 +241,7 @@ def rope_spec(config: Config, kind: str, head_dim: int) -> RopeSpec:
             frequencies, factor = ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu"))
     else:
         raise ValueError(
-            f"rope type {shown(rope_type)} is not supported; supported are: default, linear, proportional, llama3, yarn"
+            f"rope type {quote(rope_type)} is not supported; supported are: default, linear, proportional, llama3, yarn"
         )
     if frequencies.shape != dims.shape or not finite((factor, *frequencies.tolist())):
         raise ValueError(f"the rope of {kind} has parameters that no model has; fetch it again")
@@ -250,14 +250,14 @@ def rope_spec(config: Config, kind: str, head_dim: int) -> RopeSpec:
 
 def _activation(name: str) -> Activation:
     if name not in _ACTIVATIONS:
-        raise ValueError(f"activation {shown(name)} is not supported; supported are: {', '.join(_ACTIVATIONS)}")
+        raise ValueError(f"activation {quote(name)} is not supported; supported are: {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
 
 
 def _refuse(config: Config, *features: str) -> None:
     for feature in features:
         if getattr(config, feature, None):
-            raise ValueError(f"{config.model_type} with {feature}={shown(getattr(config, feature))} is not supported")
+            raise ValueError(f"{config.model_type} with {feature}={quote(getattr(config, feature))} is not supported")
 
 
 _FAMILIES: dict[str, Callable[[Config], DecoderSpec]] = {

@@ -24,13 +24,13 @@ from transformers import (
 
 from specdec.model.families import EPSILON, FACTOR, LARGEST_HEAD, SOFTCAP, THETA
 from specdec.model.spec import DecoderSpec, RopeSpec
-from specdec.weights.metadata import LARGEST, Values, finite, foreign, shown
+from specdec.weights.metadata import LARGEST, Values, finite, foreign, quote
 
 _NOT_ROTATED = 1e29  # a divisor from which on a dimension counts as not rotating
 _GEMMA3_LAYERS_OF_27B = 62
 
 
-class Keys(Values):
+class GGUFKeys(Values):
     """Metadata of one file; `keys.whole("attention.head_count")` reads `llama.attention.head_count`."""
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
@@ -45,11 +45,11 @@ def config_from_gguf(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int
         ValueError: the architecture is not supported, a key that it needs is missing, or a value cannot be one of a
             model with these tensors.
     """
-    keys = Keys(metadata)
+    keys = GGUFKeys(metadata)
     make = _ARCHITECTURES.get(keys.architecture)
     if make is None:
         raise ValueError(
-            f"GGUF architecture {shown(keys.architecture)} is not supported; supported are: "
+            f"GGUF architecture {quote(keys.architecture)} is not supported; supported are: "
             f"{', '.join(sorted(_ARCHITECTURES))}"
         )
     if len(shapes.get("token_embd.weight", ())) != 2:
@@ -92,11 +92,11 @@ def with_rope_divisors(spec: DecoderSpec, divisors: Tensor) -> DecoderSpec:
     return replace(spec, ropes={**spec.ropes, "full_attention": RopeSpec(frequencies, rope.factor)})
 
 
-def _theta(keys: Keys, name: str, default: float) -> float:
+def _theta(keys: GGUFKeys, name: str, default: float) -> float:
     return keys.number(name, *THETA, default=default)
 
 
-def _rope(keys: Keys, default_theta: float) -> dict[str, Any]:
+def _rope(keys: GGUFKeys, default_theta: float) -> dict[str, Any]:
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": _theta(keys, "rope.freq_base", default_theta)}
     scaling = keys.text("rope.scaling.type", default="none")
     if scaling == "linear" or (scaling == "none" and keys.has("rope.scaling.factor")):
@@ -108,18 +108,18 @@ def _rope(keys: Keys, default_theta: float) -> dict[str, Any]:
             original_max_position_embeddings=keys.whole("rope.scaling.original_context_length", 1),
         )
     elif scaling != "none":
-        raise ValueError(f"GGUF rope scaling {shown(scaling)} is not supported; supported are: none, linear, yarn")
+        raise ValueError(f"GGUF rope scaling {quote(scaling)} is not supported; supported are: none, linear, yarn")
     return rope
 
 
-def _grouped(keys: Keys) -> dict[str, Any]:
+def _grouped(keys: GGUFKeys) -> dict[str, Any]:
     return {
         "num_key_value_heads": keys.whole("attention.head_count_kv", 1, default=keys.whole("attention.head_count", 1)),
         "intermediate_size": keys.whole("feed_forward_length", 1),
     }
 
 
-def _head_dim(keys: Keys) -> int:
+def _head_dim(keys: GGUFKeys) -> int:
     shared = keys.whole("embedding_length") // keys.whole("attention.head_count", 1)
     return keys.whole("attention.key_length", 0, LARGEST_HEAD, default=0) or shared
 
@@ -130,7 +130,7 @@ def _made(kind: type[PretrainedConfig], **values: Any) -> PretrainedConfig:
         return kind(**values)
 
 
-def _llama(keys: Keys, common: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> PretrainedConfig:
+def _llama(keys: GGUFKeys, common: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> PretrainedConfig:
     return _made(
         LlamaConfig,
         **common,
@@ -142,16 +142,16 @@ def _llama(keys: Keys, common: dict[str, Any], shapes: Mapping[str, tuple[int, .
     )
 
 
-def _qwen2(keys: Keys, common: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> PretrainedConfig:
+def _qwen2(keys: GGUFKeys, common: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> PretrainedConfig:
     return _made(Qwen2Config, **common, **_grouped(keys), rope_parameters=_rope(keys, 10_000.0))
 
 
-def _qwen3(keys: Keys, common: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> PretrainedConfig:
+def _qwen3(keys: GGUFKeys, common: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> PretrainedConfig:
     rope = _rope(keys, 1_000_000.0)
     return _made(Qwen3Config, **common, **_grouped(keys), head_dim=_head_dim(keys), rope_parameters=rope)
 
 
-def _gemma3(keys: Keys, common: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> PretrainedConfig:
+def _gemma3(keys: GGUFKeys, common: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> PretrainedConfig:
     head_dim, layers = _head_dim(keys), common["num_hidden_layers"]
     # The file does not say the attention scale; llama.cpp knows the one size that differs by its layer count.
     scalar = common["hidden_size"] // common["num_attention_heads"] if layers == _GEMMA3_LAYERS_OF_27B else head_dim
@@ -170,7 +170,7 @@ def _gemma3(keys: Keys, common: dict[str, Any], shapes: Mapping[str, tuple[int, 
     )
 
 
-def _gemma4(keys: Keys, common: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> PretrainedConfig:
+def _gemma4(keys: GGUFKeys, common: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> PretrainedConfig:
     if any(".ffn_gate_inp." in name for name in shapes):
         raise ValueError("mixture-of-experts Gemma 4 (26B-A4B) is not supported; use a dense one")
     layers = common["num_hidden_layers"]
@@ -207,19 +207,19 @@ def _gemma4(keys: Keys, common: dict[str, Any], shapes: Mapping[str, tuple[int, 
     )
 
 
-def _softcap(keys: Keys) -> float | None:
+def _softcap(keys: GGUFKeys) -> float | None:
     name = "final_logit_softcapping"
     return keys.number(name, *SOFTCAP) if keys.has(name) else None
 
 
-def _each(keys: Keys, name: str, layers: int) -> list[int]:
+def _each(keys: GGUFKeys, name: str, layers: int) -> list[int]:
     """One number for each layer, which the file lists, or gives once for all."""
     if isinstance(keys.find(name), list):
         return keys.wholes(name, 1, length=layers)
     return [keys.whole(name, 1)] * layers
 
 
-def _layer_types(keys: Keys, layers: int, default: int) -> list[str]:
+def _layer_types(keys: GGUFKeys, layers: int, default: int) -> list[str]:
     """Every n-th layer is full, or a list says which are sliding."""
     name = "attention.sliding_window_pattern"
     if isinstance(keys.find(name), list):
@@ -230,7 +230,7 @@ def _layer_types(keys: Keys, layers: int, default: int) -> list[str]:
     return ["sliding_attention" if slides else "full_attention" for slides in slide]
 
 
-_ARCHITECTURES: dict[str, Callable[[Keys, dict[str, Any], Mapping[str, tuple[int, ...]]], PretrainedConfig]] = {
+_ARCHITECTURES: dict[str, Callable[[GGUFKeys, dict[str, Any], Mapping[str, tuple[int, ...]]], PretrainedConfig]] = {
     "llama": _llama,
     "qwen2": _qwen2,
     "qwen3": _qwen3,

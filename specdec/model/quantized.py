@@ -1,8 +1,9 @@
 """Quantised checkpoints kept on disk: minutes the first time, seconds from then on.
 
-What: `kept` gives the packed form of a checkpoint, which it makes where there is none: one tensor at a time, read,
-quantised and written, so that making it takes no more memory than a tensor. What is loaded then is the file, mapped,
-the first time as well: there is one way in. Left out: forgetting files of checkpoints that are gone.
+What: `load_or_quantize` opens the packed file of a checkpoint, and writes it first where there is none. Tensors are
+read, quantised and written one at a time, so that this takes no more memory than a tensor. The weights are then mapped
+from the packed file, the first time as well: there is one way in. Left out: forgetting files of checkpoints that are
+gone.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class PackedReader:
         return self.file.vector(name).to(self.device, self.dtype) if name in self._names else None
 
 
-def kept(
+def load_or_quantize(
     folder: Path,
     spec: DecoderSpec,
     source: Source,

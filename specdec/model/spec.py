@@ -24,7 +24,7 @@ class RopeSpec:
     factor: float = 1.0
 
     @property
-    def turning(self) -> int:
+    def rotating_pairs(self) -> int:
         """How many pairs turn, where those are the first ones; else all."""
         count = sum(f != 0 for f in self.frequencies)
         return count if all(self.frequencies[:count]) else len(self.frequencies)

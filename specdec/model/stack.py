@@ -18,7 +18,7 @@ from torch import Tensor
 
 from specdec import kernels
 from specdec.cache import KVCache, LayerStore
-from specdec.kernels import FusedLayers, LayerWeights, Matrix, Span, TextRows
+from specdec.kernels import FusedLayers, LayerWeights, Matrix, Span, StoreRows
 from specdec.model.spec import LayerSpec, RopeSpec
 from specdec.weights.tensors import Weight
 
@@ -85,7 +85,7 @@ class Rotations:
     def __init__(self, ropes: Mapping[str, RopeSpec], dtype: torch.dtype, device: torch.device) -> None:
         self._ropes, self._dtype, self._device = ropes, dtype, device
         self._block = lru_cache(ROPE_BLOCKS * len(ropes))(self._made)
-        self._turns: dict[str, tuple[Tensor, Tensor]] = {}
+        self._rotating_tables: dict[str, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, kind: str, texts: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """cos and sin [T, head_dim] for layers of `kind`: positions start .. start + rows - 1 of each (start, rows)."""
@@ -98,20 +98,20 @@ class Rotations:
             return parts[0][0], parts[0][1]
         return torch.cat([cos for cos, _ in parts]), torch.cat([sin for _, sin in parts])
 
-    def turns(self, kind: str, positions: int) -> tuple[Tensor, Tensor]:
+    def rotating_tables(self, kind: str, positions: int) -> tuple[Tensor, Tensor]:
         """cos and sin float32 [at least `positions`, n], for positions from 0 on, of the n pairs that turn at all.
 
         Proportional rope (Gemma 4's full layers) turns 64 pairs of 256: a table for every position of a long text is
         then an eighth of what it would be.
         """
-        count = self._ropes[kind].turning
-        known = self._turns.get(kind)
+        count = self._ropes[kind].rotating_pairs
+        known = self._rotating_tables.get(kind)
         made = 0 if known is None else known[0].shape[0]
         if known is None or made < positions:
             blocks = [self._made(kind, index) for index in range(made // ROPE_BLOCK, -(-positions // ROPE_BLOCK))]
             more = [torch.cat([block[i][:, :count].float() for block in blocks]) for i in (0, 1)]
             cos, sin = more if known is None else (torch.cat((old, new)) for old, new in zip(known, more, strict=True))
-            known = self._turns[kind] = (cos, sin)
+            known = self._rotating_tables[kind] = (cos, sin)
         return known
 
     def _made(self, kind: str, index: int) -> tuple[Tensor, Tensor]:
@@ -154,7 +154,7 @@ class Stack:
         self,
         x: Tensor,
         spans: Mapping[str, Span],
-        texts: Sequence[TextPass],
+        texts: Sequence[SequenceRows],
         extra: Tensor | None = None,
         aux_layers: Sequence[int] = (),
     ) -> Tensor:
@@ -164,7 +164,7 @@ class Stack:
         those layers.
         """
         if self._fused is not None and self._fused.usable(text.cache.views for text in texts):
-            return self._fused(x, spans, [TextRows(text.rows, text.cache.views) for text in texts], extra, aux_layers)
+            return self._fused(x, spans, [StoreRows(text.rows, text.cache.views) for text in texts], extra, aux_layers)
         ends = list(accumulate(text.rows for text in texts))
         parts = [slice(end - text.rows, end) for text, end in zip(texts, ends, strict=True)]
         done = [
@@ -175,7 +175,7 @@ class Stack:
         return torch.cat((kernels.rms_norm(wanted[0], self.norm, self.eps), *wanted[1:]), dim=1)
 
     def _op_by_op(
-        self, x: Tensor, spans: Mapping[str, Span], text: TextPass, extra: Tensor | None, part: slice
+        self, x: Tensor, spans: Mapping[str, Span], text: SequenceRows, extra: Tensor | None, part: slice
     ) -> list[Tensor]:
         """What leaves each layer, [rows, hidden]."""
         outputs = []
@@ -188,7 +188,7 @@ class Stack:
         return outputs
 
 
-class TextPass(NamedTuple):
+class SequenceRows(NamedTuple):
     """The rows of one text in a pass: at positions start .. start + rows - 1 of `cache`."""
 
     cache: KVCache

@@ -6,7 +6,7 @@ import ctypes
 import sys
 
 
-def hand_back() -> None:
+def trim_heap() -> None:
     """Return the free pages of malloc's heap. Caches grow through many sizes, and what they leave fits no later one:
     after two hundred conversations glibc held a twentieth more than a budget allowed. Nothing where libc has no such
     call: other allocators return pages by themselves.

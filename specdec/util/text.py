@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 _CONTROL = dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t")
 _CONTROLS = re.compile(r"\r\n|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -57,6 +56,8 @@ def check_text(text: str, what: str) -> None:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return " Did you mean X?", of the one of `known` that is nearest to `word`; "" where none is near."""
+    from difflib import get_close_matches  # as long to import as all else here, and rarely needed
+
     names = {name.casefold(): name for name in known}
     near = get_close_matches(word.casefold(), names, n=1) if len(word) <= _LONGEST else []
     return f" Did you mean {names[near[0]]}?" if near else ""

@@ -43,7 +43,7 @@ def torch_threads() -> int:
     return torch.get_num_threads() if outside is None else outside
 
 
-def narrowed() -> bool:
+def is_narrowed() -> bool:
     """Return whether this thread is inside of `one_torch_thread`: times that are taken now are no pass's."""
     return getattr(_narrowed, "outside", None) is not None
 

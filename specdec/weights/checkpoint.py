@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from specdec.weights.metadata import one_line, shown
+from specdec.weights.metadata import one_line, quote
 from specdec.weights.tensors import Storage, Weight
 
 Entry = TypeVar("Entry")
@@ -59,7 +59,7 @@ def find(name: str, entries: Mapping[str, Entry], path: Path) -> Entry:
         return entries[name]
     close = get_close_matches(name, entries, n=3)
     hint = f"; near it: {', '.join(map(one_line, close))}" if close else ""
-    raise ValueError(f"{path}: there is no tensor {shown(name)} among its {len(entries)}{hint}")
+    raise ValueError(f"{path}: there is no tensor {quote(name)} among its {len(entries)}{hint}")
 
 
 def checked_floats(tensor: Tensor, name: str) -> Tensor:

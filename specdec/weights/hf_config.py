@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, GenerationConfig, PretrainedConfig
 
-from specdec.weights.metadata import Values, check_texts, foreign, naming, read_object, shown
+from specdec.weights.metadata import Values, check_texts, foreign, naming, quote, read_object
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 _TOKENIZER_SETTINGS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -74,7 +74,7 @@ def read_config(folder: Path, tensors: int, supported: Sequence[str]) -> Any:
         if kind not in CONFIG_MAPPING:
             needs = "needs code of its own (auto_map), which is never run" if "auto_map" in values else "is not known"
             raise ValueError(
-                f"model type {shown(kind)} {needs}; supported text architectures are: {', '.join(supported)}"
+                f"model type {quote(kind)} {needs}; supported text architectures are: {', '.join(supported)}"
             )
     return _made(path, kind, values, tensors)
 

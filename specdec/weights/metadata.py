@@ -3,9 +3,9 @@
 What: `Values` hands out named values of GGUF metadata, a JSON object or a config by kind (a whole number within
 bounds, a finite number, a flag, a text, a list), and refuses others; `read_object` reads a file that holds one JSON
 object. `naming` and `foreign` stand around whole readings: what goes wrong inside becomes a ValueError of one
-printable line that names the file. `shown` writes a value of a file for people. Why one place: a file can hold anything
-in place of anything, and each reader would otherwise check what its author thought of. Left out: what only a format
-knows, such as where a tensor may lie.
+printable line that names the file. `quote` writes a value of a file for people. Why one place: a file can hold
+anything in place of anything, and each reader would otherwise check what its author thought of. Left out: what only a
+format knows, such as where a tensor may lie.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Values:
         if not isinstance(value, (list, tuple)):
             raise self.wrong(name, "a list", value)
         if length is not None and len(value) != length:
-            raise ValueError(f"{shown(self.prefix + name)} lists {len(value)} values where {length} are due")
+            raise ValueError(f"{quote(self.prefix + name)} lists {len(value)} values where {length} are due")
         return list(value)
 
     def mapping(self, name: str) -> dict[str, Any]:
@@ -106,12 +106,12 @@ class Values:
 
     def wrong(self, name: str, due: str, value: Any) -> ValueError:
         """Return the error for a `value` where `due` is expected."""
-        return ValueError(f"{shown(self.prefix + name)} must be {due}, and is {shown(value)}; fetch it again")
+        return ValueError(f"{quote(self.prefix + name)} must be {due}, and is {quote(value)}; fetch it again")
 
     def _needed(self, name: str, default: Any = None) -> Any:
         value = self.find(name)
         if value is None and default is None:
-            raise ValueError(f"there is no {shown(self.prefix + name)}, which is needed; fetch it again")
+            raise ValueError(f"there is no {quote(self.prefix + name)}, which is needed; fetch it again")
         return default if value is None else value
 
     def _whole(self, name: str, value: Any, low: int, high: int) -> int:
@@ -131,7 +131,7 @@ def read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as JSON ({_reason(error)}); fetch it again") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: holds {shown(value)} where a JSON object is due; fetch it again")
+        raise ValueError(f"{path}: holds {quote(value)} where a JSON object is due; fetch it again")
     return value
 
 
@@ -146,12 +146,12 @@ def check_texts(value: Any, keys_only: bool = False) -> None:
         if isinstance(found, Mapping):
             for key in found:
                 if not str(key).isprintable():
-                    raise ValueError(f"it has a key {shown(key)}, which is no name; fetch it again")
+                    raise ValueError(f"it has a key {quote(key)}, which is no name; fetch it again")
             waiting += found.values()
         elif isinstance(found, list):
             waiting += found
         elif isinstance(found, str) and not keys_only and not found.replace("\n", " ").isprintable():
-            raise ValueError(f"it holds {shown(found)}, which is no text; fetch it again")
+            raise ValueError(f"it holds {quote(found)}, which is no text; fetch it again")
 
 
 @contextmanager
@@ -184,7 +184,7 @@ def foreign(
         raise ValueError(one_line(f"{path}: {what} ({_reason(error)}); {advice}")) from error
 
 
-def shown(value: Any) -> str:
+def quote(value: Any) -> str:
     """Return a value of a file as it stands in a message: printable, and not longer than a line."""
     if isinstance(value, str):
         return _cut(repr(value[: 2 * _SHOWN]))

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from specdec.kernels import BlockTensor
 from specdec.util.atomic import replacing
-from specdec.weights.metadata import Values, shown
+from specdec.weights.metadata import Values, quote
 from specdec.weights.tensors import BlockWeight, DenseWeight, Weight
 
 MAGIC = b"SPECDEC1"
@@ -87,7 +87,7 @@ def _entry(values: Values) -> Entry:
 def _part(values: Values) -> Part:
     dtype = values.text("dtype")
     if dtype not in _DTYPES:
-        raise ValueError(f"there are no parts of {shown(dtype)}")
+        raise ValueError(f"there are no parts of {quote(dtype)}")
     shape = tuple(values.wholes("shape", 1))
     return Part(values.whole("at", high=1 << 62), _DTYPES[dtype], shape, values.whole("crc", high=(1 << 32) - 1))
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from specdec.weights.checkpoint import check_request, checked_floats, find
-from specdec.weights.metadata import Values, naming, one_line, read_object, shown
+from specdec.weights.metadata import Values, naming, one_line, quote, read_object
 from specdec.weights.tensors import Storage, Weight, convert, stored_bytes
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -148,7 +148,7 @@ def _index(file: Path) -> dict[str, Path]:
         names: dict[str, str] = Values(read_object(file)).mapping("weight_map")
         for shard in names.values():
             if not isinstance(shard, str):
-                raise ValueError(f"damaged index: its weight_map names {shown(shard)}; delete it and fetch it again")
+                raise ValueError(f"damaged index: its weight_map names {quote(shard)}; delete it and fetch it again")
     strange = sorted({shard for shard in names.values() if not _beside(shard)})
     if strange:
         raise ValueError(f"{file}: its shards must lie beside it, but it names {_some(strange)}; fetch it again")

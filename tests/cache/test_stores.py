@@ -49,7 +49,7 @@ def test_a_store_gives_back_what_it_was_given(window: int | None, kept: torch.dt
     low = 0 if window is None else cache.length - window
     largest = everything[:, :, low:].abs().amax(dim=-1, keepdim=True)
     bound = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.int8: 0.5 / 127 * 1.00001}[kept]
-    for found, given in zip(kernels.stored(store.view, low, cache.length), everything[:, :, low:], strict=True):
+    for found, given in zip(kernels.read_kv(store.view, low, cache.length), everything[:, :, low:], strict=True):
         assert ((found - given).abs() <= bound * largest.amax(0)).all()
     assert cache.nbytes == store.slots * 2 * 2 * (16 * kept.itemsize + 4 * (kept is torch.int8))
 
@@ -73,7 +73,7 @@ def test_keys_are_made_from_values(kept: torch.dtype) -> None:
     store = cache.stores[full]
     assert store is not None and store.keys is None and store.slots == 2 * GROWTH
     layer = both.layers[full]
-    keys, values = kernels.stored(store.view, 0, cache.length)
+    keys, values = kernels.read_kv(store.view, 0, cache.length)
     turned = both.rotations("full_attention", [(0, len(ids))])
     exact = kernels.rope((values * layer.k_norm).transpose(0, 1).contiguous(), *turned)
     assert torch.equal(keys, exact.transpose(0, 1))

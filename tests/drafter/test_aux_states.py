@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from drafter import load_drafter
-from drafter.config import AssistantSpec, HeadConfig, head_spec
-from drafter.data.answering import answered
+from drafter.config import MTPHeadConfig, MTPHeadSpec, head_spec
+from drafter.data.answering import generate_answers
 from drafter.data.dataset import DatasetWriter, read_shard
 from drafter.data.features import Features, read
 from drafter.files.head import save_head
 from drafter.inference import best
 from drafter.train.initial import fitted_projections, initial_tensors
-from drafter.train.loss import Candidates, Recipe, unrolled
+from drafter.train.loss import Candidates, Recipe, unrolled_loss
 from drafter.train.model import Network
 from eval.acceptance import WithoutNoise
 from eval.bench.modes import Wrong
@@ -39,11 +39,11 @@ LENGTH = 3 * WINDOW + 5
 IDS = torch.arange(0, VOCAB, 2)
 
 
-def config_of(decoder: Decoder) -> HeadConfig:
-    return replace(HeadConfig.like(decoder.spec, draft_vocab=len(IDS)), aux_layers=AUX)
+def config_of(decoder: Decoder) -> MTPHeadConfig:
+    return replace(MTPHeadConfig.like(decoder.spec, draft_vocab=len(IDS)), aux_layers=AUX)
 
 
-def spec_of(decoder: Decoder) -> AssistantSpec:
+def spec_of(decoder: Decoder) -> MTPHeadSpec:
     return head_spec(config_of(decoder), decoder.spec)
 
 
@@ -98,8 +98,11 @@ def test_rows_go_on_with_what_leaves_the_layers(family: str) -> None:
 def test_answers_and_their_aux_states_are_what_reading_them_gives(family: str, tmp_path: Path) -> None:
     decoder, layers = decoder_of(tiny_model(family)), spec_of(decoder_of(tiny_model(family))).reads
     asked = [prompt(length, seed=length)[0] for length in (3, 9, 1)]
-    how = {"layers": layers, "max_new_tokens": 20, "ends": frozenset[int](), "together": 2}
-    found, plain = dict(answered(decoder, asked, aux_layers=AUX, **how)), dict(answered(decoder, asked, **how))
+    how = {"layers": layers, "max_new_tokens": 20, "ends": frozenset[int](), "max_batch": 2}
+    found, plain = (
+        dict(generate_answers(decoder, asked, aux_layers=AUX, **how)),
+        dict(generate_answers(decoder, asked, **how)),
+    )
     DatasetWriter(tmp_path, {}).add([found[i] for i in range(3)])
     for i, stored in enumerate(read_shard(tmp_path / "00000.safetensors")):
         (again,) = read(decoder, [found[i].tokens], layers, aux_layers=AUX)
@@ -121,11 +124,11 @@ def test_the_unrolled_steps_are_the_drafting_loop(family: str, tmp_path: Path) -
     with torch.no_grad():  # what 8 bits made of it
         rounded = Network(mine.spec, mine.tensors())
         rounded["fuse.weight"].copy_(theirs.fuse.weight.dequantize())
-    found = unrolled(
+    found = unrolled_loss(
         mine, lambda ids: decoder.embed(ids).clone(), [text], 1.0, Candidates.of(IDS, VOCAB), Recipe(steps=3)
     )
     without = replace(text, aux={layer: torch.zeros_like(state) for layer, state in text.aux.items()})
-    other = unrolled(
+    other = unrolled_loss(
         mine, lambda ids: decoder.embed(ids).clone(), [without], 1.0, Candidates.of(IDS, VOCAB), Recipe(steps=3)
     )
     assert found.loss != other.loss
@@ -166,7 +169,7 @@ def test_whoever_stands_around_the_head_passes_its_wishes_on(family: str, temper
 
     def text(drafter: Drafter) -> tuple[list[int], GenerationStats]:
         ids, stats = prompt(20)[0], GenerationStats()
-        request = Request(ids, LENGTH, Sampler.warmed(temperature, 3), never)
+        request = Request(ids, LENGTH, Sampler.at_temperature(temperature, 3), never)
         drafter.bind(decoder)
         ((_, row, _),) = decode(decoder, drafter, FixedLength(3), [request], stats)
         return row.tolist(), stats
@@ -214,4 +217,4 @@ def test_layers_that_are_not_there_are_refused() -> None:
         with pytest.raises(ValueError, match="fuses the states of layers"):
             head_spec(replace(config_of(decoder), aux_layers=aux), decoder.spec)
     old = {key: value for key, value in config_of(decoder).to_dict().items() if key != "aux_layers"}
-    assert HeadConfig.from_dict(old).aux_layers == ()  # heads from before there was such a thing
+    assert MTPHeadConfig.from_dict(old).aux_layers == ()  # heads from before there was such a thing

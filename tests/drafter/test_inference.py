@@ -11,8 +11,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from drafter import AssistantDrafter
-from drafter.inference import Assistant, CentroidHead, DenseHead, best
+from drafter import MTPDrafter
+from drafter.inference import CentroidHead, DenseHead, MTPHead, best
 from specdec.cache import KVCache
 from specdec.drafting.protocol import Draft
 from specdec.model.decoder import Decoder
@@ -66,12 +66,12 @@ def parity(folder: Path, family: str, length: int) -> tuple[float, float, float]
         )
         x, our_state = assistant.step(decoder.embed(token), our_state, spans, cache)
         their_state, their_logits = output.last_hidden_state, output.logits[0]  # [1, 1, hidden], [1, vocab]
-        our_logits, scored = assistant.head.scored(x, token)
+        our_logits, score = assistant.head.score(x, token)
         if isinstance(assistant.head, CentroidHead):
-            assert scored is not None
+            assert score is not None
             theirs_scored = torch.nonzero(their_logits[0] > their_logits.min()).squeeze(1)
-            assert torch.equal(scored.sort().values, theirs_scored), "other clusters than transformers picks"
-            logits_error = max(logits_error, relative(our_logits, their_logits[:, scored]))
+            assert torch.equal(score.sort().values, theirs_scored), "other clusters than transformers picks"
+            logits_error = max(logits_error, relative(our_logits, their_logits[:, score]))
         else:
             logits_error = max(logits_error, relative(our_logits, their_logits))
         state_error = max(state_error, relative(our_state, their_state[0]))
@@ -117,7 +117,7 @@ def test_reads_the_layers_that_transformers_shares(family: str) -> None:
 # Keys at or after p
 
 
-def steps(drafter: AssistantDrafter, assistant: Assistant, cache: KVCache, token: int, hidden: Tensor) -> list[Tensor]:
+def steps(drafter: MTPDrafter, assistant: MTPHead, cache: KVCache, token: int, hidden: Tensor) -> list[Tensor]:
     """States of one round: the draft's every bit depends on them."""
     assert drafter._backbone is not None
     states, spans = [hidden[None]], assistant.spans(cache.length)
@@ -198,4 +198,4 @@ def test_heads_pick_the_best_token() -> None:
     assert torch.equal(best(every, x, newest), best(dense, x, newest)), "all clusters are the whole vocabulary"
     one = CentroidHead(weight, centroids, order.view(6, 2), top=1)
     cluster = order.view(6, 2)[(x @ centroids.tensor.T).argmax()]
-    assert int(best(one, x, newest)) == int(cluster[dense.scored(x, newest)[0][0, cluster].argmax()])
+    assert int(best(one, x, newest)) == int(cluster[dense.score(x, newest)[0][0, cluster].argmax()])

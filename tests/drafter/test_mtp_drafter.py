@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import specdec
-from drafter import AssistantDrafter, load_drafter
-from drafter.mtp_drafter import AssistantDrafts
+from drafter import MTPDrafter, load_drafter
+from drafter.mtp_drafter import MTPProposer
 from specdec.cache import KVCache
 from specdec.drafting.protocol import Draft
 from specdec.engine.sampling import Noise, Warping
@@ -33,7 +33,7 @@ from tests.support.tiny_assistant import (
 )
 
 
-class Recorded(AssistantDrafter):
+class Recorded(MTPDrafter):
     """Remembers what was asked and answered, of the last text."""
 
     rounds: list[tuple[list[int], int, Draft]]
@@ -46,7 +46,7 @@ class Recorded(AssistantDrafter):
 class RecordedDrafts:
     name, max_draft = Recorded.name, Recorded.max_draft
 
-    def __init__(self, proposer: AssistantDrafts, rounds: list[tuple[list[int], int, Draft]]) -> None:
+    def __init__(self, proposer: MTPProposer, rounds: list[tuple[list[int], int, Draft]]) -> None:
         self.proposer, self.rounds = proposer, rounds
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
@@ -55,7 +55,7 @@ class RecordedDrafts:
         return draft
 
 
-def engine(decoder: Decoder, family: str, drafter: AssistantDrafter) -> specdec.SpecdecForCausalLM:
+def engine(decoder: Decoder, family: str, drafter: MTPDrafter) -> specdec.SpecdecForCausalLM:
     model = tiny_model(family)
     config = type(model.config).from_dict(model.config.to_dict())  # as from a file: without what the class noted in it
     return specdec.SpecdecForCausalLM(decoder, config, model.generation_config, drafter)

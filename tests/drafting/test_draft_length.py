@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from specdec.drafting.acceptance import MEMORY, RETRY, RETRY_MOST
-from specdec.drafting.calibrate import calibrated, measured
+from specdec.drafting.calibrate import calibrate, measure_costs
 from specdec.drafting.costs import Costs
 from specdec.drafting.draft_length import FLOOR, AdaptiveLength, Drafted, DraftLength, FixedLength
 from specdec.drafting.protocol import NoDraft, SuffixDrafter
@@ -241,11 +241,11 @@ def test_costs_that_could_not_be_measured_are_measured_the_next_time(monkeypatch
 
     decoder, lengths = decoder_of(tiny_model("llama")), AdaptiveLength()
     with monkeypatch.context() as patched:
-        patched.setattr("specdec.drafting.calibrate.measured", interrupted)
+        patched.setattr("specdec.drafting.calibrate.measure_costs", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            calibrated(lengths, decoder, SuffixDrafter())
+            calibrate(lengths, decoder, SuffixDrafter())
     assert lengths.measured_for is None
-    assert calibrated(lengths, decoder, SuffixDrafter()).measured_for == (torch.get_num_threads(), 1)
+    assert calibrate(lengths, decoder, SuffixDrafter()).measured_for == (torch.get_num_threads(), 1)
 
 
 def test_costs_between_and_beyond_what_was_measured() -> None:
@@ -274,7 +274,7 @@ def test_one_disturbed_round_changes_little() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_measured_costs_are_of_this_backbone_and_leave_it_as_it_was(family: str) -> None:
     decoder = decoder_of(tiny_model(family))
-    costs = measured(decoder, SuffixDrafter(), 9)
+    costs = measure_costs(decoder, SuffixDrafter(), 9)
     assert costs is not None and list(costs.passes) == list(range(1, 10))
     times = list(costs.passes.values())
     assert times[0] > 0 and times == sorted(times), "more rows never take less"
@@ -283,11 +283,11 @@ def test_measured_costs_are_of_this_backbone_and_leave_it_as_it_was(family: str)
 def test_calibration_is_once_for_a_number_of_threads_and_never_for_plain_decoding() -> None:
     decoder = decoder_of(tiny_model("llama"))
     lengths = AdaptiveLength()
-    calibrated(lengths, decoder, NoDraft())
+    calibrate(lengths, decoder, NoDraft())
     assert lengths.measured_for is None
-    first = calibrated(lengths, decoder, SuffixDrafter()).costs
+    first = calibrate(lengths, decoder, SuffixDrafter()).costs
     assert lengths.measured_for == (torch.get_num_threads(), 1)
-    assert calibrated(lengths, decoder, SuffixDrafter()).costs == first
+    assert calibrate(lengths, decoder, SuffixDrafter()).costs == first
 
 
 def test_what_was_learned_outlives_the_request() -> None:

@@ -148,7 +148,7 @@ def test_a_draft_goes_on_where_it_leads_into_earlier_text() -> None:
     assert added >= 3 and draft.tokens == (4, 5, 6, 7, 8, 9, 2, 3)[: 2 + added]
     assert draft.sources == ("scripted",) * 2 + ("suffix",) * added
     assert len(drafted(both, lengths, text, 4).tokens) == 4, "no draft outruns its room"
-    assert joined(4, 5)[1].suffix.continuing(text, Draft.by("scripted", (4, 6)), 4).tokens == ()
+    assert joined(4, 5)[1].suffix.extend(text, Draft.by("scripted", (4, 6)), 4).tokens == ()
     for _ in range(90):
         lengths.observe([Drafted(("scripted",) * 2 + ("suffix",) * 3, 2)], 0, 0.02, 1.5)
     assert "suffix" not in drafted(both, lengths, text, 8).sources

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import drafter
-from drafter.config import HeadConfig, head_spec
+from drafter.config import MTPHeadConfig, head_spec
 from drafter.files.head import save_head
 from drafter.train.initial import initial_tensors
 from specdec.drafting import registry
@@ -23,7 +23,7 @@ from tests.support.tiny_assistant import backbone
 
 def save(folder: Path, family: str) -> None:
     decoder, ids = backbone(family), torch.arange(64)
-    config = HeadConfig.like(decoder.spec, draft_vocab=64)
+    config = MTPHeadConfig.like(decoder.spec, draft_vocab=64)
     tensors = initial_tensors(head_spec(config, decoder.spec), decoder, ids)
     save_head(folder, config, tensors, ids, decoder, {"backbone_name": family})
 

@@ -21,7 +21,7 @@ from tests.support.decoding import decode, never
 from tests.support.scripted import ScriptedDrafter
 from tests.support.tiny import VOCAB, prompt, tiny_model
 
-DRAWS = 100_000
+DRAWS = 30_000
 
 
 def test_noise_is_a_pure_function_of_its_key() -> None:
@@ -74,7 +74,7 @@ def test_no_token_that_wins_is_left_out(spread: float) -> None:
 
 @pytest.mark.parametrize("drafter", ["good", "bad", "adversarial"])
 def test_drafts_never_change_the_distribution(drafter: str) -> None:
-    """100,000 draws per position against the model's exact probabilities: chi-square.
+    """30,000 draws per position against the model's exact probabilities: chi-square.
 
     The good drafter proposes the likeliest token, so that a position inside a draft is drawn too; the bad one
     the unlikeliest. The adversary knows the noise: it proposes the choice itself when its id is odd, and another
@@ -115,7 +115,7 @@ def test_drafts_never_change_the_distribution(drafter: str) -> None:
 
 
 def logits_after(processors: LogitsProcessorList) -> Processors:
-    """`processors`, computed once: 100,000 draws from the same row need it only once."""
+    """`processors`, computed once: 30,000 draws from the same row need it only once."""
     known: dict[bytes, torch.Tensor] = {}
 
     def process(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

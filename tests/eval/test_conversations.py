@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.cli.options import Settings
+from eval.cli.options import GenerationSettings
 from eval.cli.session import Session, open_session
 from eval.conversations import Talk, main, soak
 from specdec.memory.plan import resident_bytes
@@ -16,7 +16,7 @@ from specdec.memory.plan import resident_bytes
 
 @pytest.fixture(scope="module")
 def session(folder: Path) -> Session:
-    return open_session(Settings(model=str(folder), device="cpu", threads=1))
+    return open_session(GenerationSettings(model=str(folder), device="cpu", threads=1))
 
 
 def test_turns_reuse_what_came_before(session: Session) -> None:
@@ -34,9 +34,8 @@ def test_turns_reuse_what_came_before(session: Session) -> None:
 def test_the_command_says_what_it_found(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     options = ["--model", str(folder), "--device", "cpu", "--threads", "1", "--answer", "8", "--question", "9"]
     code = main([*options, "--document", "600", "--json", str(tmp_path / "out")])
-    output = capsys.readouterr().out
+    assert "{" not in capsys.readouterr().out
     record = json.loads((tmp_path / "out").read_text())
-    assert record == json.loads(output.strip().splitlines()[-1])
     assert [turn["identical"] for turn in record["turns"]] == [True] * 5
     # A tiny model's passes cost next to nothing, so that how much is saved is not known beforehand.
     slow = [turn for turn in record["turns"] if turn["name"].startswith("second turn") and turn["ratio"] > 0.1]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.memory import filled, main
+from eval.memory import fill_conversation, main
 from specdec.memory.plan import cache_bytes, peak_bytes
 from tests.support.tiny_decoder import of
 from tests.support.tiny_folder import make_folder
@@ -17,7 +17,7 @@ from tests.support.tiny_folder import make_folder
 @pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16, torch.int8])
 def test_a_filled_cache_is_as_large_as_a_computed_one(kept: torch.dtype) -> None:
     decoder = of("gemma4", kept)
-    conversation = filled(decoder, 300)
+    conversation = fill_conversation(decoder, 300)
     assert conversation.cache.nbytes == cache_bytes(decoder.spec, 300, kept)
     assert len(conversation.tokens) == conversation.cache.length == 300
     assert all(part.float().abs().amax(dim=-1).min() > 0 for store in conversation.cache.stores for part in store.parts)
@@ -29,7 +29,6 @@ def test_the_command_measures_every_case(tmp_path: Path, capsys: pytest.CaptureF
     arguments = ["--model", str(folder), "--drafter", "suffix", "--threads", "1", "--prefill", "70", "--tokens", "4"]
     code = main([*arguments, "--context", "128", "600", "--kv-dtype", "int8", "--json", str(tmp_path / "record")])
     record = json.loads((tmp_path / "record").read_text())
-    assert record == json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert [m["context"] for m in record["measured"]] == [128, 600]
     for measured in record["measured"]:
         assert measured["peak"] > 1e8

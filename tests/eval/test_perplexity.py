@@ -26,19 +26,18 @@ def text(tmp_path: Path) -> Path:
 
 def measure(folder: Path, text: Path, *arguments: str) -> int:
     fixed = ["--model", str(folder), "--device", "cpu", "--threads", "1", "--text", str(text)]
-    return main([*fixed, "--tokens", "100", "--context", "32", *arguments])
+    return main([*fixed, "--tokens", "100", "--context", "32", "--json", "-", *arguments])
 
 
-def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
-    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+def recorded(capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
+    return json.loads(capsys.readouterr().out)
 
 
 def test_perplexity_is_that_of_a_direct_computation(
     folder: Path, text: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert measure(folder, text, "--json", str(tmp_path / "out.json")) == 0
-    record = last_line(capsys)
-    assert json.loads((tmp_path / "out.json").read_text()) == record
+    record = json.loads((tmp_path / "out.json").read_text())
     ids = torch.tensor(load_tokenizer(folder)(TEXT)["input_ids"])
     losses = []
     with torch.inference_mode():
@@ -58,16 +57,16 @@ def test_our_own_reference_agrees_with_transformers(
     folder: Path, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert measure(folder, text) == 0
-    theirs = last_line(capsys)["reference_perplexity"]
+    theirs = recorded(capsys)["reference_perplexity"]
     assert measure(folder, text, "--reference", "specdec") == 0
-    assert last_line(capsys)["reference_perplexity"] == pytest.approx(theirs, rel=1e-4)
+    assert recorded(capsys)["reference_perplexity"] == pytest.approx(theirs, rel=1e-4)
 
 
 def test_a_rounded_cache_is_measured_too(folder: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = {}
     for kept in ("float32", "int8"):
         assert measure(folder, text, "--kv-dtype", kept) == 0
-        record = last_line(capsys)
+        record = recorded(capsys)
         assert record["arguments"]["kv_dtype"] == kept
         found[kept] = record["perplexity"]
     assert found["int8"] != found["float32"]
@@ -76,7 +75,7 @@ def test_a_rounded_cache_is_measured_too(folder: Path, text: Path, capsys: pytes
 
 def test_a_difference_that_is_not_allowed_fails(folder: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert measure(folder, text, "--quantize", "int4", "--within", "0.0001") == 1
-    record = last_line(capsys)
+    record = recorded(capsys)
     assert abs(record["difference_percent"]) > 0.0001
     allowed = str(abs(record["difference_percent"]) + 0.01)
     assert measure(folder, text, "--quantize", "int4", "--within", allowed) == 0
@@ -95,7 +94,7 @@ def test_ctrl_c_keeps_what_was_scored(
 
     monkeypatch.setattr(Score, "of", impatient)
     assert measure(folder, text) == 130
-    record = last_line(capsys)
+    record = recorded(capsys)
     assert (record["interrupted"], record["windows"], record["tokens"]) == (True, 1, 31)
     assert record["perplexity"] == pytest.approx(record["reference_perplexity"], rel=1e-3)
 
@@ -108,7 +107,7 @@ def test_ctrl_c_before_anything_was_scored(
 
     monkeypatch.setattr(Score, "of", impatient)
     assert measure(folder, text) == 130
-    record = last_line(capsys)
+    record = recorded(capsys)
     assert (record["tokens"], record["perplexity"], record["top_1_agreement"]) == (0, None, None)
 
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 import run
-from eval.cli.output import guarded
+from eval.cli.output import run_guarded
 from eval.screenshots import draw_bench, main, terminal
 
 
@@ -27,7 +27,7 @@ def test_a_record_is_drawn_as_the_bench_shows_it(
     for expected in ("tea", "adaptive", "k2", "identical", "2 of 2 texts", "python run.py bench"):
         assert expected in words
     capsys.readouterr()
-    assert guarded(lambda: main(["--bench", str(tmp_path / "out.json"), "--out", str(tmp_path / "made")])) == 0
+    assert run_guarded(lambda: main(["--bench", str(tmp_path / "out.json"), "--out", str(tmp_path / "made")])) == 0
     assert (tmp_path / "made" / "bench.svg").read_text() == (tmp_path / "bench.svg").read_text()
 
 
@@ -46,6 +46,6 @@ def test_what_cannot_be_drawn_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
         (["--bench", str(tmp_path / "none.json")], "not a record of run.py bench"),
         (["--report", str(tmp_path / "none.html")], "there is no such file"),
     ):
-        assert guarded(lambda words=words: main([*words, "--out", str(tmp_path)])) == 2
+        assert run_guarded(lambda words=words: main([*words, "--out", str(tmp_path)])) == 2
         assert complaint in capsys.readouterr().err
     assert not list(tmp_path.glob("*.svg"))

@@ -68,7 +68,15 @@ def test_conversions_that_change_nothing_are_taken_and_others_refused(model: Spe
     before = text(model)
     assert model.float() is model and model.cpu() is model and model.to("cpu", torch.float32) is model
     assert model.eval() is model and model.requires_grad_(False) is model
-    for other in (model.half, model.bfloat16, model.double, lambda: model.to("meta"), lambda: model.type(torch.half)):
+    others = (
+        model.half,
+        model.bfloat16,
+        model.double,
+        model.cuda,
+        lambda: model.to("meta"),
+        lambda: model.type(torch.half),
+    )
+    for other in (*others, model.cuda):
         with pytest.raises(ValueError, match=r"specdec\.load\(\.\.\., device=\.\.\., dtype=\.\.\.\)"):
             other()
     for change in (
@@ -86,6 +94,22 @@ def test_conversions_that_change_nothing_are_taken_and_others_refused(model: Spe
         SpecdecForCausalLM.from_pretrained("folder")
     model.tie_weights()
     assert text(model) == before
+
+
+def test_its_representation_says_what_it_is(model: SpecdecForCausalLM) -> None:
+    assert repr(model) == (
+        "SpecdecForCausalLM(llama, 4 layers, 0 million weights in 1 MB (float32), drafter suffix, context 512, "
+        "torch.float32 on cpu)"
+    )
+
+
+def test_compiling_changes_nothing(model: SpecdecForCausalLM) -> None:
+    expected, ids = text(model), prompt(5)
+    compiled = torch.compile(model)
+    assert text(compiled) == expected
+    assert torch.equal(compiled(ids).logits, model(ids).logits)
+    with pytest.raises(ValueError, match="call generate"):
+        model.compile()
 
 
 @pytest.mark.parametrize("name", ["generate_batch", "init_continuous_batching", "continuous_batching_context_manager"])

@@ -10,7 +10,7 @@ import torch
 
 import specdec
 from drafter import load_drafter
-from drafter.config import HeadConfig, head_spec
+from drafter.config import MTPHeadConfig, head_spec
 from drafter.files.head import save_head
 from drafter.train.initial import initial_tensors
 from specdec.engine.sampling import Noise, Warping
@@ -42,7 +42,7 @@ def head(
     folder: Path, decoder: Decoder, draft_vocab: int, bigram: int, bits: int, aux_layers: tuple[int, ...] = ()
 ) -> Path:
     ids = torch.arange(0, VOCAB, VOCAB // draft_vocab)
-    base = HeadConfig.like(decoder.spec, draft_vocab=draft_vocab)
+    base = MTPHeadConfig.like(decoder.spec, draft_vocab=draft_vocab)
     config = replace(base, bigram=bigram, aux_layers=aux_layers)
     tensors = initial_tensors(head_spec(config, decoder.spec), decoder, ids)
     if aux_layers:

@@ -61,8 +61,8 @@ def test_weights_and_drafter_of_a_folder(storage: str | None, tmp_path: Path, ca
     head = save_assistant(tmp_path / "head", "gemma4_unified")
     options = [] if storage is None else ["--quantize", storage]
     arguments = ["--model", str(tmp_path / "model"), "--drafter", str(head), "--context", "300", "--budget", "2GB"]
-    assert run.main(["plan", *arguments, *options]) == 0
-    planned = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert run.main(["plan", *arguments, *options, "--json", "-"]) == 0
+    planned = json.loads(capsys.readouterr().out)
     model = specdec.load(tmp_path / "model", drafter=None, quantize=storage, device="cpu")
     assert planned["weights"] == model.decoder.nbytes
     drafter = load_drafter(head)

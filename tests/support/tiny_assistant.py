@@ -17,10 +17,10 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from drafter import AssistantDrafter, load_drafter
-from drafter.config import AssistantSpec, HeadConfig, assistant_spec, extra_tensors, head_spec, head_tensors
+from drafter import MTPDrafter, load_drafter
+from drafter.config import MTPHeadConfig, MTPHeadSpec, assistant_spec, extra_tensors, head_spec, head_tensors
 from drafter.files.checkpoint import build_assistant
-from drafter.inference import Assistant
+from drafter.inference import MTPHead
 from drafter.train.model import Network
 from specdec.cache import KVCache
 from specdec.drafting.protocol import Draft
@@ -111,7 +111,7 @@ def prefilled(decoder: Decoder, ids: Tensor, aux_layers: Sequence[int] = ()) -> 
     return cache, hidden
 
 
-def bound(folder: Path, decoder: Decoder) -> tuple[AssistantDrafter, Assistant]:
+def bound(folder: Path, decoder: Decoder) -> tuple[MTPDrafter, MTPHead]:
     drafter = load_drafter(folder)
     drafter.bind(decoder)
     assert drafter._assistant is not None
@@ -119,7 +119,7 @@ def bound(folder: Path, decoder: Decoder) -> tuple[AssistantDrafter, Assistant]:
 
 
 def proposed(
-    drafter: AssistantDrafter, cache: KVCache, ids: Tensor, hidden: Tensor, k: int, noise: Noise | None = None
+    drafter: MTPDrafter, cache: KVCache, ids: Tensor, hidden: Tensor, k: int, noise: Noise | None = None
 ) -> Draft:
     return drafter.start(cache, noise).propose(ids.tolist(), hidden, k)
 
@@ -137,7 +137,7 @@ def transformers_assistant(folder: Path, family: str) -> Any:
     return model.float().eval()
 
 
-def spec_of(family: str, **changes: Any) -> AssistantSpec:
+def spec_of(family: str, **changes: Any) -> MTPHeadSpec:
     """Gemma 4's assistant where there is one for the family, else a head of our own."""
     if family in ASSISTANTS and not changes:
         return assistant_spec(assistant_config(family), backbone(family).spec)
@@ -151,7 +151,7 @@ def spec_of(family: str, **changes: Any) -> AssistantSpec:
         "draft_vocab": 40,
         "bigram": 8,
     }
-    return head_spec(HeadConfig(**{**config, **changes}), spec)
+    return head_spec(MTPHeadConfig(**{**config, **changes}), spec)
 
 
 @cache
@@ -166,13 +166,13 @@ def network(family: str) -> Network:
     )
 
 
-def draft_ids(spec: AssistantSpec) -> Tensor | None:
+def draft_ids(spec: MTPHeadSpec) -> Tensor | None:
     if not spec.pruned:
         return None
     return torch.randperm(VOCAB, generator=torch.Generator().manual_seed(1))[: spec.text.vocab_size].sort().values
 
 
-def drafting(family: str) -> Assistant:
+def drafting(family: str) -> MTPHead:
     """The same weights as a drafter runs them."""
     mine = network(family)
     return build_assistant(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from specdec.weights.metadata import Values, foreign, naming, one_line, read_object, shown
+from specdec.weights.metadata import Values, foreign, naming, one_line, quote, read_object
 
 STRANGE: list[Any] = [None, "7", 7.0, math.nan, [7], {"a": 7}, True, -1, 11, 2**70]
 
@@ -90,7 +90,7 @@ def test_what_is_nobodys_fault_passes(error: BaseException) -> None:
 
 def test_what_is_shown_is_short_and_printable() -> None:
     for value in ("a\x1b[2J" * 1000, "\u202e", "\ud800", list(range(10**5)), {"a": 1}, 10**6000, math.nan, b"\x1b"):
-        text = shown(value)
+        text = quote(value)
         assert text.isprintable() and len(text) <= 80
     assert one_line("a\x1bb\nc\x9b") == "a\\x1bb c\\x9b"
     assert len(one_line("a" * 10**6)) < 2100

@@ -20,7 +20,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from specdec.weights.metadata import LARGEST, Values, shown
+from specdec.weights.metadata import LARGEST, Values, quote
 
 MAX_PIECE = 1024  # characters of a piece; those of sentencepiece have 16 as a rule, and merges are sought at every cut
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # of tokenizer.ggml.token_type
@@ -48,7 +48,7 @@ def tokenizer_json(metadata: dict[str, Any]) -> str:
     model = Values(metadata).text("tokenizer.ggml.model", default="")
     if model not in _BUILDERS:
         raise ValueError(
-            f"GGUF tokenizer model {shown(model)} is not supported (only {', '.join(_BUILDERS)}); "
+            f"GGUF tokenizer model {quote(model)} is not supported (only {', '.join(_BUILDERS)}); "
             "name a folder with the model's own tokenizer.json instead"
         )
     pieces, merges = _BUILDERS[model](metadata, tokens, types)
@@ -156,7 +156,7 @@ def _byte_level(metadata: dict[str, Any], _tokens: list[str], _types: list[int])
         pre = "default"
     if pre not in _PRE:
         raise ValueError(
-            f"GGUF pre-tokenizer {shown(pre)} is not known (only {', '.join(_PRE)}); name a folder "
+            f"GGUF pre-tokenizer {quote(pre)} is not known (only {', '.join(_PRE)}); name a folder "
             "with the model's own tokenizer.json instead"
         )
     kind = _PRE[pre]
@@ -230,7 +230,7 @@ def _merges_of_scores(tokens: list[str], types: list[int], scores: list[float]) 
     """
     pieces = {token for token, kind in zip(tokens, types, strict=True) if kind == NORMAL}
     if longest := max((piece for piece in pieces if len(piece) > MAX_PIECE), key=len, default=""):
-        raise ValueError(f"the GGUF file has a token of {len(longest)} characters: {shown(longest)}; fetch it again")
+        raise ValueError(f"the GGUF file has a token of {len(longest)} characters: {quote(longest)}; fetch it again")
     found = []
     for token, kind, score in zip(tokens, types, scores, strict=True):
         if kind != NORMAL:

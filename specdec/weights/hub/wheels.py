@@ -58,7 +58,7 @@ class NamedModel:
     notice: str = ""
 
 
-def fetched(name: str, model: NamedModel, folder: Path, download: Downloader) -> Path:
+def fetch_model(name: str, model: NamedModel, folder: Path, download: Downloader) -> Path:
     """The file of `model`, which is called `name`, in `folder`; fetched by `download` where it is not there, verified.
 
     Raises FetchError, which says what to do.

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from drafter.data.answering import answered
+from drafter.data.answering import generate_answers
 from drafter.data.dataset import ABOUT, Dataset, DatasetWriter, Position, read_shard
 from drafter.data.features import Features, read
 from specdec.hf import decoder_of
@@ -30,9 +30,9 @@ def layers(decoder: Decoder) -> list[int]:
     return [0, *decoder.spec.shared_kv_layers.values()]
 
 
-def answers(decoder: Decoder, together: int = 3, **changes: object) -> dict[int, Features]:
+def answers(decoder: Decoder, max_batch: int = 3, **changes: object) -> dict[int, Features]:
     settings = {"layers": layers(decoder), "max_new_tokens": 30, "ends": NOBODY, "dtype": torch.float32, **changes}
-    return dict(answered(decoder, prompts(), together=together, **settings))
+    return dict(generate_answers(decoder, prompts(), max_batch=max_batch, **settings))
 
 
 def same(first: Features, second: Features) -> bool:
@@ -64,10 +64,10 @@ def test_answers_do_not_depend_on_their_neighbours() -> None:
     both = answers(decoder, temperatures=(0.0, 0.8), seed=5)
     assert all(same(both[i], (greedy, sampled)[i % 2][i]) for i in both)
     settings = {"layers": layers(decoder), "max_new_tokens": 30, "ends": NOBODY, "dtype": torch.float32}
-    later = dict(answered(decoder, prompts()[2:], first=2, temperatures=(0.0, 0.8), seed=5, **settings))
+    later = dict(generate_answers(decoder, prompts()[2:], first=2, temperatures=(0.0, 0.8), seed=5, **settings))
     assert sorted(later) == [2, 3, 4] and all(same(later[i], both[i]) for i in later)
     end = int(greedy[0].tokens[12])
-    short = answers(decoder, ends=frozenset([end]))[0]
+    short = answers(decoder, eos_ids=frozenset([end]))[0]
     assert len(short) <= 12 and torch.equal(short.tokens, greedy[0].tokens[: len(short)])
 
 
@@ -92,12 +92,12 @@ def test_workers_stop_with_whoever_asks_and_say_what_went_wrong() -> None:
             yield prompt(3 + i % 5, seed=i)[0]
 
     threads = threading.active_count()
-    few = answered(decoder, endless(), **settings)
+    few = generate_answers(decoder, endless(), **settings)
     assert len(list(islice(few, 7))) == 7
     few.close()
     assert threading.active_count() == threads
     with pytest.raises(ValueError, match="no such prompt"):
-        list(answered(decoder, endless(20), **settings))
+        list(generate_answers(decoder, endless(20), **settings))
     assert threading.active_count() == threads
 
 
@@ -111,7 +111,9 @@ def test_texts_that_nobody_waits_for_end_where_they_are(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Decoder, "forward_many", counted)
     asked = (prompt(3 + i % 5, seed=i)[0] for i in count())
-    texts = answered(decoder, asked, layers=layers(decoder), max_new_tokens=400, ends=NOBODY, workers=2, together=4)
+    texts = generate_answers(
+        decoder, asked, layers=layers(decoder), max_new_tokens=400, eos_ids=NOBODY, workers=2, max_batch=4
+    )
     next(texts)
     closing.set()
     texts.close()

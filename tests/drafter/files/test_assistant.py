@@ -15,10 +15,10 @@ from transformers.generation.candidate_generator import SinglePositionMultiToken
 from drafter import load_drafter
 from drafter.files.assistant import ABOUT_FILE
 from drafter.files.formats import Shape, form_for
-from drafter.train.run import Budget
+from drafter.train.run import TimeBudget
 from tests.support.tiny import prompt, tiny_model
 from tests.support.tiny_assistant import backbone, prefilled, proposed, transformers_assistant
-from tests.support.tiny_course import course, make_shards_small
+from tests.support.tiny_run import make_shards_small, training_run
 
 LENGTH = 3
 
@@ -32,7 +32,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_transformers_drafts_the_same_with_what_was_trained_here(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    list(course(tmp_path, family, budget=Budget(steps=20, tokens=1000)).run())
+    list(training_run(tmp_path, family, budget=TimeBudget(steps=20, tokens=1000)).run())
     theirs = transformers_assistant(tmp_path, family)
     assert theirs.generation_config.num_assistant_tokens == LENGTH
     rounds: list[tuple[Tensor, Tensor, bool]] = []
@@ -63,7 +63,7 @@ def test_transformers_drafts_the_same_with_what_was_trained_here(
 
 
 def test_the_folder_says_how_it_was_made(tmp_path: Path) -> None:
-    run = course(tmp_path, "gemma4_unified", budget=Budget(steps=2, tokens=300))
+    run = training_run(tmp_path, "gemma4_unified", budget=TimeBudget(steps=2, tokens=300))
     list(run.run())
     about = json.loads((tmp_path / ABOUT_FILE).read_text())
     assert about["backbone"] == {"fingerprint": run.backbone.fingerprint, "name": "tiny"}

@@ -10,9 +10,9 @@ import torch
 from gguf import quants
 
 from drafter import load_drafter
-from drafter.config import HeadConfig, head_spec
+from drafter.config import MTPHeadConfig, head_spec
 from drafter.files.head import HEAD_FILE, STORED, save_head
-from drafter.train.evaluate import drafted
+from drafter.train.evaluate import measure_drafts
 from drafter.train.initial import initial_tensors
 from drafter.train.model import Network
 from specdec.drafting.draft_length import FixedLength
@@ -31,8 +31,8 @@ IDS = torch.arange(0, VOCAB, 2)
 
 def saved(folder: Path, family: str, bigram: int = 32, draft_vocab: int = len(IDS), bits: int = 8) -> Network:
     decoder = backbone(family)
-    base = HeadConfig.like(decoder.spec, draft_vocab=draft_vocab or VOCAB)
-    config = HeadConfig(base.hidden_size, base.intermediate_size, base.reads, base.heads, base.draft_vocab, bigram)
+    base = MTPHeadConfig.like(decoder.spec, draft_vocab=draft_vocab or VOCAB)
+    config = MTPHeadConfig(base.hidden_size, base.intermediate_size, base.reads, base.heads, base.draft_vocab, bigram)
     spec = head_spec(config, decoder.spec)
     network = Network(spec, initial_tensors(spec, decoder, IDS if draft_vocab else torch.arange(VOCAB)))
     if bigram:
@@ -139,8 +139,8 @@ def test_a_head_is_judged_by_decoding_with_it(tmp_path: Path) -> None:
     prompts = [prompt(n, seed=n)[0] for n in (5, 30)]
     settings = {"draft_length": 3, "max_new_tokens": 40, "ends": frozenset[int]()}
     for temperature in (0.0, 0.7):
-        found = drafted(decoder, load_drafter(tmp_path), prompts, temperature=temperature, **settings)
+        found = measure_drafts(decoder, load_drafter(tmp_path), prompts, temperature=temperature, **settings)
         assert found.prompts == 2 and found.emitted == 80
         assert found.drafted > found.rounds and found.mean_acceptance_length == 1 + found.accepted / found.rounds
-    right = drafted(decoder, SuffixDrafter(), [prompt(9)[0].repeat(9)], **settings)
+    right = measure_drafts(decoder, SuffixDrafter(), [prompt(9)[0].repeat(9)], **settings)
     assert right.draft_sources.keys() <= {"suffix"}

@@ -14,7 +14,7 @@ from drafter.prompts.generator import (
     document_prompts,
     generated_prompts,
     held_out_prompts,
-    mixed,
+    mix_prompts,
     user_prompts,
 )
 from drafter.prompts.grammar import Grammar, plural, with_article
@@ -294,15 +294,15 @@ def test_unreadable_files_are_named(tmp_path):
 
 def test_mixed_draws_by_weight():
     a, b = (TrainingPrompt(kind, (("user", kind),)) for kind in "ab")
-    drawn = Counter(prompt.kind for prompt in islice(mixed([(3.0, repeat(a)), (1.0, repeat(b))], 0), 4000))
+    drawn = Counter(prompt.kind for prompt in islice(mix_prompts([(3.0, repeat(a)), (1.0, repeat(b))], 0), 4000))
     assert 2850 < drawn["a"] < 3150
 
 
 def test_mixed_ends_when_all_have_ended():
     a, b = (TrainingPrompt(kind, (("user", kind),)) for kind in "ab")
-    drawn = list(mixed([(100.0, repeat(a, 5)), (0.1, repeat(b, 30))], 0))
+    drawn = list(mix_prompts([(100.0, repeat(a, 5)), (0.1, repeat(b, 30))], 0))
     assert Counter(drawn) == {a: 5, b: 30}
-    assert drawn == list(mixed([(100.0, repeat(a, 5)), (0.1, repeat(b, 30))], 0))
-    assert list(mixed([], 0)) == []
+    assert drawn == list(mix_prompts([(100.0, repeat(a, 5)), (0.1, repeat(b, 30))], 0))
+    assert list(mix_prompts([], 0)) == []
     with pytest.raises(ValueError, match="must be positive"):
-        mixed([(0.0, repeat(a, 5))], 0)
+        mix_prompts([(0.0, repeat(a, 5))], 0)

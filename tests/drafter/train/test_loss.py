@@ -8,7 +8,7 @@ import torch
 from drafter.config import head_tensors
 from drafter.data.features import Features, read
 from drafter.inference import best
-from drafter.train.loss import Candidates, Losses, Recipe, unrolled
+from drafter.train.loss import Candidates, Losses, Recipe, unrolled_loss
 from specdec.model.decoder import Decoder
 from tests.support.tiny import FAMILIES, VOCAB, prompt
 from tests.support.tiny_assistant import backbone, draft_ids, drafting, network
@@ -35,8 +35,8 @@ def test_the_unrolled_steps_are_the_drafting_loop(family: str) -> None:
     decoder, mine, theirs = backbone(family), network(family), drafting(family)
     text, known, recipe = text_of(decoder), candidates(family), Recipe(steps=3)
     other = text_of(decoder, 9)
-    found = unrolled(mine, embed(decoder), [other, text], SCALE, known, recipe)
-    alone = unrolled(mine, embed(decoder), [other], SCALE, known, recipe)
+    found = unrolled_loss(mine, embed(decoder), [other, text], SCALE, known, recipe)
+    alone = unrolled_loss(mine, embed(decoder), [other], SCALE, known, recipe)
     n = len(text)
     assert found.right.shape == (n - 3 + 6, 3) and torch.equal(found.right[:6], alone.right)
     accepted, entropy, feature, total = [0, 0, 0], 0.0, 0.0, 0.0
@@ -53,7 +53,7 @@ def test_the_unrolled_steps_are_the_drafting_loop(family: str) -> None:
                 alive = alive and bool(best(theirs.head, x, newest) == text.best[at])
                 accepted[step] += alive
                 wanted = int(known.slots[text.best[at]])
-                logits, _ = theirs.head.scored(x, newest)
+                logits, _ = theirs.head.logit_factors(x, newest)
                 ce = 0.0 if wanted == len(known.ids) else -float(torch.log_softmax(logits[0], 0)[wanted])
                 smooth = float(torch.nn.functional.smooth_l1_loss(state / SCALE, text.hidden[at : at + 1] / SCALE))
                 entropy, feature = entropy + ce, feature + smooth
@@ -74,7 +74,7 @@ def test_a_chunked_loss_is_the_whole_one(soft: bool, monkeypatch: pytest.MonkeyP
 
     def gradients() -> list[torch.Tensor]:
         mine.zero_grad(set_to_none=True)
-        unrolled(mine, embed(decoder), [text], SCALE, known, Recipe(soft=soft)).loss.backward()
+        unrolled_loss(mine, embed(decoder), [text], SCALE, known, Recipe(soft=soft)).loss.backward()
         return [mine[name].grad.clone() for name in head_tensors(mine.spec)]
 
     whole = gradients()
@@ -89,7 +89,9 @@ def test_rows_that_do_not_go_on_are_stood_for_by_others() -> None:
     texts = [text_of(decoder, 40), text_of(decoder, 60)]
 
     def losses(seed: int, **changes: float) -> Losses:
-        return unrolled(mine, embed(decoder), texts, SCALE, known, Recipe(steps=3, **changes), [2 * seed, 2 * seed + 1])
+        return unrolled_loss(
+            mine, embed(decoder), texts, SCALE, known, Recipe(steps=3, **changes), [2 * seed, 2 * seed + 1]
+        )
 
     whole, some = losses(0), [losses(seed, deeper=0.3) for seed in range(400)]
     rows = 37 + 57

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from drafter.config import head_tensors
-from drafter.data.features import Keys
+from drafter.data.features import AttentionStates
 from specdec import kernels
 from specdec.cache import KVCache
 from specdec.model.decoder import Decoder
@@ -18,7 +18,7 @@ STEPS = 3
 LENGTH = 3 * WINDOW + 5
 
 
-def text_of(decoder: Decoder, length: int) -> tuple[Tensor, Tensor, dict[int, Keys]]:
+def text_of(decoder: Decoder, length: int) -> tuple[Tensor, Tensor, dict[int, AttentionStates]]:
     """Tokens [n], hidden [n, H] and the shared K/V of a random text."""
     ids = prompt(length, seed=8)[0]
     store = decoder.new_cache()
@@ -29,10 +29,14 @@ def text_of(decoder: Decoder, length: int) -> tuple[Tensor, Tensor, dict[int, Ke
         for layer, (keys, values) in kept.items():
             kept_by = store.stores[layer]
             assert kept_by is not None
-            k, v = kernels.stored(kept_by.view, store.length - len(part), store.length)
+            k, v = kernels.read_kv(kept_by.view, store.length - len(part), store.length)
             keys.append(k)
             values.append(v)
-    return ids, torch.cat(hidden), {layer: Keys(torch.cat(k, 1), torch.cat(v, 1)) for layer, (k, v) in kept.items()}
+    return (
+        ids,
+        torch.cat(hidden),
+        {layer: AttentionStates(torch.cat(k, 1), torch.cat(v, 1)) for layer, (k, v) in kept.items()},
+    )
 
 
 def prefilled(decoder: Decoder, ids: Tensor) -> KVCache:
@@ -63,7 +67,7 @@ def test_a_row_of_the_pass_is_the_drafters_step(family: str) -> None:
                 x, one = theirs.step(decoder.embed(newest), one, spans, store)
                 torch.testing.assert_close(outputs[step][0][row], x[0], rtol=1e-4, atol=1e-4)
                 torch.testing.assert_close(outputs[step][1][row], one[0], rtol=1e-4, atol=1e-4)
-                logits, _ = theirs.head.scored(x, newest)
+                logits, _ = theirs.head.logit_factors(x, newest)
                 slots = None
                 if (ids_ := draft_ids(mine.spec)) is not None:
                     found = (ids_ == newest).nonzero().flatten()
@@ -77,13 +81,13 @@ def test_a_row_does_not_see_the_keys_from_its_own_on(family: str) -> None:
     ids, hidden, keys = text_of(decoder, LENGTH)
     positions = torch.tensor([3, 2 * WINDOW])
 
-    def run(keys: dict[int, Keys]) -> Tensor:
+    def run(keys: dict[int, AttentionStates]) -> Tensor:
         sight = mine.sight([(positions, keys)])
         return mine.step(decoder.embed(ids[positions]), hidden[positions - 1], sight)[0].detach()
 
     before = run(keys)
     for j in range(LENGTH):
-        changed = {layer: Keys(k.clone(), v.clone()) for layer, (k, v) in keys.items()}
+        changed = {layer: AttentionStates(k.clone(), v.clone()) for layer, (k, v) in keys.items()}
         for k, v in changed.values():
             k[:, j] += 3.0
             v[:, j] -= 5.0

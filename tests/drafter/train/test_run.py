@@ -18,21 +18,21 @@ from drafter.data.dataset import Size, read_shard
 from drafter.data.features import longest_text
 from drafter.files.checkpoint import load_drafter
 from drafter.files.formats import OwnForm, read_start
-from drafter.train.evaluate import drafted
+from drafter.train.evaluate import measure_drafts
 from drafter.train.judge import Scored
 from drafter.train.run import Began, Event
-from drafter.train.schedule import Budget
+from drafter.train.schedule import TimeBudget
 from drafter.train.trainer import StepReport
 from specdec.hf import decoder_of
 from tests.support.tiny import tiny_model
-from tests.support.tiny_course import (
+from tests.support.tiny_run import (
     ANSWERING,
     HELD_OUT,
     PER_SHARD,
     SETTINGS,
     collector,
-    course,
     make_shards_small,
+    training_run,
 )
 
 
@@ -49,7 +49,7 @@ def saved(folder: Path) -> list[Tensor]:
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4_unified"])
 def test_a_course_leaves_a_drafter_that_does_what_it_says(family: str, tmp_path: Path) -> None:
-    run = course(tmp_path, family)
+    run = training_run(tmp_path, family)
     events = list(run.run())
     kinds = [type(event) for event in events]
     assert kinds[0] is Size and kinds.count(Began) == 1 and kinds.count(StepReport) == 12
@@ -58,13 +58,13 @@ def test_a_course_leaves_a_drafter_that_does_what_it_says(family: str, tmp_path:
     best = max(scores, key=lambda score: score.real)
     # Texts of some 30 tokens: their ends, which the two count differently, are a large part of them.
     assert abs(best.offline - best.real) < 0.15 * best.real
-    stats = drafted(
+    stats = measure_drafts(
         run.backbone,
         load_drafter(tmp_path),
         run.collector.held_out,
         draft_length=3,
         max_new_tokens=ANSWERING.max_new_tokens,
-        ends=frozenset(),
+        eos_ids=frozenset(),
         longest=longest_text(run.backbone, run.collector.layers),
     )
     assert stats.mean_acceptance_length == best.real > 1
@@ -72,7 +72,7 @@ def test_a_course_leaves_a_drafter_that_does_what_it_says(family: str, tmp_path:
 
 
 def test_offline_figures_are_those_of_decoding(tmp_path: Path) -> None:
-    run = course(tmp_path, budget=Budget(steps=6, tokens=700))
+    run = training_run(tmp_path, budget=TimeBudget(steps=6, tokens=700))
     run.collector.answering = replace(ANSWERING, max_new_tokens=250)
     scores = [event for event in run.run() if isinstance(event, Scored)]
     for score in scores:
@@ -85,24 +85,24 @@ class KilledError(Exception):
 
 @pytest.mark.parametrize("after", [1, 2, 4, 9])
 def test_a_course_that_was_killed_ends_with_the_same_weights(after: int, tmp_path: Path) -> None:
-    list(course(tmp_path / "whole").run())
-    events: Iterator[Event] = course(tmp_path / "cut").run()
+    list(training_run(tmp_path / "whole").run())
+    events: Iterator[Event] = training_run(tmp_path / "cut").run()
     list(islice(events, after))
     if after > 4:
         with pytest.raises(KilledError):
             events.throw(KilledError())
     del events
-    list(course(tmp_path / "cut").run())
+    list(training_run(tmp_path / "cut").run())
     pairs = zip(saved(tmp_path / "whole"), saved(tmp_path / "cut"), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
-    list(course(tmp_path / "one").run())
+    list(training_run(tmp_path / "one").run())
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     done = subprocess.run(
-        [*torchrun, "tests/support/processes/parallel_course.py", str(tmp_path / "two")],
+        [*torchrun, "tests/support/processes/parallel_run.py", str(tmp_path / "two")],
         env=environment,
         capture_output=True,
         timeout=300,
@@ -118,7 +118,7 @@ def test_a_set_grows_to_the_same_texts_however_it_was_made(tmp_path: Path) -> No
     sizes = list(islice(whole.grow(), 3))
     assert [size.shards for size in sizes] == [1, 2, 3] and sizes[2].answered < sizes[2].tokens
     next(cut.grow())
-    again = collector(tmp_path / "cut", answering=replace(ANSWERING, together=5))
+    again = collector(tmp_path / "cut", answering=replace(ANSWERING, max_batch=5))
     assert list(islice(again.grow(), 2))[1][:3] == sizes[2][:3] == again.size()[:3]
     for one, other in zip(whole.writer.shards, again.writer.shards, strict=True):
         for a, b in zip(read_shard(one), read_shard(other), strict=True):
@@ -127,11 +127,11 @@ def test_a_set_grows_to_the_same_texts_however_it_was_made(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("family", ["llama", "gemma4_unified"])
 def test_a_trained_head_is_a_start(family: str, tmp_path: Path) -> None:
-    first = course(tmp_path / "first", family)
+    first = training_run(tmp_path / "first", family)
     list(first.run())
     start = read_start(tmp_path / "first", first.backbone)
     assert start.form == first.form or family.startswith("gemma4")
-    second = course(tmp_path / "second", family, budget=Budget(steps=1, tokens=300), start=start)
+    second = training_run(tmp_path / "second", family, budget=TimeBudget(steps=1, tokens=300), start=start)
     events = list(second.run())
     assert torch.equal(second.trainer.candidates.ids, first.trainer.candidates.ids)
     scores = [event.real for event in events if isinstance(event, Scored)]
@@ -141,10 +141,10 @@ def test_a_trained_head_is_a_start(family: str, tmp_path: Path) -> None:
 
 
 def test_a_start_may_have_more_states_and_other_bits(tmp_path: Path) -> None:
-    first = course(tmp_path / "first")
+    first = training_run(tmp_path / "first")
     list(first.run())
     start = read_start(tmp_path / "first", first.backbone, bits=8, aux_layers=(0, 2))
-    second = course(tmp_path / "second", budget=Budget(steps=3, tokens=300), start=start)
+    second = training_run(tmp_path / "second", budget=TimeBudget(steps=3, tokens=300), start=start)
     scores = [event.real for event in second.run() if isinstance(event, Scored)]
     assert scores[0] == max(score["real"] for score in first.progress.scores), "new states say nothing at first"
     assert second.trainer.network["fuse.weight"].abs().sum() > 0
@@ -153,7 +153,7 @@ def test_a_start_may_have_more_states_and_other_bits(tmp_path: Path) -> None:
     assert isinstance(again.form, OwnForm) and (again.form.config.aux_layers, again.form.bits) == ((0, 2), 4)
     with pytest.raises(ValueError, match=r"fuses states of layers \[0, 2\]|fuses the states of layers \[0, 2\]"):
         read_start(tmp_path / "second", first.backbone, aux_layers=(1,))
-    gemma = course(tmp_path / "gemma", "gemma4_unified", Budget(steps=1, tokens=300))
+    gemma = training_run(tmp_path / "gemma", "gemma4_unified", TimeBudget(steps=1, tokens=300))
     list(gemma.run())
     assert read_start(tmp_path / "gemma", gemma.backbone).provenance["trained"]["steps"] <= 1
     with pytest.raises(ValueError, match="without --aux-layers"):
@@ -165,15 +165,15 @@ def test_prompts_may_run_out(tmp_path: Path) -> None:
     assert [size.shards for size in few.grow()] == [1, 2]
     assert len(read_shard(few.writer.shards[1])) == 3
     assert list(collector(tmp_path, count=HELD_OUT + PER_SHARD + 3).grow()) == []
-    none = course(tmp_path / "none")
+    none = training_run(tmp_path / "none")
     none.collector = collector(tmp_path / "none", count=HELD_OUT, layers=none.spec.reads)
     with pytest.raises(ValueError, match="no prompts short enough"):
         list(none.run())
 
 
-def test_minutes_end_a_course(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_minutes_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("drafter.train.schedule.LEAST_ROWS", 100)  # on a busy machine 18 seconds are too few for more
-    run = course(tmp_path, budget=Budget(minutes=0.3, evaluate_minutes=0.02, tokens=300))
+    run = training_run(tmp_path, budget=TimeBudget(minutes=0.3, evaluate_minutes=0.02, tokens=300))
     events = list(run.run())
     assert sum(isinstance(event, Scored) for event in events) >= 2
     assert 5 < run.progress.training < 60
@@ -181,19 +181,19 @@ def test_minutes_end_a_course(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_budgets_that_make_no_sense() -> None:
     with pytest.raises(ValueError, match="either minutes or steps"):
-        Budget()
+        TimeBudget()
     with pytest.raises(ValueError, match="either minutes or steps"):
-        Budget(minutes=1, steps=1)
+        TimeBudget(minutes=1, steps=1)
     with pytest.raises(ValueError, match="size of the training set"):
-        Budget(steps=1)
+        TimeBudget(steps=1)
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
-    list(course(tmp_path, budget=Budget(steps=2, tokens=100)).run())
+    list(training_run(tmp_path, budget=TimeBudget(steps=2, tokens=100)).run())
     with pytest.raises(ValueError, match="another learning_rate"):
-        list(course(tmp_path, settings=replace(SETTINGS, learning_rate=1.0)).run())
+        list(training_run(tmp_path, settings=replace(SETTINGS, learning_rate=1.0)).run())
     with pytest.raises(ValueError, match=r"other settings \(answering\)"):
         collector(tmp_path, answering=replace(ANSWERING, max_new_tokens=99))
     (tmp_path / "training" / "progress.json").write_text("{")
     with pytest.raises(ValueError, match=r"progress\.json: not readable"):
-        course(tmp_path)
+        training_run(tmp_path)

@@ -1,4 +1,4 @@
-"""A course ends when it was said to, on any machine, and whatever kills it, little is lost."""
+"""A run ends when it was said to, on any machine, and whatever kills it, little is lost."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from drafter.train.run import Began, Event
 from drafter.train.schedule import (
     LEAST_STEPS,
     SMALLEST_BATCH,
-    Budget,
     Clock,
     Pace,
     Schedule,
+    TimeBudget,
     rows_per_second,
     side_by_side,
 )
 from drafter.train.trainer import StepReport
 from tests.support.slow_model import ScriptedClock
 from tests.support.tiny_assistant import backbone
-from tests.support.tiny_course import PER_SHARD, collector, course, make_shards_small
 from tests.support.tiny_folder import threads_restored
+from tests.support.tiny_run import PER_SHARD, collector, make_shards_small, training_run
 
 LOADING = 6.0
 
@@ -51,7 +51,7 @@ def test_the_minutes_rule_everything(
     rows: float, step: float, minutes: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = ScriptedClock(monkeypatch, 1 / rows, step)
-    run = course(tmp_path, budget=Budget(minutes=minutes), began=-LOADING, now=clock)
+    run = training_run(tmp_path, budget=TimeBudget(minutes=minutes), began=-LOADING, now=clock)
     events: list[tuple[float, Event]] = [(clock() + LOADING, event) for event in run.run()]
     whole = 60 * minutes
     assert 0.8 * whole < events[-1][0] < max(1.1 * whole, whole + 10)
@@ -69,7 +69,7 @@ def test_the_minutes_rule_everything(
 
 def test_too_little_time_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = ScriptedClock(monkeypatch, 1 / 8)
-    run = course(tmp_path, budget=Budget(minutes=3), began=-LOADING, now=clock)
+    run = training_run(tmp_path, budget=TimeBudget(minutes=3), began=-LOADING, now=clock)
     with pytest.raises(ValueError, match=r"3 minutes are too few.* 8 tokens a second.*give at least 1\d(\.5)? minutes"):
         list(run.run())
     assert clock() < 5
@@ -77,14 +77,14 @@ def test_too_little_time_is_told_at_once(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_step_that_takes_all_of_the_time_is_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = ScriptedClock(monkeypatch, 1 / 50, step=40.0)
-    run = course(tmp_path, budget=Budget(minutes=2), began=-LOADING, now=clock)
+    run = training_run(tmp_path, budget=TimeBudget(minutes=2), began=-LOADING, now=clock)
     steps = sum(isinstance(event, StepReport) for event in run.run())
     assert 1 <= steps <= LEAST_STEPS and clock() + LOADING < 1.2 * 120 + 5
     assert json.loads((tmp_path / "config.json").read_text())["provenance"]["score"]
 
 
 def test_there_is_a_head_from_the_beginning_of_training_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = course(tmp_path)
+    run = training_run(tmp_path)
     for event in run.run():
         if isinstance(event, Began):
             assert not (tmp_path / "config.json").exists()
@@ -97,19 +97,19 @@ def test_there_is_a_head_from_the_beginning_of_training_on(tmp_path: Path, monke
 
     monkeypatch.setattr("drafter.train.run.Judge.judge", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        list(course(tmp_path / "judging").run())
+        list(training_run(tmp_path / "judging").run())
     load_drafter(tmp_path / "judging")
     assert (tmp_path / "judging" / "training" / "state.pt").is_file()
 
 
 def test_a_step_that_was_cut_short_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    list(course(tmp_path / "whole").run())
-    run = course(tmp_path / "cut")
+    list(training_run(tmp_path / "whole").run())
+    run = training_run(tmp_path / "cut")
     with monkeypatch.context() as patched:
         patched.setattr("drafter.train.optimizer.Muon.step", _fifth_time_interrupted())
         with pytest.raises(KeyboardInterrupt):
             list(run.run())
-    list(course(tmp_path / "cut").run())
+    list(training_run(tmp_path / "cut").run())
     states = [torch.load(tmp_path / name / "training" / "state.pt", weights_only=True) for name in ("whole", "cut")]
     assert all(torch.equal(a, b) for a, b in zip(*(s["network"].values() for s in states), strict=True))
 
@@ -132,7 +132,7 @@ def test_shards_are_closed_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     whole, pieces = collector(tmp_path / "whole", count=40), collector(tmp_path / "pieces", count=40)
     list(whole.grow())
     clock = ScriptedClock(monkeypatch, row=0.1)
-    written = [(clock(), found) for found in pieces.grow(Patience(now=clock), Intervals(20.0, 30.0), together=4)]
+    written = [(clock(), found) for found in pieces.grow(Patience(now=clock), Intervals(20.0, 30.0), max_batch=4)]
     assert written[0][0] < 40 and written[0][1].texts < PER_SHARD
     assert all(later - earlier < 50 for (earlier, _), (later, _) in pairwise(written))
     assert len(pieces.writer.shards) > len(whole.writer.shards)
@@ -159,11 +159,11 @@ def test_a_block_goes_on_after_its_last_piece(tmp_path: Path) -> None:
 def test_texts_end_when_the_time_is_up_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = ScriptedClock(monkeypatch, row=0.1)
     made = collector(tmp_path)
-    found = list(made.grow(Patience(until=12.0, now=clock), together=8))[-1]
+    found = list(made.grow(Patience(until=12.0, now=clock), max_batch=8))[-1]
     assert 12 <= clock() < 14 and found.texts >= 8
     clock.seconds = 0.0
     long = collector(tmp_path / "long")
-    texts = list(long.grow(Patience(until=30.0, each=2.0, now=clock), together=4))[-1]
+    texts = list(long.grow(Patience(until=30.0, each=2.0, now=clock), max_batch=4))[-1]
     assert texts.answered < 16 * texts.texts, "none is under way for more than two seconds"
 
 
@@ -189,7 +189,7 @@ def test_a_slow_model_writes_fewer_answers_at_a_time(monkeypatch: pytest.MonkeyP
 
 def test_batches_grow_as_far_as_the_time_allows() -> None:
     now = [0.0]
-    schedule = Schedule(Budget(minutes=10), 0.0, 0.0, lambda: now[0])
+    schedule = Schedule(TimeBudget(minutes=10), 0.0, 0.0, lambda: now[0])
     pace = Pace(schedule, Clock(0.0, schedule.now))
     sizes = []
     while (step := pace.next(len(sizes), 2048)).done < 1:
@@ -201,7 +201,7 @@ def test_batches_grow_as_far_as_the_time_allows() -> None:
 
 
 def test_kill_9_loses_next_to_nothing(tmp_path: Path) -> None:
-    list(course(tmp_path / "whole").run())
+    list(training_run(tmp_path / "whole").run())
     seen: list[list[list[str]]] = []
     for stop in (["Size", "5"], ["Scored", "0"], ["StepReport", "7"], []):
         seen.append(_killed(tmp_path / "cut", *stop))
@@ -215,9 +215,9 @@ def test_kill_9_loses_next_to_nothing(tmp_path: Path) -> None:
 
 
 def _killed(folder: Path, *stop: str) -> list[list[str]]:
-    """Run a course in `folder` up to the event `stop` (name, number), and kill it there; returns its events."""
+    """Run a run in `folder` up to the event `stop` (name, number), and kill it there; returns its events."""
     running = subprocess.Popen(
-        [sys.executable, "tests/support/processes/killed_course.py", str(folder), *stop],
+        [sys.executable, "tests/support/processes/killed_run.py", str(folder), *stop],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from drafter.config import HeadConfig, head_spec, head_tensors
-from drafter.data.answering import answered
+from drafter.config import MTPHeadConfig, head_spec, head_tensors
+from drafter.data.answering import generate_answers
 from drafter.data.dataset import Dataset, DatasetWriter, frequent
 from drafter.train.initial import initial_tensors
 from drafter.train.loss import Candidates, Recipe
 from drafter.train.model import Network
-from drafter.train.trainer import Settings, Trainer
+from drafter.train.trainer import Trainer, TrainerSettings
 from specdec.model.decoder import Decoder
 from tests.support.tiny import FAMILIES, VOCAB, prompt
 from tests.support.tiny_assistant import backbone
 
-SETTINGS = Settings(recipe=Recipe(steps=2, feature_weight=2.0), learning_rate=3e-3, batch_tokens=100, warmup=3)
+SETTINGS = TrainerSettings(recipe=Recipe(steps=2, feature_weight=2.0), learning_rate=3e-3, batch_tokens=100, warmup=3)
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +27,17 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("set")
     writer = DatasetWriter(folder, {"backbone": "llama"})
     asked = [prompt(4 + i % 5, seed=i)[0] for i in range(24)]
-    layers = HeadConfig.like(backbone("llama").spec).reads
-    found = answered(backbone("llama"), asked, layers=layers, max_new_tokens=25, ends=frozenset())
+    layers = MTPHeadConfig.like(backbone("llama").spec).reads
+    found = generate_answers(backbone("llama"), asked, layers=layers, max_new_tokens=25, eos_ids=frozenset())
     texts = [text for _, text in found]
     for at in range(0, 24, 8):
         writer.add(texts[at : at + 8])
     return Dataset(folder)
 
 
-def trainer(dataset: Dataset, settings: Settings = SETTINGS) -> Trainer:
+def trainer(dataset: Dataset, settings: TrainerSettings = SETTINGS) -> Trainer:
     decoder: Decoder = backbone("llama")
-    spec = head_spec(HeadConfig.like(decoder.spec, depth=1, draft_vocab=48), decoder.spec)
+    spec = head_spec(MTPHeadConfig.like(decoder.spec, depth=1, draft_vocab=48), decoder.spec)
     ids, coverage = frequent(dataset, VOCAB, 48)
     assert 0.4 < coverage <= 1
     network = Network(spec, initial_tensors(spec, decoder, ids))
@@ -54,7 +54,7 @@ def test_a_head_begins_as_its_backbones_last_layers(family: str) -> None:
     if decoder.spec.per_layer_input:
         pytest.skip("its assistant is Google's, of another shape")
     ids = torch.arange(0, VOCAB, 3)
-    spec = head_spec(replace(HeadConfig.like(decoder.spec, depth=2, draft_vocab=len(ids)), bigram=4), decoder.spec)
+    spec = head_spec(replace(MTPHeadConfig.like(decoder.spec, depth=2, draft_vocab=len(ids)), bigram=4), decoder.spec)
     made = initial_tensors(spec, decoder, ids)
     assert {name: tuple(t.shape) for name, t in made.items()} == head_tensors(spec)
     assert torch.equal(made["embed_tokens.weight"], decoder.head.rows(ids, torch.float32))

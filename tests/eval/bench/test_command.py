@@ -17,8 +17,8 @@ from eval.bench.command import PREFILL_TOKENS, WARM_UP_TOKENS, Bench, BenchOptio
 from eval.bench.comparison import Turn
 from eval.bench.modes import Ours
 from eval.bench.view import PlainView
-from eval.cli.metrics import Run
-from eval.cli.options import Settings
+from eval.cli.metrics import TimedRun
+from eval.cli.options import GenerationSettings
 from eval.cli.session import Session, open_session
 from eval.prompts.sets import Prompt
 from specdec.engine.stats import GenerationStats
@@ -26,16 +26,15 @@ from specdec.engine.stats import GenerationStats
 
 def bench(folder: Path, *arguments: str) -> int:
     fixed = ["--model", str(folder), "--device", "cpu", "--threads", "1", "--max-new-tokens", "12", "--limit", "2"]
-    return run.main(["bench", *fixed, *arguments])
+    json_file = [] if "--json" in arguments else ["--json", "-"]
+    return run.main(["bench", *fixed, *json_file, *arguments])
 
 
-def test_the_last_line_is_the_record_and_the_file_holds_the_same(
-    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_the_file_holds_the_record(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert bench(folder, "--json", str(tmp_path / "out.json"), "--draft-length", "3") == 0
     output = capsys.readouterr().out
-    record = json.loads(output.splitlines()[-1])
-    assert json.loads((tmp_path / "out.json").read_text()) == record
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert "{" not in output, "JSON is for those who ask"
     assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
     assert record["identical"] is True
     plain, drafted = record["modes"]
@@ -79,9 +78,9 @@ def test_counters_for_prometheus_are_of_all_runs(
 
 def test_sampled_texts_are_identical_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench(folder, "--temperature", "1", "--seed", "3", "--top-k", "0") == 0
-    output = capsys.readouterr().out
+    record, output = capsys.readouterr()
     assert "temperature 1, seed 3" in output
-    assert json.loads(output.splitlines()[-1])["identical"] is True
+    assert json.loads(record)["identical"] is True
 
 
 def test_different_outputs_are_an_error(
@@ -89,14 +88,14 @@ def test_different_outputs_are_an_error(
 ) -> None:
     honest = Session.run
 
-    def broken(self: Session, ids: Any, speculation: bool = True, **options: Any) -> Run:
+    def broken(self: Session, ids: Any, speculation: bool = True, **options: Any) -> TimedRun:
         made = honest(self, ids, speculation=speculation, **options)
-        return Run((*made.tokens[:5], 7, *made.tokens[6:]), made.seconds, made.stats) if speculation else made
+        return TimedRun((*made.tokens[:5], 7, *made.tokens[6:]), made.seconds, made.stats) if speculation else made
 
     monkeypatch.setattr(Session, "run", broken)
     assert bench(folder) == 1
-    output = capsys.readouterr().out
-    record = json.loads(output.splitlines()[-1])
+    written, output = capsys.readouterr()
+    record = json.loads(written)
     assert record["identical"] is False
     assert record["differing"] == ["tea", "average"]
     assert "DIFFERENT" in output
@@ -108,15 +107,15 @@ def test_unreliable_timings_are_called_so(
 ) -> None:
     honest = Session.run
 
-    def disturbed(self: Session, ids: Any, speculation: bool = True, **options: Any) -> Run:
+    def disturbed(self: Session, ids: Any, speculation: bool = True, **options: Any) -> TimedRun:
         made = honest(self, ids, speculation=speculation, **options)
-        return made if speculation else Run(made.tokens, 100.0, made.stats)
+        return made if speculation else TimedRun(made.tokens, 100.0, made.stats)
 
     monkeypatch.setattr(Session, "run", disturbed)
     assert bench(folder) == 0
-    output = capsys.readouterr().out
+    record, output = capsys.readouterr()
     assert "These timings are not reliable: tea, average sped up" in output
-    assert json.loads(output.splitlines()[-1])["implausible"] == ["tea", "average"]
+    assert json.loads(record)["implausible"] == ["tea", "average"]
 
 
 def test_ctrl_c_shows_what_was_finished(
@@ -124,7 +123,7 @@ def test_ctrl_c_shows_what_was_finished(
 ) -> None:
     honest, calls = Session.run, []
 
-    def impatient(self: Session, *arguments: Any, **options: Any) -> Run:
+    def impatient(self: Session, *arguments: Any, **options: Any) -> TimedRun:
         calls.append(1)
         if len(calls) == 6:  # two to warm up, two of the first prompt, one of the second
             raise KeyboardInterrupt
@@ -133,7 +132,7 @@ def test_ctrl_c_shows_what_was_finished(
     monkeypatch.setattr(Session, "run", impatient)
     assert bench(folder, "--json", str(tmp_path / "out.json")) == 130
     captured = capsys.readouterr()
-    record = json.loads(captured.out.splitlines()[-1])
+    record = json.loads(captured.out)
     assert (record["interrupted"], record["prompts"], record["identical"]) == (True, 1, True)
     assert "interrupted" in captured.err
     assert "Traceback" not in captured.err + captured.out
@@ -145,12 +144,12 @@ def measured(session: Session, prompts: list[Prompt], modes: list[Any], repeat: 
 
 
 def test_runs_alternate_and_turns_see_the_answers_before_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = open_session(Settings(model=str(folder), device="cpu", threads=1, max_new_tokens=6))
+    session = open_session(GenerationSettings(model=str(folder), device="cpu", threads=1, max_new_tokens=6))
     modes: list[bool] = []
     seen: list[str] = []
     honest = Session.run
 
-    def noting(self: Session, ids: Any, speculation: bool = True, **options: Any) -> Run:
+    def noting(self: Session, ids: Any, speculation: bool = True, **options: Any) -> TimedRun:
         modes.append(speculation)
         seen.append(self.tokenizer.decode(ids[0]))
         return honest(self, ids, speculation=speculation, **options)
@@ -177,11 +176,11 @@ class FakeMode:
         self.name, self.process, self.log, self.cpu = name, process, log, 0.0
         self.before: Callable[[], None] = lambda: None
 
-    def run(self, ids: Any, answer: Any, streamer: Any = None, on_round: Any = None) -> Run:
+    def run(self, ids: Any, answer: Any, streamer: Any = None, on_round: Any = None) -> TimedRun:
         self.before()
         self.log.append((self.name, len(answer)))
         stats = GenerationStats(1, ids.shape[1], emitted=len(answer), timeline=[(0.5, 1), (1.0, len(answer))])
-        return Run((), 1.0, stats)
+        return TimedRun((), 1.0, stats)
 
     def cpu_seconds(self) -> float:
         return self.cpu
@@ -189,7 +188,7 @@ class FakeMode:
 
 @pytest.fixture
 def tiny(folder: Path) -> Session:
-    return open_session(Settings(model=str(folder), device="cpu", threads=1, max_new_tokens=6))
+    return open_session(GenerationSettings(model=str(folder), device="cpu", threads=1, max_new_tokens=6))
 
 
 PROMPTS = [Prompt("a", "", ("x",)), Prompt("a", "", ("w",)), Prompt("prefill", "", ("v",))]
@@ -237,7 +236,7 @@ def with_fakes(folder: Path, monkeypatch: pytest.MonkeyPatch, fakes: list[FakeMo
     def opened(names: Any, session: Session, *_: Any) -> Iterator[list[Any]]:
         yield [Ours(session, "plain", 0), *fakes]
 
-    monkeypatch.setattr("eval.bench.command.opened", opened)
+    monkeypatch.setattr("eval.bench.command.open_modes", opened)
     monkeypatch.setattr("eval.bench.command.check_possible", lambda *_: None)
     return bench(folder, "--modes", "llama.cpp", *arguments)
 
@@ -247,8 +246,8 @@ def test_other_engines_have_their_rows_and_details(
 ) -> None:
     fakes = [FakeMode("llama.cpp", 1, []), FakeMode("other", 2, [])]
     assert with_fakes(folder, monkeypatch, fakes, "--repeat", "3") == 0
-    output = capsys.readouterr().out
-    record = json.loads(output.splitlines()[-1])
+    written, output = capsys.readouterr()
+    record = json.loads(written)
     assert (record["repetitions"], record["prompts"], record["identical"], record["error"]) == (3, 2, True, None)
     assert [mode["identical"] for mode in record["modes"]] == [True, None, None]
     assert record["modes"][1]["tokens_per_second"] == 12
@@ -269,7 +268,7 @@ def test_an_engine_that_fails_is_an_error_after_the_figures(
     fake.before = fail
     assert with_fakes(folder, monkeypatch, [fake]) == 2
     captured = capsys.readouterr()
-    record = json.loads(captured.out.splitlines()[-1])
+    record = json.loads(captured.out)
     assert (record["prompts"], record["error"]) == (1, "prompt average: llama.cpp: refused")
     assert "error: prompt average: llama.cpp: refused" in captured.err
 
@@ -288,7 +287,7 @@ def test_a_prompt_that_is_too_long_is_named(folder: Path, capsys: pytest.Capture
 
 
 def test_the_answer_ends_where_the_context_does(folder: Path) -> None:
-    session = open_session(Settings(model=str(folder), device="cpu", threads=1, max_new_tokens=50))
+    session = open_session(GenerationSettings(model=str(folder), device="cpu", threads=1, max_new_tokens=50))
     ids = session.encode([{"role": "user", "content": "x" * 8180}])
     assert len(session.run(ids).tokens) == 8192 - 8183
 
@@ -297,14 +296,14 @@ def test_synthetic_acceptance_is_what_was_asked_for_and_says_so(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert bench(folder, "--draft-length", "2", "--max-new-tokens", "40", "--synthetic-acceptance", "1") == 0
-    output = capsys.readouterr().out
-    record = json.loads(output.splitlines()[-1])
+    written, output = capsys.readouterr()
+    record = json.loads(written)
     assert record["identical"] is True
     assert record["synthetic_acceptance"] == [1.0]
     assert record["modes"][1]["acceptance_rate"] == 1.0
     assert "SYNTHETIC" in output
     assert bench(folder, "--draft-length", "2", "--max-new-tokens", "400", "--synthetic-acceptance", "0.8", "0.3") == 0
-    positions = json.loads(capsys.readouterr().out.splitlines()[-1])["modes"][1]["acceptance_by_position"]
+    positions = json.loads(capsys.readouterr().out)["modes"][1]["acceptance_by_position"]
     first, second = (position["accepted"] for position in positions)
     assert 0.7 < first < 0.9
     assert 0.15 < second < 0.33  # of all rounds: 0.8 * 0.3

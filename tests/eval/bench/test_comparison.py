@@ -7,21 +7,21 @@ import json
 import pytest
 
 from eval.bench.comparison import PREFILL, Turn, Way, compare
-from eval.cli.metrics import Run
+from eval.cli.metrics import TimedRun
 from eval.cli.names import PLAIN
 from specdec.engine.stats import GenerationStats, Round
 
 WAYS = [Way(PLAIN), Way("adaptive", "drafter suffix"), Way("other", "1.0", ours=False)]
 
 
-def run(tokens: int, seconds: float, accepted: int = 0, first: int = 0, told: bool = True) -> Run:
+def run(tokens: int, seconds: float, accepted: int = 0, first: int = 0, told: bool = True) -> TimedRun:
     """Rounds in which `accepted` of as many drafted tokens were right; the text begins with token `first`."""
     stats = GenerationStats(prompts=1, prompt_tokens=10, emitted=tokens)
     for _ in range((tokens - 1) // (accepted + 1)):
         stats.count_round(Round(("mtp",) * accepted, accepted, accepted + 1, 0.0, 0.0, 0.0))
     stats.timeline = [(seconds / 4, 1), (seconds, tokens)]
     stats.seconds |= {"prefill": seconds / 4, "verify": seconds / 2, "other": seconds / 4}
-    return Run(tuple(range(first, first + tokens)) if told else (), seconds, stats)
+    return TimedRun(tuple(range(first, first + tokens)) if told else (), seconds, stats)
 
 
 def turn(name: str, task: str, plain: float, adaptive: float, repetition: int = 1, first: int = 0) -> Turn:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import specdec
-from eval.bench.engines import LlamaCpp, Sampling, Timing, Transformers, check_packages
+from eval.bench.engines import EngineTiming, LlamaCpp, Sampling, Transformers, check_packages
 from eval.bench.remote import Remote
 from eval.cli.names import NGRAM
 from tests.support.processes.fake_engine import Dying, Refusing, Stubborn, broken, working
+from tests.support.tiny import tiny_model
 
 
 def test_missing_packages_are_named_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +29,7 @@ def test_a_child_answers_until_it_is_closed_and_ends_quietly(capfd: pytest.Captu
     engine = Remote("far", working, 0.25)
     try:
         assert engine.details == "details of working"
-        assert engine.run([1, 2], 5) == Timing(5, 0.5, 1.0)
+        assert engine.run([1, 2], 5) == EngineTiming(5, 0.5, 1.0)
         before = engine.cpu_seconds()
         assert 0 < before <= engine.cpu_seconds()
         assert engine.process == engine._child.pid
@@ -60,22 +63,21 @@ def real(name: str, make: Any, *how: Any) -> Any:
     return Remote(name, make, specdec.model_path("smollm2-135m-instruct"), *how)
 
 
-@pytest.mark.model
-def test_transformers_decodes_what_it_is_asked_for() -> None:
-    engine = real("transformers bfloat16", Transformers, "bfloat16", torch.get_num_threads(), Sampling())
-    try:
-        assert "attention" in engine.details
-        timing = engine.run(range(5, 30), 4)
-        assert timing.tokens == 4
-        assert timing.first > 0 and timing.rest > 0
-        assert engine.run(range(5, 30), 1).rest == 0
-    finally:
-        engine.close()
+@pytest.mark.parametrize("lookup", [0, 10])
+def test_transformers_decodes_what_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, lookup: int) -> None:
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: tiny_model("llama"))
+    engine = Transformers(Path("model.gguf"), "float32", 1, Sampling(), lookup)
+    assert "attention" in engine.details and ("prompt lookup of 10 tokens" in engine.details) == bool(lookup)
+    timing = engine.run(range(5, 30), 4)
+    assert timing.tokens == 4
+    assert timing.first > 0 and timing.rest > 0
+    assert engine.run(range(5, 30), 1).rest == 0
+    assert engine.run([*range(5, 30)] * 2, 12).tokens == 12
 
 
 @pytest.mark.model
-def test_transformers_prompt_lookup_decodes_as_many_tokens() -> None:
-    engine = real("lookup", Transformers, "float32", torch.get_num_threads(), Sampling(), 10)
+def test_transformers_reads_the_file_that_we_read() -> None:
+    engine = real("lookup", Transformers, "bfloat16", torch.get_num_threads(), Sampling(), 10)
     try:
         assert "prompt lookup of 10 tokens" in engine.details
         assert engine.run([*range(5, 30)] * 2, 12).tokens == 12

@@ -10,10 +10,10 @@ import torch
 from rich.console import Console
 
 from eval.bench import modes as module
-from eval.bench.engines import Sampling, Timing
-from eval.bench.modes import Ours, Wrong, check_possible, opened, sampling_of
-from eval.cli.names import NGRAM, expanded
-from eval.cli.options import Settings
+from eval.bench.engines import EngineTiming, Sampling
+from eval.bench.modes import Ours, Wrong, check_possible, open_modes, sampling_of
+from eval.cli.names import NGRAM, expand_modes
+from eval.cli.options import GenerationSettings
 from eval.cli.session import Session, open_session
 from specdec.drafting.protocol import CompositeDrafter
 from specdec.engine.stats import Round
@@ -25,27 +25,27 @@ IDS = torch.tensor([[5, 6, 7] * 9])
 
 @pytest.fixture(scope="module")
 def session(folder: Path) -> Session:
-    return open_session(Settings(model=str(folder), device="cpu", threads=1, max_new_tokens=30))
+    return open_session(GenerationSettings(model=str(folder), device="cpu", threads=1, max_new_tokens=30))
 
 
 def test_words_stand_for_modes_and_plain_comes_first() -> None:
-    assert expanded([]) == ["plain"]
-    assert expanded(["adaptive", "plain", "adaptive"]) == ["plain", "adaptive"]
-    assert expanded(["fixed", "k12"]) == ["plain", "k1", "k2", "k3", "k4", "k5", "k6", "k12"]
-    assert expanded(["llama.cpp", "llama.cpp-ngram"]) == [
+    assert expand_modes([]) == ["plain"]
+    assert expand_modes(["adaptive", "plain", "adaptive"]) == ["plain", "adaptive"]
+    assert expand_modes(["fixed", "k12"]) == ["plain", "k1", "k2", "k3", "k4", "k5", "k6", "k12"]
+    assert expand_modes(["llama.cpp", "llama.cpp-ngram"]) == [
         "plain",
         "llama.cpp",
         *(f"llama.cpp-{kind}" for kind in NGRAM),
     ]
     for word in ("k", "k-1", "best", ""):
         with pytest.raises(ValueError, match=r"there is none\..*Choose from plain, adaptive"):
-            expanded([word])
+            expand_modes([word])
     with pytest.raises(ValueError, match=r"--modes adaptve: there is none\. Did you mean adaptive\?"):
-        expanded(["adaptve"])
+        expand_modes(["adaptve"])
 
 
 def test_what_cannot_be_compared_is_said_before_anything_loads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings(model=str(folder), device="cpu")
+    settings = GenerationSettings(model=str(folder), device="cpu")
     check_possible(["plain", "k2", "suffix"], settings)
     with pytest.raises(ValueError, match=r"is none: name such a file"):
         check_possible(["plain", "transformers-lookup"], settings)
@@ -56,7 +56,7 @@ def test_what_cannot_be_compared_is_said_before_anything_loads(folder: Path, mon
 
 def test_every_mode_of_ours_writes_the_plain_text_in_its_own_way(session: Session) -> None:
     names = ["plain", "adaptive", "k1", "k3", "suffix"]
-    with opened(names, session, (), 100, Console(quiet=True)) as modes:
+    with open_modes(names, session, (), 100, Console(quiet=True)) as modes:
         assert [mode.name for mode in modes] == names and all(mode.ours and mode.process is None for mode in modes)
         plain, *others = ((mode, mode.run(IDS, None)) for mode in modes)
         assert len(plain[1].tokens) == 30 and plain[1].stats.drafted == 0
@@ -86,7 +86,7 @@ def test_a_head_is_needed_for_its_modes(session: Session) -> None:
     for name in ("mtp", "wrong"):
         with (
             pytest.raises(ValueError, match="need a trained head, and there is none"),
-            opened(["plain", name], session, (), 100, Console(quiet=True)),
+            open_modes(["plain", name], session, (), 100, Console(quiet=True)),
         ):
             pass
 
@@ -96,7 +96,7 @@ def test_the_head_alone_and_made_wrong(session: Session, monkeypatch: pytest.Mon
     head = ScriptedDrafter([*IDS[0].tolist(), *plain.tokens], SCRIPTS["all right"], VOCAB)
     head.name = "mtp"
     monkeypatch.setattr(session.model, "drafter", CompositeDrafter(head))
-    with opened(["plain", "mtp", "wrong"], session, (), 100, Console(quiet=True)) as modes:
+    with open_modes(["plain", "mtp", "wrong"], session, (), 100, Console(quiet=True)) as modes:
         _, right, wrong = (mode.run(IDS, None) for mode in modes)
     assert right.tokens == wrong.tokens == plain.tokens
     assert list(right.stats.draft_sources) == ["mtp"] and right.stats.accepted == right.stats.drafted > 0
@@ -106,7 +106,7 @@ def test_the_head_alone_and_made_wrong(session: Session, monkeypatch: pytest.Mon
 
 def test_sampling_is_spelled_out(session: Session, folder: Path) -> None:
     assert sampling_of(session) == Sampling(0.0, 1.0, 50, 0)
-    asked = Settings(model=str(folder), temperature=0.8, top_p=0.9, top_k=0, seed=4)
+    asked = GenerationSettings(model=str(folder), temperature=0.8, top_p=0.9, top_k=0, seed=4)
     assert sampling_of(Session(session.model, session.tokenizer, asked)) == Sampling(0.8, 0.9, 0, 4)
 
 
@@ -119,8 +119,8 @@ class FakeRemote:
         self.name, self.how, self.details, self.process, self.closed = name, how[2:], f"{name} 1.0", 7, False
         self.made.append(self)
 
-    def run(self, ids: list[int], tokens: int) -> Timing:
-        return Timing(tokens, 0.5, 0.25 * (tokens - 1), 8, 6)
+    def run(self, ids: list[int], tokens: int) -> EngineTiming:
+        return EngineTiming(tokens, 0.5, 0.25 * (tokens - 1), 8, 6)
 
     def cpu_seconds(self) -> float:
         return 3.0
@@ -133,7 +133,7 @@ def test_engines_are_opened_by_name_and_closed(session: Session, monkeypatch: py
     monkeypatch.setattr(FakeRemote, "made", [], raising=False)
     monkeypatch.setattr(module, "Remote", FakeRemote)
     names = ["plain", "transformers", "llama.cpp", "llama.cpp-ngram-mod"]
-    with opened(names, session, (), 700, Console(quiet=True)) as modes:
+    with open_modes(names, session, (), 700, Console(quiet=True)) as modes:
         assert [engine.name for engine in FakeRemote.made] == [mode.name for mode in modes[1:]]
         assert [engine.how for engine in FakeRemote.made] == [
             ("float32", 1, Sampling(), 0),
@@ -156,6 +156,6 @@ def test_engines_are_opened_by_name_and_closed(session: Session, monkeypatch: py
     assert all(engine.closed for engine in FakeRemote.made)
     with (
         pytest.raises(ValueError, match=r"transformers-lookup float32: cannot"),
-        opened(["plain", "transformers-lookup"], session, (), 700, Console(quiet=True)),
+        open_modes(["plain", "transformers-lookup"], session, (), 700, Console(quiet=True)),
     ):
         pass

@@ -14,9 +14,9 @@ from rich.console import Console
 from eval.bench.comparison import PREFILL, Turn, Way, compare
 from eval.bench.tables import mode_table, notes, prompt_table, show, summary_table, task_table
 from eval.bench.view import LiveView, PlainView
-from eval.cli.metrics import Run
+from eval.cli.metrics import TimedRun
 from eval.cli.names import PLAIN
-from eval.cli.options import Settings
+from eval.cli.options import GenerationSettings
 from eval.cli.session import Session, open_session
 from specdec.engine.stats import GenerationStats, Round
 
@@ -24,16 +24,16 @@ NAME = "a-name-that-is-longer-than-its-column [/red] ✓"
 WAYS = [Way(PLAIN), Way("adaptive"), Way("k4"), Way("llama.cpp-ngram-map-k4v", "built for AVX2", ours=False)]
 
 
-def run(seconds: float, tokens: int = 120) -> Run:
+def run(seconds: float, tokens: int = 120) -> TimedRun:
     stats = GenerationStats(prompts=1, prompt_tokens=900, emitted=tokens)
     for turn in range(40):
         stats.count_round(Round(("suffix",) * 8, turn % 9, turn % 9 + 1, 0.0, 0.0, 0.0))
     stats.timeline = [(0.2, 1), (2.0, tokens)]
     stats.seconds |= {"prefill": 0.2, "verify": 1.8}
-    return Run(tuple(range(tokens)), seconds, stats)
+    return TimedRun(tuple(range(tokens)), seconds, stats)
 
 
-def turn(name: str, seconds: float, other: Run | None = None) -> Turn:
+def turn(name: str, seconds: float, other: TimedRun | None = None) -> Turn:
     runs = {PLAIN: run(5.0), "adaptive": run(seconds), "k4": run(2.5)}
     return Turn(name, f"task of {name[-1:]}", 1, {**runs, "llama.cpp-ngram-map-k4v": other or run(3.0)})
 
@@ -110,7 +110,7 @@ def test_no_table_cuts_a_figure(width: int) -> None:
 
 @pytest.fixture(scope="module")
 def session(folder: Path) -> Session:
-    return open_session(Settings(model=str(folder), device="cpu", threads=1, max_new_tokens=6))
+    return open_session(GenerationSettings(model=str(folder), device="cpu", threads=1, max_new_tokens=6))
 
 
 @pytest.mark.parametrize("height", [24, 60])
@@ -123,7 +123,7 @@ def test_the_live_view_draws_at_80_columns_and_keeps_its_height(session: Session
         watch.put(torch.zeros(1, 5))  # the prompt is not counted
         for token in range(tokens):
             watch.put(torch.tensor([token % 200 + 3]))
-            watch.heard(Round(("mtp",) * 3, token % 4, token % 4 + 1, 0.001, 0.01, 0.0001))
+            watch.on_round(Round(("mtp",) * 3, token % 4, token % 4 + 1, 0.001, 0.01, 0.0001))
         assert len(watch.tokens) == tokens
         lines = console.render_lines(view.draw())
         heights.add(len(lines))

@@ -15,8 +15,8 @@ from rich.console import Console
 import run
 from eval.chat.commands import Chat
 from eval.chat.view import LiveAnswer, Raw
-from eval.cli.metrics import Run
-from eval.cli.options import Settings
+from eval.cli.metrics import TimedRun
+from eval.cli.options import GenerationSettings
 from eval.cli.session import Session, open_session
 from specdec import Round
 from tests.support.tiny_folder import make_folder, threads_restored
@@ -26,12 +26,12 @@ from tests.support.tiny_folder import make_folder, threads_restored
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     folder = make_folder(tmp_path_factory.mktemp("tiny"))
     with threads_restored():
-        yield open_session(Settings(model=str(folder), device="cpu", threads=1, max_new_tokens=8))
+        yield open_session(GenerationSettings(model=str(folder), device="cpu", threads=1, max_new_tokens=8))
 
 
 @pytest.fixture
 def chat(session: Session) -> Chat:
-    session.settings = Settings(model=session.settings.model, device="cpu", threads=1, max_new_tokens=8)
+    session.settings = GenerationSettings(model=session.settings.model, device="cpu", threads=1, max_new_tokens=8)
     return Chat(session, Console(file=io.StringIO(), width=80))
 
 
@@ -52,7 +52,7 @@ def test_the_model_sees_the_whole_conversation(chat: Chat, monkeypatch: pytest.M
     seen: list[str] = []
     honest = Session.run
 
-    def noting(self: Session, ids: Any, **options: Any) -> Run:
+    def noting(self: Session, ids: Any, **options: Any) -> TimedRun:
         seen.append(self.tokenizer.decode(ids[0]))
         return honest(self, ids, **options)
 
@@ -165,8 +165,8 @@ def test_ctrl_c_keeps_the_part_that_came(chat: Chat, monkeypatch: pytest.MonkeyP
 def test_a_conversation_that_outgrows_the_context_says_so(chat: Chat) -> None:
     chat.line("hello")
     chat.line("x" * 9000)
-    heard = " ".join(said(chat).split())
-    assert "the model's context is 8192; /undo takes the last turn back, /reset starts anew" in heard
+    on_round = " ".join(said(chat).split())
+    assert "the model's context is 8192; /undo takes the last turn back, /reset starts anew" in on_round
     assert len(chat.turns.messages) == 2
     chat.line("again")
     assert len(chat.turns.messages) == 4
@@ -288,7 +288,7 @@ def test_no_frame_is_higher_than_the_terminal(session: Session, width: int, heig
         answer = LiveAnswer(console, one.turns.dashboard, Raw)
         answer.feed(text)
         heights.add(len(console.render_lines(answer.draw())))
-        one.turns.dashboard.heard(Round(("mtp",) * 4, 2, 3, 0.01, 0.02, 0.003))
+        one.turns.dashboard.on_round(Round(("mtp",) * 4, 2, 3, 0.01, 0.02, 0.003))
     assert len(heights) == 1 and heights.pop() < height
     one.line("hello")
     assert "tokens in" in said(one) and "..." not in said(one)

@@ -163,7 +163,7 @@ def test_a_pipe_holds_lines_blocks_and_bytes_that_are_refused_alone() -> None:
     lines = b'first\n"""\n/stats\nx\n"""\n\xff\xfe\n//help\n/system """be\nkind"""\n"""no\nend'
     found = subprocess.run(ECHO, input=lines, capture_output=True, check=True, env={**os.environ, "LC_ALL": "C.UTF-8"})
     said = found.stdout.decode()
-    heard = [line for line in said.splitlines() if line.startswith("heard")]
-    assert heard == ['heard 1: "first"', r'heard 2: "/stats\nx"', 'heard 3: "/help"', r'heard 4: "no\nend"']
+    on_round = [line for line in said.splitlines() if line.startswith("heard")]
+    assert on_round == ['heard 1: "first"', r'heard 2: "/stats\nx"', 'heard 3: "/help"', r'heard 4: "no\nend"']
     assert "no UTF-8 text" in said and "the role is set" in said
     assert "\x1b" not in said and found.stderr == b""

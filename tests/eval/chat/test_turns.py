@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from eval.chat.commands import Chat
-from eval.cli.options import Settings
+from eval.cli.options import GenerationSettings
 from eval.cli.session import Session, open_session
 from tests.support.tiny_folder import make_folder, threads_restored
 
@@ -21,7 +21,7 @@ from tests.support.tiny_folder import make_folder, threads_restored
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     folder = make_folder(tmp_path_factory.mktemp("tiny"))
     with threads_restored():
-        yield open_session(Settings(model=str(folder), device="cpu", threads=1, max_new_tokens=8))
+        yield open_session(GenerationSettings(model=str(folder), device="cpu", threads=1, max_new_tokens=8))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from eval.chat.view import LiveAnswer, Raw, Typeset, shortened, view_of
+from eval.chat.view import LiveAnswer, Raw, Typeset, shorten, view_of
 from eval.chat.wordwrap import units
 from eval.live.dashboard import Dashboard
 from specdec.util.text import visible
@@ -195,6 +195,6 @@ def test_who_gets_which_view() -> None:
 
 
 def test_long_texts_are_shortened_in_the_middle() -> None:
-    assert shortened("a\n b") == "a b"
-    found = shortened("x" * 300 + " end", 60)
+    assert shorten("a\n b") == "a b"
+    found = shorten("x" * 300 + " end", 60)
     assert len(found) <= 60 and found.startswith("xxx") and found.endswith("x end") and " … " in found

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from eval.cli.metrics import (
-    Run,
+    TimedRun,
     acceptance_by_position,
     first_difference,
     inter_token_latencies,
@@ -33,9 +33,9 @@ def stats(rounds: list[tuple[int, int]], timeline: list[tuple[float, int]], pref
     return made
 
 
-PLAIN = Run(tuple(range(8)), 4.0, stats([(0, 0)] * 7, [(0.5 + 0.5 * i, 1 + i) for i in range(8)]))
+PLAIN = TimedRun(tuple(range(8)), 4.0, stats([(0, 0)] * 7, [(0.5 + 0.5 * i, 1 + i) for i in range(8)]))
 # Three rounds: 3 drafted 2 accepted, 1 drafted 0 accepted, 4 drafted 2 accepted: 1 + 3 + 1 + 3 = 8 tokens.
-DRAFTED = Run(tuple(range(8)), 2.0, stats([(3, 2), (1, 0), (4, 2)], [(0.5, 1), (1.0, 4), (1.4, 5), (2.0, 8)]))
+DRAFTED = TimedRun(tuple(range(8)), 2.0, stats([(3, 2), (1, 0), (4, 2)], [(0.5, 1), (1.0, 4), (1.4, 5), (2.0, 8)]))
 
 
 def test_first_difference() -> None:
@@ -93,7 +93,7 @@ def test_summary_of_a_drafted_run() -> None:
 
 
 def test_summary_of_several_runs_weighs_by_tokens_not_by_run() -> None:
-    short = Run((1, 2), 0.25, stats([(0, 0)], [(0.1, 1), (0.2, 2)], prefill=0.1))
+    short = TimedRun((1, 2), 0.25, stats([(0, 0)], [(0.1, 1), (0.2, 2)], prefill=0.1))
     figures = summarise([DRAFTED, short])
     assert figures["tokens_per_second"] == pytest.approx(10 / 2.25)
     assert figures["mean_acceptance_length"] == pytest.approx(1 + 4 / 4)

@@ -21,10 +21,10 @@ from eval.cli.output import (
     check_head_folder,
     check_writable,
     file_name,
-    guarded,
     is_metrics,
     is_record,
     put_record,
+    run_guarded,
     sentence,
 )
 from specdec.engine.stats import GenerationStats
@@ -87,14 +87,14 @@ def test_a_head_goes_into_a_folder_of_its_own(tmp_path: Path) -> None:
         check_head_folder(tmp_path / "config.json")
 
 
-def test_no_terminal_gets_json_unasked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nobody_gets_json_unasked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     record = {"command": "x", "text": "é\ud83d"}
     for stream, path, wanted in (
         (Screen(), None, 0),
         (Screen(), tmp_path / "a.json", 0),
         (Screen(), STDOUT, 1),
-        (io.StringIO(), None, 1),
-        (io.StringIO(), tmp_path / "b.json", 1),
+        (io.StringIO(), None, 0),
+        (io.StringIO(), tmp_path / "b.json", 0),
         (io.StringIO(), STDOUT, 1),
     ):
         monkeypatch.setattr(sys, "stdout", stream)
@@ -112,7 +112,7 @@ def test_with_json_on_stdout_people_read_stderr(capsys: pytest.CaptureFixture[st
         put_record(STDOUT, {"command": "x"})
         return 0
 
-    assert guarded(command, STDOUT, None) == 0
+    assert run_guarded(command, STDOUT, None) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {"command": "x"}
     assert captured.err == "a table\n"
@@ -146,7 +146,7 @@ def fails_with(error: Exception) -> Callable[[], int]:
 def test_what_the_machine_refuses_is_one_line(
     command: Callable[[], int], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert guarded(command) == 2
+    assert run_guarded(command) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.startswith("error: ") and error.count("\n") == 1 and error[:-1].isprintable()
@@ -156,12 +156,12 @@ def test_what_nobody_can_mend_keeps_its_traceback() -> None:
     assert sentence(RuntimeError("shapes do not match")) is None
     for error in (RuntimeError("shapes do not match"), NotImplementedError(), RecursionError(), KeyError("x")):
         with pytest.raises(type(error)):
-            guarded(fails_with(error))
+            run_guarded(fails_with(error))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
 def test_a_full_disk_below_stdout_is_one_line() -> None:
-    code = "import sys; from eval.cli.output import guarded; sys.exit(guarded(lambda: print('x' * 100) or 0))"
+    code = "import sys; from eval.cli.output import run_guarded; sys.exit(run_guarded(lambda: print('x' * 100) or 0))"
     with open("/dev/full", "w") as full:
         words = [sys.executable, "-c", code]
         done = subprocess.run(words, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
@@ -170,12 +170,12 @@ def test_a_full_disk_below_stdout_is_one_line() -> None:
 
 def test_a_terminal_that_knows_only_ascii() -> None:
     code = (
-        "import sys; from eval.cli.output import guarded, put_record, STDOUT\n"
+        "import sys; from eval.cli.output import run_guarded, put_record, STDOUT\n"
         "from specdec.util.terminal import Terminal; from rich.progress import track\n"
         "def command():\n"
         "    print('é语', sys.stdin.read()); Terminal().print('▁█ –'); print('ä', file=sys.stderr)\n"
-        "    put_record(None, {'command': 'é'}); return 0\n"
-        "sys.exit(guarded(command))"
+        "    put_record(STDOUT, {'command': 'é'}); return 0\n"
+        "sys.exit(run_guarded(command))"
     )
     env = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
     done = start("-c", code, env=env, input="ü")

@@ -20,7 +20,7 @@ from eval.kernels.cases import NAMES, ROWS, cases
 from eval.kernels.command import main
 from eval.kernels.model_pass import Decoding, bytes_per_pass, pass_costs, random_tokens
 from eval.kernels.report import Series, decoding_dict, heading, series_table
-from eval.kernels.timing import Effort, Neighbours, Timing, alternate, busy_seconds
+from eval.kernels.timing import Effort, KernelTiming, Neighbours, alternate, busy_seconds
 from eval.synthetic import full_size
 from eval.synthetic.full_size import full_size_model
 from specdec import kernels, load
@@ -45,10 +45,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_cases, "ATTENTIONS", ((4, 2, 32, 24, torch.float32), (4, 2, 32, 24, torch.bfloat16)))
 
 
-def last_line(text: str) -> dict[str, Any]:
-    return json.loads(text.strip().splitlines()[-1])
-
-
 class Clock:
     """A clock that calls move on."""
 
@@ -68,7 +64,7 @@ def test_calls_alternate_and_slow_ones_leave_early() -> None:
     calls = {"fast": clock.call("f", 1.0), "slow": clock.call("s", 10.0)}
     timings = alternate(calls, Effort(least=2, most=9, seconds=5.0), clock=lambda: clock.now)
     assert clock.log == "fs" + "fssf" + "fff"  # a warm-up, there and back, and then the fast one up to 5 seconds
-    assert timings == {"fast": Timing((1.0,) * 5), "slow": Timing((10.0,) * 2)}
+    assert timings == {"fast": KernelTiming((1.0,) * 5), "slow": KernelTiming((10.0,) * 2)}
 
 
 def test_calls_that_take_no_time_end_at_the_limit() -> None:
@@ -78,7 +74,7 @@ def test_calls_that_take_no_time_end_at_the_limit() -> None:
 
 
 def test_medians_ignore_the_odd_one_out() -> None:
-    timing = Timing((3.0, 1.0, 90.0, 2.0, 4.0))
+    timing = KernelTiming((3.0, 1.0, 90.0, 2.0, 4.0))
     assert (timing.median, timing.fastest) == (3.0, 1.0)
 
 
@@ -95,7 +91,7 @@ def test_what_other_programs_use_is_all_but_ours(tmp_path: Path) -> None:
 
 
 def test_figures_of_a_series() -> None:
-    timings = {1: Timing((2e-3, 1e-3, 3e-3)), 4: Timing((3e-3,))}
+    timings = {1: KernelTiming((2e-3, 1e-3, 3e-3)), 4: KernelTiming((3e-3,))}
     series = Series.of("block_linear", "big", timings, bytes_read=50_000_000, ceiling=50e9)
     one, four = (point.to_dict() for point in series.points)
     assert one == {
@@ -118,7 +114,7 @@ def test_figures_of_a_series() -> None:
 
 
 def test_a_series_without_reads_or_one_row_has_no_such_figures() -> None:
-    series = Series.of("rms_norm", "64", {4: Timing((1e-6,))}, bytes_read=0, ceiling=50e9)
+    series = Series.of("rms_norm", "64", {4: KernelTiming((1e-6,))}, bytes_read=0, ceiling=50e9)
     point = series.points[0].to_dict()
     assert (point["gb_per_second"], point["share_of_bandwidth"], point["ratio_to_one_row"]) == (None, None, None)
     console = Console(width=80)
@@ -209,8 +205,7 @@ def test_the_command_on_a_tiny_model(folder: Path, capsys: pytest.CaptureFixture
     arguments = ["--model", str(folder), "--threads", "1", "--quick", "--context", "40", "--json", str(file)]
     assert main(arguments) == 0
     output = capsys.readouterr().out
-    record = last_line(output)
-    assert json.loads(file.read_text()) == record
+    record = json.loads(file.read_text())
     assert [series["name"] for series in record["series"]] == [
         *["block_linear"] * 8,
         "attention",
@@ -227,8 +222,8 @@ def test_the_command_on_a_tiny_model(folder: Path, capsys: pytest.CaptureFixture
 
 
 def test_only_what_was_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--quick", "--threads", "1", "--only", "rope", "gated"]) == 0
-    record = last_line(capsys.readouterr().out)
+    assert main(["--quick", "--threads", "1", "--only", "rope", "gated", "--json", "-"]) == 0
+    record = json.loads(capsys.readouterr().out)
     assert {series["name"] for series in record["series"]} == {"rope", "gated"} and record["model"] == {}
 
 
@@ -242,9 +237,10 @@ def test_ctrl_c_keeps_what_was_measured(capsys: pytest.CaptureFixture[str], monk
         return honest(*arguments)
 
     monkeypatch.setattr("eval.kernels.command.alternate", impatient)
-    assert main(["--quick", "--threads", "1", "--only", "block_linear"]) == 130
-    output = capsys.readouterr().out
-    assert last_line(output)["interrupted"] and len(last_line(output)["series"]) == 2
+    assert main(["--quick", "--threads", "1", "--only", "block_linear", "--json", "-"]) == 130
+    written, output = capsys.readouterr()
+    record = json.loads(written)
+    assert record["interrupted"] and len(record["series"]) == 2
     assert "interrupted: these are the figures that were taken" in output
 
 
@@ -271,9 +267,9 @@ def test_random_weights_are_stored_as_int4_would_be() -> None:
 
 @pytest.mark.usefixtures("tiny_shape")
 def test_the_full_size_command_decodes_and_times_passes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--full-size", "gemma-4-12b", "--threads", "1"]) == 0
-    output = capsys.readouterr().out
-    record = last_line(output)
+    assert main(["--full-size", "gemma-4-12b", "--threads", "1", "--json", "-"]) == 0
+    written, output = capsys.readouterr()
+    record = json.loads(written)
     decoding = record["model"]["decoding"]
     assert (decoding["tokens"], decoding["prompt_tokens"]) == (32, 64)
     assert decoding["bytes_per_token"] == record["model"]["bytes_per_pass"] == record["model"]["weight_bytes"]

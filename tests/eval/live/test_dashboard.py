@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console, Group, RenderableType
 
-from eval.live.blocks import HEIGHT, apportioned
+from eval.live.blocks import HEIGHT, apportion
 from eval.live.dashboard import Dashboard
 from specdec import Round
 from specdec.drafting.costs import Costs
@@ -63,7 +63,7 @@ def test_every_frame_is_as_high_and_fits(feed: str, width: int) -> None:
                 lines = drawn(one, width)
                 assert len(lines) == HEIGHT
                 assert max(map(len, lines)) <= min(width, 80)
-            one.heard(FEEDS[feed](i))
+            one.on_round(FEEDS[feed](i))
 
 
 @pytest.mark.parametrize("width", [59, 40, 8])
@@ -72,7 +72,7 @@ def test_narrow_terminals_get_the_lines_cut_off(width: int) -> None:
     for feed in FEEDS.values():
         lines = drawn(one, width)
         assert len(lines) == 7 and max(map(len, lines)) <= width
-        one.heard(feed(1))
+        one.on_round(feed(1))
 
 
 def test_it_may_be_part_of_a_group() -> None:
@@ -83,8 +83,8 @@ def test_it_may_be_part_of_a_group() -> None:
 @pytest.mark.parametrize("width", [80, 60])
 def test_figures_are_those_of_the_rounds(width: int) -> None:
     one = dashboard(window=2)
-    for heard in ROUNDS:
-        one.heard(heard)
+    for on_round in ROUNDS:
+        one.on_round(on_round)
     lines = drawn(one, width)
     # V(5) three times and V(1): 56 ms of passes, and 3 ms each besides; the newest two: 15 + 11 + 6 ms for 2 tokens.
     assert row(lines, r"^(overall|all) +\S+ +\S+").split()[1:] == ["1.51x", f"{9 / 0.068:.1f}"]
@@ -110,16 +110,16 @@ def test_plain_decoding_is_estimated_or_measured() -> None:
     assert dashboard(None).figures().plain is None
     # Plain rounds are their own estimate, however slow the machine has become since the costs were measured.
     for _ in range(5):
-        one.heard(done(0, 0, seconds=(0.0, 0.022, 0.003)))
+        one.on_round(done(0, 0, seconds=(0.0, 0.022, 0.003)))
     assert one.figures().plain == pytest.approx(1 / 0.025)
     assert row(drawn(one, 80), r"^overall +\S+ +\S+").split() == ["overall", "1.00x", "40.0"]
     # Drafted ones at the pace of the costs: V(1), and a token's part of what a round costs besides.
     drafted = dashboard()
-    for heard in ROUNDS:
-        drafted.heard(heard)
+    for on_round in ROUNDS:
+        drafted.on_round(on_round)
     assert drafted.figures().plain == pytest.approx(1 / (0.011 + 0.004 / 9))
     measured = dashboard(plain=20.0)
-    measured.heard(done(0, 0, seconds=(0.0, 0.022, 0.003)))
+    measured.on_round(done(0, 0, seconds=(0.0, 0.022, 0.003)))
     assert row(drawn(measured, 80), r"^plain.*?\d\S*").split() == ["plain,", "measured", "20.0"]
     assert "plain 20.0 (measured): 2.00x" in measured.lines()[0]
 
@@ -127,26 +127,26 @@ def test_plain_decoding_is_estimated_or_measured() -> None:
 @pytest.mark.parametrize("parts", [(1, 1, 1), (0.001, 99.0, 0.999), (0, 0, 5), (1e-9, 1e-9, 1e-8), (2, 3, 4)])
 @pytest.mark.parametrize("total", [100, 25, 18, 0])
 def test_shares_add_up(parts: tuple[float, ...], total: int) -> None:
-    found = apportioned(parts, total)
+    found = apportion(parts, total)
     assert sum(found) == total
     assert all(abs(n - total * part / sum(parts)) < 1 for n, part in zip(found, parts, strict=True))
 
 
 def test_nothing_has_no_shares() -> None:
-    assert apportioned((0.0, 0.0), 100) == [0, 0]
+    assert apportion((0.0, 0.0), 100) == [0, 0]
 
 
 def test_percentages_of_a_round_add_up() -> None:
     one = dashboard()
-    one.heard(done(1, 1, seconds=(0.01, 0.01, 0.01)))
+    one.on_round(done(1, 1, seconds=(0.01, 0.01, 0.01)))
     shares = re.findall(r"\((\d+)%\)", one.lines()[3])
     assert len(shares) == 3 and sum(map(int, shares)) == 100
 
 
 def test_lines_say_the_same() -> None:
     one = dashboard()
-    for heard in ROUNDS:
-        one.heard(heard)
+    for on_round in ROUNDS:
+        one.on_round(on_round)
     assert one.lines() == [
         "tokens/s: 132.4 now, 132.4 overall, plain 87.4 (estimated): 1.51x",
         "tokens per round: 2.25, now 2.25; 4 rounds, 5 of 12 drafted tokens accepted",
@@ -169,10 +169,10 @@ def test_lines_say_the_same() -> None:
 def test_the_course_keeps_every_round_in_few_cells() -> None:
     one = dashboard()
     for i in range(1000):
-        one.heard(done(4, 4 * (i >= 500)))
-        course = one.figures().course
-        assert len(course) <= 48 and sum(n for n, _ in course) == i + 1
-    assert sum(accepted for _, accepted in course) == 2000
+        one.on_round(done(4, 4 * (i >= 500)))
+        training_run = one.figures().training_run
+        assert len(training_run) <= 48 and sum(n for n, _ in training_run) == i + 1
+    assert sum(accepted for _, accepted in training_run) == 2000
     lines = drawn(one, 80)
     marks = row(lines, r"^[▁▂▃▄▅▆▇█]{8,}")
     assert marks[0] == "▁" and marks[-1] == "█" and len(marks) <= 25
@@ -197,7 +197,7 @@ def test_rounds_are_heard_while_it_is_drawn() -> None:
 
     def decode() -> None:
         for i in range(5000):
-            one.heard(done(i % 12, i % 12 // 2))
+            one.on_round(done(i % 12, i % 12 // 2))
 
     decoding = Thread(target=decode)
     decoding.start()

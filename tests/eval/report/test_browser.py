@@ -13,7 +13,7 @@ import pytest
 
 from eval import screenshots
 from eval.report.command import page
-from eval.report.record import Node, labelled
+from eval.report.record import Node, label_runs
 from eval.screenshots import browse, find_browser, height_of, shoot
 from tests.support.bench_record import MANY, record
 
@@ -36,7 +36,7 @@ document.querySelector("iframe").addEventListener("load", (event) => {{
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
     runs = [(Path(name), Node(record(MANY))) for name in ("a.json", "a-file-with-a-name-that-is-long-indeed.json")]
-    path.write_text(page(labelled(runs)), encoding="utf-8")
+    path.write_text(page(label_runs(runs)), encoding="utf-8")
     return path
 
 

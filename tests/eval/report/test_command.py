@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from eval.cli.words import repetitions
-from eval.report.charts import Bar, Mark, Part, bars, element
+from eval.report.charts import Bar, BarMark, Part, bars, element
 from eval.report.command import SECTIONS, page, report
-from eval.report.record import Node, labelled, read
+from eval.report.record import Node, label_runs, read
 from eval.report.speed import bar
 from tests.support.bench_record import MANY, MODES, record
 
@@ -25,7 +25,7 @@ BARS = ("blue", "sky", "orange", "green", "pink", "gold", "grey")
 
 
 def made(*records: dict[str, Any]) -> str:
-    return page(labelled([(Path(f"run{i}.json"), Node(one)) for i, one in enumerate(records, start=1)]))
+    return page(label_runs([(Path(f"run{i}.json"), Node(one)) for i, one in enumerate(records, start=1)]))
 
 
 def without(*path: str) -> str:
@@ -199,7 +199,7 @@ def test_several_runs_stand_side_by_side() -> None:
 
 def test_labels_of_one_name_are_numbered() -> None:
     files = [(Path(folder, "a.json"), Node(record())) for folder in ("x", "y", "z")]
-    labels = [run.label for run in labelled(files)]
+    labels = [run.label for run in label_runs(files)]
     assert labels == [f"a.json · smollm2-135m-instruct{end}" for end in ("", " (2)", " (3)")]
 
 
@@ -251,7 +251,7 @@ def test_a_report_is_written_and_replaced(
         assert report([file], None) == 0
         line = "adaptive 1.52x, median 1.47x, lowest 1.19x, output identical"
         assert capsys.readouterr().out.splitlines() == ["report.html", f"a.json · smollm2-135m-instruct: {line}"]
-        assert out.read_text(encoding="utf-8") == page(labelled([(file, Node(record()))]))
+        assert out.read_text(encoding="utf-8") == page(label_runs([(file, Node(record()))]))
     out.write_text("mine", encoding="utf-8")
     for named in (None, out):
         with pytest.raises(ValueError, match=r"holds something that report did not write; name another file"):
@@ -278,10 +278,10 @@ def test_a_record_is_never_replaced(tmp_path: Path) -> None:
 def test_prompts_tasks_and_repetitions_are_counted_in_words() -> None:
     found = record(prompts=2)
     found["tasks"], found["repetitions"] = ["chat"], 3
-    text = page(labelled([(Path("a.json"), Node(found))]))
+    text = page(label_runs([(Path("a.json"), Node(found))]))
     assert "2, of 1 task<" in text and "3 repetitions<" in text
     found |= {"tasks": [""], "interrupted": True, "repetitions": 2, "repetitions_finished": 1}
-    text = page(labelled([(Path("a.json"), Node(found))]))
+    text = page(label_runs([(Path("a.json"), Node(found))]))
     assert "of 1 task" not in text and "1 repetition and a part of the next, of 3<" in text
 
 
@@ -307,7 +307,7 @@ def test_repetitions_in_words(told: dict[str, object], words: str) -> None:
 
 
 def test_no_value_lies_across_the_mark() -> None:
-    drawn = bars([("", [bar("slow", 0.9, "0.90x"), bar("fast", 1.8, "1.80x")])], Mark(1.0, "1.0x"))
+    drawn = bars([("", [bar("slow", 0.9, "0.90x"), bar("fast", 1.8, "1.80x")])], BarMark(1.0, "1.0x"))
     places = dict(re.findall(r'class="value" x="([\d.]+)%"[^>]*>([^<]+)<', drawn.inside))
     assert {text: float(place) for place, text in places.items()} == {
         "0.90x": pytest.approx(100 / 1.8, abs=0.01),  # behind the line, not beside the bar
@@ -317,7 +317,7 @@ def test_no_value_lies_across_the_mark() -> None:
 
 def test_bars_keep_their_scale_and_stay_in_sight() -> None:
     drawn = bars(
-        [("", [Bar("a", (Part(3.0, "main"),), "3"), Bar("b", (Part(-1.0, "main"),), "-1")])], Mark(1.5, "half")
+        [("", [Bar("a", (Part(3.0, "main"),), "3"), Bar("b", (Part(-1.0, "main"),), "-1")])], BarMark(1.5, "half")
     )
     assert re.findall(r'<rect [^>]*width="([\d.]+)%"', drawn.inside) == ["100.00", "0.00"]
     assert 'x1="50.00%"' in drawn.inside and drawn.says == "a: 3; b: -1; line at half"

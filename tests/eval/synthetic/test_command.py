@@ -10,7 +10,7 @@ import torch
 import transformers
 
 import specdec
-from drafter.config import HeadConfig
+from drafter.config import MTPHeadConfig
 from drafter.files.assistant import assistant_config
 from eval.synthetic import command as synthetic
 from eval.synthetic.command import byte_tokenizer, main, model_bytes, write_model
@@ -34,7 +34,7 @@ def test_a_written_model_is_read_by_us_and_by_transformers(
     drafter = None
     if family == "gemma4_unified":
         spec = decoder_spec(config)
-        drafter = assistant_config(config, spec, HeadConfig.like(spec, draft_vocab=ROOM))
+        drafter = assistant_config(config, spec, MTPHeadConfig.like(spec, draft_vocab=ROOM))
     written: list[int] = []
     write_model(config, drafter, tmp_path / "made", written.append)
     files = list((tmp_path / "made").rglob("*.safetensors"))
@@ -66,7 +66,7 @@ def test_the_command_writes_what_it_names(
     monkeypatch.setattr(synthetic, "full_size_drafter", lambda name: None)
     assert main(["--out", str(tmp_path / "made"), "--json", str(tmp_path / "record")]) == 0
     record = json.loads((tmp_path / "record").read_text())
-    assert record == json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert "{" not in capsys.readouterr().out
     assert record["bytes"] == model_bytes(config_of("gemma3"), None)
     assert main(["--out", str(tmp_path / "made")]) == 2
     assert "is there already" in capsys.readouterr().err

@@ -145,8 +145,8 @@ def fixed(text: Text, costs: Costs, begin: int, end: int) -> list[Speed]:
         ((source, drafts),) = text.items()
         return [_alone(source, drafts, costs, k, begin, end) for k in range(LONGEST + 1)]
     part = {source: drafts[:end] for source, drafts in text.items()}
-    ends = [replay(FixedLength(k), part, costs, begin)[-1] for k in range(LONGEST + 1)]
-    return [Speed(last.token - begin, last.seconds) for last in ends]
+    eos_ids = [replay(FixedLength(k), part, costs, begin)[-1] for k in range(LONGEST + 1)]
+    return [Speed(last.token - begin, last.seconds) for last in eos_ids]
 
 
 def _alone(source: str, drafts: Sequence[tuple[int, int]], costs: Costs, k: int, begin: int, end: int) -> Speed:

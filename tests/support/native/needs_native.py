@@ -10,8 +10,9 @@ from specdec import kernels
 from specdec.kernels import native
 
 needs_library = pytest.mark.skipif(
-    isinstance(native.load(), str) and not native.required(), reason="the native library was not built here"
+    isinstance(native.load(), str) and not native.is_required(), reason="the native library was not built here"
 )
 needs_kernels = pytest.mark.skipif(
-    not kernels.active().startswith("native") and not native.required(), reason="the native kernels are not in use here"
+    not kernels.active().startswith("native") and not native.is_required(),
+    reason="the native kernels are not in use here",
 )

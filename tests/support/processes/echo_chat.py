@@ -16,8 +16,8 @@ from torch import Tensor
 
 import eval.cli.session
 import run
-from eval.cli.metrics import Run
-from eval.cli.options import DEFAULT_MODEL, Settings
+from eval.cli.metrics import TimedRun
+from eval.cli.options import DEFAULT_MODEL, GenerationSettings
 from eval.cli.session import Session
 from specdec.engine.stats import GenerationStats
 
@@ -29,7 +29,7 @@ class EchoSession(Session):
 
     converses, context = True, 100_000
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: GenerationSettings) -> None:
         self.settings, self.tokenizer = settings, None
         self.asked, self.times = "", 0
 
@@ -40,7 +40,7 @@ class EchoSession(Session):
         self.asked = messages[-1]["content"]
         return torch.zeros((1, len(messages)), dtype=torch.long)
 
-    def run(self, ids: Tensor, streamer: Any = None, **options: Any) -> Run:
+    def run(self, ids: Tensor, streamer: Any = None, **options: Any) -> TimedRun:
         self.times += 1
         if self.asked == "slowly":
             for i in range(200):
@@ -50,7 +50,7 @@ class EchoSession(Session):
             streamer.on_finalized_text(MARKDOWN)
         else:
             streamer.on_finalized_text(f"heard {self.times}: {json.dumps(self.asked)}")
-        return Run((1,), 0.1, GenerationStats())
+        return TimedRun((1,), 0.1, GenerationStats())
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 
-from eval.bench.engines import Timing
+from eval.bench.engines import EngineTiming
 
 
 class FakeEngine:
@@ -15,8 +15,8 @@ class FakeEngine:
     def __init__(self, name: str, each: float = 0.1) -> None:
         self.details, self.each = f"details of {name}", each
 
-    def run(self, ids: Sequence[int], tokens: int) -> Timing:
-        return Timing(tokens, 0.5, self.each * (tokens - 1))
+    def run(self, ids: Sequence[int], tokens: int) -> EngineTiming:
+        return EngineTiming(tokens, 0.5, self.each * (tokens - 1))
 
 
 def working(each: float) -> FakeEngine:
@@ -31,7 +31,7 @@ class Refusing(FakeEngine):
     def __init__(self) -> None:
         super().__init__("refusing")
 
-    def run(self, ids: Sequence[int], tokens: int) -> Timing:
+    def run(self, ids: Sequence[int], tokens: int) -> EngineTiming:
         raise ValueError("too long")
 
 
@@ -39,7 +39,7 @@ class Dying(FakeEngine):
     def __init__(self) -> None:
         super().__init__("dying")
 
-    def run(self, ids: Sequence[int], tokens: int) -> Timing:
+    def run(self, ids: Sequence[int], tokens: int) -> EngineTiming:
         os._exit(7)
 
 
@@ -47,6 +47,6 @@ class Stubborn(FakeEngine):
     def __init__(self) -> None:
         super().__init__("stubborn")
 
-    def run(self, ids: Sequence[int], tokens: int) -> Timing:
+    def run(self, ids: Sequence[int], tokens: int) -> EngineTiming:
         time.sleep(600)
         raise AssertionError("nobody waits that long")

@@ -12,17 +12,17 @@ from torch import Tensor
 from drafter.data.build_dataset import Answering, Collector
 from drafter.files.formats import Shape, Start, form_for
 from drafter.train.loss import Recipe
-from drafter.train.run import Course
-from drafter.train.schedule import Budget
-from drafter.train.trainer import Settings
+from drafter.train.run import TrainingRun
+from drafter.train.schedule import TimeBudget
+from drafter.train.trainer import TrainerSettings
 from specdec.model.decoder import Decoder
 from tests.support.tiny import prompt, tiny_model
 from tests.support.tiny_assistant import backbone
 
 PER_SHARD, HELD_OUT = 12, 8  # fewer than usual: several shards and evaluations in a second or two
-ANSWERING = Answering(max_new_tokens=32, temperatures=(0.0, 0.7), together=16)
-SETTINGS = Settings(Recipe(steps=3, deeper=0.5, soft=True), learning_rate=3e-3, batch_tokens=200, warmup=3)
-BUDGET = Budget(steps=12, tokens=700)
+ANSWERING = Answering(max_new_tokens=32, temperatures=(0.0, 0.7), max_batch=16)
+SETTINGS = TrainerSettings(Recipe(steps=3, deeper=0.5, soft=True), learning_rate=3e-3, batch_tokens=200, warmup=3)
+BUDGET = TimeBudget(steps=12, tokens=700)
 
 
 def make_shards_small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,18 +47,18 @@ def collector(
     return Collector(place, backbone(family), layers, prompts(count), frozenset(), answering, {}, aux_layers)
 
 
-def course(
+def training_run(
     folder: Path,
     family: str = "llama",
-    budget: Budget = BUDGET,
-    settings: Settings = SETTINGS,
+    budget: TimeBudget = BUDGET,
+    settings: TrainerSettings = SETTINGS,
     start: Start | None = None,
     **more: Any,
-) -> Course:
+) -> TrainingRun:
     decoder: Decoder = backbone(family)
     text = tiny_model(family).config.get_text_config()
     shape = Shape(draft_vocab=64, bigram=0 if family.startswith("gemma4") else 4)
     form = form_for(shape, decoder.spec, text) if start is None else start.form
     spec = form.spec(decoder.spec)
     answers = collector(folder, family, layers=spec.reads, aux_layers=spec.aux_layers)
-    return Course(folder, decoder, answers, form, settings, budget, {"backbone_name": "tiny"}, start, **more)
+    return TrainingRun(folder, decoder, answers, form, settings, budget, {"backbone_name": "tiny"}, start, **more)

@@ -1,4 +1,4 @@
-"""What `torchrun` starts in `tests/drafter/train/test_run.py`: a course on a tiny model, in each of its processes."""
+"""What `torchrun` starts in `tests/drafter/train/test_run.py`: a run on a tiny model, in each of its processes."""
 
 import sys
 from pathlib import Path
@@ -7,13 +7,13 @@ import torch
 from torch import distributed
 
 from drafter.data import build_dataset as collect
-from tests.support.tiny_course import HELD_OUT, PER_SHARD, course
+from tests.support.tiny_run import HELD_OUT, PER_SHARD, training_run
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     collect.PER_SHARD, collect.HELD_OUT = PER_SHARD, HELD_OUT
     distributed.init_process_group("gloo")
-    run = course(Path(sys.argv[1]))
+    run = training_run(Path(sys.argv[1]))
     kinds = [type(event).__name__ for event in run.run()]
     assert ("Scored" in kinds) == (distributed.get_rank() == 0)
     weights = torch.cat([t.flatten() for t in run.trainer.network.tensors().values()])

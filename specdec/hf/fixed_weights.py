@@ -1,0 +1,90 @@
+"""What a model says whose weights stay as they were loaded: nothing moves, casts, trains or saves them.
+
+What: `FixedWeights`, the part of `SpecdecForCausalLM` that answers torch's and transformers' methods for weights. Each
+does what it promises where nothing has to change, or raises a ValueError that names what to write instead. Why: weights
+are laid out for their device and their kernels while they load, and one that moved would have other bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from specdec.hf.weights import TokenEmbedding, count_weights, named_weights
+from specdec.model.decoder import Decoder
+
+Self = TypeVar("Self", bound="FixedWeights")
+
+
+class FixedWeights:
+    """Answers for the weights of `decoder`. A mixin: it stands before transformers' classes."""
+
+    decoder: Decoder
+    device: Any
+    dtype: Any
+
+    def to(self: Self, *args: Any, **kwargs: Any) -> Self:
+        """Check that the model is there already. Raises ValueError for another device or dtype."""
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        if (device is not None and device.type != self.device.type) or dtype not in (None, self.dtype):
+            raise ValueError("a loaded model stays where it is; use specdec.load(..., device=..., dtype=...)")
+        return self
+
+    def cuda(self: Self, device: int | torch.device | None = None) -> Self:
+        """Check that the model is on the GPU already. Raises ValueError otherwise."""
+        return self.to("cuda")
+
+    def cpu(self: Self) -> Self:
+        """Check that the model is on the CPU already. Raises ValueError otherwise."""
+        return self.to("cpu")
+
+    def compile(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise ValueError: there is nothing to compile."""
+        raise ValueError("a loaded model runs compiled kernels already; call generate() as it is")
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `half()`, `float()`, `cuda()` and their kin come by, tried on a tensor like those of the model."""
+        moved: Tensor = fn(torch.empty(1, dtype=self.dtype, device=self.device))
+        return self.to(moved.device, moved.dtype)
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the weights by transformers' names, without gradients: to look at, with their device, dtype and count.
+
+        A quantised matrix is expanded while the iterator is at it, so that going through all of them takes time.
+        """
+        for name, weight in named_weights(self.decoder):
+            yield (f"{prefix}.{name}" if prefix else name), weight
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Count the numbers in all weights, however many bits each is stored in."""
+        return 0 if only_trainable else count_weights(self.decoder, not exclude_embeddings)
+
+    def get_input_embeddings(self) -> TokenEmbedding:
+        """Make a module that embeds token ids."""
+        return TokenEmbedding(self.decoder)
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Count the bytes of all weights, as stored."""
+        return self.decoder.nbytes
+
+    def requires_grad_(self: Self, requires_grad: bool = True) -> Self:
+        """Raise ValueError for True: this model cannot be trained."""
+        if requires_grad:
+            raise ValueError("a loaded model answers and does not train; train with transformers, then specdec.load")
+        return self
+
+    def _keep_weights(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise ValueError("weights are held in an inference layout; keep the checkpoint that this model was loaded from")
+
+    save_pretrained = state_dict = load_state_dict = _keep_weights
+    set_input_embeddings = set_output_embeddings = resize_token_embeddings = _keep_weights
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise ValueError: `specdec.load` makes these models."""
+        raise ValueError("use specdec.load(name_or_path, dtype=, device=) instead of from_pretrained()")
