@@ -147,7 +147,7 @@ def trained(folder: Path) -> list[Any]:
     decoder, config = backbone("llama"), MTPHeadConfig.like(backbone("llama").spec, depth=1, draft_vocab=48)
     spec = head_spec(replace(config, bigram=4), decoder.spec)
     asked = [prompt(4 + i % 5, seed=i)[0] for i in range(6)]
-    found = generate_answers(decoder, asked, layers=spec.reads, max_new_tokens=16, ends=frozenset())
+    found = generate_answers(decoder, asked, layers=spec.reads, max_new_tokens=16, eos_ids=frozenset())
     folder.mkdir()
     DatasetWriter(folder, {}).add([text for _, text in found])
     ids, share = frequent(Dataset(folder), VOCAB, 48)

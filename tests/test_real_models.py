@@ -55,7 +55,7 @@ def test_a_head_that_shares_the_noise_is_right_more_often() -> None:
     for drafter in (head, WithoutNoise(head)):
         ids = [tokenizer(text, return_tensors="pt")["input_ids"][0] for text in OPENINGS]
         stats = measure_drafts(
-            model.decoder, drafter, ids, draft_length=2, max_new_tokens=100, ends=frozenset(), temperature=0.9
+            model.decoder, drafter, ids, draft_length=2, max_new_tokens=100, eos_ids=frozenset(), temperature=0.9
         )
         means.append(stats.mean_acceptance_length)
     print(f"tokens per round, temperature 0.9: {means[0]:.2f} with the noise, {means[1]:.2f} without")

@@ -1,4 +1,4 @@
-"""What a generation did, in the words of docs/glossary.md: rounds, drafted, accepted, emitted, and where the time went."""
+"""What a generation did, in the words of the glossary: rounds, drafted, accepted, emitted, and where the time went."""
 
 from __future__ import annotations
 

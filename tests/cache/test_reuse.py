@@ -68,7 +68,7 @@ def turns(decoder: Decoder, question: int = 9) -> list[Tensor]:
 @pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_conversation_goes_on_to_the_bit(family: str, kept: torch.dtype, temperature: float) -> None:
-    decoder = of(family, kept)
+    decoder = of(family, kept, "int8")
     prompts = turns(decoder)
     alone, _ = texts(decoder, prompts, None, temperature)
     again, stats = texts(decoder, prompts, kept_by(decoder), temperature)
@@ -199,7 +199,7 @@ def save(kept: Conversations, path: Path, decoder: Decoder) -> None:
 @pytest.mark.parametrize("kept_as", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4", "gemma4-e2b"])
 def test_a_saved_conversation_goes_on_to_the_bit(family: str, kept_as: torch.dtype, tmp_path: Path) -> None:
-    decoder, path = of(family, kept_as), tmp_path / "talk"
+    decoder, path = of(family, kept_as, "int8"), tmp_path / "talk"
     first, second, third = turns(decoder)
     kept = kept_by(decoder)
     texts(decoder, [first, second], kept)

@@ -98,7 +98,7 @@ def test_rows_go_on_with_what_leaves_the_layers(family: str) -> None:
 def test_answers_and_their_aux_states_are_what_reading_them_gives(family: str, tmp_path: Path) -> None:
     decoder, layers = decoder_of(tiny_model(family)), spec_of(decoder_of(tiny_model(family))).reads
     asked = [prompt(length, seed=length)[0] for length in (3, 9, 1)]
-    how = {"layers": layers, "max_new_tokens": 20, "ends": frozenset[int](), "max_batch": 2}
+    how = {"layers": layers, "max_new_tokens": 20, "eos_ids": frozenset[int](), "max_batch": 2}
     found, plain = (
         dict(generate_answers(decoder, asked, aux_layers=AUX, **how)),
         dict(generate_answers(decoder, asked, **how)),

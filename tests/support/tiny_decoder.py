@@ -39,6 +39,7 @@ def quantised(family: str, storage: str) -> Decoder:
     return Decoder(decoder.spec, decoder.embedding, layers, decoder.norm, decoder.head, decoder.per_layer)
 
 
-def of(family: str, kept: torch.dtype | None) -> Decoder:
-    made = decoder_of(tiny_model(family))
+def of(family: str, kept: torch.dtype | None, storage: str | None = None) -> Decoder:
+    """The tiny model with a cache of `kept`; `storage`: of its matrices, which then take one native call a pass."""
+    made = decoder_of(tiny_model(family)) if storage is None else quantised(family, storage)
     return Decoder(made.spec, made.embedding, made.layers, made.norm, made.head, made.per_layer, kept)

@@ -17,12 +17,17 @@ from drafter.train.schedule import TimeBudget
 from drafter.train.trainer import TrainerSettings
 from specdec.model.decoder import Decoder
 from tests.support.tiny import prompt, tiny_model
-from tests.support.tiny_assistant import backbone
+from tests.support.tiny_decoder import quantised
 
 PER_SHARD, HELD_OUT = 12, 8  # fewer than usual: several shards and evaluations in a second or two
 ANSWERING = Answering(max_new_tokens=32, temperatures=(0.0, 0.7), max_batch=16)
 SETTINGS = TrainerSettings(Recipe(steps=3, deeper=0.5, soft=True), learning_rate=3e-3, batch_tokens=200, warmup=3)
 BUDGET = TimeBudget(steps=12, tokens=700)
+
+
+def backbone(family: str) -> Decoder:
+    """The tiny model in blocks of 8 bits, whose passes are a native call each and not one for every operation."""
+    return quantised(family, "int8")
 
 
 def make_shards_small(monkeypatch: pytest.MonkeyPatch) -> None:

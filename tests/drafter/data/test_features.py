@@ -31,7 +31,7 @@ def layers(decoder: Decoder) -> list[int]:
 
 
 def answers(decoder: Decoder, max_batch: int = 3, **changes: object) -> dict[int, Features]:
-    settings = {"layers": layers(decoder), "max_new_tokens": 30, "ends": NOBODY, "dtype": torch.float32, **changes}
+    settings = {"layers": layers(decoder), "max_new_tokens": 30, "eos_ids": NOBODY, "dtype": torch.float32, **changes}
     return dict(generate_answers(decoder, prompts(), max_batch=max_batch, **settings))
 
 
@@ -63,7 +63,7 @@ def test_answers_do_not_depend_on_their_neighbours() -> None:
     assert any(not torch.equal(sampled[i].tokens, greedy[i].tokens) for i in greedy)
     both = answers(decoder, temperatures=(0.0, 0.8), seed=5)
     assert all(same(both[i], (greedy, sampled)[i % 2][i]) for i in both)
-    settings = {"layers": layers(decoder), "max_new_tokens": 30, "ends": NOBODY, "dtype": torch.float32}
+    settings = {"layers": layers(decoder), "max_new_tokens": 30, "eos_ids": NOBODY, "dtype": torch.float32}
     later = dict(generate_answers(decoder, prompts()[2:], first=2, temperatures=(0.0, 0.8), seed=5, **settings))
     assert sorted(later) == [2, 3, 4] and all(same(later[i], both[i]) for i in later)
     end = int(greedy[0].tokens[12])
@@ -83,7 +83,7 @@ def test_workers_change_no_text(workers: int) -> None:
 
 def test_workers_stop_with_whoever_asks_and_say_what_went_wrong() -> None:
     decoder = decoder_of(tiny_model("llama"))
-    settings = {"layers": layers(decoder), "max_new_tokens": 5, "ends": NOBODY, "workers": 2}
+    settings = {"layers": layers(decoder), "max_new_tokens": 5, "eos_ids": NOBODY, "workers": 2}
 
     def endless(fails_at: int | None = None) -> Iterator[Tensor]:
         for i in count():

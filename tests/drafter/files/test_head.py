@@ -137,7 +137,7 @@ def test_a_head_is_judged_by_decoding_with_it(tmp_path: Path) -> None:
     decoder = backbone("llama")
     saved(tmp_path, "llama")
     prompts = [prompt(n, seed=n)[0] for n in (5, 30)]
-    settings = {"draft_length": 3, "max_new_tokens": 40, "ends": frozenset[int]()}
+    settings = {"draft_length": 3, "max_new_tokens": 40, "eos_ids": frozenset[int]()}
     for temperature in (0.0, 0.7):
         found = measure_drafts(decoder, load_drafter(tmp_path), prompts, temperature=temperature, **settings)
         assert found.prompts == 2 and found.emitted == 80

@@ -53,7 +53,7 @@ def test_the_unrolled_steps_are_the_drafting_loop(family: str) -> None:
                 alive = alive and bool(best(theirs.head, x, newest) == text.best[at])
                 accepted[step] += alive
                 wanted = int(known.slots[text.best[at]])
-                logits, _ = theirs.head.logit_factors(x, newest)
+                logits, _ = theirs.head.score(x, newest)
                 ce = 0.0 if wanted == len(known.ids) else -float(torch.log_softmax(logits[0], 0)[wanted])
                 smooth = float(torch.nn.functional.smooth_l1_loss(state / SCALE, text.hidden[at : at + 1] / SCALE))
                 entropy, feature = entropy + ce, feature + smooth

@@ -67,7 +67,7 @@ def test_a_row_of_the_pass_is_the_drafters_step(family: str) -> None:
                 x, one = theirs.step(decoder.embed(newest), one, spans, store)
                 torch.testing.assert_close(outputs[step][0][row], x[0], rtol=1e-4, atol=1e-4)
                 torch.testing.assert_close(outputs[step][1][row], one[0], rtol=1e-4, atol=1e-4)
-                logits, _ = theirs.head.logit_factors(x, newest)
+                logits, _ = theirs.head.score(x, newest)
                 slots = None
                 if (ids_ := draft_ids(mine.spec)) is not None:
                     found = (ids_ == newest).nonzero().flatten()

@@ -165,8 +165,8 @@ def test_ctrl_c_keeps_the_part_that_came(chat: Chat, monkeypatch: pytest.MonkeyP
 def test_a_conversation_that_outgrows_the_context_says_so(chat: Chat) -> None:
     chat.line("hello")
     chat.line("x" * 9000)
-    on_round = " ".join(said(chat).split())
-    assert "the model's context is 8192; /undo takes the last turn back, /reset starts anew" in on_round
+    heard = " ".join(said(chat).split())
+    assert "the model's context is 8192; /undo takes the last turn back, /reset starts anew" in heard
     assert len(chat.turns.messages) == 2
     chat.line("again")
     assert len(chat.turns.messages) == 4

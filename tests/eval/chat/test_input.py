@@ -91,14 +91,14 @@ def chat() -> Chat:
     return Chat(EchoSession(GenerationSettings(model="echo")), Console(file=io.StringIO(), width=200))
 
 
-def on_round(chat: Chat) -> list[str]:
+def heard(chat: Chat) -> list[str]:
     return [json.loads(m["content"].partition(": ")[2]) for m in chat.turns.messages if m["role"] == "assistant"]
 
 
 def test_the_model_gets_messages_and_never_commands(chat: Chat) -> None:
     for typed in ("//help", "// a comment", "/usr/bin is?", "/dance", Typed("/help", True), "a\n/help", "a\udce9"):
         assert chat.line(typed)
-    assert on_round(chat) == ["/help", "// a comment", "/usr/bin is?", "/help", "a\n/help"]
+    assert heard(chat) == ["/help", "// a comment", "/usr/bin is?", "/help", "a\n/help"]
 
 
 def test_the_end_of_a_pipe_ends_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +192,7 @@ def test_edit_begins_with_the_last_message_and_sends_what_was_written(
     monkeypatch.setenv("EDITOR", editor(tmp_path, 'printf "/reset" >> "$2"'))
     for line in ("hello", "/edit", "/edit new"):
         chat.line(line)
-    assert on_round(chat) == ["hello", "hello/reset", "new/reset"]
+    assert heard(chat) == ["hello", "hello/reset", "new/reset"]
 
 
 def test_loading_is_said_before_torch_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:

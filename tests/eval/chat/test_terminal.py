@@ -152,8 +152,7 @@ def test_a_dumb_terminal_reads_lines_and_blocks(tmp_path: Path) -> None:
         one.keys('"""one\ntwo\n"""\n')
         assert r'heard 1: "one\ntwo"' in one.until(DONE + ">")
         assert "\x1b" not in one.raw
-        one.keys(CTRL_C)
-        one.until("(Ctrl-D or /quit leaves)\n>")
+        one.until_pressed(CTRL_C, "(Ctrl-D or /quit leaves)\n>")
         one.keys(CTRL_D)
         assert one.status() == 0
     assert not list(tmp_path.iterdir())
@@ -163,7 +162,7 @@ def test_a_pipe_holds_lines_blocks_and_bytes_that_are_refused_alone() -> None:
     lines = b'first\n"""\n/stats\nx\n"""\n\xff\xfe\n//help\n/system """be\nkind"""\n"""no\nend'
     found = subprocess.run(ECHO, input=lines, capture_output=True, check=True, env={**os.environ, "LC_ALL": "C.UTF-8"})
     said = found.stdout.decode()
-    on_round = [line for line in said.splitlines() if line.startswith("heard")]
-    assert on_round == ['heard 1: "first"', r'heard 2: "/stats\nx"', 'heard 3: "/help"', r'heard 4: "no\nend"']
+    heard = [line for line in said.splitlines() if line.startswith("heard")]
+    assert heard == ['heard 1: "first"', r'heard 2: "/stats\nx"', 'heard 3: "/help"', r'heard 4: "no\nend"']
     assert "no UTF-8 text" in said and "the role is set" in said
     assert "\x1b" not in said and found.stderr == b""

@@ -83,8 +83,8 @@ def test_it_may_be_part_of_a_group() -> None:
 @pytest.mark.parametrize("width", [80, 60])
 def test_figures_are_those_of_the_rounds(width: int) -> None:
     one = dashboard(window=2)
-    for on_round in ROUNDS:
-        one.on_round(on_round)
+    for each in ROUNDS:
+        one.on_round(each)
     lines = drawn(one, width)
     # V(5) three times and V(1): 56 ms of passes, and 3 ms each besides; the newest two: 15 + 11 + 6 ms for 2 tokens.
     assert row(lines, r"^(overall|all) +\S+ +\S+").split()[1:] == ["1.51x", f"{9 / 0.068:.1f}"]
@@ -115,8 +115,8 @@ def test_plain_decoding_is_estimated_or_measured() -> None:
     assert row(drawn(one, 80), r"^overall +\S+ +\S+").split() == ["overall", "1.00x", "40.0"]
     # Drafted ones at the pace of the costs: V(1), and a token's part of what a round costs besides.
     drafted = dashboard()
-    for on_round in ROUNDS:
-        drafted.on_round(on_round)
+    for each in ROUNDS:
+        drafted.on_round(each)
     assert drafted.figures().plain == pytest.approx(1 / (0.011 + 0.004 / 9))
     measured = dashboard(plain=20.0)
     measured.on_round(done(0, 0, seconds=(0.0, 0.022, 0.003)))
@@ -145,8 +145,8 @@ def test_percentages_of_a_round_add_up() -> None:
 
 def test_lines_say_the_same() -> None:
     one = dashboard()
-    for on_round in ROUNDS:
-        one.on_round(on_round)
+    for each in ROUNDS:
+        one.on_round(each)
     assert one.lines() == [
         "tokens/s: 132.4 now, 132.4 overall, plain 87.4 (estimated): 1.51x",
         "tokens per round: 2.25, now 2.25; 4 rounds, 5 of 12 drafted tokens accepted",
@@ -170,9 +170,9 @@ def test_the_course_keeps_every_round_in_few_cells() -> None:
     one = dashboard()
     for i in range(1000):
         one.on_round(done(4, 4 * (i >= 500)))
-        training_run = one.figures().training_run
-        assert len(training_run) <= 48 and sum(n for n, _ in training_run) == i + 1
-    assert sum(accepted for _, accepted in training_run) == 2000
+        course = one.figures().course
+        assert len(course) <= 48 and sum(n for n, _ in course) == i + 1
+    assert sum(accepted for _, accepted in course) == 2000
     lines = drawn(one, 80)
     marks = row(lines, r"^[▁▂▃▄▅▆▇█]{8,}")
     assert marks[0] == "▁" and marks[-1] == "█" and len(marks) <= 25

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -74,6 +75,14 @@ class PseudoTerminal:
         state = self.raw[brackets : brackets + 8] if brackets >= 0 else ""
         self.raw = state + self.text[at + len(sign) :]
         return before
+
+    def until_pressed(self, keys: str, sign: str) -> str:
+        """Press `keys` until `sign` comes: Python's readline does not see a Ctrl-C that comes just before it waits."""
+        for _ in range(8):
+            self.keys(keys)
+            with contextlib.suppress(AssertionError):
+                return self.until(sign, seconds=10)
+        raise AssertionError(f"no {sign!r} in {self.text!r}")
 
     def status(self) -> int:
         """Wait for the end, and return the exit status."""
