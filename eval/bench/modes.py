@@ -34,8 +34,10 @@ from eval.cli.session import Session
 from eval.synthetic.acceptance import SyntheticAcceptance
 from specdec import kernels
 from specdec.cache import KVCache
+from specdec.drafting.composite import CompositeDrafter
 from specdec.drafting.draft_length import AdaptiveLength
-from specdec.drafting.protocol import CompositeDrafter, Draft, Drafter, Proposer, SuffixDrafter, aux_layers_of
+from specdec.drafting.protocol import Draft, Drafter, Proposer, aux_layers_of
+from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.sampling import Noise
 from specdec.engine.stats import GenerationStats, Round
 from specdec.model.decoder import Decoder

@@ -13,7 +13,9 @@ from typing import Protocol, cast
 
 import torch
 
-from specdec.drafting.protocol import CompositeDrafter, Drafter, NoDraft, SuffixDrafter
+from specdec.drafting.composite import CompositeDrafter
+from specdec.drafting.protocol import Drafter, NoDraft
+from specdec.drafting.suffix import SuffixDrafter
 from specdec.model.decoder import Decoder
 from specdec.weights.hub.paths import drafter_path
 

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from specdec.cache import MAX_ROWS, CacheProvider, Conversations
 from specdec.drafting.draft_length import Drafted, DraftLength, FixedLength
-from specdec.drafting.protocol import Drafter, NoDraft, aux_layers_of, bind_drafter, propose_together, proposer_for
+from specdec.drafting.propose import propose_together
+from specdec.drafting.protocol import Drafter, NoDraft, aux_layers_of, bind_drafter, proposer_for
 from specdec.engine.clock import PassClock
 from specdec.engine.sequence import Lockstep, Request, RowsChooser, Sequence, verify_all
 from specdec.engine.stats import GenerationStats, Round

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from specdec.cache import MAX_ROWS, CacheProvider, Conversation
-from specdec.drafting.protocol import Draft, OpenEnd, Proposer
+from specdec.drafting.propose import OpenEnd
+from specdec.drafting.protocol import Draft, Proposer
 from specdec.engine.sampling import Sampler
 from specdec.engine.stats import GenerationStats
 from specdec.engine.verify import Choice, Verdict, verify

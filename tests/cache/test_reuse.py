@@ -12,7 +12,7 @@ from specdec.cache import KVCache, StoreShape
 from specdec.cache.conversation_file import load_conversation, save_conversation
 from specdec.cache.reuse import EARLY, MARKS, TAIL, Conversations
 from specdec.drafting.draft_length import FixedLength
-from specdec.drafting.protocol import SuffixDrafter
+from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.sampling import Sampler
 from specdec.engine.sequence import Request
 from specdec.engine.stats import GenerationStats

@@ -22,8 +22,10 @@ from drafter.train.model import Network
 from eval.acceptance import WithoutNoise
 from eval.bench.modes import Wrong
 from eval.synthetic.acceptance import SyntheticAcceptance
+from specdec.drafting.composite import CompositeDrafter
 from specdec.drafting.draft_length import FixedLength
-from specdec.drafting.protocol import CompositeDrafter, Drafter, NoDraft, SuffixDrafter, aux_layers_of
+from specdec.drafting.protocol import Drafter, NoDraft, aux_layers_of
+from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.sampling import Sampler
 from specdec.engine.sequence import Request
 from specdec.engine.stats import GenerationStats

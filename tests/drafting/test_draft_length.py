@@ -15,7 +15,8 @@ from specdec.drafting.acceptance import MEMORY, RETRY, RETRY_MOST
 from specdec.drafting.calibrate import calibrate, measure_costs
 from specdec.drafting.costs import Costs
 from specdec.drafting.draft_length import FLOOR, AdaptiveLength, Drafted, DraftLength, FixedLength
-from specdec.drafting.protocol import NoDraft, SuffixDrafter
+from specdec.drafting.protocol import NoDraft
+from specdec.drafting.suffix import SuffixDrafter
 from specdec.hf import SpecdecForCausalLM, decoder_of
 from tests.support.tiny import FAMILIES, tiny_model
 

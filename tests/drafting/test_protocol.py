@@ -8,19 +8,12 @@ import pytest
 import torch
 
 from specdec.cache import KVCache
+from specdec.drafting.composite import CompositeDrafter, CompositeProposer
 from specdec.drafting.costs import Costs
 from specdec.drafting.draft_length import AdaptiveLength, Drafted, DraftLength, FixedLength
-from specdec.drafting.protocol import (
-    CompositeDrafter,
-    CompositeProposer,
-    Draft,
-    NoDraft,
-    OpenEnd,
-    Proposer,
-    SuffixDrafter,
-    SuffixMatches,
-    propose_together,
-)
+from specdec.drafting.propose import OpenEnd, propose_together
+from specdec.drafting.protocol import Draft, NoDraft, Proposer
+from specdec.drafting.suffix import SuffixDrafter, SuffixMatches
 from specdec.engine.sampling import Noise
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder

@@ -14,8 +14,8 @@ from drafter.config import MTPHeadConfig, head_spec
 from drafter.files.head import save_head
 from drafter.train.initial import initial_tensors
 from specdec.drafting import registry
-from specdec.drafting.protocol import SuffixDrafter
 from specdec.drafting.registry import CHECKPOINTS, GROUP, checkpoints, drafter_bytes, resolve_drafter
+from specdec.drafting.suffix import SuffixDrafter
 from specdec.hf import SpecdecForCausalLM, decoder_of
 from tests.support.tiny import prompt, tiny_model
 from tests.support.tiny_assistant import backbone

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from specdec.drafting.draft_length import AdaptiveLength, FixedLength
-from specdec.drafting.protocol import Drafter, NoDraft, SuffixDrafter
+from specdec.drafting.protocol import Drafter, NoDraft
+from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.engine import Event
 from specdec.engine.sampling import Sampler
 from specdec.engine.sequence import Request

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from specdec.cache import Conversations, KVCache
+from specdec.drafting.composite import CompositeDrafter
 from specdec.drafting.draft_length import AdaptiveLength, FixedLength
-from specdec.drafting.protocol import CompositeDrafter, Draft, NoDraft, SuffixDrafter
+from specdec.drafting.protocol import Draft, NoDraft
+from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.engine import DRAFT_ROWS, PROMPT_ROWS, Engine
 from specdec.engine.sampling import Noise, Sampler
 from specdec.engine.sequence import Request, Sequence

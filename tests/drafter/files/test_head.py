@@ -16,7 +16,8 @@ from drafter.train.evaluate import measure_drafts
 from drafter.train.initial import initial_tensors
 from drafter.train.model import Network
 from specdec.drafting.draft_length import FixedLength
-from specdec.drafting.protocol import Drafter, NoDraft, SuffixDrafter
+from specdec.drafting.protocol import Drafter, NoDraft
+from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.sampling import Sampler
 from specdec.engine.sequence import Request
 from specdec.engine.stats import GenerationStats

@@ -15,7 +15,7 @@ from eval.bench.modes import Ours, Wrong, check_possible, open_modes, sampling_o
 from eval.cli.names import NGRAM, expand_modes
 from eval.cli.options import GenerationSettings
 from eval.cli.session import Session, open_session
-from specdec.drafting.protocol import CompositeDrafter
+from specdec.drafting.composite import CompositeDrafter
 from specdec.engine.stats import Round
 from tests.support.scripted import SCRIPTS, ScriptedDrafter
 from tests.support.tiny import VOCAB

@@ -15,7 +15,8 @@ from torch import Tensor
 import specdec
 from eval.prompts.sets import suite_prompts
 from specdec.cache import KVCache
-from specdec.drafting.protocol import CompositeDrafter, Draft, Proposer
+from specdec.drafting.composite import CompositeDrafter
+from specdec.drafting.protocol import Draft, Proposer
 from specdec.engine.sampling import Noise
 from specdec.model.decoder import Decoder
 

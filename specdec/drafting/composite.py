@@ -1,0 +1,70 @@
+"""Several drafters that compete for every round: suffix matches, and a trained one.
+
+What: `CompositeDrafter`, and `CompositeProposer`, its proposer of one text. Who drafts, the draft length decides from
+each one's record of acceptance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from specdec.cache import KVCache
+from specdec.drafting.protocol import Draft, Drafter, Proposer, aux_layers_of
+from specdec.drafting.suffix import SuffixDrafter, SuffixMatches
+from specdec.engine.sampling import Noise
+from specdec.model.decoder import Decoder
+
+
+class CompositeDrafter:
+    """Suffix matches and `other`, which compete for every round; a draft of `other` goes on with a suffix match of
+    `LONG` tokens or more where it leads to one.
+
+    A long match is right more often than most drafters, a short one (`SHORT` tokens or more) less often, and both cost
+    next to nothing: the draft length keeps a record of each of the three, and picks who drafts.
+    """
+
+    LONG, SHORT = 4, 2
+
+    def __init__(self, other: Drafter) -> None:
+        self.take(other)
+
+    def take(self, other: Drafter) -> None:
+        """Draft with `other` from now on; where it never proposes, matches are all of one kind."""
+        self.other, alone = other, other.max_draft == 0
+        self.suffix = SuffixDrafter(self.SHORT if alone else self.LONG)
+        self.short = SuffixDrafter(self.SHORT, name="suffix-short")
+        self.name = self.suffix.name if alone else f"{self.suffix.name}+{other.name}"
+        self.max_draft = max(self.suffix.max_draft, other.max_draft)
+
+    @property
+    def aux_layers(self) -> tuple[int, ...]:
+        return aux_layers_of(self.other)
+
+    def bind(self, backbone: Decoder) -> None:
+        self.other.bind(backbone)
+
+    def start(self, cache: KVCache, noise: Noise | None = None) -> CompositeProposer:
+        return CompositeProposer(self.suffix.start(), self.short.start(), self.other.start(cache, noise))
+
+
+class CompositeProposer:
+    """Propose with suffix matches of one text, long and short, or with `other`."""
+
+    def __init__(self, suffix: SuffixMatches, short: SuffixMatches, other: Proposer) -> None:
+        self.suffix, self.short, self.other = suffix, short, other
+        self.name, self.max_draft = other.name, max(suffix.max_draft, other.max_draft)
+
+    def able(self, tokens: Sequence[int]) -> tuple[Proposer, ...]:
+        if self.suffix.matches(tokens):
+            return self.suffix, self.other
+        return (self.other, self.short) if self.short.matches(tokens) else (self.other,)
+
+    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+        return self.able(tokens)[0].propose(tokens, hidden, k)
+
+    def extend(self, tokens: Sequence[int], draft: Draft, k: int) -> Draft:
+        if draft.sources[0] != self.other.name:
+            return Draft()
+        return self.suffix.extend(tokens, draft, k)

@@ -1,0 +1,60 @@
+"""Drafts of a pass: who proposes for each of its texts, and how much, planned for all of them together.
+
+What: `propose_together`, of the `OpenEnd`s of a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+from torch import Tensor
+
+from specdec.drafting.draft_length import DraftLength
+from specdec.drafting.protocol import Composite, Draft, Proposer
+
+
+class OpenEnd(NamedTuple):
+    """A text whose next tokens are to be drafted.
+
+    `tokens`: everything so far, the pending token last; `hidden` [hidden]: the state that chose it; `room`: the longest
+    draft that can be used.
+    """
+
+    proposer: Proposer
+    tokens: Sequence[int]
+    hidden: Tensor
+    room: int
+
+
+def propose_together(texts: Sequence[OpenEnd], lengths: DraftLength, beside: int = 0, most: int = 64) -> list[Draft]:
+    """Return a draft for each of `texts`, which share a pass; who makes it, and how long it is, `lengths` decide.
+
+    `beside`: further rows of that pass. `most`: drafted tokens of all texts together.
+    """
+    composites = [_composite(text.proposer) for text in texts]
+    able = [
+        (text.proposer,) if one is None else one.able(text.tokens) for text, one in zip(texts, composites, strict=True)
+    ]
+    limits = [{one.name: min(text.room, one.max_draft) for one in ones} for text, ones in zip(texts, able, strict=True)]
+    drafts = []
+    rows = beside + len(texts)  # of the pass, as far as it is known
+    plan = lengths.plan(limits, beside, most)
+    for text, composite, ones, (name, k) in zip(texts, composites, able, plan, strict=True):
+        draft = Draft()
+        if k > 0:
+            draft = next(one for one in ones if one.name == name).propose(text.tokens, text.hidden, k)
+            assert len(draft.tokens) <= k
+        if draft.tokens and composite is not None:
+            more = composite.extend(text.tokens, draft, min(text.room, most) - len(draft.tokens))
+            if more.tokens:
+                kept = lengths.extend(draft.sources, more.sources[0], len(more.tokens), rows - 1)
+                draft = Draft(draft.tokens + more.tokens[:kept], draft.sources + more.sources[:kept])
+        rows, most = rows + len(draft.tokens), most - len(draft.tokens)
+        drafts.append(draft)
+    return drafts
+
+
+def _composite(proposer: Proposer) -> Composite | None:
+    # `isinstance` of a protocol takes 40 microseconds, and this is asked for every text of every pass.
+    return cast(Composite, proposer) if hasattr(proposer, "able") else None

@@ -1,0 +1,88 @@
+"""Suffix matches: drafts that repeat what followed an earlier occurrence of the text's ending.
+
+What: `SuffixDrafter`, and `SuffixMatches`, its proposer of one text. Why an index of short n-grams and not a suffix
+automaton: only the latest few occurrences are looked at, and a dictionary of lists grows by one entry a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from specdec.cache import KVCache
+from specdec.drafting.protocol import Draft
+from specdec.engine.sampling import Noise
+from specdec.model.decoder import Decoder
+
+
+class SuffixDrafter:
+    """Proposes what followed the longest earlier occurrence of the text's current ending.
+
+    Training-free and nearly free to run; good where the answer repeats the prompt or itself (editing, summaries,
+    code, JSON). Known as prompt lookup or n-gram drafting in transformers, vLLM and llama.cpp.
+
+    `min_match`, `max_match`: tokens of the ending that must match; among the latest occurrences of a `min_match`-gram
+    (at most `candidates` of them) the longest match wins, then the latest.
+    """
+
+    max_draft = 16
+
+    def __init__(self, min_match: int = 2, max_match: int = 24, candidates: int = 16, name: str = "suffix") -> None:
+        if not 1 <= min_match <= max_match:
+            raise ValueError(f"need 1 <= min_match <= max_match, got {min_match} and {max_match}")
+        self.name, self.min_match, self.max_match, self.candidates = name, min_match, max_match, candidates
+
+    def bind(self, backbone: Decoder) -> None:
+        pass
+
+    def start(self, cache: KVCache | None = None, noise: Noise | None = None) -> SuffixMatches:
+        return SuffixMatches(self)
+
+
+class SuffixMatches:
+    """The n-grams of one text, and what followed them: the proposer of a `SuffixDrafter`."""
+
+    def __init__(self, drafter: SuffixDrafter) -> None:
+        self.name, self.max_draft = drafter.name, drafter.max_draft
+        self.min_match, self.max_match, self.candidates = drafter.min_match, drafter.max_match, drafter.candidates
+        self._ends: dict[tuple[int, ...], list[int]] = {}
+        self._indexed = 0
+
+    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+        self._index(tokens)
+        return Draft.by(self.name, self._following(tokens, k))
+
+    def extend(self, tokens: Sequence[int], draft: Draft, k: int) -> Draft:
+        """Up to `k` tokens to follow `draft`, which follows `tokens`; the draft itself is not searched."""
+        self._index(tokens)
+        return Draft.by(self.name, self._following([*tokens, *draft.tokens], k))
+
+    def matches(self, tokens: Sequence[int]) -> bool:
+        """Whether the ending of `tokens` was there before."""
+        self._index(tokens)
+        return tuple(tokens[-self.min_match :]) in self._ends
+
+    def _following(self, tokens: Sequence[int], k: int) -> Sequence[int]:
+        best, length = 0, 0
+        for end in reversed(self._ends.get(tuple(tokens[-self.min_match :]), [])[-self.candidates :]):
+            match = self._match(tokens, end)
+            if match > length:
+                best, length = end, match
+        # A match is worth about as many tokens as it is long: a short one is often a coincidence.
+        return tokens[best : best + min(k, 2 * length)] if length else ()
+
+    def _index(self, tokens: Sequence[int]) -> None:
+        """Note where every n-gram ends, the text's own ending excepted: it must not find itself."""
+        n = self.min_match
+        for end in range(max(n, self._indexed + 1), len(tokens)):
+            self._ends.setdefault(tuple(tokens[end - n : end]), []).append(end)
+        self._indexed = max(self._indexed, len(tokens) - 1)
+
+    def _match(self, tokens: Sequence[int], end: int) -> int:
+        """How many tokens before `end` equal the text's ending."""
+        length = self.min_match
+        limit = min(self.max_match, end)
+        while length < limit and tokens[end - length - 1] == tokens[-length - 1]:
+            length += 1
+        return length
