@@ -1,8 +1,8 @@
-"""What a drafter's network is, as data: Gemma 4's assistant, and the same head for any other backbone.
+"""The network of a drafter, as data: Gemma 4's assistant, and the same head for any other backbone.
 
-`MTPHeadSpec` is all that the network looks at. It is made from transformers' config of a Gemma 4 assistant
-(`assistant_spec`), or, for a backbone of another family, from our own `MTPHeadConfig` (`head_spec`): layers of the
-backbone's own kind, with query-only attention over the K/V of its last layers.
+The network is built from `MTPHeadSpec` alone. For a Gemma 4 assistant, `assistant_spec` makes the spec from
+transformers' config. For a backbone of another family, `head_spec` makes the spec from our own `MTPHeadConfig`: layers
+of the backbone's own kind, with query-only attention over the K/V of the backbone's last layers.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ HEAD_TYPE = "specdec_mtp"  # `model_type` in the config.json of a head of our ow
 
 @dataclass(frozen=True)
 class MTPHeadSpec:
-    """An assistant and the backbone it was made for.
+    """Describe an MTP head and the backbone that the head was made for.
 
-    `text`: its own layers, whose `kv_layer` is the layer of the backbone that they read; its vocabulary is what it can
-    propose. `pruned`: that is a part of the backbone's vocabulary, listed in the checkpoint. `bigram`: rank of the bias
-    that the newest token gives every candidate; 0: none. `centroids`: clusters of the vocabulary, of which the best
-    `top_centroids` are scored; 0: all of it is. `aux_layers`: the backbone's layers whose outputs join the state
-    that the first step of a draft begins with.
+    `text`: the head's own layers, whose `kv_layer` is the layer of the backbone that they read; the head can propose
+    the tokens of its vocabulary. `pruned`: that vocabulary is a part of the backbone's, listed in the checkpoint.
+    `bigram`: rank of the bias that the newest token gives every candidate; 0: no bias. `centroids`: clusters of the
+    vocabulary, of which the best `top_centroids` are scored; 0: the whole vocabulary is scored. `aux_layers`: the
+    backbone's layers whose outputs join the state that the first step of a draft begins with.
     """
 
     text: DecoderSpec
@@ -46,17 +46,17 @@ class MTPHeadSpec:
 
     @property
     def reads(self) -> tuple[int, ...]:
-        """The backbone's layers whose K/V it attends to, ascending."""
+        """Return the backbone's layers whose K/V the head attends to, ascending."""
         return tuple(sorted({layer.kv_layer for layer in self.text.layers if layer.kv_layer is not None}))
 
 
 @dataclass(frozen=True)
 class MTPHeadConfig:
-    """A head in our own format.
+    """Describe a head in our own format.
 
-    `reads`: for each of its layers the backbone's layer whose K/V it attends to, and whose kind it is of.
-    `draft_vocab`: tokens that it can propose; 0: all of the backbone's. `aux_layers`: see `MTPHeadSpec`; EAGLE-3
-    (arXiv 2503.01840) fuses a low, a middle and a high layer. Sizes are counts of elements.
+    `reads`: for each of the head's layers the layer of the backbone that lends its K/V and its kind. `draft_vocab`: how
+    many tokens the head can propose; 0: all of the backbone's. `aux_layers`: see `MTPHeadSpec`; EAGLE-3 (arXiv
+    2503.01840) fuses a low, a middle and a high layer. Sizes are counts of elements.
     """
 
     hidden_size: int
@@ -69,11 +69,14 @@ class MTPHeadConfig:
 
     @classmethod
     def like(cls, backbone: DecoderSpec, depth: int | None = None, draft_vocab: int = 8192) -> MTPHeadConfig:
-        """A head as wide as its backbone, of `depth` layers that are like the backbone's last (None: a tenth of their
-        number, at least one of each kind).
+        """Return the config of a head as wide as its backbone, of `depth` layers that are like the backbone's last.
 
-        Its last layer reads the backbone's last full attention, as in Gemma 4's assistants; those before it the layers
-        before. Raises ValueError when the backbone has not so many.
+        `depth` None: a tenth of the backbone's layers, at least one of each kind. The head's last layer reads the
+        backbone's last full attention, as in Gemma 4's assistants; the head's earlier layers read the backbone's layers
+        before.
+
+        Raises:
+            ValueError: the backbone has fewer than `depth` layers that store K/V.
         """
         depth = depth or max(len(backbone.shared_kv_layers), round(len(backbone.layers) / 10))
         last = backbone.shared_kv_layers.get("full_attention", max(backbone.shared_kv_layers.values()))
@@ -89,7 +92,11 @@ class MTPHeadConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MTPHeadConfig:
-        """Raises ValueError for missing values and impossible sizes."""
+        """Return the config that `values`, read from config.json, describes.
+
+        Raises:
+            ValueError: values are missing, or sizes are impossible.
+        """
         own = Values(values)
         reads = own.wholes("reads", 0, _DEEPEST)
         if not 0 < len(reads) <= _DEEPEST:
@@ -106,12 +113,12 @@ class MTPHeadConfig:
 
 
 def head_spec(config: MTPHeadConfig, backbone: DecoderSpec) -> MTPHeadSpec:
-    """The head that `config` describes, for `backbone`.
+    """Return the spec of the head that `config` describes, for `backbone`.
 
     Raises:
-        ValueError: it reads a layer that the backbone lacks or that stores no K/V, has query heads that do not share
-            K/V heads evenly, has a draft vocabulary larger than the backbone's, or fuses the states of layers that the
-            backbone lacks, or of one twice.
+        ValueError: the head reads a layer that the backbone lacks or that stores no K/V, has query heads that do not
+            share K/V heads evenly, has a draft vocabulary larger than the backbone's, or fuses the states of layers
+            that the backbone lacks, or of one layer twice.
     """
     layers = []
     for read in config.reads:
@@ -155,10 +162,10 @@ def head_spec(config: MTPHeadConfig, backbone: DecoderSpec) -> MTPHeadSpec:
 
 
 def assistant_spec(config: Config, backbone: DecoderSpec) -> MTPHeadSpec:
-    """The assistant that `config` describes, reading the K/V of `backbone`.
+    """Return the spec of the assistant that `config` describes, which reads the K/V of `backbone`.
 
     Raises:
-        ValueError: it was made for another backbone (every difference is listed), or has a feature that is
+        ValueError: the assistant was made for another backbone (every difference is listed), or has a feature that is
             not supported.
     """
     text = decoder_spec(config.text_config)
@@ -197,7 +204,7 @@ def assistant_spec(config: Config, backbone: DecoderSpec) -> MTPHeadSpec:
 
 
 def _misfits(layer: LayerSpec, source: LayerSpec | None) -> list[str]:
-    """What keeps the queries of `layer` from the K/V that `source` stores."""
+    """Return the differences that keep the queries of `layer` from the K/V that `source` stores."""
     if source is None:
         return [f"{layer.kind} layers, of which the backbone has none"]
     return [
@@ -208,7 +215,7 @@ def _misfits(layer: LayerSpec, source: LayerSpec | None) -> list[str]:
 
 
 def extra_tensors(spec: MTPHeadSpec) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of what an assistant has besides a decoder's tensors."""
+    """Return name -> shape of the tensors that an MTP head has besides a decoder's."""
     text = spec.text
     shapes: dict[str, tuple[int, ...]] = {
         PRE_PROJECTION: (text.hidden_size, 2 * spec.backbone_hidden_size),
@@ -226,6 +233,6 @@ def extra_tensors(spec: MTPHeadSpec) -> dict[str, tuple[int, ...]]:
 
 
 def head_tensors(spec: MTPHeadSpec) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of all that a head has; the head's own matrix is `embed_tokens.weight`."""
+    """Return name -> shape of all tensors of a head; the head's output matrix is `embed_tokens.weight`."""
     assert spec.text.tied_head and not spec.centroids
     return {**expected_tensors(spec.text), **extra_tensors(spec)}

@@ -1,19 +1,20 @@
 """The multi-token-prediction head, as it drafts: a few layers that attend to the backbone's K/V.
 
-For a Gemma 4 backbone this is its "assistant", the network of transformers' `modeling_gemma4_assistant.py` and
-`modeling_gemma4_unified_assistant.py`; for others the same with layers of their own kind. One query row:
+For a Gemma 4 backbone the head is the backbone's "assistant", the network of transformers'
+`modeling_gemma4_assistant.py` and `modeling_gemma4_unified_assistant.py`; for other backbones the head is the same
+network with layers of their own kind. One query row:
 
     x = pre_projection([embedding of the newest token ; h])     [1, 2 * backbone hidden] -> [1, hidden]
     x = norm(stack(x))                                           queries only; K/V are the backbone's
     next token = argmax head(x), with noise or without;  next h = post_projection(x)
 
-Sliding layers read the K/V of the backbone's last sliding layer that stores any, full layers those of the
-last full one. Every step of a round has the position p of the pending token and sees committed keys only:
-j <= p - 1. The first h is the backbone's state after its final norm; heads of our own format can add to it what other
-layers make of the same position, h + fuse([rmsnorm(low) ; rmsnorm(middle) ; ...]) (`MTPHeadSpec.aux_layers`).
+Sliding layers read the K/V of the backbone's last sliding layer that stores K/V, full layers those of the last full
+layer that does. Every step of a round has the position p of the pending token and sees committed keys only: j <= p - 1.
+The first h is the backbone's state after its final norm. Heads of our own format can add to this state the outputs of
+other layers at the same position, h + fuse([rmsnorm(low) ; rmsnorm(middle) ; ...]) (`MTPHeadSpec.aux_layers`).
 
-Left out: more than one query row; training (`drafter/train/model.py`). The head has no soft-capping, unlike
-the backbone's.
+Left out: more than one query row; training (`drafter/train/model.py`). The head has no soft-capping, unlike the
+backbone's.
 """
 
 from __future__ import annotations
@@ -36,18 +37,18 @@ from specdec.weights.tensors import Weight
 
 @dataclass(frozen=True)
 class DenseHead:
-    """Scores the whole vocabulary."""
+    """Score the whole vocabulary."""
 
     weight: Weight  # [vocab, hidden]
 
     def score(self, x: Tensor, newest: Tensor) -> tuple[Tensor, None]:
-        """x [1, hidden] -> logits [1, vocab] in x's dtype."""
+        """Return the logits [1, vocab] for x [1, hidden], in x's dtype, and None: column i is token i."""
         return self.weight.linear(x), None
 
 
 @dataclass(frozen=True)
 class Bigram:
-    """What the newest token alone says about the next: a bias of low rank on the logits (DSpark, 2026).
+    """Give the logits a bias of low rank that depends on the newest token alone (DSpark, 2026).
 
     `left` [candidates + 1, rank] float, a row for each token that can be drafted and one for all others; `slots`
     [backbone's vocab] int64: each token's row. `right` [candidates, rank].
@@ -58,13 +59,13 @@ class Bigram:
     right: Weight
 
     def bias(self, newest: Tensor) -> Tensor:
-        """For token `newest` [1] -> [1, candidates]."""
+        """Return the bias [1, candidates] after token `newest` [1]."""
         return self.right.linear(self.left[self.slots[newest]])
 
 
 @dataclass(frozen=True)
 class PrunedHead:
-    """Scores a part of the vocabulary: the head is most of what a draft step of a small model reads.
+    """Score a part of the vocabulary: a draft step of a small model reads little besides the head's matrix.
 
     `ids` [candidates] int64, ascending: the backbone's ids of the rows of `weight` [candidates, hidden].
     """
@@ -74,14 +75,14 @@ class PrunedHead:
     bigram: Bigram | None = None
 
     def score(self, x: Tensor, newest: Tensor) -> tuple[Tensor, Tensor]:
-        """x [1, hidden] after token `newest` [1] -> logits [1, candidates] in x's dtype, and `ids`."""
+        """Return the logits [1, candidates] for x [1, hidden] after token `newest` [1], in x's dtype, and `ids`."""
         logits = self.weight.linear(x)
         return logits if self.bigram is None else logits + self.bigram.bias(newest), self.ids
 
 
 @dataclass(frozen=True)
 class CentroidHead:
-    """Scores the tokens of the best few clusters only (`use_ordered_embeddings`: drafters of small models).
+    """Score the tokens of the best few clusters only (`use_ordered_embeddings`: drafters of small models).
 
     `clusters` [centroids, vocab / centroids] int64: the token ids of each cluster. `top`: clusters to score.
     """
@@ -92,7 +93,8 @@ class CentroidHead:
     top: int
 
     def score(self, x: Tensor, newest: Tensor) -> tuple[Tensor, Tensor]:
-        """x [1, hidden] -> logits [1, C] in x's dtype of the best clusters' tokens, and their ids [C] int64."""
+        """Return the logits [1, C] of the best clusters' tokens for x [1, hidden], in x's dtype, and their ids [C]
+        int64."""
         picked = self.centroids.linear(x).topk(self.top, dim=-1).indices[0]  # [top]
         ids = self.clusters[picked].flatten()  # [top, vocab / centroids] -> [C]
         return kernels.dense_linear(x, self.weight.rows(ids, x.dtype)), ids
@@ -108,14 +110,14 @@ SHARPNESS = 1.25
 
 
 def sharpness(noise: Noise) -> float:
-    """What a head's logits are multiplied by before the noise is added."""
+    """Return the factor that a head's logits are multiplied by before the noise is added."""
     return SHARPNESS / noise.warping.temperature
 
 
 def best(head: Head, x: Tensor, newest: Tensor, noise: Noise | None = None, key: int = 0) -> Tensor:
-    """The token, int64 [1], that `head` proposes for x [1, hidden] after token `newest` [1].
+    """Return the token, int64 [1], that `head` proposes for x [1, hidden] after token `newest` [1].
 
-    With `noise` it is the one that wins with the noise of `key`; a NaN wins, wherever it is.
+    With `noise`, the token wins with the noise of `key`. A logit that is NaN wins, wherever it is.
     """
     logits, ids = head.score(x, newest)  # [1, candidates]
     if noise is None:
@@ -134,7 +136,7 @@ def best(head: Head, x: Tensor, newest: Tensor, noise: Noise | None = None, key:
 
 @dataclass(frozen=True)
 class MTPHead:
-    """The network, ready to run on the device and in the dtype of its backbone."""
+    """Keep the network of an MTP head, ready to run on the device and in the dtype of its backbone."""
 
     spec: MTPHeadSpec
     pre: Linear  # [hidden, 2 * backbone hidden]
@@ -145,8 +147,11 @@ class MTPHead:
     fuse: Linear | None = None  # [backbone hidden, aux layers * backbone hidden]
 
     def fused(self, backbone: Decoder) -> kernels.FusedDraft | None:
-        """All steps of a draft for `backbone` as one native call, to the same bits; None where step by step is the
-        only way: no native kernels, matrices that are not in blocks, a bigram bias, clusters."""
+        """Return all steps of a draft for `backbone` as one native call, which gives the same bits.
+
+        Return None where the steps have to run one by one: without native kernels, with matrices that are not in
+        blocks, with a bigram bias, or with clusters.
+        """
         head = self.head
         if isinstance(head, CentroidHead) or (isinstance(head, PrunedHead) and head.bigram is not None):
             return None
@@ -164,17 +169,17 @@ class MTPHead:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all matrices as stored; the tied head counts once."""
+        """Return the bytes of all matrices as stored; the tied head counts once."""
         parts: list[object] = [self.pre, self.post, self.head, self.fuse]
         parts += [getattr(layer, f.name) for layer in self.stack.layers for f in fields(layer)]
         weights = [getattr(part, name, None) for part in parts for name in ("weight", "centroids")]
         return sum(weight.nbytes for weight in weights if weight is not None)
 
     def spans(self, position: int) -> dict[str, Span]:
-        """What one query row at `position` sees, by layer kind: committed keys only.
+        """Return what one query row at `position` sees, by layer kind: committed keys only.
 
-        transformers counts the window from the newest key and includes both ends, so the oldest key is
-        `position - 1 - window`: two positions further back than the backbone's own row there would see.
+        transformers counts the window from the newest key and includes both ends, so the oldest key is `position - 1 -
+        window`: two positions further back than the backbone's own row there would see.
         """
         spans = {}
         for kind, window in {layer.spec.kind: layer.spec.window for layer in self.stack.layers}.items():
@@ -183,9 +188,10 @@ class MTPHead:
         return spans
 
     def first(self, state: Tensor) -> Tensor:
-        """What a draft begins with, [1, backbone hidden].
+        """Return the state [1, backbone hidden] that a draft begins with.
 
-        `state` [1, (1 + aux layers) * backbone hidden]: the backbone's, followed by those of its aux layers.
+        `state` [1, (1 + aux layers) * backbone hidden]: the backbone's hidden state, followed by the outputs of its aux
+        layers.
         """
         width = self.spec.backbone_hidden_size
         hidden = state[:, :width]
@@ -197,11 +203,10 @@ class MTPHead:
         return hidden + self.fuse(aux.reshape(1, -1))
 
     def step(self, embedding: Tensor, hidden: Tensor, spans: dict[str, Span], cache: KVCache) -> tuple[Tensor, Tensor]:
-        """One draft step.
+        """Compute one draft step; return the input of the head [1, hidden] and the next step's `hidden`.
 
-        `embedding` [1, backbone hidden]: the newest token's, scaled as the backbone does. `hidden` [1,
-        backbone hidden]: the backbone's state that chose it, or the second result of the step before. Returns
-        the head's input [1, hidden] and the next step's `hidden`.
+        `embedding` [1, backbone hidden]: the newest token's, scaled as the backbone does. `hidden` [1, backbone
+        hidden]: the backbone's state that chose the newest token, or the second result of the step before.
         """
         x = self.pre(torch.cat((embedding, hidden), dim=-1))  # [1, 2 * backbone hidden] -> [1, hidden]
         x = self.stack(x, spans, [SequenceRows(cache, cache.length, 1)])

@@ -1,9 +1,9 @@
-"""`MTPDrafter`: a Gemma 4 assistant as a `Drafter`.
+"""`MTPDrafter`: a Gemma 4 assistant, or a head of our own format, as a `Drafter`.
 
-It keeps no cache: it reads the backbone's, committed positions only, so nothing has to be rolled back when a
-draft is rejected. It proposes its own argmax or, where tokens are sampled, what wins with the noise that they are
-sampled with. Left out: stopping a draft early on low confidence (the draft-length controller decides), and drafts for
-several texts at once.
+The drafter keeps no cache: it reads the committed positions of the backbone's cache, so a rejected draft leaves nothing
+to roll back. The drafter proposes the argmax of the head or, where tokens are sampled, the token that wins with the
+noise of the choice. Left out: stopping a draft early on low confidence (the draft-length controller decides), and
+drafts for several texts at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from specdec.model.decoder import Decoder
 
 
 class MTPDrafter:
-    """Drafts with the assistant that `build(backbone)` makes; `build` raises ValueError on a misfit."""
+    """Keep the head that `build(backbone)` makes, and draft with that head; `build` raises ValueError on a misfit."""
 
     name = "mtp"
     max_draft = 8  # published assistants are used with 2 to 6 tokens
@@ -39,10 +39,10 @@ class MTPDrafter:
         return () if self._assistant is None else self._assistant.spec.aux_layers
 
     def bind(self, backbone: Decoder) -> None:
-        """Build the assistant for `backbone`, in its dtype and on its device.
+        """Build the head for `backbone`, in the backbone's dtype and on its device.
 
         Raises:
-            ValueError: it was made for another backbone, or its checkpoint is damaged.
+            ValueError: the head was made for another backbone, or its checkpoint is damaged.
         """
         before = self._backbone
         # `speculative` wraps a model anew in every call: the same kind of backbone needs no second reading.
@@ -62,7 +62,7 @@ class MTPDrafter:
 
 
 class MTPProposer:
-    """The drafts of one text: the proposer of an `MTPDrafter`."""
+    """Draft for one text: the proposer of an `MTPDrafter`."""
 
     name, max_draft = MTPDrafter.name, MTPDrafter.max_draft
 
@@ -74,9 +74,9 @@ class MTPProposer:
 
     @torch.inference_mode()
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
-        """Up to `k` tokens, at most `max_draft`; none while nothing is committed.
+        """Return a draft of up to `k` tokens, at most `max_draft`; no tokens while nothing is committed.
 
-        The pending token's position is `cache.length`, for every step of the round.
+        Every step of the round has the position of the pending token, `cache.length`.
         """
         assistant, backbone, cache, noise = self._assistant, self._backbone, self._cache, self._noise
         k = min(k, self.max_draft)
@@ -98,5 +98,5 @@ class MTPProposer:
 
 
 def _kind(backbone: Decoder) -> tuple[object, ...]:
-    """What a built assistant depends on."""
+    """Return the properties of `backbone` that a built head depends on."""
     return backbone.spec, backbone.dtype, backbone.device

@@ -1,1 +1,1 @@
-"""What a user runs and what proves it: bench, exactness, answer, chat. Imports nothing itself: help is instant."""
+"""Commands for users and for proofs: bench, exactness, answer, chat. Imports nothing itself: help is instant."""

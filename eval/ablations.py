@@ -2,8 +2,8 @@
 
 Every variant differs from the base in one thing, is trained on the same set for the same number of tokens, saved, and
 judged by drafting for the same foreign prompts in the real decoding loop. The set is one that `run.py train` collected
-(its `training/set`). Some variants are mistakes that other trainers have shipped: they show what a mistake costs.
-Other layers' states are fused where the set has them (`run.py train --aux-layers`).
+(its `training/set`). Some variants are mistakes that other trainers have shipped: these variants show the cost of the
+mistake. Other layers' states are fused where the set has them (`run.py train --aux-layers`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from specdec.util.terminal import Terminal
 
 
 class SeesItself(Network):
-    """The mask mistake: row p also sees key p, which does not exist yet when drafts are made."""
+    """Make the mask mistake: row p also sees key p, which does not exist yet when drafts are made."""
 
     def sight(self, texts: Sequence[tuple[Tensor, Mapping[int, AttentionStates]]]) -> Sight:
         right = super().sight(texts)
@@ -59,7 +59,7 @@ class SeesItself(Network):
 
 
 class Shifted(Dataset):
-    """The shift mistake: row p is trained with the state of token p, which is not known when drafts are made."""
+    """Make the shift mistake: row p is trained with the state of token p, which is not known when drafts are made."""
 
     def texts(
         self, seed: int, start: Position = BEGINNING, epochs: int | None = None
@@ -74,7 +74,7 @@ BASE = Shape()
 
 @dataclass(frozen=True)
 class Variant:
-    """One change; the recipe's own values stand for all that is not said."""
+    """Describe one change; all else is as the recipe has it."""
 
     name: str
     shape: Shape = BASE
@@ -85,7 +85,7 @@ class Variant:
     fused: slice | None = None  # which of the other layers' states that the set has join the last one
 
     def of(self, aux_layers: tuple[int, ...]) -> Variant:
-        """This variant for a set that has the states of `aux_layers`, in ascending order."""
+        """Return this variant for a set that has the states of `aux_layers`, in ascending order."""
         return (
             self if self.fused is None else replace(self, shape=replace(self.shape, aux_layers=aux_layers[self.fused]))
         )
@@ -169,7 +169,7 @@ def run(arguments: argparse.Namespace) -> int:
 def judge_variant(
     session: Session, variant: Variant, folder: Path, steps: int, asked: Sequence[Tensor], max_new_tokens: int
 ) -> dict[str, Any]:
-    """Train as `variant` says, save, and draft 4 tokens a round for `asked` (ids [n])."""
+    """Train a head as `variant` says, save it, and draft 4 tokens a round for `asked` (ids [n]); return the figures."""
     backbone = session.model.decoder
     base = TrainerSettings(Recipe(steps=4, deeper=0.25, soft=True), bfloat16=fast_bfloat16())
     settings, dataset = variant.settings(base), variant.dataset(folder)

@@ -1,8 +1,8 @@
-"""`python -m eval.acceptance`: how many drafted tokens are right, and what drafting them costs.
+"""`python -m eval.acceptance`: how many drafted tokens are right, and the cost of drafting them.
 
 What: drafts of one length in the real decoding loop, by kind of prompt, and d / V(1): a draft step's time against that
-of a plain pass, measured in turns. By default on 80 prompts that have nothing to do with what heads are trained on; a
-head is always better on its own kind of prompts (`--own`), which says little about anybody else's.
+of a plain pass, measured in turns. By default the 80 prompts have nothing to do with the prompts that heads are trained
+on. A head is always better on its own kind of prompts (`--own`), which says little about the prompts of others.
 """
 
 from __future__ import annotations
@@ -72,7 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table, then one line of JSON. Raises ValueError: the model, the drafter or the prompts are unusable."""
+    """Print the table and the cost of a draft step, and write the record where `--json` asks for it.
+
+    Raises ValueError: the model, the drafter or the prompts are unusable.
+    """
     a = arguments
     check_writable(a.json)
     asked = prompts(a.prompts, a.own, a.limit)
@@ -115,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def prompts(file: Path | None, own: bool, limit: int | None) -> list[Prompt]:
-    """What to decode, at most `limit` of each task. Raises ValueError: see `load_prompts`."""
+    """Return the prompts to decode, at most `limit` of each task. Raises ValueError: see `load_prompts`."""
     if own:
         asked = [
             Prompt(f"own-{i}", "own kind", (prompt.messages[-1][1],), prompt.messages[:-1])
@@ -131,7 +134,8 @@ def prompts(file: Path | None, own: bool, limit: int | None) -> list[Prompt]:
 
 
 class WithoutNoise:
-    """`drafter`, told nothing of the noise: it proposes its own likeliest tokens, as other engines' drafters do."""
+    """Draft with `drafter` without the noise: the drafts are its own likeliest tokens, as other engines' drafters
+    propose."""
 
     def __init__(self, drafter: Drafter) -> None:
         self._drafter, self.name, self.max_draft = drafter, drafter.name, drafter.max_draft
@@ -148,7 +152,7 @@ class WithoutNoise:
 
 
 def count_drafts(session: Session, drafter: Drafter, prompt: Prompt, a: argparse.Namespace) -> GenerationStats:
-    """The drafts of the answer to a prompt's first turn."""
+    """Count the drafts of the answer to a prompt's first turn."""
     return measure_drafts(
         session.model.decoder,
         drafter,
@@ -166,7 +170,7 @@ def ids_of(session: Session, prompt: Prompt) -> Tensor:
 
 
 def costs(session: Session, asked: Sequence[Prompt], draft_length: int) -> tuple[float, float]:
-    """Seconds of a draft step and of a plain pass: medians over a few texts, taken in turns."""
+    """Measure the seconds of a draft step and of a plain pass: medians over a few texts, taken in turns."""
     backbone = session.model.decoder
     steps, passes = [], []
     for prompt in asked[:TIMED_TEXTS]:

@@ -1,9 +1,9 @@
-"""`python -m eval.concurrency`: what texts that are decoded at once cost each other, and that they do not change.
+"""`python -m eval.concurrency`: what texts that are decoded at once cost each other, and whether they change.
 
 What: prompts in groups of 1, 2, 4, each group once with drafts and once without, in turn: tokens/s and the ratio. Texts
-beside others that join, and leave before they have ended, at random, against the same texts alone. With `--join`, the
-longest time that a text which is decoded waits for its next token while a long prompt is read, in chunks of that
-prompt.
+beside others that join, and leave before they have ended, at random, against the same texts alone. With `--join`: a
+long prompt is read while another text is decoded; the longest time that this text waits for its next token, in chunks
+of the long prompt.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from specdec.util.terminal import Terminal
 
 @dataclass(frozen=True)
 class Together:
-    """Prompts decoded `at_once` texts at a time: tokens a second without drafts and with them."""
+    """Keep the figures of prompts decoded `at_once` texts at a time: tokens a second without drafts and with them."""
 
     at_once: int
     plain: float
@@ -58,7 +58,8 @@ class Together:
 
 @dataclass(frozen=True)
 class Joined:
-    """Seconds of the longest wait for a token while a prompt of `tokens` tokens was read, and of one chunk of it."""
+    """Keep the seconds of the longest wait for a token while a prompt of `tokens` tokens was read, and of one chunk of
+    it."""
 
     tokens: int
     longest_wait: float
@@ -77,7 +78,7 @@ def _never(tokens: Tensor, choice: Choice) -> bool:
 
 
 class Crowd:
-    """Texts of `session`'s model, `tokens` new tokens each, at its temperature."""
+    """Decode texts of `session`'s model, `tokens` new tokens each, at its temperature."""
 
     def __init__(self, session: Session, tokens: int) -> None:
         self.model, self.tokens, self.settings = session.model, tokens, session.settings
@@ -96,7 +97,7 @@ class Crowd:
         return Request(ids, min(len(ids) + self.tokens, self.model.decoder.context), sampler, _never)
 
     def decode_at_once(self, prompts: Sequence[Tensor], at_once: int) -> Together:
-        """Time groups of `at_once` prompts with drafts and without, whichever is first in turn."""
+        """Time groups of `at_once` prompts with drafts and without; the two take turns to be first."""
         seconds, emitted = {False: 0.0, True: 0.0}, {False: 0, True: 0}
         rounds = accepted = 0
         identical = True
@@ -120,7 +121,8 @@ class Crowd:
         return Together(at_once, speed[False], speed[True], 1 + accepted / max(1, rounds), identical)
 
     def beside_others(self, prompts: Sequence[Tensor], others: int, seed: int) -> Iterator[bool]:
-        """Say for each prompt whether its text is the one that it is alone; `others` come and go at random."""
+        """Decode each prompt alone and beside `others` that come and go at random; yield whether both texts are the
+        same."""
         draws = random.Random(seed)
         for number, ids in enumerate(prompts):
             alone = self.engine(False, 1)

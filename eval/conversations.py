@@ -1,9 +1,9 @@
-"""`python -m eval.conversations`: what prefix reuse saves, that it changes nothing, and that memory stays where it is.
+"""`python -m eval.conversations`: the time that prefix reuse saves, whether texts stay the same, and the memory.
 
-What: a conversation of a long document goes on, is asked again, is asked something else, and goes on from a file; the
-time to the first token of each turn beside that of the same prompt computed whole, and whether the texts are the same.
+What: a conversation of a long document goes on, is asked again, is asked something else, and goes on from a file. Each
+turn has the time to its first token beside that of the same prompt computed whole, and whether the texts are the same.
 Then, with `--soak`, many conversations of random lengths in turn, and the resident memory as they go by. Why random
-tokens: they cost what real ones do, and repeat nothing that a drafter could find.
+tokens: they cost as much as real ones, and repeat nothing that a drafter could find.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ FLAT = 1.05  # memory after a soak, against the middle of it
 
 @dataclass(frozen=True)
 class Turn:
-    """One request: `reused` of its `tokens` were not computed again. Seconds to its first token, and without reuse."""
+    """Keep the figures of one request: `reused` of its `tokens` were not computed again. `ttft`: seconds to its first
+    token; `whole`: the same without reuse."""
 
     name: str
     tokens: int
@@ -55,17 +56,17 @@ class Turn:
 
 
 class Talk:
-    """Requests to `session` that begin with the same document."""
+    """Send requests to `session` that begin with the same document."""
 
     def __init__(self, session: Session, document: int, answer: int, question: int) -> None:
-        """Lengths in tokens. Raises ValueError when the model's context does not hold them."""
+        """Make the document. Lengths in tokens. Raises ValueError when the model's context does not hold them."""
         if document + 2 * (answer + question) > session.context:
             raise ValueError(f"the model's context is {session.context} tokens; ask for a shorter --document")
         self.session, self.answer, self.question = session, answer, question
         self.document = random_tokens(session.model.decoder, document)
 
     def turns(self) -> Iterator[Turn]:
-        """Every request once with reuse, and once without."""
+        """Run every request once with reuse, and once without; yield its figures."""
         model = self.session.model
         model.conversations.forget()
         first = self._asked(self.document, 1)
@@ -97,7 +98,8 @@ class Talk:
 
 
 def soak(session: Session, count: int, longest: int) -> Iterator[int]:
-    """Resident bytes after each of `count` conversations of two turns and random lengths, up to `longest` tokens."""
+    """Yield the resident bytes after each of `count` conversations of two turns and random lengths, up to `longest`
+    tokens."""
     generator = torch.Generator().manual_seed(0)
     vocab = session.model.decoder.spec.vocab_size
     for _ in range(count):

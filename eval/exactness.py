@@ -1,9 +1,9 @@
-"""`python -m eval.exactness`: is what drafting emits, token for token, what plain decoding emits?
+"""`python -m eval.exactness`: does drafting emit, token for token, the text of plain decoding?
 
 What: every prompt is decoded plainly and then with each drafter, greedily and sampled, and the token ids are compared.
-Texts go on past EOS to the full length, so that many of them outgrow sliding windows. Why a scripted drafter beside
-the real one: it knows the plain run's text and is all right, all wrong and right up to the middle in turn, at every
-length, which no real drafter does on request. Left out: speed, which `run.py bench` measures.
+Texts go on past EOS to the full length, so that many of them outgrow sliding windows. Why a scripted drafter beside the
+real one: its drafts are all right, all wrong and right up to the middle of the plain text in turn, at every length,
+which no real drafter does on request. Left out: speed, which `run.py bench` measures.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LONG = 1024  # tokens, prompt and answer together, above which a text counts as 
 
 @dataclass(frozen=True)
 class Difference:
-    """Where a text first left the plain one, and how close the plain run's choice was there.
+    """Describe where a text first left the plain one, and how close the plain run's choice was there.
 
     `position`: among the emitted tokens, from 0. `top`: the two highest of the plain run's logits there, as (token,
     logit); a gap of a rounding error points at arithmetic, a wide one at the loop.
@@ -65,7 +65,7 @@ class Difference:
 
 @dataclass
 class Tally:
-    """The comparisons of one configuration."""
+    """Count the comparisons of one configuration."""
 
     sampling: str
     drafter: str
@@ -83,7 +83,7 @@ class Tally:
 
 @dataclass
 class Checker:
-    """Compares `drafters` ("scripted", or what `specdec.load` accepts) with plain decoding, prompt by prompt."""
+    """Compare `drafters` ("scripted", or a name that `specdec.load` accepts) with plain decoding, prompt by prompt."""
 
     session: Session
     temperatures: Sequence[float]
@@ -97,7 +97,7 @@ class Checker:
     lengths: list[int] = field(default_factory=list)  # of the plain texts, prompt included
 
     def check(self, prompts: Sequence[Prompt], advance: Callable[[], None] = lambda: None) -> Iterator[Tally]:
-        """Decode and compare; yields a tally after each comparison. `advance` is called after each run.
+        """Decode and compare; yield a tally after each comparison. `advance` is called after each run.
 
         Raises ValueError when a text cannot be as long as asked for, or the model refuses a prompt.
         """
@@ -135,7 +135,7 @@ class Checker:
         return tally
 
     def _drafted(self, ids: Tensor, temperature: float, **options: Any) -> TimedRun:
-        """A drafted run; with `reuse` in two halves, between which its cache goes to the disk and comes back."""
+        """Decode with drafts; with `reuse` in two halves, between which the cache is saved to disk and loaded again."""
         if not self.reuse or self.tokens < 2:
             return self._run(ids, temperature, speculation=True, **options)
         model, half = self.session.model, self.tokens // 2
@@ -171,7 +171,8 @@ class Checker:
         return "greedy" if temperature == 0 else f"temperature {temperature:g}, top-p {self.top_p:g}"
 
     def _top_two(self, ids: Tensor, temperature: float, at: int) -> tuple[tuple[int, float], tuple[int, float]]:
-        """The plain run again, up to emitted token `at`, for the logits it was chosen from."""
+        """Repeat the plain run up to emitted token `at`; return the two highest logits that this token was chosen
+        from."""
         options = self._sampling_options(temperature) | {"max_new_tokens": at + 1}
         output = self.session.model.generate(
             ids.to(self.session.model.device),
@@ -193,7 +194,7 @@ def _at(tokens: Sequence[int], index: int) -> int | None:
 
 
 def exactness(checker: Checker, prompts: Sequence[Prompt], json_file: Path | None) -> int:
-    """Check, show and write; returns the exit code: 0, 1 when anything differs, 130 after Ctrl-C."""
+    """Check, show and write; return the exit code: 0, 1 when anything differs, 130 after Ctrl-C."""
     runs = len(prompts) * len(checker.temperatures) * (1 + len(checker.drafters))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     interrupted = False

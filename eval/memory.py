@@ -1,9 +1,9 @@
-"""`python -m eval.memory`: what a model takes at a length of context, measured, beside what `run.py plan` says.
+"""`python -m eval.memory`: the memory that a model takes at a length of context, measured, beside `run.py plan`.
 
 What: for every context and cache type a process of its own loads the model, puts random keys and values in place of all
 but the last positions, computes a prompt at the end of them, decodes with drafting and plainly, and reports its peak of
-resident memory. Why random ones: a pass reads, and memory holds, the same bytes whatever they say, and computing 16k
-positions of a 12B model takes a laptop half an hour. Left out: what the text says.
+resident memory. Why random keys and values: a pass reads, and memory holds, the same bytes whatever their values, and
+computing 16k positions of a 12B model takes a laptop half an hour. Left out: the meaning of the text.
 """
 
 from __future__ import annotations
@@ -35,13 +35,16 @@ from specdec.memory.plan import Needs, program_bytes
 from specdec.model.decoder import Decoder
 from specdec.util.terminal import Terminal
 
-TOLERANCE = 0.05  # of the plan, between it and what was measured
+TOLERANCE = 0.05  # of the plan: the difference that the measured peak may have
 
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement. `prefill` and twice `tokens` are the last of its `context` positions; with `from_start` the
-    first, of a cache that is as large all the same."""
+    """Describe one measurement.
+
+    `prefill` and twice `tokens` are the last of its `context` positions; with `from_start` they are the first positions
+    of a cache that is as large all the same.
+    """
 
     model: str
     drafter: str
@@ -57,7 +60,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes and seconds of a case. `per_token`: the median of plain decoding; `drafted`: tokens a second."""
+    """Keep the bytes and seconds of a case. `per_token`: the median of plain decoding; `drafted`: tokens a second."""
 
     context: int
     kv_dtype: str
@@ -78,7 +81,7 @@ class Measured:
 
 
 def measure(case: Case) -> Measured:
-    """In this process, which should be a new one. Raises ValueError: see `specdec.load`."""
+    """Measure `case` in this process, which should be a new one. Raises ValueError: see `specdec.load`."""
     if case.threads is not None:
         torch.set_num_threads(case.threads)
     asked = Asked(case.model, case.drafter, case.quantize, torch.float32, case.context, None, case.kv_dtype)
@@ -92,7 +95,7 @@ def measure(case: Case) -> Measured:
         before = 1
         began_with.cache.restore(before, before)
         began_with.tokens = began_with.tokens[:before].clone()
-    model.conversations.limit = began_with.nbytes  # what was put in place stays, and nothing more is kept
+    model.conversations.limit = began_with.nbytes  # the filled conversation stays, and no other is kept
     if before:
         model.conversations.add(began_with)
     ids = torch.cat((began_with.tokens, random_tokens(model.decoder, case.prefill)))[None]
@@ -128,7 +131,7 @@ def measure(case: Case) -> Measured:
 
 
 def fill_conversation(decoder: Decoder, positions: int) -> Conversation:
-    """A conversation of `positions` random tokens whose keys and values are random too, and nobody computed."""
+    """Return a conversation of `positions` random tokens, whose keys and values are random too and not computed."""
     cache = decoder.new_cache()
     for store in cache.stores:
         if store is not None:
@@ -145,7 +148,7 @@ def fill_conversation(decoder: Decoder, positions: int) -> Conversation:
 
 
 def measure_cases(cases: Sequence[Case]) -> Iterator[Measured]:
-    """Each case in a process of its own: what a process has taken, it may not give back."""
+    """Measure each case in a process of its own: a process may not give back the memory that it has taken."""
     context = multiprocessing.get_context("spawn")
     for case in cases:
         with ProcessPoolExecutor(1, mp_context=context) as pool:

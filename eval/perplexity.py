@@ -1,11 +1,11 @@
-"""`python -m eval.perplexity`: what 8-bit activations, quantised weights and rounded caches cost in predictions.
+"""`python -m eval.perplexity`: the loss of prediction by 8-bit activations, quantised weights and rounded caches.
 
 What: perplexity over real English, of the model as it is loaded, and of the same checkpoint as transformers runs it in
 float32 with its weights expanded. For a GGUF file both have the same weights, so that the difference is our arithmetic
-alone; with `--quantize` on a float checkpoint it includes the quantisation, and with `--kv-dtype` what a rounded cache
-does. Windows do not overlap: every token but the first of a window is scored once. Why beside exactness: that check
-compares drafted text with plain text, and would not notice if both were equally bad. Left out: ranking models, for
-which the text is too small and too odd.
+alone; with `--quantize` on a float checkpoint the difference includes the quantisation, and with `--kv-dtype` the
+rounding of the cache. Windows do not overlap: every token but the first of a window is scored once. Why beside
+exactness: that check compares drafted text with plain text, and would not notice if both were equally bad. Left out:
+ranking models, for which the text is too small and too odd.
 """
 
 from __future__ import annotations
@@ -48,15 +48,18 @@ Logits = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Score:
-    """What a model made of one window: `loss`, the summed negative log-likelihood in nats, and `top`, the token that it
-    found the likeliest at each of the scored positions [n - 1]."""
+    """Keep a model's score on one window.
+
+    `loss`: the summed negative log-likelihood in nats. `top`: the model's likeliest token at each of the scored
+    positions [n - 1].
+    """
 
     loss: float
     top: Tensor
 
     @classmethod
     def of(cls, logits: Tensor, window: Tensor) -> Score:
-        """Logits [n, vocab] of window [n]: position i predicts token i + 1, and nothing predicts the first.
+        """Score logits [n, vocab] of window [n]: position i predicts token i + 1, and nothing predicts the first.
 
         Raises ValueError when a logit is not finite: then nothing can be said.
         """
@@ -70,7 +73,7 @@ class Score:
 
 @dataclass
 class Comparison:
-    """Two models on the same windows: (ours, the float32 one), a window counted for both or for neither.
+    """Compare two models on the same windows: (ours, the float32 one), a window counted for both or for neither.
 
     Figures are NaN as long as nothing was scored.
     """
@@ -91,12 +94,12 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """Relative, in percent; positive when ours is the worse."""
+        """Return the relative difference of the perplexities, in percent; positive when our model is worse."""
         return 100 * (self.perplexity / self.reference_perplexity - 1)
 
     @property
     def agreement(self) -> float:
-        """The share of scored positions at which both find the same token the likeliest."""
+        """Return the share of scored positions at which both models find the same token the likeliest."""
         same = sum(int((ours.top == reference.top).sum()) for ours, reference in self.scores)
         return same / self.tokens if self.tokens else math.nan
 
@@ -105,10 +108,10 @@ class Comparison:
 
 
 def windows(ids: Sequence[int], context: int, tokens: int, first: int | None) -> list[Tensor]:
-    """Pieces of at most `context` tokens which together have `tokens` scored ones.
+    """Cut `ids` into pieces of at most `context` tokens which together have `tokens` scored ones.
 
-    `first`: the token that begins a text for this model (BOS), put before every window and not scored; where a model
-    has none, a window's first own token is the one that is not scored. Raises ValueError when `ids` are too few.
+    `first`: the token that begins a text for this model (BOS), put before every window and not scored; for a model
+    without BOS, the first token of each window is not scored. Raises ValueError when `ids` are too few.
     """
     if context < 2:
         raise ValueError(f"a window needs a token to predict from and one to predict: --context {context} is too small")
@@ -129,7 +132,7 @@ def windows(ids: Sequence[int], context: int, tokens: int, first: int | None) ->
 
 
 def text_ids(session: Session, text: str) -> tuple[list[int], int | None]:
-    """The tokens of `text` without special ones, and BOS where this model's texts begin with it."""
+    """Return the tokens of `text` without special ones, and BOS where this model's texts begin with BOS."""
     plain = session.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # long on purpose
     begun = session.tokenizer("a")["input_ids"]
     bos = session.tokenizer.bos_token_id
@@ -145,9 +148,9 @@ def engine_logits(session: Session) -> Logits:
 
 
 def reference_logits(name: str, by: str) -> Logits:
-    """The same checkpoint in float32 on the CPU: by transformers' own module, or by our decoder with dense weights.
+    """Load the same checkpoint in float32 on the CPU: transformers' own module, or our decoder with dense weights.
 
-    Raises ValueError when transformers cannot read it.
+    Raises ValueError when transformers cannot read the checkpoint.
     """
     if by == "specdec":
         ours = specdec.load(name, drafter=None, dtype="float32", quantize="none", device="cpu")
@@ -173,7 +176,8 @@ def reference_logits(name: str, by: str) -> Logits:
 def compare(
     comparison: Comparison, pieces: Sequence[Tensor], engine: Logits, reference: Logits, progress: Callable[[], None]
 ) -> bool:
-    """Score all of `pieces` into `comparison`; returns whether Ctrl-C ended it. `progress` hears of every window."""
+    """Score all of `pieces` into `comparison`; return whether Ctrl-C ended the loop. `progress` is called for every
+    window."""
     try:
         for window in pieces:
             comparison.scores.append((Score.of(engine(window), window), Score.of(reference(window), window)))
@@ -184,7 +188,7 @@ def compare(
 
 
 def perplexity(arguments: argparse.Namespace) -> int:
-    """Measure, show and write; the exit code: 0, 1 when the difference exceeds `--within`, 130 after Ctrl-C.
+    """Measure, show and write; return the exit code: 0, 1 when the difference exceeds `--within`, 130 after Ctrl-C.
 
     Raises ValueError: the model, the text or a file is not usable; the message says why.
     """

@@ -1,7 +1,7 @@
-"""`run.py plan`: what a model would take in memory, and the longest context that fits, before anything is loaded.
+"""`run.py plan`: the memory that a model would take, and the longest context that fits, before anything is loaded.
 
-The model is a name, a file or a folder as for every command, whose headers are read; or one of the shapes in
-`eval/synthetic/configs/`, of which nothing needs to be there.
+The model is a name, a file or a folder, as for every command; only its headers are read. Or it is one of the shapes in
+`eval/synthetic/configs/`, which need no file of weights.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from specdec.weights.hub.paths import model_path
 
 @dataclass(frozen=True)
 class Asked:
-    """What `run.py plan` was asked for; sizes in bytes."""
+    """Keep the options of a `run.py plan`; sizes in bytes."""
 
     model: str
     drafter: str
@@ -44,7 +44,7 @@ class Asked:
 
 
 def plan(asked: Asked, json_file: Path | None) -> int:
-    """Print what is needed and what fits; returns the exit code, 1 when the context does not fit into the budget.
+    """Print the memory that is needed and the context that fits; return the exit code, 1 when it exceeds the budget.
 
     Raises ValueError: the model or the drafter is not readable, or the context is longer than the model's.
     """
@@ -53,7 +53,7 @@ def plan(asked: Asked, json_file: Path | None) -> int:
     planner = plan_memory(asked, program)
     spec = planner.spec
     needs = planner.needs(asked.context, asked.kv_dtype)
-    # What is free does not count this program, which is in memory already.
+    # Free memory does not count this program, which is in memory already.
     budget = asked.budget if asked.budget is not None else None if free is None else free + program
     longest = {} if budget is None else {name: planner.longest(budget, name) for name in KV_DTYPES}
     fits = budget is None or needs.total <= budget
@@ -79,7 +79,7 @@ def plan(asked: Asked, json_file: Path | None) -> int:
 
 
 def plan_memory(asked: Asked, program: int) -> Planner:
-    """The planner for what was asked for. Raises ValueError as `plan` does."""
+    """Return the planner for the model and the drafter of `asked`. Raises ValueError as `plan` does."""
     spec, weights = _model(asked)
     if asked.context > spec.max_positions:
         raise ValueError(f"{asked.context:,} positions; {asked.model} has a context of {spec.max_positions:,}")
@@ -87,7 +87,7 @@ def plan_memory(asked: Asked, program: int) -> Planner:
 
 
 def _model(asked: Asked) -> tuple[DecoderSpec, int]:
-    """The decoder that would be loaded, and bytes of its weights."""
+    """Return the decoder that would be loaded, and the bytes of its weights."""
     if asked.model in full_size_names():
         spec = decoder_spec(full_size_config(asked.model))
         return spec, weight_bytes(expected_tensors(spec), asked.quantize or "int4", asked.dtype)
@@ -96,7 +96,8 @@ def _model(asked: Asked) -> tuple[DecoderSpec, int]:
 
 
 def _drafter(asked: Asked, spec: DecoderSpec) -> int:
-    """Bytes of the drafter's weights: of a folder, of the published assistant of a shape, of a head in the box."""
+    """Return the bytes of the drafter's weights: of a folder, of the published assistant of a shape, of a bundled
+    head."""
     if asked.drafter == "auto" and asked.model in full_size_names():
         config = full_size_drafter(asked.model)
         if config is None:

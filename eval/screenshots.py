@@ -2,7 +2,7 @@
 
 `python -m eval.screenshots --report report.html --bench run.json --dashboard` writes to docs/images: report.png, 1,200
 px wide, and report-narrow.png, 400 px wide; bench.svg, the tables of a bench's record; dashboard.svg, the live
-dashboard after the bench's own prompts were answered, here and now, by the default model.
+dashboard. For the dashboard the default model answers the bench's own prompts, here and now.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SECONDS = 120
 
 
 def find_browser() -> str:
-    """Raises ValueError when there is none."""
+    """Return the path of a browser. Raises ValueError when there is none."""
     for name in BROWSERS:
         if path := shutil.which(name):
             return path
@@ -41,7 +41,7 @@ def find_browser() -> str:
 
 
 def browse(browser: str, address: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Open `address` headless with a profile of its own; raises ValueError when the browser fails."""
+    """Open `address` headless with a profile of its own; raise ValueError when the browser fails."""
     # Chromium's sandbox refuses to run as root, as in a container; the page is a file of ours and has no network.
     as_root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
@@ -67,7 +67,10 @@ document.querySelector("iframe").addEventListener("load", (event) => {{
 
 
 def height_of(browser: str, address: str, width: int) -> int:
-    """Px of a report `width` px wide, from within a frame: a headless window is 500 px wide at least."""
+    """Return the height of a report `width` px wide, in px.
+
+    The report is measured within a frame: a headless window is 500 px wide at least.
+    """
     with tempfile.TemporaryDirectory() as folder:
         frame = Path(folder) / "frame.html"
         frame.write_text(_FRAME.format(escape(address), width), encoding="utf-8")
@@ -98,7 +101,7 @@ def shoot(
 
 
 def terminal(draw: Callable[[Console], object], title: str, picture: Path) -> None:
-    """Write what `draw` prints on a terminal of 80 columns as an SVG, in a window called `title`."""
+    """Write the output of `draw` on a terminal of 80 columns as an SVG, in a window called `title`."""
     console = Console(record=True, width=80, file=io.StringIO(), force_terminal=True, highlight=False)
     draw(console)
     drawn = console.export_svg(title=title, unique_id=picture.stem)
@@ -109,7 +112,7 @@ def terminal(draw: Callable[[Console], object], title: str, picture: Path) -> No
 
 
 def draw_bench(record: Path, picture: Path) -> None:
-    """The tables of a bench's record. Raises ValueError when `record` is none."""
+    """Draw the tables of a bench's record. Raises ValueError when `record` is no such file."""
     from eval.bench.tables import show
 
     try:
@@ -121,7 +124,7 @@ def draw_bench(record: Path, picture: Path) -> None:
 
 
 def draw_dashboard(picture: Path) -> None:
-    """The dashboard after the default model has answered the bench's own prompts."""
+    """Draw the dashboard after the default model has answered the bench's own prompts."""
     from eval.cli.session import open_session
     from eval.live.dashboard import Dashboard
     from eval.prompts.sets import default_prompts

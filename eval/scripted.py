@@ -1,4 +1,4 @@
-"""A drafter that knows the answer: drafts that no real drafter makes on request, for `eval.exactness`."""
+"""A drafter that knows the answer, for `eval.exactness`: its drafts are ones that no real drafter makes on request."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from specdec.model.decoder import Decoder
 
 
 class ScriptedDrafter:
-    """Drafts from the plain run's text: all right, all wrong, right up to the middle, in turn.
+    """Draft from the plain run's text: all right, all wrong, right up to the middle, in turn.
 
-    `answer`: prompt and emitted tokens. Lengths go round 1..`longest`; 3 kinds and 8 lengths have no common divisor,
-    so that every kind meets every length. Where the text has already left `answer`, drafts are simply wrong.
+    `answer`: prompt and emitted tokens. Lengths go round 1..`longest`; 3 kinds and 8 lengths have no common divisor, so
+    that every kind meets every length. Where the text has already left `answer`, drafts are simply wrong.
     """
 
     name = "scripted"

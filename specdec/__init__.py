@@ -1,8 +1,8 @@
 """specdec: multi-token-prediction speculative decoding, with the plain model's own output.
 
-The public names are imported when somebody first asks for one: `import specdec` and the modules that need no tensors
-(`util.atomic`, `util.terminal`, `util.text`, `weights.hub`) load neither torch nor transformers, so that a mistyped
-name is told at once.
+The public names are imported at their first use. `import specdec` and the modules that need no tensors (`util.atomic`,
+`util.terminal`, `util.text`, `weights.hub`) load neither torch nor transformers, so that a mistyped name is told at
+once.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """The type of this package. Importing a submodule binds its name here: for `specdec.load` to stay the function,
-    whoever imports the module of that name, the function is bound in the module's place."""
+    """The type of this package. Importing a submodule binds its name here. `specdec.load` has to stay the function when
+    somebody imports the module of that name, so the function is bound in the module's place."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         shadowed = name in __all__ and isinstance(value, ModuleType)

@@ -40,7 +40,7 @@ from specdec.weights.metadata import naming
 from specdec.weights.safetensors import SafetensorsCheckpoint
 from specdec.weights.tokenizer import generation_config_from_gguf
 
-# What people know from transformers' `from_pretrained`.
+# Arguments of transformers' `from_pretrained`, and what to write instead.
 _INSTEAD = {
     "attn_implementation": "leave it out: its attention has one implementation",
     "cache_dir": "set SPECDEC_CACHE, or HF_HOME for a hub id",
@@ -68,33 +68,36 @@ def load(
     memory_budget: int | str | None = None,
     **foreign: Any,
 ) -> SpecdecForCausalLM:
-    """Load a model that generates what the plain model would, sooner.
+    """Load a model that generates the text of the plain model, sooner.
 
     Args:
         name_or_path: "smollm2-135m-instruct" or "gemma-3-270m" (fetched on first use), a .gguf file, a folder in the
             Hugging Face format (safetensors), or a hub id ("owner/name").
         drafter: "auto" (suffix matches, and the trained head that comes with the package for this model where there
-            is one), "suffix", None (plain decoding), a drafter checkpoint, or a `Drafter`. Never changes the text.
-        dtype: of activations and of weights that are not quantised; None: float32 on the CPU, bfloat16 on a GPU.
-        quantize: "int4" (of it the vocabulary in 8 bits), "int4-all" or "int8" quantise a float checkpoint while it
-            streams in; "none" expands a quantised one to `dtype`; None keeps weights as they are stored.
+            is one), "suffix", None (plain decoding), a drafter checkpoint, or a `Drafter`. A drafter never changes the
+            text.
+        dtype: the type of activations and of weights that are not quantised; None: float32 on the CPU, bfloat16 on a
+            GPU.
+        quantize: "int4" (4 bits, the vocabulary in 8 bits), "int4-all" or "int8" quantise a float checkpoint while it
+            streams in; "none" expands a quantised checkpoint to `dtype`; None keeps weights as they are stored.
         device: "cpu", "cuda", "mps"; None: a GPU where there is one.
-        kv_dtype: what the cache keeps of the context: "float32", "bfloat16", "float16" or "int8"; None: `dtype`. Rounds
-            what attention reads, so another one may give another text; drafting never does.
-        memory_budget: bytes, or text like "9GB", that this process may take in all: a model that does not fit is
-            refused before it is read, and a prompt that does not, before it is computed.
+        kv_dtype: the type in which the cache keeps K and V: "float32", "bfloat16", "float16" or "int8"; None: `dtype`.
+            Attention reads rounded K and V, so another type may give another text; drafting never does.
+        memory_budget: bytes, or text like "9GB", that this process may take in all. A model that does not fit is
+            refused before it is read; a prompt that does not fit is refused before it is computed.
 
-    The caches of former conversations are kept, so that one which goes on is not computed again: in what a memory
-    budget leaves, else in an eighth of the memory that is free now (`model.conversations.limit`, in bytes; 0: none).
+    The model keeps the caches of former conversations, so that a prompt that continues one is not computed again. The
+    caches take the rest of the memory budget; without a budget, an eighth of the memory that is free now
+    (`model.conversations.limit`, in bytes; 0: none).
 
-    With a drafter, about a second goes into measuring what passes of several lengths and drafted tokens cost here, from
-    which adaptive draft lengths are chosen.
+    With a drafter, loading takes about a second longer: it measures the costs of passes of several lengths and of
+    drafted tokens on this machine. Adaptive draft lengths follow from these costs.
 
-    A checkpoint of more than a gigabyte that is quantised while it loads is kept quantised in the cache folder
-    ($SPECDEC_CACHE, else ~/.cache/specdec), and mapped from there: the next start takes seconds.
+    A checkpoint of more than a gigabyte that is quantised while it loads is also written, quantised, to the cache
+    folder ($SPECDEC_CACHE, else ~/.cache/specdec) and mapped from there: the next start takes seconds.
 
-    Warns, once in a process, where weights in blocks are on the CPU and the native kernels for them are missing, stale
-    or broken.
+    A warning appears once in a process where weights in blocks are on the CPU and their native kernels are missing,
+    stale or broken.
 
     Raises:
         ValueError: nothing is at `name_or_path`, the architecture is not supported, the file is damaged, or tensors
@@ -126,7 +129,7 @@ def _in_blocks(decoder: Decoder) -> bool:
 
 @cache
 def _warn_of_slowness(reason: str) -> None:
-    # eval.kernels prints what a product takes; SPECDEC_KERNELS=reference what it takes without the native kernels.
+    # eval.kernels prints the time of a product; with SPECDEC_KERNELS=reference, the time without native kernels.
     warnings.warn(
         f"quantised weights run on plain torch, a hundred times slower than on the native kernels, or worse: {reason}",
         stacklevel=3,
@@ -179,7 +182,7 @@ def _read(
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """Bytes that this process may take with a model and `drafter` in it."""
+    """The bytes that this process may take, with a model and `drafter` in it."""
 
     total: int
     drafter: Drafter | str | None
@@ -187,7 +190,7 @@ class MemoryBudget:
     def room(
         self, spec: DecoderSpec, source: Source, quantize: Quantize, dtype: torch.dtype, kv_dtype: torch.dtype
     ) -> MemoryLimits:
-        """What it leaves for texts. Raises ValueError when that is next to nothing."""
+        """Return the memory limits that the budget leaves for texts. Raises ValueError when it leaves too little."""
         weights = loaded_bytes(spec, source, quantize, dtype)
         blocks = weights < dtype.itemsize * sum(map(math.prod, expected_tensors(spec).values()))
         planner = Planner(spec, weights, drafter_bytes(self.drafter, dtype, blocks), program_bytes(), dtype)
@@ -195,14 +198,14 @@ class MemoryBudget:
 
 
 def open_checkpoint(path: Path) -> tuple[DecoderSpec, Source, Any, GenerationConfig]:
-    """Return what is in a .gguf file or a Hugging Face folder, of which no weights have been read yet.
+    """Return spec, source, config and generation config of a .gguf file or a Hugging Face folder; weights stay unread.
 
     Raises ValueError, naming the file, when it is damaged or describes no model that is supported.
     """
     with naming(path):
         if path.suffix == ".gguf":
             return _open_gguf(GGUFCheckpoint(path))
-        checkpoint = SafetensorsCheckpoint(path)  # first: its tensors bound what a config may say
+        checkpoint = SafetensorsCheckpoint(path)  # first: its tensors bound the config's numbers
         config = read_config(path, len(checkpoint.shapes()), supported_families())
         with naming(path / CONFIG):
             spec = decoder_spec(config)
@@ -246,7 +249,7 @@ def _kv_dtype(kept: torch.dtype | str, device: torch.device) -> torch.dtype:
 
 @contextmanager
 def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, gone when done; nothing where stderr is not a terminal."""
+    """Show a progress bar on stderr while the block runs; show nothing where stderr is not a terminal."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     console = Terminal(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

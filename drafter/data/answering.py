@@ -1,8 +1,8 @@
 """Answers of the backbone to prompts, many texts to a pass, with the hidden states that the passes compute anyway.
 
 What: `generate_answers`. A text depends on its prompt and its number alone, so any worker may answer any prompt. Each
-worker is a thread with an engine of its own, which scales better than a pass whose every step is shared. The words that
-a chat template puts before every prompt are computed once and go on from text to text.
+worker is a thread with an engine of its own; workers scale better than one pass whose every step is shared. The words
+that a chat template puts before every prompt are computed once, and later texts go on from their states.
 """
 
 from __future__ import annotations
@@ -53,15 +53,14 @@ def generate_answers(
     patience: Patience = PATIENT,
     on_tokens: Callable[[int], None] = lambda tokens: None,
 ) -> Iterator[tuple[int, Features]]:
-    """(number of the prompt, its text) for each of `prompts` ([n] int64), in the order in which they end.
+    """Answer `prompts` ([n] int64); yield (number of the prompt, its text) in the order in which the texts end.
 
     Prompts are numbered from `first` on. `temperatures` are taken in turn by number, 0 is greedy; a text ends with a
-    token of `eos_ids`. States, those that leave `aux_layers` too, and the K/V of `layers` are kept as `dtype`. The last
-    token of a text is not among its features: nothing was computed from it. A sliding layer's keys reach back only as
-    far as its ring, so texts end where the shortest ring does. `max_batch`: texts at a time; `workers`: threads
-    that share them, each on a core of its own. Neither changes a text. When `patience` is over no text begins, and
-    those under way end where they are and are handed out too. `on_tokens` is told the tokens of each round, by any
-    worker.
+    token of `eos_ids`. Hidden states, the outputs of `aux_layers` and the K/V of `layers` are kept as `dtype`. The last
+    token of a text is not among its features: no pass has read that token. A sliding layer's keys reach back only as
+    far as its ring, so texts end where the shortest ring does. `max_batch`: texts at a time; `workers`: threads that
+    share the texts, each on a core of its own. Neither changes a text. When `patience` is over no text begins, and the
+    texts under way end where they are and are yielded too. `on_tokens` is told the tokens of each round, by any worker.
     """
     stopped = threading.Event()
     each = partial(
@@ -99,8 +98,10 @@ def _generate_answers(
     patience: Patience,
     on_tokens: Callable[[int], None],
 ) -> Iterator[tuple[int, Features]]:
-    """Answer the `prompts` of one worker, with their numbers. When `stopped` is set, all texts end where they are: an
-    answer of a large model may be minutes from its own end."""
+    """Answer the `prompts` of one worker, with their numbers.
+
+    When `stopped` is set, all texts end where they are: an answer of a large model may be minutes from its own end.
+    """
     longest = longest_text(backbone, layers)
     under_way: dict[Request, _Answer] = {}
 
@@ -141,7 +142,8 @@ def _generate_answers(
 
 @dataclass
 class _Answer:
-    """What passes had of a text: `hidden`, [rows, width] each, and `best`, the greedy choice of every emitted token."""
+    """Keep the rows of the passes of one text: `hidden`, [rows, width] each, and `best`, the greedy choice of every
+    emitted token."""
 
     number: int
     prompt_tokens: int
@@ -150,7 +152,7 @@ class _Answer:
     best: list[int] = field(default_factory=list)
 
     def take(self, verdict: Verdict, logits: Tensor) -> None:
-        """Note what greedy decoding would have emitted, from logits [emitted, vocab]."""
+        """Note the tokens that greedy decoding would have emitted, from logits [emitted, vocab]."""
         self.best.extend(verdict.tokens if self.greedy else likeliest(logits))
 
     def features(
@@ -162,7 +164,8 @@ class _Answer:
         dtype: torch.dtype,
         beginnings: Beginnings,
     ) -> Features:
-        """Return the features of the text, which has ended, but for its last token; `beginnings` may begin with it."""
+        """Return the features of the ended text, without its last token; hand its beginning to `beginnings` for later
+        texts."""
         known: _Begun = sequence.conversation.notes["begun"]
         hidden, answer = torch.cat((known.hidden, *self.hidden)), self.prompt_tokens  # [n, width]
         asked = torch.cat((known.best, best_of(backbone, hidden[len(known.best) : answer - 1])))  # [answer - 1]
@@ -176,8 +179,8 @@ class _Answer:
 
 
 class _Begun(NamedTuple):
-    """What is known of the first n tokens of a text: `tokens` [n], `hidden` [n, width] as a pass gives it, `best` [n],
-    and the cache that holds them."""
+    """Keep the first n tokens of a text: `tokens` [n], `hidden` [n, width] as a pass gives it, `best` [n], and their
+    cache."""
 
     tokens: Tensor
     hidden: Tensor
@@ -186,14 +189,17 @@ class _Begun(NamedTuple):
 
 
 class Beginnings:
-    """Gives a text the cache of one that has ended: what both begin with is there, with its states, and no memory has
-    to be had anew. Chat templates put the same words before every prompt."""
+    """Give a text the cache of an ended text, with the states of the tokens that both texts begin with.
+
+    Those tokens are not computed again, and no new memory is allocated. Chat templates put the same words before every
+    prompt.
+    """
 
     _SPARE = 4  # caches that wait for a text which begins as theirs did: one in five prompts has a system message
     _MODEST = 512  # positions: the cache of a longer text is let go, or all would come to be as large as the largest
 
     def __init__(self, backbone: Decoder, width: int) -> None:
-        """`width`: of a pass's rows."""
+        """Begin without any cache. `width`: of a pass's rows."""
         self._backbone, self._width = backbone, width
         self._kept = list[_Begun]()
 
@@ -216,16 +222,16 @@ class Beginnings:
         pass
 
     def release(self, conversation: Conversation) -> None:
-        """Let the cache go: one that serves again comes by `keep`, with its states."""
+        """Let the cache go: `keep` takes back a cache that serves again, with its states."""
 
     def keep(self, text: _Begun) -> None:
-        """Let texts that are to come begin with `text`."""
+        """Keep `text`, so that later texts can begin with its tokens."""
         if text.cache.length <= self._MODEST and text.cache.rewindable(0):
             self._kept = [*self._kept[-self._SPARE :], text]
 
 
 def _shared(text: _Begun, prompt: Tensor) -> int:
-    """How many tokens `text` and prompt [n] begin with alike."""
+    """Count the tokens that `text` and prompt [n] begin with alike."""
     most = min(len(text.tokens), len(prompt))
     differs = (text.tokens[:most] != prompt[:most]).nonzero()
     return int(differs[0]) if len(differs) else most
@@ -238,9 +244,10 @@ class _Failed(NamedTuple):
 def _side_by_side(
     work: Callable[[Numbered], Iterator[Item]], prompts: Numbered, workers: int, stopped: threading.Event
 ) -> Iterator[Item]:
-    """What `workers` threads make of `prompts`, as it comes; each takes the next prompt when it has room for one.
+    """Run `work` on `prompts` in `workers` threads; yield every item of every thread as it comes.
 
-    Whoever stops asking stops them, by way of `stopped`.
+    Each thread takes the next prompt when it has room for one. A caller that closes the iterator stops the threads, by
+    way of `stopped`.
     """
     made: SimpleQueue[Item | _Failed | None] = SimpleQueue()
     lock = threading.Lock()

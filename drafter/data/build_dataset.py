@@ -1,9 +1,9 @@
 """Making a training set: prompts answered by the backbone, shard by shard.
 
-Block s holds the prompts s * PER_SHARD and on, in their order, whatever the order in which their answers ended, and
-every answer depends on its prompt's number alone: a set whose making was stopped, and that grew later, is the set of an
-uninterrupted run. A block is written when it is full, or in pieces, as time goes by. Only where time is limited does it
-show in the texts: those that are under way when it is up end there.
+Block s holds the prompts s * PER_SHARD and on, in the order of the prompts, whatever the order in which their answers
+ended. Every answer depends on its prompt's number alone: a set whose making was stopped, and that grew later, is the
+set of an uninterrupted run. A block is written when it is full, or in pieces, as time goes by. A limit of time shows in
+the texts only at its end: the texts that are under way then end where they are.
 """
 
 from __future__ import annotations
@@ -34,10 +34,9 @@ Encode = Callable[[TrainingPrompt], Tensor]
 
 @dataclass(frozen=True)
 class Answering:
-    """How prompts become texts.
+    """Say how prompts become texts.
 
-    `temperatures` are taken in turn by the number of the prompt. `max_batch`: texts in a pass; it never changes a
-    word.
+    `temperatures` are taken in turn by the number of the prompt. `max_batch`: texts in a pass; it never changes a word.
     """
 
     max_new_tokens: int = 200
@@ -48,9 +47,11 @@ class Answering:
 
 
 def training_prompts(sources: Iterable[tuple[str, float]], seed: int) -> Iterator[TrainingPrompt]:
-    """The prompts of `sources`, (name, weight): "builtin", a .jsonl file of prompts, a text file, a folder of them.
+    """Yield the prompts of `sources`, (name, weight): "builtin", a .jsonl file of prompts, a text file, a folder of
+    them.
 
-    Raises ValueError: nothing is at a name, or it holds no prompts.
+    Raises:
+        ValueError: nothing is at a name, or a file holds no prompts.
     """
     parts: list[tuple[float, Iterator[TrainingPrompt]]] = []
     for name, weight in sources:
@@ -64,7 +65,7 @@ def training_prompts(sources: Iterable[tuple[str, float]], seed: int) -> Iterato
 
 
 def encode_prompts(prompts: Iterable[TrainingPrompt], encode: Encode, most: int) -> Iterator[Tensor]:
-    """The token ids [n] of the prompts that have at most `most` of them."""
+    """Yield the token ids [n] of the prompts that have at most `most` tokens."""
     for prompt in prompts:
         ids = encode(prompt)
         if 0 < len(ids) <= most:
@@ -72,8 +73,11 @@ def encode_prompts(prompts: Iterable[TrainingPrompt], encode: Encode, most: int)
 
 
 class Collector:
-    """Grows the set in `folder` with answers to `prompts` (token ids [n], always the same ones from the first on), for
-    heads that read the K/V of the backbone's `layers` and fuse the outputs of its `aux_layers`."""
+    """Grow the training set in `folder` with answers to `prompts`, for heads that read the K/V of the backbone's
+    `layers` and fuse the outputs of its `aux_layers`.
+
+    `prompts`: token ids [n], always the same prompts from the first on.
+    """
 
     def __init__(
         self,
@@ -86,7 +90,11 @@ class Collector:
         about: dict[str, Any],
         aux_layers: Sequence[int] = (),
     ) -> None:
-        """Raises ValueError when `folder` holds a set that was made in another way."""
+        """Begin the set in `folder`, or go on with it.
+
+        Raises:
+            ValueError: `folder` holds a set that was made in another way.
+        """
         how = {k: v for k, v in asdict(answering).items() if k != "max_batch"}
         how["temperatures"] = list(answering.temperatures)  # as JSON gives it back
         about = {**about, "backbone": backbone.fingerprint, "layers": list(layers), "answering": how}
@@ -101,16 +109,17 @@ class Collector:
         self.fresh = 0  # tokens answered since `grow` began, those of texts under way too
 
     def size(self) -> Size:
-        """What there is of the set."""
+        """Count what there is of the set."""
         return size(self.writer.shards)
 
     def grow(
         self, patience: Patience = PATIENT, intervals: Intervals = USUAL, max_batch: int | None = None
     ) -> Iterator[Size]:
-        """Make shard after shard, until the prompts are used up or `patience` is; yields the set's size after each.
+        """Make shard after shard, until the prompts are used up or `patience` is over; yield the set's size after each
+        shard.
 
-        A shard is closed when its block is full, or after its interval. `max_batch`: texts in a pass, if not as
-        many as the settings say. Whoever stops asking loses the answers that are not in a shard yet, and nothing else.
+        A shard is closed when its block is full, or after its interval. `max_batch`: texts in a pass, if not as many as
+        the settings say. A caller that stops the iterator loses only the answers that are not in a shard yet.
         """
         found, how, now = self.size(), self.answering, patience.now
         texts = generate_answers(
@@ -144,7 +153,7 @@ class Collector:
 
     @staticmethod
     def _ready(waiting: dict[int, Features], first: int) -> dict[int, Features]:
-        """Those of `waiting` that follow text `first` without a gap, up to the end of its block."""
+        """Return the texts of `waiting` that follow text `first` without a gap, up to the end of its block."""
         block = range(first, first - first % PER_SHARD + PER_SHARD)
         return {number: waiting[number] for number in takewhile(waiting.__contains__, block)}
 
@@ -155,7 +164,7 @@ class Collector:
         return found.and_shard(tokens, own, seconds, len(texts))
 
     def whole_blocks(self, found: Size) -> bool:
-        """Tell whether a set of that size ends where a block does."""
+        """Tell whether a set of size `found` ends where a block does."""
         return found.texts % PER_SHARD == 0
 
     def _count_tokens(self, tokens: int) -> None:
@@ -163,11 +172,11 @@ class Collector:
             self.fresh += tokens
 
     def _workers(self) -> int:
-        """Threads to answer with: one for each that torch would use. On a GPU one pass is enough."""
+        """Return how many threads answer: one for each that torch would use. On a GPU one pass is enough."""
         return torch.get_num_threads() if self.backbone.device.type == "cpu" else 1
 
     def held_out_texts(self, count: int, patience: Patience = PATIENT) -> list[Features]:
-        """The backbone's answers, at the first temperature, to the first `count` prompts kept for evaluation."""
+        """Return the backbone's answers, at the first temperature, to the first `count` prompts kept for evaluation."""
         how = self.answering
         texts = generate_answers(
             self.backbone,

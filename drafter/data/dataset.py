@@ -1,6 +1,6 @@
 """A training set on disk: shards of `Features`, written as they are made and read back in a shuffled order.
 
-A folder holds `set.json` (whose features these are) and shards: block 0 is `00000.safetensors`, followed by
+A folder holds `set.json` (backbone and settings of the set) and shards: block 0 is `00000.safetensors`, followed by
 `00000-1.safetensors` and so on where the block was written in pieces. A shard is written whole or not at all, so a set
 whose making was killed goes on after its last shard. The order in which texts are read depends on the blocks, not on
 their pieces. States are bfloat16: a token of SmolLM2 takes 2 KB. Reading holds one block at a time. Left out:
@@ -34,7 +34,7 @@ _SHARD = re.compile(r"\d+(-\d+)?\.safetensors")
 
 @dataclass(frozen=True)
 class Position:
-    """Where a reader is: the next text to come is number `text` of block `shard` (in shuffled order) of `epoch`."""
+    """Say where a reader is: the next text to come is number `text` of block `shard` (in shuffled order) of `epoch`."""
 
     epoch: int = 0
     shard: int = 0
@@ -45,10 +45,14 @@ BEGINNING = Position()
 
 
 class DatasetWriter:
-    """Adds shards to `folder`. `about` says what the set is made from; a folder with another answer is refused."""
+    """Add shards to `folder`; `about` says what the set is made from."""
 
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
-        """Raises ValueError when the folder holds a set of something else."""
+        """Begin the set in `folder`, or go on with it.
+
+        Raises:
+            ValueError: the folder holds a set with another `about`.
+        """
         self.folder = folder
         if (folder / ABOUT).is_file():
             if (found := _about(folder)) != about:
@@ -63,13 +67,14 @@ class DatasetWriter:
 
     @property
     def shards(self) -> list[Path]:
-        """The shards that are there, in order."""
+        """Return the shards that are in the folder, in order."""
         return _shards(self.folder)
 
     def add(self, texts: Sequence[Features], seconds: float = 0.0, going_on: bool = False) -> None:
-        """Write one shard, which took `seconds` to make: a new block, or `going_on` with the last one.
+        """Write one shard, which took `seconds` to make: a new block, or `going_on` with the last block.
 
-        Raises OSError when the disk is full; the set is then as it was.
+        Raises:
+            OSError: the disk is full; the set is then as it was.
         """
         assert texts
         blocks = _blocks(self.shards)
@@ -92,10 +97,14 @@ class DatasetWriter:
 
 
 class Dataset:
-    """Reads what a `DatasetWriter` wrote."""
+    """Read the set that a `DatasetWriter` wrote."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises ValueError when there is no set in `folder`."""
+        """Open the set in `folder`.
+
+        Raises:
+            ValueError: there is no set in `folder`, or a set without shards.
+        """
         self.folder, self.about = folder, _about(folder)
         self.shards = _shards(folder)
         if not self.shards:
@@ -105,9 +114,10 @@ class Dataset:
     def texts(
         self, seed: int, start: Position = Position(), epochs: int | None = None
     ) -> Iterator[tuple[Position, Features]]:
-        """Every text once an epoch, blocks and texts within them shuffled by `seed`; endless without `epochs`.
+        """Yield every text once an epoch, blocks and texts within them shuffled by `seed`; endless without `epochs`.
 
-        Yields (where to go on after it, the text): started there, the same texts follow.
+        Each item is (position after the text, the text): reading that starts at that position yields the texts that
+        follow.
         """
         epoch, first_shard, first_text = start.epoch, start.shard, start.text
         while epochs is None or epoch < epochs:
@@ -122,7 +132,7 @@ class Dataset:
 
 
 class Size(NamedTuple):
-    """Count a set: its shards, texts and tokens, the `answered` ones among them, which the backbone wrote, and
+    """Count a set: its shards, its texts, its tokens, those of the tokens that the backbone `answered`, and its
     seconds."""
 
     shards: int = 0
@@ -138,7 +148,11 @@ class Size(NamedTuple):
 
 
 def size(shards: Sequence[Path]) -> Size:
-    """Return how large the set in `shards` is. Raises ValueError when one is damaged."""
+    """Count the set in `shards`.
+
+    Raises:
+        ValueError: a shard is damaged.
+    """
     found = Size()
     for path in shards:
         with _reading(path) as stored:
@@ -149,10 +163,13 @@ def size(shards: Sequence[Path]) -> Size:
 
 
 def frequent(dataset: Dataset, vocab: int, count: int, wanted: Tensor | None = None) -> tuple[Tensor, float]:
-    """Return the `count` tokens out of `vocab` that the backbone chose most often, ids [count] ascending, and their
-    share of all that it chose. `wanted`: the tokens, where they are given.
+    """Return the `count` tokens out of `vocab` that the backbone chose most often, and their share of all choices.
 
-    Every token of the set is looked at. Raises ValueError for a shard with one that is not in the vocabulary.
+    The ids [count] are ascending. `wanted`: the tokens, where they are given. The choices are counted with the tokens
+    of the texts; every token of the set is looked at.
+
+    Raises:
+        ValueError: a shard is damaged, or has a token that is not in the vocabulary.
     """
     seen = torch.zeros(vocab, dtype=torch.int64)
     for shard in dataset.shards:
@@ -167,7 +184,11 @@ def frequent(dataset: Dataset, vocab: int, count: int, wanted: Tensor | None = N
 
 
 def read_shard(path: Path) -> list[Features]:
-    """Return the texts of a shard, in the order in which they were added. Raises ValueError when it is damaged."""
+    """Return the texts of a shard, in the order in which they were added.
+
+    Raises:
+        ValueError: the shard is damaged.
+    """
     with _reading(path) as stored:
         lengths, answers = _lengths(stored)
         total = sum(lengths)
@@ -197,7 +218,8 @@ def read_shard(path: Path) -> list[Features]:
 
 
 def _lengths(stored: Any) -> tuple[list[int], list[int]]:
-    """Of every text its tokens, and where its answer begins. Both may be forged: they are held to the tokens."""
+    """Return the tokens of every text, and where its answer begins. A damaged file may hold any numbers: they are
+    checked against the tokens."""
     (total,) = stored.get_slice("tokens").get_shape()
     values = Values({name: stored.get_tensor(name).tolist() for name in ("lengths", "answers")})
     lengths = values.wholes("lengths", 1, total)
@@ -208,7 +230,7 @@ def _lengths(stored: Any) -> tuple[list[int], list[int]]:
 
 
 def _by_layer(names: Sequence[str]) -> dict[str, dict[int, str]]:
-    """The names of K ("k") and of outputs ("out") by layer."""
+    """Return the names of K ("k") and of outputs ("out") by layer."""
     found: dict[str, dict[int, str]] = {"k": {}, "out": {}}
     for name in names:
         layer, _, kind = name.partition(".")
@@ -227,7 +249,7 @@ def _columns(stored: Any, name: str) -> int:
 def _split(
     stored: Any, name: str, dtype: torch.dtype | None, shape: tuple[int, ...], lengths: list[int]
 ) -> Sequence[Tensor]:
-    """The tensor `name`, of `dtype` (None: any float) and `shape`, in a piece for each text."""
+    """Return the tensor `name`, of `dtype` (None: any float) and `shape`, in a piece for each text."""
     found = tuple(stored.get_slice(name).get_shape())
     if found != shape or 0 in shape:
         raise ValueError(f"{name} is {list(found)} where {list(shape)} is due")
@@ -239,7 +261,7 @@ def _split(
 
 @contextmanager
 def _reading(path: Path) -> Iterator[Any]:
-    """The tensors of a shard; whatever is wrong with them is a ValueError that names the file."""
+    """Open the tensors of a shard; raise a ValueError that names the file for all that is wrong with them."""
     advice = "delete it and those after it, and they are made again"
     with foreign(path, advice, "a damaged shard"), safe_open(path, "pt") as stored:
         yield stored
@@ -260,12 +282,12 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _blocks(shards: Sequence[Path]) -> list[list[Path]]:
-    """The shards of each block, in order."""
+    """Return the shards of each block, in order."""
     return [list(pieces) for _, pieces in groupby(shards, lambda path: _place(path)[0])]
 
 
 def _place(shard: Path) -> tuple[int, int]:
-    """The number of a shard's block, and its own in that."""
+    """Return the number of a shard's block, and the shard's number in the block."""
     block, _, piece = shard.stem.partition("-")
     return int(block), int(piece or 0)
 

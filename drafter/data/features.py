@@ -1,7 +1,7 @@
 """What a head learns from: texts with the backbone's own states, as `Features`.
 
-`read` runs texts that somebody else wrote through the backbone; `answering.py` lets it write its own. Either way the
-labels are its own choices, which is what a drafter has to guess.
+`read` runs texts of any origin through the backbone; `answering.py` lets the backbone write its own texts. Either way
+the labels are the backbone's own choices, which a drafter has to guess.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _ROWS = 64  # of logits at once
 
 
 class AttentionStates(NamedTuple):
-    """What a backbone's layer keeps of a text: `k`, `v` [kv_heads, n, head_dim], keys rotated."""
+    """Keep the K and V that a layer of the backbone stores of a text: `k`, `v` [kv_heads, n, head_dim], keys
+    rotated."""
 
     k: Tensor
     v: Tensor
@@ -29,12 +30,12 @@ class AttentionStates(NamedTuple):
 
 @dataclass(frozen=True)
 class Features:
-    """One text of n tokens, as the backbone sees it.
+    """Keep one text of n tokens with the backbone's states.
 
-    `tokens` [n] int64. `hidden` [n, hidden]: the state after the final norm at each token, which chose the next.
+    `tokens` [n] int64. `hidden` [n, hidden]: the state after the final norm at each token, which chose the next token.
     `best` [n] int64: that choice, the likeliest next token. `keys`: K and V, [kv_heads, n, head_dim] each, by the layer
-    of the backbone that stores them. `answer`: where the backbone's own words begin. `aux` [n, hidden]: what left other
-    layers of the backbone, by layer.
+    of the backbone that stores them. `answer`: where the backbone's own words begin. `aux` [n, hidden]: the outputs of
+    other layers of the backbone, by layer.
     """
 
     tokens: Tensor
@@ -48,7 +49,7 @@ class Features:
         return len(self.tokens)
 
     def states(self, aux_layers: Sequence[int]) -> tuple[Tensor, ...]:
-        """`hidden`, and what left each of `aux_layers`."""
+        """Return `hidden`, and the output of each of `aux_layers`."""
         return self.hidden, *(self.aux[layer] for layer in aux_layers)
 
 
@@ -59,7 +60,10 @@ def read(
     dtype: torch.dtype = torch.bfloat16,
     aux_layers: Sequence[int] = (),
 ) -> Iterator[Features]:
-    """Texts ([n] int64) that the backbone did not write, each cut where the shortest ring of its cache ends."""
+    """Yield the features of `texts` ([n] int64), whose tokens are given; run each text through the backbone.
+
+    Each text is cut where the shortest ring of its cache ends.
+    """
     for text in texts:
         text = text[: longest_text(backbone, layers)].to(backbone.device)
         cache, hidden = backbone.new_cache(), []
@@ -72,13 +76,14 @@ def read(
 
 
 def split_states(states: Tensor, aux_layers: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
-    """Rows [n, (1 + aux layers) * hidden] of a pass, taken apart: [n, hidden] each."""
+    """Split rows [n, (1 + aux layers) * hidden] of a pass into the hidden state and the aux layers' outputs, [n,
+    hidden] each."""
     hidden, *aux = (part.contiguous() for part in states.chunk(1 + len(aux_layers), dim=1))
     return hidden, dict(zip(aux_layers, aux, strict=True))
 
 
 def kept_keys(cache: KVCache, layers: Sequence[int], dtype: torch.dtype) -> dict[int, AttentionStates]:
-    """The K and V of `layers`, of all positions of `cache`, which their rings must still hold."""
+    """Return the K and V of `layers` for all positions of `cache`, which the rings of `layers` must still hold."""
     keys = {}
     for layer in layers:
         store = cache.stores[layer]
@@ -90,7 +95,7 @@ def kept_keys(cache: KVCache, layers: Sequence[int], dtype: torch.dtype) -> dict
 
 
 def best_of(backbone: Decoder, hidden: Tensor) -> Tensor:
-    """The likeliest next token after each of hidden [n, hidden]: [n] int64."""
+    """Return the likeliest next token, [n] int64, after each of hidden [n, hidden]."""
     if not len(hidden):
         return torch.empty(0, dtype=torch.int64, device=hidden.device)
     return hidden.new_tensor(
@@ -99,11 +104,12 @@ def best_of(backbone: Decoder, hidden: Tensor) -> Tensor:
 
 
 def likeliest(logits: Tensor) -> list[int]:
-    """Of each row of logits [n, vocab]; torch's argmax takes five times as long."""
+    """Return the likeliest token of each row of logits [n, vocab]; torch's argmax takes five times as long."""
     return [kernels.best(row)[1] for row in logits]
 
 
 def longest_text(backbone: Decoder, layers: Sequence[int]) -> int:
-    """Tokens that a text can have for the shortest ring of `layers` to reach back to its beginning from its end."""
+    """Return how many tokens a text can have for the shortest ring of `layers` to reach from its end to its
+    beginning."""
     windows = [backbone.spec.layers[i].window for i in layers]
     return min([backbone.context, *(window for window in windows if window is not None)])

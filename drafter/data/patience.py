@@ -1,6 +1,6 @@
-"""When work on a set or a head has to end, and how often its files are written.
+"""When work on a training set or a head has to end, and how often its files are written.
 
-`Patience` is the end of one part of a run, for whoever works on it; `drafter.train.schedule` makes them.
+A `Patience` is the end of one part of a run; `drafter.train.schedule` makes the `Patience` of each part.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ Now = Callable[[], float]
 
 @dataclass(frozen=True)
 class Intervals:
-    """Seconds between two writes of what a kill would lose: a set's first shard, its later ones, training's state."""
+    """Keep the seconds between two writes of what a kill would lose: a set's first shard, its later shards, training's
+    state."""
 
     first_shard: float = 20.0
     shard: float = 30.0  # besides, a text is lost that is under way: up to LONGEST_TEXT
@@ -24,14 +25,14 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Patience:
-    """When work ends where it is: at `until` on the clock `now`, and each text after `each` seconds of its own."""
+    """Say when work ends where it is: at `until` on the clock `now`, and each text after `each` seconds of its own."""
 
     until: float = math.inf
     each: float = math.inf
     now: Now = time.monotonic
 
     def over(self, began: float | None = None) -> bool:
-        """Tell whether the time is up; for a text that `began` then, its own time too."""
+        """Tell whether the time is up; for a text that started at `began`, also whether the text's own time is up."""
         if math.isinf(self.until) and math.isinf(self.each):
             return False
         now = self.now()

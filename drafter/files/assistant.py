@@ -1,8 +1,9 @@
-"""What is trained for a Gemma 4 backbone is its assistant, and is saved as transformers saves one.
+"""The head of a Gemma 4 backbone is its assistant, and is saved as transformers saves an assistant.
 
-`assistant_config` makes the config of an assistant for a backbone, `save_assistant` writes the folder that
-`Gemma4UnifiedAssistantForCausalLM` (or `Gemma4AssistantForCausalLM`) of transformers loads: config.json and
-model.safetensors. Whose it is and how it was made stands beside them in `specdec.json`: the config is not ours.
+`assistant_config` makes the config of an assistant for a backbone. `save_assistant` writes the folder that
+transformers' `Gemma4UnifiedAssistantForCausalLM` (or `Gemma4AssistantForCausalLM`) loads: config.json and
+model.safetensors. The backbone's fingerprint and the provenance stand beside these files in `specdec.json`: the format
+of config.json is transformers', not ours.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ _SHARED = (
 
 
 def assistant_config(backbone: Config, spec: DecoderSpec, head: MTPHeadConfig) -> Config:
-    """The config of an assistant of the sizes and layers of `head`, for the model that has the text config `backbone`.
+    """Return the config of an assistant with the sizes and layers of `head`, for the model with text config `backbone`.
 
-    Raises ValueError when transformers has no assistant for such a model.
+    Raises:
+        ValueError: transformers has no assistant for such a model.
     """
     kinds = {"gemma4_text": Gemma4AssistantConfig, "gemma4_unified_text": Gemma4UnifiedAssistantConfig}
     if backbone.model_type not in kinds:
@@ -85,8 +87,8 @@ def save_assistant(
 ) -> None:
     """Write the assistant for `backbone` that has `tensors`, as `Network.tensors()` gives them, to `folder`.
 
-    In float32, over an older one if there is one; weights come last. `draft_length` becomes the one that transformers
-    drafts with.
+    The tensors are written as float32, over an older assistant if there is one, and last of all files. `draft_length`:
+    how many tokens transformers will draft with.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config.dtype = torch.float32
@@ -104,9 +106,10 @@ def save_assistant(
 
 
 def assistants_backbone(folder: Path) -> tuple[str, str] | None:
-    """Fingerprint and name of the backbone that the assistant in `folder` was trained for; None: nobody says.
+    """Return fingerprint and name of the backbone of the assistant in `folder`; None without a `specdec.json`.
 
-    Raises ValueError when the file that says so is damaged.
+    Raises:
+        ValueError: the file `specdec.json` is damaged.
     """
     path = folder / ABOUT_FILE
     if not path.is_file():

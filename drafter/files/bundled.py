@@ -20,10 +20,10 @@ def _heads() -> dict[str, Path]:
 
 
 def bundled_head(fingerprint: str) -> Path | None:
-    """The folder of the head for the backbone with this fingerprint (`Decoder.fingerprint`); None: there is none."""
+    """Return the folder of the bundled head for the backbone with `fingerprint` (`Decoder.fingerprint`), or None."""
     return _heads().get(fingerprint)
 
 
 def largest_bundled_head() -> int:
-    """Bytes of the largest of them."""
+    """Return the bytes of the largest bundled head; 0 when none is bundled."""
     return max((file.stat().st_size for file in HEADS.glob(f"*/{HEAD_FILE}")), default=0)

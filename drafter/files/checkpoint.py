@@ -2,9 +2,9 @@
 
 What: `load_drafter` reads a Gemma 4 assistant (transformers' `Gemma4AssistantForCausalLM` and
 `Gemma4UnifiedAssistantForCausalLM`, as published in safetensors), or a head of our own format: a folder with
-`config.json` (sizes, provenance, whose head it is) and `mtp.gguf` (matrices of 8, 5 or 4 bits), see `head.py`.
-Weights are read at `bind`, when the backbone's dtype and device are known. Of transformers only the config class is
-used: 5.23.0 cannot build the model. Left out: GGUF files of Gemma 4's drafters.
+`config.json` (sizes, provenance, the backbone's fingerprint) and `mtp.gguf` (matrices of 8, 5 or 4 bits), see
+`head.py`. `bind` reads the weights, when the backbone's dtype and device are known. Of transformers only the config
+class is used: transformers 5.23.0 cannot build the model. Left out: GGUF files of Gemma 4's drafters.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ MODEL_TYPES = ("gemma4_assistant", "gemma4_unified_assistant")
 
 
 class Stored(NamedTuple):
-    """A drafter's folder: `shape` is our `MTPHeadConfig` or transformers' config of an assistant.
+    """Describe a drafter's folder: `shape` is our `MTPHeadConfig` or transformers' config of an assistant.
 
-    `meant`: fingerprint and name of the backbone that it was trained for, where the folder says so. `draft_ids`
-    [candidates] int64: the tokens of a pruned head.
+    `meant`: fingerprint and name of the backbone that the head was trained for, where the folder names them.
+    `draft_ids` [candidates] int64: the tokens of a pruned head.
     """
 
     folder: Path
@@ -65,8 +65,11 @@ class Stored(NamedTuple):
     draft_ids: Tensor | None
 
     def spec(self, backbone: Decoder, strict: bool = True) -> MTPHeadSpec:
-        """Return the network's spec, for `backbone`. Raises ValueError when it was made for another one (see
-        `load_drafter`)."""
+        """Return the network's spec, for `backbone`.
+
+        Raises:
+            ValueError: the head was made for another backbone (see `load_drafter`).
+        """
         with naming(self.folder):
             return self._spec(backbone, strict)
 
@@ -84,15 +87,15 @@ class Stored(NamedTuple):
 
 
 def load_drafter(name_or_path: str | os.PathLike[str], quantize: Storage = None, *, strict: bool = True) -> MTPDrafter:
-    """A drafter from a folder or hub id ("google/gemma-4-12B-it-assistant"), not bound to a backbone yet.
+    """Load a drafter from a folder or hub id ("google/gemma-4-12B-it-assistant"), not bound to a backbone yet.
 
-    `quantize`: "int4" or "int8" quantise float weights while they stream in, "none" keeps them in the backbone's
-    dtype; None: 8 bits when the backbone is quantised, else its dtype. `strict`: False only warns when a head that
-    was trained here was trained for another model of the same shape.
+    `quantize`: "int4" or "int8" quantise float weights while they stream in, "none" keeps them in the backbone's dtype;
+    None: 8 bits when the backbone is quantised, else its dtype. `strict`: False warns, instead of raising an error,
+    when a head of our own format or from our own training was trained for another model of the same shape.
 
     Raises:
-        ValueError: nothing is there, or it is not a drafter's checkpoint. Whether it fits a backbone, and whether its
-            tensors are complete, is found out by `bind`.
+        ValueError: nothing is there, or the folder holds no drafter's checkpoint. `bind` finds out whether the drafter
+            fits a backbone, and whether its tensors are complete.
     """
     stored = read_folder(name_or_path)
 
@@ -116,16 +119,20 @@ def load_drafter(name_or_path: str | os.PathLike[str], quantize: Storage = None,
 
 
 def stored_bytes(name_or_path: str | os.PathLike[str], dtype: torch.dtype, quantized: bool) -> int:
-    """What the weights of a drafter take, bound to a backbone in `dtype` that is `quantized` or is not."""
+    """Return the bytes that the weights of a drafter take, bound to a backbone in `dtype`, `quantized` or not."""
     stored = read_folder(name_or_path)
     quantize: Storage = "int8" if quantized and not isinstance(stored.shape, MTPHeadConfig) else None
     return sum(stored.checkpoint.loaded_bytes(name, dtype, quantize) for name in stored.checkpoint.shapes())
 
 
 def read_folder(name_or_path: str | os.PathLike[str]) -> Stored:
-    """What is at a folder or hub id. Raises ValueError: see `load_drafter`."""
+    """Read a drafter's folder or hub id, without its weights.
+
+    Raises:
+        ValueError: see `load_drafter`.
+    """
     found = model_path(name_or_path)
-    folder = found.parent if found.name == HEAD_FILE else found  # a folder's only .gguf file is what it resolves to
+    folder = found.parent if found.name == HEAD_FILE else found  # a folder resolves to its only .gguf file
     if not folder.is_dir():
         raise ValueError(f"{folder}: drafters are read from a folder with config.json; name such a folder, or a hub id")
     with naming(folder):
@@ -138,7 +145,10 @@ def read_folder(name_or_path: str | os.PathLike[str]) -> Stored:
 
 
 def provenance_of(folder: Path) -> Any:
-    """What a head's folder, as `read_folder` accepts it, says of its making; None where it says nothing."""
+    """Return how the head in a folder was made, as the folder says; None where it does not say.
+
+    `folder` is one that `read_folder` accepts.
+    """
     files = [path for name in (ABOUT_FILE, CONFIG) if (path := folder / name).is_file()]
     told = (read_object(path).get("provenance") for path in files)
     return next(filter(None, told), None)
@@ -186,7 +196,7 @@ def build_assistant(
     draft_ids: Tensor | None = None,
     vocab: int = 0,
 ) -> MTPHead:
-    """Read every tensor of `spec` from `checkpoint`; `quantize`: see `Checkpoint.weight`.
+    """Build the head of `spec` from all its tensors in `checkpoint`; `quantize`: see `Checkpoint.weight`.
 
     `draft_ids` [candidates] int64: the tokens of a pruned head, out of `vocab`.
 

@@ -1,6 +1,6 @@
-"""In which format a head is kept: our own, or, for a Gemma 4 backbone, as transformers' assistant.
+"""The format in which a head is kept: our own, or, for a Gemma 4 backbone, transformers' assistant.
 
-A `Form` is a head's shape and the way in and out of a folder; training knows no more of formats than this.
+A `Form` is a head's shape and the way in which the head is saved; training knows no other part of the formats.
 """
 
 from __future__ import annotations
@@ -26,8 +26,12 @@ _NO_AUX = "Gemma 4's assistants take the last state alone; train this head witho
 
 
 class Trained(NamedTuple):
-    """A head that is to be saved: `tensors` as `Network.tensors()` gives them, `draft_ids` [candidates] that it scores,
-    whose it is, what the folder says of it (any JSON), and the length of the drafts that it was trained for."""
+    """Keep a head that is to be saved.
+
+    `tensors`: as `Network.tensors()` gives them. `draft_ids` [candidates]: the tokens that the head scores. `backbone`:
+    the model that the head was trained for. `about`: what the folder says of the head; any JSON. `draft_length`: the
+    length of the drafts that the head was trained for.
+    """
 
     tensors: Mapping[str, Tensor]
     draft_ids: Tensor
@@ -37,13 +41,17 @@ class Trained(NamedTuple):
 
 
 class Form(Protocol):
-    """A head's shape. `draft_vocab`: how many tokens it can propose, 0: every one."""
+    """Describe a head's shape, and save the head. `draft_vocab`: how many tokens the head can propose, 0: all."""
 
     @property
     def draft_vocab(self) -> int: ...
 
     def spec(self, backbone: DecoderSpec) -> MTPHeadSpec:
-        """Raises ValueError when `backbone` cannot have such a head."""
+        """Return the spec of such a head for `backbone`.
+
+        Raises:
+            ValueError: `backbone` cannot have such a head.
+        """
 
     def save(self, folder: Path, head: Trained) -> None:
         """Write a usable drafter to `folder`."""
@@ -53,7 +61,7 @@ class Form(Protocol):
 
 @dataclass(frozen=True)
 class OwnForm:
-    """Our own format: any size, any part of the vocabulary, quantised to `bits`."""
+    """Describe a head in our own format: any size, any part of the vocabulary, quantised to `bits`."""
 
     config: MTPHeadConfig
     bits: int = 8
@@ -74,7 +82,7 @@ class OwnForm:
 
 @dataclass(frozen=True)
 class MTPHeadFormat:
-    """A Gemma 4 assistant, float, with the whole vocabulary."""
+    """Describe a Gemma 4 assistant, float, with the whole vocabulary."""
 
     config: Config
     draft_vocab = 0
@@ -91,8 +99,11 @@ class MTPHeadFormat:
 
 
 class Start(NamedTuple):
-    """A head to go on from: its tensors as `Network` takes them, the tokens of a pruned one, and what its folder says
-    of its making (any JSON)."""
+    """Keep a head that training goes on from.
+
+    `tensors`: as `Network` takes them. `draft_ids`: the tokens of a pruned head. `provenance`: what the folder says of
+    the head's making; any JSON.
+    """
 
     form: Form
     tensors: dict[str, Tensor]
@@ -103,12 +114,14 @@ class Start(NamedTuple):
 def read_start(
     name_or_path: str | os.PathLike[str], backbone: Decoder, bits: int = 8, aux_layers: tuple[int, ...] = ()
 ) -> Start:
-    """The head in a folder, or a released assistant by hub id, in float32; what is trained from it is saved in `bits`.
+    """Read the head in a folder, or a released assistant by hub id, in float32, for training to go on from.
 
-    `aux_layers`: whose states it is to fuse from now on, where it fuses none; they say nothing at first.
+    `bits`: of the matrices of the head that training saves. `aux_layers`: the layers of the backbone whose outputs the
+    head is to fuse from now on, where the head fuses none; their weights are zero at first.
 
-    Raises ValueError: there is none, it does not fit `backbone`, scores its vocabulary by clusters, or fuses other
-    states, or none as Gemma 4's assistants.
+    Raises:
+        ValueError: there is no head, the head does not fit `backbone`, scores its vocabulary by clusters, or fuses
+            other layers than `aux_layers`; or `aux_layers` are named for a Gemma 4 assistant, which fuses none.
     """
     stored = read_folder(name_or_path)
     spec = stored.spec(backbone)
@@ -138,7 +151,7 @@ def read_start(
 
 @dataclass(frozen=True)
 class Shape:
-    """What a user asks of a head: None leaves it to the backbone's own sizes."""
+    """Describe the sizes of a head that a user asks for; None takes the backbone's own size."""
 
     depth: int | None = None
     width: int | None = None
@@ -149,9 +162,10 @@ class Shape:
 
 
 def form_for(shape: Shape, backbone: DecoderSpec, config: Config) -> Form:
-    """The form of a head of `shape` for the backbone with transformers' text config `config`.
+    """Return the form of a head of `shape` for the backbone with transformers' text config `config`.
 
-    Raises ValueError: Gemma 4's assistants have no bigram bias, and fuse no states.
+    Raises:
+        ValueError: `shape` asks for a bigram bias or for fused layers, and Gemma 4's assistants have neither.
     """
     head = MTPHeadConfig.like(backbone, shape.depth, shape.draft_vocab)
     head = replace(head, intermediate_size=shape.width or head.intermediate_size, bigram=shape.bigram)

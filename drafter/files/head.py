@@ -1,8 +1,9 @@
 """A head of our own format as a folder: `mtp.gguf` (matrices as blocks of 8, 5 or 4 bits, vectors as float32) and
-`config.json` (sizes, whose head it is, what it was trained on and how it scored).
+`config.json` (sizes, the backbone's fingerprint, training data and scores).
 
-Quantised because a draft's acceptance hardly changes and its cost does, and the file is what a user downloads; GGUF
-because the backbone's reader then reads it too. The float weights that training goes on from are in its checkpoints.
+The matrices are quantised because blocks of few bits hardly change a draft's acceptance, lower its cost, and make the
+file that a user downloads small. The file is GGUF because the reader of the backbone's files then reads the head too.
+The float weights that training goes on from are in the checkpoints of training.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ def save_head(
     about: Mapping[str, Any],
     bits: int = 8,
 ) -> None:
-    """Write a head for `backbone` to `folder`, over an older one if there is one.
+    """Write a head for `backbone` to `folder`, over an older head if there is one.
 
     `tensors`: as `Network.tensors()` gives them. `about`: what config.json says besides: "backbone_name", data,
-    settings, scores; any JSON. `bits`: of its matrices, one of `STORED`; 4 is for those of the layers alone, others
-    then take 5.
+    settings, scores; any JSON. `bits`: of the head's matrices, one of `STORED`; at 4 only the matrices of the layers
+    take 4 bits, the others take 5.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = write_weights(folder, tensors, draft_ids if config.draft_vocab else None, bits)
@@ -58,7 +59,7 @@ def save_head(
 
 
 def check_weights(folder: Path, values: Mapping[str, Any]) -> None:
-    """Raise a ValueError when `mtp.gguf` is not the one that config.json, read as `values`, was written for."""
+    """Raise a ValueError when the hash of `mtp.gguf` is not the one in config.json, read as `values`."""
     if _digest(folder / HEAD_FILE) != Values(values).text("weights"):
         raise ValueError(f"{HEAD_FILE} is not the one that config.json was written for")
 
@@ -69,7 +70,7 @@ def _digest(path: Path) -> str:
 
 
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], draft_ids: Tensor | None, bits: int = 8) -> str:
-    """Write `tensors` (float, named as transformers would) to `folder`, all or nothing; returns the file's SHA-256."""
+    """Write `tensors` (float, named as transformers would) to `folder`, all or nothing; return the file's SHA-256."""
     with replacing(folder / HEAD_FILE) as temporary:
         writer = GGUFWriter(temporary, ARCHITECTURE)
         if draft_ids is not None:
@@ -91,11 +92,11 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], draft_ids: Tensor
 
 
 def _blocks(tensor: Tensor, bits: int) -> NDArray[np.uint8]:
-    """tensor, float32 [R, K], as Q4_1 or Q5_1: [R, bytes of a row].
+    """Return tensor, float32 [R, K], as Q4_1 or Q5_1: [R, bytes of a row].
 
-    Our own search for scale and minimum, whose error is less than that of rounding between a block's least and greatest
-    value. Layout: ggml's `block_q4_1` and `block_q5_1`: scale, minimum, (the fifth bits,) and nibbles, those of the
-    first sixteen values low.
+    Our own search finds scale and minimum; its error is less than the error of rounding between a block's least and
+    greatest value. Layout: ggml's `block_q4_1` and `block_q5_1`: scale, minimum, (the fifth bits,) and nibbles; those
+    of the first sixteen values are the low nibbles.
     """
     rows, blocks = tensor.shape[0], tensor.shape[1] // BLOCK
     values, scale, minimum = fit_minimum(tensor, bits)

@@ -12,7 +12,11 @@ FORMS = '{"prompt": "..."}, {"turns": ["...", ...]} or {"messages": [{"role": "u
 
 
 def parse_line(line: str) -> Any:
-    """The JSON value of a line. Raises ValueError."""
+    """Return the JSON value of a line.
+
+    Raises:
+        ValueError: the line is not JSON, or is nested too deeply.
+    """
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
@@ -22,7 +26,11 @@ def parse_line(line: str) -> Any:
 
 
 def entries_of(value: Any) -> tuple[str, list[tuple[str, str]]]:
-    """Which form an object has, and its (role, content) entries, at least one. Raises ValueError for another value."""
+    """Return the form of an object, and its (role, content) entries, at least one.
+
+    Raises:
+        ValueError: `value` is not an object of one of the forms.
+    """
     if not isinstance(value, dict):
         raise ValueError(f"expected an object, one of {FORMS}")
     present = [key for key in ("prompt", "turns", "messages") if key in value]

@@ -1,14 +1,14 @@
-"""Prompts to train a draft head on: the backbone answers them, and the head learns the backbone's own words.
+"""Prompts to train a head on: the backbone answers them, and the head learns the backbone's own words.
 
-What: `generated_prompts` and `held_out_prompts` (from a grammar), `document_prompts` (passages of text files, each
-with a request), `user_prompts` (a user's JSON lines), `mix_prompts` (all of these by weight).
+What: `generated_prompts` and `held_out_prompts` (from a grammar), `document_prompts` (passages of text files, each with
+a request), `user_prompts` (a user's JSON lines), `mix_prompts` (all of these by weight).
 
-Why: a head trained on few templates does not travel to foreign prompts, so breadth of topic, task, register, length and
-format is what is bought here, and no single phrase is worth polishing. The tables of the grammar (see `grammar.py`) lie
-beside this file: `words.json` (topics, names, words), `texts.json` (sentences, facts, code); `kinds.json` has the
-templates of each kind of prompt. All was written for this project.
+Why: a head trained on few templates does poorly on foreign prompts, so the tables buy breadth of topic, task, register,
+length and format, and no single phrase is worth polishing. The tables of the grammar (see `grammar.py`) lie beside this
+file: `words.json` (topics, names, words), `texts.json` (sentences, facts, code); `kinds.json` has the templates of each
+kind of prompt. All tables were written for this project.
 
-Left out: any judgement of a prompt's sense. Some are odd; a model has to answer odd prompts too.
+Left out: any judgement of a prompt's sense. Some prompts are odd; a model has to answer odd prompts too.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _SUFFIXES = {**dict.fromkeys(_CODE.split(), "code"), **dict.fromkeys(_DATA.split
 
 @dataclass(frozen=True)
 class TrainingPrompt:
-    """`messages`: (role, content) as chat templates take them; the last one is the user's."""
+    """Keep a prompt: `messages` are (role, content) as chat templates take them; the last message is the user's."""
 
     kind: str
     messages: tuple[tuple[str, str], ...]
 
 
 def generated_prompts(seed: int) -> Iterator[TrainingPrompt]:
-    """Endless, the same for the same seed, without repetitions, and none that `held_out_prompts` gives."""
+    """Yield prompts without end and without repetitions, the same for the same seed, and none of `held_out_prompts`."""
     rng = random.Random(seed)
     seen: set[int] = set()
     while True:
@@ -64,11 +64,11 @@ def generated_prompts(seed: int) -> Iterator[TrainingPrompt]:
 
 
 def held_out_prompts(count: int) -> list[TrainingPrompt]:
-    """The first `count` of the prompts that `generated_prompts` never yields; always the same ones.
+    """Return the first `count` of the prompts that `generated_prompts` never yields; always the same prompts.
 
-    A hash of the letters and digits decides, so prompts that differ only in case, punctuation or the system message
-    are on one side. Words and templates are those of the training side: these prompts show how well training went,
-    not how well the head travels.
+    A hash of the letters and digits decides, so prompts that differ only in case, punctuation or the system message are
+    on one side. Words and templates are those of the training side: these prompts show how well training went, not how
+    well the head does on foreign prompts.
     """
     rng = random.Random("held out")
     found: dict[int, TrainingPrompt] = {}
@@ -81,7 +81,7 @@ def held_out_prompts(count: int) -> list[TrainingPrompt]:
 
 
 def document_prompts(folder_or_file: Path, seed: int) -> Iterator[TrainingPrompt]:
-    """Every passage of the text files once, in random order, each with a random request.
+    """Yield every passage of the text files once, in random order, each with a random request.
 
     Skipped: files that are not UTF-8 text or larger than `MAX_BYTES`, symbolic links inside the folder, passages of
     which more than half was seen before (licences, mostly) and passages that are mostly digits and signs.
@@ -95,13 +95,14 @@ def document_prompts(folder_or_file: Path, seed: int) -> Iterator[TrainingPrompt
 
 
 def user_prompts(path: Path) -> Iterator[TrainingPrompt]:
-    """Prompts of a `.jsonl` file, one object per line: `prompt`, `turns` (the first is taken) or `messages`.
+    """Read the prompts of a `.jsonl` file, one object per line: `prompt`, `turns` (the first is taken) or `messages`.
 
     Messages that end with the assistant's answer are cut before it. The whole file is read first, so that a bad line
     does not come to light after hours of training.
 
     Raises:
-        ValueError: the file cannot be read, holds no prompts, or has a line that is none; the message names the line.
+        ValueError: the file cannot be read, holds no prompts, or has a line that is no prompt; the message names the
+            line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -123,7 +124,7 @@ def user_prompts(path: Path) -> Iterator[TrainingPrompt]:
 
 
 def mix_prompts(parts: Sequence[tuple[float, Iterator[TrainingPrompt]]], seed: int) -> Iterator[TrainingPrompt]:
-    """Draws from the sources in proportion to their weights; one that has run dry leaves, and the last one ends it.
+    """Draw prompts from the sources in proportion to their weights; end when every source has run dry.
 
     Raises:
         ValueError: a weight is not positive.
@@ -146,9 +147,9 @@ def _mixed(parts: list[tuple[float, Iterator[TrainingPrompt]]], rng: random.Rand
 
 @dataclass(frozen=True)
 class _Kind:
-    """`templates`: a text, or turns of user and assistant that end with the user's.
+    """Describe a kind of prompt. `templates`: a text, or turns of user and assistant that end with the user's.
 
-    `lead` and `tail` are tables of sentences that may go before and after; `sloppy` ones may be typed carelessly.
+    `lead` and `tail` are tables of sentences that may go before and after; `sloppy` prompts may be typed carelessly.
     """
 
     templates: list[str | list[str]]
@@ -169,7 +170,7 @@ def _grammar() -> Grammar:
 
 @cache
 def _kinds() -> tuple[list[str], list[_Kind], list[float]]:
-    """Names, kinds, and their weights summed up."""
+    """Return the names of the kinds of prompts, the kinds, and their weights summed up."""
     kinds = {name: _Kind(**kind) for name, kind in _json("kinds").items()}
     return list(kinds), list(kinds.values()), list(accumulate(kind.weight for kind in kinds.values()))
 
@@ -196,7 +197,8 @@ def _generate(rng: random.Random) -> TrainingPrompt:
 
 
 def _sloppy(text: str, rng: random.Random) -> str:
-    """As typed in a hurry: without capitals and end, perhaps without commas or with two letters the wrong way round."""
+    """Return `text` as typed in a hurry: without capitals and end, perhaps without commas or with two letters the wrong
+    way round."""
     text = text.lower().rstrip(".?! ")
     if rng.random() < 0.5:
         text = text.replace(",", "").replace("'", "")
@@ -230,14 +232,15 @@ def _document_prompts(root: Path, rng: random.Random) -> Iterator[TrainingPrompt
 
 
 def _shingles(passage: str) -> set[int]:
-    """Hashes of runs of words; the hash itself says which runs count, so they are found wherever a passage is cut."""
+    """Return hashes of runs of words; the hash itself says which runs count, so that they are found wherever a passage
+    is cut."""
     words = re.findall(r"\w+", passage.lower())
     runs = zip(*(words[i:] for i in range(_SHINGLE)), strict=False)
     return {key for run in runs if (key := zlib.crc32(" ".join(run).encode())) % (2 * _SHINGLE) == 0}
 
 
 def _read(file: Path) -> str:
-    """The text of a file; empty if it is too large, not UTF-8, binary or not readable."""
+    """Return the text of a file; empty if the file is too large, not UTF-8, binary or not readable."""
     try:
         data = file.read_bytes() if file.stat().st_size <= MAX_BYTES else b""
         return "" if b"\0" in data else data.decode("utf-8-sig").replace("\r\n", "\n")
@@ -246,7 +249,8 @@ def _read(file: Path) -> str:
 
 
 def _passages(text: str, suffix: str, rng: random.Random) -> Iterator[str]:
-    """Passages of 60 to 400 words that end with a paragraph or, in a long one, with a sentence or a line."""
+    """Yield passages of 60 to 400 words that end with a paragraph or, in a long paragraph, with a sentence or a
+    line."""
     passage, words, target = "", 0, rng.randint(MIN_WORDS, MAX_WORDS)
     for piece in [*_pieces(text, prose=suffix.lower() not in _SUFFIXES), None]:
         count = len(piece.split()) if piece else 0
@@ -260,7 +264,8 @@ def _passages(text: str, suffix: str, rng: random.Random) -> Iterator[str]:
 
 
 def _pieces(text: str, prose: bool) -> Iterator[str]:
-    """Paragraphs, or the sentences or lines of those that are too long, each with the white space that follows it."""
+    """Yield paragraphs, or the sentences or lines of those that are too long, each with the white space that follows
+    it."""
     for block in re.split(r"(?<=\n)[ \t]*\n", text):
         if len(block.split()) <= MAX_WORDS // 2:
             yield block + "\n"

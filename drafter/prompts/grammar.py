@@ -32,7 +32,7 @@ _TRIES = 3  # to find an item that this text does not have yet, before all are l
 
 
 class Grammar:
-    """Tables by name; `draw` begins a text. Templates are parsed when they are first drawn."""
+    """Keep tables by name; `draw` begins a text. Templates are parsed when they are first drawn."""
 
     def __init__(self, tables: Mapping[str, Table]) -> None:
         self.tables = tables
@@ -40,11 +40,12 @@ class Grammar:
         self._groups: dict[str, tuple[list[str], list[int]]] = {}
 
     def draw(self, rng: random.Random, **kept: str) -> Draw:
-        """The choices of one text; `kept` are tables of one item each that are there for this text only."""
+        """Begin the random choices of one text; `kept` are tables of one item each that are there for this text
+        only."""
         return Draw(self, rng, kept)
 
     def groups(self, table: str) -> tuple[list[str], list[int]]:
-        """The names of a table's groups and their sizes summed up: every item has the same chance."""
+        """Return the names of a table's groups and their sizes summed up: every item has the same chance."""
         if table not in self._groups:
             found = self.tables[table]
             assert isinstance(found, Mapping), f"{table} has no groups"
@@ -52,7 +53,11 @@ class Grammar:
         return self._groups[table]
 
     def parts(self, template: str) -> tuple[Part, ...]:
-        """Raises ValueError for a slot that names no table, unless it is tagged `:given`."""
+        """Return the parsed parts of `template`.
+
+        Raises:
+            ValueError: a slot names no table, and is not tagged `:given`.
+        """
         if template not in self._parsed:
             self._parsed[template] = tuple(self._parse(template))
         return self._parsed[template]
@@ -94,7 +99,8 @@ class Grammar:
 
 
 class Draw:
-    """The random choices of one text. `kept`: "table:tag" -> item, "@tag" -> group; no table repeats an item early."""
+    """Make the random choices of one text. `kept`: "table:tag" -> item, "@tag" -> group; no table repeats an item
+    early."""
 
     def __init__(self, grammar: Grammar, rng: random.Random, given: Mapping[str, str]) -> None:
         self.rng = rng
@@ -143,7 +149,7 @@ class Draw:
 
 
 def _options(text: str, start: int) -> list[str]:
-    """The alternatives of `{one|two}` at `start`; none if these braces are text."""
+    """Return the alternatives of `{one|two}` at `start`; none if these braces are text."""
     depth, options, begin = 0, [], start + 1
     for position in range(start, len(text)):
         letter = text[position]
@@ -180,12 +186,12 @@ _PLURALS = (
 
 
 def with_article(noun: str) -> str:
-    """'an owl', 'a unicorn', 'an SSD': by sound, as far as spelling tells it."""
+    """Return `noun` with its article: 'an owl', 'a unicorn', 'an SSD': by sound, as far as spelling tells it."""
     return f"{'an' if _AN.match(noun) and not _NOT_AN.match(noun) else 'a'} {noun}"
 
 
 def plural(noun: str) -> str:
-    """'wolves', 'jars of honey': for countable nouns."""
+    """Return the plural of a countable noun: 'wolves', 'jars of honey'."""
     match = _HEAD.fullmatch(noun)
     head, rest = (match[1], match[2] or "") if match else (noun, "")
     for pattern, ending in _PLURALS:

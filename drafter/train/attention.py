@@ -1,6 +1,6 @@
 """Attention of many rows to fixed keys and values, with its gradient by the queries alone.
 
-The backbone's keys and values need none, which leaves one product of three in the backward pass, and with head sizes
+The backbone's keys and values need no gradient, which leaves one product of three in the backward pass. With head sizes
 of 64 and texts of a few hundred tokens plain products are two to three times as fast as torch's own kernel on CPUs.
 Scores are float32; chances are rounded to the queries' dtype, as flash attention does, and kept.
 """
@@ -17,9 +17,9 @@ _ROWS = 128  # at once, so that early ones need not meet the keys that only late
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """[rows, heads * D] for q [rows, heads, D]; k, v [kv_heads, n, D] without gradients; mask [rows, n] bool.
+    """Return the attention [rows, heads * D] of q [rows, heads, D] to k, v [kv_heads, n, D], which have no gradients.
 
-    Every row sees a key. Under autocast products are bfloat16.
+    `mask` [rows, n] bool: the keys that each row sees, at least one. Under autocast products are bfloat16.
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
@@ -59,12 +59,12 @@ _attention: Callable[..., Tensor] = _Attention.apply
 
 
 def _gather(x: Tensor, kv_heads: int) -> Tensor:
-    """[rows, heads, D] -> [kv_heads, heads of each * rows, D]."""
+    """Reorder [rows, heads, D] into [kv_heads, heads of each * rows, D]."""
     rows, heads, size = x.shape
     return x.view(rows, kv_heads, heads // kv_heads, size).permute(1, 2, 0, 3).reshape(kv_heads, -1, size)
 
 
 def _scatter(x: Tensor, rows: int) -> Tensor:
-    """Back again."""
+    """Undo `_gather`: reorder [kv_heads, heads of each * rows, D] into [rows, heads * D]."""
     kv_heads, _, size = x.shape
     return x.view(kv_heads, -1, rows, size).permute(2, 0, 1, 3).reshape(rows, -1, size)

@@ -1,8 +1,8 @@
 """Cross entropy over many candidates, with its gradient in the same pass.
 
-The gradient of -sum_v t_v log softmax(z)_v by the logits z is softmax(z) - t: whoever has made the logits has the
-gradient at hand, and no logits need be kept, or made again, for a second pass. This is what
-Liger's fused linear cross entropy does (arXiv 2410.10989), here for targets that are the teacher's distributions too.
+The gradient of -sum_v t_v log softmax(z)_v by the logits z is softmax(z) - t: the pass that makes the logits has the
+gradient at hand, and no logits need be kept, or made again, for a second pass. Liger's fused linear cross entropy does
+the same (arXiv 2410.10989); here targets can be the teacher's distributions too.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _BLOCK = 1 << 19  # float32 ones at once, so that they stay in the processor's c
 
 
 class Choices(NamedTuple):
-    """Hard targets: `wanted` [rows], the candidates' count where there is none."""
+    """Keep hard targets: `wanted` [rows], the candidates' count where a row has no target."""
 
     wanted: Tensor
 
 
 class Teacher(NamedTuple):
-    """Soft targets: row r's is the softmax of `matrix` [candidates, H] times `states` [n, H] at `at` [rows].
+    """Keep soft targets: row r's is the softmax of `matrix` [candidates, H] times `states` [n, H] at `at` [rows].
 
     Rows of one state share its logits. `wanted` as that of `Choices`.
     """
@@ -37,8 +37,8 @@ class Teacher(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """`loss`: the weighted sum of `entropies` [rows], which have no gradient. `right` [rows] bool: whether the
-    likeliest candidate is the wanted one."""
+    """Keep the results of `scores`. `loss`: the weighted sum of `entropies` [rows], which have no gradient. `right`
+    [rows] bool: whether the likeliest candidate is the wanted one."""
 
     loss: Tensor
     entropies: Tensor
@@ -46,10 +46,10 @@ class Scores(NamedTuple):
 
 
 def scores(x: Tensor, matrix: Tensor, targets: Choices | Teacher, weights: Tensor) -> Scores:
-    """Of the logits `x` [rows, D] times `matrix` [candidates, D], whose products are bfloat16 under autocast.
+    """Score the logits `x` [rows, D] times `matrix` [candidates, D], whose products are bfloat16 under autocast.
 
     `weights` [rows] float32: of each row in the loss, which can be differentiated once by `x` and `matrix`. The
-    gradients are made here, where there will be any.
+    gradients are made here, where gradients are enabled.
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     with torch.autocast("cpu", enabled=False):
@@ -98,7 +98,7 @@ class _Scores(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         by_x, by_matrix = ctx.gradients
-        ctx.gradients = None  # the matrix's becomes the parameter's own, if nobody else holds it
+        ctx.gradients = None  # the matrix's gradient becomes the parameter's own, if nothing else holds it
         if gradients[0] != 1:
             by_x, by_matrix = by_x * gradients[0], by_matrix * gradients[0]
         return by_x, by_matrix, None, None, None, None
@@ -108,13 +108,13 @@ _scores: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Scores.apply
 
 
 def _soften(logits: Tensor, theirs: Tensor, back: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Entropies [r] and hits [r] of `logits` [r, candidates], in whose place their gradients are left.
+    """Return the entropies [r] and hits [r] of `logits` [r, candidates]; replace the logits by their gradients.
 
     The target of row r is the softmax of `theirs` at back[r].
     """
     entropies, right = [], []
     size = max(1, _BLOCK // logits.shape[1])
-    # once: fresh memory costs more here than what is done in it
+    # once: fresh memory costs more here than the work in it
     room = torch.empty(3, size, logits.shape[1], dtype=torch.float32)
     parts = (torch.split(tensor, size) for tensor in (logits, back, wanted))
     for block, source, label in zip(*parts, strict=True):
@@ -130,7 +130,7 @@ def _soften(logits: Tensor, theirs: Tensor, back: Tensor, wanted: Tensor) -> tup
 
 
 def _harden(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """As `_soften`, with the tokens `wanted` [r] as targets; a row without one has no loss."""
+    """Do the same as `_soften`, with the tokens `wanted` [r] as targets; a row without a target has no loss."""
     entropies, right = [], []
     size = max(1, _BLOCK // logits.shape[1])
     room = torch.empty(2, size, logits.shape[1], dtype=torch.float32)
@@ -147,7 +147,7 @@ def _harden(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _softmax(z: Tensor, chances: Tensor) -> tuple[Tensor, Tensor]:
-    """Puts the softmax of z [r, n] in `chances`; returns [r] logarithms of what it divides by, and the likeliest."""
+    """Put the softmax of z [r, n] in `chances`; return the logarithms [r] of its divisors, and the likeliest tokens."""
     torch.softmax(z, dim=-1, out=chances)
     top, best = z.max(dim=-1)
     # The likeliest one's chance is at least 1 / n: its logarithm is exact enough.

@@ -2,8 +2,8 @@
 
 What: `measure_drafts` decodes with drafts of a fixed length and counts; `simulate_acceptance` takes the same count from
 the head's logits over finished texts. Why both: only decoding is believed (a head that was right 98% of the time in its
-trainer was right 10% of the time in a server, SpecForge#533), and where the two disagree, the trainer is broken rather
-than the head badly trained.
+trainer was right 10% of the time in a server, SpecForge#533), and where the two disagree, the fault is in the trainer
+rather than in the training of the head.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def measure_drafts(
     longest: int | None = None,
     patience: Patience = PATIENT,
 ) -> GenerationStats:
-    """What decoding `prompts` ([n] int64) one by one with drafts of `draft_length` tokens did.
+    """Decode `prompts` ([n] int64) one by one with drafts of `draft_length` tokens; return the counts of the decoding.
 
     `mean_acceptance_length` of the result is the figure; texts end with a token of `eos_ids`, and at `longest` tokens.
-    When `patience` is over the text that is under way, the first at least, ends where it is, and no other begins.
+    When `patience` is over the text that is under way, the first at least, ends where it is, and no other text begins.
     """
     longest = min(longest or backbone.context, backbone.context)
 
@@ -72,10 +72,11 @@ def simulate_acceptance(
     candidates: Candidates,
     draft_length: int,
 ) -> float:
-    """Mean acceptance length of greedy drafts over the answers in `texts`, without decoding.
+    """Return the mean acceptance length of greedy drafts over the answers in `texts`, without decoding.
 
-    Every round of the decoding loop begins one token after what the round before emitted, so rounds are not spread
-    evenly over a text: this follows them. The last `draft_length` tokens of a text are left out.
+    Every round of the decoding loop begins one token after the tokens that the round before emitted, so rounds are not
+    spread evenly over a text. The simulation follows these rounds. The last `draft_length` tokens of a text are left
+    out.
     """
     rounds = emitted = 0
     for text in texts:

@@ -1,10 +1,10 @@
 """Where a head begins: as a copy of its backbone's last layers.
 
-Its layers are the backbone's own last ones of the same kinds, its candidates' rows are the backbone's head, its norm
-is the backbone's last: what it has to learn is how to get from [embedding ; state] to the residual stream that those
-expect (`pre_projection`), and how to do without the layers between. `fitted_projections` solves the first part by
-least squares over a few thousand tokens, before any training. Parts whose sizes differ from the backbone's begin
-random.
+The head's layers are copies of the backbone's last layers of the same kinds, its candidates' rows are copies of the
+backbone's head, and its norm is a copy of the backbone's last norm. The head has to learn how to get from [embedding ;
+state] to the residual stream that these layers expect (`pre_projection`), and how to do without the layers between.
+`fitted_projections` solves the first part by least squares over a few thousand tokens, before any training. Parts whose
+sizes differ from the backbone's begin random.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _MATRICES = {
 def initial_tensors(
     spec: MTPHeadSpec, backbone: Decoder, ids: Tensor, texts: Iterable[Features] = (), seed: int = 0
 ) -> dict[str, Tensor]:
-    """A float32 tensor for every name of `head_tensors(spec)`.
+    """Return a float32 tensor for every name of `head_tensors(spec)`: the weights that training begins with.
 
-    `ids` [candidates]: the tokens of its head. `texts`: what `pre_projection` is fitted to; without any it begins as
-    an average of embedding and state, each at unit size.
+    `ids` [candidates]: the tokens that the head scores. `texts`: what `pre_projection` is fitted to; without texts it
+    begins as an average of embedding and state, each at unit size.
     """
     generator = torch.Generator().manual_seed(seed)
     made = {
@@ -54,7 +54,7 @@ def initial_tensors(
         if made[name].shape == tensor.shape:
             made[name] = tensor.detach().float().clone()
     if spec.aux_layers:
-        made["fuse.weight"].zero_()  # says nothing at first
+        made["fuse.weight"].zero_()  # adds nothing at first
     if spec.text.hidden_size == spec.backbone_hidden_size:
         unit = torch.eye(spec.text.hidden_size, dtype=torch.float32) / 2
         size = backbone.embed(ids).float().square().mean().sqrt()
@@ -62,19 +62,19 @@ def initial_tensors(
         made["post_projection.weight"] = torch.eye(spec.text.hidden_size, dtype=torch.float32)
         made |= fitted_projections(spec, backbone, texts)
     if spec.bigram:
-        made["bigram.left.weight"].zero_()  # nor does this
+        made["bigram.left.weight"].zero_()  # no bias at first
     return made
 
 
 def fitted_projections(
     spec: MTPHeadSpec, backbone: Decoder, texts: Iterable[Features], tokens: int = FITTED_TOKENS
 ) -> dict[str, Tensor]:
-    """Projections by their names, from about `tokens` tokens of `texts`; none for no texts.
+    """Fit the projections to about `tokens` tokens of `texts`; return them by name, none for no texts.
 
     `pre_projection` [hidden, 2 * backbone hidden]: the least-squares map from [embedding of x_p ; state p - 1] to the
-    residual stream that enters, at row p, the backbone's layer that the head's first one is a copy of. `fuse`, where
-    the head has one: what the states of its aux layers say about the rest, by way of the state. Each row counts by its
-    direction alone: a few are a thousand times larger than the others.
+    residual stream that enters, at row p, the backbone's layer that the head's first layer is a copy of. `fuse`, where
+    the head has this matrix: the map from the states of the aux layers to the rest of the stream, by way of the state.
+    Each row counts by its direction alone: a few rows are a thousand times larger than the others.
     """
     first = _sources(spec, backbone)[0]
     source = next(i for i, layer in enumerate(backbone.layers) if layer is first)
@@ -110,7 +110,7 @@ def fitted_projections(
 
 
 def _solved(gram: Tensor, right: Tensor) -> Tensor:
-    """gram^-1 @ right, a little damped."""
+    """Return gram^-1 @ right, a little damped."""
     damped = gram + 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
     solved: Tensor = torch.linalg.solve(damped, right)
     return solved
@@ -118,7 +118,8 @@ def _solved(gram: Tensor, right: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def _streams(backbone: Decoder, tokens: Tensor, layer: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """What enters `layer` of the backbone: pieces of (rows [r], residual stream [r, hidden]) of a text."""
+    """Yield the residual stream that enters `layer` of the backbone, in pieces of (rows [r], stream [r, hidden]) of a
+    text."""
     cache = backbone.new_cache()
     for part in torch.split(tokens, cache.max_rows):
         rows = torch.arange(cache.length, cache.length + len(part), dtype=torch.int64)
@@ -131,7 +132,7 @@ def _streams(backbone: Decoder, tokens: Tensor, layer: int) -> Iterator[tuple[Te
 
 
 def _sources(spec: MTPHeadSpec, backbone: Decoder) -> list[Layer]:
-    """For each layer of the head, the backbone's from the end that is of its kind."""
+    """Return, for each layer of the head, the layer of the backbone to copy: of its kind, counted from the end."""
     of_kind = {kind: [layer for layer in backbone.layers if layer.spec.kind == kind] for kind in spec.text.ropes}
     wanted = Counter(layer.kind for layer in spec.text.layers)
     sources = []
@@ -162,5 +163,5 @@ def _copies(spec: MTPHeadSpec, layer: Layer) -> dict[str, Tensor]:
 
 
 def _state_size(backbone: Decoder) -> Tensor:
-    """The root mean square of a state after the final norm, to a good guess: that of the norm's weights."""
+    """Return the root mean square of a state after the final norm; the guess is that of the norm's weights."""
     return backbone.norm.float().square().mean().sqrt()

@@ -1,7 +1,7 @@
 """A head's score while it is trained: drafts for held-out prompts in the real decoding loop, and the same offline.
 
-What: `Judge`; `Scored`, one evaluation; `Progress`, what a run's folder keeps of them. Scores are compared with one
-another, so all of a run are taken on the same prompts: as many as the first evaluation had time for.
+What: `Judge`; `Scored`, one evaluation; `Progress`, which a run's folder keeps. Scores are compared with one another,
+so all scores of a run are taken on the same prompts: as many as the first evaluation had time for.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from specdec.util.atomic import replacing
 
 @dataclass(frozen=True)
 class Scored:
-    """An evaluation: mean acceptance length of drafts of `draft_length` tokens, decoded, and simulated on texts."""
+    """Describe an evaluation: mean acceptance length of drafts of the recipe's length, decoded, and simulated on
+    texts."""
 
     step: int
     tokens: int
@@ -40,14 +41,18 @@ class Scored:
 
 @dataclass(frozen=True)
 class Progress:
-    """What is known of a run besides the weights: seconds of training, and the scores so far as JSON objects."""
+    """Keep what is known of a run besides the weights: seconds of training, and the scores so far as JSON objects."""
 
     training: float = 0.0
     scores: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path) -> Progress:
-        """Return what `write` left at `path`, or an empty record. Raises ValueError when it holds something else."""
+        """Return the progress that `write` left at `path`, or an empty one.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else cls()
         except (ValueError, TypeError) as error:
@@ -59,7 +64,8 @@ class Progress:
 
 
 class Figures(NamedTuple):
-    """Mean acceptance length, decoded and offline; acceptance by position; and on how many prompts."""
+    """Keep the figures of an evaluation: mean acceptance length, decoded and offline; acceptance by position; how many
+    prompts."""
 
     real: float
     offline: float
@@ -68,12 +74,12 @@ class Figures(NamedTuple):
 
 
 class Judge:
-    """Judges heads of a run by drafts of `draft_length` tokens, on the first `prompts` of the held-out prompts."""
+    """Judge the heads of a run by drafts of `draft_length` tokens, on the first `prompts` of the held-out prompts."""
 
     def __init__(self, backbone: Decoder, collector: Collector, draft_length: int, prompts: int) -> None:
         self.backbone, self.collector, self.draft_length, self.prompts = backbone, collector, draft_length, prompts
         self.seconds = 0.0  # that the last evaluation took, and the next one may; making texts is not in it
-        self._texts: list[Features] | None = None  # what the backbone answers; made when it is first asked for
+        self._texts: list[Features] | None = None  # the backbone's answers, made when first needed
 
     def judge(
         self,
@@ -83,7 +89,8 @@ class Judge:
         patience: Callable[[], Patience],
         fixed: bool,
     ) -> Figures:
-        """Score the head of `trainer`, as it is saved in `head`, each half of it for as long as `patience` lasts.
+        """Score the head of `trainer`, as it is saved in `head`; each half of the evaluation lasts as long as
+        `patience`.
 
         Unless `fixed`, prompts for which there was no time are left out from now on.
         """

@@ -1,15 +1,15 @@
-"""What a head is trained to do: the K steps of a draft, from every position of a text at once.
+"""The loss of a head: the K steps of a draft, from every position of a text at once.
 
-Row r of a text stands for the draft that is made when token p = r + 1 is pending; the last rows, whose drafts would
-run past the text, are left out. Step i of it gets token p + i - 1
-(teacher forcing) and the head's own state of step i - 1, and should name the backbone's choice at position p + i - 1,
-and bring forth the backbone's state there. The loss is
+Row r of a text stands for the draft that is made when token p = r + 1 is pending; the last rows, whose drafts would run
+past the text, are left out. Step i of the draft gets token p + i - 1 (teacher forcing) and the head's own state of step
+i - 1. The step should name the backbone's choice at position p + i - 1, and bring forth the backbone's state there. The
+loss is
 
     sum over steps i of decay^(i - 1) * (cross entropy + feature_weight * SmoothL1(state / scale, hidden / scale))
 
-with the weights that EAGLE-3 (arXiv 2503.01840) gives later steps. A choice that the head has no candidate for is left
-out of the cross entropy, and counts as a miss. Sums, not means: who adds texts up divides by the number of rows of all
-of them, on all processes.
+with the weights that EAGLE-3 (arXiv 2503.01840) gives later steps. A choice that is not among the head's candidates is
+left out of the cross entropy, and counts as a miss. The results are sums, not means: the caller adds texts up and
+divides by the number of rows of all texts, on all processes.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from drafter.train.model import Network
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the loss is made of.
+    """Say what the loss is made of.
 
-    `soft`: the backbone's distribution over the candidates as target, not its choice. `deeper`: the share of rows that
-    go on after the first step, chosen at random and counted for the others: what a first draft needs is most of what
-    has to be learned, and costs a fraction of a whole unroll.
+    `soft`: whether the target is the backbone's distribution over the candidates, not its choice. `deeper`: the share
+    of rows that go on after the first step, chosen at random and counted for the others: the first step of a draft is
+    most of what has to be learned, and costs a fraction of a whole unroll.
     """
 
     steps: int = 4
@@ -46,9 +46,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The tokens that a head can propose: `ids` [candidates] ascending, `slots` [vocab] their places (none: the count).
+    """Keep the tokens that a head can propose: `ids` [candidates] ascending, `slots` [vocab] their places.
 
-    `teacher` [candidates, backbone hidden]: their rows of the backbone's head, which soft targets are made with.
+    The slot of a token that is no candidate is the candidates' count. `teacher` [candidates, backbone hidden]: the
+    candidates' rows of the backbone's head, for soft targets.
     """
 
     ids: Tensor
@@ -63,8 +64,10 @@ class Candidates:
 
 
 class Losses(NamedTuple):
-    """Sums over all `rows`, or what stands for them. `right` [rows that went on, K] bool: whether this draft of a row
-    and all before it are right."""
+    """Keep the sums of the losses over all `rows`, where the rows that went on count for the others too.
+
+    `right` [rows that went on, K] bool: whether this draft of a row and all before it are right.
+    """
 
     loss: Tensor
     cross_entropy: Tensor
@@ -82,10 +85,10 @@ def unrolled_loss(
     recipe: Recipe,
     seeds: Sequence[int] = (),
 ) -> Losses:
-    """The loss of the drafts in `texts`, at every position from which a whole draft fits.
+    """Return the losses of the drafts in `texts`, at every position from which a whole draft fits.
 
-    `embed` [n] -> [n, backbone hidden]; `scale`: the size of a hidden state; `seeds`: for each
-    text, of its rows that go on, where not all do.
+    `embed` [n] -> [n, backbone hidden]; `scale`: the size of a hidden state; `seeds`: one for each text, which picks
+    the rows that go on, where not all do.
     """
     # their tokens' positions
     rows = [torch.arange(1, 1 + rows_of(text, recipe.steps), dtype=torch.int64) for text in texts]
@@ -124,7 +127,7 @@ def unrolled_loss(
 
 
 def _some(count: int, share: float, seed: int) -> Tensor:
-    """That share of 0 .. count - 1, at least one of them, ascending."""
+    """Return that share of 0 .. count - 1, at least one of them, ascending."""
     picked: Tensor = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[
         : max(1, round(share * count))
     ]
@@ -132,19 +135,20 @@ def _some(count: int, share: float, seed: int) -> Tensor:
 
 
 def _firsts(rows: Sequence[Tensor]) -> list[int]:
-    """Where each text's rows begin among those of all."""
+    """Return where each text's rows begin among the rows of all texts."""
     return [0, *accumulate(len(part) for part in rows)][:-1]
 
 
 def rows_of(text: Features, steps: int) -> int:
-    """Positions p >= 1 of `text` from which all `steps` drafts have a label."""
+    """Count the positions p >= 1 of `text` from which all `steps` drafts have a label."""
     assert len(text) > steps, "a text must be longer than a draft"
     return len(text) - steps
 
 
 class _Drafts(NamedTuple):
-    """One step of all rows: what the head scores, `x` [R, hidden], the newest tokens' and the wanted ones' places among
-    the candidates [R], where the backbone's states that chose these are [R], and what a row counts for."""
+    """Keep one step of all rows: the head's input `x` [R, hidden], the places of the newest and of the wanted tokens
+    among the candidates [R], the rows of the backbone's states that chose the wanted tokens [R], and the weight of a
+    row."""
 
     x: Tensor
     newest: Tensor
@@ -156,9 +160,11 @@ class _Drafts(NamedTuple):
 def _scored(
     network: Network, drafts: Sequence[_Drafts], states: Tensor, candidates: Candidates, recipe: Recipe
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The cross entropies' part of the loss, their sum, and for each step which rows name their wanted candidate.
+    """Return the cross entropies' part of the loss, their sum, and for each step which rows name their wanted
+    candidate.
 
-    All steps at once: the head's matrix has one gradient, and a state that several steps learn from is scored once.
+    All steps are scored at once: the head's matrix has one gradient, and a state that several steps learn from is
+    scored once.
     """
     sizes = [len(made.at) for made in drafts]
     x, newest, wanted, at = (torch.cat(parts) for parts in zip(*(made[:4] for made in drafts), strict=True))

@@ -1,12 +1,12 @@
 """The multi-token-prediction head, as it is trained: many rows at a time, with gradients.
 
-The same network as `inference.py`, from the same `MTPHeadSpec` and under the same tensor names; that both compute the
-same is a test. Row r of a pass does what the drafter does when the token at position p[r] is pending: it attends to the
-backbone's keys j <= p[r] - 1 (of a sliding layer: from p[r] - 1 - window on), all steps of its draft at that one
-position. Rows never see each other, so any rows of a text can be taken, and a draft of K steps is K passes over the
-same rows ("training-time test", arXiv 2503.01840).
+The network is that of `inference.py`, from the same `MTPHeadSpec` and under the same tensor names; a test proves that
+both compute the same. Row r of a pass does what the drafter does when the token at position p[r] is pending: the row
+attends to the backbone's keys j <= p[r] - 1 (of a sliding layer: from p[r] - 1 - window on), and all steps of its draft
+have that one position. Rows never see each other, so any rows of a text can be taken, and a draft of K steps is K
+passes over the same rows ("training-time test", arXiv 2503.01840).
 
-Left out: Gemma 4's centroids, which are trained as a dense head.
+Left out: Gemma 4's centroids; their head is trained as a dense head.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _HEAD = "embed_tokens.weight"
 
 
 class TextView(NamedTuple):
-    """What the rows of one text see: for each kind of layer `masks` [rows, n] bool, and `keys` of n positions by the
-    backbone's layer that kept them."""
+    """Keep what the rows of one text see: `masks` [rows, n] bool for each kind of layer, and `keys` of n positions by
+    the layer of the backbone that stored them."""
 
     rows: int
     masks: Mapping[str, Tensor]
@@ -36,17 +36,19 @@ class TextView(NamedTuple):
 
 
 class Sight(NamedTuple):
-    """What all rows of a pass see: their `ropes`, cos and sin [R, head_dim] for each kind of layer, and their texts."""
+    """Keep what all rows of a pass see: their `ropes`, cos and sin [R, head_dim] for each kind of layer, and their
+    texts."""
 
     ropes: Mapping[str, tuple[Tensor, Tensor]]
     texts: Sequence[TextView]
 
 
 class Network(nn.Module):
-    """Parameters of the head that `spec` describes, by the names that its checkpoint has."""
+    """Keep the parameters of the head that `spec` describes, by the names in its checkpoint."""
 
     def __init__(self, spec: MTPHeadSpec, tensors: Mapping[str, Tensor]) -> None:
-        """`tensors`: a float tensor of the right shape for every name of `head_tensors(spec)`; they are copied."""
+        """Copy `tensors` into the parameters: a float tensor of the right shape for every name of
+        `head_tensors(spec)`."""
         super().__init__()
         assert not spec.text.per_layer_input
         self.spec = spec
@@ -56,18 +58,21 @@ class Network(nn.Module):
         self._rotations = Rotations(spec.text.ropes, torch.float32, torch.device("cpu"))
 
     def by_name(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The parameters with their checkpoint names."""
+        """Yield the parameters with their checkpoint names."""
         return ((name, self[name]) for name in head_tensors(self.spec))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The parameters by checkpoint name, detached."""
+        """Return the parameters by checkpoint name, detached."""
         return {name: parameter.detach() for name, parameter in self.by_name()}
 
     def __getitem__(self, name: str) -> nn.Parameter:
         return self.get_parameter(_key(name))
 
     def sight(self, texts: Sequence[tuple[Tensor, Mapping[int, AttentionStates]]]) -> Sight:
-        """What rows see, text after text: each has its rows' positions [rows] and what the backbone's layers kept."""
+        """Return what the rows of `texts` see, text after text.
+
+        Each text is (positions of its rows [rows], K and V by the layer of the backbone that stored them).
+        """
         positions = torch.cat([rows for rows, _ in texts])  # [R]
         ropes, views = {}, []
         for kind in self.spec.text.ropes:
@@ -84,10 +89,10 @@ class Network(nn.Module):
         return Sight(ropes, views)
 
     def first(self, hidden: Tensor, aux: Sequence[Tensor]) -> Tensor:
-        """What drafts begin with, [R, backbone hidden].
+        """Return the states [R, backbone hidden] that drafts begin with.
 
-        `hidden` [R, backbone hidden]: the states that chose the newest tokens. `aux`: the same for what left each of
-        `spec.aux_layers`, in their order.
+        `hidden` [R, backbone hidden]: the states that chose the newest tokens. `aux`: the outputs of `spec.aux_layers`
+        at the same rows, in the order of the layers.
         """
         if not self.spec.aux_layers:
             return hidden
@@ -96,11 +101,11 @@ class Network(nn.Module):
         return hidden + F.linear(joined, self["fuse.weight"])
 
     def step(self, embedding: Tensor, hidden: Tensor, sight: Sight) -> tuple[Tensor, Tensor]:
-        """One draft step of every row.
+        """Compute one draft step of every row; return the input of the head [R, hidden], and the next step's `hidden`.
 
         `embedding` [R, backbone hidden]: of the newest token, scaled as the backbone does. `hidden` [R, backbone
-        hidden]: what `first` made of the state that chose it, or the second result of the step before. Returns what the
-        head scores [R, hidden], and the next step's `hidden`.
+        hidden]: the result of `first` for the state that chose the newest token, or the second result of the step
+        before.
         """
         x = F.linear(torch.cat((embedding, hidden), dim=-1), self["pre_projection.weight"])
         for i in range(len(self.spec.text.layers)):
@@ -109,16 +114,17 @@ class Network(nn.Module):
         return x, F.linear(x, self["post_projection.weight"])
 
     def logits(self, x: Tensor, slots: Tensor | None = None) -> Tensor:
-        """Scores of every candidate, [rows, candidates], for x [rows, hidden].
+        """Return the logits of every candidate, [rows, candidates], for x [rows, hidden].
 
-        `slots` [rows]: the newest token among the candidates (their count: none of them), for the bigram bias.
+        `slots` [rows]: the place of the newest token among the candidates (their count: it is none of them), for the
+        bigram bias.
         """
         return F.linear(*self.logit_factors(x, slots))
 
     def logit_factors(self, x: Tensor, slots: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """[rows, D] and [candidates, D], whose products `logits` are.
+        """Return the two factors of `logits`, [rows, D] and [candidates, D].
 
-        The bigram bias, left @ right^T, is some more columns of both.
+        The bigram bias, left @ right^T, adds columns to both factors.
         """
         if not self.spec.bigram:
             return x, self[_HEAD]

@@ -1,7 +1,7 @@
-"""torch's Muon with less work in it: a fifth of its products is left out, and several processes share the rest.
+"""torch's Muon with less work: a fifth of its products is left out, and several processes share the rest.
 
 Of a symmetric matrix only the blocks up to the diagonal are multiplied out. Under `torchrun` all processes have the
-same gradients and the same momentum; each orthogonalises every n-th matrix, and hands it to the others.
+same gradients and the same momentum; each process orthogonalises every n-th matrix, and sends the result to the others.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ _BLOCKS = 3  # a third of a symmetric product's work is left out; of more blocks
 
 
 class Muon(torch.optim.Muon):
-    """With the step size of arXiv 2502.16982, 0.2 sqrt(larger side), and Nesterov's momentum. `products`: the dtype of
-    its matrix products; where a processor has no bfloat16 products, float32 takes a thirtieth of the time."""
+    """Move matrices with the step size of arXiv 2502.16982, 0.2 sqrt(larger side), and Nesterov's momentum.
+
+    `products`: the dtype of the matrix products; where a processor has no bfloat16 products, float32 takes a thirtieth
+    of the time.
+    """
 
     def __init__(
         self,
@@ -32,7 +35,7 @@ class Muon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """As torch's, whose state this is too; without closures."""
+        """Move the weights as torch's Muon does, with the same state; closures are not supported."""
         assert closure is None
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
@@ -69,8 +72,10 @@ def _share(updates: list[Tensor], group: dict[str, Any], products: torch.dtype) 
 
 
 def orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, smallest: float) -> Tensor:
-    """A matrix [m, n] with the singular vectors of `matrix` [m, n] and singular values near 1, by Newton-Schulz steps
-    x <- a x + (b g + c g g) x with g = x x^T (https://kellerjordan.github.io/posts/muon/)."""
+    """Return a matrix [m, n] with the singular vectors of `matrix` [m, n] and singular values near 1.
+
+    Each Newton-Schulz step is x <- a x + (b g + c g g) x with g = x x^T (https://kellerjordan.github.io/posts/muon/).
+    """
     a, b, c = coefficients
     x = matrix.t() if (high := matrix.shape[0] > matrix.shape[1]) else matrix
     x = x / x.norm().clamp(min=smallest)
@@ -81,7 +86,7 @@ def orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], steps: 
 
 
 def _symmetric(x: Tensor) -> Tensor:
-    """x x^T, [m, m], for x [m, n]."""
+    """Return x x^T, [m, m], for x [m, n]."""
     m = len(x)
     size = max(64, -(-m // _BLOCKS // 32) * 32)  # whole cache lines
     made = x.new_empty(m, m)

@@ -1,13 +1,13 @@
 """A training run, from prompts to a head that is in use: collect, begin, train, judge by real decoding, keep the best.
 
-What: `TrainingRun`, whose `run` yields what happened as it happens. All of it lives in one folder:
+What: `TrainingRun`, whose `run` yields every event as it happens. All files of a run are in one folder:
 
     config.json, mtp.gguf        the best head so far, there from the beginning of training on
     training/set/                the training set, a shard at a time
     training/state.pt            all that the next step depends on
     training/progress.json       time spent on training, and the scores so far
 
-A run that was stopped goes on when it is started again; with `steps` it ends with the weights of one that was not.
+A run that was stopped goes on when it is started again; with `steps` it ends with the weights of an unstopped run.
 
 Under `torchrun` the first process collects, judges and saves; all of them train.
 """
@@ -41,7 +41,7 @@ COLLECTING, TRAINING = "collecting answers", "training"
 
 @dataclass(frozen=True)
 class Began:
-    """Training begins, or goes on: shape of the head, and how much of the set's choices its candidates cover."""
+    """Tell that training begins, or goes on: shape of the head, and the share of choices that its candidates cover."""
 
     parameters: int
     candidates: int
@@ -53,10 +53,11 @@ Event = Size | Began | StepReport | Scored
 
 
 class Status(NamedTuple):
-    """Where a run is, at any moment.
+    """Tell where a run is, at any moment.
 
-    `done` 0..1 of the phase; `left`: seconds to the end of all, where that is known. `tokens`: of the training set,
-    texts under way included, and from training on those that were trained on; `real`: the best score so far.
+    `done` 0..1 of the phase; `left`: seconds to the end of the run, where that is known. `tokens`: while collecting,
+    those of the training set, texts under way included; from training on, those that were trained on. `real`: the best
+    score so far.
     """
 
     phase: str
@@ -68,7 +69,7 @@ class Status(NamedTuple):
 
 
 class TrainingRun:
-    """Trains a head of `form` for `backbone` in `folder`; see the module."""
+    """Train a head of `form` for `backbone` in `folder`; the module's docstring lists the files."""
 
     def __init__(
         self,
@@ -84,9 +85,12 @@ class TrainingRun:
         began: float | None = None,
         now: Now = time.monotonic,
     ) -> None:
-        """`about`: what the head's provenance says besides what is known here. `start`: a head of this form to go on
-        from, instead of the backbone's last layers. `began`: when, on the clock `now`, the budget's minutes began
-        (None: now). Raises ValueError: an impossible shape."""
+        """Read the progress and the training set of earlier sittings from `folder`.
+
+        `about`: what the caller adds to the head's provenance. `start`: a head of this form to go on from, instead of
+        the backbone's last layers. `began`: when, on the clock `now`, the budget's minutes began (None: now). Raises
+        ValueError: an impossible shape.
+        """
         self.folder, self.backbone, self.collector = folder, backbone, collector
         self.form, self.settings, self.about, self.intervals = form, settings, about, intervals
         self.spec, self.start = form.spec(backbone.spec), start
@@ -118,9 +122,9 @@ class TrainingRun:
         return Status(self.phase, min(1.0, done), left, tokens, 0, best)
 
     def run(self) -> Iterator[Event]:
-        """All of it, or what is left of it.
+        """Run all phases, or those that are left, and yield their events.
 
-        Raises ValueError when what is in the folder does not fit, or the minutes are too few to begin.
+        Raises ValueError when the files in the folder do not fit, or the minutes are too few to begin.
         """
         if self.first:
             yield from self._collect()
@@ -157,7 +161,7 @@ class TrainingRun:
             raise ValueError("there are no prompts short enough to learn from; give others with --data")
 
     def _enough(self, found: Size) -> bool:
-        """Whether the set has its tokens; with steps, whole blocks of them, which do not depend on the time."""
+        """Tell whether the set has its tokens; with steps, whole blocks of them, which do not depend on the time."""
         if self.schedule.budget.tokens is None or found.tokens < self.schedule.budget.tokens:
             return False
         return self.schedule.limited or self.collector.whole_blocks(found)
@@ -185,7 +189,7 @@ class TrainingRun:
         return trainer, Began(parameters, len(ids), coverage, trainer.step_number)
 
     def _to_fit(self, dataset: Dataset, going_on: bool) -> Iterator[Features]:
-        """The texts that a head's beginning is fitted to, as many as there is time for; none where it has begun."""
+        """Yield the texts that a new head is fitted to, as many as there is time for; none where training goes on."""
         if going_on:
             return
         patience = PATIENT if _parallel() else self.schedule.fitting()  # every process has to make the same of it
@@ -199,7 +203,7 @@ class TrainingRun:
         clock = Clock(self.progress.training, schedule.now)
         pace = Pace(schedule, clock)
         saved = scored = clock.seconds
-        whole = True  # Between steps; what a step that was cut short leaves is none of the states that a run passes.
+        whole = True  # Between steps: a step that was cut short leaves a state that no whole run has.
         judge = (
             Judge(self.backbone, self.collector, self.settings.recipe.steps, self._prompts_judged())
             if self.first
@@ -207,7 +211,7 @@ class TrainingRun:
         )
         try:
             if judge and not (self.folder / "config.json").is_file():
-                self._write(self.folder, trainer, None)  # from now on there is a head, whatever comes
+                self._write(self.folder, trainer, None)  # from now on there is a head, even after a kill
                 self._save(trainer, clock)
             if judge and not self.progress.scores:
                 yield self._score(trainer, judge, clock)
@@ -236,7 +240,7 @@ class TrainingRun:
                 self._save(trainer, clock)
 
     def _next(self, trainer: Trainer, pace: Pace) -> Step:
-        """The step to come, the same on every process."""
+        """Return the step to come, the same on every process."""
         if self.schedule.budget.steps is not None:
             return Step(trainer.step_number / self.schedule.budget.steps, trainer.settings.batch_tokens)
         step = pace.next(trainer.step_number, trainer.settings.batch_tokens)
@@ -248,7 +252,7 @@ class TrainingRun:
         return Step(done, int(tokens))
 
     def _prompts_judged(self) -> int:
-        """How many prompts the scores so far were taken on, which all that are compared with them have to share."""
+        """Return how many prompts the first score was taken on; all later scores are taken on the same prompts."""
         most = len(self.collector.held_out)
         return min([most, *(int(score.get("prompts", most)) for score in self.progress.scores[:1])])
 

@@ -1,11 +1,12 @@
-"""How long each part of a training run may take, so that the whole ends when it was said to.
+"""How long each part of a training run may take, so that the whole run ends when it was asked to.
 
-What: `TimeBudget`, what was asked for; `Schedule`, which turns it into times on a clock (`Patience` for whoever works
-on a part); `Pace`, how far training is and how large its next step may be for the time that is left. The only
-measurement is the backbone's speed, before the first prompt: a slow model answers fewer prompts at a time, so that none
-is under way for long, and a budget that is too small for it is refused at once.
+What: `TimeBudget`, the time that was asked for; `Schedule`, which turns the budget into times on a clock (a `Patience`
+for each part of the work); `Pace`, how far training is and how large its next step may be for the time that is left.
+The only measurement is the backbone's speed, before the first prompt: a slow model answers fewer prompts at a time, so
+that no answer is under way for long, and a budget that is too small for the model is refused at once.
 
-A budget covers all sittings of a run that was stopped: of the earlier ones the time counts that left something behind.
+A budget covers all sittings of a run that was stopped: of the earlier sittings the time counts that left something
+behind.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ TEXT_SECONDS = 25.0  # an answer takes about as long, or fewer are written side 
 LONGEST_TEXT = 90.0  # seconds after which an answer ends where it is, when time is limited
 LEAST_ROWS = 8000  # of the backbone, which a run takes that is of any use: answers, evaluations, a few steps
 LEAST_SECONDS = 5.0  # besides: files, the head's beginning
-LEAST_STEPS = 3  # of training, if they do not take OVERRUN of the minutes more; one, whatever it takes
+LEAST_STEPS = 3  # of training, unless they take OVERRUN of the minutes more; one step in any case
 OVERRUN = 0.1
 SMALLEST_BATCH = 256  # tokens of a step: of the first, and where larger ones leave no time for AIMED_STEPS
 AIMED_STEPS = 10
@@ -37,7 +38,8 @@ GRACE = 0.05  # of the minutes, for an evaluation that would else have no time a
 
 @dataclass(frozen=True)
 class TimeBudget:
-    """How long: `minutes` in all, of which `collecting` is the share that goes into data, or `steps` of training.
+    """Say how long to train: `minutes` in all, of which `collecting` is the share that goes into data, or `steps` of
+    training.
 
     `tokens`: of the training set, at most; with `steps` also at least. `evaluate_minutes`: between evaluations.
     """
@@ -58,8 +60,8 @@ class TimeBudget:
 
 
 class Schedule:
-    """The times of a run of `budget` whose process began at `began` on the clock `now`, with `used` seconds of earlier
-    sittings. Without minutes no time is ever up."""
+    """Keep the times of a run of `budget` whose process began at `began` on the clock `now`, with `used` seconds of
+    earlier sittings. Without minutes no time is ever up."""
 
     def __init__(self, budget: TimeBudget, used: float, began: float, now: Now) -> None:
         self.budget, self.now, self.began = budget, now, began
@@ -72,11 +74,11 @@ class Schedule:
 
     @property
     def left(self) -> float:
-        """Seconds to the end; below 0 when it is past."""
+        """Return the seconds to the end; below 0 when the end is past."""
         return self.deadline - self.now()
 
     def check(self, rows_per_second: float) -> None:
-        """Raise a ValueError when a backbone of that speed cannot do anything of use in what is left."""
+        """Raise a ValueError when the time that is left is too short for a backbone of that speed to be of use."""
         needed = LEAST_SECONDS + LEAST_ROWS / rows_per_second
         if self.left >= needed:
             return
@@ -89,7 +91,8 @@ class Schedule:
         )
 
     def collecting(self, seconds: float) -> Patience:
-        """For collecting that took `seconds` already: its share of all time that is not lost to loading."""
+        """Return the patience for collecting that took `seconds` already: its share of all time that is not lost to
+        loading."""
         if not self.limited:
             return Patience(now=self.now)
         share = self.budget.collecting * (max(0.0, self.left) + seconds)
@@ -99,7 +102,7 @@ class Schedule:
         return self._part(FITTING)
 
     def judging(self) -> Patience:
-        """For one evaluation: its share of the time, and some grace where the end is near."""
+        """Return the patience for one evaluation: its share of the time, and some grace where the end is near."""
         part = self._part(JUDGING)
         end = max(self.deadline, self.now() + GRACE * self.whole)
         return part if part.until <= end else Patience(end, now=self.now)
@@ -111,7 +114,7 @@ class Schedule:
 
 
 class Clock:
-    """Seconds of training, those of earlier runs included."""
+    """Count the seconds of training, those of earlier runs included."""
 
     def __init__(self, before: float, now: Now = time.monotonic) -> None:
         self._now, self._began = now, now() - before
@@ -122,17 +125,18 @@ class Clock:
 
 
 class Step(NamedTuple):
-    """A step to come: how much of training is done before it (at 1 there is none), and its tokens."""
+    """Describe a step to come: the share of training `done` before the step (1: there is no such step), and its
+    tokens."""
 
     done: float
     tokens: int
 
 
 class Pace:
-    """Steps that fit into the time, and leave enough of it for the last evaluation.
+    """Choose steps that fit into the time, and leave enough of the time for the last evaluation.
 
-    The first step is a small one; each later one is twice as large as long as many of its kind would fit, and half as
-    large when too few would. `judging`: seconds of the last evaluation; `step`: of the last step.
+    The first step is small. Each later step is twice as large as long as many of its kind would fit, and half as large
+    when too few would. `judging`: seconds of the last evaluation; `step`: of the last step.
     """
 
     def __init__(self, schedule: Schedule, clock: Clock) -> None:
@@ -144,7 +148,7 @@ class Pace:
         self._stepping = 0.0  # seconds of all steps so far
 
     def stepped(self, seconds: float) -> None:
-        """Take note of a step, which took so many seconds."""
+        """Note a step that took so many seconds."""
         self.step = seconds
         self._stepping += seconds
         span = self._schedule.left - self.judging + self._stepping
@@ -183,5 +187,6 @@ def rows_per_second(backbone: Decoder, now: Now, seconds: float = 0.2) -> float:
 
 
 def side_by_side(rows_per_second: float, max_new_tokens: int, most: int) -> int:
-    """How many answers to write at a time, up to `most`, for one to take about TEXT_SECONDS at the most."""
+    """Return how many answers to write at a time, up to `most`, for one answer to take about TEXT_SECONDS at the
+    most."""
     return max(1, min(most, int(TEXT_SECONDS * rows_per_second / max_new_tokens)))

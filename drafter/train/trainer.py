@@ -1,11 +1,11 @@
 """Training a head: steps over a set of `Features`, and a state that can be put down and taken up again.
 
 What: `Trainer`. A step takes texts until it has `batch_tokens` tokens, adds up their losses, divides by the number of
-rows and moves the weights: the matrices of the layers and projections with Muon, all else with AdamW. Under `torchrun`
-every process takes every n-th text of the same batch, and the division is by the rows of all: n processes do what one
-would. The learning rate rises for `warmup` steps, stays, and falls to zero over the last `decay` of the run (constant
-then decay, the schedule that TorchSpec found best). `save` writes everything that the next step depends on, so a run
-that was killed and started again ends with the same weights.
+rows and moves the weights: the matrices of the layers and projections with Muon, all others with AdamW. Under
+`torchrun` every process takes every n-th text of the same batch, and the division is by the rows of all processes: n
+processes do what one process would. The learning rate rises for `warmup` steps, stays, and falls to zero over the last
+`decay` of the run (constant then decay, the schedule that TorchSpec found best). `save` writes everything that the next
+step depends on, so a run that was killed and started again ends with the same weights.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from specdec.util.atomic import replacing
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """How to train.
+    """Say how to train.
 
-    `batch_tokens` make a step, about `pass_tokens` of them a pass. `matrix_rate`: the learning rate of what Muon moves,
-    in units of `learning_rate`; 0: AdamW moves everything. `bfloat16`: matrix products in it, where the processor is
-    faster that way.
+    `batch_tokens` make a step, about `pass_tokens` of them a pass. `matrix_rate`: the learning rate of the matrices
+    that Muon moves, in units of `learning_rate`; 0: AdamW moves everything. `bfloat16`: whether matrix products are
+    bfloat16, for processors that are faster that way.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
@@ -51,7 +51,7 @@ class TrainerSettings:
 
 @dataclass(frozen=True)
 class StepReport:
-    """One step. `loss` is a row's; `cross_entropy` and `feature` are a drafted token's, without weights.
+    """Describe one step. `loss` is a row's; `cross_entropy` and `feature` are a drafted token's, without weights.
 
     `acceptance_length`: 1 + drafts that were right from the first on, per row, teacher-forced.
     """
@@ -70,7 +70,7 @@ class StepReport:
 
 
 class Trainer:
-    """Trains `network` on `dataset`, whose backbone embeds tokens with `embed`."""
+    """Train `network` on `dataset`, whose backbone embeds tokens with `embed`."""
 
     def __init__(
         self,
@@ -92,8 +92,10 @@ class Trainer:
             self._rank, self._ranks = distributed.get_rank(), distributed.get_world_size()
 
     def step(self, progress: float, batch_tokens: int | None = None) -> StepReport:
-        """One step; `progress` 0..1: how much of the run is done, for the learning rate. `batch_tokens`: of this step,
-        if not as many as the settings say."""
+        """Take one step; `progress` 0..1: how much of the run is done, for the learning rate.
+
+        `batch_tokens`: of this step, if not as many as the settings say.
+        """
         rate = self._rate(progress)
         for optimizer, factor in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -102,7 +104,7 @@ class Trainer:
         texts = self._batch(batch_tokens or self.settings.batch_tokens)
         steps = self.settings.recipe.steps
         chance = mix(mix(self.settings.seed) ^ self.step_number) >> 1
-        # By length, so that all processes have about as much to do; the sums do not depend on who does what.
+        # By length, so that all processes have about as much to do; the sums do not depend on the division.
         dealt = sorted(enumerate(texts), key=lambda found: -len(found[1]))[self._rank :: self._ranks]
         mine = [(text, chance ^ number) for number, text in dealt]
         # loss, cross entropy, feature loss, rows, rows that went on, those right
@@ -134,7 +136,7 @@ class Trainer:
         )
 
     def _batch(self, tokens: int) -> list[Features]:
-        """The next texts, `tokens` tokens of them: the same on every process, which takes its share of them."""
+        """Return the next texts, `tokens` tokens of them: the same on every process, which takes its share of them."""
         texts: list[Features] = []
         first = self.position.epoch
         while sum(map(len, texts)) < tokens:
@@ -149,7 +151,8 @@ class Trainer:
         return texts
 
     def _add_up(self, sums: Tensor) -> None:
-        """Add `sums` and the gradients up over all processes, in place: what one process alone would have."""
+        """Add `sums` and the gradients up over all processes, in place, to the sums that one process alone would
+        have."""
         if self._ranks == 1:
             return
         parameters = [p for p in self.network.parameters() if p.requires_grad]
@@ -165,7 +168,7 @@ class Trainer:
             p.grad.copy_(piece.view_as(p))
 
     def save(self, path: Path, more: dict[str, Any] | None = None) -> None:
-        """Everything that the next step depends on, and `more`, in one file, all or nothing."""
+        """Save everything that the next step depends on, and `more`, in one file, all or nothing."""
         state = {
             "network": self.network.tensors(),
             "optimizers": [optimizer.state_dict() for optimizer, _ in self.optimizers],
@@ -181,9 +184,11 @@ class Trainer:
             torch.save(state, temporary)
 
     def restore(self, path: Path) -> dict[str, Any]:
-        """Go on from a file that `save` wrote; returns its `more`.
+        """Go on from a file that `save` wrote; return its `more`.
 
-        Raises ValueError when it is damaged, or was written by a run with other settings, candidates, or another head.
+        Raises:
+            ValueError: the file is damaged, or was written by a run with other settings, other candidates or another
+                head.
         """
         try:
             state = torch.load(path, weights_only=True)
@@ -218,10 +223,10 @@ class Trainer:
 
 
 def _optimizers(network: Network, settings: TrainerSettings) -> list[tuple[torch.optim.Optimizer, float]]:
-    """What moves the weights, and each one's learning rate in units of `settings.learning_rate`.
+    """Return the optimizers that move the weights, each with its learning rate in units of `settings.learning_rate`.
 
     Muon (https://kellerjordan.github.io/posts/muon/, its step sized as in arXiv 2502.16982) gives every direction of a
-    matrix the same step. It is for matrices between hidden states: rows that stand for tokens come up too unevenly.
+    matrix the same step. Muon is for matrices between hidden states: rows that stand for tokens come up too unevenly.
     """
     matrices: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []
@@ -240,7 +245,7 @@ def _optimizers(network: Network, settings: TrainerSettings) -> list[tuple[torch
 
 
 def _groups(texts: Sequence[tuple[Features, int]], tokens: int) -> Iterator[tuple[list[Features], list[int]]]:
-    """`texts` and their seeds in groups of about `tokens` tokens."""
+    """Yield `texts` and their seeds in groups of about `tokens` tokens."""
     group: list[Features] = []
     seeds: list[int] = []
     for text, seed in texts:
@@ -254,6 +259,6 @@ def _groups(texts: Sequence[tuple[Features, int]], tokens: int) -> Iterator[tupl
 
 
 def _scale(dataset: Dataset) -> float:
-    """The standard deviation of a hidden state's entries, from the first text of the set."""
+    """Return the standard deviation of a hidden state's entries, from the first text of the set."""
     _, text = next(dataset.texts(seed=0))
     return float(text.hidden.float().std())

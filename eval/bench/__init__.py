@@ -1,1 +1,1 @@
-"""`run.py bench`: plain and drafted decoding in turns, other engines too, figures and tables of them."""
+"""`run.py bench`: plain and drafted decoding in turns, beside other engines; the figures and tables of a bench."""

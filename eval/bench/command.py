@@ -1,9 +1,10 @@
-"""`run.py bench`: every prompt decoded plainly and in other ways, in turns, in one process for all that is ours.
+"""`run.py bench`: every prompt decoded plainly and in other ways, in turns, in one process for all modes of ours.
 
-The baseline is the same loop with nothing drafted. One warm-up of each mode comes first, and who begins changes from
-prompt to prompt: whatever slows the machine down for a while slows them all. Where other engines take part, each
-repetition also has them read a prompt of `PREFILL_TOKENS`, another stretch of text each time, so that none can have
-kept its beginning; and they decode as many tokens as the plain run did, so they follow it in the first repetition.
+The baseline is the same loop with nothing drafted. One warm-up of each mode comes first, and the mode that begins
+changes from prompt to prompt, so that a slow stretch of the machine slows all modes down. Where other engines take
+part, each repetition also has them read a prompt of `PREFILL_TOKENS`, another stretch of text each time, so that no
+engine can have kept its beginning. Other engines decode as many tokens as the plain run did, so they follow the plain
+run in the first repetition.
 
 `others_cpu` of the record is the CPU time that waiting processes used while another was timed, in cores: not zero means
 that the figures disturb each other.
@@ -40,7 +41,7 @@ _SPARE = 256  # positions that other engines get besides: servers keep a few for
 
 @dataclass
 class Bench:
-    """What to compare: `prompts` in all of `modes`, the plain one first, `repeat` times."""
+    """Compare `prompts` in all of `modes`, the plain one first, `repeat` times."""
 
     session: Session
     prompts: Sequence[Prompt]
@@ -52,7 +53,7 @@ class Bench:
     answers: dict[str, tuple[int, ...]] = field(default_factory=dict)  # the plain text of each turn, by name
 
     def turns(self, view: View) -> Iterator[Turn]:
-        """Decode prompt by prompt, turn by turn; a turn sees the plain run's answers to the ones before it.
+        """Decode prompt by prompt, turn by turn; a turn sees the plain run's answers to the turns before it.
 
         Raises ValueError that names the prompt: see `Session.run` and `Mode.run`.
         """
@@ -74,7 +75,7 @@ class Bench:
             self.finished = repetition
 
     def _cases(self, repetition: int) -> Iterator[tuple[int, str, str, Tensor]]:
-        """Number of the prompt, name, task and token ids [1, n] of every turn; later ones hold answers."""
+        """Yield number of the prompt, name, task and token ids [1, n] of every turn; later turns hold the answers."""
         taken: set[str] = {PREFILL}  # results go by name, and files may repeat one
         for number, prompt in enumerate(self.prompts, start=1):
             history, base = prompt.history(), prompt.name
@@ -89,7 +90,8 @@ class Bench:
             yield len(self.prompts), PREFILL, "", self.prefill(repetition)
 
     def prefill(self, repetition: int) -> Tensor:
-        """Token ids [1, n] of English text, as long as `PREFILL_TOKENS` or the context with room for an answer."""
+        """Return token ids [1, n] of English text, as long as `PREFILL_TOKENS` or the context with room for an
+        answer."""
         messages = [{"role": "user", "content": prompt.turns[0]} for prompt in long_prompts()]
         text = self.session.encode(messages, raw=True)
         size = min(PREFILL_TOKENS, text.shape[1], self.session.context - WARM_UP_TOKENS)
@@ -117,7 +119,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What `run.py bench` was asked for; see its --help."""
+    """Keep the options of a `run.py bench`; see its --help."""
 
     prompts_file: Path | None = None
     suite: bool = False
@@ -129,9 +131,10 @@ class BenchOptions:
 
 
 def bench(settings: GenerationSettings, options: BenchOptions) -> int:
-    """Run, show and write a bench; returns the exit code: 0, 1 when an output differs, 130 after Ctrl-C.
+    """Run, show and write a bench; return the exit code: 0, 1 when an output differs, 130 after Ctrl-C.
 
     The JSON file gets one object with every figure.
+
     Raises ValueError: the model, a prompt or a file is not usable, or an engine failed (after all else is written); the
     message says why.
     """
@@ -198,18 +201,18 @@ def _prompts(options: BenchOptions) -> list[Prompt]:
     tasks: dict[str, list[Prompt]] = {}
     for prompt in every:
         tasks.setdefault(prompt.task, []).append(prompt)
-    # As many of each task, so that a short run says something of all of them.
+    # As many of each task, so that a short run has figures of every task.
     return [prompt for rank in zip(*tasks.values(), strict=True) for prompt in rank][: options.limit]
 
 
 def _longest(session: Session, prompts: Sequence[Prompt]) -> int:
-    """Tokens of the longest prompt, answers to its earlier turns left out."""
+    """Return the tokens of the longest prompt, answers to its earlier turns left out."""
     messages = [[*p.history(), *({"role": "user", "content": turn} for turn in p.turns)] for p in prompts]
     return max((session.encode(m, raw=True).shape[1] + 32 * len(m) for m in messages), default=0)
 
 
 def _costs(modes: Sequence[Mode]) -> dict[str, dict[str, float]] | None:
-    """V(T) and d in seconds, as the first mode that chooses lengths has them now."""
+    """Return V(T) and d in seconds, as the first mode that chooses lengths has them now."""
     for mode in modes:
         if isinstance(mode, Ours) and mode.adaptive and mode.lengths.measured_for:
             costs = mode.lengths.costs

@@ -1,4 +1,4 @@
-"""From the turns of a bench to what is said of its modes. Pure: no model, no clock.
+"""From the turns of a bench to the figures of its modes. Pure: no model, no clock.
 
 A speed-up is a mode's tokens per second over plain decoding's, on the same prompts (Spec-Bench's definition).
 """
@@ -18,7 +18,7 @@ PREFILL = "prefill"  # a turn that only reads its prompt
 
 @dataclass(frozen=True)
 class Way:
-    """A mode, as figures name it. `ours`: its text must be the plain one's."""
+    """Describe a mode, as figures name it. `ours`: its text must be the plain one's."""
 
     name: str
     details: str = ""
@@ -27,7 +27,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Turn:
-    """The same prompt decoded in every way, by name, in one repetition (from 1)."""
+    """Keep the same prompt decoded in every way, by name, in one repetition (from 1)."""
 
     name: str
     task: str
@@ -39,7 +39,7 @@ class Turn:
         return self.runs[PLAIN]
 
     def difference(self, way: str) -> int | None:
-        """Index of the first token that is not the plain run's, a missing one included; None when all are."""
+        """Return the index of the first token that is not the plain run's, a missing token included; None: equal."""
         return first_difference(self.plain.tokens, self.runs[way].tokens)
 
     def speedup(self, way: str) -> float:
@@ -48,11 +48,11 @@ class Turn:
 
 
 def compare(turns: Sequence[Turn], ways: Sequence[Way]) -> dict[str, Any]:
-    """Every way against the plain one, which comes first; counts and latencies are of all repetitions together.
+    """Compare every way with the plain one, which comes first; counts and latencies are of all repetitions together.
 
     A prompt's seconds are the median over its repetitions. `tokens_per_second` and `speedup` are of all tokens over the
-    sum of these, as in Spec-Bench; `speedup_median` and `speedup_lowest` of prompts; `spread` of whole repetitions.
-    A turn called `PREFILL` counts for `prefill_tokens_per_second` alone.
+    sum of these medians, as in Spec-Bench; `speedup_median` and `speedup_lowest` are of prompts; `spread` is of whole
+    repetitions. A turn called `PREFILL` counts for `prefill_tokens_per_second` alone.
     """
     decoded = [turn for turn in turns if turn.name != PREFILL]
     prefills = [turn for turn in turns if turn.name == PREFILL]
@@ -116,13 +116,13 @@ def _seconds(same: Sequence[Turn], way: str) -> float:
 
 
 def _speedup(same: Sequence[Turn], way: str) -> float:
-    """Of one prompt: both decode as many tokens."""
+    """Return the speed-up of one prompt, where both ways decode as many tokens."""
     rate = _rates({"": list(same)}, way)
     return float(rate["speedup"])
 
 
 def _rates(cases: dict[str, list[Turn]], way: str) -> dict[str, float]:
-    """Tokens of the prompts, once each, over the sum of their median seconds."""
+    """Return the tokens of the prompts, once each, over the sum of their median seconds."""
 
     def rate(name: str) -> tuple[int, float]:
         return (
@@ -142,7 +142,7 @@ def _rates(cases: dict[str, list[Turn]], way: str) -> dict[str, float]:
 
 
 def _spread(cases: dict[str, list[Turn]], way: str) -> dict[str, float]:
-    """Tokens per second of whole repetitions: an interrupted one did other work than the others."""
+    """Return the tokens per second of whole repetitions; an interrupted repetition did other work, and is left out."""
     by_repetition: dict[int, list[TimedRun]] = {}
     for same in cases.values():
         for turn in same:
@@ -169,13 +169,16 @@ def _first_difference(same: Sequence[Turn], way: Way) -> int | None:
 
 
 def _implausible(same: Sequence[Turn], way: str) -> bool:
-    """Whether the speed-up exceeds what acceptance can give: a verifying pass costs at least a plain one, so tokens
-    per round are the ceiling. Beyond it, and a margin for noise, something else slowed the plain run down."""
+    """Tell whether the speed-up exceeds what acceptance can give.
+
+    A verifying pass costs at least as much as a plain one, so tokens per round are the ceiling. Where the speed-up is
+    above the ceiling and a margin for noise, something else slowed the plain run down.
+    """
     return _speedup(same, way) > NOISE * merge_runs(turn.runs[way] for turn in same).mean_acceptance_length
 
 
 def _describe(same: Sequence[Turn], ways: Sequence[Way]) -> dict[str, Any]:
-    """One prompt's figures, in JSON types."""
+    """Return one prompt's figures, in JSON types."""
     first = same[0]
     modes = {}
     for way in ways:

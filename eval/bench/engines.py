@@ -3,17 +3,17 @@
 What: `Transformers` (its own loading of the same .gguf file, and its `generate`, plain or with its own prompt lookup)
 and `LlamaCpp` (through the wheel `xllamacpp`, for measuring only, plain or with its own n-gram speculation). What makes
 the work equal: the same file, token ids in and token ids counted, the same number of threads for prompt and answer, the
-same sampling settings, no prompt cache, and exactly `tokens` new tokens. For that, every engine is told to go on past
-EOS: transformers has no EOS to stop at, which touches no logit, and llama.cpp masks its own, which costs a handful of
-additions. (A minimum length would have cost transformers a logits processor.)
+same sampling settings, no prompt cache, and exactly `tokens` new tokens. To reach this number, every engine is told to
+go on past EOS: transformers has no EOS to stop at, which touches no logit, and llama.cpp masks its EOS, which costs a
+handful of additions. (A minimum length would have cost transformers a logits processor.)
 
 Where the clock is read: `first` is from the call to the first token, `rest` from the first token to the last, for
-`tokens - 1` tokens. For transformers both come from a streamer; llama.cpp's server counts `rest` from its first token
-itself (`predicted_ms`; its own tokens per second divide all `tokens` by it, so they are higher by tokens / (tokens -
-1)), and `first` is what remains of the call.
+`tokens - 1` tokens. For transformers both come from a streamer. llama.cpp's server counts `rest` from its first token
+itself (`predicted_ms`; its own tokens per second divide all `tokens` by this time, so they are higher by tokens /
+(tokens - 1)), and `first` is the remainder of the call.
 
-Left out: compiled transformers and its static cache, GPU builds, batches. Nothing heavy is imported before an engine
-is made: `eval.bench.remote` makes them in processes of their own.
+Left out: compiled transformers and its static cache, GPU builds, batches. Nothing heavy is imported before an engine is
+made: `eval.bench.remote` makes each engine in a process of its own.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ NEEDS = {"transformers": ("transformers", "accelerate"), "llama.cpp": ("xllamacp
 
 @dataclass(frozen=True)
 class EngineTiming:
-    """`tokens` emitted; `first`: seconds from the call to the first of them; `rest`: from there to the last.
+    """Keep the time of a run: `tokens` emitted, `first`: seconds from the call to the first token, `rest`: from there
+    to the last.
 
-    `drafted` and `accepted`: what the engine says of its own speculation.
+    `drafted` and `accepted`: as the engine counts its own speculation.
     """
 
     tokens: int
@@ -47,7 +48,8 @@ class EngineTiming:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings in full, so that no engine falls back on defaults of its own. `temperature` 0: greedy."""
+    """Keep the sampling settings in full, so that no engine falls back on defaults of its own. `temperature` 0:
+    greedy."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -56,7 +58,7 @@ class Sampling:
 
 
 class Engine(Protocol):
-    """`details`: version, build, dtype, in one line."""
+    """Decode with another engine. `details`: version, build, dtype, in one line."""
 
     details: str
 
@@ -73,10 +75,10 @@ def check_packages(words: Sequence[str]) -> None:
 
 
 class Transformers:
-    """transformers' own model of a .gguf `file`, expanded to `dtype` ("float32" or "bfloat16"), with `generate`.
+    """Decode with transformers' own model of a .gguf `file`, expanded to `dtype` ("float32" or "bfloat16").
 
-    `lookup`: tokens that its prompt lookup drafts, 0: none. Raises ValueError (from transformers) for an architecture
-    whose GGUF it does not read.
+    `lookup`: tokens that transformers' prompt lookup drafts, 0: none. Raises ValueError (from transformers) for an
+    architecture whose GGUF files transformers does not read.
     """
 
     def __init__(self, file: Path, dtype: str, threads: int, sampling: Sampling, lookup: int = 0) -> None:
@@ -114,11 +116,12 @@ class Transformers:
 
 
 class LlamaCpp:
-    """llama.cpp's server on a .gguf `file`, inside this process; `context`: positions that it makes room for.
+    """Decode with llama.cpp's server on a .gguf `file`, inside this process; `context`: positions that it makes room
+    for.
 
     `details` has the instruction sets that the wheel was built for: they decide its speed, and a wheel that must run
     everywhere leaves out the newest. `speculation`: one of `NGRAM` in `eval.cli.names`, with llama.cpp's own settings.
-    It keeps a port of its own on the loopback address, which nothing here uses.
+    The server keeps a port of its own on the loopback address, which nothing here uses.
     """
 
     def __init__(self, file: Path, threads: int, context: int, sampling: Sampling, speculation: str = "") -> None:
@@ -163,7 +166,7 @@ class LlamaCpp:
 
 
 class _Clock:
-    """A streamer that notes when the first token comes, and when the latest."""
+    """Note when the first token comes, and when the latest: a streamer."""
 
     def __init__(self) -> None:
         self.tokens, self.first, self.latest = 0, 0.0, 0.0

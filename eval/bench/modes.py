@@ -4,12 +4,12 @@
     adaptive      the draft length chosen each round; every source of drafts that the model has
     k1, k2, ...   always so many tokens
     suffix, mtp   adaptive, with suffix matches alone, or with the trained head alone
-    wrong         the head's drafts with every token replaced: what a drafter costs that is never right
+    wrong         the head's drafts with every token replaced: the cost of a drafter that is never right
     transformers, transformers-lookup, llama.cpp, llama.cpp-ngram-...
                   other engines on the same .gguf file, plain or with their own speculation (see `eval.bench.engines`)
 
-`fixed` stands for k1 to k6, `llama.cpp-ngram` for all its kinds. What a mode of ours learns about acceptance stays
-with it, so that modes do not teach each other.
+`fixed` stands for k1 to k6, `llama.cpp-ngram` for all its kinds. A mode of ours keeps its acceptance record to itself,
+so that modes do not teach each other.
 """
 
 from __future__ import annotations
@@ -44,8 +44,11 @@ from specdec.model.decoder import Decoder
 
 
 class Mode(Protocol):
-    """`name` for tables; `details` in one line; `ours`: whether its text must be the plain one; `process`: the id of
-    the one it computes in, None for this one."""
+    """Decode in one way, for a bench.
+
+    `name`: for tables. `details`: one line. `ours`: whether its text must be the plain one. `process`: the id of the
+    process that computes, None for this process.
+    """
 
     name: str
     details: str
@@ -62,11 +65,11 @@ class Mode(Protocol):
         """Decode after `ids` [1, n], as far as `answer`, the plain text, where it is known. Raises ValueError."""
 
     def cpu_seconds(self) -> float:
-        """CPU time that its process has used so far."""
+        """Return the CPU time that the mode's process has used so far."""
 
 
 class Ours:
-    """A session, decoding in one way. `rates`: of synthetic acceptance (`eval.synthetic.acceptance`)."""
+    """Decode with a session, in one way. `rates`: of synthetic acceptance (`eval.synthetic.acceptance`)."""
 
     ours = True
     process: int | None = None
@@ -83,7 +86,7 @@ class Ours:
         self._session, self._length = session, draft_length
         self._drafter = drafter or session.model.drafter
         self.details = f"kernels: {kernels.active()}" if draft_length == 0 else f"drafter {self._drafter.name}"
-        # Costs are the machine's, and measured; what is known of acceptance is this mode's own.
+        # Costs are the machine's, and measured; the acceptance record is this mode's own.
         known = session.model.lengths
         self.lengths = AdaptiveLength(known.costs if known.measured_for else None)
         self.lengths.measured_for = known.measured_for
@@ -116,7 +119,10 @@ class Ours:
 
 
 class Other:
-    """Another engine, in a process of its own. Its text is not compared: other arithmetic, other near-ties."""
+    """Decode with another engine, in a process of its own.
+
+    Its text is not compared with the plain text: other arithmetic decides near-ties in another way.
+    """
 
     ours = False
 
@@ -147,7 +153,7 @@ def _as_run(timing: EngineTiming, prompt_tokens: int) -> TimedRun:
 
 
 class Wrong:
-    """`drafter`'s drafts with every token replaced by its neighbour."""
+    """Draft as `drafter` does, with every token replaced by its neighbour."""
 
     name = "wrong"
 
@@ -167,7 +173,7 @@ class Wrong:
 
 
 class Neighbours:
-    """The proposer of `Wrong`."""
+    """Propose for one text: the proposer of `Wrong`."""
 
     name = Wrong.name
 
@@ -198,7 +204,7 @@ def check_possible(names: Sequence[str], settings: GenerationSettings) -> None:
 def open_modes(
     names: Sequence[str], session: Session, rates: Sequence[float], context: int, console: Console
 ) -> Iterator[list[Mode]]:
-    """The modes `names`, ready to run on `context` positions; other engines live until the end of the block.
+    """Open the modes `names`, ready to run on `context` positions; other engines live until the end of the block.
 
     Raises ValueError: the model has no head for `mtp` or `wrong`, or an engine cannot load the model.
     """
@@ -243,7 +249,7 @@ def _head(session: Session) -> Drafter:
 
 
 def _engines(name: str, threads: int, sampling: Sampling, context: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """What a word stands for: full names, each with a class and its arguments after the file."""
+    """Yield the engines that a word stands for: full names, each with a class and its arguments after the file."""
     if name.startswith("transformers"):
         lookup = LOOKUP if name.endswith("lookup") else 0
         for dtype in DTYPES:
@@ -253,7 +259,7 @@ def _engines(name: str, threads: int, sampling: Sampling, context: int) -> Itera
 
 
 def sampling_of(session: Session) -> Sampling:
-    """The session's settings, with what generate() takes where they say nothing."""
+    """Return the session's settings; a setting that is not given has the value that generate() takes."""
     s, config = session.settings, session.model.generation_config
     defaults = config._get_default_generation_params()
 

@@ -1,10 +1,10 @@
-"""An engine in a process of its own, spoken to through a pipe.
+"""An engine in a process of its own, which answers through a pipe.
 
 Why: thread pools of two libraries in one process get in each other's way (their idle threads spin for a while after
-each call), and one that runs out of memory would take the others' figures with it. Between turns a child waits on its
-pipe, and `cpu_seconds` lets the caller see that it does nothing else. Children ignore Ctrl-C, which a terminal sends
-to all: the parent ends them. Left out: stopping children between turns by signal, for if the parent were killed they
-would stay for ever.
+each call), and a library that runs out of memory would take the others' figures with it. Between turns a child waits on
+its pipe, and `cpu_seconds` lets the caller see that the child does nothing else. Children ignore Ctrl-C, which a
+terminal sends to all processes: the parent ends them. Left out: stopping children between turns by signal, for if the
+parent were killed they would stay for ever.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ PATIENCE = 5.0  # seconds that a child has to end by itself
 
 
 class Remote:
-    """`make(*arguments)` as an engine called `name`, in a new process, whose id is `process`; both must be picklable.
+    """Run `make(*arguments)` as an engine called `name`, in a new process, whose id is `process`; both must be
+    picklable.
 
-    Raises ValueError, here and from `run`: what the engine raised, or that its process has ended.
+    Raises ValueError, here and from `run`: the error that the engine raised, or that its process has ended.
     """
 
     def __init__(self, name: str, make: Callable[..., Engine], *arguments: Any) -> None:
@@ -51,11 +52,11 @@ class Remote:
         return timing
 
     def cpu_seconds(self) -> float:
-        """CPU time that its process has used so far."""
+        """Return the CPU time that the engine's process has used so far."""
         return float(self._ask(None))
 
     def close(self) -> None:
-        """Free what it holds; it is not used again."""
+        """End the process, and free its memory; the engine is not used again."""
         self._child.terminate()
         self._child.join(PATIENCE)
         if self._child.is_alive():
@@ -83,7 +84,7 @@ class Remote:
 
 
 def _serve(pipe: Connection, make: Callable[..., Engine], arguments: tuple[Any, ...]) -> None:
-    """The child: answers (result, None), or (None, what went wrong) before it ends."""
+    """Serve as the child: answer (result, None), or (None, the error) before the process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # an end with clean-up: libraries hold semaphores
     os.environ["TQDM_DISABLE"] = "1"  # bars of a child would be drawn over the parent's
@@ -95,7 +96,7 @@ def _serve(pipe: Connection, make: Callable[..., Engine], arguments: tuple[Any, 
             pipe.send((time.process_time() if question is None else engine.run(*question), None))
     except (EOFError, BrokenPipeError):  # the parent has gone
         return
-    except Exception as error:  # whatever a library raises: the parent reports it in one line
+    except Exception as error:  # any error of a library: the parent reports it in one line
         first = (str(error).strip() or "no reason given").splitlines()[0]
         pipe.send((None, f"{type(error).__name__}: {first}" if not isinstance(error, ValueError) else first))
     finally:

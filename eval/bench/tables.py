@@ -1,5 +1,5 @@
 """The tables of a bench, from its record alone, so that a file can be shown as well as a run. 80 columns suffice; in
-fewer no figure is cut."""
+fewer columns no figure is cut."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Record = dict[str, Any]
 
 
 def show(console: Console, title: str, record: Record) -> None:
-    """Everything that a finished bench has to say."""
+    """Print all tables and notes of a finished bench."""
     rows, headline = record["per_prompt"], record["headline"]
     if not rows:
         console.print("nothing was finished")
@@ -50,7 +50,7 @@ def show(console: Console, title: str, record: Record) -> None:
 
 
 def prompt_table(rows: Sequence[Record], headline: str) -> FigureTable:
-    """One row per prompt, of a record's `per_prompt`: plain beside `headline`."""
+    """Return a table with one row per prompt, of a record's `per_prompt`: plain beside `headline`."""
     table = FigureTable(
         "prompt",
         [
@@ -80,7 +80,7 @@ def prompt_table(rows: Sequence[Record], headline: str) -> FigureTable:
 
 
 def task_table(record: Record) -> FigureTable:
-    """Speed-ups by task: of the headline mode, its slowest prompt, and against the best fixed length there is."""
+    """Return the speed-ups by task: of the headline mode, of its slowest prompt, and against the best fixed length."""
     headline = _mode(record, record["headline"])
     fixed = [mode for mode in record["modes"] if mode["mode"][:1] == "k" and mode is not headline]
     columns = [Column("prompts", 1), Column("plain/s", 2), Column("speed-up", 6), Column("slowest", 5)]
@@ -103,7 +103,7 @@ def task_table(record: Record) -> FigureTable:
 
 
 def mode_table(record: Record) -> FigureTable:
-    """One row per mode."""
+    """Return a table with one row per mode."""
     prefill = any(mode["prefill_tokens_per_second"] for mode in record["modes"])
     table = FigureTable(
         "mode",
@@ -134,7 +134,7 @@ def mode_table(record: Record) -> FigureTable:
 
 
 def summary_table(record: Record) -> Table:
-    """Plain beside the headline mode, in full."""
+    """Return plain beside the headline mode, in full."""
     plain, mode, memory = _mode(record, PLAIN), _mode(record, record["headline"]), record["memory"]
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
     table.add_column("")
@@ -179,7 +179,7 @@ def summary_table(record: Record) -> Table:
 
 
 def notes(record: Record) -> list[tuple[str, str]]:
-    """What to know beside the tables, each with a style: whether figures can be trusted, and which texts differ."""
+    """Return the notes beside the tables, each with a style: whether figures can be trusted, and which texts differ."""
     found: list[tuple[str, str]] = []
     if record["synthetic_acceptance"]:
         found.append(("SYNTHETIC: drafts were right as often as was asked for; no drafter did this.", "yellow"))

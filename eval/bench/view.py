@@ -1,7 +1,7 @@
-"""What bench shows while it runs: a live dashboard on a terminal, plain lines elsewhere. 80 columns suffice.
+"""The display of a bench while it runs: a live dashboard on a terminal, plain lines elsewhere. 80 columns suffice.
 
-Only draws. The live view redraws four times a second from what its streamers have counted, in rich's own thread, and
-its cost falls on all modes of ours alike.
+The module only draws. The live view redraws four times a second from the counts of its streamers, in rich's own thread,
+and its cost falls on all modes of ours alike.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TEXT = 3  # lines of it
 
 
 class Watch(BaseStreamer):  # type: ignore[misc]
-    """Counts the tokens of a run while they come, and passes its rounds on to `dashboard`."""
+    """Count the tokens of a run while they come, and pass its rounds on to `dashboard`."""
 
     def __init__(self, dashboard: Dashboard) -> None:
         self.tokens: list[int] = []
@@ -57,17 +57,17 @@ class Watch(BaseStreamer):  # type: ignore[misc]
 
 
 class View(AbstractContextManager["View"], Protocol):
-    """Hears how a bench goes on."""
+    """Show how a bench goes on."""
 
     def begin(self, number: int, name: str, mode: str) -> Watch | None:
-        """Prompt `number` (from 1) is decoded in `mode` now; returns what wants to hear of it."""
+        """Begin to show prompt `number` (from 1) in `mode`; return the streamer that counts its tokens, or None."""
 
     def finished(self, turn: Turn) -> None:
-        """All modes are done with a prompt."""
+        """Show a prompt that all modes have decoded."""
 
 
 class PlainView(Lines):
-    """One line per finished turn, for files and pipes."""
+    """Print one line per finished turn, for files and pipes."""
 
     def __init__(self, console: Console, title: str, prompts: int, repeat: int) -> None:
         super().__init__(console, title)
@@ -94,7 +94,7 @@ class PlainView(Lines):
 
 
 class LiveView(Redrawn):
-    """What is being decoded, what drafting does, and what is done."""
+    """Draw the text under way, the dashboard of drafting, and the finished turns."""
 
     def __init__(self, console: Console, title: str, prompts: int, repeat: int, session: Session) -> None:
         self.prompts, self.repeat, self.session = prompts, repeat, session
@@ -145,7 +145,7 @@ class LiveView(Redrawn):
         status.add_row(left if self.number else Text(self.mode, style="bold"), right if self.number else "")
         text = self.session.text(watch.tokens[-_TAIL:])
         lines = Text(text, style="dim").wrap(self.console, width - 4)[-_TEXT:]
-        tail = [*lines, *[Text()] * (_TEXT - len(lines))]  # a panel of one height: what is below must not jump
+        tail = [*lines, *[Text()] * (_TEXT - len(lines))]  # a panel of one height: the parts below must not jump
         return Panel(Group(status, *tail), title=self.title, title_align="left", width=width, border_style="dim")
 
     def _done(self, room: int) -> Table:
@@ -163,7 +163,7 @@ class LiveView(Redrawn):
 
 
 def view_for(console: Console, title: str, prompts: int, repeat: int, session: Session) -> View:
-    """The live view where `console` is a terminal, plain lines elsewhere."""
+    """Return the live view where `console` is a terminal, plain lines elsewhere."""
     if console.is_terminal:
         return LiveView(console, title, prompts, repeat, session)
     return PlainView(console, title, prompts, repeat)

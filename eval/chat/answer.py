@@ -20,7 +20,7 @@ from specdec.util.text import check_text
 
 
 class Spoken(TextStreamer):  # type: ignore[misc]
-    """Hands an answer word by word to `show`, and keeps it: after Ctrl-C `text` is what had come."""
+    """Hand an answer word by word to `show`, and keep it: after Ctrl-C `text` is the part that had come."""
 
     def __init__(self, session: Session, show: Callable[[str], None]) -> None:
         super().__init__(session.tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -34,7 +34,7 @@ class Spoken(TextStreamer):  # type: ignore[misc]
 def answer(
     settings: GenerationSettings, prompt: str, speculation: bool, stats: bool, raw: bool, json_file: Path | None
 ) -> int:
-    """Print the answer to `prompt` ("-": what stdin holds); returns exit code 0.
+    """Print the answer to `prompt` ("-": the text on stdin); return exit code 0.
 
     Raises ValueError: the model or the prompt is not usable.
     """
@@ -68,7 +68,7 @@ def answer(
 
 
 def one_line(run: TimedRun) -> str:
-    """What a run did, in a line of at most 80 columns."""
+    """Describe a run in a line of at most 80 columns."""
     stats = run.stats
     parts = [
         f"{len(run.tokens)} tokens in {run.seconds:.2f} s",

@@ -1,7 +1,7 @@
 """`run.py chat`: a conversation in the terminal, or through a pipe, with commands about it and about drafting.
 
-Imports nothing heavy before the model is loaded. `chat_input` reads, `chat_commands` understands, `chat_turns` asks the
-model, `chat_view` shows.
+The module imports nothing heavy before the model is loaded. `eval.chat.input` reads lines, `eval.chat.commands` runs
+them, `eval.chat.turns` asks the model, `eval.chat.view` shows the answers.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 def chat(settings: GenerationSettings, dashboard: bool = False, markdown: bool = True, history: bool = True) -> int:
-    """Converse until /quit or the end of stdin; returns exit code 0.
+    """Converse until /quit or the end of stdin; return exit code 0.
 
-    `markdown`: show answers as styled text on a terminal. `history`: keep what was typed, for later sessions.
+    `markdown`: show answers as styled text on a terminal. `history`: keep the typed messages, for later sessions.
 
     Raises ValueError: the model is not usable, or has no chat template.
     """

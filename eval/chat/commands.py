@@ -1,4 +1,4 @@
-"""The commands of a chat: which there are, when a text is one, and what each does."""
+"""The commands of a chat: their list, the rule for telling a command from a message, and the work of each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ _LIKE_A_COMMAND = re.compile(r"/[A-Za-z]+")
 
 
 class Command(NamedTuple):
-    """`arguments`: what may follow the name, for the help; "" where nothing may. `lines`: even several lines."""
+    """Describe a command. `arguments`: what may follow the name, for the help; "": nothing may. `lines`: several lines
+    may."""
 
     run: Callable[[str], None]
     arguments: str
@@ -38,10 +39,10 @@ class Command(NamedTuple):
 
 
 class Chat:
-    """A conversation that is led by lines of text: `turns`, and the commands about them."""
+    """Lead a conversation by lines of text: `turns`, and the commands about them."""
 
     def __init__(self, session: Session, console: Console, dashboard: bool = False, markdown: bool = True) -> None:
-        """Raises ValueError: see `Turns`."""
+        """Begin a conversation. Raises ValueError: see `Turns`."""
         self.turns = Turns(session, console, dashboard, markdown)
         self.commands: dict[str, Command] = {
             "/help": Command(lambda _: self.help(), "", "this list"),
@@ -66,7 +67,7 @@ class Chat:
         }
 
     def line(self, typed: Typed | str) -> bool:
-        """Do what was typed: a command, or a message; False when it asks to leave."""
+        """Run what was typed: a command, or a message; return False when it asks to leave."""
         text, message = (typed, False) if isinstance(typed, str) else typed
         text = text.strip()
         if not text:
@@ -154,10 +155,11 @@ class Chat:
 
 
 def split(text: str, commands: Mapping[str, Command]) -> tuple[str, str]:
-    """Return the name of the command that `text` is, and what follows it; ("", text) for a message.
+    """Split a command into its name and the text behind it; return ("", text) for a message.
 
-    A command is known by its first word, and has one line (`Command.lines` besides). A path (`/usr/lib`) is part of a
-    message. Raises ValueError: the first word is a slash and letters, `/sats`, and no command.
+    The first word tells a command, which has one line (or several, with `Command.lines`). A path (`/usr/lib`) is part
+    of a message. Raises ValueError: the first word is a slash and letters, such as `/sats`, and no command; or text
+    stands behind a command that takes none.
     """
     word, *after = text.split(maxsplit=1)
     rest = after[0] if after else ""

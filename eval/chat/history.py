@@ -1,6 +1,6 @@
 """Messages of former chats, for the arrow keys: a file with one JSON string a line, which only its owner may read.
 
-A history is a convenience: where the file cannot be read or written, there is none, and nobody is told.
+A history is a convenience: where the file cannot be read or written, the chat goes on without a history or a message.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ERRORS = (OSError, ValueError)  # ValueError: a path with a NUL
 
 
 class FileHistory(History):
-    """The history in `file`. Half as many as MOST are left when a session begins with more."""
+    """Keep the history in `file`. A session that begins with more than MOST messages leaves half as many as MOST."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class FileHistory(History):
         self._newest = ""
 
     def load_history_strings(self) -> Iterable[str]:
-        """The messages, newest first."""
+        """Return the messages, newest first."""
         with contextlib.suppress(*_ERRORS):
             found = self._read()
             if len(found) > MOST:

@@ -1,7 +1,7 @@
-"""What a person types or pastes, or a pipe holds, as messages and commands one by one.
+"""Messages and commands one by one, from what a person types or pastes, or from a pipe.
 
 At a terminal `Prompt` edits messages of several lines with prompt_toolkit; `Lines` reads a pipe, and terminals that
-cannot move the cursor. Both know blocks: what stands between two lines with three quotation marks is one message. Why
+cannot move the cursor. Both know blocks: the text between two lines with three quotation marks is one message. Why
 prompt_toolkit and not readline: where Python has libedit (macOS, many builds) a pasted text of several lines comes as
 so many messages, on Windows there is no readline, and readline neither edits nor remembers several lines as one.
 """
@@ -34,20 +34,20 @@ _EDITORS = ("nano", "vim", "vi", "emacs", "notepad")
 
 
 class Typed(NamedTuple):
-    """What came at once. `message`: it is one even if it begins as a command does."""
+    """Keep what came at once. `message`: the text is a message even if it begins as a command does."""
 
     text: str
     message: bool = False
 
 
 class Reader(Protocol):
-    """Where messages come from. `read` raises EOFError at the end, and KeyboardInterrupt on Ctrl-C."""
+    """Read messages. `read` raises EOFError at the end, and KeyboardInterrupt on Ctrl-C."""
 
     def read(self) -> Typed: ...
 
 
 def unquote(text: str) -> Typed | None:
-    """Return what `text` says, without the quotation marks of a block; None while a block that it begins is open.
+    """Return the message in `text`, without the quotation marks of a block; None while a block in `text` is open.
 
     A text that goes on behind its block, such as a Python file with a docstring, is a message as it stands.
     """
@@ -65,7 +65,7 @@ def unquote(text: str) -> Typed | None:
 
 
 class Lines:
-    """Lines of stdin; `person`: one sits at a terminal, and sees where to type."""
+    """Read lines of stdin; `person`: a person sits at a terminal, and sees where to type."""
 
     def __init__(self, person: bool) -> None:
         self.person = person
@@ -87,10 +87,11 @@ class Lines:
 
 
 class Prompt:
-    """A terminal that edits: Enter sends, Alt-Enter and Ctrl-J begin another line, the arrows bring former messages.
+    """Edit messages at a terminal: Enter sends, Alt-Enter and Ctrl-J begin another line, the arrows bring former
+    messages.
 
-    `commands` are completed by Tab, and so are the file names behind `/save` and `/load`. `history`: where messages are
-    kept for later sessions; None: nowhere.
+    Tab completes `commands`, and the file names behind `/save` and `/load`. `history`: where messages are kept for
+    later sessions; None: nowhere.
     """
 
     def __init__(self, commands: Collection[str], history: Path | None) -> None:
@@ -165,7 +166,7 @@ def _completions(document: Document, event: Any, commands: Collection[str], file
 
 
 def open_reader(commands: Collection[str], history: Path | None) -> Reader:
-    """The reader for the stdin and stdout that there are. `history`: see `Prompt`."""
+    """Return the reader for the stdin and stdout of this process. `history`: see `Prompt`."""
     person = sys.stdin.isatty()
     if edits():
         return Prompt(commands, history)
@@ -176,15 +177,15 @@ def open_reader(commands: Collection[str], history: Path | None) -> Reader:
 
 
 def edits() -> bool:
-    """Whether stdin and stdout are a terminal that can move its cursor."""
+    """Tell whether stdin and stdout are a terminal that can move its cursor."""
     return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
 def written_in_editor(text: str) -> str:
-    """Return what the user makes of `text` in an editor; "" when they leave it as it was.
+    """Open `text` in an editor, and return the edited text; "" when the user leaves the text as it was.
 
-    The editor is $VISUAL, else $EDITOR, else one that is usual. Raises ValueError: stdin is no terminal, there is no
-    editor, the editor failed, or it left a file that is not UTF-8.
+    The editor is $VISUAL, else $EDITOR, else a usual one. Raises ValueError: stdin is no terminal, there is no editor,
+    the editor failed, or the file that it left is not UTF-8.
     """
     if not sys.stdin.isatty():
         raise ValueError("an editor needs a terminal")

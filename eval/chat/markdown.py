@@ -1,9 +1,10 @@
 """Markdown on a terminal while it is being written: headings, lists, quotes, bold, code, tables, line by line.
 
 What: `MarkdownStream` takes text in pieces and hands styled words to `WordWrap`. Signs such as ** are left out where
-they come in pairs; what has no partner stays as it is, so that nothing of the text is lost. Lines of code are written
-unbroken and with nothing beside them, to be copied. Why not rich.markdown: it draws finished documents, and pads every
-line to the terminal's width. Left out: links, pictures, HTML, formulas (written as they are), underlined headings.
+they come in pairs; a sign without a partner stays as it is, so that nothing of the text is lost. Lines of code are
+written unbroken and with nothing beside them, to be copied. Why not rich.markdown: it draws finished documents, and
+pads every line to the terminal's width. Left out: links, pictures, HTML, formulas (written as they are), underlined
+headings.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ CODE, DIM = "cyan", "dim"
 
 
 class MarkdownStream:
-    """Markdown in pieces, of any length, onto `words`."""
+    """Write Markdown in pieces, of any length, onto `words`."""
 
     def __init__(self, words: WordWrap) -> None:
         self.words = words
@@ -44,7 +45,7 @@ class MarkdownStream:
         self._table: list[str] = []
 
     def feed(self, text: str) -> None:
-        """Take in the next piece, and write what is certain of it."""
+        """Take in the next piece, and write the part whose style is certain."""
         *lines, self._pending = (self._pending + text).split("\n")
         for line in lines:
             self._line(line)
@@ -52,7 +53,7 @@ class MarkdownStream:
         self.words.flush()
 
     def close(self) -> None:
-        """Write what waits for more, as the text has ended."""
+        """Write the text that waits for more, as the text has ended."""
         if self._pending or self._begun:
             self._line(self._pending)
         self._pending = ""
@@ -60,12 +61,12 @@ class MarkdownStream:
         self.words.close()
 
     def _line(self, line: str) -> None:
-        """The rest of a line, which ends here."""
+        """Write the rest of a line, which ends here."""
         self._part(line, complete=True)
         self._begun, self._style, self._last, self.words.indent = False, "", "", ("", "")
 
     def _part(self, text: str, complete: bool) -> str:
-        """Write the first part of `text`, or all if it is `complete`; return what waits."""
+        """Write the first part of `text`, or all if it is `complete`; return the text that waits."""
         if not self._begun:
             if self._whole_lines(text):
                 if complete:
@@ -83,7 +84,7 @@ class MarkdownStream:
         return rest
 
     def _whole_lines(self, text: str) -> bool:
-        """Whether the line that begins with `text` is of a kind that is written whole."""
+        """Tell whether the line that begins with `text` is of a kind that is written whole."""
         return bool(self._fence or _FENCE.match(text) or _RULE.match(text) or text.lstrip(" ").startswith("|"))
 
     def _whole_line(self, line: str) -> None:
@@ -103,7 +104,7 @@ class MarkdownStream:
             self.words.verbatim(("-" if self._plain_signs else "─") * min(40, self.words.console.width), DIM)
 
     def _beginning(self, text: str) -> str:
-        """Write what a line begins with according to its kind; return what comes after it."""
+        """Write the beginning of a line according to its kind; return the text behind it."""
         self._begun = True
         if found := _HEADING.match(text):
             self._style = "bold" if text.lstrip().startswith("###") else "bold underline"
@@ -120,8 +121,10 @@ class MarkdownStream:
         return text
 
     def _inline(self, text: str, style: str, complete: bool, before: str) -> str:
-        """Write `text`, which comes after the character `before`, with its signs as styles; return what waits for the
-        partner of a sign."""
+        """Write `text`, which comes after the character `before`, with its signs as styles.
+
+        Return the text that waits for the partner of a sign.
+        """
         text, at = before + text, len(before)
         while found := _SIGN.search(text, at):
             self.words.write(text[at : found.start()], style)
@@ -153,7 +156,7 @@ class MarkdownStream:
         return text[end:]
 
     def _partner(self, sign: str, text: str, after: int) -> re.Match[str] | None:
-        """What ends that which `sign`, before text[after], has begun."""
+        """Return the match that ends the style that `sign`, before text[after], has begun."""
         if sign == "~" or after == len(text) or (sign[0] != "`" and text[after].isspace()):
             return None
         one, exact = re.escape(sign[0]), re.escape(sign)

@@ -1,4 +1,5 @@
-"""The turns of a conversation: questions, answers, asking again, taking back; and all of it to a file and back."""
+"""The turns of a conversation: questions, answers, asking again, taking back; saving the turns to a file and loading
+them."""
 
 from __future__ import annotations
 
@@ -20,10 +21,10 @@ _FAILURES = (ValueError, RuntimeError, OSError, MemoryError)  # of a turn; Runti
 
 
 class Turns:
-    """A conversation with the model of `session`, on `console`.
+    """Keep a conversation with the model of `session`, on `console`.
 
     `messages` alternate between user and assistant; `system` is the model's role, "" for none. `shown`: whether the
-    dashboard is; `markdown`: whether a terminal gets answers as styled text.
+    dashboard is shown; `markdown`: whether a terminal gets answers as styled text.
 
     Raises ValueError: the model has no chat template.
     """
@@ -45,7 +46,7 @@ class Turns:
 
     @property
     def question(self) -> str:
-        """The last one; "" before the first."""
+        """Return the last question; "" before the first."""
         return self.messages[-2]["content"] if self.messages else ""
 
     def ask(self, question: str) -> None:
@@ -54,9 +55,9 @@ class Turns:
         self._answer(self.messages, question)
 
     def ask_again(self) -> None:
-        """Put another answer in the place of the last one; where that fails, the last one stays.
+        """Put another answer in the place of the last one; where that fails, the last answer stays.
 
-        Raises ValueError: there is none.
+        Raises ValueError: there is no answer yet.
         """
         self._require_answer()
         s = self.session.settings
@@ -70,7 +71,7 @@ class Turns:
         self._answer(self.messages[:-2], self.question, **options)
 
     def take_back(self) -> None:
-        """Forget the last question and its answer. Raises ValueError: there is none."""
+        """Forget the last question and its answer. Raises ValueError: there is no answer yet."""
         self._require_answer()
         self.say(f"forgotten: {shorten(self.question, 60)}")
         del self.messages[-2:]
@@ -81,7 +82,8 @@ class Turns:
             raise ValueError("no answers yet")
 
     def _answer(self, before: list[Message], question: str, **options: Any) -> None:
-        """Decode the answer to `question` after the turns `before`; the three are then the conversation.
+        """Decode the answer to `question` after the turns `before`; the conversation is then `before`, question and
+        answer.
 
         An answer that is stopped counts as far as it came. A turn that fails leaves the conversation as it was.
         """
@@ -110,7 +112,7 @@ class Turns:
                 self.say("(stopped before the first word; the conversation is as it was)")
                 return
             self.say("(stopped)")
-        except BrokenPipeError:  # nobody reads what is said here
+        except BrokenPipeError:  # the reader of the output has left
             raise
         except _FAILURES as error:
             self.say(f"error: {error}")
@@ -126,7 +128,7 @@ class Turns:
                 self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def reset(self) -> None:
-        """Forget the conversation and what was counted; the role stays."""
+        """Forget the conversation and its figures; the role stays."""
         self.messages = []
         self.runs.clear()
         self.dashboard = Dashboard(self.session.costs, self.session.memory)
@@ -143,9 +145,9 @@ class Turns:
         self.say(f"saved in {path}, {path.stat().st_size / 1e6:.0f} MB")
 
     def load(self, name: str) -> None:
-        """Go on with the conversation in the file `name`, and show where it was.
+        """Go on with the conversation in the file `name`, and show its last messages.
 
-        Raises ValueError: no such file, a damaged one, one of another model, or one that was not saved here.
+        Raises ValueError: no such file, a damaged file, one of another model, or one that was not saved here.
         """
         path = _file(name)
         found = self.session.model.load_conversation(path)
@@ -160,7 +162,7 @@ class Turns:
         self.say(shorten(messages[-1]["content"]))
 
     def say(self, text: str) -> None:
-        """Print a line about the conversation, which is not of it."""
+        """Print a line that is about the conversation and no part of it."""
         self.console.print(visible(text), style="dim", highlight=False, markup=False)
 
 
@@ -171,7 +173,7 @@ def _file(name: str) -> Path:
 
 
 def _is_conversation(messages: Any) -> TypeGuard[list[Message]]:
-    """Whether `messages`, which a file has brought, are turns of a user and an assistant."""
+    """Tell whether `messages`, read from a file, are turns of a user and an assistant."""
     return (
         isinstance(messages, list)
         and len(messages) >= 2

@@ -1,8 +1,9 @@
-"""How an answer is shown while it comes, and what stays of it on the screen.
+"""The display of an answer while it comes, and the text that stays of it on the screen.
 
-A terminal gets Markdown in styles and lines that end between words (`Typeset`); with the dashboard the end of the
-answer above it, and then all of it as ordinary text (`LiveAnswer`). A pipe, a dumb terminal, and whoever asks for it,
-get the text as the model wrote it (`Raw`). A view takes pieces of text in `feed` and is open in a `with` block.
+A terminal gets Markdown in styles and lines that end between words (`Typeset`). With the dashboard the end of the
+answer stands above it, and the whole answer follows as ordinary text (`LiveAnswer`). A pipe, a dumb terminal, and a
+user who asks for it, get the text as the model wrote it (`Raw`). A view takes pieces of text in `feed` and is open in a
+`with` block.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
 
 _TAIL = 8  # lines of an answer above the dashboard, where the terminal is high enough
-_BREAK = 1000  # characters; what is drawn of an answer begins at a multiple, or every redraw would break lines anew
+_BREAK = 1000  # characters; a drawing of an answer begins at a multiple, or every redraw would break lines anew
 _WAITING = "reading the prompt"
 
 
 class View(Protocol):
-    """Where an answer goes."""
+    """Show an answer."""
 
     def feed(self, text: str) -> None: ...
 
@@ -44,7 +45,7 @@ class View(Protocol):
 
 
 class Raw:
-    """An answer as the model wrote it; on a terminal, control characters as signs."""
+    """Write an answer as the model wrote it; on a terminal, control characters as signs."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -65,7 +66,7 @@ class Raw:
 
 
 class Typeset:
-    """An answer as Markdown, word by word, in ordinary lines that the terminal keeps."""
+    """Write an answer as Markdown, word by word, in ordinary lines that the terminal keeps."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -94,7 +95,7 @@ class Typeset:
 
 
 class LiveAnswer(Redrawn):
-    """The end of an answer that is on its way, above the dashboard; alone where the terminal is too low for both.
+    """Draw the end of an answer that is on its way, above the dashboard; alone where the terminal is too low for both.
 
     `stays` makes the view that prints the whole answer in the end, however the end comes.
     """
@@ -128,12 +129,12 @@ class LiveAnswer(Redrawn):
 
 
 def moves_the_cursor(console: Console) -> bool:
-    """Whether what was written to `console` can be taken away and styled: not in a file, nor on a dumb terminal."""
+    """Tell whether text on `console` can be taken away and styled: not in a file, nor on a dumb terminal."""
     return console.is_terminal and not console.is_dumb_terminal
 
 
 def view_of(console: Console, dashboard: Dashboard | None, markdown: bool) -> View:
-    """The view of the next answer. `dashboard`: to be drawn below it, None: not."""
+    """Return the view of the next answer. `dashboard`: to be drawn below the answer, None: not."""
     styled = markdown and moves_the_cursor(console)
     if dashboard is not None and moves_the_cursor(console):
         return LiveAnswer(console, dashboard, Typeset if styled else Raw)

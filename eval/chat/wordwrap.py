@@ -1,7 +1,7 @@
 """Styled words onto a terminal as they come, with lines broken between words only.
 
-Widths are counted in cells: a CJK character or an emoji takes two, a combining mark none. The terminal's width is asked
-for at every word, so that lines follow when the window's size changes.
+Widths are counted in cells: a CJK character or an emoji takes two, a combining mark none. The terminal's width is read
+at every word, so that lines follow when the window's size changes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _JOINER = "\u200d"  # makes one emoji of two
 
 
 class WordWrap:
-    """Lays out words on `console`, and shows them at every `flush`.
+    """Lay out words on `console`, and show them at every `flush`.
 
-    `indent`: a text and its style, before the lines that the terminal's edge has begun and not the text.
+    `indent`: a text and its style, written before each line that the terminal's edge, not the text, has begun.
     """
 
     def __init__(self, console: Console) -> None:
@@ -34,7 +34,7 @@ class WordWrap:
         self._word: list[tuple[str, str]] = []  # not written yet: the next piece may belong to it
 
     def write(self, text: str, style: str = "") -> None:
-        """Take in `text`; its last word is written when something after the word tells that it has ended."""
+        """Take in `text`; its last word is written when the text behind the word tells that the word has ended."""
         for piece in _PIECES.findall(text):
             if piece == "\n":
                 self.end_line()
@@ -48,14 +48,14 @@ class WordWrap:
                     self._word.append((unit, style))
 
     def end_line(self) -> None:
-        """Write what waits, and a newline."""
+        """Write the text that waits, and a newline."""
         self._end_word()
         self._spaces.clear()
         self._ready.append(("\n", ""))
         self.column = 0
 
     def close(self) -> None:
-        """Write what waits, and a newline where the last line has none."""
+        """Write the text that waits, and a newline where the last line has none."""
         self._end_word()
         if self.column:
             self.end_line()
@@ -83,7 +83,7 @@ class WordWrap:
         self.column, self._word = column if column <= width else (column - 1) % width + 1, []
 
     def flush(self) -> None:
-        """Show what was written so far. All at once: a print costs the console more than a word."""
+        """Show all that was written so far, at once: a print costs the console more than a word."""
         if self._ready:
             self.console.print(Text.assemble(*self._ready), end="", soft_wrap=True, highlight=False)
             self._ready = []

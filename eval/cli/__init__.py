@@ -1,1 +1,1 @@
-"""What every command shares: options, names, output, a loaded model, its figures, where they come from."""
+"""The parts that every command shares: options, names, output, a loaded model, its figures, provenance."""

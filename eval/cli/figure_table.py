@@ -1,4 +1,5 @@
-"""A table in which no figure is ever cut: names give way, and columns that have no room are left out."""
+"""A table in which no figure is ever cut: names are broken or cut instead, and columns that have no room are left
+out."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ _ENDLESS = 10_000
 
 @dataclass(frozen=True)
 class Column:
-    """A column of figures below `name`. Of columns without room those of the least `need` are left out first."""
+    """Describe a column of figures below `name`. Of columns without room those of the least `need` are left out
+    first."""
 
     name: str
     need: int
@@ -25,7 +27,8 @@ class Column:
 
 
 class FigureTable:
-    """Names on the left, figures in `columns`, as wide as whoever draws it has room for; it says what is left out.
+    """Draw names on the left and figures in `columns`, as wide as the console allows; name the columns that are left
+    out.
 
     Names that have no room are broken into lines, or cut where `whole` is false.
     """
@@ -54,7 +57,7 @@ class FigureTable:
             yield Text(self.caption, style="dim")
 
     def _width(self, console: Console, options: ConsoleOptions, shown: Sequence[Column]) -> int:
-        """Of the table with as little of its names in a line as may be."""
+        """Return the width of the table with the least part of its names in one line."""
         return console.measure(self._drawn(shown, _NAME), options=options.update(max_width=_ENDLESS)).maximum
 
     def _drawn(self, shown: Sequence[Column], name: int) -> Table:

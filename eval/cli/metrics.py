@@ -1,7 +1,7 @@
 """From measured runs to the figures that are shown. Pure: no model, no clock; `peak_memory` alone asks the system.
 
-Definitions are those of vLLM and Spec-Bench, so that figures can be compared: tokens are token ids, tokens per second
-counts the whole call, prefill included.
+Definitions are those of vLLM and Spec-Bench, so that figures can be compared: tokens are token ids, and tokens per
+second count the whole call, prefill included.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ NOISE = 1.25  # by how much two timings of the same work may differ before they 
 
 @dataclass(frozen=True)
 class TimedRun:
-    """One decoded prompt: the emitted token ids (none where an engine does not tell), the seconds that the whole call
-    took, and what the loop counted."""
+    """Keep one decoded prompt: the emitted token ids (empty for an engine that does not tell them), the seconds of the
+    whole call, and the counts of the decoding loop."""
 
     tokens: tuple[int, ...]
     seconds: float
@@ -35,7 +35,7 @@ class TimedRun:
 
 
 def first_difference(plain: Sequence[int], other: Sequence[int]) -> int | None:
-    """Index of the first position at which two texts differ, the end of the shorter one included."""
+    """Return the first position at which two texts differ, the end of the shorter text included; None: equal."""
     for i, (a, b) in enumerate(zip(plain, other, strict=False)):
         if a != b:
             return i
@@ -43,7 +43,7 @@ def first_difference(plain: Sequence[int], other: Sequence[int]) -> int | None:
 
 
 def percentile(values: Sequence[float], q: float) -> float:
-    """The `q`-th percentile (0..100), linear between neighbours (numpy's default); 0 of nothing."""
+    """Return the `q`-th percentile (0..100), linear between neighbours (numpy's default); 0 for no values."""
     if not values:
         return 0.0
     ordered = sorted(values)
@@ -54,28 +54,30 @@ def percentile(values: Sequence[float], q: float) -> float:
 
 
 def inter_token_latencies(timeline: Sequence[tuple[float, int]]) -> list[float]:
-    """ITL: seconds between deliveries. Tokens accepted together arrive together and count as one delivery (as
-    `vllm bench serve` counts stream chunks)."""
+    """Return the ITL: seconds between deliveries.
+
+    Tokens accepted together arrive together and count as one delivery (as `vllm bench serve` counts stream chunks).
+    """
     times = [seconds for seconds, _ in timeline]
     return [later - sooner for sooner, later in pairwise(times)]
 
 
 def time_per_output_token(timeline: Sequence[tuple[float, int]]) -> float | None:
-    """TPOT: mean seconds per token after the first; None when there is no second one."""
+    """Return the TPOT: mean seconds per token after the first; None when there is no second token."""
     if len(timeline) < 2 or timeline[-1][1] < 2:
         return None
     return (timeline[-1][0] - timeline[0][0]) / (timeline[-1][1] - timeline[0][1])
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
-    """mean, p50, p95, p99."""
+    """Return the mean and the percentiles p50, p95 and p99 of `values`."""
     listed = list(values)
     figures = {"mean": statistics.fmean(listed) if listed else 0.0}
     return figures | {f"p{q}": percentile(listed, q) for q in (50, 95, 99)}
 
 
 def merge_runs(runs: Iterable[TimedRun]) -> GenerationStats:
-    """The counts of several runs together."""
+    """Add up the counts of several runs."""
     total = GenerationStats()
     for run in runs:
         total.merge(run.stats)
@@ -83,8 +85,12 @@ def merge_runs(runs: Iterable[TimedRun]) -> GenerationStats:
 
 
 def acceptance_by_position(stats: GenerationStats) -> list[dict[str, float]]:
-    """Per draft position: `accepted` of all rounds (unconditional, vLLM's figure), how many drafts `reached` it, and
-    `accepted_of_reached`, which a varying draft length does not dilute."""
+    """Return three figures for each draft position, as a dict.
+
+    `accepted`: the share of all rounds in which the draft at the position was accepted (unconditional, vLLM's figure).
+    `reached`: how many drafts had a token at the position. `accepted_of_reached`: the share of these drafts; a varying
+    draft length does not dilute this share.
+    """
     return [
         {
             "position": i + 1,
@@ -99,7 +105,7 @@ def acceptance_by_position(stats: GenerationStats) -> list[dict[str, float]]:
 
 
 def summarise(runs: Sequence[TimedRun]) -> dict[str, Any]:
-    """Figures of several runs of one kind, in JSON types; seconds, tokens, shares from 0 to 1."""
+    """Return the figures of several runs of one kind, in JSON types; seconds, tokens, shares from 0 to 1."""
     stats = merge_runs(runs)
     seconds = sum(run.seconds for run in runs)
     tpot = [value for run in runs if (value := time_per_output_token(run.stats.timeline)) is not None]
@@ -128,13 +134,14 @@ def summarise(runs: Sequence[TimedRun]) -> dict[str, Any]:
 
 
 def _overhead(stats: GenerationStats) -> float:
-    """The share of the rounds' time that is neither drafting nor verifying."""
+    """Return the share of the rounds' time that is neither drafting nor verifying."""
     rounds = sum(stats.seconds[phase] for phase in ("draft", "verify", "other"))
     return stats.seconds["other"] / rounds if rounds > 0 else 0.0
 
 
 def peak_memory(device: str = "cpu") -> dict[str, int | None]:
-    """Bytes at the most: of this process since it began, and of torch on a CUDA device. None where unknown."""
+    """Return the bytes at the most: of this process since it began, and of torch on a CUDA device. None where
+    unknown."""
     return {"process": _peak_process(), "device": _peak_device(device)}
 
 

@@ -1,5 +1,6 @@
-"""Names of what the commands know: ways to decode that a bench compares (`eval.bench.modes`), shapes of models of full
-size (`eval.synthetic.full_size`). Apart from these, so that a mistyped name is told before torch is imported."""
+"""Names that the commands know: ways to decode that a bench compares (`eval.bench.modes`), shapes of models of full
+size (`eval.synthetic.full_size`). The names lie apart from those modules, so that an error for a mistyped name comes
+before torch is imported."""
 
 from __future__ import annotations
 
@@ -17,7 +18,11 @@ DRAFTER_SUFFIX = ".drafter.json"  # of the config of the assistant that was publ
 
 
 def expand_modes(words: Sequence[str]) -> list[str]:
-    """The modes that `words` name: `plain` first, groups in full, every mode once. Raises ValueError for no mode."""
+    """Return the modes that `words` name: `plain` first, groups in full, every mode once.
+
+    Raises:
+        ValueError: a word names no mode.
+    """
     names = [PLAIN]
     for word in words:
         for name in GROUPS.get(word, [word]):

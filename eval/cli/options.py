@@ -1,7 +1,7 @@
 """Options that every command shares.
 
-What: argparse groups, types of their values, `GenerationSettings` made from them. Why apart from the commands: neither
-torch nor transformers is imported here, so that `--help` and a mistyped option answer at once.
+What: argparse groups, types of their values, and `GenerationSettings`, made from the parsed options. Why apart from the
+commands: neither torch nor transformers is imported here, so that `--help` and a mistyped option answer at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ QUANTIZE = ("int4", "int4-all", "int8", "none")
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How to load a model and how to decode with it; None leaves the choice to the engine or to the model."""
+    """Say how to load a model and how to decode with it; None leaves the choice to the engine or to the model."""
 
     model: str = DEFAULT_MODEL
     drafter: str = "auto"
@@ -48,13 +48,13 @@ class GenerationSettings:
 
 
 def settings_from(arguments: argparse.Namespace) -> GenerationSettings:
-    """The settings among parsed `arguments`; what a command does not offer keeps its default."""
+    """Return the settings among parsed `arguments`; an option that the command does not offer keeps its default."""
     known = GenerationSettings.__dataclass_fields__
     return GenerationSettings(**{name: value for name, value in vars(arguments).items() if name in known})
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, which says what a mistyped choice was probably meant to be, and no control character of it."""
+    """Parse as argparse does, suggest the right spelling of a mistyped choice, and print no control character of it."""
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         try:
@@ -81,7 +81,7 @@ def check_names(settings: GenerationSettings, modes: Sequence[str] = (), shapes:
 
 
 def module_parser(name: str, about: str | None) -> argparse.ArgumentParser:
-    """Of `python -m eval.NAME`, whose module says what it is `about`."""
+    """Return the parser of `python -m eval.NAME`, which describes the module with `about`."""
     return Parser(
         prog=f"python -m eval.{name}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -170,7 +170,7 @@ def add_prometheus_option(parser: argparse.ArgumentParser) -> None:
 
 
 def whole_number(least: int) -> Callable[[str], int]:
-    """An argparse type: a whole number of at least `least`."""
+    """Return an argparse type: a whole number of at least `least`."""
 
     def parse(text: str) -> int:
         try:
@@ -185,7 +185,7 @@ def whole_number(least: int) -> Callable[[str], int]:
 
 
 def threads(text: str) -> int:
-    """An argparse type: a number of threads that this machine can be asked for."""
+    """Parse a number of threads that this machine can be asked for: an argparse type."""
     processors = os.cpu_count() or 1
     if (value := whole_number(1)(text)) > (most := max(_THREADS_EACH * processors, _THREADS)):
         raise argparse.ArgumentTypeError(
@@ -205,21 +205,21 @@ def number(text: str) -> float:
 
 
 def temperature(text: str) -> float:
-    """An argparse type: a number from 0."""
+    """Parse a number from 0: an argparse type."""
     if (value := number(text)) < 0:
         raise argparse.ArgumentTypeError(f"must be 0 (greedy) or more, got {text}")
     return value
 
 
 def fraction(text: str) -> float:
-    """An argparse type: above 0, up to 1."""
+    """Parse a number above 0, up to 1: an argparse type."""
     if not 0 < (value := number(text)) <= 1:
         raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")
     return value
 
 
 def source(text: str) -> tuple[str, float]:
-    """An argparse type: NAME, or NAME=WEIGHT."""
+    """Parse NAME, or NAME=WEIGHT: an argparse type."""
     name, equals, weight = text.rpartition("=")
     if not equals:
         return _expanded(text), 1.0
@@ -233,7 +233,7 @@ def _expanded(name: str) -> str:
 
 
 def draft_length(text: str) -> str | int:
-    """An argparse type: "adaptive", or a whole number from 0."""
+    """Parse "adaptive", or a whole number from 0: an argparse type."""
     if text == "adaptive":
         return text
     if not text.isdecimal():

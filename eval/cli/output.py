@@ -1,8 +1,8 @@
 """Where the results of a command go, and how a command ends: files, stdout, exit codes, errors in one line.
 
-One rule for the files that a user names (`--json`, `--prometheus`, `report --out`): a file that is not there, or is
-empty, or was written by the same option before, is written; one with something else in it is refused before the work
-begins. A link is followed, a device or a pipe is written to, and `-` is stdout, where nothing else then goes.
+One rule for the files that a user names (`--json`, `--prometheus`, `report --out`): a file is written when it is not
+there, or is empty, or was written by the same option before; a file with other contents is refused before the work
+begins. A link is followed, a device or a pipe is written to. `-` is stdout, where no other text then goes.
 
 Neither torch nor transformers is imported here, so that `--help` and a mistyped option answer at once.
 """
@@ -30,11 +30,11 @@ _TRAINED = ("training/set", "training/progress.json", "training/state.pt", "mtp.
 _NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "bad_alloc")
 _NO_THREADS = ("can't start new thread", "thread creation failed", "resource temporarily unavailable")
 
-_results: TextIO | None = None  # stdout, while what is for people goes to stderr
+_results: TextIO | None = None  # stdout, while the text for people goes to stderr
 
 
 def file_name(text: str) -> Path:
-    """An argparse type: a path, in which `~` is the home folder."""
+    """Parse a path, in which `~` is the home folder: an argparse type."""
     try:
         return atomic.user_path(text)
     except ValueError as error:
@@ -42,7 +42,7 @@ def file_name(text: str) -> Path:
 
 
 def is_record(path: Path) -> bool:
-    """Whether `path` holds what `--json` wrote: an object that names its command."""
+    """Tell whether `path` holds a record that `--json` wrote: an object that names its command."""
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
@@ -51,7 +51,7 @@ def is_record(path: Path) -> bool:
 
 
 def is_metrics(path: Path) -> bool:
-    """Whether `path` holds what `--prometheus` wrote."""
+    """Tell whether `path` holds counters that `--prometheus` wrote."""
     with path.open("rb") as file:
         return file.read(100).startswith(b"# HELP specdec:")
 
@@ -59,8 +59,11 @@ def is_metrics(path: Path) -> bool:
 def check_writable(
     path: Path | None, option: str = "--json", ours: Callable[[Path], bool] = is_record, writer: str | None = None
 ) -> None:
-    """Raise a ValueError before the work, not after it, when `path`, which `option` named, cannot be written, or holds
-    something of which `ours` is not true: what `writer` (by default the option) did not write."""
+    """Raise a ValueError before the work, not after it, when `path`, which `option` named, cannot be written or
+    replaced.
+
+    A file with contents for which `ours` is false is not replaced: `writer` (by default the option) did not write it.
+    """
     if path is None or path == STDOUT:
         return
     try:
@@ -85,7 +88,7 @@ def check_writable(
 
 
 def check_head_folder(folder: Path, option: str = "--out") -> None:
-    """Raise a ValueError before the work when `folder` is neither new, nor empty, nor one that training wrote."""
+    """Raise a ValueError before the work when `folder` has contents that training did not write, or is a file."""
     try:
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{option} {folder}: is a file; name a folder")
@@ -97,7 +100,7 @@ def check_head_folder(folder: Path, option: str = "--out") -> None:
 
 
 def put_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, all or nothing: whoever reads the file never sees half of it. Raises OSError."""
+    """Write `text` to `path`, all or nothing: a reader of the file never sees half of it. Raises OSError."""
     if path == STDOUT:
         stream = _results or sys.stdout
         stream.write(text)
@@ -107,15 +110,16 @@ def put_text(path: Path, text: str) -> None:
 
 
 def put_record(path: Path | None, record: dict[str, Any]) -> None:
-    """Write `record` as one line of JSON to `path`; nothing where `path` is None. Raises OSError."""
+    """Write `record` as one line of JSON to `path`; do nothing where `path` is None. Raises OSError."""
     if path is not None:
         put_text(path, json.dumps(record, allow_nan=False) + "\n")  # ASCII, so that any stream takes it
 
 
 def run_guarded(command: Callable[[], int], *outputs: Path | None) -> int:
-    """Run `command` and return its exit code; what a user can mend or meant to do ends without a traceback.
+    """Run `command` and return its exit code; end without a traceback for errors that a user can mend, and for Ctrl-C.
 
-    `outputs`: the files that it was told to write. Where one is `-`, what is for people goes to stderr meanwhile.
+    `outputs`: the files that the command was told to write. Where one is `-`, the text for people goes to stderr
+    meanwhile.
     """
     _take_any_text()
     try:
@@ -144,7 +148,7 @@ def run_guarded(command: Callable[[], int], *outputs: Path | None) -> int:
 
 
 def sentence(error: Exception) -> str | None:
-    """What went wrong, in one line without control characters; None for what no user can mend."""
+    """Return the message of `error` in one line without control characters; None for an error that no user can mend."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
@@ -167,7 +171,7 @@ def _in_a_line(text: str) -> str:
 
 @contextlib.contextmanager
 def _warnings_in_a_line() -> Iterator[None]:
-    """Show Python's warnings on stderr as what they say, without the place in the source that they come from."""
+    """Show Python's warnings on stderr as their text alone, without the place in the source that they come from."""
 
     def show(message: Warning | str, *place: Any) -> None:
         print(f"warning: {_in_a_line(str(message))}", file=sys.stderr)
@@ -189,8 +193,8 @@ def _results_alone() -> Iterator[None]:
 
 
 def _take_any_text() -> None:
-    """Let no stream fail for a character: a terminal that knows only ASCII shows "?", a pipe gets an escape, and what
-    is not text on stdin is found by whoever takes it as text."""
+    """Let no stream fail for a character: a terminal that knows only ASCII shows "?", a pipe gets an escape. Bytes on
+    stdin that are no text fail only where they are taken as text."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace" if stream.isatty() else "backslashreplace")
@@ -200,5 +204,5 @@ def _take_any_text() -> None:
 
 
 def _drop_stdout() -> None:
-    """The interpreter flushes stdout once more when it ends; let that go nowhere."""
+    """Point stdout at nothing: the interpreter flushes stdout once more when it ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""What a figure has to say about itself: versions, arguments, machine, kernels. Read once, at the end of a command."""
+"""Provenance of a figure: versions, arguments, machine, kernels. Read once, at the end of a command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = ("specdec-mtp", "torch", "transformers", "tokenizers", "gguf", "safe
 
 
 def provenance(session: Session) -> dict[str, Any]:
-    """`versions`, `arguments`, `host` and `model`, in JSON types."""
+    """Return `versions`, `arguments`, `host` and `model`, in JSON types."""
     model = session.model
     return {
         **machine(model.device),
@@ -32,7 +32,7 @@ def provenance(session: Session) -> dict[str, Any]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """`versions` and `host`, in JSON types, for commands that have no session."""
+    """Return `versions` and `host`, in JSON types, for commands that have no session."""
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "host": {
@@ -48,7 +48,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor's name as the system tells it."""
+    """Return the processor's name as the system tells it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():

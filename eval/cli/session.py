@@ -1,6 +1,6 @@
 """A loaded model with its tokenizer, as every command uses it: messages in, a timed run out.
 
-Figures here are taken around `model.generate` itself, so that what is measured is what a user of the library gets.
+The figures are taken around `model.generate` itself, so that they are those that a user of the library gets.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from specdec.util.text import check_text
 
 
 class Session:
-    """`model` and `tokenizer`, and the settings that a run uses unless it says otherwise."""
+    """Keep `model` and `tokenizer`, and the settings of a run that gives no others."""
 
     def __init__(
         self, model: specdec.SpecdecForCausalLM, tokenizer: PreTrainedTokenizerBase, settings: GenerationSettings
@@ -38,19 +38,19 @@ class Session:
 
     @property
     def context(self) -> int:
-        """Positions that the model can hold, prompt and answer together."""
+        """Return how many positions the model can hold, prompt and answer together."""
         return self.model.decoder.context
 
     @property
     def converses(self) -> bool:
-        """Whether the model was trained on turns; a base model continues plain text."""
+        """Tell whether the model was trained on turns; a base model continues plain text."""
         return bool(self.tokenizer.chat_template)
 
     def encode(self, messages: Sequence[Message], raw: bool = False) -> Tensor:
-        """Token ids [1, n] of `messages`, ready for the answer.
+        """Return the token ids [1, n] of `messages`, ready for the answer.
 
-        Through the chat template where the tokenizer has one; otherwise, and with `raw`, the contents as plain text.
-        Raises ValueError when the template refuses the messages, or one of them is not text.
+        They go through the chat template where the tokenizer has one; otherwise, and with `raw`, the contents are plain
+        text. Raises ValueError when the template refuses the messages, or a message is not text.
         """
         for message in messages:
             check_text(message["content"], f"the {message['role']}'s message")
@@ -79,8 +79,10 @@ class Session:
         reuse: bool = False,
         **overrides: Any,
     ) -> TimedRun:
-        """Decode after `ids` [1, n]. `reuse`: go on from an earlier run's cache; off, because it is the whole work that
-        is measured. `overrides`: keyword arguments of `generate`, instead of the settings'.
+        """Decode after `ids` [1, n]; return the timed run.
+
+        `reuse`: go on from an earlier run's cache; off, because the whole work is what is measured. `overrides`:
+        keyword arguments of `generate`, instead of the settings'.
 
         Raises ValueError: see `SpecdecForCausalLM.generate`.
         """
@@ -106,17 +108,17 @@ class Session:
         return TimedRun(tuple(output[0, ids.shape[1] :].tolist()), seconds, self.model.last_stats)
 
     def costs(self) -> Costs | None:
-        """V(T) and d as they are now, where they were measured."""
+        """Return V(T) and d as they are now, or None before they are measured."""
         lengths = self.model.lengths
         return None if lengths.measured_for is None else lengths.costs
 
     def memory(self) -> tuple[int | None, int | None]:
-        """Bytes that this process takes now (None where that is not known), and the budget, where there is one."""
+        """Return the bytes that this process takes now (None where unknown), and the budget (None without one)."""
         budget = self.settings.memory_budget
         return resident_bytes(), None if budget is None else parse_bytes(budget)
 
     def generation_options(self) -> dict[str, Any]:
-        """The settings as keyword arguments of `generate`."""
+        """Return the settings as keyword arguments of `generate`."""
         s = self.settings
         options: dict[str, Any] = {
             "max_new_tokens": s.max_new_tokens,
@@ -131,7 +133,7 @@ class Session:
 
 
 def open_session(settings: GenerationSettings) -> Session:
-    """Load what `settings` name. Raises ValueError: see `specdec.load`."""
+    """Load the model and the tokenizer that `settings` name. Raises ValueError: see `specdec.load`."""
     check_writable(settings.prometheus, "--prometheus", is_metrics)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

@@ -1,6 +1,6 @@
-"""What a person at a terminal is shown, and what becomes of keys that are pressed while nothing reads them.
+"""The display for a person at a terminal, and the keys that are pressed while nothing reads them.
 
-Imports nothing heavy: "loading" is on the screen before torch is imported.
+The module imports nothing heavy: "loading" is on the screen before torch is imported.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from specdec.util.text import visible
 
-_PASTE_ON, _PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"  # whether the terminal puts brackets around what is pasted
+_PASTE_ON, _PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"  # switch brackets around pasted text on and off
 
 
 def say_loading(name: str) -> None:
@@ -22,7 +22,7 @@ def say_loading(name: str) -> None:
 
 
 def keep_paste_brackets() -> None:
-    """Ask the terminal to mark what is pasted from now on: several lines that wait stay one message."""
+    """Ask the terminal to mark pasted text from now on: several lines that wait stay one message."""
     sys.stdout.write(_PASTE_ON)
     sys.stdout.flush()
 
@@ -31,8 +31,8 @@ def keep_paste_brackets() -> None:
 def keys_waiting() -> Iterator[None]:
     """Let keys that are pressed while nothing reads them wait for the next prompt, unseen; Ctrl-C still interrupts.
 
-    Without it the terminal would write them into the answer that comes, and turn Enter into the character of Ctrl-J.
-    Where stdin is no terminal that can be set so, nothing happens.
+    Without this block the terminal would write the keys into the answer that comes, and turn Enter into the character
+    of Ctrl-J. Where stdin is no terminal whose settings can be changed, the block does nothing.
     """
     before = _attributes()
     if before is None:
@@ -76,7 +76,8 @@ def ordinary_keys() -> Iterator[None]:
 
 
 def _attributes() -> list[Any] | None:
-    """Return stdin's settings as a terminal, in a new list; None where stdin is none, or where there is no termios."""
+    """Return stdin's settings as a terminal, in a new list; None where stdin is no terminal, or where there is no
+    termios."""
     try:
         import termios
     except ImportError:  # Windows

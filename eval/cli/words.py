@@ -7,7 +7,7 @@ from typing import Any
 
 
 def count_noun(number: int, noun: str) -> str:
-    """Return "1 prompt", "2 prompts"."""
+    """Return a count with its noun: "1 prompt", "2 prompts"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 

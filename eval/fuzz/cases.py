@@ -1,7 +1,7 @@
-"""What `python -m eval.fuzz` damages and then reads, by kind of file.
+"""The kinds of files that `python -m eval.fuzz` damages, and how each kind is read.
 
-What: `KINDS` says which of the whole files (`eval/fuzz/seeds.py`) a case of a kind copies, what in the copy is damaged,
-and what is then done with it: loaded, and where it loads, decoded with.
+What: `KINDS` names the whole files (`eval/fuzz/seeds.py`) that a case of a kind copies, the files of the copy that are
+damaged, and the way in which the copy is then used: loaded, and where it loads, decoded with.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _PROMPT = [5, 6, 7]
 
 
 class World:
-    """The folder of whole files, and what reading some of the damaged ones takes besides: a model that is whole."""
+    """Keep the folder of whole files, and a whole model, which some damaged files need to be read."""
 
     def __init__(self, seeds: Path) -> None:
         self.seeds = seeds
 
     def model(self, name: str = "hf-llama") -> SpecdecForCausalLM:
-        """Return a model around the decoder of `name`, without anything that others left in it."""
+        """Return a model around the decoder of `name`, without anything that earlier cases left in it."""
         decoder, config, settings = self._loaded[name]
         return SpecdecForCausalLM(decoder, config, settings, resolve_drafter(None))
 
@@ -54,14 +54,17 @@ class World:
         return {name: load_decoder(self.seeds / name, torch.float32, torch.device("cpu")) for name in names}
 
     def warm(self) -> None:
-        """Load what is loaded once only: a case is a copy of this process, and would do it again."""
+        """Load what is loaded once only: a case is a copy of this process, and would load it again."""
         self.model()
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: the folders that a case copies one of, the files in it that it damages one of, and how the copy
-    is read. `read` raises what reading raises."""
+    """Describe a kind of file.
+
+    A case copies one of the folders `seeds`, and damages one of the files `files` in the copy. `read` reads the copy,
+    and raises what reading raises.
+    """
 
     seeds: tuple[str, ...]
     files: tuple[str, ...]
@@ -79,16 +82,16 @@ def _read_model(folder: Path, world: World) -> None:
     model = specdec.load(path, drafter=None, device="cpu")
     try:
         generate(model)
-    except ValueError as error:  # what the settings ask for may be nothing that this engine does: its words, no file's
+    except ValueError as error:  # the settings may ask for what this engine does not do; no file is at fault
         raise UnsupportedError(str(error)) from error
 
 
 class UnsupportedError(Exception):
-    """A whole file asked for something that is not done; the message need not name the file."""
+    """Tell that a whole file asked for something that the engine does not do; the message need not name the file."""
 
 
 def _read_both(folder: Path, world: World) -> None:
-    """A .gguf file is a model and a tokenizer; both are tried, and the first error counts."""
+    """Read a .gguf file as a model and as a tokenizer; both are tried, and the first error counts."""
     found: list[ValueError | UnsupportedError] = []
     for call in (_read_model, _read_tokenizer):
         try:
@@ -160,7 +163,7 @@ def _read_prompts(folder: Path, world: World) -> None:
 
 @contextmanager
 def no_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar that nobody sees."""
+    """Make a progress bar that nobody sees."""
     yield lambda done: None
 
 

@@ -1,8 +1,8 @@
 """`python -m eval.fuzz`: does every damaged file end in one sentence that names it?
 
 What: tiny whole files of every kind that is read (models as folders and as GGUF, their settings and tokenizers, packed
-files, conversations, drafters, training sets, prompts) are damaged at random and read, each in a process of its own;
-where one loads, it also decodes a few tokens. Why: whoever opens a stranger's file, or one that a disk has spoiled, is
+files, conversations, drafters, training sets, prompts) are damaged at random and read, each in a process of its own; a
+model that loads also decodes a few tokens. Why: a user who opens a stranger's file, or one that a disk has spoiled, is
 owed an answer at once, not a traceback, a hang or a full memory. Left out: files fetched from a hub.
 """
 
@@ -43,7 +43,7 @@ _AHEAD = 2  # forks' work for each process that is waiting for it
 
 @dataclass
 class Tally:
-    """What came of the cases of one kind, and the most that one took: seconds of processor time, bytes."""
+    """Count the results of the cases of one kind, and the most that one case took: seconds of processor time, bytes."""
 
     results: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
@@ -65,9 +65,9 @@ class Tally:
 def fuzz(
     cases: int, seed: int, kinds: Sequence[str] = NAMES, jobs: int = 1, keep: Path | None = None
 ) -> Iterator[Outcome]:
-    """Yield what came of each of `cases` cases, as they end: the kinds in turn, in `jobs` processes.
+    """Yield the outcome of each of `cases` cases, as they end: the kinds in turn, in `jobs` processes.
 
-    The files of those that failed are copied to `keep`.
+    The files of failed cases are copied to `keep`.
     """
     from eval.fuzz.runner import Case
 
@@ -88,7 +88,7 @@ def fuzz(
 
 @contextmanager
 def _seeds() -> Iterator[Path]:
-    """A folder of whole files, made in a process of its own: one that has decoded has threads, and forks lose them."""
+    """Write a folder of whole files, in a process of its own: forks lose the threads of a process that has decoded."""
     with tempfile.TemporaryDirectory(prefix="fuzz-seeds-") as place:
         folder = Path(place) / "seeds"
         maker = get_context("spawn").Process(target=_write_seeds, args=(folder,))

@@ -1,9 +1,9 @@
-"""Damage done to files: what `python -m eval.fuzz` changes in a file of each format that is read.
+"""Damage to files of each format that is read, for `python -m eval.fuzz`.
 
-What: `damage` changes one file in place. Mostly by its structure (a value of another kind, a number that is too large,
-a key gone or twice, a length that is forged), for that reaches the code behind the parser; now and then by its bytes.
-Where a format keeps checksums of its own (packed files), they are made right again: an attacker would. Left out: files
-that are large because they are large.
+What: `damage` changes one file in place. Most changes are of its structure (a value of another kind, a number that is
+too large, a key gone or twice, a length that is forged), for these reach the code behind the parser; a few are of its
+bytes. Where a format keeps checksums of its own (packed files), they are made right again, as an attacker would. Left
+out: files that are large because they are large.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any
 from eval.fuzz.damage_gguf import damage_gguf
 from eval.fuzz.values import ESCAPES, strange
 
-RAW = 0.15  # of cases: bytes are changed, whatever they mean
+RAW = 0.15  # of cases: bytes are changed without regard to their meaning
 
 
 def damage(path: Path, rng: Random) -> None:
-    """Change the file `path`, whose suffix says its format."""
+    """Change the file `path`, whose suffix names its format."""
     data = path.read_bytes()
     made = _raw(data, rng) if rng.random() < RAW else _FORMATS[path.suffix](data, rng)
     path.unlink()  # it may be a link to the file that was whole
@@ -78,7 +78,8 @@ def change(tree: Any, rng: Random) -> None:
 
 
 def _places(tree: Any) -> list[tuple[Any, Any]]:
-    """Where values stand inside `tree`: (holder, key). Of a long list only some, or nothing else were ever changed."""
+    """Return where values stand inside `tree`: (holder, key). A long list gives only some of its places, or nothing
+    else were ever changed."""
     found = []
     waiting = [tree]
     while waiting:

@@ -1,7 +1,7 @@
-"""Damage done to GGUF files: read as a list of fields and a list of tensors, and written again whatever became of them.
+"""Damage to GGUF files: a file is read as a list of fields and a list of tensors, damaged, and written again.
 
-What: `damage_gguf`, and `read_gguf` and `write_gguf`, which take and make files that say what is not so. Why not the
-`gguf` package: it writes whole files only.
+What: `damage_gguf`, and `read_gguf` and `write_gguf`, which read and write files whose statements are false. Why not
+the `gguf` package: it writes whole files only.
 """
 
 from __future__ import annotations
@@ -80,8 +80,11 @@ def write_gguf(
     values: bytes,
     counts: tuple[int, int] | None = None,
 ) -> bytes:
-    """Return the bytes of a file with these `fields` (key, type or None, value), `tensors` (name, dimensions, type,
-    offset) and `values`; `counts` (tensors, fields): what its head says."""
+    """Return the bytes of a file with these `fields`, `tensors` and `values`.
+
+    `fields`: (key, type or None, value). `tensors`: (name, dimensions, type, offset). `counts` (tensors, fields): the
+    numbers in the file's head.
+    """
     made = b"GGUF" + struct.pack("<I", version)
     made += b"".join(_integer(n, 8) for n in counts or (len(tensors), len(fields)))
     made += b"".join(_text(key) + _value(value, kind) for key, kind, value in fields)
@@ -138,7 +141,7 @@ def _text(value: str) -> bytes:
 
 
 def _value(value: Any, kind: int | None) -> bytes:
-    """The type and the value; a `kind` that does not fit the value says something that is not so."""
+    """Return the bytes of the type and the value; with a `kind` that does not fit the value, the type is false."""
     right = _kind(value)
     if kind is not None and isinstance(value, list) and value:
         inner = _element(value, kind)

@@ -1,9 +1,9 @@
-"""Cases of `python -m eval.fuzz`: damaged copies of whole files, read in processes of their own, and what came of it.
+"""Cases of `python -m eval.fuzz`: damaged copies of whole files, read in processes of their own, and the outcomes.
 
-What: `Runner.run` copies, damages and reads; `Outcome` is what happened. Why forks: a crash, a hang and memory
-without end then end nothing but the case that made them, and a fork of a process that has imported everything takes a
-hundredth of a second. Processor time counts, not the clock, which a busy machine would move. Left out: systems without
-fork and resource limits (Windows).
+What: `Runner.run` copies, damages and reads; `Outcome` is the result. Why forks: a crash, a hang and memory without end
+then end nothing but their own case, and a fork of a process that has imported everything takes a hundredth of a second.
+Processor time counts, not the clock, which a busy machine would move. Left out: systems without fork and resource
+limits (Windows).
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from specdec.weights.metadata import one_line
 SECONDS = 5.0  # of processor time that reading a case may take
 BYTES = 1 << 30  # that a case may take in memory
 _CLOCK = 300.0  # seconds after which a case that does not compute either is stopped
-_PRINTED = 1 << 14  # bytes of what it printed that are looked at
+_PRINTED = 1 << 14  # bytes of a case's output that are looked at
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _MEMORY = re.compile(r"MemoryError|allocate memory|not enough memory|out of memory", re.IGNORECASE)
 
 
 class Case(NamedTuple):
-    """The `number`th case of a kind under a seed; always the same damage."""
+    """Name the `number`th case of a kind under a seed; a case always has the same damage."""
 
     kind: str
     seed: int
@@ -56,9 +56,9 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a case: it was "loaded", "refused" with a ValueError that names the file, or "failed", and `why`.
+    """Keep the result of a case: "loaded", "refused" with a ValueError that names the file, or "failed", and `why`.
 
-    `seconds`: processor time. `grown`: bytes in memory at the most, above what the process had at its start.
+    `seconds`: processor time. `grown`: bytes in memory at the most, above those of the process at its start.
     """
 
     case: Case
@@ -69,7 +69,7 @@ class Outcome:
 
 
 class Runner:
-    """Runs cases in copies of this process, a few in each."""
+    """Run cases in copies of this process, a few in each copy."""
 
     def __init__(self, seeds: Path) -> None:
         torch.set_num_threads(1)
@@ -79,7 +79,7 @@ class Runner:
         gc.freeze()  # or a collection in the copy would write to, and so copy, every page that has an object on it
 
     def run(self, cases: Sequence[Case], keep: Path | None = None) -> list[Outcome]:
-        """Make the cases, read them, and forget them; those that failed are moved to `keep`."""
+        """Make the cases, read them, and forget them; the failed cases are moved to `keep`."""
         with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
             folders = [Path(place) / str(case) for case in cases]
             for case, folder in zip(cases, folders, strict=True):
@@ -96,7 +96,7 @@ class Runner:
             return outcomes
 
     def read(self, cases: Sequence[Case], folders: Sequence[Path]) -> list[Outcome]:
-        """Read the files of cases in a copy of this process, up to the first that ends it."""
+        """Read the files of cases in a copy of this process, up to the first case that ends the copy."""
         with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as printed:
             child = os.fork()
             if child == 0:
@@ -133,7 +133,7 @@ def _one_disk(file: Path, folder: Path) -> bool:
 
 
 def _child(cases: Sequence[Case], folders: Sequence[Path], world: World, told: int, printed: int) -> NoReturn:
-    """Read the cases and write what came of each as a line to the file `told`; never comes back."""
+    """Read the cases and write each result as a line to the file `told`; this function never returns."""
     try:
         os.dup2(printed, 1)
         os.dup2(printed, 2)
@@ -149,7 +149,7 @@ def _child(cases: Sequence[Case], folders: Sequence[Path], world: World, told: i
 
 
 def _one(case: Case, folder: Path, world: World, printed: int) -> dict[str, Any]:
-    os.environ["SPECDEC_CACHE"] = str(folder.parent / "cache")  # what a case leaves there goes with it
+    os.environ["SPECDEC_CACHE"] = str(folder.parent / "cache")  # deleted with the case's folder
     start, before = _limit(), os.lseek(printed, 0, os.SEEK_END)
     began = time.process_time()
     said = {"kind": "", "message": "", "where": ""}
@@ -168,8 +168,8 @@ def _one(case: Case, folder: Path, world: World, printed: int) -> dict[str, Any]
 
 
 def _limit() -> int:
-    """Allow the process so much more of memory and time, and return the bytes that it has now."""
-    trim_heap()  # or what the process has freed before would serve again, and not be counted
+    """Allow the process BYTES and twice SECONDS more than now, and return the bytes that it has now."""
+    trim_heap()  # or memory that the process freed before would serve again, and not be counted
     used = int(time.process_time())
     resource.setrlimit(resource.RLIMIT_CPU, (used + int(2 * SECONDS) + 1, resource.RLIM_INFINITY))
     if (now := data_bytes()) is not None:
@@ -181,7 +181,7 @@ def _limit() -> int:
 
 
 def _wait(child: int, told: int) -> int:
-    """The status with which `child` ends, which is stopped when it has told of no case for long."""
+    """Return the status with which `child` ends; stop a child that has written no result for long."""
     size, since, pause = 0, time.monotonic(), 0.001
     while True:
         found, status = os.waitpid(child, os.WNOHANG)
@@ -206,7 +206,7 @@ def _ending(status: int) -> str:
 
 
 def _judged(said: dict[str, Any], folder: Path) -> tuple[str, str]:
-    """The result of a case, and why."""
+    """Return the result of a case, and why."""
     kind, message, printed = said["kind"], said["message"], said["printed"]
     complaint = one_line(f"{kind}: {message[:1000]} ({said['where']})")
     if said["seconds"] > SECONDS:

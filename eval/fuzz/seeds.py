@@ -1,4 +1,5 @@
-"""The tiny whole files that `python -m eval.fuzz` damages copies of: models of each family, and what belongs to one.
+"""The tiny whole files that `python -m eval.fuzz` damages copies of: models of each family, and the files beside a
+model.
 
 What: `write_seeds`. The weights are random: a text means nothing here. Left out: pictures, sound and video.
 """
@@ -152,7 +153,7 @@ def _write_shards(folder: Path, backbone: Decoder) -> None:
 
 
 def _write_gguf(folder: Path, name: str, config: Any) -> None:
-    """A .gguf file of random weights, with the tokenizer that files of such models have."""
+    """Write a .gguf file of random weights, with the tokenizer that files of such models have."""
     folder.mkdir()
     spec = decoder_spec(config)
     architecture = name.partition("-")[0]

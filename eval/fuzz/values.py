@@ -17,7 +17,7 @@ _OTHERS: tuple[Any, ...] = (
 
 
 def strange(rng: Random) -> Any:
-    """A value that hardly any place in a file expects."""
+    """Return a value that hardly any place in a file expects."""
     chance = rng.random()
     if chance < 0.5:
         return rng.choice(NUMBERS)

@@ -1,1 +1,1 @@
-"""What kernels and whole passes cost on this machine: `python -m eval.kernels`."""
+"""Costs of kernels and of whole passes on this machine: `python -m eval.kernels`."""

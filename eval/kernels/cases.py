@@ -1,8 +1,8 @@
-"""What `eval.kernels` times: one `Case` per public function of `specdec.kernels` and shape.
+"""The cases that `eval.kernels` times: one `Case` per public function of `specdec.kernels` and shape.
 
 What: shapes are those of SmolLM2 135M, Gemma 3 270M and Gemma 4 12B. Weights, and the K and V of attention, come out of
-memory as in a model: each call takes the next of many copies, which together exceed the last-level cache several
-times. What a layer has just made (activations) stays in the cache, here as there. Left out: `dense_linear`, which is
+memory as in a model: each call takes the next of many copies, which together exceed the last-level cache several times.
+The outputs of the layer before (activations) stay in the cache, as in a model. Left out: `dense_linear`, which is
 torch's own, `fuse`, which the passes of a whole model time, and 8-bit stores of K and V.
 """
 
@@ -28,10 +28,10 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel on one shape.
+    """Describe one kernel on one shape.
 
-    `call(rows)` returns what is timed. `bytes_read`: of weights, or of K and V, that a call reads out of memory
-    whatever the number of rows; 0 where everything is in the cache.
+    `call(rows)` returns the call that is timed. `bytes_read`: of weights, or of K and V, that a call reads out of
+    memory whatever the number of rows; 0 where everything is in the cache.
     """
 
     kernel: str
@@ -56,7 +56,8 @@ NAMES = ("block_linear", "attention", "rms_norm", "rope", "gated", "block_rows")
 
 
 def cases(quick: bool = False, only: frozenset[str] = frozenset(NAMES)) -> Iterator[Case]:
-    """The cases of the kernels named in `only`, one at a time: each frees its copies before the next makes its own."""
+    """Yield the cases of the kernels named in `only`, one at a time: each case frees its copies before the next makes
+    its own."""
     rows = QUICK_ROWS if quick else ROWS
     if "block_linear" in only:
         for size in QUICK_MATRICES if quick else MATRICES:
@@ -90,7 +91,8 @@ def _block_linear(size: tuple[int, int], name: str, bits: int, minimum: bool, ro
 
 
 def _attention(shape: tuple[int, int, int, int, torch.dtype], rows: tuple[int, ...]) -> Case:
-    """Row t of T sees positions 0 .. context - T + t, as the last pass of a text of `context` positions does."""
+    """Make a case in which row t of T sees positions 0 .. context - T + t, as in the last pass of a text of `context`
+    positions."""
     heads, kv_heads, width, context, dtype = shape
     k = _random(kv_heads, context, width).to(dtype)
     count = max(2, -(-_out_of_cache() // (2 * k.nbytes)))
@@ -134,7 +136,8 @@ def _gated(width: int, activation: str, rows: tuple[int, ...]) -> Case:
 
 
 def _block_rows(vocabulary: int, width: int, rows: tuple[int, ...]) -> Case:
-    """Other tokens each time; a few rows of a large matrix say nothing about bandwidth, so none is reported."""
+    """Make a case that looks up other tokens each time; a few rows of a large matrix say nothing about bandwidth, so
+    none is reported."""
     w = random_blocks(vocabulary, width, 8)
     tokens = torch.randint(0, vocabulary, (4096,), generator=torch.Generator().manual_seed(0))
     starts = itertools.cycle(range(0, 4096 - 512, 61))

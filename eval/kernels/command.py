@@ -1,9 +1,9 @@
-"""`python -m eval.kernels`: what each kernel, and a whole pass of a model, costs on this machine.
+"""`python -m eval.kernels`: the cost of each kernel, and of a whole pass of a model, on this machine.
 
-What: microseconds of the public functions of `specdec.kernels` at 1 to 512 rows, what share of the machine's read
-bandwidth that is, and V(T)/V(1), on which drafting lives; then the same for a whole pass of a model, and its prefill.
-`--full-size` instead builds a model of published shape with random weights, and decodes with it. The bandwidth is
-measured again around every figure, for the machine may be shared; a share is of the better of the two readings. Left
+What: microseconds of the public functions of `specdec.kernels` at 1 to 512 rows, their share of the machine's read
+bandwidth, and V(T)/V(1), on which the gain of drafting depends; then the same for a whole pass of a model, and its
+prefill. `--full-size` instead builds a model of published shape with random weights, and decodes with it. The bandwidth
+is measured again around every figure, for the machine may be shared; a share is of the better of the two readings. Left
 out: GPUs, and text, acceptance and drafting, which `run.py bench` measures.
 """
 
@@ -45,7 +45,7 @@ Report = Callable[[str], None]
 
 @dataclass
 class Measured:
-    """What was measured so far: an interrupted run keeps it."""
+    """Keep the figures that were measured so far: an interrupted run keeps them."""
 
     bandwidth: Bandwidth
     quick: bool = False
@@ -69,7 +69,7 @@ class Measured:
             self.series.append(Series.of(case.kernel, case.what, timings, case.bytes_read, ceiling))
 
     def passes(self, decoder: Decoder, context: int, rows: Sequence[int], report: Report) -> None:
-        """V(T) of whole passes. Raises ValueError: see `pass_costs`."""
+        """Time whole passes, V(T). Raises ValueError: see `pass_costs`."""
         report(f"passes at {context} positions")
         before = self.bandwidth.measure()
         effort = Effort(least=3, most=10, seconds=0.5) if self.quick else Effort(least=7, most=60, seconds=1.5)
@@ -79,7 +79,7 @@ class Measured:
         self.series.append(Series.of(MODEL, what, timings, bytes_per_pass(decoder), ceiling))
 
     def prefill(self, decoder: Decoder, tokens: int, report: Report) -> None:
-        """Tokens a second of a prompt of `tokens`, or of all that the model has room for."""
+        """Time a prompt of `tokens` tokens, or of as many as the model has room for, in tokens a second."""
         report(f"prefill of {tokens}")
         tokens = min(tokens, decoder.spec.max_positions)
         timing = prefill_speed(decoder, tokens, Effort(least=3, most=3 if self.quick else 7, seconds=2.0))
@@ -99,7 +99,7 @@ class Measured:
 
 
 def measure(arguments: argparse.Namespace) -> int:
-    """Measure, show and write; returns the exit code. Raises ValueError: the model or a file is not usable."""
+    """Measure, show and write; return the exit code. Raises ValueError: the model or a file is not usable."""
     check_writable(arguments.json)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)

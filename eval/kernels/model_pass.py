@@ -1,9 +1,9 @@
-"""What a whole pass of a model costs: V(T), prefill, and plain decoding, on a decoder that is already loaded.
+"""Costs of whole passes of a model: V(T), prefill, and plain decoding, on a decoder that is already loaded.
 
 What: `pass_costs` times `forward` and `logits` as the loop calls them, always at the same positions: nothing is
 committed, so that the cache stays as it is. `prefill_speed` and `decode_speed` time the loop's own prefill and
-`generate`. Why random token ids: they cost what real ones do. Left out: drafting, and the sampler, which
-`run.py bench` times with everything else.
+`generate`. Why random token ids: they cost as much as real ones. Left out: drafting, and the sampler, which `run.py
+bench` times with everything else.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from specdec.model.decoder import Decoder
 
 
 def bytes_per_pass(decoder: Decoder) -> int:
-    """Bytes of weights that one pass reads: all but an embedding that is not the head as well."""
+    """Return the bytes of weights that one pass reads: all but an embedding that is not the head as well."""
     return decoder.nbytes - (0 if decoder.head is decoder.embedding else decoder.embedding.nbytes)
 
 
 def pass_costs(decoder: Decoder, context: int, rows: Sequence[int], effort: Effort) -> dict[int, KernelTiming]:
-    """V(T) for every T of `rows`, in turn, after `context` positions.
+    """Time V(T) for every T of `rows`, in turn, after `context` positions.
 
-    Raises ValueError when the model has no room for them.
+    Raises ValueError when the model has no room for these positions.
     """
     if context + max(rows) > decoder.spec.max_positions:
         raise ValueError(
@@ -54,7 +54,7 @@ def pass_costs(decoder: Decoder, context: int, rows: Sequence[int], effort: Effo
 
 
 def _prefill(decoder: Decoder, ids: Tensor, cache: KVCache) -> Tensor:
-    """Commit ids [n] in the chunks that the engine has; return the hidden states of the last one."""
+    """Commit ids [n] in the chunks that the engine has; return the hidden states of the last chunk."""
     hidden = torch.empty(0, dtype=decoder.dtype)
     for chunk in torch.split(ids, cache.max_rows):
         hidden = decoder.forward(chunk, cache)
@@ -63,7 +63,7 @@ def _prefill(decoder: Decoder, ids: Tensor, cache: KVCache) -> Tensor:
 
 
 def prefill_speed(decoder: Decoder, tokens: int, effort: Effort) -> KernelTiming:
-    """Seconds from `tokens` new tokens to the logits of the last one, in an empty cache."""
+    """Time the way from `tokens` new tokens to the logits of the last one, in an empty cache."""
     ids = random_tokens(decoder, tokens)
 
     def run() -> Tensor:
@@ -75,7 +75,8 @@ def prefill_speed(decoder: Decoder, tokens: int, effort: Effort) -> KernelTiming
 
 @dataclass(frozen=True)
 class Decoding:
-    """A plain decoding: `tokens` in all, the first of them by the prefill; `seconds` between the others."""
+    """Keep the times of a plain decoding: `tokens` in all, the first token by the prefill; `seconds` between the
+    others."""
 
     tokens: int
     prompt_tokens: int
@@ -88,12 +89,12 @@ class Decoding:
 
     @property
     def median_tokens_per_second(self) -> float:
-        """Without the tokens that another process delayed."""
+        """Return the tokens a second of the median token, which another process did not delay."""
         return 1 / median(self.seconds)
 
 
 def decode_speed(model: SpecdecForCausalLM, prompt_tokens: int, tokens: int) -> Decoding:
-    """`model.generate`, plain and greedy, of `tokens` new tokens (2 or more) after a random prompt."""
+    """Time `model.generate`, plain and greedy, for `tokens` new tokens (2 or more) after a random prompt."""
     ids = random_tokens(model.decoder, prompt_tokens)[None]
     began = time.perf_counter()
     model.generate(

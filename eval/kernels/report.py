@@ -1,4 +1,4 @@
-"""Figures of `eval.kernels` and how they are shown: pure, no clock and no model."""
+"""Figures of `eval.kernels` and their tables: pure, no clock and no model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from eval.kernels.timing import KernelTiming
 
 @dataclass(frozen=True)
 class Point:
-    """One number of rows. `bytes_read`: out of memory in a call; `ceiling`: read bandwidth, bytes/s; `one`: V(1) in s.
+    """Keep the figures of one number of rows.
 
-    `one` is None where one row was not timed, `bytes_read` is 0 where everything comes out of the cache.
+    `bytes_read`: out of memory in a call, 0 where everything comes out of the cache. `ceiling`: read bandwidth in
+    bytes/s. `one`: V(1) in seconds, None where one row was not timed.
     """
 
     rows: int
@@ -31,13 +32,14 @@ class Point:
 
     @property
     def share(self) -> float | None:
-        """Of the read bandwidth; compares with the machine at its best, so that noise cannot push it up."""
+        """Return the share of the read bandwidth; it compares with the machine at its best, so that noise cannot push
+        it up."""
         speed = self.bytes_per_second
         return None if speed is None else speed / self.ceiling
 
     @property
     def ratio(self) -> float | None:
-        """V(T) / V(1)."""
+        """Return V(T) / V(1)."""
         return None if self.one is None else self.timing.median / self.one
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,7 +57,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Something timed at several numbers of rows, and the read bandwidth measured around it in bytes/s."""
+    """Keep the times of one kernel or pass at several numbers of rows, and the read bandwidth around them in
+    bytes/s."""
 
     name: str
     what: str
@@ -85,7 +88,7 @@ def heading(series: Series) -> str:
 
 
 def series_table(series: Series) -> Table:
-    """A row for each number of rows; columns without a figure are left out."""
+    """Return a table with a row for each number of rows; columns without a figure are left out."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     columns = ["T", "us", "V(T)/V(1)"]
     if series.bytes_read:
@@ -103,7 +106,7 @@ def series_table(series: Series) -> Table:
 
 
 def decoding_dict(decoding: Decoding, bytes_read: int, ceiling: float) -> dict[str, Any]:
-    """`Decoding` in JSON types, with its share of what the bandwidth would allow."""
+    """Return a `Decoding` in JSON types, with its share of the speed that the bandwidth would allow."""
     return {
         "tokens": decoding.tokens,
         "prompt_tokens": decoding.prompt_tokens,
@@ -118,7 +121,7 @@ def decoding_dict(decoding: Decoding, bytes_read: int, ceiling: float) -> dict[s
 
 
 def bandwidth_dict(readings: Sequence[float], reader: str) -> dict[str, Any]:
-    """Every reading, bytes/s in and GB/s out, in the order in which they were taken."""
+    """Return every reading, bytes/s in and GB/s out, in the order in which the readings were taken."""
     return {
         "reader": reader,
         "best_gb_per_second": max(readings) / 1e9,

@@ -1,9 +1,9 @@
-"""How long calls take on a machine that is never quiet: alternated repetitions, and medians.
+"""The time of calls on a machine that is never quiet: alternated repetitions, and medians.
 
-What: `alternate` runs several calls round robin, so that a slow second falls on all of them and not on one;
+What: `alternate` runs several calls round robin, so that a slow second falls on all calls and not on one;
 `KernelTiming` keeps every repetition; `Neighbours` tells how busy other programs kept the machine, without which no
-figure of a shared one can be judged. Why medians: other processes only ever add time, and now and then. Left out: the
-clock's own cost (some 50 ns a call), which no figure here is small enough to show.
+figure of a shared machine can be judged. Why medians: other processes only ever add time, and now and then. Left out:
+the clock's own cost (some 50 ns a call), for no figure here is small enough to show it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True)
 class KernelTiming:
-    """The repetitions of one call, in seconds, in the order in which they ran; at least one."""
+    """Keep the repetitions of one call, in seconds, in the order in which they ran; at least one."""
 
     seconds: tuple[float, ...]
 
@@ -36,7 +36,7 @@ class KernelTiming:
 
 @dataclass(frozen=True)
 class Effort:
-    """How often to repeat each call: at least `least` times, then until `seconds` are spent on it, up to `most`."""
+    """Say how often to repeat each call: at least `least` times, then until `seconds` are spent on it, up to `most`."""
 
     least: int = 5
     most: int = 60
@@ -51,11 +51,12 @@ def alternate(
     effort: Effort,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Key, KernelTiming]:
-    """Time every call of `calls`, in turn, until `effort` says that it is enough; the first run of each is discarded.
+    """Time every call of `calls`, in turn, until `effort` says that it is enough; the first run of each call is
+    discarded.
 
-    Every other round goes backwards: a call that always came after the longest one would find its caches emptied. One
-    that needs no more repetitions leaves, so that a slow one does not decide how often the others run. Give calls of
-    quite another size a rotation of their own.
+    Every other round goes backwards: a call that always came after the longest one would find its caches emptied. A
+    call that needs no more repetitions leaves, so that a slow call does not decide how often the others run. Give calls
+    of quite another size a rotation of their own.
     """
     for call in calls.values():
         call()
@@ -72,7 +73,7 @@ def alternate(
 
 
 class Neighbours:
-    """How many processors other programs have used on average since this was made."""
+    """Count the processors that other programs have used on average since this object was made."""
 
     def __init__(self, stat: Path = Path("/proc/stat")) -> None:
         self._stat = stat
@@ -80,23 +81,24 @@ class Neighbours:
 
     @property
     def cores(self) -> float | None:
-        """None where the system does not tell (it is Linux that does)."""
+        """Return the processors that others have used, None where the system does not tell (Linux does)."""
         (wall, own, busy), (wall_0, own_0, busy_0) = self._now(), self._began
         if busy is None or busy_0 is None or wall <= wall_0:
             return None
         return max(0.0, (busy - busy_0) - (own - own_0)) / (wall - wall_0)
 
     def _now(self) -> tuple[float, float, float | None]:
-        """Seconds of the clock, of processor time of this process, and of all processors (None: not known)."""
+        """Return the seconds of the clock, of this process's processor time, and of all processors (None: not
+        known)."""
         busy = busy_seconds(self._stat.read_text(), os.sysconf("SC_CLK_TCK")) if self._stat.is_file() else None
         return time.perf_counter(), time.process_time(), busy
 
 
 def busy_seconds(stat: str, ticks: int) -> float:
-    """Seconds that all processors together were not idle, from the first line of /proc/stat.
+    """Return the seconds that all processors together were not idle, from the first line of /proc/stat.
 
-    Its fields are user, nice, system, idle, iowait, irq, softirq and steal, in `ticks` a second (proc(5)); what follows
-    them (guests) is counted in user already.
+    The fields of this line are user, nice, system, idle, iowait, irq, softirq and steal, in `ticks` a second (proc(5));
+    the fields behind them (guests) are counted in user already.
     """
     times = [int(field) for field in stat.splitlines()[0].split()[1:9]]
     return (sum(times) - sum(times[3:5])) / ticks

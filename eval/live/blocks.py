@@ -1,4 +1,4 @@
-"""The blocks of the live dashboard: what there is to draw at one moment, and each of its parts in lines of text."""
+"""The blocks of the live dashboard: the figures of one moment, and each of the dashboard's parts in lines of text."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ Memory = tuple[int | None, int | None]
 
 @dataclass(frozen=True)
 class Figures:
-    """What there is to draw at one moment: the counts of all rounds, and of the newest ones.
+    """Keep the figures of one moment: the counts of all rounds, and of the newest rounds.
 
-    `course`: pairs of rounds and the tokens accepted in them, oldest first. `costs`: None where nobody measured them.
-    `measured`: tokens/s of plain decoding, None where nobody measured them either.
+    `course`: pairs of rounds and the tokens accepted in them, oldest first. `costs`: None where they were not measured.
+    `measured`: tokens/s of plain decoding, None where they were not measured either.
     """
 
     stats: GenerationStats
@@ -44,9 +44,12 @@ class Figures:
 
     @property
     def plain(self) -> float | None:
-        """Tokens/s of plain decoding, as measured; else 1 / V(1), at the pace at which the rounds' passes went and with
-        what a token cost besides. For plain rounds that is their own speed, for drafted ones too high if anything: the
-        tokens of a round share what it costs besides."""
+        """Return the tokens/s of plain decoding: as measured, or else estimated from V(1); None without either.
+
+        The estimate is 1 / V(1), at the pace at which the rounds' passes went and with what a token cost besides. For
+        plain rounds the estimate is their own speed. For drafted rounds it is too high if anything: the tokens of a
+        round share what the round costs besides.
+        """
         if self.measured is not None or self.costs is None:
             return self.measured
         one, stats = self.costs.of_pass(1), self.stats
@@ -58,13 +61,13 @@ class Figures:
         return 1 / one if one > 0 else None
 
     def ratio(self, stats: GenerationStats) -> str:
-        """Their speed against plain."""
+        """Return the speed of the rounds in `stats` over plain decoding's, as text."""
         plain = self.plain
         return f"{stats.decode_tokens_per_second / plain:.2f}x" if plain and stats.rounds else "-"
 
     @property
     def sources(self) -> list[tuple[str, str, str]]:
-        """Of every source, the busiest first: name, accepted share, d in ms."""
+        """Return name, accepted share and d in ms of every source, the busiest first."""
         steps = self.costs.steps if self.costs is not None else {}
         records = {name: (0, 0) for name in steps} | {k: (n, a) for k, (n, a) in self.stats.draft_sources.items()}
         return [
@@ -78,7 +81,7 @@ class Figures:
 
 
 def apportion(parts: Sequence[float], total: int) -> list[int]:
-    """Whole numbers in proportion to `parts` that add up to `total`; zeros where all parts are."""
+    """Return whole numbers in proportion to `parts` that add up to `total`; zeros where all parts are zero."""
     whole = sum(parts)
     if whole <= 0:
         return [0] * len(parts)
@@ -90,7 +93,7 @@ def apportion(parts: Sequence[float], total: int) -> list[int]:
     return found
 
 
-# Every block is as many lines of `width` columns, 18 or more, whatever there is to say.
+# Every block always has the same number of lines, of `width` columns (18 or more).
 
 
 def speed_block(f: Figures, width: int) -> list[Text]:
@@ -198,7 +201,8 @@ def _bar(part: float, width: int) -> Text:
 
 
 def count(stats: GenerationStats, done: Round) -> None:
-    """As the loop counts a round; what is before the first of them is not heard of, prompt and first token."""
+    """Count a round as the decoding loop does; the prompt and the first token come before the first round and do not
+    count."""
     stats.count_round(done)
     stats.emitted += done.emitted
     for phase, seconds in zip(("draft", "verify", "other"), done[3:], strict=True):

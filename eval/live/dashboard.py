@@ -1,8 +1,8 @@
-"""The live dashboard: what drafting does, from the rounds that it hears of.
+"""The live dashboard: the work of drafting, drawn from the rounds of decoding.
 
-`Dashboard.heard` is for `generate(on_round=...)`, `Dashboard` itself is for rich: printed, or inside a Live or a Group,
-it is always as high, empty or full, so that nothing jumps. 80 columns and 60 give three columns of blocks; where there
-are fewer, and where no terminal is, `lines()` say the same.
+`Dashboard.on_round` is for `generate(on_round=...)`, `Dashboard` itself is for rich: printed, or inside a Live or a
+Group, it always has the same height, empty or full, so that nothing jumps. 80 columns and 60 give three columns of
+blocks; in fewer columns, and without a terminal, `lines()` give the same figures.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from specdec.engine.stats import GenerationStats, Round
 
 
 class Dashboard:
-    """Counts rounds, and draws them.
+    """Count rounds, and draw them.
 
-    `costs` and `memory` are asked whenever it is drawn. `plain`: tokens a second after the first, where plain decoding
+    `costs` and `memory` are called for every drawing. `plain`: tokens a second after the first, where plain decoding
     was measured. `window`: so many rounds are "now".
     """
 
@@ -68,7 +68,7 @@ class Dashboard:
         self._known: Costs | None = None
 
     def on_round(self, done: Round) -> None:
-        """A round is over. Only counts: it is called between two passes."""
+        """Count a finished round. The method only counts, because it is called between two passes."""
         with self._lock:
             count(self._stats, done)
             self._newest.append(done)
@@ -82,7 +82,7 @@ class Dashboard:
             self._course[-1][1] += done.accepted
 
     def figures(self) -> Figures:
-        """All as it is now, in copies that nobody changes."""
+        """Return all figures as they are now, in copies that do not change."""
         stats, now = GenerationStats(), GenerationStats()
         with self._lock:
             stats.merge(self._stats)
@@ -97,7 +97,7 @@ class Dashboard:
         yield self.draw(options.max_width)
 
     def draw(self, width: int = WIDTH) -> Text:
-        """HEIGHT lines of at most `width` columns; below NARROW the plain lines, cut off."""
+        """Draw HEIGHT lines of at most `width` columns; below NARROW the plain lines, cut off."""
         width = min(width, WIDTH)
         if width < NARROW:
             rows = [Text(line) for line in self.lines()]
@@ -122,7 +122,7 @@ class Dashboard:
         return Text("\n", no_wrap=True, overflow="crop").join(rows)
 
     def lines(self) -> list[str]:
-        """The same in seven plain lines."""
+        """Return the same figures in seven plain lines."""
         f = self.figures()
         stats, now = f.stats, f.now
         against = "plain not known"

@@ -1,4 +1,4 @@
-"""What the views of all commands are made of: lines, what is redrawn, bars by position, and how figures are written."""
+"""The parts of all commands' views: plain lines, a view that is redrawn, bars by position, and figures in words."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BAR = 16
 
 
 class Lines:
-    """A view for files and pipes, in plain lines below a title."""
+    """Print plain lines below a title: a view for files and pipes."""
 
     def __init__(self, console: Console, title: str) -> None:
         self.console, self.title = console, title
@@ -37,7 +37,7 @@ class Lines:
 
 
 class Redrawn(ABC):
-    """A view that draws itself anew all the time while it is open, and a first time when it is made."""
+    """Draw a view anew all the time while it is open, and a first time when it is made."""
 
     def __init__(self, console: Console, title: str, times_per_second: float, transient: bool = False) -> None:
         self.console, self.title = console, title
@@ -57,7 +57,7 @@ class Redrawn(ABC):
 
 
 def position_table(positions: Sequence[dict[str, float]]) -> Table:
-    """Acceptance by draft position, with bars."""
+    """Return a table of acceptance by draft position, with bars."""
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, title="acceptance by position", title_justify="left")
     table.add_column("draft", justify="right")
     table.add_column("accepted, of all rounds", no_wrap=True)

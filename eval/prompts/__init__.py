@@ -1,1 +1,1 @@
-"""Prompts: the bench's own, the suite, those that drafters are judged on, and anyone's file."""
+"""Prompts: the bench's own, the suite, the foreign ones that judge drafters, and a user's file."""

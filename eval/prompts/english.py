@@ -1,9 +1,9 @@
 """English prose that every machine has: the text of Python's own manual, out of the standard library.
 
-What: `manual_prose`, the paragraphs of `pydoc_data.topics` (what `help("exceptions")` shows) without titles, code and
-grammar. Why: perplexity wants real text, a few hundred kilobytes of it, whose licence is nobody's concern and that need
-not be fetched. It differs a little from one version of Python to the next, so figures compare within a version. Left
-out: anything that models are usually ranked by.
+What: `manual_prose`, the paragraphs of `pydoc_data.topics` (the text of `help("exceptions")`) without titles, code and
+grammar. Why: perplexity needs real text, a few hundred kilobytes of it, whose licence is nobody's concern and that need
+not be fetched. The text differs a little from one version of Python to the next, so figures compare within a version.
+Left out: the texts that models are usually ranked by.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _GRAMMAR = re.compile(r"::=|>>>|\|\s*\"")
 
 
 def manual_prose() -> str:
-    """Paragraphs of prose, each on one line, with an empty line between them.
+    """Return paragraphs of prose, each on one line, with an empty line between them.
 
-    Raises ValueError where the standard library was packaged without them.
+    Raises ValueError where the standard library was packaged without the manual.
     """
     try:
         from pydoc_data.topics import topics
@@ -32,7 +32,7 @@ def manual_prose() -> str:
 
 
 def prose(pages: Iterable[str]) -> list[str]:
-    """The paragraphs of `pages` that are prose, unwrapped and without markup; a repeated one counts once."""
+    """Return the paragraphs of `pages` that are prose, unwrapped and without markup; a repeated one counts once."""
     seen: dict[str, None] = {}
     for page in pages:
         for paragraph in re.split(r"\n\s*\n", page):
@@ -43,7 +43,8 @@ def prose(pages: Iterable[str]) -> list[str]:
 
 
 def _is_prose(paragraph: str) -> bool:
-    """Sentences: neither indented (code), nor underlined (titles), nor grammar, nor a list of signatures."""
+    """Tell whether a paragraph is sentences: neither indented (code), nor underlined (titles), nor grammar, nor
+    signatures."""
     paragraph = paragraph.strip("\n")
     return (
         len(paragraph) >= SHORTEST

@@ -1,9 +1,9 @@
-"""Prompts: the project's own, and anyone's file.
+"""Prompts: the project's own, and those of a user's file.
 
 What: `default_prompts` (8, one per kind of work), `exactness_prompts` (40, every fifth one long), `load_prompts` for
 JSON lines in the formats of Spec-Bench and MT-bench, chat messages, or plain text. All of the project's prompts were
-written for it. Long prompts are put together from passages, each another selection in another order, so that they
-are long without repeating themselves.
+written for it. Long prompts are put together from passages, each another selection in another order, so that they are
+long without repeating themselves.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DEFAULTS = 8  # prompts.jsonl begins with the bench's own
 
 @dataclass(frozen=True)
 class Prompt:
-    """`turns` are the user's, decoded one after another with the answers in between; `before` precedes
+    """Keep a prompt: `turns` are the user's, decoded one after another with the answers in between; `before` precedes
     them."""
 
     name: str
@@ -35,17 +35,17 @@ class Prompt:
     before: tuple[tuple[str, str], ...] = ()  # (role, content)
 
     def history(self) -> list[Message]:
-        """The messages before the first turn, as a new list."""
+        """Return the messages before the first turn, as a new list."""
         return [{"role": role, "content": content} for role, content in self.before]
 
 
 def default_prompts() -> list[Prompt]:
-    """Chat, code editing, summary, JSON, mathematics, translation, rewriting, list: the bench's own eight."""
+    """Return the bench's own eight: chat, code editing, summary, JSON, mathematics, translation, rewriting, list."""
     return _own()[:DEFAULTS]
 
 
 def exactness_prompts(count: int = 40) -> list[Prompt]:
-    """The first `count` of 40 varied prompts; every fifth has 800 to 1,100 tokens, the others are short.
+    """Return the first `count` of 40 varied prompts; every fifth has 800 to 1,100 tokens, the others are short.
 
     Raises ValueError for more than there are.
     """
@@ -61,21 +61,24 @@ def exactness_prompts(count: int = 40) -> list[Prompt]:
 
 
 def foreign_prompts() -> list[Prompt]:
-    """80 prompts that drafters are judged on, 16 each of chat, code, maths, writing and summarising.
+    """Return 80 prompts that drafters are judged on, 16 each of chat, code, maths, writing and summarising.
 
-    Written apart from everything that training prompts are made from.
+    They were written apart from everything that training prompts are made from.
     """
     return [parse_object(line, "") for line in _lines("foreign.jsonl")]
 
 
 def suite_prompts() -> list[Prompt]:
-    """128 prompts, 16 each of the six tasks of Spec-Bench (conversations of two turns, translation, summarisation,
-    question answering, mathematical reasoning, answers from retrieved passages), of code editing and of JSON."""
+    """Return 128 prompts, 16 each of eight tasks.
+
+    Six tasks are those of Spec-Bench (conversations of two turns, translation, summarisation, question answering,
+    mathematical reasoning, answers from retrieved passages); the others are code editing and JSON.
+    """
     return [parse_object(line, "") for line in _lines("suite.jsonl")]
 
 
 def long_prompts() -> list[Prompt]:
-    """Eight prompts of several passages each, with a task that draws on them."""
+    """Return eight prompts of several passages each, with a task that draws on the passages."""
     passages, tasks = _lines("passages.jsonl"), _lines("long_tasks.jsonl")
     prompts = []
     for number, task in enumerate(tasks):
@@ -88,7 +91,8 @@ def long_prompts() -> list[Prompt]:
 
 
 def load_prompts(path: Path) -> list[Prompt]:
-    """Prompts of a `.jsonl` file (one object per line, see `parse_object`) or a `.txt` file (one prompt per line).
+    """Read the prompts of a `.jsonl` file (one object per line, see `parse_object`) or a `.txt` file (one prompt per
+    line).
 
     Raises:
         ValueError: no such file, another kind of file, no prompts in it, or a line that is not a prompt; the message
@@ -110,7 +114,7 @@ def load_prompts(path: Path) -> list[Prompt]:
 
 
 def parse_object(value: Any, name: str) -> Prompt:
-    """A prompt from one decoded JSON object: `prompt`, `turns` or `messages`.
+    """Return the prompt of one decoded JSON object: `prompt`, `turns` or `messages`.
 
     `id` or `question_id` and `category` or `task` name it, as in Spec-Bench and MT-bench; other keys are ignored.
     """

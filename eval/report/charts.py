@@ -1,10 +1,10 @@
-"""What the report is drawn with: figures in words, elements, tables, and charts as inline SVG. Pure.
+"""The parts that the report is drawn with: figures in words, elements, tables, and charts as inline SVG. Pure.
 
 Along a chart places are shares of its width and down it they are pixels, without a viewBox: text keeps its size at any
 width, so one chart serves a wide screen, a telephone and paper. Names and values stand beside the <svg>, in margins as
-wide as they are: percentages cannot leave room for pixels. Colours are classes ("tones") of report.css, and every
-bar says its name and value itself, so that no colour has to be told from another. All text is escaped here: only an
-`Html`, which nothing but this file makes of text, goes to the page as it is.
+wide as they are: percentages cannot leave room for pixels. Colours are classes ("tones") of report.css, and every bar
+says its name and value itself, so that no colour has to be told from another. All text is escaped here: only an `Html`
+goes to the page as it is, and this file alone makes an `Html` of text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _INSIDE = 0.17  # a share of the chart's width in which a part of a bar can say 
 
 
 class Html(str):
-    """Text that is markup already."""
+    """Mark text that is markup already."""
 
     __slots__ = ()
 
@@ -32,7 +32,7 @@ def markup(text: str) -> Html:
 
 
 def element(name: str, *children: str, **attributes: object) -> Html:
-    """`<name attributes>children</name>`; `class_` is class, `aria_label` is aria-label, None leaves one out."""
+    """Return `<name attributes>children</name>`; `class_` is class, `aria_label` is aria-label, None leaves one out."""
     given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
     words = "".join(f' {key}="{escape(str(value))}"' for key, value in given.items())
     return Html(f"<{name}{words}>{''.join(map(markup, children))}</{name}>")
@@ -71,7 +71,10 @@ def size(nbytes: float | None) -> str:
 
 
 def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], kind: str | None = None) -> Html:
-    """The first cell of a row is its heading. Figures stand to the right, but in a table of `kind` "words"."""
+    """Return a table, in which the first cell of a row is its heading.
+
+    Figures stand to the right, except in a table of `kind` "words".
+    """
     right = [kind != "words" and all(_is_figure(row[i]) for row in rows) for i in range(len(head))]
     names = [element("th", name, scope="col", class_="n" if n else None) for name, n in zip(head, right, strict=True)]
     lines = [
@@ -101,7 +104,7 @@ def collapsible(summary: str, *children: str, open_: bool = False) -> Html:
 
 
 def legend(entries: Iterable[tuple[str, str]]) -> Html:
-    """`entries`: tone and what it stands for."""
+    """Return a legend. `entries`: each tone with its meaning."""
     return element(
         "ul",
         *(element("li", element("span", class_=f"swatch {tone}", aria_hidden="true"), text) for tone, text in entries),
@@ -111,7 +114,8 @@ def legend(entries: Iterable[tuple[str, str]]) -> Html:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What is inside a chart, its height and the margins beside it in px, and what it says to who does not see it."""
+    """Keep the inside of a chart, its height and the margins beside it in px, and its text for readers who do not see
+    it."""
 
     inside: Html
     height: float
@@ -121,7 +125,7 @@ class Drawing:
 
 
 def svg(name: str, title: str, drawing: Drawing) -> Html:
-    """`name` is the chart's id on the page."""
+    """Return a chart as an <svg>; `name` is its id on the page."""
     return element(
         "svg",
         element("title", title, id=f"{name}-title"),
@@ -138,7 +142,7 @@ def svg(name: str, title: str, drawing: Drawing) -> Html:
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a bar; `text` stands inside it where there is room."""
+    """Describe a stretch of a bar; `text` stands inside it where there is room."""
 
     value: float
     tone: str
@@ -147,7 +151,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Bar:
-    """Parts one after another. `text` is the bar's value in words, at its end."""
+    """Describe a bar of parts one after another. `text` is the bar's value in words, at its end."""
 
     label: str
     parts: tuple[Part, ...]
@@ -160,7 +164,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class BarMark:
-    """A line across all bars at `value`."""
+    """Describe a line across all bars at `value`."""
 
     value: float
     text: str
@@ -170,12 +174,12 @@ Group = tuple[str, Sequence[Bar]]
 
 
 def longest(groups: Iterable[Group], mark: BarMark | None = None) -> float:
-    """The value that takes all of the width: charts that are compared share it."""
+    """Return the value that takes all of the width: charts that are compared share it."""
     return max([bar.length for _, bars in groups for bar in bars] + ([mark.value] if mark else []), default=0.0)
 
 
 def bars(groups: Sequence[Group], mark: BarMark | None = None, most: float | None = None) -> Drawing:
-    """Horizontal bars in groups (an empty name: no heading), from zero to `most`, or to the longest one."""
+    """Draw horizontal bars in groups (an empty name: no heading), from zero to `most`, or to the longest one."""
     scale = max(longest(groups, mark) if most is None else most, 1e-300)
     every = [bar for _, some in groups for bar in some]
     left = min(max((len(bar.label) for bar in every), default=0), _LABEL) * _LETTER + 10
@@ -224,7 +228,7 @@ def _parts(bar: Bar, y: float, scale: float) -> list[Html]:
 
 @dataclass(frozen=True)
 class Line:
-    """`points` (x, y) from the left to the right, one at least."""
+    """Describe a curve by its `points` (x, y) from the left to the right, one at least."""
 
     name: str
     tone: str
@@ -236,7 +240,7 @@ _VALUES = 8  # values that stand side by side on a telephone
 
 
 def lines(series: Sequence[Line], x_name: str, y_name: str, show: Callable[[float], str]) -> Drawing:
-    """Points that straight lines connect; `show` says a value; the y axis begins at zero."""
+    """Draw points that straight lines connect; `show` gives a value's text; the y axis begins at zero."""
     points = [point for line in series for point in line.points]
     ticks = _ticks(max((y for _, y in points), default=0.0))
     first, last = min((x for x, _ in points), default=0.0), max((x for x, _ in points), default=0.0)
@@ -274,7 +278,7 @@ def lines(series: Sequence[Line], x_name: str, y_name: str, show: Callable[[floa
 
 
 def _ticks(most: float) -> list[float]:
-    """From zero in four to six round steps to above `most`."""
+    """Return four to six round steps from zero to above `most`."""
     if most <= 0:
         return [0.0, 1.0]
     rough = most / 4
@@ -284,7 +288,7 @@ def _ticks(most: float) -> list[float]:
 
 
 def _apart(places: Sequence[tuple[float, str, str]], least: float = 14.0) -> list[tuple[float, str, str]]:
-    """Names (y, x, name) at the ends of lines, moved down where they would lie upon each other."""
+    """Move names (y, x, name) at the ends of lines down where they would lie upon each other."""
     moved: list[tuple[float, str, str]] = []
     for y, x, name in sorted(places):
         moved.append((max(y, moved[-1][0] + least) if moved else y, x, name))

@@ -1,8 +1,8 @@
-"""`run.py report`: one HTML page of bench records, which needs nothing else: no network, no other file.
+"""`run.py report`: one HTML page of bench records, which needs no network and no other file.
 
-What: `report` reads files, writes the page and says so; `page` makes it, from the sections of `eval.report.speed` and
-`eval.report.details`. Nothing of a record reaches the page unescaped (`eval.report.charts`), and its policy lets its
-own script alone run.
+What: `report` reads files, writes the page and prints its path; `page` makes the page, from the sections of
+`eval.report.speed` and `eval.report.details`. Nothing of a record reaches the page unescaped (`eval.report.charts`),
+and the page's policy lets its own script alone run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def each(make: Callable[[RecordedRun], Html]) -> Maker:
     return lambda runs: [made for run in runs if (made := make(run))]
 
 
-# Name, title, what it says, and rows of figures: side by side run by run, or all runs in one.
+# Name, title, description, and rows of figures: side by side run by run, or all runs in one.
 SECTIONS: tuple[tuple[str, str, str, tuple[Maker, ...]], ...] = (
     ("overview", "Overview", "", (each(overview),)),
     (
@@ -52,7 +52,7 @@ SECTIONS: tuple[tuple[str, str, str, tuple[Maker, ...]], ...] = (
 
 
 def page(runs: Sequence[RecordedRun]) -> str:
-    """The whole file. The same runs make the same page."""
+    """Return the whole HTML file. The same runs make the same page."""
     shown, entries = [], []
     for name, title, about, makers in SECTIONS:
         rows = [row for make in makers if (row := make(runs))]

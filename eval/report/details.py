@@ -137,7 +137,8 @@ def rounds(run: RecordedRun) -> Html:
 
 
 def costs(runs: Sequence[RecordedRun]) -> list[Html]:
-    """V(T), what a pass takes by its rows, in all runs together; and d, what a drafted token takes."""
+    """Return the figure of costs: V(T), the time of a pass by its rows, in all runs together; and d, that of a drafted
+    token."""
     found: list[tuple[RecordedRun, dict[int, float]]] = []
     notes: list[Html] = []
     for run in runs:
@@ -213,7 +214,7 @@ def describe_setting(key: str, node: Node) -> str:
 
 
 def settings(runs: Sequence[RecordedRun]) -> list[Html]:
-    """What was measured, on what: a column per run, and a mark where they are not the same."""
+    """Return the settings and the machine of each run: a column per run, and a mark where runs differ."""
     more = ("prompts_file", "limit", "repeat", "synthetic_acceptance")
     kinds: tuple[tuple[str, str, Callable[[Node], list[tuple[str, Node]]]], ...] = (
         (

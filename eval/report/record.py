@@ -1,5 +1,5 @@
-"""Records of a bench as files that someone else wrote: `read` refuses what is none, `Node` takes what is missing, or of
-another type, as not there, and `RecordedRun` is a record with its name on the page."""
+"""Records of a bench as files that someone else wrote: `read` refuses a file that is no record, `Node` treats a missing
+value, or one of another type, as not there, and `RecordedRun` is a record with its name on the page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DISTURBED = 0.05  # cores that waiting engines may use, as for the terminal's ta
 
 
 class Node:
-    """A value in a record, or the lack of one."""
+    """Keep a value in a record, or the lack of a value."""
 
     def __init__(self, value: object = None) -> None:
         self.value = value
@@ -42,7 +42,7 @@ class Node:
 
     @property
     def shown(self) -> str:
-        """A setting of any type, in words."""
+        """Return a setting of any type, in words."""
         if self.value in (None, [], {}, ""):
             return NONE
         if isinstance(self.value, bool):
@@ -55,7 +55,8 @@ class Node:
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """The `number`-th record (from 0), and what it is called on the page; `letter` is empty where it is there alone."""
+    """Keep the `number`-th record (from 0) with its name on the page; `letter` is empty where the page has one
+    record."""
 
     number: int
     letter: str
@@ -68,7 +69,7 @@ class RecordedRun:
 
     @property
     def best(self) -> Node:
-        """The mode that the record puts first; where it names none, the first that drafted."""
+        """Return the mode that the record puts first; where it names none, the first mode that drafted."""
         named = [mode for mode in self.modes if mode["mode"].text == self.record["headline"].text]
         return (named or [mode for mode in self.modes if mode["drafted"].number] or self.modes[1:] or [Node()])[0]
 
@@ -90,25 +91,25 @@ class RecordedRun:
 
     @property
     def tone(self) -> str:
-        """Its colour beside other runs: six are told apart."""
+        """Return the run's colour beside other runs: six are told apart."""
         return f"series{self.number % 6}"
 
     def id(self, name: str) -> str:
         return f"{name}-{self.letter.lower()}" if self.letter else name
 
     def figure_of_best(self, key: str) -> float | None:
-        """Of all prompts: the record's own, or else the mode's."""
+        """Return a figure of all prompts: the record's own, or else the best mode's."""
         own = self.record[key].number
         return self.best[key].number if own is None else own
 
 
 def clean(text: str) -> str:
-    """Without what cannot be seen: control characters, halves of surrogate pairs, marks that turn a line around."""
+    """Replace what cannot be seen: control characters, halves of surrogate pairs, marks that turn a line around."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
 
 
 def read(path: Path) -> Node:
-    """The record in `path`. Raises ValueError, which names the file and what is wrong."""
+    """Read the record in `path`. Raises ValueError, which names the file and the fault."""
     try:
         value = json.loads(
             path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite, parse_int=_whole
@@ -140,7 +141,7 @@ def _whole(text: str) -> int:
 
 
 def label_runs(files: Sequence[tuple[Path, Node]]) -> list[RecordedRun]:
-    """Runs by file name and model; the second of one name is (2)."""
+    """Name runs by file and model; the second run of one name is (2)."""
     runs: list[RecordedRun] = []
     for number, (path, record) in enumerate(files):
         model = record["model"]["name"].text.rstrip("/").rpartition("/")[2]

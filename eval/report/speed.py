@@ -1,5 +1,5 @@
-"""The report's first figures, by which a run is judged: the overview, and speed-ups by mode, task and run. Also what
-all figures are made with: `figure`, `bar`, `tag`, `verdict`, `key_of`."""
+"""The report's first figures, by which a run is judged: the overview, and speed-ups by mode, task and run. Also the
+parts of all figures: `figure`, `bar`, `tag`, `verdict`, `key_of`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def verdict(identical: object) -> Html:
 
 
 def tag(run: RecordedRun) -> Html:
-    """Whose figures these are, and whether they are real; nothing to say of one real run alone."""
+    """Return the run's letter and label, and whether its figures are synthetic; nothing for one real run alone."""
     said = [element("b", run.letter, class_="letter"), " ", element("span", run.label)] if run.letter else []
     if run.synthetic:
         said += [" ", SYNTHETIC]
@@ -62,8 +62,10 @@ def figure(
     wide: bool = False,
     beside: bool = False,
 ) -> Html:
-    """Charts, each below its heading where it has one, and the same `figures` as a table (`beside` them, unfolded); or
-    the table alone."""
+    """Return charts, each below its heading where it has one, and the same `figures` as a table.
+
+    `beside`: the table stands unfolded beside the charts. Without drawings the table stands alone.
+    """
     charts = []
     for number, (heading, drawing) in enumerate(drawings, start=1):
         whole = ", ".join(filter(None, (title, heading, run.label if run else "")))
@@ -84,7 +86,7 @@ def figure(
 
 
 def flags(run: RecordedRun) -> list[Html]:
-    """What has to be known before the figures are believed."""
+    """Return the warnings that a reader needs before the figures."""
     record, said = run.record, []
     if run.synthetic:
         asked = record["synthetic_acceptance"].shown
@@ -163,7 +165,8 @@ def speedup_of(prompt: Node, mode: str) -> float:
 
 
 def tone(run: RecordedRun, mode: Node) -> str:
-    """The colour of a mode's bar: the one to look at, others of ours, other engines (whose texts are not compared)."""
+    """Return the colour of a mode's bar: the headline mode, others of ours, other engines (whose texts are not
+    compared)."""
     return "main" if mode["mode"].text == run.name else "engine" if mode["identical"].value is None else "rest"
 
 
@@ -178,14 +181,14 @@ def bar(label: str, value: float, text: str, tone: str = "main") -> Bar:
 
 
 def by_repetition(mode: Node) -> Html:
-    """Tokens per second, and in small print those of the slowest and the fastest repetition."""
+    """Return tokens per second, and in small print those of the slowest and the fastest repetition."""
     ends = [fill("{:.1f}", mode["spread"][end].number) for end in ("lowest", "highest")]
     small = [element("small", " to ".join(ends))] if NONE not in ends and ends[0] != ends[1] else []
     return join_parts([fill("{:.1f}", mode["tokens_per_second"].number), *small])
 
 
 def per_round(mode: Node) -> float | None:
-    """Of an engine whose rounds are not told nothing is known."""
+    """Return the tokens a round; None for an engine that does not tell its rounds."""
     return mode["mean_acceptance_length"].number if mode["rounds"].number else None
 
 
@@ -221,7 +224,7 @@ def tasks_of(run: RecordedRun) -> list[str]:
 
 
 def panels(groups: Sequence[tuple[str, Sequence[Bar]]]) -> list[tuple[str, Drawing]]:
-    """A chart for each group, on one scale."""
+    """Return a chart for each group, on one scale."""
     most = longest(groups, _EVEN)
     return [(name, bars([("", some)], _EVEN, most)) for name, some in groups if some]
 
@@ -246,7 +249,7 @@ def by_task(run: RecordedRun) -> Html:
 
 
 def compare_runs(runs: Sequence[RecordedRun]) -> list[Html]:
-    """Each run's first mode beside the others', by task."""
+    """Return each run's first mode beside the others', by task."""
     if len(runs) < 2:
         return []
     named = [f"{run.letter} {run.name}{' SYNTHETIC' if run.synthetic else ''}" for run in runs]

@@ -1,8 +1,8 @@
-"""Drafts that are right as often as one asks: what drafting would win at an acceptance that nobody has measured.
+"""Drafts that are right as often as one asks: the gain of drafting at an acceptance that nobody has measured.
 
-What: a drafter that lets another one do its work, so that drafts cost what they cost, and then replaces what was
-proposed by tokens of the plain run's text and by wrong ones, at given rates. With random weights no drafter is ever
-right, and time still has to be measured. Figures made so are labelled synthetic wherever they are shown.
+What: a drafter that lets another drafter do its work, so that drafts have their real cost, and then replaces its
+proposals by tokens of the plain run's text and by wrong ones, at given rates. With random weights no drafter is ever
+right, and time still has to be measured. Such figures are labelled synthetic wherever they are shown.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from specdec.model.decoder import Decoder
 
 
 class SyntheticAcceptance:
-    """`drafter`'s drafts, of which token i follows `answer` with probability `rates[i]` where those before it did.
+    """Draft at the cost of `drafter`; token i follows `answer` with probability `rates[i]` where the tokens before it
+    did.
 
-    `answer`: prompt and plain text. The last rate is that of all later tokens. Which drafts are right depends on
-    `seed` and on the position alone.
+    `answer`: prompt and plain text. The last rate is that of all later tokens. Which drafts are right depends on `seed`
+    and on the position alone.
     """
 
     name = "synthetic"
@@ -45,7 +46,7 @@ class SyntheticAcceptance:
 
 
 class SyntheticDrafts:
-    """The proposer of `SyntheticAcceptance`."""
+    """Propose for one text: the proposer of `SyntheticAcceptance`."""
 
     name = SyntheticAcceptance.name
 

@@ -1,8 +1,8 @@
 """`python -m eval.synthetic`: a checkpoint of full size with random weights, to measure a machine without the real one.
 
 What: config, tokenizer and bfloat16 shards of a published model's shape, in the folder layout and with the tensor names
-that the real one has, and its drafter beside it in `assistant/`. Bytes, time and memory are those of the real model;
-text and acceptance are not, and nothing here pretends to them. Why rows of a pattern, each scaled by a number of its
+of the real checkpoint, and its drafter beside it in `assistant/`. Bytes, time and memory are those of the real model;
+text and acceptance are not, and no figure pretends that they are. Why rows of a pattern, each scaled by a number of its
 own: 12 billion random numbers would take half an hour, and rows must differ for choices not to be ties.
 """
 
@@ -48,9 +48,10 @@ def write_model(
     config: Any, drafter: Any | None, folder: Path, advance: Callable[[int], None] = lambda done: None
 ) -> None:
     """Write a model of transformers' text config `config`, and its drafter of the assistant's config `drafter`, to
-    `folder`. `advance(bytes)` as they come.
+    `folder`.
 
-    Raises ValueError: a folder with something in it, too little room on the disk, a vocabulary without room for bytes.
+    `advance(bytes)` is called as bytes are written. Raises ValueError: a folder with something in it, too little room
+    on the disk, a vocabulary without room for bytes.
     """
     spec = decoder_spec(config)
     size = model_bytes(config, drafter)
@@ -79,7 +80,7 @@ def write_model(
 
 
 def model_bytes(config: Any, drafter: Any | None) -> int:
-    """Bytes of weights that `write_model` writes."""
+    """Return the bytes of weights that `write_model` writes."""
     shapes = [*expected_tensors(decoder_spec(config)).values()]
     shapes += [] if drafter is None else _drafter_tensors(config, drafter).values()
     return sum(map(_bytes, shapes))
@@ -91,7 +92,8 @@ def _drafter_tensors(config: Any, drafter: Any) -> dict[str, tuple[int, ...]]:
 
 
 def write_tensors(folder: Path, shapes: Shapes, norm_offset: float, advance: Callable[[int], None]) -> None:
-    """Random bfloat16 tensors in shards, with their index. `norm_offset`: what the family adds to a norm's weight."""
+    """Write random bfloat16 tensors in shards, with their index. `norm_offset`: what the family adds to a norm's
+    weight."""
     shards = list(_shards(shapes))
     where: dict[str, str] = {}
     for i, names in enumerate(shards, 1):
@@ -107,7 +109,8 @@ def write_tensors(folder: Path, shapes: Shapes, norm_offset: float, advance: Cal
 
 
 def random_tensor(name: str, shape: tuple[int, ...], norm_offset: float = 0.0) -> Tensor:
-    """bfloat16: matrices whose products are about as large as their inputs; norms and scalars that leave them so."""
+    """Return a random bfloat16 tensor: a matrix whose products are about as large as its inputs, or a norm or scalar
+    that leaves sizes as they are."""
     if len(shape) != 2:
         return torch.full(shape, 0.0 if name.endswith(".bias") else 1.0 - norm_offset, dtype=torch.bfloat16)
     rows, columns = shape
@@ -122,7 +125,7 @@ def random_tensor(name: str, shape: tuple[int, ...], norm_offset: float = 0.0) -
 
 
 def byte_tokenizer(vocab: int) -> PreTrainedTokenizerFast:
-    """One token a byte, at the end of the vocabulary; the others are tokens that no text has."""
+    """Return a tokenizer with one token a byte, at the end of the vocabulary; the other tokens are in no text."""
     specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<start>", "<end>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     first = vocab - len(alphabet)

@@ -1,7 +1,7 @@
-"""A decoder of full size with random weights: what a published model costs in time and memory, not what it says.
+"""A decoder of full size with random weights: it has the time and memory of a published model, not its text.
 
-What: the shapes in `configs/` (facts of published configs, in transformers' words) become a decoder whose blocks are
-what `specdec.load(..., quantize="int4")` makes of a float checkpoint: 4 bits with a minimum, and 8 bits for the
+What: the shapes in `configs/` (facts of published configs, in transformers' words) become a decoder with the blocks
+that `specdec.load(..., quantize="int4")` makes of a float checkpoint: 4 bits with a minimum, and 8 bits for the
 vocabulary. Left out: vision and audio parts, and files on disk.
 """
 
@@ -28,14 +28,14 @@ HEADROOM = 5 << 29  # bytes besides the weights: torch, float32 rings of K and V
 
 
 def full_size_config(name: str) -> Any:
-    """The transformers text config of `name`. Raises ValueError for an unknown one."""
+    """Return the transformers text config of `name`. Raises ValueError for an unknown name."""
     if name not in full_size_names():
         raise ValueError(f"there is no shape {name!r}; there are: {', '.join(full_size_names())}")
     return _config(f"{name}.json")
 
 
 def full_size_drafter(name: str) -> Any | None:
-    """The transformers config of the assistant that was published for `name`; None: there is none."""
+    """Return the transformers config of the assistant that was published for `name`; None: there is none."""
     file = f"{name}{DRAFTER_SUFFIX}"
     return _config(file) if (resources.files("eval.synthetic") / "configs" / file).is_file() else None
 
@@ -46,9 +46,9 @@ def _config(file: str) -> Any:
 
 
 def full_size_model(name: str, progress: Callable[[str], None] | None = None) -> SpecdecForCausalLM:
-    """A model of the shape `name` on the CPU, with random blocks; `progress(name)` after each tensor.
+    """Build a model of the shape `name` on the CPU, with random blocks; `progress(name)` after each tensor.
 
-    Raises ValueError for an unknown name, and when its weights do not fit into the memory that is free.
+    Raises ValueError for an unknown name, and when the model's weights do not fit into the memory that is free.
     """
     config = full_size_config(name)
     spec = decoder_spec(config)

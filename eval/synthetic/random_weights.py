@@ -1,9 +1,9 @@
-"""Quantised weights of any size from random numbers, made packed: for speed, memory and nothing else.
+"""Quantised weights of any size from random numbers, packed at once: for speed, memory and nothing else.
 
 What: `random_blocks`, one matrix; `RandomCheckpoint`, every tensor of a `DecoderSpec`, in the storage that
 `quantize="int4"` would give a float checkpoint. Why packed: 12 billion weights as floats would need 48 GB, and packing
-them block by block minutes. A few hundred rows are packed and repeated down the matrix, in memory of their own each;
-no kernel's speed depends on the values. Left out: text that means anything.
+them block by block minutes. A few hundred rows are packed and repeated down the matrix, in memory of their own each; no
+kernel's speed depends on the values. Left out: text that means anything.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _GROUP = 16
 
 
 def random_blocks(rows: int, columns: int, bits: int, minimum: bool = False, seed: int = 0) -> BlockTensor:
-    """A random [rows, columns] matrix whose products are about as large as their inputs.
+    """Return a random [rows, columns] matrix whose products are about as large as their inputs.
 
-    Mean about 0, variance about 1 / columns. The matrix repeats itself every 256 rows.
-    Raises ValueError for bits or columns that the layout does not have.
+    Mean about 0, variance about 1 / columns. The matrix repeats itself every 256 rows. Raises ValueError for bits or
+    columns that the layout does not have.
     """
     generator = torch.Generator().manual_seed(seed)
     low, high = (-127, 128) if bits == 8 else (0, 1 << bits)
@@ -47,16 +47,16 @@ def random_blocks(rows: int, columns: int, bits: int, minimum: bool = False, see
 
 
 def copies(w: BlockTensor, total: int) -> list[BlockTensor]:
-    """`w` and clones of it, two matrices at the least, of `total` bytes together or a little more."""
+    """Return `w` and clones of it, two matrices at the least, of `total` bytes together or a little more."""
     count = max(2, -(-total // w.nbytes))
     return [w, *(_copy(w) for _ in range(count - 1))]
 
 
 class RandomCheckpoint:
-    """A `Checkpoint` with every tensor that `spec` needs, by its canonical name.
+    """Make a `Checkpoint` with every tensor that `spec` needs, by its canonical name.
 
-    Matrices are blocks of 4 bits with a minimum, and of 8 bits for `quantize="int8"`; the 8 bits that a 4-bit model's
-    vocabulary gets come from the builder. Norms and scalars are one, biases zero.
+    Matrices are blocks of 4 bits with a minimum, and of 8 bits for `quantize="int8"`; the builder asks for the 8 bits
+    of a 4-bit model's vocabulary. Norms and scalars are one, biases zero.
     """
 
     def __init__(self, spec: DecoderSpec, owner: str) -> None:
@@ -101,7 +101,7 @@ def _tensors(w: BlockTensor) -> dict[str, Tensor]:
 
 
 def _repeated(part: Tensor, groups: int) -> Tensor:
-    """`part` [g, ...] again and again down its first dimension: [groups, ...]."""
+    """Repeat `part` [g, ...] down its first dimension: [groups, ...]."""
     assert 0 < part.shape[0] <= groups, "the layout is group by group"
     out = part.new_empty((groups, *part.shape[1:]))
     for start in range(0, groups, part.shape[0]):

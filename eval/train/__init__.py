@@ -1,1 +1,1 @@
-"""`run.py train`: its options, the command, what it shows."""
+"""`run.py train`: its options, the command, its view."""

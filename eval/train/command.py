@@ -1,6 +1,7 @@
-"""`run.py train`: a head for a model, from the model's own answers; the folder it leaves is a drafter.
+"""`run.py train`: train a head for a model, from the model's own answers; the folder that the command leaves is a
+drafter.
 
-Under `torchrun` each process runs this; the first one speaks.
+Under `torchrun` each process runs this command; the first one prints.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ WAIT = timedelta(days=1)  # of the other processes, while the first one collects
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What `run.py train` was asked for; see its --help."""
+    """Keep the options of a `run.py train`; see its --help."""
 
     out: Path
     data: tuple[tuple[str, float], ...]
@@ -50,7 +51,7 @@ class TrainOptions:
 
 
 def train(settings: GenerationSettings, options: TrainOptions, json_file: Path | None) -> int:
-    """Train as `options` say; returns the exit code.
+    """Train as `options` say; return the exit code.
 
     Raises ValueError: the model, the data or the shape of the head is not usable, or `options.out` holds another run.
     """
@@ -112,7 +113,7 @@ def _train(settings: GenerationSettings, options: TrainOptions, json_file: Path 
 
 
 def ends_of(session: Session) -> frozenset[int]:
-    """The tokens that end a text of the model."""
+    """Return the tokens that end a text of the model."""
     eos_ids = session.model.generation_config.eos_token_id
     return frozenset(eos_ids if isinstance(eos_ids, list) else [] if eos_ids is None else [eos_ids])
 
@@ -144,7 +145,8 @@ def _report(console: Console, training_run: TrainingRun, options: TrainOptions, 
 
 
 def options_from(arguments: argparse.Namespace) -> TrainOptions:
-    """What the parsed `arguments` ask for. Raises ValueError for a combination that makes no sense."""
+    """Return the options that the parsed `arguments` ask for. Raises ValueError for a combination that makes no
+    sense."""
     a = arguments
     return TrainOptions(
         out=a.out,
@@ -166,5 +168,5 @@ def options_from(arguments: argparse.Namespace) -> TrainOptions:
 
 
 def fast_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 itself; elsewhere it is slower than float32."""
+    """Tell whether the processor multiplies bfloat16 itself; elsewhere bfloat16 is slower than float32."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_bf16_supported()

@@ -1,4 +1,5 @@
-"""The options of `run.py train`. Apart from the command because nothing heavy may be imported, as in `eval.cli`."""
+"""The options of `run.py train`. They lie apart from the command because nothing heavy may be imported, as in
+`eval.cli`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `run.py train` shows: a live view on a terminal, plain lines elsewhere. 80 columns suffice."""
+"""The display of `run.py train`: a live view on a terminal, plain lines elsewhere. 80 columns suffice."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _EVERY = 30.0  # seconds between plain lines
 
 
 class TrainView(AbstractContextManager["TrainView"], Protocol):
-    """Hears what a course does, and asks it where it is."""
+    """Show the events of a training run, and its status."""
 
     def on_event(self, event: Event) -> None: ...
 
 
 class Running:
-    """The figures of training, smoothed, and its speed."""
+    """Keep the figures of training, smoothed, and its speed."""
 
     def __init__(self) -> None:
         self.step = self.tokens = 0
@@ -66,7 +66,7 @@ class Running:
 
 
 class TimeLeft:
-    """The time left as words: as the course knows it, and else, of its phase, from how fast that goes."""
+    """Put the time left in words: as the run knows it, or else as estimated from the speed of its phase."""
 
     def __init__(self) -> None:
         self._phase, self._began, self._from = "", 0.0, 0.0
@@ -83,7 +83,7 @@ class TimeLeft:
 
 
 class PlainLines(Lines):
-    """A line for each event but steps, and where the course is whenever nothing was said for a while."""
+    """Print a line for each event but steps, and the status of the run after a while without a line."""
 
     def __init__(self, console: Console, title: str, status: Callable[[], Status], every: float = _EVERY) -> None:
         super().__init__(console, title)
@@ -125,7 +125,7 @@ class PlainLines(Lines):
 
 
 class LiveTraining(Redrawn):
-    """The phase with its bar and time left, the drafts' accuracy by position, and the evaluations."""
+    """Draw the phase with its bar and time left, the drafts' accuracy by position, and the evaluations."""
 
     def __init__(self, console: Console, title: str, status: Callable[[], Status]) -> None:
         self.note = ""
@@ -171,12 +171,12 @@ class LiveTraining(Redrawn):
 
 
 def view_for(console: Console, title: str, status: Callable[[], Status]) -> TrainView:
-    """The live view where `console` is a terminal, plain lines elsewhere."""
+    """Return the live view where `console` is a terminal, plain lines elsewhere."""
     return LiveTraining(console, title, status) if console.is_terminal else PlainLines(console, title, status)
 
 
 def where(status: Status, running: Running) -> str:
-    """One line on where a course is."""
+    """Describe in one line where a run is."""
     parts = [f"{status.phase}, {format_percent(status.done)}: {status.tokens:,} tokens"]
     if running.step:
         parts.append(running.line())
@@ -206,7 +206,7 @@ def describe_score(event: Scored) -> str:
 
 
 def score_table(scores: Sequence[Scored]) -> Table:
-    """One row per evaluation."""
+    """Return a table with one row per evaluation."""
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
     for name in ("minutes", "tokens", "per round", "offline", "accepted by position", ""):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)

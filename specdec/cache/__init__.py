@@ -1,4 +1,4 @@
-"""KV-cache manager: where keys and values live, how rejected ones are forgotten, and which ones serve again."""
+"""KV-cache manager: where keys and values live, how rejected ones are forgotten, and which ones are used again."""
 
 from specdec.cache.kv_cache import MAX_ROWS, KVCache, RingCheckpoint
 from specdec.cache.reuse import CacheProvider, Conversation, Conversations

@@ -1,7 +1,7 @@
-"""A conversation's cache on disk, so that it goes on in another process, or another day, without being computed again.
+"""A conversation's cache on disk: it goes on in another process, or another day, without being computed again.
 
-What: a safetensors file with the tokens, the positions that are in use of every store, the rings of the marks, and in
-its metadata whose cache it is: K and V mean something to one model, stored in one way, with one arithmetic. Left out:
+What: a safetensors file with the tokens, the used positions of every store, and the rings of the marks. Its metadata
+says whose cache it is, because K and V mean something to one model, stored in one way, with one arithmetic. Left out:
 compression; files for machines with another byte order.
 """
 
@@ -31,11 +31,10 @@ FORMAT = f"{_FORMATS}1"
 
 
 def save_conversation(conversation: Conversation, path: Path, identity: str, notes: dict[str, Any]) -> None:
-    """Write `conversation` to `path` (`~` is the home folder), all or nothing. `identity`: what its bits depend on
-    besides its tokens; `notes`: any JSON.
+    """Write `conversation` to `path` (`~` is the home folder), all or nothing.
 
-    Raises ValueError when the file cannot be written, or holds something else than a conversation; what was there is
-    then still there.
+    `identity`: the hash of what its bits depend on besides its tokens; `notes`: any JSON. Raises ValueError when the
+    file cannot be written, or holds something else than a conversation; the old content is then still there.
     """
     path = user_path(path)
     try:
@@ -79,7 +78,10 @@ def _is_conversation(path: Path) -> bool:
 
 
 def load_conversation(path: Path, identity: str, new_cache: Callable[[], KVCache]) -> Conversation:
-    """Return what `save_conversation` wrote. Raises ValueError: no such file, a damaged one, one of another model."""
+    """Return the conversation that `save_conversation` wrote to `path`.
+
+    Raises ValueError when there is no such file, the file is damaged, or it belongs to another model.
+    """
     path = user_path(path)
     try:
         there = path.is_file()
@@ -107,13 +109,14 @@ def load_conversation(path: Path, identity: str, new_cache: Callable[[], KVCache
 
 @dataclass(frozen=True)
 class _Stored:
-    """The tensors of a file: none is read whose shape is not the one that is due, or that was changed."""
+    """The tensors of a file. A tensor that has another shape than is due, or that was changed, is refused."""
 
     file: Any
     checksums: Mapping[str, Any]
 
     def get(self, name: str, like: Tensor | None = None, columns: int | None = None) -> Tensor:
-        """The tensor `name`, of the dtype and shape of `like` but for `columns` columns; None: a vector of int64."""
+        """Return the tensor `name`, shaped and typed like `like` but for `columns` columns; without `like`, int64
+        [n]."""
         shape = tuple(self.file.get_slice(name).get_shape())
         due = shape[:1] if like is None else (like.shape[0], columns or like.shape[1], *like.shape[2:])
         if shape != due or not shape:

@@ -1,11 +1,11 @@
 """The KV cache: per-layer stores whose rollback is a length.
 
-The rows of one pass can overwrite, in a ring, only positions that no row from the pass's first one on may see, so
-forgetting rejected rows is a smaller length and never a copy. What a store is, is `stores.py`'s business.
+The rows of one pass can overwrite, in a ring, only positions that no row from the pass's first one on may see. So
+forgetting rejected rows is a smaller length and never a copy. The stores themselves are in `stores.py`.
 
-A cache can also go back to an earlier length, as far as its rings still hold what a row there sees. A `RingCheckpoint`,
-a copy of the rings at an earlier length, takes it further back. Rows that are computed from there on have the bits that
-they would have had anyway: a position's K and V depend on the tokens up to it and on nothing else.
+A cache can also go back to an earlier length, as far as its rings still hold all that a row there sees. A
+`RingCheckpoint`, a copy of the rings at an earlier length, takes it further back. Rows computed from there on have the
+bits that they would have had anyway: a position's K and V depend on the tokens up to it and on nothing else.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ MAX_ROWS = 64  # rows of one pass; fixed, so that the layout of a ring never dep
 
 
 class RingCheckpoint(NamedTuple):
-    """The rings of a cache as they were at `length` positions, of which a longer text overwrites what they held.
+    """The rings of a cache as they were at `length` positions, before a longer text overwrites them.
 
-    `reach`: the cache's, then. `rings`: per ring, the parts of its store.
+    `reach`: the cache's reach at that time. `rings`: per ring, the parts of its store.
     """
 
     length: int
@@ -41,8 +41,8 @@ class KVCache:
     """The stores of all layers, and how many positions are committed.
 
     A pass is `begin(rows)`, one `write` per store, `commit(n)`: the first n of its rows are kept and the others
-    forgotten. `stores[i]` is None for a layer that reads another layer's K/V. `dtype`: of what is stored, a float type
-    or int8.
+    forgotten. `stores[i]` is None for a layer that reads another layer's K/V. `dtype`: the type in which K and V are
+    kept, a float type or int8.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class KVCache:
         self._look()
 
     def begin(self, rows: int) -> int:
-        """Open a pass of `rows` rows; returns the position of its first row."""
+        """Open a pass of `rows` rows, and return the position of its first row."""
         assert 0 < rows <= self.max_rows, f"{rows} rows in a pass; the cache was made for {self.max_rows}"
         # A pass that was never committed (Ctrl-C, an error inside a layer) is forgotten like a rejected draft.
         self._pending = rows
@@ -74,7 +74,7 @@ class KVCache:
         return self.length
 
     def _look(self) -> None:
-        # The same object as long as every store stays where it is: who reads through it may keep what it made of it.
+        # `views` stays one object while every store stays where it is: a caller may keep records of it that long.
         self.views = tuple(None if store is None else store.view for store in self.stores)
         self.nbytes = sum(store.nbytes for store in self.stores if store is not None)
         self._capacity = min((store.capacity for store in self.stores if store is not None), default=math.inf)
@@ -89,21 +89,21 @@ class KVCache:
 
     @property
     def rings(self) -> tuple[LayerStore, ...]:
-        """The stores of sliding layers."""
+        """Return the stores of sliding layers."""
         return tuple(store for store in self.stores if store is not None and store.window is not None)
 
     def rewindable(self, length: int) -> bool:
-        """Whether all that a row at position `length` may see is still there."""
+        """Return whether the cache still has all that a row at position `length` may see."""
         return length <= self.length and all(ring.holds(length, self.reach) for ring in self.rings)
 
     @torch.inference_mode()
     def mark(self) -> RingCheckpoint:
-        """The way back to where the cache is now."""
+        """Make a ring checkpoint of the cache as it is now."""
         return RingCheckpoint(self.length, self.reach, tuple(ring.copy_of_parts() for ring in self.rings))
 
     @torch.inference_mode()  # in place: the cache may have been made in that mode
     def rewind(self, length: int, mark: RingCheckpoint | None = None) -> None:
-        """Forget all from position `length` on; by way of `mark`, made at that length, where it is not `rewindable`."""
+        """Forget all from position `length` on; where it is not `rewindable`, by way of `mark`, made at that length."""
         if mark is None:
             assert self.rewindable(length), f"the rings no longer hold what position {length} sees"
         else:
@@ -115,7 +115,7 @@ class KVCache:
 
     @torch.inference_mode()
     def fork(self, length: int, mark: RingCheckpoint | None = None) -> KVCache:
-        """A cache of its own that holds the first `length` positions, under the conditions of `rewind`."""
+        """Return another cache that holds the first `length` positions, under the conditions of `rewind`."""
         assert mark is not None or self.rewindable(length)
         copy = KVCache(*self._made)
         for mine, theirs in zip(self.stores, copy.stores, strict=True):
@@ -126,6 +126,6 @@ class KVCache:
         return copy
 
     def restore(self, length: int, reach: int) -> None:
-        """Others have filled the stores, with what a cache of this length and reach had in them."""
+        """Set the length and reach of the cache, after its stores were filled with the content of such a cache."""
         self.length, self.reach = length, reach
         self._look()

@@ -1,16 +1,16 @@
 """Prefix reuse: a text that begins as an earlier one did goes on from that one's cache.
 
 What: `Conversations` gives out a cache for every text, with as much of its beginning in it as some earlier text shares,
-and takes the cache back when the text ends. What was used least recently is forgotten first. Why it is exact: keys and
-values of a position depend on the tokens up to it alone, to the bit, wherever our kernels compute them.
+and takes the cache back when the text ends. The conversation that was used least recently is forgotten first. Why it is
+exact: keys and values of a position depend on the tokens up to it alone, to the bit, wherever our kernels compute them.
 
-Sliding layers overwrite what the beginning of a long text had in them, so their caches go back a few positions only. A
-`RingCheckpoint`, taken near the end of a prompt, takes a cache back to there: to ask again, to ask something else about
-the same document, or because a chat template repeats an answer in other words than the model's. vLLM and llama.cpp
-("context checkpoints") keep such copies too.
+Sliding layers overwrite the beginning of a long text, so their caches go back a few positions only. A `RingCheckpoint`,
+taken near the end of a prompt, takes a cache back to there: to ask again, to ask something else about the same
+document, or because a chat template repeats an answer in other words than the model's. vLLM and llama.cpp ("context
+checkpoints") keep such copies too.
 
-Several texts may be decoded at the same time, from several threads: whoever begins one owns the conversation until it
-ends, so no other text can go on from a cache that is being written. Left out: sharing between such texts.
+Several texts may be decoded at the same time, from several threads. The caller that begins a text owns its conversation
+until it ends, so no other text can go on from a cache that is being written. Left out: sharing between such texts.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ EARLY = 256  # tokens before the end of a prompt where the first of them is made
 
 @dataclass(eq=False)
 class Conversation:
-    """A cache, what it is the cache of, and the ways back.
+    """A cache, the tokens that it holds, and the marks that it can go back to.
 
-    `tokens` [n] int64: the text, whose first `cache.length` are what the cache holds. `reserved`: bytes that the
-    budget counts for it while it is decoded. `marking`: whether its rings will overwrite what it began with. `notes`:
-    what was saved with it.
+    `tokens` [n] int64: the text, whose first `cache.length` tokens are in the cache. `reserved`: bytes that the budget
+    counts for the cache while it is decoded. `marking`: whether its rings will overwrite the beginning of the text.
+    `notes`: the JSON that was saved with it.
     """
 
     cache: KVCache
@@ -50,7 +50,7 @@ class Conversation:
 
     @property
     def marked(self) -> int:
-        """Bytes of its marks."""
+        """Return the bytes of its marks."""
         return sum(mark.nbytes for mark in self.marks)
 
     @property
@@ -70,8 +70,8 @@ class CacheProvider(Protocol):
     """Gives a cache to every text that begins, and takes it back when the text ends, from any thread."""
 
     def acquire(self, prompt: Tensor, longest: int) -> Conversation:
-        """Return a conversation whose cache holds n - 1 of the tokens prompt [n] at most, for a text of at most
-        `longest` tokens. Nobody else has it until `release`."""
+        """Return a conversation for a text of at most `longest` tokens. Its cache holds at most the first n - 1 tokens
+        of prompt [n]. Nobody else has it until `release`."""
 
     def before_chunk(self, conversation: Conversation, left: int, chunk: int) -> None:
         """Take note that `left` tokens of the prompt are still to be read, and that `chunk` of them come next."""
@@ -87,8 +87,8 @@ class Conversations:
     def __init__(
         self, new_cache: Callable[[], KVCache], limit: int = 0, bytes_for: Callable[[int], int] | None = None
     ) -> None:
-        """`limit` 0 keeps nothing. `bytes_for(positions)`: of a cache; with it, texts that are being decoded count
-        towards the limit too, at what they may take by their end; otherwise their marks alone do."""
+        """Begin empty. `limit` 0 keeps nothing. `bytes_for(positions)`: bytes of a cache. With it, texts that are being
+        decoded count towards the limit too, at their largest size; without it their marks alone do."""
         self._new_cache, self.limit, self._bytes_for = new_cache, limit, bytes_for
         self.kept: list[Conversation] = []
         self._playing: list[Conversation] = []  # whose texts are being decoded, each by its own caller
@@ -96,7 +96,7 @@ class Conversations:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what is kept, which texts that are being decoded do not belong to."""
+        """Return the bytes of the kept conversations, without those of texts that are being decoded."""
         return sum(conversation.nbytes for conversation in list(self.kept))
 
     def acquire(self, prompt: Tensor, longest: int) -> Conversation:
@@ -128,14 +128,14 @@ class Conversations:
         with self._lock:
             if conversation not in self._playing:
                 return
-            if len(marks) == MARKS:  # the one whose successor is nearest is missed the least
+            if len(marks) == MARKS:  # drop the mark whose successor is nearest: it is missed least
                 after = [*(mark.length for mark in marks[1:]), here]
                 del marks[min(range(MARKS), key=lambda i: after[i] - marks[i].length)]
             if conversation.nbytes + rings <= self.limit and self._fit(rings):
                 marks.append(conversation.cache.mark())
 
     def release(self, conversation: Conversation) -> None:
-        """Take back `conversation`, whose text has ended or was stopped: what was computed of it serves the next text.
+        """Take back `conversation`, whose text has ended or was stopped: its cache serves the next text.
 
         Nothing happens when it was taken back before.
         """
@@ -149,7 +149,7 @@ class Conversations:
                 self.add(conversation)
 
     def add(self, conversation: Conversation) -> None:
-        """Keep `conversation`, as the one used last; those that it can stand in for are dropped."""
+        """Keep `conversation`, as the one used last; drop the conversations that it can replace."""
         with self._lock:
             served = [old for old in self.kept if _usable(conversation, old.tokens)[0] == len(old.tokens)]
             self.kept = [old for old in self.kept if old not in served] + [conversation]
@@ -157,8 +157,8 @@ class Conversations:
 
     @contextmanager
     def lent(self, tokens: Tensor | None = None) -> Iterator[Conversation]:
-        """Hand out the conversation that has most of tokens [n], or the one used last, to be read: no text that begins
-        meanwhile goes on from it. Raises ValueError when there is none."""
+        """Lend a conversation to be read while the block runs: the one that has most of tokens [n], or the one used
+        last. No text that begins meanwhile goes on from it. Raises ValueError when there is none."""
         with self._lock:
             found = (self.kept[-1] if self.kept else None) if tokens is None else self._best(tokens.cpu()).conversation
             if found is None:
@@ -182,7 +182,7 @@ class Conversations:
         best = _Found()
         for conversation in self.kept:
             length, mark = _usable(conversation, prompt[:-1])
-            if length >= max(1, best.length):  # of equals the one used last
+            if length >= max(1, best.length):  # among equals the conversation used last
                 best = _Found(length, mark, conversation)
         return best
 
@@ -191,7 +191,7 @@ class Conversations:
         reserved = self._bytes_for(longest) if self._bytes_for is not None else 0
         if source is None:
             return Conversation(self._new_cache(), reserved=reserved)
-        self.kept.remove(source)  # it must not be what makes room for its own copy
+        self.kept.remove(source)  # so that it is not dropped to make room for its own copy
         marks = [each for each in source.marks if each.length <= length]
         if source.cache.length - length > TAIL and self._fit(source.nbytes + max(reserved, source.cache.nbytes)):
             try:
@@ -203,7 +203,7 @@ class Conversations:
         return source
 
     def _fit(self, more: int = 0) -> bool:
-        """Forget what was used least recently until `more` bytes are free; whether they are.
+        """Forget the least recently used conversations until `more` bytes are free; return whether they are.
 
         Marks go before conversations: without them a conversation still goes on.
         """
@@ -222,7 +222,7 @@ class Conversations:
 
 
 def _usable(conversation: Conversation, tokens: Tensor) -> tuple[int, RingCheckpoint | None]:
-    """How many of tokens [n] the cache can begin with, and the mark that this takes, if any."""
+    """Return how many of tokens [n] the cache can begin with, and the mark that this takes, if any."""
     most = min(len(tokens), len(conversation.tokens))
     differs = (tokens[:most] != conversation.tokens[:most]).nonzero()
     shared = int(differs[0]) if len(differs) else most

@@ -1,12 +1,12 @@
-"""What one layer keeps of a text: K and V, or V alone, as floats or as int8 with a scale per head and position.
+"""The store of one layer of a text: K and V, or V alone, as floats or as int8 with a scale per head and position.
 
 Position p lives in slot `p % slots`, in full and sliding layers alike. A full layer has at least as many slots as
 positions, so it never wraps, and grows a block at a time. A sliding layer is a ring of `window - 1 + max_rows` slots
 and never grows. Why V alone: Gemma 4's full layers make K and V from one projection, so that K = rope(V * weight), and
-half of what a long text takes need not be kept.
+half of a long text's memory is saved.
 
-What is written is rounded to the store's dtype before anybody reads it, the pass that wrote it included: a row's bits
-do not depend on which pass it came with.
+K and V are rounded to the store's dtype before any row reads them, also in the pass that wrote them: a row's bits do
+not depend on which pass it came with.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ BLOCK = 2048  # slots by which it grows at the most: copying 32k positions sixte
 
 
 class StoreShape(NamedTuple):
-    """What a layer stores: `kv_heads` x `head_dim` for K and for V, `window` positions (None: all of them).
+    """The shape of a layer's store: `kv_heads` x `head_dim` for K and for V, `window` positions (None: all of them).
 
-    `key_from_value(n)`: the means to make K from V for positions below n; K is then not stored. None: it is.
+    `key_from_value(n)`: the means to make K from V for positions below n; K is then not stored. None: K is stored.
     """
 
     kv_heads: int
@@ -37,7 +37,7 @@ class StoreShape(NamedTuple):
 
 
 class LayerStore:
-    """K and V of one layer, [kv_heads, slots, head_dim] each, and where they are int8 the scales [kv_heads, slots]."""
+    """K and V of one layer, [kv_heads, slots, head_dim] each; int8 ones with their scales [kv_heads, slots]."""
 
     def __init__(self, shape: StoreShape, max_rows: int, dtype: torch.dtype, device: torch.device) -> None:
         assert shape.window is None or shape.key_from_value is None, "slots of a ring are not positions"
@@ -60,37 +60,37 @@ class LayerStore:
 
     @property
     def capacity(self) -> float:
-        """Positions that there is room for; a ring always has room."""
+        """Return the number of positions that there is room for; a ring always has room."""
         return math.inf if self.window is not None else self.slots
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
-        """The tensors that there are of K, V and their scales, [kv_heads, slots, ...] each."""
+        """Return the tensors that there are of K, V and their scales, [kv_heads, slots, ...] each."""
         return tuple(part for part in (self.keys, self.values, self.key_scale, self.value_scale) if part is not None)
 
     def holds(self, length: int, reach: int) -> bool:
-        """Whether what a row at position `length` sees is there, once positions below `reach` were written."""
+        """Return whether the store has all that a row at `length` sees, once positions below `reach` were written."""
         return self.window is None or reach - self.slots <= max(0, length - (self.window - 1))
 
     def copy_of_parts(self) -> tuple[Tensor, ...]:
         return tuple(part.clone() for part in self.parts)
 
     def put_back(self, parts: Sequence[Tensor]) -> None:
-        """What `copy_of_parts` gave, into the first slots that it is for."""
+        """Write the tensors of `copy_of_parts` back into the first slots."""
         for mine, theirs in zip(self.parts, parts, strict=True):
             mine[:, : theirs.shape[1]] = theirs
 
     def copy_from(self, other: LayerStore, length: int) -> None:
-        """What `other`, a store of this shape, holds of positions below `length`; of a ring, all that it holds."""
+        """Copy the positions below `length` of `other`, a store of this shape; of a ring, copy all slots."""
         self.reserve(length)
         self.put_back([part if self.window is not None else part[:, :length] for part in other.parts])
 
     def reserve(self, length: int) -> None:
-        """Make room for positions below `length`; `view` is another one then."""
+        """Make room for positions below `length`; where the store grows, `view` becomes another object."""
         if length <= self.capacity:
             return
         slots = slots_for(length, self.slots)
-        # One part at a time: what is held twice is a part of one layer.
+        # One part at a time: only one part of one layer is in memory twice.
         self.values = _grown(self.values, slots)
         self.keys = None if self.keys is None else _grown(self.keys, slots)
         self.value_scale = None if self.value_scale is None else _grown(self.value_scale, slots)
@@ -118,20 +118,20 @@ class LayerStore:
 
 
 def store_bytes(kv_heads: int, head_dim: int, slots: int, dtype: torch.dtype, values_alone: bool) -> int:
-    """What a store of so many slots takes."""
+    """Return the bytes of a store of so many slots."""
     head = head_dim * dtype.itemsize + (4 if dtype is torch.int8 else 0)  # a float32 scale for each
     return kv_heads * slots * head * (1 if values_alone else 2)
 
 
 def slots_for(length: int, slots: int = GROWTH) -> int:
-    """The slots of a full layer that had `slots` of them, once it has room for `length` positions."""
+    """Return the slots of a full layer that had `slots` of them, once it has room for `length` positions."""
     while slots < length:
         slots += min(slots, BLOCK)
     return slots
 
 
 def _put(store: Tensor, start: int, rows: Tensor) -> None:
-    """rows [H, T, ...] into the slots of store [H, S, ...] from position `start` on."""
+    """Write rows [H, T, ...] into the slots of store [H, S, ...] from position `start` on."""
     slots, count = store.shape[1], rows.shape[1]
     first = start % slots
     head = min(count, slots - first)

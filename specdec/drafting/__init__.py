@@ -1,1 +1,1 @@
-"""What proposes tokens: the protocol, training-free drafters, how long drafts are, their costs, their names."""
+"""Drafting: the protocol, training-free drafters, the length of drafts, their costs, their names."""

@@ -1,4 +1,4 @@
-"""How drafts of one source have done: acceptance by position, and when a position is due to be tried again."""
+"""The outcomes of one source's drafts: acceptance by position, and when a position is due to be tried again."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ RETRY, RETRY_MOST = 12, 48  # rounds until a position that is not drafted is tri
 
 
 class AcceptanceRecord:
-    """How a source of drafts has done: by position the average of outcomes, from how many rounds; when it was drafted
-    last, in rounds of the source, and how many rounds without it are enough."""
+    """The outcomes of one source's drafts, by position: `average` outcome, over how many rounds (`seen`), the source's
+    round of the last draft (`drafted`), and how many rounds without one are enough (`patience`)."""
 
     def __init__(self, longest: int) -> None:
         self.rounds = 0  # in which the source could have drafted
@@ -19,7 +19,7 @@ class AcceptanceRecord:
         self.trying: int | None = None  # a position that is tried and not yet heard of
 
     def acceptance(self) -> list[float]:
-        """a_i of every position, from 0."""
+        """Return a_i of every position, from 0."""
         before, chances = PRIOR, []
         for average, seen in zip(self.average, self.seen, strict=True):
             misfit = seen * (average - before) ** 2
@@ -29,14 +29,14 @@ class AcceptanceRecord:
         return chances
 
     def overdue(self, position: int) -> bool:
-        """Whether nobody has drafted `position` for long enough."""
+        """Return whether nobody has drafted `position` for long enough."""
         return self.rounds - self.drafted[position] >= self.patience[position]
 
     def note(self, position: int, accepted: bool) -> None:
-        """A draft reached `position`, and its token there was accepted or not."""
+        """Note that a draft reached `position`, and whether its token there was accepted."""
         if position == self.trying:
             self.trying = None
-            if accepted:  # the less expected, the less counts what was seen before, and the sooner comes the next try
+            if accepted:  # the less expected, the less earlier outcomes count, and the sooner the next try
                 expected = self.acceptance()[position]
                 self.seen[position] = round(expected * self.seen[position])
                 self.patience[position] = max(1, round(expected * RETRY))

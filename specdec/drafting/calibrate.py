@@ -1,7 +1,7 @@
-"""What a pass and a drafted token cost on this machine, in about a second: V(T) and d of the draft length's rule.
+"""Calibration: measure the costs of a pass and of a drafted token on this machine, V(T), c and d, in about a second.
 
-Passes of different lengths take turns, so that a neighbour that slows the machine down slows them all: it is their
-ratios that count. A model whose passes are long gets few of them, and lines in between.
+Passes of different lengths take turns, so that a neighbour that slows the machine down slows all of them: only their
+ratios count. A model whose passes are long gets few measurements, and lines between them.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ DRAFT = 4  # tokens
 
 
 def calibrate(lengths: AdaptiveLength, backbone: Decoder, drafter: Drafter, texts: int = 1) -> AdaptiveLength:
-    """Return `lengths`, its costs measured if they were not, or for fewer than `texts` texts in a pass, or with another
-    number of threads; `drafter` is bound.
+    """Measure the costs of `lengths` where they are missing, and return `lengths`; `drafter` is bound.
 
-    Of several callers at once one measures; the others go on with what is known.
+    Costs are missing where they were never measured, or measured for another number of threads, or for fewer than
+    `texts` texts in a pass. Of several callers at once one measures; the others go on with the costs that are known.
     """
     if drafter.max_draft and not is_narrowed() and lengths.claim(torch.get_num_threads(), texts):
         try:
@@ -47,8 +47,8 @@ def calibrate(lengths: AdaptiveLength, backbone: Decoder, drafter: Drafter, text
 def measure_costs(
     backbone: Decoder, drafter: Drafter, most: int, wide: Sequence[int] = (), seconds: float = SECONDS
 ) -> Costs | None:
-    """Return costs of passes over 1 to `most` rows and over `wide` rows, and of `drafter`'s tokens, after a text of no
-    meaning; None where the context has no room for it."""
+    """Return the costs of passes over 1 to `most` rows and over `wide` rows, and of `drafter`'s tokens; None where the
+    context has no room for the measurement. The passes read a text without meaning."""
     longest_pass = max((most, *wide))
     if backbone.context < most + longest_pass + 1:
         return None
@@ -84,8 +84,8 @@ def measure_costs(
         spent = time.perf_counter() - began
         if spent + spent / (sweep + 1) > seconds:
             break
-    found = {n: min(times) for n, times in passes.items()}  # what disturbs only adds
-    for n, fewer in zip(list(found)[1:], list(found), strict=False):  # more rows never take less: what does is noise
+    found = {n: min(times) for n, times in passes.items()}  # the least: disturbances only add time
+    for n, fewer in zip(list(found)[1:], list(found), strict=False):  # more rows never take less time, but for noise
         found[n] = max(found[n], found[fewer])
     costs = Costs(found)
     for source, by_length in drafts.items():

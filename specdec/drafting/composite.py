@@ -1,7 +1,7 @@
 """Several drafters that compete for every round: suffix matches, and a trained one.
 
-What: `CompositeDrafter`, and `CompositeProposer`, its proposer of one text. Who drafts, the draft length decides from
-each one's record of acceptance.
+What: `CompositeDrafter`, and `CompositeProposer`, its proposer of one text. The draft length decides which of them
+drafts, from the acceptance record of each.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from specdec.model.decoder import Decoder
 
 
 class CompositeDrafter:
-    """Suffix matches and `other`, which compete for every round; a draft of `other` goes on with a suffix match of
-    `LONG` tokens or more where it leads to one.
+    """Suffix matches and `other`, which compete for every round. A draft of `other` goes on with a suffix match of
+    `LONG` tokens or more, where it leads to one.
 
     A long match is right more often than most drafters, a short one (`SHORT` tokens or more) less often, and both cost
-    next to nothing: the draft length keeps a record of each of the three, and picks who drafts.
+    next to nothing. The draft length keeps a record of each of the three, and picks the source.
     """
 
     LONG, SHORT = 4, 2
@@ -31,7 +31,7 @@ class CompositeDrafter:
         self.take(other)
 
     def take(self, other: Drafter) -> None:
-        """Draft with `other` from now on; where it never proposes, matches are all of one kind."""
+        """Draft with `other` from now on; where `other` never proposes, all suffix matches are of one kind."""
         self.other, alone = other, other.max_draft == 0
         self.suffix = SuffixDrafter(self.SHORT if alone else self.LONG)
         self.short = SuffixDrafter(self.SHORT, name="suffix-short")

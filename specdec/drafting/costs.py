@@ -1,4 +1,4 @@
-"""What passes and drafts cost: V(rows), and c + k d of a draft of k tokens; measured, and corrected as passes go by."""
+"""Costs of passes and drafts: V(rows), and c + k d of a draft of k tokens; measured, and corrected as passes go by."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ PACE, SHAPE = 0.1, 0.01
 
 @dataclass
 class Costs:
-    """Seconds: V(rows) of a pass, for two numbers of rows or more; by source d of a drafted token, and c, what a draft
-    costs besides."""
+    """Seconds, by number of rows and by source. `passes`: V(rows), for two numbers of rows or more. `steps`: d of a
+    drafted token. `starts`: c, the rest of a draft's cost."""
 
     passes: dict[int, float] = field(default_factory=lambda: {1: 1.0, 2: 1.0 + COST_PER_ROW})
     steps: dict[str, float] = field(default_factory=dict)
     starts: dict[str, float] = field(default_factory=dict)
 
     def of_draft(self, source: str, tokens: int) -> float:
-        """c + tokens * d; 0 for a source that nobody has measured."""
+        """Return c + tokens * d; 0 for a source that nobody has measured."""
         return self.starts.get(source, 0.0) + tokens * self.steps.get(source, 0.0) if tokens else 0.0
 
     def of_pass(self, rows: int) -> float:
-        """V(rows): as measured, on a line between the nearest that were, or beyond the last two."""
+        """Return V(rows): the measured figure, else one on the line through the two nearest, or beyond the last two."""
         if rows in self.passes:
             return self.passes[rows]
         known = sorted(self.passes)
@@ -36,25 +36,25 @@ class Costs:
 
 
 class LiveCosts:
-    """Costs in seconds that follow the machine: those that were measured, times its pace now."""
+    """Costs in seconds that follow the machine: the measured costs, times the machine's pace now."""
 
     def __init__(self) -> None:
         self._costs = Costs()
-        self._pace: float | None = None  # what now takes this many times as long as in `_costs`; None: not known
+        self._pace: float | None = None  # seconds now / seconds in `_costs`; None: not known
 
     def calibrate(self, costs: Costs, rows: int) -> None:
-        """Take `costs` as they are now, with a figure for every pass of up to `rows` rows."""
+        """Take `costs` as the costs of now, and make a figure for every pass of up to `rows` rows."""
         table = {n: costs.of_pass(n) for n in {*range(1, rows + 1), *costs.passes}}
         steps, starts = self._costs.steps | costs.steps, self._costs.starts | costs.starts
         self._costs, self._pace = Costs(table, steps, starts), 1.0
 
     def now(self) -> Costs:
-        """Return a copy of what a pass and a drafted token cost now."""
+        """Return a copy of the costs of a pass and of a drafted token now."""
         table = {rows: self.of_pass(rows) for rows in self._costs.passes}
         return Costs(table, dict(self._costs.steps), dict(self._costs.starts))
 
     def of_pass(self, rows: int) -> float:
-        """Return V(rows)."""
+        """Return V(rows), the seconds of a pass over `rows` rows now."""
         return (self._pace or 1.0) * self._costs.of_pass(rows)
 
     def of_draft(self, source: str, tokens: int) -> float:
@@ -62,12 +62,12 @@ class LiveCosts:
         return self._costs.of_draft(source, tokens)
 
     def step(self, source: str) -> float:
-        """Return d."""
+        """Return d, the seconds of a drafted token; 0 for a source that nobody has measured."""
         return self._costs.steps.get(source, 0.0)
 
     def correct_drafts(self, drafts: Sequence[tuple[str, int]], seconds: float) -> None:
-        """Learn that `drafts`, tokens by source, took `seconds` together: c and d keep their ratio, which one length
-        after the other could not tell."""
+        """Learn that `drafts` (source and tokens of each) took `seconds` together. c and d keep their ratio, because
+        drafts of one length at a time cannot tell them apart."""
         steps, starts = self._costs.steps, self._costs.starts
         expected = sum(self.of_draft(source, tokens) for source, tokens in drafts)
         if expected <= 0:
@@ -89,5 +89,6 @@ class LiveCosts:
 
 
 def _blend(average: float, newest: float, weight: float) -> float:
-    """An average that moves on; a figure twice or half of it counts as that: the machine was doing something else."""
+    """Return a moving average. A figure beyond twice or below half of the average counts as twice or half of it: the
+    machine was doing something else."""
     return average + weight * (min(max(newest, average / 2), average * 2) - average)

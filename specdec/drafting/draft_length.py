@@ -1,19 +1,19 @@
 """Draft length: who drafts next, and how many tokens, none included.
 
-`AdaptiveLength` weighs what a draft costs against what it wins. With a_i the probability that a source's draft i is
-accepted given that the ones before it were, r_k = a_1...a_k, S_k = r_1 + ... + r_k and T(k) = V(k + 1) + c + k d, it
-picks the source and the k that maximise (1 + S_k) / T(k): expected tokens a second. V, c and d are measured at load
-(`specdec.drafting.calibrate`) and corrected while it runs; every source has an acceptance record of its own, which
-outlives the request. Lengths never change a token, only when it comes.
+`AdaptiveLength` weighs the cost of a draft against its gain. Let a_i be the probability that a source's token i is
+accepted, given that the tokens before it were; r_k = a_1...a_k, S_k = r_1 + ... + r_k and T(k) = V(k + 1) + c + k d.
+The source and the k are those that maximise (1 + S_k) / T(k): expected tokens a second. V, c and d are measured at load
+(`specdec.drafting.calibrate`) and corrected while the engine runs. Every source has an acceptance record of its own,
+which outlives the request. Lengths never change a token, only when it comes.
 
 Three things keep that rule from starving and from costing much:
 
-- The prior of a_i is a_{i-1}: where little was seen, a draft goes on as it began. It counts for `PRIOR_ROUNDS` rounds,
-  and for fewer the less it fits. With one prior for every position, drafts that were always right stayed short.
+- The prior of a_i is a_{i-1}: where little was seen, a draft goes on as it began. The prior counts for `PRIOR_ROUNDS`
+  rounds, and for fewer the less it fits. With one prior for every position, drafts that were always right stayed short.
 - The first position that is not drafted is tried again after `RETRY` to `RETRY_MOST` rounds, if a draft that goes on
-  from there could pay at all; so does a source come back. After a try that succeeds against expectation the next one
-  follows soon, and what was seen before counts little.
-- Credit: an emitted token earns a plain pass, and a round is charged `FLOOR` of what it took. No draft is made that
+  from there could pay at all. A source that is not used comes back in the same way. After a try that succeeds against
+  expectation the next one follows soon, and earlier outcomes count little.
+- Credit: an emitted token earns a plain pass, and a round is charged `FLOOR` of its time. No draft is made that
   would leave a debt if all of it were wrong. So, as far as the costs are true, decoding is never slower than `FLOOR`
   times plain decoding, whatever the drafts, from the first round on. The first draft waits for 3 to 19 plain rounds
   (where a wrong one costs 0.1 to 0.6 of a pass); a suffix match hardly waits.
@@ -23,9 +23,9 @@ the best fixed length, from 64 rounds after the start or a change on: 0.994 and 
 credit, as it was, 0.955 and 0.30; without tries 0.933 and 0.20; with a prior that never yields 0.990 and 0.74; without
 credit 0.994 and 0.88, and 0.63 of plain decoding in the first rounds. A prior of two rounds that never yields does as
 well there, and worse on recorded texts (0.94 instead of 0.96 at worst). Left out: forgetting when a streak was unlikely
-(texts that take turns lose up to 15%), tries that are rarer the dearer they are (no gain). No gain on recorded
-texts either: stopping a draft where its drafter is unsure (those steps are paid for by then), the backbone's margin at
-the pending token, forgetting faster when a new text begins.
+(texts that take turns lose up to 15%), tries that are rarer the dearer they are (no gain). No gain on recorded texts
+either: stopping a draft where its drafter is unsure (those steps are paid for by then), the backbone's margin at the
+pending token, forgetting faster when a new text begins.
 """
 
 from __future__ import annotations
@@ -46,35 +46,36 @@ CREDIT = 12.0  # plain passes that drafts may lose at most, after rounds that wo
 
 
 class Drafted(NamedTuple):
-    """A draft that was checked: who proposed each token, and how many were accepted."""
+    """A draft that was checked: the source of each token, and how many tokens were accepted."""
 
     sources: tuple[str, ...]
     accepted: int
 
 
 class DraftLength(Protocol):
-    """Chooses who drafts in a pass and how much, and hears how it went. `beside_others`: whether in passes of several
-    texts too."""
+    """Chooses source and length of each draft in a pass, and learns how the drafts did. `beside_others`: whether it
+    drafts in passes of several texts too."""
 
     beside_others: bool
 
     def plan(self, limits: Sequence[Mapping[str, int]], beside: int = 0, most: int = 64) -> list[tuple[str, int]]:
-        """Return for each text of a pass who drafts, and how many tokens.
+        """Return, for each text of a pass, the source and the number of tokens to draft.
 
-        `limits`: by text the sources that may draft for it, the preferred first, and the longest draft of each;
+        `limits`: for each text the sources that may draft, the preferred first, and the longest draft of each;
         `beside`: further rows of the pass; `most`: tokens of all drafts together.
         """
 
     def extend(self, sources: Sequence[str], source: str, limit: int, beside: int = 0) -> int:
         """Return how many of `limit` more tokens, of `source`, to add to a draft whose tokens `sources` proposed;
-        `beside`: rows of the pass that are not this text's."""
+        `beside`: the rows of the pass that are not this text's."""
 
     def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
-        """Learn from a pass: how the draft of each text did, and what its two halves cost. `beside`: as in `plan`."""
+        """Learn the outcome of each text's draft in a pass, and the seconds of its two halves. `beside`: as in
+        `plan`."""
 
 
 class FixedLength:
-    """Always the same draft length, from the preferred source."""
+    """One draft length for all drafts, from the preferred source."""
 
     beside_others = True
 
@@ -95,17 +96,16 @@ class FixedLength:
 
 
 class AdaptiveLength:
-    """Choose for every text of a pass the source and the draft length, up to `longest` tokens, that have together the
-    best expected tokens per second.
+    """Choose each text's source and draft length, up to `longest` tokens, for the most expected tokens per second.
 
-    `costs` in seconds as they were measured; without them a guess at their ratios until rounds have been seen. Several
-    threads may share an object: what one request learns is for all.
+    `costs`: measured costs in seconds; without them the ratios of costs are guessed until rounds have been seen.
+    Several threads may share an object: the acceptance seen in one request serves all.
     """
 
     def __init__(self, costs: Costs | None = None, longest: int = 8, beside_others: bool = False) -> None:
-        """`beside_others`: whether texts of a pass that has other rows are drafted for. Off, because on two threads of
-        AVX2 it was slower (0.89x with two texts, 0.85x with four, SmolLM2): rows of several texts cost more than as
-        many rows of one, which is what calibration measures."""
+        """Begin without acceptance records. `beside_others`: whether texts of a pass that has other rows are drafted
+        for. It is off because it was slower on two threads of AVX2 (0.89x with two texts, 0.85x with four, SmolLM2):
+        rows of several texts cost more than as many rows of one text, and calibration measures the latter."""
         self.longest, self.beside_others = longest, beside_others
         self.measured_for: tuple[int, int] | None = None  # threads and texts; None: costs were not measured
         self._lock = threading.Lock()  # around each public method's own work; nothing else is called under it
@@ -116,7 +116,7 @@ class AdaptiveLength:
             self.calibrate(costs)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Let what was learned be copied and pickled, as it is with a model of transformers' that has it."""
+        """Return the state without the lock, for copies and pickles: a model of transformers' may hold this object."""
         return {name: value for name, value in vars(self).items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -124,8 +124,8 @@ class AdaptiveLength:
         self._lock = threading.Lock()
 
     def claim(self, threads: int, texts: int = 1) -> bool:
-        """Return whether the caller shall measure costs for `threads` threads and passes of `texts` texts: true for one
-        of those who ask at once."""
+        """Return whether the caller has to measure costs for `threads` threads and passes of `texts` texts. Of several
+        callers at once, one gets True."""
         with self._lock:
             known = self.measured_for
             if known is not None and known[0] == threads and known[1] >= texts:
@@ -134,13 +134,13 @@ class AdaptiveLength:
             return True
 
     def calibrate(self, costs: Costs) -> None:
-        """Take `costs` as they are now; what is known of acceptance stays."""
+        """Take `costs` as the costs of now; the acceptance records stay."""
         with self._lock:
             self._costs.calibrate(costs, self.longest + 1)
 
     @property
     def costs(self) -> Costs:
-        """What a pass and a drafted token cost now, in seconds."""
+        """Return the costs of a pass and of a drafted token now, in seconds."""
         with self._lock:
             return self._costs.now()
 
@@ -178,11 +178,11 @@ class AdaptiveLength:
     def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
         plain_rows = len(drafts) + beside
         if plain_rows > 1 and not self.beside_others:
-            return  # several texts' rows are not what the costs are of
+            return  # the costs are those of one text's rows
         rows = plain_rows + sum(len(sources) for sources, _ in drafts)
         with self._lock:
             self._costs.correct_pass(rows, verify_seconds)
-            # What a composite added to a draft costs nothing.
+            # Tokens that a composite added to a draft cost nothing.
             own = [(sources[0], sources.count(sources[0])) for sources, _ in drafts if sources]
             if own:
                 self._costs.correct_drafts(own, draft_seconds)
@@ -199,10 +199,10 @@ class AdaptiveLength:
                     self._record(source).drafted[at] = self._record(source).rounds
 
     def _best(self, planned: PlannedPass, limits: Sequence[Mapping[str, int]], most: int) -> Plan:
-        """Return the drafts with the best rate of those that can be afforded.
+        """Return the drafts with the best rate among those that can be afforded.
 
-        A text's source is the one that does best for it where the others have no drafts; of all texts' next tokens the
-        likeliest to be of use is the next to be drafted.
+        A text's source is the one that does best for that text where the other texts have no drafts. Tokens are then
+        added one by one: each time the token, of all texts' next ones, that is most likely to be accepted.
         """
         alone: dict[tuple[tuple[str, int], ...], tuple[str, int]] = {}  # by limits: the best source, and its limit
         for of in limits:
@@ -217,7 +217,7 @@ class AdaptiveLength:
         heap = [(-planned.reach(source, 0), i) for i, (source, limit) in enumerate(sources) if limit]
         heapify(heap)
         lengths, total, top = [0] * len(sources), DraftTotal(), 1.0
-        best, order = 0, list[int]()  # whose draft gets the next token; the best plan has the first `best` of these
+        best, order = 0, list[int]()  # texts whose drafts get a token each; the best plan has the first `best`
         while heap and len(order) < most:
             _, i = heap[0]
             source, limit = sources[i]
@@ -233,8 +233,11 @@ class AdaptiveLength:
         return [(source, order[:best].count(i)) for i, (source, _) in enumerate(sources)]
 
     def _try(self, planned: PlannedPass, limits: Sequence[Mapping[str, int]], plan: Plan, most: int) -> Plan:
-        """Return `plan`, with one draft in it that goes a token further, or is another source's, where a try is due:
-        nobody has drafted that position for long, and drafts that go on from there would pay if they were right."""
+        """Return `plan` with one try in it where one is due: a draft that goes a token further, or is another source's.
+
+        A try is due when nobody has drafted its position for long, and drafts that go on from there would pay if they
+        were right.
+        """
         total = sum((planned.drafts(source, k) for source, k in plan), DraftTotal())
         for i, of in enumerate(limits):
             own, k = plan[i]
@@ -257,12 +260,12 @@ class AdaptiveLength:
         return self._records[source]
 
     def _affordable(self, passes: float) -> bool:
-        """Whether drafts in a pass that takes as long as so many plain ones may be all wrong."""
+        """Return whether the credit covers a pass as long as `passes` plain ones, with every draft in it wrong."""
         return self._credit + 1 >= FLOOR * passes
 
 
 def _places(sources: Sequence[str]) -> list[tuple[str, int]]:
-    """Each token's source, and which token of that source it is, from 0."""
+    """Return each token's source, and the token's number among those of the source, from 0."""
     counts: dict[str, int] = {}
     places = []
     for source in sources:

@@ -1,4 +1,4 @@
-"""A pass that is planned: what its drafts are expected to win, and what they cost."""
+"""A planned pass: how many tokens its drafts are expected to win, and how many seconds they cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from specdec.drafting.costs import LiveCosts
 
 
 class DraftTotal(NamedTuple):
-    """What drafts of a pass come to: tokens that they are expected to win, rows, and the seconds that they take."""
+    """The total of a pass's drafts: tokens that they are expected to win, rows, and seconds that they take."""
 
     expected: float = 0.0
     rows: int = 0
@@ -25,7 +25,7 @@ class DraftTotal(NamedTuple):
 
 
 class PlannedPass:
-    """A pass of `texts` texts that is planned, beside `beside` rows of prompts."""
+    """A planned pass of `texts` texts, beside `beside` rows of prompts."""
 
     def __init__(self, costs: LiveCosts, acceptance: Mapping[str, Sequence[float]], texts: int, beside: int) -> None:
         self._costs, self._texts, self._rows = costs, texts, texts + beside
@@ -34,23 +34,23 @@ class PlannedPass:
         self._seconds = dict[int, float]()
 
     def reach(self, source: str, at: int) -> float:
-        """Return the probability that the token at `at`, from 0, of a draft is accepted with all before it."""
+        """Return the probability that a draft's token at `at`, from 0, is accepted with all tokens before it."""
         return self._reach[source][at]
 
     def token(self, source: str, at: int) -> DraftTotal:
-        """Return what the token at `at` adds to a draft."""
+        """Return the share of the token at `at` in the total of its draft."""
         seconds = self._costs.of_draft(source, at + 1) - self._costs.of_draft(source, at)
         return DraftTotal(self._reach[source][at], 1, seconds)
 
     def drafts(self, source: str, k: int, right_from: int | None = None) -> DraftTotal:
-        """Return what a draft of `k` tokens comes to; with `right_from` as if all from that position on were right."""
+        """Return the total of a draft of `k` tokens. `right_from`: count all tokens from that position on as right."""
         reach = self._reach[source]
         known = k if right_from is None else right_from
         hoped = (k - known) * (reach[known - 1] if known else 1.0)
         return DraftTotal(sum(reach[:known]) + hoped, k, self._costs.of_draft(source, k))
 
     def passes(self, drafts: DraftTotal) -> float:
-        """Return what the pass takes with `drafts`, in plain passes."""
+        """Return the time of the pass with `drafts`, in plain passes."""
         rows = self._rows + drafts.rows
         if rows not in self._seconds:
             self._seconds[rows] = self._costs.of_pass(rows)
@@ -58,5 +58,5 @@ class PlannedPass:
         return seconds / self._plain
 
     def rate(self, drafts: DraftTotal) -> float:
-        """Return expected tokens in a plain pass's time, as a multiple of those of a plain pass."""
+        """Return the expected tokens per time with `drafts`, as a multiple of those of a plain pass."""
         return (1 + drafts.expected / self._texts) / self.passes(drafts)

@@ -17,8 +17,8 @@ from specdec.drafting.protocol import Composite, Draft, Proposer
 class OpenEnd(NamedTuple):
     """A text whose next tokens are to be drafted.
 
-    `tokens`: everything so far, the pending token last; `hidden` [hidden]: the state that chose it; `room`: the longest
-    draft that can be used.
+    `tokens`: the whole text so far, the pending token last; `hidden` [hidden]: the state that chose the pending token;
+    `room`: the longest draft that can be used.
     """
 
     proposer: Proposer
@@ -28,7 +28,7 @@ class OpenEnd(NamedTuple):
 
 
 def propose_together(texts: Sequence[OpenEnd], lengths: DraftLength, beside: int = 0, most: int = 64) -> list[Draft]:
-    """Return a draft for each of `texts`, which share a pass; who makes it, and how long it is, `lengths` decide.
+    """Return a draft for each of `texts`, which share a pass; `lengths` decides on source and length of each.
 
     `beside`: further rows of that pass. `most`: drafted tokens of all texts together.
     """

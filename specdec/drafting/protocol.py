@@ -1,7 +1,7 @@
-"""Drafters: whatever proposes tokens. Here the protocol, what binds a drafter to a backbone, and plain decoding.
+"""Drafters: the protocol, the binding of a drafter to a backbone, and plain decoding.
 
-A drafter may propose anything, at any length up to the one asked for: verification decides what is emitted, so a bad
-drafter costs time and never a word.
+A drafter may propose any tokens, as many as it is asked for or fewer. Verification decides which tokens are emitted, so
+a bad drafter costs time and never a word.
 """
 
 from __future__ import annotations
@@ -21,44 +21,44 @@ from specdec.model.decoder import Decoder
 
 @dataclass(frozen=True)
 class Draft:
-    """Tokens proposed for one round, and who proposed each of them."""
+    """The tokens proposed for one round, and the source of each."""
 
     tokens: tuple[int, ...] = ()
     sources: tuple[str, ...] = ()
 
     @classmethod
     def by(cls, source: str, tokens: Sequence[int]) -> Draft:
-        """All of `tokens` are one drafter's."""
+        """Make a draft whose tokens all come from one source."""
         return cls(tuple(tokens), (source,) * len(tokens))
 
 
 class Proposer(Protocol):
-    """Proposes the drafts of one text. What it knows of the text is its own: several texts may be decoded at once."""
+    """Proposes the drafts of one text. Its knowledge of the text is its own: several texts may be decoded at once."""
 
-    name: str  # what its drafts are called in statistics and in acceptance records
+    name: str  # of its drafts, in statistics and in acceptance records
     max_draft: int  # the longest draft that it can usefully make; 0: never proposes
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
-        """Up to `k` tokens to follow `tokens`.
+        """Return up to `k` tokens to follow `tokens`.
 
-        `tokens`: everything so far, the pending token last. `hidden` [hidden_size]: the backbone's state (after its
-        final norm) that chose the pending token, followed by what left each of the drafter's `aux_layers` at the same
+        `tokens`: the whole text so far, the pending token last. `hidden` [hidden_size]: the backbone's state (after its
+        final norm) that chose the pending token, followed by the outputs of the drafter's `aux_layers` at the same
         position.
         """
 
 
 @runtime_checkable
 class Composite(Protocol):
-    """A proposer whose drafts are made by several proposers that compete; the draft length picks one of them."""
+    """A proposer with several proposers inside that compete; the draft length picks one of them for each draft."""
 
     name: str
     max_draft: int
 
     def able(self, tokens: Sequence[int]) -> tuple[Proposer, ...]:
-        """Return who may draft after `tokens`, the preferred one first, each of another name."""
+        """Return the proposers that can draft after `tokens`, the preferred one first, each of another name."""
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
-        """See `Proposer`."""
+        """Return a draft as `Proposer.propose` does."""
 
     def extend(self, tokens: Sequence[int], draft: Draft, k: int) -> Draft:
         """Return up to `k` more tokens, of one source, for `draft`, which one of `able` made to follow `tokens`."""
@@ -67,10 +67,10 @@ class Composite(Protocol):
 class Drafter(Protocol):
     """Makes a `Proposer` for every text.
 
-    `bind` is called before `start`, cheaply when the backbone is the last one, and refuses one that the drafter was not
-    made for; `start` for every text. No other thread calls either between the two. A drafter that wants more of the
-    backbone's states names their layers in an attribute `aux_layers`, a tuple that may change with `bind`; without it
-    there are none.
+    `bind` is called before `start`; `start` is called for every text. `bind` is cheap when the backbone is the last
+    one, and refuses a backbone that the drafter was not made for. No other thread calls either between the two. A
+    drafter that wants more of the backbone's states names their layers in an attribute `aux_layers`, a tuple that
+    `bind` may change; without the attribute there are none.
     """
 
     name: str
@@ -80,17 +80,16 @@ class Drafter(Protocol):
         """Prepare for `backbone`. Raises ValueError when vocabulary or hidden size do not fit."""
 
     def start(self, cache: KVCache, noise: Noise | None = None) -> Proposer:
-        """Begin a text; `cache` holds its committed K/V from now on.
+        """Begin a text, and return its proposer; `cache` holds the text's committed K/V from now on.
 
-        The proposer may be the drafter itself where nothing is remembered of a text. `noise`: what the text's tokens
-        are sampled with, None where they are not. A drafter that has scores of its own may add the noise to them; that
-        it knows the noise cannot be seen in what is emitted, because the noise alone and the backbone's scores decide
-        that.
+        The proposer may be the drafter itself where it remembers nothing of a text. `noise`: the noise that the text's
+        tokens are sampled with; None for greedy decoding. A drafter that has scores of its own may add the noise to
+        them. The emitted tokens do not show it, because the noise and the backbone's scores alone decide them.
         """
 
 
 def aux_layers_of(drafter: Drafter) -> tuple[int, ...]:
-    """The backbone's layers whose outputs `drafter` wants with every state."""
+    """Return the backbone's layers whose outputs `drafter` wants with every state."""
     return tuple(getattr(drafter, "aux_layers", ()))
 
 
@@ -99,14 +98,14 @@ _binding = threading.RLock()  # taken inside of `turn_to_compute`, never the oth
 
 @contextmanager
 def bind_drafter(drafter: Drafter, backbone: Decoder) -> Iterator[Drafter]:
-    """`drafter`, bound to `backbone` until the end of the block: one drafter object may serve several models."""
+    """Lock the drafter to `backbone` while the block runs, and give it: one drafter object may serve several models."""
     with _binding:
         drafter.bind(backbone)
         yield drafter
 
 
 def proposer_for(drafter: Drafter, backbone: Decoder, cache: KVCache, noise: Noise | None) -> Proposer:
-    """What proposes for a text of `backbone`. Raises ValueError for a drafter whose `start` gives nothing."""
+    """Return the proposer of a text of `backbone`. Raises ValueError for a drafter whose `start` returns none."""
     with bind_drafter(drafter, backbone):
         proposer = drafter.start(cache, noise)
     if not callable(getattr(proposer, "propose", None)):
@@ -118,7 +117,7 @@ def proposer_for(drafter: Drafter, backbone: Decoder, cache: KVCache, noise: Noi
 
 
 class NoDraft:
-    """Proposes nothing: plain decoding. `aux_layers`: whose states somebody else wants to hear."""
+    """Proposes nothing: plain decoding. `aux_layers`: layers whose outputs somebody else wants."""
 
     name = "none"
     max_draft = 0

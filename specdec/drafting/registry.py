@@ -1,4 +1,4 @@
-"""From what a user says (a name, a path, an object, nothing) to a `Drafter`.
+"""From a user's choice (a name, a path, an object, nothing) to a `Drafter`.
 
 Checkpoints of drafters are read by the package that is registered as the entry point `checkpoints` of the group
 `specdec.drafters`. This project registers `drafter`, which stands above the engine and is never imported from here.
@@ -23,16 +23,16 @@ GROUP, CHECKPOINTS = "specdec.drafters", "checkpoints"
 
 
 class DrafterCheckpoints(Protocol):
-    """What a package offers that reads checkpoints of drafters."""
+    """The functions of a package that reads checkpoints of drafters."""
 
     def load_drafter(self, name_or_path: str) -> Drafter:
-        """Return the drafter of a folder or hub id, not bound to a backbone yet. Raises ValueError: it is none."""
+        """Return the drafter of a folder or hub id, not bound to a backbone yet. Raises ValueError without one."""
 
     def stored_bytes(self, name_or_path: str, dtype: torch.dtype, quantized: bool) -> int:
-        """Return what the weights of that drafter take beside a backbone in `dtype` that is `quantized` or is not."""
+        """Return the bytes of that drafter's weights, beside a backbone in `dtype` that is `quantized` or is not."""
 
     def bundled_head(self, fingerprint: str) -> Path | None:
-        """Return the folder of the head that comes with the package for a backbone (`Decoder.fingerprint`)."""
+        """Return the folder of the package's head for a backbone (`Decoder.fingerprint`); None where it has none."""
 
     def largest_bundled_head(self) -> int:
         """Return the bytes of the largest head that comes with the package; 0 where none does."""
@@ -43,7 +43,7 @@ class AutoDrafter(CompositeDrafter):
 
     def __init__(self) -> None:
         super().__init__(NoDraft())
-        self._for: str | None = None  # whose head it is
+        self._for: str | None = None  # fingerprint of the backbone that the head is for
 
     def bind(self, backbone: Decoder) -> None:
         if self._for != backbone.fingerprint:
@@ -54,10 +54,10 @@ class AutoDrafter(CompositeDrafter):
 
 
 def resolve_drafter(drafter: Drafter | str | None) -> Drafter:
-    """The drafter that `drafter` names; a fresh one, not bound to a backbone yet.
+    """Return the drafter that `drafter` names: a fresh one, not bound to a backbone yet.
 
-    None or "none": plain decoding. "auto": see `AutoDrafter`. "suffix": suffix matching. Any other string: the folder
-    or hub id of a drafter checkpoint (a trained head, a Gemma 4 assistant). An object is returned as is.
+    None or "none": plain decoding. "auto": see `AutoDrafter`. "suffix": suffix matches. Any other string: the folder or
+    hub id of a drafter checkpoint (a trained head, a Gemma 4 assistant). An object is returned as is.
 
     Raises:
         ValueError: there is no such checkpoint, or it is not a drafter's.
@@ -77,8 +77,8 @@ def resolve_drafter(drafter: Drafter | str | None) -> Drafter:
 
 
 def drafter_bytes(drafter: Drafter | str | None, dtype: torch.dtype, quantized: bool) -> int:
-    """What the weights of the drafter that `drafter` names take beside a backbone in `dtype`, quantised or not; at most
-    that for "auto". An object takes what it has taken already: 0."""
+    """Return the bytes of the weights of the drafter that `drafter` names, beside a backbone in `dtype`, quantised or
+    not. For "auto" they are at most those of the largest bundled head. An object has its memory already: 0."""
     if not isinstance(drafter, str) or drafter in ("none", "suffix"):
         return 0
     if drafter == "auto":

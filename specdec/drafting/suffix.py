@@ -1,4 +1,4 @@
-"""Suffix matches: drafts that repeat what followed an earlier occurrence of the text's ending.
+"""Suffix matches: drafts that repeat the tokens after an earlier occurrence of the text's ending.
 
 What: `SuffixDrafter`, and `SuffixMatches`, its proposer of one text. Why an index of short n-grams and not a suffix
 automaton: only the latest few occurrences are looked at, and a dictionary of lists grows by one entry a token.
@@ -17,13 +17,13 @@ from specdec.model.decoder import Decoder
 
 
 class SuffixDrafter:
-    """Proposes what followed the longest earlier occurrence of the text's current ending.
+    """Proposes the tokens that followed the longest earlier occurrence of the text's ending.
 
-    Training-free and nearly free to run; good where the answer repeats the prompt or itself (editing, summaries,
-    code, JSON). Known as prompt lookup or n-gram drafting in transformers, vLLM and llama.cpp.
+    It needs no training and costs next to nothing. It is good where the answer repeats the prompt or itself (editing,
+    summaries, code, JSON). transformers, vLLM and llama.cpp call it prompt lookup or n-gram drafting.
 
-    `min_match`, `max_match`: tokens of the ending that must match; among the latest occurrences of a `min_match`-gram
-    (at most `candidates` of them) the longest match wins, then the latest.
+    `min_match`, `max_match`: the least and the most tokens of the ending that are compared. Among the latest
+    occurrences of a `min_match`-gram (at most `candidates` of them) the longest match wins, then the latest.
     """
 
     max_draft = 16
@@ -41,7 +41,7 @@ class SuffixDrafter:
 
 
 class SuffixMatches:
-    """The n-grams of one text, and what followed them: the proposer of a `SuffixDrafter`."""
+    """The n-grams of one text, and where each ends: the proposer of a `SuffixDrafter`."""
 
     def __init__(self, drafter: SuffixDrafter) -> None:
         self.name, self.max_draft = drafter.name, drafter.max_draft
@@ -54,12 +54,12 @@ class SuffixMatches:
         return Draft.by(self.name, self._following(tokens, k))
 
     def extend(self, tokens: Sequence[int], draft: Draft, k: int) -> Draft:
-        """Up to `k` tokens to follow `draft`, which follows `tokens`; the draft itself is not searched."""
+        """Return up to `k` tokens to follow `draft`, which follows `tokens`; the draft itself is not searched."""
         self._index(tokens)
         return Draft.by(self.name, self._following([*tokens, *draft.tokens], k))
 
     def matches(self, tokens: Sequence[int]) -> bool:
-        """Whether the ending of `tokens` was there before."""
+        """Return whether the ending of `tokens` occurred before."""
         self._index(tokens)
         return tuple(tokens[-self.min_match :]) in self._ends
 
@@ -73,14 +73,14 @@ class SuffixMatches:
         return tokens[best : best + min(k, 2 * length)] if length else ()
 
     def _index(self, tokens: Sequence[int]) -> None:
-        """Note where every n-gram ends, the text's own ending excepted: it must not find itself."""
+        """Note the end of every n-gram, but for the text's own ending: it must not find itself."""
         n = self.min_match
         for end in range(max(n, self._indexed + 1), len(tokens)):
             self._ends.setdefault(tuple(tokens[end - n : end]), []).append(end)
         self._indexed = max(self._indexed, len(tokens) - 1)
 
     def _match(self, tokens: Sequence[int], end: int) -> int:
-        """How many tokens before `end` equal the text's ending."""
+        """Return how many tokens before `end` equal the text's ending."""
         length = self.min_match
         limit = min(self.max_match, end)
         while length < limit and tokens[end - length - 1] == tokens[-length - 1]:

@@ -12,14 +12,14 @@ from specdec.engine.verify import Verdict
 
 
 class PassClock:
-    """Assigns the time since the last lap to a phase."""
+    """A clock that assigns the time since its last lap to a phase."""
 
     def __init__(self, stats: GenerationStats) -> None:
         self.stats = stats
         self.began = self.last = time.perf_counter()
 
     def skip(self) -> None:
-        """Assign the time since the last lap to no phase: there was nothing to do."""
+        """Assign the time since the last lap to no phase, because there was nothing to do."""
         self.last = time.perf_counter()
 
     def lap(self, phase: str) -> float:
@@ -29,7 +29,7 @@ class PassClock:
         return seconds
 
     def lap_pass(self, prompts: float) -> float:
-        """Assign a pass, of whose rows the share `prompts` were of prompts; return its seconds."""
+        """Assign the time since the last lap to a pass, the share `prompts` of it to prefill; return it in seconds."""
         seconds = self._since_last()
         self.stats.seconds["prefill"] += prompts * seconds
         self.stats.seconds["verify"] += (1 - prompts) * seconds
@@ -41,7 +41,7 @@ class PassClock:
         return seconds
 
     def after_pass(self, verdicts: Mapping[Sequence, Verdict], active: Several[Sequence]) -> None:
-        """Note what has been emitted by now, and the bytes of the caches."""
+        """Note the number of emitted tokens by now, and the bytes of the caches of `active` sequences."""
         if verdicts:
             self.stats.timeline.append((time.perf_counter() - self.began, self.stats.emitted))
         held = sum(sequence.conversation.cache.nbytes for sequence in active)

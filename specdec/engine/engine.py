@@ -2,12 +2,12 @@
 
 Plain decoding is a round with an empty draft, one text is a batch of one; there is no other path. `pending` is the
 newest emitted token: it is not in the cache yet, so `cache.length == tokens - 1` between rounds. Hidden row i of a pass
-is the state that chose token i, which is the pair that an MTP head consumes; the states of the drafter's `aux_layers`
-follow it. The last chunk of a prompt chooses the first token: a round with nothing drafted.
+is the state that chose token i: an MTP head consumes this pair. The states of the drafter's `aux_layers` follow the
+row. The last chunk of a prompt chooses the first token: a round with nothing drafted.
 
 A pass reads chunks of prompts, at most `PROMPT_ROWS` rows of them together, the oldest first, beside the pending tokens
-and drafts of all texts that decode: a long prompt does not stop the others. Who is drafted for, and how much, the draft
-length decides for all of them together. A text's tokens depend on none of it.
+and drafts of all texts that decode: a long prompt does not stop the others. The draft length decides who is drafted
+for, and how much, for all texts of a pass together. A text's tokens depend on none of it.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ DRAFT_ROWS = 64  # of a pass with several texts, pending tokens included: logits
 
 
 class Event(NamedTuple):
-    """What a pass did for one sequence: the tokens that it emitted, and the logits [emitted, vocab] that chose them.
+    """One sequence's result of a pass: the tokens that it emitted, and the logits [emitted, vocab] that chose them.
 
-    Without tokens the sequence has ended otherwise: it was cancelled, or `sequence.error` says what its own sampler or
+    Without tokens the sequence has ended otherwise: it was cancelled, or `sequence.error` is what its own sampler or
     stop condition raised. `sequence.finish` tells whether it has ended.
     """
 
@@ -55,8 +55,8 @@ class Event(NamedTuple):
 class Engine:
     """Decodes many texts at once.
 
-    `add` and `cancel` may be called from any thread, from callbacks of a pass too, and never wait for a pass; `step`
-    is one thread's at a time. Several engines on one backbone take turns pass by pass.
+    `add` and `cancel` may be called from any thread, from callbacks of a pass too, and never wait for a pass. `step`
+    runs in one thread at a time. Several engines on one backbone take turns pass by pass.
     """
 
     def __init__(
@@ -69,9 +69,9 @@ class Engine:
         stats: GenerationStats | None = None,
         on_round: Callable[[Round], None] | None = None,
     ) -> None:
-        """`caches`: where sequences get their caches and leave them, with what a new text can begin with. `max_batch`:
-        sequences that have a cache at a time; further ones wait. `stats` is true after every pass. `on_round` is told
-        of every round of every sequence. Raises ValueError when the drafter does not fit the backbone."""
+        """Check that the drafter fits the backbone; raises ValueError otherwise. `caches`: the provider of sequences'
+        caches, which may hold the beginning of a new text. `max_batch`: sequences that have a cache at a time; further
+        ones wait. `stats` is true after every pass. `on_round` gets every round of every sequence."""
         self.backbone, self.drafter = backbone, drafter or NoDraft()
         self.lengths = lengths or FixedLength(0)
         self.caches = caches or Conversations(backbone.new_cache)
@@ -80,8 +80,8 @@ class Engine:
             self._aux_layers = aux_layers_of(self.drafter)
         self._waiting: deque[Sequence] = deque()
         self._active: list[Sequence] = []
-        self._cancelled: list[Sequence] = []  # of those that have a cache
-        self._lock = threading.Lock()  # of these three; held for no longer than a list takes to change
+        self._cancelled: list[Sequence] = []  # those that have a cache
+        self._lock = threading.Lock()  # guards these three lists; held only while a list changes
         self._work = threading.Condition(self._lock)
         self._stepper: object | None = None  # the call of `step` that is under way
         self._clock = PassClock(self.stats)
@@ -95,10 +95,9 @@ class Engine:
         return sequence
 
     def add_lockstep(self, requests: Several[Request], chooser: RowsChooser) -> list[Sequence]:
-        """Queue rows of one length whose tokens `chooser` picks together; none of them is drafted for.
+        """Queue rows of one length whose tokens `chooser` picks together; return their sequences.
 
-        They run in one batch, whatever `max_batch` is, and end together.
-        """
+        None of them is drafted for. The rows run in one batch, whatever `max_batch` is, and end together."""
         lockstep = Lockstep(chooser, [])
         lockstep.members = [Sequence(request, lockstep) for request in requests]
         with self._work:
@@ -107,8 +106,8 @@ class Engine:
         return list(lockstep.members)
 
     def cancel(self, sequence: Sequence) -> None:
-        """End `sequence` before the next pass; nothing happens when it has ended. What was computed of it stays usable
-        for texts that begin as it did. Members of a lockstep end together."""
+        """End `sequence` before the next pass; nothing happens when it has ended. Its cache stays usable for texts that
+        begin as it did. Members of a lockstep end together."""
         with self._work:
             for one in sequence.lockstep.members if sequence.lockstep is not None else [sequence]:
                 if one in self._waiting:
@@ -117,12 +116,12 @@ class Engine:
                     one.finish = "cancelled"
                     self._cancelled.append(one)
             self._work.notify_all()
-        if self._stepper is None:  # nobody steps, and perhaps nobody will
+        if self._stepper is None:  # no call of `step` is under way, and perhaps none will come
             self._reap()
 
     @property
     def in_flight(self) -> int:
-        """How many sequences have not ended, those that wait for a cache included."""
+        """Return how many sequences have not ended, those that wait for a cache included."""
         with self._lock:
             return len(self._waiting) + sum(not sequence.ended for sequence in self._active)
 
@@ -136,7 +135,7 @@ class Engine:
         return found
 
     def step(self) -> list[Event]:
-        """Run one pass, and return what it did; an empty list when nothing is in flight or prompts are still read.
+        """Run one pass, and return its events; an empty list when nothing is in flight or prompts are still read.
 
         An error of a request's own sampler or stop condition ends that sequence alone. Every other exception, Ctrl-C
         too, leaves all sequences where they were before the pass.
@@ -155,7 +154,7 @@ class Engine:
                 self._stepper = None
 
     def run(self, requests: Iterable[Request]) -> Generator[Event, None, None]:
-        """Decode `requests` to their ends, at most `max_batch` at a time, and yield what passes do.
+        """Decode `requests` to their ends, at most `max_batch` at a time, and yield the events of all passes.
 
         The next request is asked for when there is room for it. Sequences that have not ended when the iterator is
         closed, or an error or Ctrl-C comes, are cancelled. Raises what a sampler or a stop condition raised.
@@ -196,7 +195,7 @@ class Engine:
         return events
 
     def _reap(self) -> list[Sequence]:
-        """Give back the caches of sequences that were cancelled; return these."""
+        """Give back the caches of the cancelled sequences, and return these sequences."""
         with self._lock:
             cancelled, self._cancelled = self._cancelled, []
             self._active = [sequence for sequence in self._active if sequence not in cancelled]
@@ -205,18 +204,18 @@ class Engine:
         return cancelled
 
     def _admit(self) -> None:
-        """Give caches to those that wait, the oldest first, as far as there is room in the batch."""
+        """Give caches to the sequences that wait, the oldest first, as far as there is room in the batch."""
         with self._lock:
             while self._waiting and (len(self._active) < self.max_batch or self._waiting[0].lockstep is not None):
                 self._active.append(self._waiting.popleft())
-        for sequence in self._active:  # after Ctrl-C an earlier one may still be without
+        for sequence in self._active:  # after Ctrl-C an earlier sequence may still have no cache
             if sequence.waiting:
                 sequence.begin(self.caches)
                 for stats in self._stats_of(sequence):
                     stats.count_prompt(sequence.prompt_tokens, sequence.reused)
 
     def _batch(self) -> list[Sequence]:
-        """Return whose rows the next pass has: all that decode, and chunks of prompts, the oldest first."""
+        """Return the sequences of the next pass: all that decode, and chunks of prompts, the oldest first."""
         batch, prompt_rows = list[Sequence](), 0
         for sequence in list(self._active):
             if sequence.decoding:
@@ -228,7 +227,7 @@ class Engine:
                 prompt_rows += sequence.next_rows
                 batch.append(sequence)
             else:
-                prompt_rows = PROMPT_ROWS  # nobody overtakes
+                prompt_rows = PROMPT_ROWS  # later prompts do not overtake this one
         return batch
 
     def _pass(self, batch: list[Sequence]) -> list[Event]:
@@ -274,7 +273,7 @@ class Engine:
         return events
 
     def _draft(self, sequences: list[Sequence], prompt_rows: int) -> None:
-        """Let drafts be made for `sequences`, beside `prompt_rows` rows of prompts."""
+        """Let the drafter propose drafts for `sequences`, beside `prompt_rows` rows of prompts."""
         alone = [sequence for sequence in sequences if sequence.lockstep is None]
         if self.drafter.max_draft == 0 or not alone:
             return
@@ -298,7 +297,7 @@ class Engine:
         seconds: tuple[float, float, float],
         prompt_rows: int,
     ) -> None:
-        """Enter a pass into the statistics: the `rounds` of those that went on, among all `verdicts`."""
+        """Add a pass to the statistics: all `verdicts`, and the `rounds` among them, of sequences that had a token."""
         for sequence, verdict in verdicts.items():
             for stats in self._stats_of(sequence):
                 stats.emitted += len(verdict.tokens)
@@ -309,7 +308,7 @@ class Engine:
         drafted = [Drafted(sources, verdict.accepted) for sources, verdict in rounds.values()]
         self.lengths.observe(drafted, prompt_rows, draft_seconds, verify_seconds)
         for sequence, (sources, verdict) in rounds.items():
-            share = [one / len(rounds) for one in seconds]  # each round's own, so that sums are what a clock shows
+            share = [one / len(rounds) for one in seconds]  # so that the rounds add up to the pass's time
             done = Round(sources, verdict.accepted, len(verdict.tokens), *share)
             for stats in self._stats_of(sequence):
                 stats.count_round(done)

@@ -34,8 +34,8 @@ Processors = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Warping:
-    """What processors do to logits, as far as a drafter can do the same to its own: transformers' warpers by these
-    names, in this order. Only drafters look at it: a wrong one costs time and changes no token."""
+    """The part of the processors that a drafter can apply to its own logits: transformers' warpers of these names, in
+    this order. Only drafters look at it: a wrong warping costs time and changes no token."""
 
     temperature: float = 1.0
     top_k: int = 0  # 0: all
@@ -47,7 +47,8 @@ class Warping:
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
     def kept(self, scores: Tensor) -> Tensor:
-        """The indices, ascending, of the scores [candidates] (float32, `temperature` applied) that may be sampled."""
+        """Return the indices, ascending, of the scores [candidates] (float32, `temperature` applied) that may be
+        sampled."""
         order = torch.nonzero(scores > scores.max() - _TAIL).squeeze(1)
         order = order[scores[order].argsort(descending=True, stable=True)][: self.top_k or None]
         shares = (scores[order].double() - scores[order[:1]].double()).exp()
@@ -58,18 +59,18 @@ class Warping:
 
 @dataclass(frozen=True)
 class Noise:
-    """What is known of a text's choices before there are logits: token t wins at a position where
+    """The noise of a text's choices, known before there are logits. Token t wins at a position where
     `logits[t] / temperature + gumbel(key, t)` is largest.
 
     A drafter whose logits come close to the backbone's and which adds the same noise proposes the winner far more often
-    than one that proposes its own likeliest token (Gumbel coupling: Daliri, Musco, Suresh, arXiv 2408.07978).
+    than a drafter that proposes its own likeliest token (Gumbel coupling: Daliri, Musco, Suresh, arXiv 2408.07978).
     """
 
     seed: int
     warping: Warping = Warping()
 
     def keys(self, position: int, count: int) -> list[int]:
-        """The noise keys of `count` positions, from `position` of the text (padding does not count)."""
+        """Return the noise keys of `count` positions, from `position` of the text (padding does not count)."""
         return [noise_key(self.seed, position + i) for i in range(count)]
 
 
@@ -78,7 +79,7 @@ class Sampler:
     """Chooses tokens. `seed` is None for greedy decoding.
 
     `offset`: how many tokens of the row are padding, so that a prompt's noise does not depend on its padding.
-    `warping`: what of the processors a drafter should know.
+    `warping`: the part of the processors that a drafter should know.
     """
 
     processors: Processors | None = None
@@ -88,18 +89,18 @@ class Sampler:
 
     @classmethod
     def at_temperature(cls, temperature: float, seed: int) -> Sampler:
-        """Samples at `temperature` and nothing else, as transformers' `TemperatureLogitsWarper` does; greedy at 0."""
+        """Make a sampler with a temperature alone, like transformers' `TemperatureLogitsWarper`; greedy at 0."""
         if temperature == 0:
             return cls()
         return cls(lambda tokens, scores: scores / temperature, seed, warping=Warping(temperature))
 
     @property
     def noise(self) -> Noise | None:
-        """None for greedy decoding."""
+        """Return the noise of the sampler's text; None for greedy decoding."""
         return None if self.seed is None else Noise(self.seed, self.warping)
 
     def choose(self, logits: Tensor, tokens: Tensor) -> Choice:
-        """The choice for the position after `tokens` [n], from its `logits` [vocab] (float32).
+        """Return the choice for the position after `tokens` [n], from its `logits` [vocab] (float32).
 
         Raises ValueError when the logits are not numbers, or when the processors leave no token.
         """
@@ -109,8 +110,8 @@ class Sampler:
         return self.pick(logits, scores, len(tokens))
 
     def pick(self, logits: Tensor, scores: Tensor, position: int) -> Choice:
-        """The choice at `position` of the row, from `scores` [vocab], which are its `logits` [vocab] after the
-        processors. Raises as `choose` does."""
+        """Return the choice at `position` of the row, from `scores` [vocab]: the position's `logits` [vocab] after the
+        processors. Raises ValueError as `choose` does."""
         top, token = kernels.best(scores)
         if not math.isfinite(top):
             raise ValueError(_not_finite(logits, top, position))
@@ -120,9 +121,10 @@ class Sampler:
 
 
 def gumbel_argmax(scores: Tensor, top: float, key: int, ids: Tensor | None = None) -> int:
-    """The index of the largest sum of `scores` [candidates] (float32, the largest of them `top`, finite) and noise.
+    """Return the index of the largest sum of score and noise.
 
-    `ids` [candidates] int64: the candidates' token ids, None where those are their indices.
+    `scores` [candidates]: float32, the largest of them `top`, finite. `ids` [candidates] int64: the candidates' token
+    ids, None where those are their indices.
     """
     found = kernels.gumbel_candidates(scores, top, top - _REACH, key, ids)
     if len(found) == 1:
@@ -143,19 +145,19 @@ def _not_finite(logits: Tensor, top: float, position: int) -> str:
 
 
 def noise_key(seed: int, position: int) -> int:
-    """What the noise at an absolute position is made from, 64 bits."""
+    """Return the 64-bit key of the noise at an absolute position."""
     return mix(mix(seed) ^ position)
 
 
 def gumbel(key: int, ids: Tensor) -> Tensor:
-    """Standard Gumbel noise, float64, for token `ids` [n] under `noise_key`: a pure function of its arguments."""
+    """Return standard Gumbel noise, float64, for token `ids` [n] under `noise_key`: a function of both alone."""
     bits = _hash(ids, key)  # [n] int64
     uniform = ((_shift_right(bits, 11)).double() + 0.5) * 2.0**-53
     return -torch.log(-torch.log(uniform))
 
 
 def mix(value: int) -> int:
-    """SplitMix64 of a 64-bit integer: also how the seeds of a batch's rows are derived."""
+    """Return SplitMix64 of a 64-bit integer; it also derives the seeds of a batch's rows."""
     value = (value + _GOLDEN) & _MASK
     for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
         value = ((value ^ (value >> shift)) * multiplier) & _MASK
@@ -163,7 +165,7 @@ def mix(value: int) -> int:
 
 
 def _hash(ids: Tensor, key: int) -> Tensor:
-    """`mix` of key + id * golden ratio, elementwise; int64 arithmetic wraps like uint64's."""
+    """Return `mix` of key + id * golden ratio, elementwise; int64 arithmetic wraps like uint64's."""
     value = ids.long() * _signed(_GOLDEN) + _signed(key)
     for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
         value = (value ^ _shift_right(value, shift)) * _signed(multiplier)
@@ -171,7 +173,7 @@ def _hash(ids: Tensor, key: int) -> Tensor:
 
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:
-    """Logical shift: torch's is arithmetic on int64."""
+    """Shift logically: torch's own shift is arithmetic on int64."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)
 
 

@@ -1,4 +1,4 @@
-"""One text in flight: what it asks for, its tokens, its cache, and what the next pass reads of it."""
+"""One text in flight: its request, its tokens, its cache, and the rows that the next pass reads of it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from specdec.engine.verify import Choice, Verdict, verify
 class Request:
     """One text to decode.
 
-    `row` [n] int64: `padding` padding tokens, then the prompt; processors and `stop` see all of it, the model only the
-    prompt. `limit`: tokens at which the row is full, padding included. `stop(tokens, choice)` is asked after every
-    emitted token, in order. `on_hidden`, where given, receives the hidden states [rows, hidden] of what is committed to
-    the cache, prompt included, in order, each followed by those of the drafter's `aux_layers`; what the cache had
-    before is not among them. `stats`: where this text is counted besides the engine's own statistics.
+    `row` [n] int64: `padding` padding tokens, then the prompt. Processors and `stop` see the whole row, the model only
+    the prompt. `limit`: tokens at which the row is full, padding included. `stop(tokens, choice)` is asked after every
+    emitted token, in order. `on_hidden`, where given, receives the hidden states [rows, hidden] of the rows that are
+    committed to the cache, prompt included, in order, each followed by those of the drafter's `aux_layers`. Rows that
+    the cache had before are not among them. `stats`: counts this text besides the engine's own statistics.
     """
 
     row: Tensor
@@ -57,7 +57,7 @@ class Lockstep:
 
     @property
     def ready(self) -> bool:
-        """Whether every member has at most its last chunk to read."""
+        """Return whether every member has at most its last chunk to read."""
         return all(member.last_chunk for member in self.members)
 
     def verify(self, logits: Tensor) -> list[Verdict]:
@@ -70,10 +70,10 @@ class Lockstep:
 
 
 class Sequence:
-    """A text in flight. `tokens[:length]` are emitted, prompt included; `finish` says how it ended.
+    """A text in flight. `tokens[:length]` are emitted, prompt included; `finish` says how the text ended.
 
-    `reused` of the prompt's tokens were in the cache that it was given. `cache`, `row` and `finish` may be read by
-    whoever added it; everything else is the engine's.
+    `reused` of the prompt's tokens were in the cache that it was given. The caller that added it may read
+    `conversation`, `row` and `finish`; everything else is the engine's.
     """
 
     def __init__(self, request: Request, lockstep: Lockstep | None = None) -> None:
@@ -84,10 +84,10 @@ class Sequence:
         self.finish: str | None = None  # "stop", "length", "cancelled" or "error"
         self.error: Exception | None = None
         self.reused = 0
-        self.draft = Draft()  # what the next pass checks
+        self.draft = Draft()  # the draft that the next pass checks
         self.proposer: Proposer | None = None
         self.hidden: Tensor | None = None  # [hidden], the state that chose the pending token; None: a prompt to read
-        self._ids = request.row[request.padding :].tolist()  # what proposers see, kept as it grows
+        self._ids = request.row[request.padding :].tolist()  # the tokens that proposers see, kept as they grow
         self._conversation: Conversation | None = None
         self._unread = len(self._ids)  # prompt tokens that no pass has read
 
@@ -96,7 +96,7 @@ class Sequence:
 
     @property
     def row(self) -> Tensor:
-        """The row [n] int64 with all that was emitted, padding included."""
+        """Return the row [n] int64 with all emitted tokens, padding included."""
         return self.tokens[: self.length]
 
     @property
@@ -110,12 +110,12 @@ class Sequence:
 
     @property
     def waiting(self) -> bool:
-        """Whether it has no cache yet."""
+        """Return whether the sequence has no cache yet."""
         return self._conversation is None
 
     @property
     def decoding(self) -> bool:
-        """Whether its prompt was read and its first token was chosen."""
+        """Return whether the prompt was read and the first token was chosen."""
         return self.hidden is not None
 
     @property
@@ -124,18 +124,18 @@ class Sequence:
 
     @property
     def next_rows(self) -> int:
-        """How many rows of it the next pass has."""
+        """Return how many of the sequence's rows the next pass has."""
         if self.decoding:
             return len(self.draft.tokens) + 1
         return min(self._unread, self.conversation.cache.max_rows)
 
     @property
     def last_chunk(self) -> bool:
-        """Whether the next pass chooses a token."""
+        """Return whether the next pass chooses a token."""
         return self._conversation is not None and self._unread <= self.conversation.cache.max_rows
 
     def begin(self, caches: CacheProvider) -> None:
-        """Take a cache, with as much of the prompt in it as `caches` has."""
+        """Take a cache from `caches`, with as much of the prompt in it as `caches` has."""
         request = self.request
         prompt = request.row[request.padding :]
         self._conversation = caches.acquire(prompt, request.limit - request.padding)
@@ -144,18 +144,18 @@ class Sequence:
         self.conversation.tokens = self.tokens[request.padding :]
 
     def end(self, caches: CacheProvider) -> None:
-        """Give the cache back."""
+        """Give the cache back to `caches`."""
         if self._conversation is not None:
             caches.release(self._conversation)
 
     def fail(self, error: Exception) -> None:
-        """Note what its own sampler or stop condition raised: the text ends before this pass."""
+        """Note the error of the request's own sampler or stop condition: the text ends before this pass."""
         self.error, self.finish = error, "error"
 
     def rows(self) -> Tensor:
-        """Return what the next pass reads [rows] int64: a chunk of the prompt, or the pending token and the draft.
+        """Return the rows of the next pass, [rows] int64: a chunk of the prompt, or the pending token and the draft.
 
-        Chunks have the same bounds whoever else is in flight.
+        The bounds of chunks do not depend on other sequences in flight.
         """
         begin = self.length - (1 if self.decoding else self._unread)
         return self.tokens[begin : begin + self.next_rows]
@@ -165,7 +165,7 @@ class Sequence:
         caches.before_chunk(self.conversation, self._unread, self.next_rows)
 
     def open_end(self) -> OpenEnd:
-        """Return what a draft is made from, with room for no more than the budget and the cache have."""
+        """Return the open end that a draft follows, with no more room than the request's limit and the cache leave."""
         assert self.proposer is not None
         assert self.hidden is not None
         room = min(self.request.limit - self.length, self.conversation.cache.max_rows) - 1
@@ -179,7 +179,7 @@ class Sequence:
             self.tokens[self.length : end] = self.tokens.new_tensor(draft.tokens)
 
     def verify(self, logits: Tensor) -> Verdict:
-        """Return what a pass chose, from logits [k + 1, vocab] of its last rows."""
+        """Return the verdict of a pass, from logits [k + 1, vocab] of its last rows."""
         text = self.tokens[: self.length + len(self.draft.tokens) + 1]
         return verify(self.draft.tokens, logits, text, self.request.sampler.choose, self.request.stop)
 
@@ -189,7 +189,7 @@ class Sequence:
         self._unread -= len(hidden)
 
     def commit(self, verdict: Verdict, hidden: Tensor) -> None:
-        """Keep what `verdict` emits of a pass whose rows, draft included, have the states hidden [rows, hidden]."""
+        """Keep the rows of a pass that `verdict` emits. `hidden` [rows, hidden]: the states of all rows of the pass."""
         emitted = verdict.tokens
         committed = len(hidden) - len(self.draft.tokens) - 1 + len(emitted)
         self._commit(committed, hidden)
@@ -209,7 +209,7 @@ class Sequence:
 
 
 def verify_all(choosing: list[Sequence], logits: Tokens[Tensor]) -> dict[Sequence, Verdict]:
-    """Return the verdicts of `choosing`, from logits [k + 1, vocab] of each; one whose own code fails has none."""
+    """Return the verdicts of `choosing`, from logits [k + 1, vocab] of each; none where a sequence's own code fails."""
     verdicts: dict[Sequence, Verdict] = {}
     of = dict(zip(choosing, logits, strict=True))
     for sequence in choosing:

@@ -1,4 +1,4 @@
-"""What a generation did, in the words of the glossary: rounds, drafted, accepted, emitted, and where the time went."""
+"""Counts of a generation, in the words of the glossary: rounds, drafted, accepted, emitted, and where the time went."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ PHASES = ("prefill", "draft", "verify", "other")
 
 
 class Round(NamedTuple):
-    """One round, as `generate(on_round=...)` hears of it.
+    """One round of one text, as `generate(on_round=...)` gets it.
 
-    `sources`: who proposed each drafted token; the first `accepted` of them were right. `emitted`: tokens, of all texts
-    of the pass together. Seconds of its two halves, and of what came between the last round and this one.
+    `sources`: the source of each drafted token; the first `accepted` of them were right. `emitted`: the round's tokens.
+    The seconds are the round's share of a pass: of its drafts, of its verification, and of the time since the last
+    pass.
     """
 
     sources: tuple[str, ...]
@@ -52,17 +53,18 @@ class GenerationStats:
 
     @property
     def mean_acceptance_length(self) -> float:
-        """Tokens emitted per round, the backbone's own included (vLLM's definition): 1 + accepted / rounds."""
+        """Return the tokens emitted per round, one of them the backbone's own: 1 + accepted / rounds, as in vLLM."""
         return 1 + self.accepted / self.rounds if self.rounds else 1.0
 
     @property
     def acceptance_rate(self) -> float:
-        """accepted / drafted; 0 when nothing was drafted."""
+        """Return accepted / drafted; 0 when nothing was drafted."""
         return self.accepted / self.drafted if self.drafted else 0.0
 
     @property
     def acceptance_per_position(self) -> list[float]:
-        """Share of all rounds in which draft i was accepted (unconditional)."""
+        """Return, for each position, the share of all rounds in which the draft's token there was accepted
+        (unconditional)."""
         return [count / self.rounds for count in self.accepted_per_position]
 
     @property
@@ -71,12 +73,12 @@ class GenerationStats:
 
     @property
     def ttft(self) -> float:
-        """Seconds to the first token (of the first prompt, when merged)."""
+        """Return the seconds to the first token (of the first prompt, when merged)."""
         return self.timeline[0][0] if self.timeline else 0.0
 
     @property
     def decode_tokens_per_second(self) -> float:
-        """Tokens after the first per second after the prefill; 0 when there was only one."""
+        """Return the tokens after the first, per second after the prefill; 0 when there was only one token."""
         seconds = self.total_seconds - self.seconds["prefill"]
         tokens = self.emitted - self.prompts
         return tokens / seconds if seconds > 0 and tokens > 0 else 0.0
@@ -123,7 +125,7 @@ class GenerationStats:
         self.cache_bytes = max(self.cache_bytes, other.cache_bytes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON types, derived figures included."""
+        """Return all counts and derived figures as JSON types."""
         return {
             "prompts": self.prompts,
             "prompt_tokens": self.prompt_tokens,

@@ -1,6 +1,6 @@
 """Counts of generations under the names that monitoring already knows: vLLM's per-request JSON, and Prometheus.
 
-Both count drafts, which are rounds in which something was drafted: here, unlike there, a round may be a plain one.
+Both count drafts: rounds in which at least one token was drafted. Here, unlike there, a round may be a plain one.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ PREFIX = "specdec:"  # as vLLM's "vllm:"
 
 
 def speculative_decoding(stats: GenerationStats) -> dict[str, Any]:
-    """What vLLM's answers carry as `speculative_decoding`, in JSON types.
+    """Return the object that vLLM's answers carry as `speculative_decoding`, in JSON types.
 
     `acceptance_histogram[i]`: drafts of which exactly i tokens were accepted. `num_spec_tokens`: the longest draft.
-    `mean_acceptance_length` counts rounds with a draft alone, `GenerationStats`' all rounds.
+    `mean_acceptance_length` counts only rounds with a draft; that of `GenerationStats` counts all rounds.
     """
     drafts = _drafts(stats)
     reached = [drafts, *stats.accepted_per_position]  # drafts of which at least i tokens were accepted
@@ -32,9 +32,9 @@ def speculative_decoding(stats: GenerationStats) -> dict[str, Any]:
 
 
 def prometheus(stats: GenerationStats, model: str) -> str:
-    """The counters of `stats` in Prometheus' text format, with a label that names `model`.
+    """Return the counters of `stats` in Prometheus' text format, with a label that names `model`.
 
-    For a file that node_exporter's textfile collector reads, or as the body of an endpoint of your own.
+    The text is for a file that node_exporter's textfile collector reads, or for the body of an endpoint of your own.
     """
     label = f'model_name="{_escaped(model)}"'
     counters: list[tuple[str, str, list[tuple[str, float]]]] = [

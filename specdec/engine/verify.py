@@ -1,7 +1,7 @@
-"""Acceptance: which drafted tokens are what the backbone would have chosen. Knows no model and no cache.
+"""Acceptance: the drafted tokens that equal the backbone's choices. This module knows no model and no cache.
 
-One rule covers greedy and sampled decoding. The choice at a position is a function of the processed logits there and
-of noise keyed by (seed, position, token); a drafted token is accepted exactly when it equals the choice, and the first
+One rule covers greedy and sampled decoding. The choice at a position is a function of the processed logits there and of
+noise keyed by (seed, position, token). A drafted token is accepted exactly when it equals the choice, and the first
 choice that differs is emitted in its place. This is Gumbel-max sampling with accept-if-equal (drafter-invariant
 speculative sampling, arXiv 2408.07978): the text depends on prompt, settings and seed, never on the draft.
 """
@@ -24,7 +24,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a round emits: the accepted drafts, then one choice of the backbone's own.
+    """The choices that a round emits: the accepted drafts, then one choice of the backbone's own.
 
     `ended`: whether the text ends with the last of these tokens, which may then be an accepted draft.
     """
@@ -48,14 +48,16 @@ def verify(
     choose: Callable[[Tensor, Tensor], Choice],
     stop: Callable[[Tensor, Choice], bool] = lambda tokens, choice: False,
 ) -> Verdict:
-    """Walk down the rows of a pass until a draft differs from the backbone's choice, or the text ends.
+    """Walk down the rows of a pass until a draft differs from the backbone's choice, or the text ends; return the
+    verdict.
 
-    `logits`: [len(draft) + 1, vocab] float32; row i was computed from all tokens before draft[i].
-    `text`: [n + len(draft) + 1] int64, the tokens before draft[0], the draft, and a slot; the choice that is emitted in
-    place of a draft, or after all of them, is written where it belongs.
+    `logits`: [len(draft) + 1, vocab] float32; row i was computed from all tokens before draft[i]. `text`: [n +
+    len(draft) + 1] int64: the tokens before draft[0], the draft, and a slot. The choice that replaces a draft, or
+    follows all of them, is written into its place.
+
     `choose(row, tokens_before_it)` and then `stop(tokens, choice)`, `tokens` ending with that choice, are called once
-    for every emitted token, in order, and for no other: logits processors and stopping criteria that count or remember
-    meet exactly the text that is emitted.
+    for every emitted token, in order, and for no other. So logits processors and stopping criteria that count or
+    remember meet exactly the text that is emitted.
     """
     assert logits.shape[0] == len(draft) + 1
     before = text.shape[0] - len(draft) - 1

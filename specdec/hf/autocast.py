@@ -1,4 +1,4 @@
-"""torch.autocast, which may not reach the arithmetic of a model: it would change text, and stay behind in caches."""
+"""Keep torch.autocast from the arithmetic of a model: its roundings would change the text, and would stay in caches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def no_autocast(device: torch.device) -> Iterator[None]:
-    """Switch autocast off for `device`, and for the CPU where parts of the loop run."""
+    """Switch autocast off while the block runs: for `device`, and for the CPU, where parts of the loop run."""
     with ExitStack() as stack:
         for kind in {device.type, "cpu"}:
             if torch.is_autocast_enabled(kind):
@@ -19,7 +19,7 @@ def no_autocast(device: torch.device) -> Iterator[None]:
 
 
 def refuse_autocast(device: torch.device, dtype: torch.dtype) -> None:
-    """Raise a ValueError where autocast on `device` would have a model of `dtype` compute in another dtype."""
+    """Raise a ValueError where autocast on `device` would make a model of `dtype` compute in another dtype."""
     if torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) != dtype:
         other = torch.get_autocast_dtype(device.type)
         raise ValueError(

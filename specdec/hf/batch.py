@@ -1,8 +1,8 @@
 """Run a request that transformers prepared, and return transformers' types.
 
-`SpecdecForCausalLM` is a `PreTrainedModel` with `GenerationMixin` whose decoding method is the engine, so that
-configs, processors, stopping criteria and streamers are transformers' own. `speculative` is the same loop as a
-`custom_generate` for a model that somebody already loaded. The rows of a batch share their passes.
+`SpecdecForCausalLM` is a `PreTrainedModel` with `GenerationMixin`, and its decoding method is the engine. So configs,
+processors, stopping criteria and streamers are transformers' own. `speculative` is the same loop as a
+`custom_generate`, for a model that transformers loaded. The rows of a batch share their passes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Config = Any  # transformers' GenerationConfig, after generate() prepared it
 
 @dataclass(frozen=True)
 class Batch:
-    """What transformers' `generate` hands to a decoding method, ready to run. `input_ids`: [rows, n] int64."""
+    """The arguments that transformers' `generate` hands to a decoding method. `input_ids`: [rows, n] int64."""
 
     input_ids: Tensor
     attention_mask: Tensor | None
@@ -53,7 +53,8 @@ class Batch:
 
     @property
     def keeps_scores(self) -> bool:
-        """Whether the scores of every step are wanted: what transformers' loop keeps, and shows to its criteria."""
+        """Return whether the scores of every step are wanted: transformers' loop keeps them, and its criteria see
+        them."""
         return bool(self.config.output_scores and self.config.return_dict_in_generate)
 
 
@@ -66,7 +67,7 @@ def run_batch(
     stats: GenerationStats,
     conversations: Conversations | None = None,
 ) -> Tensor | GenerateDecoderOnlyOutput:
-    """Decode every row of `batch`; returns what transformers' `generate` would, padded as it pads.
+    """Decode every row of `batch`, and return the output of transformers' `generate`, with the same padding.
 
     Raises:
         ValueError: an empty or too long prompt, token ids outside the vocabulary, an unsupported option.
@@ -111,7 +112,7 @@ def run_batch(
 
 
 class _Streamed:
-    """Feeds a streamer: token by token, or for rows that go in step a step when its last row has been emitted."""
+    """Feeds a streamer: token by token; for rows in lockstep step by step, once the last row's token was emitted."""
 
     def __init__(self, streamer: Any, rows: int) -> None:
         self._streamer, self._rows = streamer, rows
@@ -129,8 +130,8 @@ class _Streamed:
 
 @dataclass
 class _Row:
-    """A row of a batch: its prompt as it was `given` [n], and `tokens` [n] int64, first the same with its padding on
-    the left; per emitted token [vocab] `scores` and `logits`, where they are asked for."""
+    """A row of a batch: its prompt as it was `given` [n]; `tokens` [n] int64, which begin as the same prompt with its
+    padding on the left; `scores` and `logits` of each emitted token, [vocab], where they are asked for."""
 
     given: Tensor
     tokens: Tensor
@@ -152,13 +153,13 @@ def _request(backbone: Decoder, batch: Batch, row: _Row, seed: int | None) -> Re
     moved = not torch.equal(given, row.tokens)  # tokens that the mask hides stood behind others
 
     def shown(tokens: Tensor) -> Tensor:
-        """What processors see of `tokens` [1, n]."""
+        """Return `tokens` [1, n] as processors see them."""
         return torch.cat((given[None], tokens[:, len(given) :]), dim=1) if moved else tokens
 
     def stop(tokens: Tensor, choice: Choice) -> bool:
         if batch.keeps_scores:
             row.scores.append(choice.scores)
-        # Each criterion hears of every token, the last one too, as in transformers' loop.
+        # Each criterion gets every token, the last one too, as in transformers' loop.
         scores = tuple(s[None] for s in row.scores) if others and batch.keeps_scores else None
         ended = bool(others) and bool(others(shown(tokens[None]), scores)[0])
         return ended or choice.token in eos_ids or len(tokens) >= longest
@@ -175,7 +176,7 @@ def _request(backbone: Decoder, batch: Batch, row: _Row, seed: int | None) -> Re
 
 
 def _in_step(batch: Batch, requests: Several[Request]) -> tuple[RowsInStep, list[Request]]:
-    """Return what chooses for all rows at once, and their requests, which are full at the same length."""
+    """Return the chooser of all rows, and their requests with one common limit."""
     pad = getattr(batch.config, "_pad_token_tensor", None)
     in_step = RowsInStep(
         batch.input_ids,
@@ -190,9 +191,10 @@ def _in_step(batch: Batch, requests: Several[Request]) -> tuple[RowsInStep, list
 
 
 def _criteria(criteria: StoppingCriteriaList) -> tuple[set[int], float, StoppingCriteriaList]:
-    """The token ids that end a text, the length that does, and all other criteria.
+    """Return the token ids that end a text, the length that ends it, and all other criteria.
 
-    The two that every call has are taken apart because as tensors they cost a token more time than its norms do.
+    Every call has the first two criteria. They are taken apart because as tensors they would cost more time per token
+    than the norms of the model.
     """
     eos_ids: set[int] = set()
     longest = math.inf
@@ -234,9 +236,9 @@ def _context(backbone: Decoder) -> str:
 
 
 def _max_batch(backbone: Decoder, batch: Batch, requests: Several[Request], in_step: RowsInStep | None) -> int:
-    """Return the texts of a pass, so that their caches stay within the memory budget.
+    """Return the number of texts in a pass whose caches stay within the memory budget.
 
-    Raises ValueError when rows that must go in step do not fit.
+    Raises ValueError when rows that must go in lockstep do not fit.
     """
     if batch.streamer is not None and in_step is None:
         return 1  # a streamer is not told whose token it gets: to it, texts come one after the other
@@ -276,7 +278,7 @@ def _scores(rows: list[_Row], in_step: RowsInStep | None) -> tuple[Tensor, ...]:
 
 
 def _steps(rows: list[list[Tensor]]) -> tuple[Tensor, ...]:
-    """Per row and step [vocab] -> per step [rows, vocab]; zeros where a row had already ended."""
+    """Turn [vocab] of each row and step into [rows, vocab] of each step; zeros where a row had already ended."""
     steps = max(len(row) for row in rows)
     empty = torch.zeros_like(next(step for row in rows for step in row))
     return tuple(torch.stack([row[i] if i < len(row) else empty for row in rows]) for i in range(steps))

@@ -44,7 +44,7 @@ def speculative(
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """Decode for `hf_model.generate(..., custom_generate=specdec.speculative, drafter=...)`.
 
-    The model's own parameters are used where they are, without a copy; `model.last_stats` tells what the call did.
+    The model's own parameters are used where they are, without a copy. `model.last_stats` holds the counts of the call.
     transformers does not hand `tokenizer` on to custom methods, so instead of `stop_strings` pass
     `stopping_criteria=[StopStringCriteria(tokenizer, [...])]`.
 
@@ -80,7 +80,7 @@ def speculative(
 
 
 def decoder_of(model: PreTrainedModel) -> Decoder:
-    """Make a decoder over the parameters of a transformers model, which share their memory.
+    """Make a decoder whose weights share the memory of a transformers model's parameters.
 
     Raises ValueError as `speculative` does.
     """
@@ -100,7 +100,7 @@ def decoder_of(model: PreTrainedModel) -> Decoder:
 
 
 def _ropes(model: PreTrainedModel, spec: DecoderSpec) -> dict[str, RopeSpec]:
-    """The rotations that `model` has in its buffers: a conversion of the whole model rounds those too."""
+    """Return the rotations in the buffers of `model`: converting a whole model to another dtype rounds buffers too."""
     rotary = model.get_decoder().rotary_emb
 
     def rope(kind: str) -> RopeSpec:
@@ -112,15 +112,15 @@ def _ropes(model: PreTrainedModel, spec: DecoderSpec) -> dict[str, RopeSpec]:
 
 
 def _tied(model: PreTrainedModel) -> bool:
-    """Whether the output matrix is the embedding, whatever the config says."""
+    """Return whether the output matrix is the embedding, whatever the config says."""
     return model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def _callers_streamer() -> Any:
-    """The `streamer` argument of the `generate` that called `speculative`.
+    """Return the `streamer` argument of the `generate` that called `speculative`.
 
-    transformers (5.17 to 5.23, `_extract_generation_mode_kwargs`) keeps it from callables, and a streamer that nobody
-    feeds or ends leaves its consumer waiting for ever.
+    transformers (5.17 to 5.23, `_extract_generation_mode_kwargs`) hands `streamer` to no callable. A streamer that
+    nobody feeds or ends would leave its consumer waiting for ever.
     """
     frame = inspect.currentframe()
     caller = frame.f_back.f_back if frame is not None and frame.f_back is not None else None

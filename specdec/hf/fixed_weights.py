@@ -1,8 +1,8 @@
-"""What a model says whose weights stay as they were loaded: nothing moves, casts, trains or saves them.
+"""Answers of a model whose weights stay as they were loaded: nothing moves, casts, trains or saves them.
 
 What: `FixedWeights`, the part of `SpecdecForCausalLM` that answers torch's and transformers' methods for weights. Each
-does what it promises where nothing has to change, or raises a ValueError that names what to write instead. Why: weights
-are laid out for their device and their kernels while they load, and one that moved would have other bits.
+method keeps its promise where nothing has to change; otherwise it raises a ValueError that names what to write instead.
+Why: weights are laid out for their device and their kernels while they load, and moved weights would have other bits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class FixedWeights:
     dtype: Any
 
     def to(self: Self, *args: Any, **kwargs: Any) -> Self:
-        """Check that the model is there already. Raises ValueError for another device or dtype."""
+        """Check that the model is on this device and in this dtype already. Raises ValueError for others."""
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         if (device is not None and device.type != self.device.type) or dtype not in (None, self.dtype):
             raise ValueError("a loaded model stays where it is; use specdec.load(..., device=..., dtype=...)")
@@ -46,7 +46,8 @@ class FixedWeights:
         raise ValueError("a loaded model runs compiled kernels already; call generate() as it is")
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What `half()`, `float()`, `cuda()` and their kin come by, tried on a tensor like those of the model."""
+        """Convert a trial tensor with `fn`, the conversion of `half()`, `float()` and their kin, and check the result
+        with `to`."""
         moved: Tensor = fn(torch.empty(1, dtype=self.dtype, device=self.device))
         return self.to(moved.device, moved.dtype)
 
@@ -55,7 +56,7 @@ class FixedWeights:
     ) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the weights by transformers' names, without gradients: to look at, with their device, dtype and count.
 
-        A quantised matrix is expanded while the iterator is at it, so that going through all of them takes time.
+        A quantised matrix is expanded while the iterator is at it, so going through all of them takes time.
         """
         for name, weight in named_weights(self.decoder):
             yield (f"{prefix}.{name}" if prefix else name), weight

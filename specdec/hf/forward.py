@@ -1,6 +1,6 @@
-"""The forward pass of `SpecdecForCausalLM`, with the arguments and the output of a transformers model's.
+"""The forward pass of `SpecdecForCausalLM`, with the arguments and the output of a transformers model.
 
-Its rows are independent texts: each has a cache of its own, which goes on where a caller hands `past_key_values` back.
+The rows are independent texts. Each row has its own cache, which goes on where a caller hands `past_key_values` back.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from specdec.util.threads import turn_to_compute
 
 
 class ForwardCache:
-    """What a forward pass leaves for the next one, which changes it in place: `past_key_values` of the output.
+    """The state that a forward pass leaves for the next pass: `past_key_values` of the output, changed in place.
 
     `mask` [rows, columns] bool: which columns so far were tokens. `following`: each row's next position.
     """
@@ -30,7 +30,7 @@ class ForwardCache:
         self.following: list[int | None] = [None] * rows
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns so far, padding included, as transformers counts."""
+        """Return the number of columns so far, padding included, as transformers counts."""
         return self.mask.shape[1]
 
 
@@ -105,7 +105,7 @@ def _checked_past(decoder: Decoder, past: Any, rows: int) -> ForwardCache:
 
 
 def _new_columns(mask: Tensor | None, ids: Tensor, past: ForwardCache) -> Tensor:
-    """The part of an attention mask [B, columns so far + n] that belongs to ids [B, n], as bool."""
+    """Return the part of an attention mask [B, columns so far + n] that belongs to ids [B, n], as bool."""
     if mask is None:
         return torch.ones_like(ids, dtype=torch.bool)
     mask = torch.as_tensor(mask, device=ids.device)
@@ -122,7 +122,7 @@ def _new_columns(mask: Tensor | None, ids: Tensor, past: ForwardCache) -> Tensor
 
 
 def _positions(positions: Tensor | None, mask: Tensor, past: ForwardCache) -> list[int | None]:
-    """The position that comes next in each row. Raises ValueError where positions leave a gap."""
+    """Return the position that comes next in each row. Raises ValueError where positions leave a gap."""
     columns = past.mask.shape[1] + torch.arange(mask.shape[1], dtype=torch.int64, device=mask.device)[None]  # [1, n]
     given = columns if positions is None else torch.as_tensor(positions, device=mask.device)
     starts = [-1 if start is None else start for start in past.following]
@@ -142,7 +142,8 @@ def _positions(positions: Tensor | None, mask: Tensor, past: ForwardCache) -> li
 
 
 def _states(decoder: Decoder, ids: Tensor, mask: Tensor, past: ForwardCache, wanted: Sequence[int]) -> Tensor:
-    """What leaves the decoder, [B, n, (1 + wanted) * hidden]; zeros where `mask` [B, n] is."""
+    """Return final states and outputs of `wanted` layers, [B, n, (1 + wanted) * hidden]; zeros where `mask` is
+    false."""
     width = (1 + len(wanted)) * decoder.spec.hidden_size
     states = torch.zeros(*ids.shape, width, dtype=decoder.dtype, device=decoder.device)
     for row, cache in enumerate(past.caches):
@@ -158,7 +159,7 @@ def _states(decoder: Decoder, ids: Tensor, mask: Tensor, past: ForwardCache, wan
 
 
 def _picks(keep: int | Tensor, rows: int, columns: int, device: torch.device) -> list[Tensor]:
-    """The columns of each row whose logits are wanted, as transformers reads `logits_to_keep`."""
+    """Return the columns of each row whose logits are wanted, as transformers reads `logits_to_keep`."""
     every = torch.arange(columns, dtype=torch.int64, device=device)
     if not isinstance(keep, Tensor):
         return [every[-int(keep) if keep else 0 :]] * rows
@@ -173,7 +174,7 @@ def _picks(keep: int | Tensor, rows: int, columns: int, device: torch.device) ->
 
 
 def _logits(decoder: Decoder, states: Tensor, mask: Tensor, pick: Tensor) -> Tensor:
-    """Logits [picked, vocab] float32 of one row's states [n, hidden]; zeros for masked tokens."""
+    """Return logits [picked, vocab] float32 of one row's states [n, hidden]; zeros for masked tokens."""
     logits = torch.zeros(len(pick), decoder.spec.vocab_size, dtype=torch.float32, device=decoder.device)
     live = mask[pick]
     if bool(live.any()):
@@ -186,7 +187,7 @@ _AT_ONCE = 64  # rows whose logits are made in one product
 
 
 def _loss(logits: Tensor, labels: Tensor, items: int | Tensor | None) -> Tensor:
-    """Cross-entropy of the next token, logits [B, n, vocab] and labels [B, n]: the mean, or the sum over `items`."""
+    """Return the next tokens' cross-entropy, logits [B, n, vocab] and labels [B, n]: its mean, or sum over `items`."""
     following = labels[:, 1:].flatten().to(logits.device)  # [B * (n - 1)]
     ahead = logits[:, :-1].flatten(0, 1)  # [B * (n - 1), vocab]
     if items is None:
@@ -195,7 +196,7 @@ def _loss(logits: Tensor, labels: Tensor, items: int | Tensor | None) -> Tensor:
 
 
 def _per_layer(decoder: Decoder, ids: Tensor, mask: Tensor, states: Tensor) -> tuple[Tensor, ...]:
-    """Hidden states [B, n, hidden] as transformers orders them: embeddings, each layer's output, the normed last."""
+    """Return hidden states [B, n, hidden] in transformers' order: embeddings, each layer's output, the normed last."""
     embedded = decoder.embed(ids.flatten()).view(*ids.shape, -1) * mask[..., None]  # [B, n, hidden]
     last, *inner = torch.split(states, decoder.spec.hidden_size, dim=-1)
     return (embedded, *inner, last)

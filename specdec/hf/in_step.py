@@ -1,10 +1,10 @@
 """Batches whose logits processors or stopping criteria look at all rows at once.
 
 transformers calls a processor once a step with all rows, `input_ids` [B, n] and `scores` [B, vocab]. Most of its own
-processors treat a row without a look at the others, so a row may be decoded by itself, and at its own pace, with the
+processors treat a row without a look at the others. Such a row may be decoded by itself, and at its own pace, with the
 same result. For all other processors and criteria (a user's, a grammar's, a watermark's, whatever knows the row's
-number or counts its calls) `RowsInStep` repeats what transformers' `GenerationMixin._sample` does (5.17 to 5.23): all
-rows advance by one token a step, rows that have ended are padded, and every processor and criterion is called once.
+number or counts its calls) `RowsInStep` repeats transformers' `GenerationMixin._sample` (5.17 to 5.23): all rows
+advance by one token a step, rows that have ended are padded, and every processor and criterion is called once.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 from specdec.engine.sampling import Sampler
 from specdec.engine.verify import Choice
 
-# Exact classes: what somebody derives from them may look at anything. One that a version of transformers lacks is left
-# out. Those that are missing here know the row's number (PrefixConstrained), hold the prompts of all rows (Encoder...),
+# Exact classes: a derived class may look at anything. A class that a version of transformers lacks is left out. The
+# classes that are missing here know the row's number (PrefixConstrained), hold the prompts of all rows (Encoder...),
 # keep a state per row (SynthID), or call the model themselves (guidance).
 _PROCESSORS = (
     "EpsilonLogitsWarper",
@@ -80,8 +80,9 @@ class RowsInStep:
         pad: int,
         keep_scores: bool = False,
     ) -> None:
-        """`input_ids` [B, n] int64: the prompts as they were given. `samplers`: of the rows; `processors` stands for
-        their own. `pad`: the token that follows an ended row. `keep_scores`: criteria are shown the `scores` so far."""
+        """Keep the prompts, processors and criteria of the batch. `input_ids` [B, n] int64: the prompts as they were
+        given. `samplers`: one of each row; `processors` replaces their own. `pad`: the token that follows an ended row.
+        `keep_scores`: criteria see the `scores` so far."""
         self.input_ids, self.processors, self.criteria = input_ids, processors, criteria
         self.samplers, self.pad = samplers, pad
         self.scores: list[Tensor] = []  # [B, vocab] per step, after the processors; empty without `keep_scores`
@@ -89,7 +90,7 @@ class RowsInStep:
         self._going_on = [True] * len(samplers)
 
     def choose(self, rows: Sequence[Tensor], logits: Tensor) -> list[Choice]:
-        """One choice for each of `rows` [n], from logits [B, vocab] float32."""
+        """Return one choice for each of `rows` [n], from logits [B, vocab] float32."""
         scores = self.processors(self._shown(rows), logits.clone()) if self.processors else logits  # [B, vocab]
         if self._keep_scores:
             self.scores.append(scores)
@@ -101,12 +102,13 @@ class RowsInStep:
         ]
 
     def ended(self, rows: Sequence[Tensor], choices: Sequence[Choice]) -> bool:
-        """Whether the criteria have ended all rows, which end with `choices` now."""
+        """Return whether the criteria have ended all rows, which end with `choices` now."""
         done = self.criteria(self._shown(rows), tuple(self.scores) if self._keep_scores else None)  # [B] bool
         self._going_on = [going and not over for going, over in zip(self._going_on, done.tolist(), strict=True)]
         return not any(self._going_on)
 
     def _shown(self, rows: Sequence[Tensor]) -> Tensor:
-        """What processors see: the prompts as given, masked tokens where they stood, and what was emitted."""
+        """Return the rows as processors see them: prompts as given, masked tokens where they stood, then emitted
+        tokens."""
         given = self.input_ids
         return torch.cat((given, torch.stack([row[given.shape[1] :] for row in rows])), dim=1)  # [B, n]

@@ -43,9 +43,9 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
     """A causal language model that decodes speculatively; made by `specdec.load`.
 
     `generate(**anything transformers accepts, speculation=True, draft_length="adaptive", seed=None, reuse=True,
-    on_round=None)`; the text depends on prompt, settings and seed, never on the others. `last_stats` tells what the
-    last call did, `lengths` what was learned of costs and acceptance, `conversations` holds the caches that a prompt
-    which goes on need not fill again.
+    on_round=None)`; the text depends on prompt, settings and seed, never on the other arguments. `last_stats` holds the
+    counts of the last call. `lengths` holds the measured costs and acceptance. `conversations` holds the caches of
+    former conversations, which a prompt that continues one need not fill again.
     """
 
     main_input_name = "input_ids"
@@ -71,7 +71,7 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
 
     @property
     def last_stats(self) -> GenerationStats:
-        """What the last call of this thread did; in a thread that made none, what the last call of all did."""
+        """Return the stats of this thread's last call; in a thread without a call, those of the last call of all."""
         return self._stats.get()
 
     @property
@@ -83,7 +83,7 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
         return self.decoder.dtype
 
     def __repr__(self) -> str:
-        """Return what the model is: family, layers, weights and how they are stored, drafter, context, device."""
+        """Return a line about the model: family, layers, weights and their storage, drafter, context, device."""
         spec = self.decoder.spec
         stored = f"{self.num_parameters() / 1e6:,.0f} million weights in {self.decoder.nbytes / 1e6:,.0f} MB"
         stored += f" ({storage(self.decoder)})"
@@ -93,7 +93,7 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SpecdecForCausalLM:
-        """A model of its own over the same weights, which nothing changes; it begins without conversations."""
+        """Return another model over the same weights, which nothing changes; it begins without conversations."""
         settings = copy.deepcopy((self.config, self.generation_config), memo)
         conversations = conversations_of(self.decoder)
         conversations.limit = self.conversations.limit
@@ -132,13 +132,14 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """Compute logits [B, n, vocab] float32 for token ids [B, n]; `generate` does not come by here.
+        """Compute logits [B, n, vocab] float32 for token ids [B, n], without gradients.
 
-        What transformers' models take and give, without gradients: `past_key_values` of an output goes into the next
-        call, with `attention_mask` [B, columns so far + n]; `logits_to_keep` is how many last positions, or which ones;
-        `labels` [B, n] add the mean cross-entropy of the next token, -100 left out; `output_hidden_states` adds the
-        embeddings and what leaves each layer, [B, n, hidden] each; `return_dict=False` makes a tuple. Masked positions
-        get zeros. `position_ids` may be given where they leave no gap.
+        `generate` does not come by here. Arguments and output are those of transformers' models. `past_key_values` of
+        an output goes into the next call, with `attention_mask` [B, columns so far + n]. `logits_to_keep` is the number
+        of last positions, or the positions. `labels` [B, n] add the mean cross-entropy of the next token, -100 left
+        out. `output_hidden_states` adds the embeddings and the output of each layer, [B, n, hidden] each.
+        `return_dict=False` makes a tuple. Masked positions get zeros. `position_ids` may be given where they leave no
+        gap.
 
         Raises:
             ValueError: attention maps, embeddings as a prompt, a transformers cache, token ids outside the vocabulary.
@@ -174,18 +175,18 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
         drafter: DrafterLike = None,
         on_round: Callable[[Round], None] | None = None,
     ) -> dict[str, Any]:
-        """The keyword arguments that `generate` passes through to the loop: transformers checks names against these."""
+        """Take the keyword arguments that `generate` passes to the loop: transformers checks names against these."""
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
     def generate(
         self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, *args: Any, **kwargs: Any
     ) -> Tensor | GenerateDecoderOnlyOutput:
-        """transformers' `generate`, decoded speculatively, with the same output.
+        """Generate as transformers' `generate` does, with the same output, decoded speculatively.
 
         Besides everything that transformers accepts: `speculation` (False decodes plainly), `draft_length` ("adaptive"
-        or a number), `seed`, `reuse` (False: compute all of the prompt, and keep nothing for the next one), `drafter`
-        (another one for this call), and `on_round` (called with a `specdec.Round` after every round). `last_stats` is
-        this call's `GenerationStats` afterwards, also after an interrupt.
+        or a number), `seed`, `reuse` (False: compute the whole prompt, and keep nothing for the next one), `drafter`
+        (another drafter for this call), and `on_round` (called with a `specdec.Round` after every round). `last_stats`
+        is this call's `GenerationStats` afterwards, also after an interrupt.
 
         Raises:
             ValueError: beam search and other methods that this loop does not have; the message says what to use.
@@ -202,8 +203,8 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None, **kwargs: Any
     ) -> tuple[GenerationConfig, dict[str, Any]]:
-        # What transformers merges the model's own config, the call's and its keyword arguments into: before a decoding
-        # method is picked by it.
+        # transformers merges the model's own config, the call's and its keyword arguments here, before it picks a
+        # decoding method by the result.
         config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         make_plain(config)
         refuse_unsupported(config)
@@ -219,19 +220,20 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
     def save_conversation(
         self, path: str | os.PathLike[str], ids: Tensor | None = None, notes: dict[str, Any] | None = None
     ) -> None:
-        """Write the cache of the conversation that ids [n] or [1, n] begin with to `path`; None: of the last one.
+        """Write the cache of a conversation to `path`: the one that ids [n] or [1, n] begin with; None: the last one.
 
-        `notes`: any JSON that belongs to it. Raises ValueError: there is none, or the file cannot be written.
+        `notes`: any JSON that belongs to the conversation. Raises ValueError when there is no such conversation or the
+        file cannot be written.
         """
         with self.conversations.lent(None if ids is None else ids.flatten()) as found:
             save_conversation(found, Path(path), self.decoder.identity, notes or {})
 
     def load_conversation(self, path: str | os.PathLike[str]) -> Conversation:
-        """Take in what `save_conversation` wrote: a prompt that begins with it goes on from there.
+        """Take in a conversation that `save_conversation` wrote: a prompt that begins with it goes on from its cache.
 
-        Its `tokens` [n] int64 are all but the text's last one, from which nothing had been computed yet. Raises
-        ValueError: the file is not there, damaged, of another model or another way to load it, or larger than what the
-        memory for conversations holds.
+        The conversation's `tokens` [n] int64 are all but the text's last token, whose row had not been computed yet.
+        Raises ValueError when the file is missing or damaged, belongs to another model or to another way to load it, or
+        is larger than the memory for conversations.
         """
         found = load_conversation(Path(path), self.decoder.identity, self.decoder.new_cache)
         if found.nbytes > self.conversations.limit:
@@ -264,7 +266,7 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
         stats = GenerationStats()
         batch = Batch(input_ids, attention_mask, logits_processor, stopping_criteria, generation_config, streamer)
         options = Options(speculation, draft_length, seed, reuse, on_round)
-        self._stats.set(stats)  # also for whoever looks while it runs
+        self._stats.set(stats)  # so that `last_stats` shows this call while it runs
         try:
             return run_batch(self.decoder, chosen, self.lengths, batch, options, stats, self.conversations)
         finally:

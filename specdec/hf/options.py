@@ -1,4 +1,4 @@
-"""What `generate` takes besides transformers' own arguments."""
+"""The arguments of `generate` besides transformers' own."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from specdec.engine.stats import Round
 
 @dataclass(frozen=True)
 class Options:
-    """What `generate` takes besides transformers' own arguments.
+    """The arguments of `generate` besides transformers' own.
 
     `speculation`: False decodes plainly. `draft_length`: "adaptive", or a number of tokens. `seed`: of the noise that
-    sampling uses; None draws one from torch's global generator, so that `torch.manual_seed` rules. `reuse`: False
-    computes all of the prompt, even where an earlier text began with it, and keeps nothing of this one. `on_round` is
+    sampling uses; None draws a seed from torch's global generator, so that `torch.manual_seed` rules. `reuse`: False
+    computes the whole prompt, even where an earlier text began with it, and keeps nothing of this text. `on_round` is
     called with a `Round` after every round.
     """
 
@@ -41,7 +41,7 @@ class Options:
         return FixedLength(length)
 
     def seeds(self, rows: int, sample: bool) -> list[int | None]:
-        """One seed per row; the first row's is the request's own, so that a batch of one equals a single prompt."""
+        """Return one seed per row; the first row's is the request's own, so that a batch of one equals one prompt."""
         if not sample:
             return [None] * rows
         seed = _whole(self.seed) if self.seed is not None else int(torch.randint(0, 2**62, (1,), device="cpu"))
@@ -51,7 +51,7 @@ class Options:
 
 
 def _whole(value: Any) -> int | None:
-    """`value` as an int, numpy's and torch's whole numbers too; None for anything else."""
+    """Return `value` as an int, numpy's and torch's whole numbers too; None for anything else."""
     try:
         return None if isinstance(value, bool) else operator.index(value)
     except TypeError:

@@ -1,9 +1,9 @@
-"""Whether a transformers model computes what its weights and its config say, and nothing else.
+"""The check that a transformers model computes what its weights and its config say, and nothing else.
 
-The loop reads weights and runs a decoder of its own, so whatever else changes a model's answer (adapters, hooks,
-patched methods, replaced layers, a module's changed settings) would be left out in silence. The model is therefore
-compared, module by module, with the one that transformers makes of the same config, on the meta device and without
-weights; the code of both has to be transformers' and torch's own.
+The loop reads weights and runs a decoder of its own. Whatever else changes a model's answer (adapters, hooks, patched
+methods, replaced layers, a module's changed settings) would be left out in silence. So the model is compared, module by
+module, with the model that transformers makes of the same config, on the meta device and without weights. The code of
+both has to be transformers' and torch's own.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def refuse_more_than_weights(model: PreTrainedModel) -> None:
 
 
 def patches(module: nn.Module) -> Iterator[str]:
-    """What was hung on `module` itself, hooks and methods, that its forward pass would not be the same without."""
+    """Yield a description of each hook and replaced method of `module` itself that changes its forward pass."""
     own = vars(module)
     if "_hf_hook" in own:
         yield "is dispatched by accelerate: load the model on one device, without device_map"
@@ -86,7 +86,8 @@ def _reasons(model: PreTrainedModel) -> Iterator[str]:
 
 
 def _foreign(module: nn.Module) -> Iterator[str]:
-    """Whether the class of `module`, or of one of its tensors, is one that neither transformers nor torch has."""
+    """Yield a description of `module` where its class, or that of one of its tensors, is neither transformers' nor
+    torch's."""
     kind = type(module)
     if "parametrizations" in module._modules:
         names = ", ".join(module.parametrizations)  # type: ignore[arg-type]
@@ -113,7 +114,7 @@ def _changed_class(kind: type[nn.Module]) -> Iterator[str]:
 
 
 def _changed_functions(module: str) -> Iterator[str]:
-    """Functions and classes in a file of transformers that are somebody else's: Liger, for one, puts them there."""
+    """Yield the functions and classes in a file of transformers that another library (Liger, for one) has replaced."""
     if not module.startswith("transformers.models."):
         return
     for name, value in vars(sys.modules[module]).items():
@@ -135,7 +136,7 @@ def _attention(model: PreTrainedModel) -> Iterator[str]:
 
 
 class _Plain(NamedTuple):
-    """What a module of a fresh model is: its class, its settings, and the names of its tensors."""
+    """A module of a fresh model: its class, its settings, and the names of its tensors."""
 
     kind: type
     settings: dict[str, Any]
@@ -143,7 +144,7 @@ class _Plain(NamedTuple):
 
 
 def _differences(model: PreTrainedModel, modules: dict[str, nn.Module]) -> Iterator[str]:
-    """What `model` has otherwise than a model that transformers makes of its config."""
+    """Yield each difference between `model` and a model that transformers makes of the same config."""
     fresh = _fresh(_Blueprint(model))
     for name, plain in fresh.items():
         module = modules.get(name)
@@ -187,7 +188,7 @@ class _Blueprint:
 
 @lru_cache(8)
 def _fresh(blueprint: _Blueprint) -> dict[str, _Plain]:
-    """Every module of a new model of this class and config, by name."""
+    """Return every module of a new model of this class and config, by name."""
     with torch.device("meta"):
         model = blueprint.kind(copy.deepcopy(blueprint.config))
     return {
@@ -218,7 +219,7 @@ _method_names: dict[type, frozenset[str]] = {}
 
 
 def _methods(kind: type) -> frozenset[str]:
-    """The names of what a class can do, but for `_BESIDES_ARITHMETIC`."""
+    """Return the names of a class's methods, but for `_BESIDES_ARITHMETIC`."""
     if kind not in _method_names:
         callables = (name for name in dir(kind) if callable(getattr(kind, name, None)))
         _method_names[kind] = frozenset(callables) - _BESIDES_ARITHMETIC
@@ -226,7 +227,7 @@ def _methods(kind: type) -> frozenset[str]:
 
 
 def _replaces_method(module: nn.Module, name: str, value: Any) -> bool:
-    """Whether `value`, an attribute of `module` itself, is another method than that of its class."""
+    """Return whether `value`, an attribute of `module` itself, is another method than that of its class."""
     method = inspect.getattr_static(type(module), name)
     value = getattr(value, "_torchdynamo_orig_callable", value)  # model.forward = torch.compile(model.forward)
     return not (getattr(value, "__self__", None) is module and getattr(value, "__func__", None) is method)
@@ -237,7 +238,7 @@ def _library(kind: type) -> bool:
 
 
 def _of_the_libraries(function: Callable[..., Any]) -> bool:
-    """Whether the code of `function`, and of all that it wraps, is in transformers' or torch's files."""
+    """Return whether the code of `function`, and of all that it wraps, is in transformers' or torch's files."""
     while isinstance(function, functools.partial):
         function = function.func
     code = getattr(function, "__code__", None)

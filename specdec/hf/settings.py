@@ -1,7 +1,7 @@
-"""What becomes of every setting that transformers' `generate` has: obeyed, without effect on the text, or refused.
+"""The settings of transformers' `generate` and their fate: obeyed, without effect on the text, or refused.
 
-A setting in none of the tables here is one that a newer transformers added: tests/hf/test_settings.py fails until
-somebody has read what the setting does.
+A setting that is in no table here was added by a newer transformers: tests/hf/test_settings.py fails until somebody has
+read what the setting does.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ Config = Any  # transformers' GenerationConfig
 
 
 class Refusal(NamedTuple):
-    """A setting that would change the text, or the result, in a way that the loop does not have.
+    """A setting that would change the text or the result in a way that the loop does not have.
 
-    `harmless`: the values that ask for nothing. `instead`: what a user does in its place.
+    `harmless`: the values that ask for nothing. `instead`: what a user writes in its place.
     """
 
     harmless: tuple[Any, ...]
@@ -112,7 +112,8 @@ def refuse_unsupported(config: Config) -> None:
 def make_plain(config: Config) -> None:
     """Replace, in place, the numpy and torch numbers among the settings of `config` with Python's.
 
-    Arrays and tensors of several numbers become lists; whatever is no setting of transformers' stays as it is.
+    Arrays and tensors of several numbers become lists. Attributes that are no setting of transformers' stay as they
+    are.
     """
     for name in (*OBEYED, *REFUSED):
         if hasattr(config, name):
@@ -120,7 +121,7 @@ def make_plain(config: Config) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Return `value` with Python numbers, and lists of them, where it has those of numpy or torch."""
+    """Return `value` with Python numbers and lists in place of numpy's and torch's."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, (np.ndarray, Tensor)):
@@ -151,10 +152,10 @@ INSTEAD: Mapping[str, str] = {
 def refuse_inputs(inputs: Mapping[str, Any], mask: Tensor | None) -> None:
     """Raise a ValueError for model inputs besides token ids that would change the text, saying what to use instead.
 
-    `inputs`: what reaches a decoding method by name. `mask`: the attention mask [rows, n], None: all ones.
+    `inputs`: the keyword arguments that reach a decoding method. `mask`: the attention mask [rows, n], None: all ones.
     """
     for name, value in inputs.items():
-        if name in _TAKEN or value is None or value is (name == "is_causal"):  # a switch as it is without being named
+        if name in _TAKEN or value is None or value is (name == "is_causal"):  # a switch at its default
             continue
         if name in ("token_type_ids", "mm_token_type_ids") and not bool(torch.as_tensor(value).any()):
             continue
@@ -166,10 +167,10 @@ def refuse_inputs(inputs: Mapping[str, Any], mask: Tensor | None) -> None:
 
 
 def usual_positions(positions: Tensor, mask: Tensor | None, starts: Sequence[int] | None = None) -> bool:
-    """Return whether positions [rows or 1, n] count the tokens that mask [rows, n] keeps without a gap.
+    """Return whether positions [rows or 1, n] count, without a gap, the tokens that mask [rows, n] keeps.
 
-    Attention looks at distances alone, so a row may begin anywhere, as rows with padding on the left do; `starts`:
-    where each row has to begin, because it goes on.
+    Attention looks at distances alone, so a row may begin anywhere, as rows with padding on the left do. `starts`: the
+    position at which each row has to begin, because the row goes on.
     """
     positions = torch.as_tensor(positions)
     rows = mask.shape[0] if mask is not None else positions.shape[0]
@@ -185,6 +186,6 @@ def usual_positions(positions: Tensor, mask: Tensor | None, starts: Sequence[int
 
 
 def _from_outside(cache: Any) -> bool:
-    """Whether a cache is one that the caller of `generate` made: transformers makes an empty one for itself."""
+    """Return whether the caller of `generate` made `cache`: transformers makes an empty one for itself."""
     length = getattr(cache, "get_seq_length", lambda: 1)
     return bool(getattr(cache, "_is_user_defined", False)) or int(length()) > 0

@@ -1,4 +1,4 @@
-"""A decoder's weights under the names, shapes and values that a transformers model has them in."""
+"""A decoder's weights under the names, shapes and values of a transformers model."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def count_weights(decoder: Decoder, embeddings: bool = True) -> int:
 
 
 def storage(decoder: Decoder) -> str:
-    """Return how the matrices of the layers are stored, such as "4-bit and 8-bit blocks" or "float32"."""
+    """Return the storage of the layers' matrices, such as "4-bit and 8-bit blocks" or "float32"."""
     weights = [linear.weight for layer in decoder.layers for linear in (layer.down, layer.o)]
     bits = sorted({weight.blocks.bits for weight in weights if isinstance(weight, BlockWeight)})
     return f"{' and '.join(f'{n}-bit' for n in bits)} blocks" if bits else str(decoder.dtype).removeprefix("torch.")
@@ -91,7 +91,8 @@ def _find(decoder: Decoder, stem: str) -> Any:
 class TokenEmbedding(nn.Module):
     """The embedding of a decoder as a module: token ids [...] to embeddings [..., hidden], scaled as the family does.
 
-    `weight` [vocab, hidden] is expanded to the model's dtype each time it is asked for, where it is stored otherwise.
+    `weight` [vocab, hidden] is shared where it is stored in the model's dtype, and otherwise expanded to that dtype on
+    each access.
     """
 
     def __init__(self, decoder: Decoder) -> None:

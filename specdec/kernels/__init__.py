@@ -107,24 +107,24 @@ def active() -> str:
 
 
 def missing() -> str | None:
-    """Say why the torch reference runs although nobody chose it, and what helps; None where that is not so."""
+    """Say why the torch reference runs although nobody chose it, and how to get the native kernels; None otherwise."""
     if _use is not None or _why_not == _CHOSEN:
         return None
     return f"{_why_not}; {_native.how_to_build()}"
 
 
 def arithmetic() -> str:
-    """Name the arithmetic whose rounding results have here: a cache that another arithmetic filled is not the same."""
+    """Name the arithmetic that gives results their rounding here: a cache that another arithmetic filled has other
+    bits."""
     return "reference" if _use is None else f"native {_use.instruction_set}"
 
 
 def fuse(layers: Sequence[LayerWeights[Any]], stores: Sequence[int], norm: Tensor) -> FusedLayers | None:
     """Make one native call of `layers` and the norm after them (weight [hidden]).
 
-    `stores`: for each layer the index of the K/V that it reads, and writes where it has `k`.
-
-    None where op by op is the only way: no native kernels are in use, weights that are not in blocks, vectors that
-    are not float32, another device than the CPU.
+    `stores`: for each layer the index of the K/V that it reads, and writes where it has `k`. None where op by op is the
+    only way: no native kernels in use, weights that are not in blocks, vectors that are not float32, another device
+    than the CPU.
     """
     if _use is None or not plain(norm) or not all(map(fits, layers)):
         return None
@@ -205,8 +205,8 @@ def attention(q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale
     """Attend with queries q [T, Hq, D] to a store of keys and values -> [T, Hq, Dv] in q.dtype.
 
     Row t sees positions lo[t]..hi[t]-1, at most as many as there are slots. A row that sees nothing is zero. Query
-    heads Hq/Hkv * h .. share key head h. What is not float32 is expanded to it: bfloat16, int8 * scale, and keys that
-    are made from values.
+    heads Hq/Hkv * h .. share key head h. Other types are expanded to float32: bfloat16, int8 * scale, and keys that are
+    made from values.
     """
     rows, heads, width = q.shape
     if kv.key_width != width or heads % kv.kv_heads or not len(lo) == len(hi) == rows:

@@ -1,11 +1,11 @@
 """The library's interface, as ctypes sees it: each record and each function, and the checks when a library is opened.
 
-A record has the name, the fields and the order of its twin in `csrc/abi.h`. A library that was built from other
-sources would read them wrongly, and nothing but a crash or wrong numbers would tell. A library therefore says from
-which sources it was built and how large it takes each record to be, and `open_library` compares. Where a package comes
-without its C++ sources, the sizes alone are compared.
+A record has the name, the fields and the order of its twin in `csrc/abi.h`. A library that was built from other sources
+would read records wrongly, and only a crash or wrong numbers would tell. A library therefore says from which sources it
+was built and how large it takes each record to be, and `open_library` compares. Where a package comes without its C++
+sources, the sizes alone are compared.
 
-Left out: filling records in. `records.py`, `layers.py` and `draft.py` do, each from what it has.
+Left out: filling records in. `records.py`, `layers.py` and `draft.py` do that.
 """
 
 from __future__ import annotations

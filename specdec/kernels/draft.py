@@ -1,4 +1,5 @@
-"""Whole drafts in one native call (csrc/draft.h): a head's layers, what is around them, and each token's choice."""
+"""Whole drafts in one native call (csrc/draft.h): a head's layers, the matrices around them, and each token's
+choice."""
 
 from __future__ import annotations
 
@@ -53,11 +54,11 @@ class FusedDraft:
         views: Views,
         sampling: DraftSampling | None = None,
     ) -> list[int]:
-        """Draft `steps` tokens after `newest`.
+        """Draft `steps` tokens after `newest`, and return them.
 
         `state` [(1 + fused layers) * backbone hidden] float32: the backbone's state that chose `newest`, then those of
-        the layers that the head fuses. `spans`: of the one row, at its position. `views`: the stores of the backbone's
-        cache. `sampling`: how the tokens are sampled; None: the largest logit wins.
+        the layers that the head fuses. `spans`: those of the one row, at its position. `views`: the stores of the
+        backbone's cache. `sampling`: how the tokens are sampled; None: the largest logit wins.
         """
         layers = self._layers
         stores, (table, _kept) = layers.stores([StoreRows(1, views)]), layers.spans(spans, 1)

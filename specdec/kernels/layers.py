@@ -52,10 +52,10 @@ Linear = TypeVar("Linear", bound=Packed)
 class LayerWeights(Generic[Linear]):
     """Hold one decoder layer: attention and a gated MLP around a residual stream of [T, hidden].
 
-    `scale` multiplies q @ k. `k`, `v` and `k_norm` are None in a layer that reads K/V which another layer stored; `v`
-    also where V is made from k_proj's output, and `norm_values` says whether V is normed. Norms are weights [width] in
-    the compute dtype, None where the family has none. `ple_*`: the gated projection of a per-layer input (Gemma 4 E2B).
-    `scalar` [1] multiplies what leaves the layer.
+    `scale` multiplies q @ k. `k`, `v` and `k_norm` are None in a layer that reads another layer's K/V; `v` also where V
+    is made from k_proj's output. `norm_values` says whether V is normed. Norms are weights [width] in the compute
+    dtype, None where the family has none. `ple_*`: the gated projection of a per-layer input (Gemma 4 E2B). `scalar`
+    [1] multiplies the layer's output.
     """
 
     spec: LayerShape
@@ -133,7 +133,8 @@ class _Tables(threading.local):
 class FusedLayers:
     """Run a stack of layers, and the norm after it, in one native call. `specdec.kernels.fuse` makes the objects.
 
-    `library`, `records`, `norm`, `stores` and `spans` are what a call takes, that of a draft (draft.py) too.
+    `library`, `records`, `norm`, `stores` and `spans` are the arguments of a call, and of a draft's call (draft.py)
+    too.
     """
 
     def __init__(

@@ -60,7 +60,7 @@ class Native:
     """Call the library, on the best instruction set of this CPU until `use` names another."""
 
     def __init__(self, path: Path, sources: Path) -> None:
-        """Open the library at `path`, which was built from the folder `sources`; raises as `abi.open_library` does."""
+        """Open the library at `path`, which was built from the folder `sources`. Raises as `abi.open_library` does."""
         self.path = path
         self._library = library = abi.open_library(path, sources)
         self._block_linear = library.specdec_block_linear

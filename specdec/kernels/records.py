@@ -1,6 +1,6 @@
-"""From tensors to the records of `abi.py` that say where they are, and which tensors a record can point at.
+"""From tensors to the records of `abi.py` that hold their addresses, and which tensors a record can point at.
 
-A record holds addresses: it is valid as long as the tensors that it was made of live, which is its owner's business.
+A record is valid as long as the tensors that it was made of live; its owner has to keep them.
 """
 
 from __future__ import annotations
@@ -90,5 +90,5 @@ def matrix_record(matrix: Matrix) -> abi.Matrix:
 
 
 def address(tensor: Tensor | None) -> int | None:
-    """Return where `tensor` begins in memory; None, which is C's null, where there is none."""
+    """Return the address of `tensor`'s first number; None, which is C's null, where there is no tensor."""
     return None if tensor is None else tensor.data_ptr()

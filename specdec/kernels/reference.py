@@ -1,9 +1,8 @@
-"""The kernels in plain torch: what the native ones must match, and what runs where there is no native one.
+"""The kernels in plain torch: the native ones must match them, and they run where there is no native one.
 
-On the CPU every op is batch-invariant: a row's result has the same bits whatever the other rows are and
-however many there are. Stock ops are not (MKL picks another loop order for another row count; vectorised exp
-and tanh have a scalar tail with other bits, and where it falls depends on how threads split the tensor), so
-only these are used:
+On the CPU every op is batch-invariant: a row's result has the same bits whatever the other rows are and however many
+there are. Stock ops are not (MKL picks another loop order for another row count; vectorised exp and tanh have a scalar
+tail with other bits, and where it falls depends on how threads split the tensor), so only these are used:
 
 - elementwise +, -, *, /, rsqrt and round, which IEEE 754 fixes to the bit, in an order written down here;
 - integer sums held in float32 (below 2^24, exact in any order);
@@ -19,9 +18,8 @@ Arithmetic of `block_linear`, shared with C++ to the bit, no fused multiply-add 
     without:       term = (s * scale) * (dot - zero * sum)      zero: 8 (4 bit), 16 (5 bit), 128 (8 bit)
     y[t, n] = ((0 + term_0) + term_1) + ...                     blocks in column order
 
-Other devices get no promise about bits: there the same functions use one stock call for all rows, with
-weights dequantised in slices and activations not quantised. Left out: speed; that is what the native library
-is for.
+Other devices get no promise about bits: there the same functions use one stock call for all rows, with weights
+dequantised in slices and activations not quantised. Left out: speed, which is the native library's part.
 """
 
 from __future__ import annotations

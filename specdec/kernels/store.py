@@ -1,5 +1,4 @@
-"""Describe a layer's keys and values to attention: the seam between the cache, which lays a store out, and the kernels,
-which read it.
+"""A layer's keys and values, described for attention: the cache lays a store out, and the kernels read it.
 
 A store is float32 or another float type as it is, int8 with a float32 scale per head and slot, or values alone, from
 which attention makes the keys. Left out: writing, which belongs to the cache.

@@ -1,1 +1,1 @@
-"""What a model, its drafter and a context take in memory, before any of it is loaded."""
+"""The memory that a model, its drafter and a context take, before any of it is loaded."""

@@ -1,7 +1,7 @@
-"""What a model takes in memory at a length of context, known before any of it is loaded.
+"""The memory that a model takes at a length of context, known before any of it is loaded.
 
 What: `needs` adds up weights, drafter, cache, workspace and the program itself; `longest` turns it around. The cache's
-part is exact, it comes from the rules that `specdec.cache` allocates by; weights are the bytes of their storage. The
+part is exact: it comes from the rules by which `specdec.cache` allocates. Weights are the bytes of their storage. The
 workspace is what a pass over the longest chunk needs: attention's scores, logits, rotations.
 """
 
@@ -32,14 +32,14 @@ KV_DTYPES = {
 LEAST = 512  # positions that a budget must leave room for
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 LOGIT_ROWS = 27  # of the vocabulary, float32: a pass over nine rows, and two copies that processors and sampling make
-KEPT_SHARE = 8  # of the memory that is free, one part in so many is for the caches of former conversations
+KEPT_SHARE = 8  # one part in so many of the free memory is for the caches of former conversations
 LATER = 22_000_000  # parts of libraries that a generation is the first to need; measured with eval.memory
 PROGRAM = 450_000_000  # Python, torch and transformers, where the system does not tell
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes, for `positions` of context in stores of `kv_dtype`."""
+    """The bytes of each part, for `positions` of context in stores of `kv_dtype`."""
 
     positions: int
     kv_dtype: str
@@ -59,7 +59,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Planner:
-    """What does not depend on the length: the model, bytes of its weights and of the drafter's, and of the program."""
+    """The figures that do not depend on the length: the model's spec, and bytes of weights, drafter and program."""
 
     spec: DecoderSpec
     weights: int
@@ -68,7 +68,7 @@ class Planner:
     dtype: torch.dtype = torch.float32  # of activations
 
     def needs(self, positions: int, kv_dtype: str = "float32") -> Needs:
-        """For a context of `positions`. Raises ValueError for an unknown `kv_dtype`."""
+        """Return the memory needs of a context of `positions`. Raises ValueError for an unknown `kv_dtype`."""
         if kv_dtype not in KV_DTYPES:
             raise ValueError(f"there is no cache of {kv_dtype!r}; choose one of {', '.join(KV_DTYPES)}")
         cache = cache_bytes(self.spec, positions, KV_DTYPES[kv_dtype])
@@ -76,7 +76,7 @@ class Planner:
         return Needs(positions, kv_dtype, self.weights, self.drafter, cache, workspace, self.program)
 
     def longest(self, budget: int, kv_dtype: str = "float32") -> int:
-        """The longest context whose total is within `budget` bytes; 0: not even the weights are."""
+        """Return the longest context whose total is within `budget` bytes; 0 where not even the weights are."""
         low, high = 0, self.spec.max_positions
         while low < high:
             middle = (low + high + 1) // 2
@@ -84,8 +84,8 @@ class Planner:
         return low
 
     def room(self, budget: int, kv_dtype: str) -> MemoryLimits:
-        """What `budget` bytes leave for texts. Raises ValueError when that is less than LEAST positions, and says what
-        would be needed."""
+        """Return the memory limits that `budget` bytes leave for texts. Raises ValueError, and says how many bytes
+        would do, when they are less than LEAST positions."""
         if (positions := self.longest(budget, kv_dtype)) >= min(LEAST, self.spec.max_positions):
             found = self.needs(positions, kv_dtype)
             return MemoryLimits(positions, found.cache + budget - found.total)
@@ -99,18 +99,19 @@ class Planner:
 
 
 def weight_bytes(shapes: Mapping[str, tuple[int, ...]], quantize: Quantize, dtype: torch.dtype) -> int:
-    """What float tensors of these canonical names and shapes take once they are loaded with `quantize`."""
+    """Return the bytes of float tensors of these canonical names and shapes once they are loaded with `quantize`."""
     return sum(stored_bytes(shape, storage_of(name, quantize), dtype) for name, shape in shapes.items())
 
 
 def loaded_bytes(spec: DecoderSpec, source: Source, quantize: Quantize, dtype: torch.dtype) -> int:
-    """What the decoder that `build_decoder` makes of `source` takes."""
+    """Return the bytes of the weights of the decoder that `build_decoder` makes of `source`."""
     names = expected_tensors(spec)
     return sum(source.checkpoint.loaded_bytes(source.names[n], dtype, storage_of(n, quantize)) for n in names)
 
 
 def cache_bytes(spec: DecoderSpec, positions: int, kept: torch.dtype, max_rows: int = MAX_ROWS) -> int:
-    """What `Decoder.new_cache` has allocated once it holds `positions`, a pass of `max_rows` rows included."""
+    """Return the bytes that `Decoder.new_cache` has allocated once it holds `positions`, a pass of `max_rows` rows
+    included."""
     total = 0
     for layer in spec.layers:
         if layer.kv_layer is None:
@@ -120,7 +121,7 @@ def cache_bytes(spec: DecoderSpec, positions: int, kept: torch.dtype, max_rows: 
 
 
 def workspace_bytes(spec: DecoderSpec, positions: int, dtype: torch.dtype, max_rows: int = MAX_ROWS) -> int:
-    """What a pass of `max_rows` rows needs besides, at the end of `positions`."""
+    """Return the bytes of the workspace of a pass of `max_rows` rows at the end of `positions`."""
     scores = max(
         layer.heads * max_rows * min(positions, positions if layer.window is None else layer.window + max_rows)
         for layer in spec.layers
@@ -138,7 +139,7 @@ def workspace_bytes(spec: DecoderSpec, positions: int, dtype: torch.dtype, max_r
 
 
 def conversations_of(decoder: Decoder) -> Conversations:
-    """What keeps the caches of texts that `decoder` has ended: within its memory budget, or in a share of what is free.
+    """Make the `Conversations` of `decoder`: within its memory budget, or in a share of the memory that is free.
 
     Off the CPU nothing is kept: kernels there are not ours, and a row's bits may depend on the pass that it came with.
     """
@@ -152,32 +153,32 @@ def conversations_of(decoder: Decoder) -> Conversations:
 
 
 def program_bytes() -> int:
-    """Resident bytes of this process now, before a model is in it, and of what a first generation brings in besides."""
+    """Return the resident bytes of this process before a model is in it, and those that a first generation adds."""
     return (resident_bytes() or PROGRAM) + LATER
 
 
 def resident_bytes() -> int | None:
-    """Of this process now, where Linux tells; None elsewhere."""
+    """Return the resident bytes of this process now, where Linux tells; None elsewhere."""
     return _reported("/proc/self/status", "VmRSS")
 
 
 def data_bytes() -> int | None:
-    """Private memory that this process has asked for, used or not, where Linux tells; None elsewhere."""
+    """Return the private memory that this process has asked for, used or not, where Linux tells; None elsewhere."""
     return _reported("/proc/self/status", "VmData")
 
 
 def peak_bytes() -> int | None:
-    """Resident bytes of this process at the most so far, where Linux tells; None elsewhere."""
+    """Return the most resident bytes of this process so far, where Linux tells; None elsewhere."""
     return _reported("/proc/self/status", "VmHWM")  # ru_maxrss would count what ran in this process before
 
 
 def available_memory() -> int | None:
-    """Bytes that a new process can take without swapping, where Linux tells; None elsewhere."""
+    """Return the bytes that a new process can take without swapping, where Linux tells; None elsewhere."""
     return _reported("/proc/meminfo", "MemAvailable")
 
 
 def _reported(file: str, field: str) -> int | None:
-    """Bytes that Linux gives for `field` in a file of kilobytes; None where there is no such file or field."""
+    """Return the bytes that Linux gives for `field` in a file of kilobytes; None without such a file or field."""
     if not Path(file).is_file():
         return None
     found = re.search(rf"^{field}:\s+(\d+) kB$", Path(file).read_text(), re.MULTILINE)
@@ -185,7 +186,7 @@ def _reported(file: str, field: str) -> int | None:
 
 
 def parse_bytes(amount: int | str) -> int:
-    """Bytes of "16GB", "9.5 G" or a number; G is 10^9. Raises ValueError for anything else."""
+    """Return the bytes of "16GB", "9.5 G" or a number; G is 10^9. Raises ValueError for anything else."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", str(amount), re.IGNORECASE)
     if found is None:
         raise ValueError(f"{amount!r} is not an amount of memory; write it like '16GB'")

@@ -26,7 +26,7 @@ _LISTED = 8  # tensors of a kind that an error lists
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint, what it calls each tensor, and the two ways in which formats differ in content."""
+    """A checkpoint, its name of each tensor, and the two ways in which formats differ in content."""
 
     checkpoint: Checkpoint
     names: Mapping[str, str]  # canonical -> the checkpoint's
@@ -44,7 +44,7 @@ class Source:
 
 
 class Reader(Protocol):
-    """Tensors by canonical name, on the device and in the dtype they are wanted in."""
+    """The tensors of a model by canonical name, on the device and in the dtype of the model."""
 
     def matrix(self, name: str) -> Weight: ...
     def vector(self, name: str) -> Tensor | None: ...
@@ -61,11 +61,11 @@ def build_decoder(
     kv_dtype: torch.dtype | None = None,
     room: MemoryLimits | None = None,
 ) -> Decoder:
-    """Read every tensor of `spec` from `source`.
+    """Build the decoder of `spec` from the tensors of `source`.
 
-    `quantize`: see `Checkpoint.weight`; with "int4" the embedding and the head take 8 bits, which costs little memory
-    and keeps rare tokens apart; "int4-all" makes them 4 too. `progress(name)` is called after every tensor. `kv_dtype`,
-    `room`: see `Decoder`.
+    `quantize`: see `Checkpoint.weight`. With "int4" the embedding and the head take 8 bits, which costs little memory
+    and keeps rare tokens apart; "int4-all" gives them 4 bits too. `progress(name)` is called after every tensor.
+    `kv_dtype`, `room`: see `Decoder`.
 
     Raises:
         ValueError: tensors are missing, surplus or misshapen; all of them are listed.
@@ -77,7 +77,7 @@ def build_decoder(
 def assemble(
     spec: DecoderSpec, read: Reader, kv_dtype: torch.dtype | None = None, room: MemoryLimits | None = None
 ) -> Decoder:
-    """The decoder that `spec` describes, of what `read` has."""
+    """Assemble the decoder that `spec` describes from the tensors of `read`."""
     embedding = read.matrix("embed_tokens.weight")
     norm = read.vector("norm.weight")
     assert norm is not None
@@ -98,7 +98,7 @@ def assemble(
 
 
 def build_layer(spec: DecoderSpec, index: int, read: Reader) -> Layer:
-    """Layer `index` of `spec`; also what a drafter's layers are built with."""
+    """Build layer `index` of `spec`; a drafter's layers are built with it too."""
     at = f"layers.{index}."
 
     def linear(name: str) -> Linear:
@@ -170,14 +170,14 @@ def check_tensors(spec: DecoderSpec, source: Source, more: Mapping[str, tuple[in
 
 
 def storage_of(name: str, quantize: Quantize) -> Storage:
-    """How the matrix of this canonical name is kept in a model that is quantised so."""
+    """Return the storage of the matrix of this canonical name in a model that is quantised with `quantize`."""
     if quantize == "int4-all":
         return "int4"
     return "int8" if quantize == "int4" and name in ("embed_tokens.weight", "lm_head.weight") else quantize
 
 
 class TensorReader:
-    """A `Reader` of `source`; one tensor in memory at a time besides what it returned."""
+    """A `Reader` of `source`; at most one tensor is in memory besides those that it returned."""
 
     def __init__(
         self,
@@ -200,14 +200,14 @@ class TensorReader:
         return weight.to(self.device)
 
     def stored(self, name: str) -> Weight:
-        """A matrix where the checkpoint's reader left it, on the CPU."""
+        """Return a matrix where the checkpoint's reader left it, on the CPU."""
         storage = storage_of(name, self.quantize)
         weight = self.source.checkpoint.weight(self.source.names[name], self.dtype, storage, self._rows(name))
         self._read(name)
         return weight
 
     def vector(self, name: str) -> Tensor | None:
-        """A norm, bias or scalar in the compute dtype; None when the spec has none of this name."""
+        """Return a norm, bias or scalar in the compute dtype; None when the spec has none of this name."""
         if name not in self.wanted:
             return None
         tensor = self.source.checkpoint.tensor(self.source.names[name])
@@ -219,7 +219,8 @@ class TensorReader:
         return tensor.to(self.device, self.dtype)
 
     def _rows(self, name: str) -> Tensor | None:
-        """llama.cpp's order of q and k rows, undone: it stores each head as pairs (i, i + D/2) side by side."""
+        """Return the row order that undoes llama.cpp's order of q and k: it stores each head as pairs (i, i + D/2) side
+        by side."""
         if not self.source.interleaved_rope or not (".q_proj." in name or ".k_proj." in name):
             return None
         dim = self.spec.layers[int(name.split(".")[1])].head_dim

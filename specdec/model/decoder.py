@@ -34,7 +34,7 @@ class PerLayerEmbedding:
     eps: float
 
     def __call__(self, ids: Tensor, x: Tensor) -> Tensor:
-        """ids [T], scaled embeddings x [T, hidden] -> [T, layers, width]."""
+        """Return per-layer inputs [T, layers, width], from ids [T] and scaled embeddings x [T, hidden]."""
         identity = self.embedding.rows(ids, x.dtype) * _scalar(self.width**0.5, x)
         context = self.projection(x) * float(x.shape[1]) ** -0.5
         context = context.view(ids.shape[0], -1, self.width)  # [T, layers, width]
@@ -44,7 +44,7 @@ class PerLayerEmbedding:
 
 
 class MemoryLimits(NamedTuple):
-    """What a memory budget leaves: `positions` that one text can have, and `cache` bytes for all texts together."""
+    """The limits that a memory budget sets: `positions` of one text, and `cache` bytes for all texts together."""
 
     positions: int
     cache: int
@@ -64,8 +64,8 @@ class Decoder:
         kv_dtype: torch.dtype | None = None,
         room: MemoryLimits | None = None,
     ) -> None:
-        """`kv_dtype`: what its caches keep K and V in, a float type or int8; None: the compute dtype. `room`: what a
-        memory budget leaves; None: nobody set one."""
+        """Make a decoder of its parts. `kv_dtype`: the type in which its caches keep K and V, a float type or int8;
+        None: the compute dtype. `room`: the memory limits; None without a memory budget."""
         self.spec = spec
         self.embedding = embedding
         stores = [i if kv is None else kv for i, kv in enumerate(layer.spec.kv_layer for layer in layers)]
@@ -88,7 +88,7 @@ class Decoder:
 
     @property
     def context(self) -> int:
-        """Positions that a text can have."""
+        """Return the most positions that a text can have."""
         return self.spec.max_positions if self.room is None else min(self.spec.max_positions, self.room.positions)
 
     @property
@@ -97,7 +97,7 @@ class Decoder:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all weights as stored; a tied head counts once."""
+        """Return the bytes of all weights as stored; a tied head counts once."""
         parts: list[object] = [self.embedding, self.norm, *([] if self.head is self.embedding else [self.head])]
         parts += [getattr(layer, f.name) for layer in self.layers for f in fields(layer)]
         if self.per_layer is not None:
@@ -106,10 +106,10 @@ class Decoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Which model this is, however its matrices are stored: a hash of its shape and its norms, in hexadecimal.
+        """Return a hash of the model's shape and norms, in hexadecimal, the same however its matrices are stored.
 
-        Norms are float in every checkpoint, and training moves them; a fine-tune that left each of them alone is not
-        told apart from its parent.
+        Norms are float in every checkpoint, and training moves them. A fine-tune that left every norm alone has the
+        fingerprint of its parent.
         """
         spec = self.spec
         digest = hashlib.sha256(f"{spec.vocab_size} {spec.hidden_size} {spec.layers}".encode())
@@ -119,9 +119,9 @@ class Decoder:
 
     @cached_property
     def identity(self) -> str:
-        """What a cache's bits depend on besides its tokens, as a hash: which model, how it is stored, what computes.
+        """Return a hash of what a cache's bits depend on besides its tokens: the model, its storage and the arithmetic.
 
-        Of every matrix its shape and its first rows are in it.
+        The shape and the first row of every matrix are in it.
         """
         digest = hashlib.sha256(f"{self.fingerprint} {self.dtype} {self.kv_dtype} {kernels.arithmetic()}".encode())
         first = torch.zeros(1, dtype=torch.int64, device=self.device)
@@ -147,7 +147,8 @@ class Decoder:
         return KVCache(shapes, self.kv_dtype, self.device, max_rows)
 
     def _key_from_value(self, layer: Layer) -> Callable[[int], KeyFromValue] | None:
-        """Return what makes keys from values in a layer that has one projection for both; None: it stores both."""
+        """Return the means to make keys from values in a layer that has one projection for both; None: it stores
+        both."""
         if not self.spec.keeps_values_alone(layer.spec):
             return None
         weight, kind = layer.k_norm, layer.spec.kind
@@ -160,7 +161,7 @@ class Decoder:
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, cache: KVCache, aux_layers: Sequence[int] = ()) -> Tensor:
-        """One pass over ids [T] (int64) at the cache's next positions.
+        """Run one pass over ids [T] (int64) at the cache's next positions.
 
         Returns hidden states [T, hidden] after the final norm. The rows' K/V are written; `cache.commit(n)` keeps the
         first n of them. `aux_layers`: see `forward_many`.
@@ -169,12 +170,12 @@ class Decoder:
 
     @torch.inference_mode()
     def forward_many(self, ids: Sequence[Tensor], caches: Sequence[KVCache], aux_layers: Sequence[int] = ()) -> Tensor:
-        """One pass over rows of several texts: ids[i] [T_i] at the next positions of caches[i], all of them different.
+        """Run one pass over rows of several texts: ids[i] [T_i] at the next positions of caches[i], each another cache.
 
-        The weights are read once for all of them. Returns hidden states [T_0 + T_1 + ..., hidden], bit for bit those
-        of a `forward` for each text. A row goes on with what leaves each of `aux_layers` (the residual stream), so it
-        is (1 + their number) * hidden wide: "auxiliary hidden states" in vLLM, the features that EAGLE-3 (arXiv
-        2503.01840) fuses.
+        The weights are read once for all texts. Returns hidden states [T_0 + T_1 + ..., hidden], bit for bit those of a
+        `forward` for each text. The outputs of `aux_layers` (the residual stream) follow each row's state, so a row is
+        (1 + their number) * hidden wide. vLLM calls them "auxiliary hidden states"; they are the features that EAGLE-3
+        (arXiv 2503.01840) fuses.
         """
         texts = [
             SequenceRows(cache, cache.begin(len(rows)), len(rows)) for rows, cache in zip(ids, caches, strict=True)
@@ -186,9 +187,9 @@ class Decoder:
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [T, hidden] -> logits [T, vocab] in float32, soft-capped where the family does that.
+        """Return logits [T, vocab] in float32 of hidden states [T, hidden], soft-capped where the family does that.
 
-        Of rows that go on with other layers' states the first `hidden` numbers count.
+        Of rows that other layers' outputs follow, only the first `hidden` numbers count.
         """
         logits = self.head.linear(hidden[:, : self.spec.hidden_size]).float()
         cap = self.spec.final_softcap
@@ -199,13 +200,13 @@ class Decoder:
 
     @torch.inference_mode()
     def embed(self, ids: Tensor) -> Tensor:
-        """Embeddings [T, hidden] of ids [T], scaled as the family does."""
+        """Return embeddings [T, hidden] of ids [T], scaled as the family does."""
         x = self.embedding.rows(ids, self.dtype)
         # transformers rounds Gemma's scale to the dtype before it multiplies (55.4256 becomes 55.5 in bf16).
         return x if self.spec.embed_scale == 1.0 else x * _scalar(self.spec.embed_scale, x)
 
     def spans(self, texts: Sequence[tuple[int, int]]) -> dict[str, Span]:
-        """Per layer kind, for rows of several texts (first position, rows): their rope, and what each row sees."""
+        """Return the span of each layer kind, for rows of several texts (first position, rows)."""
         end = [start + t + 1 for start, rows in texts for t in range(rows)]
         spans = {}
         for kind, window in self._windows.items():

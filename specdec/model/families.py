@@ -1,9 +1,9 @@
 """The family table: a transformers config in, a `DecoderSpec` out.
 
-transformers stays the source of configs. One function per family says what its config means; an architecture that
-is not in the table is an error that lists those that are. Sizes and conventions were read from transformers 5.22's
-modeling files and are held to them by tests/model/test_parity.py. A config comes from
-a file as often as not: every value is read through `Values`, which refuses what cannot be one.
+transformers stays the source of configs. One function per family says what its config means. An architecture that is
+not in the table is an error that lists those that are. Sizes and conventions were read from transformers 5.22's
+modeling files, and tests/model/test_parity.py holds them to these files. A config often comes from a file, so every
+value is read through `Values`, which refuses values that no model can have.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from specdec.model.spec import Activation, DecoderSpec, LayerSpec, RopeSpec
 from specdec.weights.metadata import Values, finite, foreign, quote
 
 LARGEST_HEAD = 1 << 16  # heads of a layer, and numbers in a head
-# The least and the largest that a config may say; what lies outside makes sums that are not finite.
+# The least and the largest value that a config may have; values outside make sums that are not finite.
 EPSILON, THETA, FACTOR, SOFTCAP = (0.0, 1.0), (1e-3, 1e30), (1e-6, 1e9), (1e-6, 1e9)
 
 Config = Any  # a transformers PreTrainedConfig: its attributes differ from family to family
@@ -38,7 +38,7 @@ def decoder_spec(config: Config) -> DecoderSpec:
 
     Raises:
         ValueError: the architecture, or a feature of it (experts, an unusual rope or activation), is not supported, or
-            a value is none of a model's.
+            a value is none that a model has.
     """
     text = config.get_text_config(decoder=True)
     family = _FAMILIES.get(text.model_type)
@@ -50,7 +50,7 @@ def decoder_spec(config: Config) -> DecoderSpec:
 
 
 def supported_families() -> tuple[str, ...]:
-    """The `model_type` of every text config that `decoder_spec` accepts."""
+    """Return the `model_type` of every text config that `decoder_spec` accepts."""
     return tuple(sorted(_FAMILIES))
 
 
@@ -69,7 +69,7 @@ def _qwen3(config: Config) -> DecoderSpec:
 
 
 def _plain(config: Config, **features: Any) -> DecoderSpec:
-    """Llama's shape, which Qwen shares: pre-norm, one rope, one head size."""
+    """Return the spec of Llama's shape, which Qwen shares: pre-norm, one rope, one head size."""
     values = Values(config)
     shared = values.whole("hidden_size") // values.whole("num_attention_heads", 1)
     head_dim = values.whole("head_dim", 0, LARGEST_HEAD, default=0) or shared
@@ -150,7 +150,8 @@ def gemma4_layers(config: Config) -> tuple[LayerSpec, ...]:
 
 
 def _of_layer(config: Config, index: int, kind: str) -> dict[str, Any]:
-    """Sizes that full layers may override: `per_layer_config` since transformers 5.21, `global_*` before it."""
+    """Return the sizes that full layers may override: `per_layer_config` since transformers 5.21, `global_*` before
+    it."""
     names = ("head_dim", "num_key_value_heads")
     if hasattr(config, "per_layer_config"):
         with foreign("per_layer_config of the config"):
@@ -166,7 +167,7 @@ def _of_layer(config: Config, index: int, kind: str) -> dict[str, Any]:
 
 
 def _kinds(values: Values) -> list[str]:
-    """The kind of every layer, which some configs list."""
+    """Return the kind of every layer, which some configs list."""
     count = values.whole("num_hidden_layers", 1)
     if not values.has("layer_types"):
         return ["full_attention"] * count

@@ -1,6 +1,6 @@
 """From GGUF metadata to a transformers config, so that one table of families serves both formats.
 
-Keys are those of gguf-py's constants; what each architecture writes was read from llama.cpp's converter. A file's
+Keys are those of gguf-py's constants; the keys of each architecture were read from llama.cpp's converter. A file's
 `rope_freqs.weight` holds divisors of the full layers' rope frequencies (Llama 3's scaling, and Gemma 4's dimensions
 that do not rotate, as 1e30).
 """
@@ -31,7 +31,7 @@ _GEMMA3_LAYERS_OF_27B = 62
 
 
 class GGUFKeys(Values):
-    """Metadata of one file; `keys.whole("attention.head_count")` reads `llama.attention.head_count`."""
+    """The metadata of one file; `keys.whole("attention.head_count")` reads `llama.attention.head_count`."""
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self.architecture = Values(metadata).text("general.architecture", default="")
@@ -125,7 +125,7 @@ def _head_dim(keys: GGUFKeys) -> int:
 
 
 def _made(kind: type[PretrainedConfig], **values: Any) -> PretrainedConfig:
-    """The config of these values, every one of which has been checked; transformers has checks of its own."""
+    """Return the config of these values, every one of which has been checked; transformers has checks of its own."""
     with foreign("the GGUF file's metadata"):
         return kind(**values)
 
@@ -213,14 +213,14 @@ def _softcap(keys: GGUFKeys) -> float | None:
 
 
 def _each(keys: GGUFKeys, name: str, layers: int) -> list[int]:
-    """One number for each layer, which the file lists, or gives once for all."""
+    """Return one number for each layer, which the file lists, or gives once for all."""
     if isinstance(keys.find(name), list):
         return keys.wholes(name, 1, length=layers)
     return [keys.whole(name, 1)] * layers
 
 
 def _layer_types(keys: GGUFKeys, layers: int, default: int) -> list[str]:
-    """Every n-th layer is full, or a list says which are sliding."""
+    """Return the kind of each layer: every n-th layer is full, or a list says which layers are sliding."""
     name = "attention.sliding_window_pattern"
     if isinstance(keys.find(name), list):
         slide = [bool(slides) for slides in keys.sequence(name, layers)]

@@ -1,8 +1,8 @@
-"""What tensors a spec needs, and what checkpoints call them.
+"""The tensors that a spec needs, and their names in checkpoints.
 
-Canonical names are those of transformers' text models without a prefix ("layers.0.self_attn.q_proj.weight").
-GGUF's are listed in gguf-py's constants; llama.cpp's converter permutes rows of Llama's q and k (its rope pairs
-neighbours) and adds Gemma 3's "1 +" to the norms.
+Canonical names are those of transformers' text models without a prefix ("layers.0.self_attn.q_proj.weight"). GGUF's are
+listed in gguf-py's constants; llama.cpp's converter permutes rows of Llama's q and k (its rope pairs neighbours) and
+adds Gemma 3's "1 +" to the norms.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _DERIVED = re.compile(r"rotary_emb\.inv_freq$|masked_bias$|^rope_freqs\.weight$"
 
 
 def expected_tensors(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
-    """Canonical name -> shape of every tensor that `spec` needs."""
+    """Return the shape of every tensor that `spec` needs, by canonical name."""
     hidden = spec.hidden_size
     shapes: dict[str, tuple[int, ...]] = {
         "embed_tokens.weight": (spec.vocab_size, hidden),
@@ -62,7 +62,7 @@ def expected_tensors(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
 
 
 def layer_tensors(spec: DecoderSpec, index: int) -> Iterable[tuple[str, tuple[int, ...]]]:
-    """(name within the layer, shape) of every tensor of layer `index`."""
+    """Yield (name within the layer, shape) of every tensor of layer `index`."""
     layer, hidden = spec.layers[index], spec.hidden_size
     q, kv = layer.heads * layer.head_dim, layer.kv_heads * layer.head_dim
     own_kv = layer.kv_layer is None
@@ -99,7 +99,7 @@ def layer_tensors(spec: DecoderSpec, index: int) -> Iterable[tuple[str, tuple[in
 
 
 def gguf_name(spec: DecoderSpec, canonical: str) -> str:
-    """What a GGUF file calls the tensor `canonical`."""
+    """Return the name of the tensor `canonical` in a GGUF file."""
     if canonical in _GGUF_TOP:
         return _GGUF_TOP[canonical]
     _, index, name = canonical.split(".", 2)
@@ -113,7 +113,7 @@ def gguf_name(spec: DecoderSpec, canonical: str) -> str:
 
 
 def hf_names(spec: DecoderSpec, names: Iterable[str]) -> dict[str, str]:
-    """Canonical name -> name in a transformers checkpoint that holds `names`, whatever prefix it uses."""
+    """Return, by canonical name, the names in a transformers checkpoint that holds `names`, whatever prefix it uses."""
     present = set(names)
     prefix = next((p for p in _PREFIXES if f"{p}embed_tokens.weight" in present), "model.")
     mapped = {canonical: prefix + canonical for canonical in expected_tensors(spec)}
@@ -124,7 +124,7 @@ def hf_names(spec: DecoderSpec, names: Iterable[str]) -> dict[str, str]:
 
 
 def ignorable(spec: DecoderSpec, name: str) -> bool:
-    """Whether a tensor that the spec does not need may nevertheless be in a checkpoint."""
+    """Return whether a checkpoint may hold the tensor `name`, which the spec does not need."""
     if _NOT_TEXT.search(name) or _DERIVED.search(name):
         return True
     if spec.tied_head and name.endswith("lm_head.weight"):

@@ -2,7 +2,7 @@
 
 What: `load_or_quantize` opens the packed file of a checkpoint, and writes it first where there is none. Tensors are
 read, quantised and written one at a time, so that this takes no more memory than a tensor. The weights are then mapped
-from the packed file, the first time as well: there is one way in. Left out: forgetting files of checkpoints that are
+from the packed file, the first time as well: there is one way in. Left out: deleting files of checkpoints that are
 gone.
 """
 
@@ -28,7 +28,7 @@ from specdec.weights.hub.paths import cache_folder
 from specdec.weights.packed import PackedFile, packing
 from specdec.weights.tensors import Weight, stored_bytes
 
-FORMAT = 1  # of what is kept; another one makes everything anew
+FORMAT = 1  # of the packed files; another number makes all of them anew
 LEAST = 1 << 30  # bytes of a checkpoint that is worth keeping quantised
 
 Step = Callable[[str], None]
@@ -58,10 +58,11 @@ def load_or_quantize(
     dtype: torch.dtype,
     bar: Bar,
 ) -> PackedFile | None:
-    """The packed form of the safetensors checkpoint in `folder`, made now where there is none, and checked.
+    """Return the packed form of the safetensors checkpoint in `folder`, made now where there is none, and checked.
 
-    None where it cannot be kept: too little room on the disk, a folder that cannot be written; a warning says so. Safe
-    against other processes: one makes it, the others wait. Raises ValueError when the checkpoint does not fit `spec`.
+    None where it cannot be kept (too little room on the disk, a folder that cannot be written); a warning says so. Safe
+    against other processes: one makes the file, the others wait. Raises ValueError when the checkpoint does not fit
+    `spec`.
     """
     check_tensors(spec, source)
     files = sorted(folder.glob("*.safetensors"))
@@ -99,7 +100,7 @@ def open_packed(path: Path, about: dict[str, Any], spec: DecoderSpec, bar: Bar) 
 
 
 def _opened(path: Path, about: dict[str, Any], spec: DecoderSpec, bar: Bar) -> PackedFile | None:
-    """The file, if it is there, whole and of such a model; one that is not is deleted, with a warning."""
+    """Return the file if it is there, whole and of such a model; delete another one, with a warning."""
     if not path.is_file():
         return None
     try:
@@ -119,7 +120,7 @@ def _made(
     dtype: torch.dtype,
     bar: Bar,
 ) -> PackedFile:
-    """Raises OSError when it cannot be written."""
+    """Write the packed file and open it. Raises OSError when it cannot be written."""
     for left in path.parent.glob(f".{path.name}.*"):  # of a process that was killed
         left.unlink()
     shapes = expected_tensors(spec)

@@ -1,6 +1,6 @@
-"""What a decoder is, as data: every family differs from the others only in the values of these two records.
+"""A decoder as data: every family differs from the others only in the values of these records.
 
-`DecoderSpec` is what `families.py` makes of a transformers config, and all that `decoder.py` looks at. Left out on
+`families.py` makes a `DecoderSpec` of a transformers config, and `decoder.py` looks at nothing else. Left out on
 purpose: mixture-of-experts blocks, and vision and audio towers.
 """
 
@@ -25,7 +25,7 @@ class RopeSpec:
 
     @property
     def rotating_pairs(self) -> int:
-        """How many pairs turn, where those are the first ones; else all."""
+        """Return how many pairs turn, where those are the first ones; else the number of all pairs."""
         count = sum(f != 0 for f in self.frequencies)
         return count if all(self.frequencies[:count]) else len(self.frequencies)
 
@@ -77,12 +77,13 @@ class DecoderSpec:
         return tuple(layer.window for layer in self.layers)
 
     def keeps_values_alone(self, layer: LayerSpec) -> bool:
-        """Whether K of `layer` can be made from V: both come from one projection, and a slot is a position."""
+        """Return whether K of `layer` can be made from V: both come from one projection, and a slot is a position."""
         return layer.values_from_keys and self.v_norm and self.qk_norm and layer.window is None
 
     @property
     def shared_kv_layers(self) -> dict[str, int]:
-        """Layer kind -> index of the last layer of that kind which stores K/V: what an MTP drafter attends to."""
+        """Return, by layer kind, the index of the last layer of that kind that stores K/V: an MTP drafter attends to
+        it."""
         return {layer.kind: i for i, layer in enumerate(self.layers) if layer.kv_layer is None}
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
-"""Decoder layers, and a stack of them: what a backbone and a drafter are both built from.
+"""Decoder layers, and a stack of them: a backbone and a drafter are both built from these.
 
 Everything is a row, there is no batch dimension; rows of several texts may share a pass. Weights are objects with
-`linear` and `rows`: how they are stored is not this module's business. Arithmetic lives in `specdec.kernels`, where
-every op gives a row the same bits whatever the other rows are.
+`linear` and `rows`: this module does not know how they are stored. Arithmetic lives in `specdec.kernels`, where every
+op gives a row the same bits whatever the other rows are.
 """
 
 from __future__ import annotations
@@ -44,14 +44,15 @@ class Linear:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer(LayerWeights[Linear]):
-    """One decoder layer: its parts, by the names that the kernels know too, and what it does with them op by op."""
+    """One decoder layer: its parts, under the names that the kernels know too, and its computation op by op."""
 
     spec: LayerSpec
 
     def __call__(
         self, x: Tensor, span: Span, store: LayerStore, start: int, per_layer_input: Tensor | None = None
     ) -> Tensor:
-        """Rows [T, hidden] at positions start .. start + T - 1; writes their K/V unless this layer shares another's."""
+        """Take rows [T, hidden] at positions start .. start + T - 1 through the layer; write their K/V if it has its
+        own."""
         y = self.attend(kernels.rms_norm(x, self.input_norm, self.eps), span, store, start)
         x = x + self._norm(y, self.attention_post_norm)
         y = kernels.rms_norm(x, self.mlp_norm, self.eps)
@@ -80,7 +81,7 @@ class Layer(LayerWeights[Linear]):
 
 
 class Rotations:
-    """Rotary cos and sin per layer kind, made for blocks of positions; the blocks that were asked for last are kept."""
+    """Rotary cos and sin per layer kind, made for blocks of positions; the blocks that were used last are kept."""
 
     def __init__(self, ropes: Mapping[str, RopeSpec], dtype: torch.dtype, device: torch.device) -> None:
         self._ropes, self._dtype, self._device = ropes, dtype, device
@@ -88,7 +89,8 @@ class Rotations:
         self._rotating_tables: dict[str, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, kind: str, texts: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """cos and sin [T, head_dim] for layers of `kind`: positions start .. start + rows - 1 of each (start, rows)."""
+        """Return cos and sin [T, head_dim] for layers of `kind`: positions start .. start + rows - 1 of each (start,
+        rows)."""
         parts = [
             tuple(table[low - index * ROPE_BLOCK : high - index * ROPE_BLOCK] for table in self._block(kind, index))
             for start, rows in texts
@@ -99,10 +101,10 @@ class Rotations:
         return torch.cat([cos for cos, _ in parts]), torch.cat([sin for _, sin in parts])
 
     def rotating_tables(self, kind: str, positions: int) -> tuple[Tensor, Tensor]:
-        """cos and sin float32 [at least `positions`, n], for positions from 0 on, of the n pairs that turn at all.
+        """Return cos and sin float32 [at least `positions`, n], from position 0 on, of the n pairs that turn at all.
 
-        Proportional rope (Gemma 4's full layers) turns 64 pairs of 256: a table for every position of a long text is
-        then an eighth of what it would be.
+        Proportional rope (Gemma 4's full layers) turns 64 pairs of 256: a table for every position of a long text then
+        has an eighth of its full size.
         """
         count = self._ropes[kind].rotating_pairs
         known = self._rotating_tables.get(kind)
@@ -126,7 +128,7 @@ class Rotations:
 
 
 def _pieces(low: int, high: int) -> list[tuple[int, int, int]]:
-    """Positions low .. high - 1 block by block: (block, first position, one past the last)."""
+    """Return positions low .. high - 1 block by block: (block, first position, one past the last)."""
     return [
         (index, max(low, index * ROPE_BLOCK), min(high, (index + 1) * ROPE_BLOCK))
         for index in range(low // ROPE_BLOCK, -(-high // ROPE_BLOCK))
@@ -147,7 +149,7 @@ class Stack:
 
     @property
     def fused(self) -> FusedLayers | None:
-        """The layers as one native call, where there is one."""
+        """Return the layers as one native call, where there is one; else None."""
         return self._fused
 
     def __call__(
@@ -158,10 +160,10 @@ class Stack:
         extra: Tensor | None = None,
         aux_layers: Sequence[int] = (),
     ) -> Tensor:
-        """Rows [T, hidden] of `texts`, one text after the other; `extra` [T, layers, width]: per-layer inputs.
+        """Take rows [T, hidden] of `texts`, one text after the other, through all layers and the norm.
 
-        Returns [T, (1 + number of `aux_layers`) * hidden]: the rows after the last norm, then as they leave each of
-        those layers.
+        `extra` [T, layers, width]: per-layer inputs. Returns [T, (1 + number of `aux_layers`) * hidden]: the rows after
+        the last norm, then the output of each of those layers.
         """
         if self._fused is not None and self._fused.usable(text.cache.views for text in texts):
             return self._fused(x, spans, [StoreRows(text.rows, text.cache.views) for text in texts], extra, aux_layers)
@@ -177,7 +179,7 @@ class Stack:
     def _op_by_op(
         self, x: Tensor, spans: Mapping[str, Span], text: SequenceRows, extra: Tensor | None, part: slice
     ) -> list[Tensor]:
-        """What leaves each layer, [rows, hidden]."""
+        """Return the output of each layer, [rows, hidden]."""
         outputs = []
         for i, layer in enumerate(self.layers):
             store = text.cache.stores[self.stores[i]]

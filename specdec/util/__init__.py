@@ -1,1 +1,1 @@
-"""What every other room may use and what knows none of them: files, text, terminals, threads, the heap."""
+"""Helpers that every other package may use and that know none of them: files, text, terminals, threads, the heap."""

@@ -1,8 +1,8 @@
-"""Files that are there whole or not at all, whatever stops their writing; and what is no file is written through.
+"""Write files whole or not at all, whatever stops the writing; write through a path that is no file.
 
 What: `replacing` for all that this package writes. A link stays, and the file that it points to is replaced, with its
 mode. A device, a pipe, `/dev/stdout` and the like are written to; they are never replaced. `is_foreign` is the one rule
-for a user's files: what somebody else wrote is not replaced.
+for a user's files: a file that somebody else wrote is not replaced.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def user_path(name: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path, which takes the place of `path` when the block ends; after an error nothing is left.
+    """Give a temporary path, whose file takes the place of `path` after the block; after an error nothing is left.
 
-    The folder of `path` is made where there is none. Where `path` is something else than a file, what was written is
+    The folder of `path` is made where there is none. Where `path` is something else than a file, the written content is
     copied to it in the end. Raises OSError, which names `path` and not the temporary file.
     """
     through = _opener(path)
@@ -93,7 +93,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def is_foreign(path: Path, ours: Callable[[Path], bool]) -> bool:
-    """Return whether `path` is a file with something in it of which `ours` is not true: one not to be replaced.
+    """Return whether `path` is a file with content for which `ours` is false: such a file is not replaced.
 
     Raises OSError when the file cannot be read.
     """
@@ -110,14 +110,14 @@ def is_file_like(path: Path) -> bool:
 
 
 def _about(path: Path, error: OSError, *others: Path) -> OSError:
-    """The same error, of `path`, where it names no file or one of `others`."""
+    """Return the same error, of `path`, where it names no file or one of `others`."""
     if error.errno is not None and (error.filename is None or error.filename in map(str, others)):
         return OSError(error.errno, error.strerror, str(path))
     return error
 
 
 def _mode(target: Path) -> int | None:
-    """The permissions of a file that is there; one that may not be written raises PermissionError."""
+    """Return the permissions of a file that is there. Raises PermissionError for a file that may not be written."""
     try:
         mode = target.stat().st_mode
     except FileNotFoundError:
@@ -130,7 +130,7 @@ def _mode(target: Path) -> int | None:
 
 
 def _opener(path: Path) -> Callable[[], BinaryIO] | None:
-    """How to open what is not a regular file; None for files, and for what is not there."""
+    """Return the means to open a path that is not a regular file; None for files, and for a path that is not there."""
     number = _descriptor(path)
     if number is not None:
         return lambda: _duplicate(number)
@@ -142,7 +142,8 @@ def _opener(path: Path) -> Callable[[], BinaryIO] | None:
 
 
 def _duplicate(number: int) -> BinaryIO:
-    """A file of this process, opened before, to go on writing where it is: opening it anew would begin at its start."""
+    """Return a file of this process, opened before, to go on writing where it is: opened anew it would begin at its
+    start."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
@@ -150,7 +151,8 @@ def _duplicate(number: int) -> BinaryIO:
 
 
 def _descriptor(path: Path) -> int | None:
-    """The number, where `path` names an open file of this process: /dev/stdout, /proc/self/fd/1, a link to one."""
+    """Return the number where `path` names an open file of this process: /dev/stdout, /proc/self/fd/1, a link to
+    one."""
     places = {os.path.realpath(place) for place in _DESCRIPTORS}
     name = os.path.abspath(path)
     for _ in range(_LINKS):

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when somebody first asks for one (PEP 562)."""
+"""Import the names of a package at their first use (PEP 562)."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from specdec.util.text import printable
 
 
 class Terminal(Console):
-    """A console on stdout, or on stderr with `stderr=True`; all that is printed on it goes through `printable`."""
+    """A console on stdout, or on stderr with `stderr=True`; all text printed on it goes through `printable`."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):

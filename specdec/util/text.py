@@ -1,4 +1,4 @@
-"""Text that people type and that files hold: what may be shown, what a tokenizer takes, what was probably meant."""
+"""Text that people type and that files hold: characters that may be shown, valid text for a tokenizer, near names."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ _LONGEST = 100  # letters; comparing takes time that grows with the square, and 
 def printable(text: str) -> str:
     """Return `text` without its control characters (C0, DEL and C1), except line ends and tabs.
 
-    What comes from others (names, prompts, metadata of files) reaches a terminal in this form, or in a
-    `Terminal` of `specdec.util.terminal`, which applies it: an escape sequence would move the cursor, or type into the
-    shell.
-    Nothing takes the place of a character, so that columns of a table stay as wide as they were measured.
+    Text of others (names, prompts, metadata of files) reaches a terminal in this form, or in a `Terminal` of
+    `specdec.util.terminal`, which applies it: an escape sequence would move the cursor, or type into the shell. Nothing
+    takes the place of a character, so that columns of a table stay as wide as they were measured.
     """
     return text.translate(_CONTROL)
 
@@ -40,7 +39,7 @@ def _sign(control: str) -> str:
 
 
 def check_text(text: str, what: str) -> None:
-    """Raise a ValueError when `text`, of which `what` says where it is from, holds half a surrogate pair.
+    """Raise a ValueError when `text` holds half a surrogate pair; `what` names the text in the message.
 
     A JSON file can hold one, and so can a command line that is not UTF-8; no tokenizer takes it.
     """
@@ -55,7 +54,7 @@ def check_text(text: str, what: str) -> None:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return " Did you mean X?", of the one of `known` that is nearest to `word`; "" where none is near."""
+    """Return " Did you mean X?", with the name of `known` that is nearest to `word`; "" where none is near."""
     from difflib import get_close_matches  # as long to import as all else here, and rarely needed
 
     names = {name.casefold(): name for name in known}

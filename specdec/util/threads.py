@@ -1,4 +1,4 @@
-"""Threads: how many torch's own ops take, and whose turn it is to compute.
+"""Threads: the number that torch's own ops take, and the turn to compute.
 
 The kernels have threads of their own (`kernels/csrc/threads.h`), one team for the whole process.
 """
@@ -19,10 +19,10 @@ from threadpoolctl import ThreadpoolController
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Run small torch ops on the caller's thread alone.
+    """Run torch ops on the caller's thread alone while the block runs: for small ops.
 
-    Work of a few microseconds costs more when it is shared, torch's other threads go on polling for milliseconds on
-    the cores that the next pass needs, and with another process on one of two cores every op waits a time slice.
+    Work of a few microseconds costs more when it is shared, torch's other threads go on polling for milliseconds on the
+    cores that the next pass needs, and with another process on one of two cores every op waits a time slice.
     """
     threads, outside = torch.get_num_threads(), torch_threads()
     try:
@@ -44,7 +44,7 @@ def torch_threads() -> int:
 
 
 def is_narrowed() -> bool:
-    """Return whether this thread is inside of `one_torch_thread`: times that are taken now are no pass's."""
+    """Return whether this thread is inside of `one_torch_thread`: times taken there say nothing of a pass."""
     return getattr(_narrowed, "outside", None) is not None
 
 
@@ -69,7 +69,7 @@ T = TypeVar("T")
 
 
 class LastOf(Generic[T]):
-    """The newest of some values: each thread's own, and to a thread that has none the newest of all."""
+    """The newest value of each thread; for a thread that has none, the newest of all threads."""
 
     def __init__(self, first: T) -> None:
         self._newest, self._own = first, threading.local()
@@ -88,12 +88,12 @@ class Turns:
     """The right to compute, given to one caller at a time in the order in which callers asked.
 
     `threading.Lock` is not fair: a thread that decodes would take it again and again, and the others would wait for the
-    end of its text. A caller who has the turn may ask for it once more: a drafter may be a model that generates.
+    end of its text. A caller that has the turn may ask for it once more: a drafter may be a model that generates.
     """
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
-        self._waiting: deque[tuple[int, threading.Lock]] = deque()  # identities of threads, and what wakes them
+        self._waiting: deque[tuple[int, threading.Lock]] = deque()  # identities of threads, and their locks
         self._owner: int | None = None  # identity of the thread whose turn it is
 
     def __call__(self) -> AbstractContextManager[None]:
@@ -116,7 +116,7 @@ class Turns:
         gate.acquire()
 
     def leave(self, thread: int) -> None:
-        """Give the turn of `thread` to the next one who waits; or wait no longer, where it was not its turn yet."""
+        """Give the turn of `thread` to the next thread that waits; where `thread` still waits itself, end its wait."""
         with self._mutex:
             if self._owner != thread:
                 self._waiting = deque(each for each in self._waiting if each[0] != thread)
@@ -155,9 +155,9 @@ if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads,
 
 
 def turn_to_compute() -> AbstractContextManager[None]:
-    """Let one pass at a time have the cores: two at once take longer than one after the other.
+    """Take the turn to compute while the block runs: two passes at once take longer than one after the other.
 
-    Nothing waits where a pass takes one thread: such passes run side by side. Of a user's code only drafters run
-    inside: they may generate in the thread that asks them, and not in another one.
+    Nothing waits where a pass takes one thread: such passes run side by side. Drafters are the only code of a user that
+    runs inside: they may generate in the thread that asks them, and not in another one.
     """
     return nullcontext() if torch_threads() == 1 else _turns()

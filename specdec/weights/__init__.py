@@ -1,9 +1,10 @@
 """Where weights come from and how they are held: checkpoint readers, and matrices in floats or in blocks.
 
-What: `SafetensorsCheckpoint` and `GGUFCheckpoint` answer the same four questions (`checkpoint.Checkpoint`)
-and hand out `Weight`s. Why: the decoder never asks how a matrix is stored; it calls `linear` and `rows`. Left
-out: names of tensors and models, which belong to `specdec.model` and `specdec.weights.hub`.
-The names are imported when somebody first asks for one: `specdec.weights.hub` is read where torch is not.
+What: `SafetensorsCheckpoint` and `GGUFCheckpoint` have the methods of `checkpoint.Checkpoint`, and hand out `Weight`s.
+Why: the decoder never asks how a matrix is stored; it calls `linear` and `rows`. Left out: names of tensors and models,
+which belong to `specdec.model` and `specdec.weights.hub`.
+
+The names are imported at their first use: `specdec.weights.hub` is read where torch is not.
 """
 
 from __future__ import annotations

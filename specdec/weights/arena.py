@@ -1,9 +1,9 @@
-"""Where weights lie: one after another, in the order in which a pass reads them, in huge pages where there are any.
+"""A place for weights: one after another, in the order in which a pass reads them, in huge pages where there are any.
 
-A pass reads every weight once, far more memory than a processor's table of pages covers at 4 KiB each; with pages of
-2 MiB (Linux; `madvise` or `always` in /sys/kernel/mm/transparent_hugepage/enabled) the lookups go away: on a Zen 4
-EPYC a pass over SmolLM2 then took 0.94 of the time, its head 0.89, one over Gemma 3 270M 0.97. Elsewhere this is
-ordinary memory. Left out: giving memory back before the last tensor of a region is gone.
+A pass reads every weight once, far more memory than a processor's table of pages covers at 4 KiB each. With pages of 2
+MiB (Linux; `madvise` or `always` in /sys/kernel/mm/transparent_hugepage/enabled) the lookups go away: on a Zen 4 EPYC a
+pass over SmolLM2 then took 0.94 of the time, its head 0.89, one over Gemma 3 270M 0.97. Elsewhere this is ordinary
+memory. Left out: giving memory back before the last tensor of a region is gone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Arena:
         self._used = 0
 
     def place(self, tensor: Tensor) -> Tensor:
-        """A copy of `tensor`, contiguous, aligned to 64 bytes."""
+        """Return a copy of `tensor` in the arena, contiguous, aligned to 64 bytes."""
         if tensor.nbytes == 0:
             return tensor.clone()
         if self._used + tensor.nbytes > len(self._region):
@@ -37,7 +37,7 @@ class Arena:
 
 
 def _region(size: int) -> Tensor:
-    """`size` bytes that nobody has touched yet."""
+    """Return `size` bytes that nobody has touched yet."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(size, dtype=torch.uint8)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory has other rules

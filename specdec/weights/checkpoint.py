@@ -1,9 +1,8 @@
-"""What every checkpoint reader answers, and the checks that they share.
+"""The methods of every checkpoint reader, and the checks that they share.
 
-What: `Checkpoint` is the protocol behind which safetensors and GGUF look alike: names with shapes, small
-tensors as float32, matrices as `Weight`s. Why: a loader written against it streams tensor by tensor, so that
-peak memory is the loaded model plus one tensor. Left out: writing checkpoints, and anything that runs code
-from a file (pickle).
+What: `Checkpoint` is the protocol behind which safetensors and GGUF look alike: names with shapes, small tensors as
+float32, matrices as `Weight`s. Why: a loader written against it streams tensor by tensor, so that peak memory is the
+loaded model plus one tensor. Left out: writing checkpoints, and anything that runs code from a file (pickle).
 """
 
 from __future__ import annotations
@@ -27,34 +26,34 @@ class Checkpoint(Protocol):
 
     @property
     def path(self) -> Path:
-        """The file, or the folder of a sharded checkpoint."""
+        """Return the file, or the folder of a sharded checkpoint."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor's name and shape in torch's order, (out, in) for matrices."""
+        """Return every tensor's name and shape in torch's order, (out, in) for matrices."""
 
     def loaded_bytes(self, name: str, dtype: torch.dtype, quantize: Storage = None) -> int:
-        """What `weight` makes of a matrix, and `tensor` in `dtype` of a vector, takes in memory."""
+        """Return the bytes in memory of a matrix that `weight` makes, or of a vector that `tensor` makes, in
+        `dtype`."""
 
     def tensor(self, name: str) -> Tensor:
-        """The whole tensor as float32 on the CPU, dequantised: for norms, scalars and biases.
+        """Return the whole tensor as float32 on the CPU, dequantised: for norms, scalars and biases.
 
         Raises ValueError when there is no such tensor.
         """
 
     def weight(self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None) -> Weight:
-        """The matrix `name` [N, K] on the CPU, ready to multiply.
+        """Return the matrix `name` [N, K] on the CPU, ready to multiply.
 
-        `quantize`: None keeps what is stored (GGUF blocks stay blocks, floats become `dtype`); "int4" and
-        "int8" quantise floats and leave blocks alone; "none" turns everything into `dtype`. A float matrix
-        whose K is not a multiple of 32 has no blocks: it stays in `dtype` whatever `quantize` says.
-        `rows` [M] long picks output rows in this order before packing (a permutation, or a subset).
-        Raises ValueError for an unknown name, a tensor that is not a matrix, rows out of range, and values
-        that the storage cannot hold.
+        `quantize`: None keeps the storage (GGUF blocks stay blocks, floats become `dtype`); "int4" and "int8" quantise
+        floats and leave blocks alone; "none" turns everything into `dtype`. A float matrix whose K is not a multiple of
+        32 has no blocks: it stays in `dtype` whatever `quantize` says. `rows` [M] long picks output rows in this order
+        before packing (a permutation, or a subset). Raises ValueError for an unknown name, a tensor that is not a
+        matrix, rows out of range, and values that the storage cannot hold.
         """
 
 
 def find(name: str, entries: Mapping[str, Entry], path: Path) -> Entry:
-    """`entries[name]`, or a ValueError that names the nearest tensors."""
+    """Return `entries[name]`. Raises ValueError, naming the nearest tensors, where there is none."""
     if name in entries:
         return entries[name]
     close = get_close_matches(name, entries, n=3)
@@ -63,14 +62,14 @@ def find(name: str, entries: Mapping[str, Entry], path: Path) -> Entry:
 
 
 def checked_floats(tensor: Tensor, name: str) -> Tensor:
-    """Return `tensor`, which `Checkpoint.tensor` gives. Raises ValueError when a value is not finite."""
+    """Return `tensor`, the result of `Checkpoint.tensor`. Raises ValueError when a value is not finite."""
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{name} holds values that are not finite; fetch the checkpoint again")
     return tensor
 
 
 def check_request(name: str, shape: tuple[int, ...], quantize: Storage, rows: Tensor | None) -> None:
-    """The ValueErrors of `Checkpoint.weight` that need only its arguments."""
+    """Check the arguments of `Checkpoint.weight` that need no file. Raises its ValueErrors."""
     if quantize is not None and quantize not in get_args(get_args(Storage)[0]):
         raise ValueError(f"quantize={quantize!r} is not known; use 'int4', 'int4-all', 'int8', 'none' or None")
     if len(shape) != 2 or 0 in shape:

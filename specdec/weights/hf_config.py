@@ -2,9 +2,9 @@
 
 What: `read_config`, `read_generation_config`, and `tokenizer_config`, by which transformers picks a tokenizer. Why not
 `AutoConfig.from_pretrained`: a config can ask for code (`auto_map` names a module beside it, `attn_implementation` a
-kernel of the hub), of which transformers asks on stdin or which it fetches; and transformers builds lists as long as a
-number in the file says. Here the file is read as JSON, what could run is refused or left out, numbers are bounded by
-the tensors that are there, and only then transformers makes its object of the rest. Left out: versions of a config for
+kernel of the hub), and transformers then asks on stdin or fetches the code. It also builds lists as long as a number in
+the file says. Here the file is read as JSON, keys that could run code are refused or left out, and numbers are bounded
+by the tensors that are there; only then transformers makes its object of the rest. Left out: versions of a config for
 older transformers, and configs inside GGUF files (`specdec/model/gguf_config.py`).
 """
 
@@ -28,7 +28,7 @@ _COUNTED = ("num_hidden_layers", "num_labels")  # transformers makes lists as lo
 _MOST = 1 << 12  # labels, and layers of parts that are not read (vision, audio); copied several times over
 _ID = (-(1 << 31), 1 << 32)  # -1 and 2**32 - 1 stand for "none" in some files
 
-# What generation_config.json may hold: bounds of whole numbers and of numbers; all else of a name has another type.
+# Settings of generation_config.json: bounds of whole numbers and of numbers, then the settings of other types.
 _WHOLE = dict.fromkeys(
     (
         "max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams", "top_k", "no_repeat_ngram_size",
@@ -58,8 +58,8 @@ _OBJECTS = ("cache_config", "watermarking_config", "compile_config", "continuous
 
 
 def read_config(folder: Path, tensors: int, supported: Sequence[str]) -> Any:
-    """Return transformers' config of the model in `folder`, which has so many `tensors`; `supported`: model types that
-    an error names.
+    """Return transformers' config of the model in `folder`, which has so many `tensors`. `supported`: model types for
+    errors to name.
 
     Raises:
         ValueError: there is no config.json, it is damaged, transformers does not know its model type, or it needs code
@@ -80,8 +80,11 @@ def read_config(folder: Path, tensors: int, supported: Sequence[str]) -> Any:
 
 
 def tokenizer_config(folder: Path) -> Any:
-    """Return the config of the model in `folder`, an empty one where there is none or of a type that transformers does
-    not know. Raises ValueError, naming the file, for a damaged one, and for damaged settings of the tokenizer."""
+    """Return the config of the model in `folder`; an empty one without config.json or for a type unknown to
+    transformers.
+
+    Raises ValueError, naming the file, when config.json or the settings of the tokenizer are damaged.
+    """
     _check_tokenizer(folder)
     path = folder / CONFIG
     values = read_object(path) if path.is_file() else {}
@@ -91,7 +94,7 @@ def tokenizer_config(folder: Path) -> Any:
 
 
 def _check_tokenizer(folder: Path) -> None:
-    """Refuse files whose keys a terminal would obey: `tokenizers` prints those that it does not know."""
+    """Refuse files with keys that a terminal would obey: `tokenizers` prints the keys that it does not know."""
     for name in _TOKENIZER_SETTINGS:
         path = folder / name
         if not path.is_file() or not _CONTROL.search(
@@ -114,9 +117,9 @@ def _made(path: Path, kind: str, values: Mapping[str, Any], tensors: int) -> Any
 
 
 def read_generation_config(folder: Path, config: Any) -> GenerationConfig:
-    """Return the generation settings of the model in `folder`: its file's, else what `config` implies.
+    """Return the generation settings of the model in `folder`: its file's, else those that `config` implies.
 
-    Raises ValueError, naming the file, for one whose values are of another kind than they must be.
+    Raises ValueError, naming the file, when a value is of another kind than it must be.
     """
     path = folder / GENERATION
     if not path.is_file():
@@ -133,7 +136,7 @@ def read_generation_config(folder: Path, config: Any) -> GenerationConfig:
 
 
 def _checked(config: Any, folder: Path) -> Any:
-    """`config` once all that is asked of it later has been asked of it: transformers checks some values no sooner."""
+    """Return `config` after trying all its later uses: transformers checks some values only at their use."""
     config.name_or_path = str(folder)
     for part in (config, config.get_text_config(decoder=True)):
         part.to_dict()
@@ -153,7 +156,7 @@ def _bound(values: Mapping[str, Any], tensors: int) -> None:
 
 
 def _objects(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every object inside `values`, itself included, and what stands before names in it."""
+    """Yield every object inside `values`, itself included, and the prefix of the names in it."""
     yield where, values
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -161,7 +164,7 @@ def _objects(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, 
 
 
 def _harmless(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
-    """A copy without what picks code, and without what would take the place of a method."""
+    """Return a copy without the keys that pick code, and without those that would replace a method."""
     return {
         name: _harmless(value, type(None)) if isinstance(value, Mapping) else value
         for name, value in values.items()

@@ -1,11 +1,11 @@
-"""What a file says of itself, checked before it is used.
+"""The values that a file gives of itself, checked before they are used.
 
-What: `Values` hands out named values of GGUF metadata, a JSON object or a config by kind (a whole number within
-bounds, a finite number, a flag, a text, a list), and refuses others; `read_object` reads a file that holds one JSON
-object. `naming` and `foreign` stand around whole readings: what goes wrong inside becomes a ValueError of one
-printable line that names the file. `quote` writes a value of a file for people. Why one place: a file can hold
-anything in place of anything, and each reader would otherwise check what its author thought of. Left out: what only a
-format knows, such as where a tensor may lie.
+What: `Values` hands out named values of GGUF metadata, a JSON object or a config by kind (a whole number within bounds,
+a finite number, a flag, a text, a list), and refuses others; `read_object` reads a file that holds one JSON object.
+`naming` and `foreign` stand around whole readings: an error inside becomes a ValueError of one printable line that
+names the file. `quote` writes a value of a file for people. Why one place: a file can hold anything in place of
+anything, and each reader would otherwise check only its author's ideas. Left out: checks that only one format needs,
+such as where a tensor may lie.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _MESSAGE = 2000  # characters of a message: one may list many names
 class Values:
     """Named values of one source: a mapping, or an object with attributes.
 
-    Each method raises ValueError, with the value's full name, when there is no such value and no default, or one of
-    another kind. None counts as "no such value".
+    Each method raises ValueError, with the value's full name, when the value is missing without a default, or is of
+    another kind. None counts as missing.
     """
 
     def __init__(self, source: Mapping[str, Any] | object, prefix: str = "") -> None:
-        """`prefix`: what stands before every name in the source."""
+        """Keep the source. `prefix`: the text before every name in the source."""
         self._source, self.prefix = source, prefix
 
     def find(self, name: str) -> Any:
@@ -94,7 +94,7 @@ class Values:
         return list(value)
 
     def mapping(self, name: str) -> dict[str, Any]:
-        """Return an object inside this one as it is."""
+        """Return, as it is, an object inside this one."""
         value = self._needed(name)
         if not isinstance(value, Mapping):
             raise self.wrong(name, "an object", value)
@@ -138,7 +138,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def check_texts(value: Any, keys_only: bool = False) -> None:
     """Raise a ValueError when a text or a key anywhere inside a JSON value holds characters that a terminal obeys.
 
-    For values that another library may print: it does so as they are. `keys_only`: texts may hold anything.
+    It is for values that another library may print as they are. `keys_only`: texts may hold anything.
     """
     waiting = [value]
     while waiting:
@@ -156,7 +156,7 @@ def check_texts(value: Any, keys_only: bool = False) -> None:
 
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Let a ValueError of the block name `path`, on one printable line. Other exceptions pass."""
+    """Add `path` to a ValueError of the block, on one printable line. Other exceptions pass."""
     try:
         yield
     except ValueError as error:
@@ -171,10 +171,10 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 def foreign(
     path: str | os.PathLike[str], advice: str = "fetch it again", what: str = "cannot be read"
 ) -> Iterator[None]:
-    """Turn whatever another library raises inside the block into a ValueError: `path`: `what` (why); `advice`.
+    """Turn any exception of another library in the block into a ValueError: `path`: `what` (why); `advice`.
 
-    transformers, tokenizers and safetensors raise kinds of their own, and kinds that a damaged file lets happen
-    (TypeError, KeyError, ...). Panics of libraries in Rust are not even an Exception.
+    transformers, tokenizers and safetensors raise kinds of their own, and kinds that a damaged file causes (TypeError,
+    KeyError, ...). Panics of libraries in Rust are not even an Exception.
     """
     try:
         yield
@@ -185,7 +185,7 @@ def foreign(
 
 
 def quote(value: Any) -> str:
-    """Return a value of a file as it stands in a message: printable, and not longer than a line."""
+    """Return a value of a file for a message: printable, and not longer than a line."""
     if isinstance(value, str):
         return _cut(repr(value[: 2 * _SHOWN]))
     if isinstance(value, (list, tuple, dict)):
@@ -199,7 +199,8 @@ def quote(value: Any) -> str:
 def one_line(text: str) -> str:
     """Return `text` on one line, with an escape for each character that a terminal obeys: names in files hold any.
 
-    Escapes, not nothing as `specdec.util.text.printable` leaves: a name in an error must be told from its neighbours.
+    It keeps such characters as escapes, where `specdec.util.text.printable` drops them: a name in an error must be told
+    from its neighbours.
     """
     if text.isprintable() and len(text) <= _MESSAGE:
         return text
@@ -226,7 +227,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _like(error: ValueError, message: str) -> ValueError:
-    """A ValueError of the same kind where that kind takes a message, so that callers can tell kinds apart."""
+    """Return a ValueError of the same kind where that kind takes a message, so that callers can tell kinds apart."""
     kind = type(error)
     return (
         kind(message)

@@ -1,4 +1,4 @@
-"""A model as it is multiplied, in one file: what is kept of a quantised checkpoint for the next start.
+"""A model in one file, as it is multiplied: a quantised checkpoint kept for the next start.
 
 What: `packing` adds tensor after tensor and gives the file its name at the end, so that there is never half of one;
 `PackedFile` maps it. Why a format of our own: blocks are stored as the kernels read them, each part on a boundary of 64
@@ -42,7 +42,7 @@ _DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloa
 
 
 class Part(NamedTuple):
-    """Where a tensor, or a part of one, lies."""
+    """The place of a tensor, or of a part of one, in the file: `at` byte, with dtype, shape and checksum."""
 
     at: int
     dtype: torch.dtype
@@ -136,9 +136,9 @@ class PackedWriter:
 
 @contextmanager
 def packing(path: Path, about: dict[str, Any]) -> Iterator[PackedWriter]:
-    """A writer of `path`, which is there when the block ends; an error inside leaves nothing behind.
+    """Give a writer of `path`, which is there when the block ends; an error inside leaves nothing behind.
 
-    `about`: any JSON, what the file was made from; whoever opens it must expect the same.
+    `about`: any JSON that tells what the file was made from. The reader of the file must expect the same.
     """
     with replacing(path) as temporary, temporary.open("wb") as file:
         writer = PackedWriter(file, about)
@@ -147,16 +147,16 @@ def packing(path: Path, about: dict[str, Any]) -> Iterator[PackedWriter]:
 
 
 class PackedFile:
-    """What a `PackedWriter` wrote, mapped: its tensors are pages of the file, and take memory once they are read."""
+    """A packed file, mapped: its tensors are pages of the file, and take memory once they are read."""
 
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
-        """Raises ValueError when the file is damaged, or was made from something else than `about`."""
+        """Map the file `path`. Raises ValueError when it is damaged, or was made from something else than `about`."""
         self.path = path
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size < ALIGNMENT + _FOOTER:
                 raise self._damaged("it is cut short")
-            # Private, so that torch gets memory that it may think writable; nobody writes.
+            # Private, because torch asks for writable memory; nobody writes.
             self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         footer = self._memory[-_FOOTER:]
         length = int.from_bytes(footer[:8], "little")
@@ -168,7 +168,7 @@ class PackedFile:
         found = self._parsed(index)
         if found.get("about") != {**about, "byte_order": sys.byteorder}:
             raise ValueError(f"{path}: was made from something else; delete it, and it is made again")
-        # What the hash says nothing of: whether the index was written by `PackedWriter`, or by somebody else.
+        # The hash does not tell whether `PackedWriter` or somebody else wrote the index.
         try:
             self._tensors = read_index(Values(found).mapping("tensors"), size - _FOOTER - length)
         except ValueError as error:
@@ -196,7 +196,7 @@ class PackedFile:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the file."""
+        """Return the bytes of the file."""
         return len(self._memory)
 
     def weight(self, name: str) -> Weight:
@@ -215,9 +215,9 @@ class PackedFile:
         return self._tensor(part)
 
     def verify(self, advance: Callable[[int], None] = lambda done: None) -> None:
-        """Read all of it and compare checksums, which also brings it into memory. `advance(bytes)` after each part.
+        """Read the whole file into memory and compare checksums. `advance(bytes)` is called after each part.
 
-        Raises ValueError when it is damaged.
+        Raises ValueError when the file is damaged.
         """
         parts = [part for entry in self._tensors.values() for part in entry.parts]
 
@@ -243,6 +243,6 @@ class PackedFile:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous tensor."""
+    """Return the memory of a contiguous tensor."""
     flat: memoryview = tensor.view(-1).view(torch.uint8).numpy().data
     return flat

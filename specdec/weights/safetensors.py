@@ -1,10 +1,9 @@
 """Safetensors as a checkpoint: one file, or a folder of shards with its index.
 
-What: `SafetensorsCheckpoint` checks the headers of all shards at once, then maps a shard for each tensor that
-is asked for. Why all headers first: a missing, cut-short or pre-quantised file is named in milliseconds, not
-after minutes of loading. Left out: pickle files (reading one can run code) and pre-quantised checkpoints
-(GPTQ, AWQ, bitsandbytes, float8), whose layouts are not ours. Source of the format:
-https://github.com/huggingface/safetensors
+What: `SafetensorsCheckpoint` checks the headers of all shards at once, then maps a shard for each tensor that is asked
+for. Why all headers first: a missing, cut-short or pre-quantised file is named in milliseconds, not after minutes of
+loading. Left out: pickle files (reading one can run code) and pre-quantised checkpoints (GPTQ, AWQ, bitsandbytes,
+float8), which have other layouts. Source of the format: https://github.com/huggingface/safetensors
 """
 
 from __future__ import annotations
@@ -76,24 +75,25 @@ class SafetensorsCheckpoint:
 
     @property
     def path(self) -> Path:
-        """The file or folder that was named."""
+        """Return the file or folder that the caller named."""
         return self._path
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its files."""
+        """Return the bytes of all its files."""
         return sum(shard.stat().st_size for shard in {entry.shard for entry in self._entries.values()})
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor's name and shape."""
+        """Return every tensor's name and shape."""
         return {name: entry.shape for name, entry in self._entries.items()}
 
     def loaded_bytes(self, name: str, dtype: torch.dtype, quantize: Storage = None) -> int:
-        """What `weight` makes of a matrix, and `tensor` in `dtype` of a vector, takes in memory."""
+        """Return the bytes in memory of a matrix that `weight` makes, or of a vector that `tensor` makes, in
+        `dtype`."""
         return stored_bytes(find(name, self._entries, self.path).shape, quantize, dtype)
 
     def tensor(self, name: str) -> Tensor:
-        """The whole tensor as float32; ValueError for integers that float32 cannot hold."""
+        """Return the whole tensor as float32. Raises ValueError for integers that float32 cannot hold."""
         entry = find(name, self._entries, self.path)
         with safe_open(entry.shard, framework="pt") as file:
             stored: Tensor = file.get_tensor(name)
@@ -107,7 +107,7 @@ class SafetensorsCheckpoint:
         return floats
 
     def weight(self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None) -> Weight:
-        """The matrix `name`; None and "none" both mean floats of `dtype` here."""
+        """Return the matrix `name`; `quantize` None and "none" both mean floats of `dtype` here."""
         entry = find(name, self._entries, self.path)
         check_request(name, entry.shape, quantize, rows)
         if entry.dtype in _INTEGERS:
@@ -118,7 +118,7 @@ class SafetensorsCheckpoint:
 
 
 def _shards(path: Path) -> tuple[list[Path], dict[str, Path]]:
-    """The files to read, and where the index puts each tensor (empty without an index)."""
+    """Return the files to read, and the file of each tensor by the index (empty without an index)."""
     if path.suffix in PICKLES:
         raise _pickle(path, [path.name])
     if path.is_file():
@@ -162,12 +162,13 @@ def _index(file: Path) -> dict[str, Path]:
 
 
 def _beside(shard: str) -> bool:
-    """Whether a name of an index is a file's name, of a file in the same folder."""
+    """Return whether a name of an index is the name of a file in the same folder."""
     return Path(shard).name == shard and "\\" not in shard and shard.isprintable() and len(shard.encode()) <= _NAME
 
 
 def _header(shard: Path) -> dict[str, _Entry]:
-    """Names, shapes and dtypes of one file; ValueError when it is damaged or holds what we do not read."""
+    """Return names, shapes and dtypes of one file. Raises ValueError when it is damaged or holds types that we do not
+    read."""
     try:
         with safe_open(shard, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -210,7 +211,7 @@ def _pickle(path: Path, names: list[str]) -> ValueError:
 
 
 def _some(names: list[str]) -> str:
-    """Up to eight names, for a message."""
+    """Return up to eight names, for a message."""
     return ", ".join(one_line(name)[:_NAME] for name in names[:8]) + (
         f" and {len(names) - 8} more" if len(names) > 8 else ""
     )

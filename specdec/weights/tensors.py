@@ -1,11 +1,11 @@
 """Matrices of weights, and how floats become blocks of 4 or 8 bits.
 
-What: `Weight` is what a layer multiplies by; `DenseWeight` keeps floats, `BlockWeight` keeps blocks of 32
-inputs with a float16 scale (and, at 4 and 5 bits, perhaps a float16 minimum). `quantize` makes blocks, a few rows at a
-time, so that a large matrix needs no float32 copy of itself. Why asymmetric 4 bits: at the same speed, the
-minimum removes the error of blocks that are not centred. Why the search: against plain rounding from minimum
-to maximum it removes 12 % of the squared error of Gaussian weights. Left out: calibration with activations
-(GPTQ, AWQ), blocks of 5 bits from floats (GGUF files have them ready), other block sizes, and float8.
+What: a layer multiplies by a `Weight`; `DenseWeight` keeps floats, `BlockWeight` keeps blocks of 32 inputs with a
+float16 scale (and, at 4 and 5 bits, perhaps a float16 minimum). `quantize` makes blocks, a few rows at a time, so that
+a large matrix needs no float32 copy of itself. Why asymmetric 4 bits: at the same speed, the minimum removes the error
+of blocks that are not centred. Why the search: against plain rounding from minimum to maximum it removes 12 % of the
+squared error of Gaussian weights. Left out: calibration with activations (GPTQ, AWQ), blocks of 5 bits from floats
+(GGUF files have them ready), other block sizes, and float8.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ class Weight(Protocol):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(N, K)."""
+        """Return (N, K)."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory, padding and scales included."""
+        """Return the bytes in memory, padding and scales included."""
 
     @property
     def packed(self) -> BlockTensor | None:
-        """What kernels that take several matrices at once read; None where the matrix is not in blocks."""
+        """Return the blocks, for kernels that take several matrices at once; None where the matrix is not in blocks."""
 
     def linear(self, x: Tensor) -> Tensor:
-        """x [T, K] times the transpose of this: [T, N] in x's dtype."""
+        """Return x [T, K] times the transpose of the matrix: [T, N] in x's dtype."""
 
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        """Rows `ids` [T] (long) as `dtype` [T, K]: an embedding lookup."""
+        """Return rows `ids` [T] (long) as `dtype` [T, K]: an embedding lookup."""
 
     def dequantize(self) -> Tensor:
-        """The whole matrix as float32 [N, K]."""
+        """Return the whole matrix as float32 [N, K]."""
 
     def to(self, device: torch.device | str) -> Weight:
-        """The same weight on `device`."""
+        """Return the same weight on `device`."""
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,12 @@ class BlockWeight:
 def quantize(
     tensor: Tensor, storage: QuantizedStorage, *, name: str = "the tensor", rows: Tensor | None = None
 ) -> BlockWeight:
-    """Blocks of 4 or 8 bits from `tensor` [N, K] of any float dtype; `rows` [M] picks rows in that order.
+    """Quantise `tensor` [N, K], of any float dtype, to blocks of 4 or 8 bits; `rows` [M] picks rows in that order.
 
-    int8: scale = max|w| / 127 in float16, so |error| <= scale / 2. int4: scale and minimum in float16 with
-    the least squared error among a few ranges, each refitted by least squares; never worse, block by block,
-    than Q4_1. Raises ValueError, naming `name`, when K is not a multiple of 32 (keep such a matrix dense) and
-    for values that are not finite or exceed float16 scales.
+    int8: scale = max|w| / 127 in float16, so |error| <= scale / 2. int4: scale and minimum in float16 with the least
+    squared error among a few ranges, each refitted by least squares; never worse, block by block, than Q4_1. Raises
+    ValueError, naming `name`, when K is not a multiple of 32 (keep such a matrix dense) and for values that are not
+    finite or exceed float16 scales.
     """
     count, columns = (tensor.shape[0] if rows is None else rows.numel()), tensor.shape[1]
     if columns % BLOCK:
@@ -149,7 +149,7 @@ def quantize(
 
 
 def stored_bytes(shape: tuple[int, ...], storage: Storage, dtype: torch.dtype) -> int:
-    """Bytes that a tensor of floats of `shape` takes once it is `convert`ed; vectors stay in `dtype`."""
+    """Return the bytes of a tensor of floats of `shape` after `convert`; vectors stay in `dtype`."""
     count = math.prod(shape)
     if len(shape) != 2 or storage not in ("int4", "int8") or shape[1] % BLOCK:
         return count * dtype.itemsize
@@ -157,16 +157,16 @@ def stored_bytes(shape: tuple[int, ...], storage: Storage, dtype: torch.dtype) -
 
 
 def block_bytes(shape: tuple[int, ...], bits: int, minimum: bool) -> int:
-    """Bytes of a matrix in blocks, with a float16 scale for each, and perhaps a float16 minimum."""
+    """Return the bytes of a matrix in blocks, with a float16 scale for each, and perhaps a float16 minimum."""
     groups, blocks = -(-shape[0] // _GROUP), shape[1] // BLOCK
     return groups * blocks * _GROUP * (bits * BLOCK // 8 + (4 if minimum else 2))
 
 
 def convert(tensor: Tensor, dtype: torch.dtype, storage: Storage, *, name: str, rows: Tensor | None = None) -> Weight:
-    """A float matrix [N, K] as blocks where `storage` asks for them and K allows it, else as `dtype`.
+    """Convert a float matrix [N, K] to blocks where `storage` asks for them and K allows it, else to `dtype`.
 
-    The result never shares memory with `tensor`, which may be a mapped file. Raises ValueError, naming
-    `name`, for values that are not finite, or not in `dtype`.
+    The result never shares memory with `tensor`, which may be a mapped file. Raises ValueError, naming `name`, for
+    values that are not finite, or not in `dtype`.
     """
     if storage in ("int4", "int8") and tensor.shape[1] % BLOCK == 0:
         return quantize(tensor, storage, name=name, rows=rows)
@@ -175,7 +175,7 @@ def convert(tensor: Tensor, dtype: torch.dtype, storage: Storage, *, name: str, 
 
 
 def checked_dense(tensor: Tensor, name: str) -> DenseWeight:
-    """`tensor` [N, K] as a weight; ValueError, naming `name`, when a value is not finite."""
+    """Return `tensor` [N, K] as a weight. Raises ValueError, naming `name`, when a value is not finite."""
     low, high = torch.aminmax(tensor)  # NaN and infinity show in either, and no mask is allocated
     if not (torch.isfinite(low) and torch.isfinite(high)):
         raise ValueError(
@@ -186,7 +186,7 @@ def checked_dense(tensor: Tensor, name: str) -> DenseWeight:
 
 
 def pack(count: int, columns: int, bits: int, read: Callable[[int, int], Natural], name: str) -> BlockWeight:
-    """The blocks of a [count, columns] matrix; `read(start, stop)` gives those rows in plain order.
+    """Pack a [count, columns] matrix into blocks; `read(start, stop)` gives those rows in plain order.
 
     Only a chunk for every thread exists twice. Raises ValueError, naming `name`, when a scale or minimum is not finite.
     """
@@ -218,7 +218,7 @@ def pack(count: int, columns: int, bits: int, read: Callable[[int, int], Natural
 
 
 def chunks(count: int, columns: int) -> list[tuple[int, int]]:
-    """Ranges (start, stop) that cover `count` rows of `columns`; all but the last are whole groups of 16."""
+    """Return ranges (start, stop) that cover `count` rows of `columns`; all but the last are whole groups of 16."""
     step = max(_CHUNK // columns // _GROUP, 1) * _GROUP
     return [(start, min(start + step, count)) for start in range(0, count, step)]
 
@@ -234,7 +234,7 @@ def _empty(part: BlockTensor, count: int) -> BlockTensor:
 
 
 def fit_int8(x: Tensor) -> Natural:
-    """Symmetric 8-bit blocks of x, float32 [R, K]; scales that float16 cannot hold come out as infinite."""
+    """Fit symmetric 8-bit blocks to x, float32 [R, K]; scales that float16 cannot hold come out as infinite."""
     blocks = x.view(x.shape[0], -1, BLOCK)  # [R, K/32, 32]
     low, high = torch.aminmax(blocks, dim=-1)  # [R, K/32]
     largest = torch.maximum(-low, high)
@@ -244,15 +244,16 @@ def fit_int8(x: Tensor) -> Natural:
 
 
 def fit_int4(x: Tensor) -> Natural:
-    """Asymmetric 4-bit blocks of x, float32 [R, K]; what float16 cannot hold comes out as infinite or NaN."""
+    """Fit asymmetric 4-bit blocks to x, float32 [R, K]; values that float16 cannot hold come out as infinite or NaN."""
     return fit_minimum(x, 4)
 
 
 def fit_minimum(x: Tensor, bits: int) -> Natural:
-    """Blocks of `bits` bits with a minimum, of x, float32 [R, K]; what float16 cannot hold becomes infinite or NaN.
+    """Fit blocks of `bits` bits with a minimum to x, float32 [R, K]; values that float16 cannot hold become infinite or
+    NaN.
 
-    For each share of the range: round, refit scale and minimum to the rounded values by least squares, and
-    keep the pair (in float16) with the smallest squared error. Rounding once more can only lower that error.
+    For each share of the range: round, refit scale and minimum to the rounded values by least squares, and keep the
+    pair (in float16) with the smallest squared error. Rounding once more can only lower that error.
     """
     top = 2**bits - 1
     # One block a column: sums over a block then run along contiguous rows, twice as fast as over rows of 32.
@@ -307,6 +308,6 @@ def _inverse(scale: Tensor) -> Tensor:
 
 
 def _raise_to_reach(scale: Tensor, extent: Tensor, steps: float) -> Tensor:
-    """One float16 step up where `steps * scale` misses `extent`: float16 is coarse below 6e-5."""
+    """Return the scale, one float16 step up where `steps * scale` misses `extent`: float16 is coarse below 6e-5."""
     short = (scale * steps < extent).to(torch.int16)
     return (scale.half().view(torch.int16) + short).view(torch.float16).float()

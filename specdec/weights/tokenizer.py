@@ -1,9 +1,9 @@
 """The tokenizer and the generation settings that belong to a model.
 
-What: `load_tokenizer` for everything that `model_path` understands, and `generation_config_from_gguf`. Why a
-cache: converting Gemma's vocabulary takes seconds, reading the result less than one, so the converted
-tokenizer.json is kept in the cache folder under a hash of the file's header. Left out: tokenizers that need
-code from the model's own repository.
+What: `load_tokenizer` for everything that `model_path` understands, and `generation_config_from_gguf`. Why a cache:
+converting Gemma's vocabulary takes seconds, reading the result less than one, so the converted tokenizer.json is kept
+in the cache folder under a hash of the file's header. Left out: tokenizers that need code from the model's own
+repository.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from specdec.weights.hf_config import tokenizer_config
 from specdec.weights.hub.paths import NAMED_MODELS, cache_folder, local_path, model_path
 from specdec.weights.metadata import foreign, naming
 
-_CONVERTER = 1  # raised when gguf_tokenizer.py writes something else: older cache entries are void then
+_CONVERTER = 1  # raised when gguf/tokenizer.py writes something else: older cache entries are void then
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 _TRIAL = "Hello, 1 + 1!\n"
@@ -56,10 +56,10 @@ _ENDS = {
 
 
 def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    """The tokenizer of a named model, a .gguf file, a folder or a hub id; it pads on the left.
+    """Load the tokenizer of a named model, a .gguf file, a folder or a hub id; it pads on the left.
 
-    A folder's own tokenizer files come before what a .gguf beside them says. Raises ValueError when there is
-    no tokenizer, or one that cannot be built.
+    A folder's own tokenizer files come before the tokenizer of a .gguf beside them. Raises ValueError when there is no
+    tokenizer, or one that cannot be built.
     """
     name = os.fspath(name_or_path)
     found = local_path(name)
@@ -76,7 +76,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerB
 
 
 def generation_config_from_gguf(metadata: dict[str, Any]) -> GenerationConfig:
-    """GenerationConfig for the metadata of `read_header`: bos, pad, and every token that ends a turn.
+    """Return the generation config of the metadata of `read_header`: bos, pad, and every token that ends a turn.
 
     `eos_token_id` is an int, or a list when several tokens end the text: the file's own eos first.
     """
@@ -96,7 +96,7 @@ def generation_config_from_gguf(metadata: dict[str, Any]) -> GenerationConfig:
 
 
 def _from_pretrained(name: str, **options: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id, once it has cut a text; code that it may need is refused."""
+    """Return the tokenizer of a folder or hub id, after a trial; code that it may need is refused."""
     advice = f"name a folder with tokenizer.json, a .gguf file, or one of {', '.join(NAMED_MODELS)}"
     with foreign(name, advice, "its tokenizer could not be loaded"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -108,7 +108,7 @@ def _from_pretrained(name: str, **options: Any) -> PreTrainedTokenizerBase:
 
 
 def _tried(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """`tokenizer`, of which some parts are looked at no sooner than a text is cut and put together again."""
+    """Return `tokenizer` after a trial: some parts are read only when a text is cut and put together again."""
     tokenizer.decode(tokenizer(_TRIAL).input_ids, skip_special_tokens=True)
     return tokenizer
 
@@ -132,7 +132,7 @@ def _from_gguf(path: Path) -> PreTrainedTokenizerBase:
 
 
 def _cached(header: GGUFHeader) -> Path | None:
-    """Where the conversion of this header is kept; None where there is no cache folder."""
+    """Return the path at which the conversion of this header is kept; None where there is no cache folder."""
     key = _key(header)
     try:
         return cache_folder() / "tokenizers" / f"{key}.json"
@@ -141,7 +141,7 @@ def _cached(header: GGUFHeader) -> Path | None:
 
 
 def _key(header: GGUFHeader) -> str:
-    """Names the conversion of this header by this version of the code."""
+    """Return a name for the conversion of this header by this version of the code."""
     end = min((tensor.offset for tensor in header.tensors.values()), default=header.path.stat().st_size)
     with header.path.open("rb") as stream:
         digest = hashlib.sha256(stream.read(end))
@@ -154,7 +154,7 @@ def _checksum(file: Path) -> Path:
 
 
 def _intact(file: Path) -> bool:
-    """Whether the cache entry is there and is what was written."""
+    """Return whether the cache entry is there and has the written content."""
     try:
         return _checksum(file).read_text() == hashlib.sha256(file.read_bytes()).hexdigest()
     except (OSError, UnicodeDecodeError):
@@ -162,7 +162,7 @@ def _intact(file: Path) -> bool:
 
 
 def _keep(content: bytes, file: Path) -> bool:
-    """Write a cache entry, each of its two files at once; False when the folder cannot be written."""
+    """Write a cache entry, each of its two files at once; return False when the folder cannot be written."""
     try:
         checksum = hashlib.sha256(content).hexdigest().encode()
         for target, data in ((file, content), (_checksum(file), checksum)):

@@ -52,7 +52,7 @@ Bytes = npt.NDArray[np.uint8]
 class GGUFCheckpoint:
     """The tensors of one GGUF file (see `specdec.weights.checkpoint.Checkpoint` for the methods).
 
-    Raises ValueError when the file is damaged (`gguf_header.read_header`) or holds other types.
+    Raises ValueError when the file is damaged (`gguf.header.read_header`) or holds other types.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -67,21 +67,21 @@ class GGUFCheckpoint:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Return the file."""
         return self.header.path
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor's name and shape in torch's order."""
+        """Return every tensor's name and shape in torch's order."""
         return {name: info.shape for name, info in self.header.tensors.items()}
 
     def tensor(self, name: str) -> Tensor:
-        """The whole tensor as float32, dequantised by the `gguf` package."""
+        """Return the whole tensor as float32, dequantised by the `gguf` package."""
         info = find(name, self.header.tensors, self.path)
         floats = _floats(self._map(info), info.type).view(info.shape)
         return checked_floats(floats, f"{self.path}: tensor {name!r}")
 
     def weight(self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None) -> Weight:
-        """The matrix `name`; blocks stay blocks unless `quantize` is "none"."""
+        """Return the matrix `name`; blocks stay blocks unless `quantize` is "none"."""
         info = find(name, self.header.tensors, self.path)
         check_request(name, info.shape, quantize, rows)
         stored, order = self._map(info), None if rows is None else rows.numpy()
@@ -115,7 +115,8 @@ class GGUFCheckpoint:
         return pack(count, columns, 8, again, label)
 
     def loaded_bytes(self, name: str, dtype: torch.dtype, quantize: Storage = None) -> int:
-        """What `weight` makes of a matrix, and `tensor` in `dtype` of a vector, takes in memory."""
+        """Return the bytes in memory of a matrix that `weight` makes, or of a vector that `tensor` makes, in
+        `dtype`."""
         info = find(name, self.header.tensors, self.path)
         if info.type in _FLOATS or quantize == "none" or len(info.shape) != 2:
             return stored_bytes(info.shape, quantize, dtype)
@@ -124,7 +125,7 @@ class GGUFCheckpoint:
         return block_bytes(info.shape, 8, False)
 
     def _map(self, info: TensorInfo) -> Bytes:
-        """The tensor's bytes, mapped read-only: [rows, bytes of a row]."""
+        """Map the tensor's bytes read-only: [rows, bytes of a row]."""
         rows = int(np.prod(info.shape[:-1], dtype=np.int64))
         shape = (rows, info.nbytes // rows)
         return np.memmap(self.path, dtype=np.uint8, mode="r", offset=info.offset, shape=shape)
@@ -135,7 +136,7 @@ def _torch(data: Bytes) -> Tensor:
 
 
 def _floats(data: Bytes, kind: Type) -> Tensor:
-    """Rows of bytes [R, bytes] as float32 [R, K]."""
+    """Return rows of bytes [R, bytes] as float32 [R, K]."""
     return torch.from_numpy(dequantize(np.array(data), kind))
 
 
@@ -176,7 +177,8 @@ def _q5_k(raw: Tensor) -> Natural:
 
 
 def _super_scales(raw: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and minimum of eight blocks that share float16 d and dmin: [R, B, 16 bytes and more] to [R, 8B] each."""
+    """Return scale and minimum of eight blocks that share float16 d and dmin: [R, B, 16 bytes and more] to [R, 8B]
+    each."""
     d, dmin = _float16(raw[..., 0:2]).float(), _float16(raw[..., 2:4]).float()  # [R, B]
     first, second, mixed = raw[..., 4:8], raw[..., 8:12], raw[..., 12:16]  # [R, B, 4]
     # Six bits each. Blocks 0..3 have their own bytes; 4..7 have four bits in `mixed` and two on top of those bytes.
@@ -186,23 +188,24 @@ def _super_scales(raw: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _super_nibbles(packed: Tensor) -> Tensor:
-    """Low nibbles of 32 bytes are one block, the high ones the next: [R, B, 128] to [R, B, 256] values 0..15."""
+    """Unpack [R, B, 128] bytes to [R, B, 256] values 0..15: of 32 bytes the low nibbles, then the high ones."""
     return _nibbles(packed.view(*packed.shape[:2], 4, BLOCK)).flatten(2)
 
 
 def _fives(packed: Tensor) -> Tensor:
-    """[R, B, 20] bytes to [R, B, 32] values 0..31: fifth bits (bit i of byte j is value 8j + i's), then nibbles."""
+    """Unpack [R, B, 20] bytes to [R, B, 32] values 0..31: fifth bits (bit i of byte j is value 8j + i's), then
+    nibbles."""
     fifth = packed[..., :4, None] >> _EIGHT & 1  # [R, B, 4, 8]
     return _nibbles(packed[..., 4:]) | fifth.flatten(2) << 4
 
 
 def _nibbles(packed: Tensor) -> Tensor:
-    """[..., n] bytes to [..., 2n] values 0..15: the low nibbles, then the high ones."""
+    """Unpack [..., n] bytes to [..., 2n] values 0..15: the low nibbles, then the high ones."""
     return torch.cat([packed & 15, packed >> 4], dim=-1)
 
 
 def _float16(raw: Tensor) -> Tensor:
-    """[..., 2] bytes to [...] float16."""
+    """View [..., 2] bytes as [...] float16."""
     return raw.contiguous().view(torch.float16).squeeze(-1)
 
 

