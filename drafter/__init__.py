@@ -1,7 +1,26 @@
-"""Trained drafters: heads that propose the backbone's next tokens from its own hidden state and K/V."""
+"""Trained drafters: heads that propose the backbone's next tokens from its own hidden state and K/V.
 
-from drafter.files.bundled import bundled_head, largest_bundled_head
-from drafter.files.checkpoint import load_drafter, stored_bytes
-from drafter.mtp_drafter import MTPDrafter
+The public names are imported when somebody first asks for one: `drafter.settings` loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from specdec.util.lazy import lazy
+
+if TYPE_CHECKING:
+    from drafter.files.bundled import bundled_head, largest_bundled_head
+    from drafter.files.checkpoint import load_drafter, stored_bytes
+    from drafter.mtp_drafter import MTPDrafter
 
 __all__ = ["MTPDrafter", "bundled_head", "largest_bundled_head", "load_drafter", "stored_bytes"]
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "files.bundled": ("bundled_head", "largest_bundled_head"),
+        "files.checkpoint": ("load_drafter", "stored_bytes"),
+        "mtp_drafter": ("MTPDrafter",),
+    },
+)

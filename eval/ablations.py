@@ -26,18 +26,19 @@ from torch import Tensor
 from drafter.data.dataset import BEGINNING, Dataset, Position, frequent
 from drafter.data.features import AttentionStates, Features
 from drafter.files.checkpoint import load_drafter
-from drafter.files.formats import Form, Shape, Trained, form_for
+from drafter.files.formats import Form, Trained, form_for
+from drafter.settings import Shape, TrainerSettings
 from drafter.train.evaluate import measure_drafts
 from drafter.train.initial import initial_tensors
-from drafter.train.loss import Candidates, Recipe
+from drafter.train.loss import Candidates
 from drafter.train.model import Network, Sight
-from drafter.train.trainer import Trainer, TrainerSettings
+from drafter.train.trainer import Trainer
 from eval.acceptance import figures, ids_of, prompts
 from eval.cli import options as cli
 from eval.cli.output import check_writable, file_name, put_record, run_guarded
 from eval.cli.provenance import machine
 from eval.cli.session import Session, open_session
-from eval.train.command import ends_of, fast_bfloat16
+from eval.train.command import ends_of
 from specdec.util.terminal import Terminal
 
 
@@ -171,7 +172,7 @@ def judge_variant(
 ) -> dict[str, Any]:
     """Train a head as `variant` says, save it, and draft 4 tokens a round for `asked` (ids [n]); return the figures."""
     backbone = session.model.decoder
-    base = TrainerSettings(Recipe(steps=4, deeper=0.25, soft=True), bfloat16=fast_bfloat16())
+    base = TrainerSettings()
     settings, dataset = variant.settings(base), variant.dataset(folder)
     form = _form(session, variant)
     spec, vocab = form.spec(backbone.spec), backbone.spec.vocab_size

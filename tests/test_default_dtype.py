@@ -23,10 +23,11 @@ from drafter.config import MTPHeadConfig, head_spec
 from drafter.data.answering import generate_answers
 from drafter.data.dataset import Dataset, DatasetWriter, frequent
 from drafter.files.head import save_head
+from drafter.settings import Recipe, TrainerSettings
 from drafter.train.initial import initial_tensors
-from drafter.train.loss import Candidates, Recipe
+from drafter.train.loss import Candidates
 from drafter.train.model import Network
-from drafter.train.trainer import Trainer, TrainerSettings
+from drafter.train.trainer import Trainer
 from specdec import kernels
 from specdec.kernels import records
 from tests.support.native.kernel_paths import path  # noqa: F401  # a fixture

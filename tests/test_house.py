@@ -31,6 +31,7 @@ LAYERS = (
     ("specdec.hf",),
     ("specdec.load",),
     ("specdec",),
+    ("drafter.settings",),
     ("drafter.config",),
     ("drafter.inference",),
     ("drafter.mtp_drafter",),

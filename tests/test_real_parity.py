@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import specdec
 
-TOKENS = 128
+TOKENS = 64
 
 pytestmark = pytest.mark.model
 

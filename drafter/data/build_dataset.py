@@ -9,7 +9,7 @@ the texts only at its end: the texts that are under way then end where they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice, takewhile
 from pathlib import Path
 from threading import Lock
@@ -23,6 +23,7 @@ from drafter.data.dataset import DatasetWriter, Size, size
 from drafter.data.features import Features
 from drafter.data.patience import PATIENT, USUAL, Intervals, Patience
 from drafter.prompts.generator import TrainingPrompt, document_prompts, generated_prompts, mix_prompts, user_prompts
+from drafter.settings import Answering
 from specdec.model.decoder import Decoder
 
 BUILT_IN = "builtin"
@@ -30,20 +31,6 @@ PER_SHARD = 128  # prompts; SmolLM2's blocks are some 80 MB
 HELD_OUT = 24  # prompts that begin every stream, and are kept for evaluation
 
 Encode = Callable[[TrainingPrompt], Tensor]
-
-
-@dataclass(frozen=True)
-class Answering:
-    """Say how prompts become texts.
-
-    `temperatures` are taken in turn by the number of the prompt. `max_batch`: texts in a pass; it never changes a word.
-    """
-
-    max_new_tokens: int = 200
-    max_prompt: int = 640  # tokens; longer prompts are left out
-    temperatures: tuple[float, ...] = (0.0,)
-    seed: int = 0
-    max_batch: int = 48
 
 
 def training_prompts(sources: Iterable[tuple[str, float]], seed: int) -> Iterator[TrainingPrompt]:

@@ -18,6 +18,7 @@ from drafter.config import Config, MTPHeadConfig, MTPHeadSpec, assistant_spec, h
 from drafter.files.assistant import assistant_config, save_assistant
 from drafter.files.checkpoint import provenance_of, read_folder
 from drafter.files.head import save_head
+from drafter.settings import Shape
 from specdec.model.build import Source
 from specdec.model.decoder import Decoder
 from specdec.model.spec import DecoderSpec
@@ -147,18 +148,6 @@ def read_start(
         shapes = head_tensors(head_spec(config, backbone.spec))
         tensors["fuse.weight"] = torch.zeros(shapes["fuse.weight"], dtype=torch.float32)
     return Start(OwnForm(config, bits), tensors, stored.draft_ids, made)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Describe the sizes of a head that a user asks for; None takes the backbone's own size."""
-
-    depth: int | None = None
-    width: int | None = None
-    draft_vocab: int = 8192
-    bigram: int = 0
-    bits: int = 8
-    aux_layers: tuple[int, ...] = ()
 
 
 def form_for(shape: Shape, backbone: DecoderSpec, config: Config) -> Form:

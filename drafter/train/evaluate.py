@@ -15,7 +15,8 @@ from torch import Tensor
 
 from drafter.data.features import Features
 from drafter.data.patience import PATIENT, Patience
-from drafter.train.loss import Candidates, Recipe, unrolled_loss
+from drafter.settings import Recipe
+from drafter.train.loss import Candidates, unrolled_loss
 from drafter.train.model import Network
 from specdec.drafting.draft_length import FixedLength
 from specdec.drafting.protocol import Drafter
@@ -78,11 +79,11 @@ def simulate_acceptance(
     spread evenly over a text. The simulation follows these rounds. The last `draft_length` tokens of a text are left
     out.
     """
-    rounds = emitted = 0
+    rounds, emitted, recipe = 0, 0, Recipe(draft_length, deeper=1.0, soft=False)
     for text in texts:
         if len(text) - draft_length < text.answer:
             continue
-        right = unrolled_loss(network, embed, [text], 1.0, candidates, Recipe(steps=draft_length)).right  # [rows, K]
+        right = unrolled_loss(network, embed, [text], 1.0, candidates, recipe).right  # [rows, K]
         accepted = right.sum(dim=1).tolist()  # of the draft at position row + 1
         position = text.answer
         while position <= len(accepted):

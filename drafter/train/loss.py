@@ -24,24 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from drafter.data.features import Features
+from drafter.settings import Recipe
 from drafter.train.cross_entropy import Choices, Teacher, scores
 from drafter.train.model import Network
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Say what the loss is made of.
-
-    `soft`: whether the target is the backbone's distribution over the candidates, not its choice. `deeper`: the share
-    of rows that go on after the first step, chosen at random and counted for the others: the first step of a draft is
-    most of what has to be learned, and costs a fraction of a whole unroll.
-    """
-
-    steps: int = 4
-    deeper: float = 1.0
-    decay: float = 0.8
-    feature_weight: float = 0.3
-    soft: bool = False
 
 
 @dataclass(frozen=True)

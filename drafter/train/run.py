@@ -28,12 +28,13 @@ from drafter.data.dataset import Dataset, Size, frequent, size
 from drafter.data.features import Features
 from drafter.data.patience import PATIENT, USUAL, Intervals, Now
 from drafter.files.formats import Form, Start, Trained
+from drafter.settings import TimeBudget, TrainerSettings
 from drafter.train.initial import initial_tensors
 from drafter.train.judge import Judge, Progress, Scored
 from drafter.train.loss import Candidates
 from drafter.train.model import Network
-from drafter.train.schedule import Clock, Pace, Schedule, Step, TimeBudget, rows_per_second, side_by_side
-from drafter.train.trainer import StepReport, Trainer, TrainerSettings
+from drafter.train.schedule import Clock, Pace, Schedule, Step, rows_per_second, side_by_side
+from drafter.train.trainer import StepReport, Trainer
 from specdec.model.decoder import Decoder
 
 COLLECTING, TRAINING = "collecting answers", "training"

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from drafter.data.patience import Now, Patience
+from drafter.settings import TimeBudget
 from specdec.model.decoder import Decoder
 
 TEXT_SECONDS = 25.0  # an answer takes about as long, or fewer are written side by side
@@ -34,29 +34,6 @@ JUDGING = 0.04  # at most, of the minutes, for each half of an evaluation
 LONGEST_PART = 100.0  # seconds at most of each: a kill meanwhile loses no more
 _PROBED = 8  # texts side by side, to measure speed
 GRACE = 0.05  # of the minutes, for an evaluation that would else have no time at all
-
-
-@dataclass(frozen=True)
-class TimeBudget:
-    """Say how long to train: `minutes` in all, of which `collecting` is the share that goes into data, or `steps` of
-    training.
-
-    `tokens`: of the training set, at most; with `steps` also at least. `evaluate_minutes`: between evaluations.
-    """
-
-    minutes: float | None = None
-    steps: int | None = None
-    tokens: int | None = None
-    collecting: float = 0.55
-    evaluate_minutes: float = 4.0
-
-    def __post_init__(self) -> None:
-        if (self.minutes is None) == (self.steps is None):
-            raise ValueError("say how long to train: either minutes or steps")
-        if self.minutes is not None and self.minutes <= 0:
-            raise ValueError(f"the minutes to train must be more than 0, not {self.minutes:g}")
-        if self.steps is not None and self.tokens is None:
-            raise ValueError("a number of steps needs a size of the training set too, in tokens")
 
 
 class Schedule:

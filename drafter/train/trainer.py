@@ -11,7 +11,7 @@ step depends on, so a run that was killed and started again ends with the same w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +20,12 @@ from torch import Tensor, distributed
 
 from drafter.data.dataset import BEGINNING, Dataset, Position
 from drafter.data.features import Features
-from drafter.train.loss import Candidates, Recipe, unrolled_loss
+from drafter.settings import TrainerSettings
+from drafter.train.loss import Candidates, unrolled_loss
 from drafter.train.model import Network
 from drafter.train.optimizer import Muon
 from specdec.engine.sampling import mix
 from specdec.util.atomic import replacing
-
-
-@dataclass(frozen=True)
-class TrainerSettings:
-    """Say how to train.
-
-    `batch_tokens` make a step, about `pass_tokens` of them a pass. `matrix_rate`: the learning rate of the matrices
-    that Muon moves, in units of `learning_rate`; 0: AdamW moves everything. `bfloat16`: whether matrix products are
-    bfloat16, for processors that are faster that way.
-    """
-
-    recipe: Recipe = field(default_factory=Recipe)
-    learning_rate: float = 1e-3
-    matrix_rate: float = 3.0
-    batch_tokens: int = 2048
-    pass_tokens: int = 1024
-    warmup: int = 20
-    decay: float = 0.2
-    clip: float = 1.0
-    weight_decay: float = 0.0
-    bfloat16: bool = False
-    seed: int = 0
 
 
 @dataclass(frozen=True)

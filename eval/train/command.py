@@ -14,18 +14,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from torch import Tensor, distributed
 
-from drafter.data.build_dataset import Answering, Collector, encode_prompts, training_prompts
+from drafter.data.build_dataset import Collector, encode_prompts, training_prompts
 from drafter.data.features import longest_text
-from drafter.files.formats import Shape, form_for, read_start
+from drafter.files.formats import form_for, read_start
 from drafter.prompts.generator import TrainingPrompt
-from drafter.train.loss import Recipe
+from drafter.settings import Answering, Recipe, Shape, TimeBudget, fast_bfloat16
+from drafter.settings import TrainerSettings as Training
 from drafter.train.run import TrainingRun
-from drafter.train.schedule import TimeBudget
-from drafter.train.trainer import TrainerSettings as Training
 from eval.cli.options import GenerationSettings
 from eval.cli.output import INTERRUPTED, check_writable, put_record
 from eval.cli.provenance import machine
@@ -165,8 +163,3 @@ def options_from(arguments: argparse.Namespace) -> TrainOptions:
         began=a.began,
         shape=Shape(a.depth, a.width, a.draft_vocab, a.bigram, a.bits, tuple(a.aux_layers)),
     )
-
-
-def fast_bfloat16() -> bool:
-    """Tell whether the processor multiplies bfloat16 itself; elsewhere bfloat16 is slower than float32."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_bf16_supported()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import time
 
+from drafter.settings import Answering, Recipe, Shape, TimeBudget, TrainerSettings
 from eval.cli.options import fraction, number, source, temperature, whole_number
 from eval.cli.output import file_name
 
@@ -43,21 +44,33 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         "--tokens", type=whole_number(1), metavar="N", help="size of the training set (with --minutes: at most)"
     )
     data.add_argument(
-        "--collecting", type=fraction, default=0.55, metavar="P", help="share of --minutes for data (default 0.55)"
+        "--collecting",
+        type=fraction,
+        default=TimeBudget.collecting,
+        metavar="P",
+        help="share of --minutes for data (default %(default)s)",
     )
     data.add_argument(
-        "--max-new-tokens", type=whole_number(8), default=200, metavar="N", help="of an answer (default 200)"
+        "--max-new-tokens",
+        type=whole_number(8),
+        default=Answering.max_new_tokens,
+        metavar="N",
+        help="of an answer (default %(default)s)",
     )
     data.add_argument(
         "--temperature",
         type=temperature,
         nargs="+",
-        default=[0.0],
+        default=[*Answering.temperatures],
         metavar="X",
         help="of answers, as the model will be used; several are taken in turn (default 0: greedy)",
     )
     data.add_argument(
-        "--max-batch", type=whole_number(1), default=48, metavar="N", help="answers at a time (default 48)"
+        "--max-batch",
+        type=whole_number(1),
+        default=Answering.max_batch,
+        metavar="N",
+        help="answers at a time (default %(default)s)",
     )
     shape = train.add_argument_group("the head")
     shape.add_argument(
@@ -67,7 +80,11 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         "--bits and new --aux-layers apart. A --learning-rate of 2e-5 suits one that is already good",
     )
     shape.add_argument(
-        "--draft-length", type=whole_number(1), default=4, metavar="K", help="tokens per draft (default 4)"
+        "--draft-length",
+        type=whole_number(1),
+        default=Recipe.steps,
+        metavar="K",
+        help="tokens per draft (default %(default)s)",
     )
     shape.add_argument(
         "--depth", type=whole_number(1), metavar="N", help="layers (default: a tenth of the model's, one of each kind)"
@@ -76,10 +93,18 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         "--width", type=whole_number(32), metavar="N", help="of the feed-forward part (default: the model's)"
     )
     shape.add_argument(
-        "--draft-vocab", type=whole_number(0), default=8192, metavar="N", help="default 8192; 0: every token"
+        "--draft-vocab",
+        type=whole_number(0),
+        default=Shape.draft_vocab,
+        metavar="N",
+        help="default %(default)s; 0: every token",
     )
     shape.add_argument(
-        "--bigram", type=whole_number(0), default=0, metavar="RANK", help="bias from the newest token (0: none)"
+        "--bigram",
+        type=whole_number(0),
+        default=Shape.bigram,
+        metavar="RANK",
+        help="bias from the newest token (default %(default)s: none)",
     )
     shape.add_argument(
         "--aux-layers",
@@ -94,35 +119,55 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         "--bits",
         type=int,
         choices=(8, 5, 4),
-        default=8,
-        help="of the saved matrices (default 8); 4: of the layers, and 5 for the others",
+        default=Shape.bits,
+        help="of the saved matrices (default %(default)s); 4: of the layers, and 5 for the others",
     )
     how = train.add_argument_group("how to train")
-    how.add_argument("--learning-rate", type=number, default=1e-3, metavar="X", help="default 1e-3")
+    how.add_argument(
+        "--learning-rate", type=number, default=TrainerSettings.learning_rate, metavar="X", help="default %(default)s"
+    )
     how.add_argument(
         "--matrix-rate",
         type=number,
-        default=3.0,
+        default=TrainerSettings.matrix_rate,
         metavar="X",
-        help="learning rate of the layers' matrices, which Muon moves, in units of --learning-rate (default 3; 0: "
-        "AdamW moves all)",
+        help="learning rate of the layers' matrices, which Muon moves, in units of --learning-rate "
+        "(default %(default)s; 0: AdamW moves all)",
     )
-    how.add_argument("--batch-tokens", type=whole_number(1), default=2048, metavar="N", help="per step (default 2048)")
+    how.add_argument(
+        "--batch-tokens",
+        type=whole_number(1),
+        default=TrainerSettings.batch_tokens,
+        metavar="N",
+        help="per step (default %(default)s)",
+    )
     how.add_argument("--hard", action="store_true", help="learn the model's choices, not its distribution")
     how.add_argument(
-        "--feature-weight", type=number, default=0.3, metavar="X", help="of the hidden states (default 0.3)"
+        "--feature-weight",
+        type=number,
+        default=Recipe.feature_weight,
+        metavar="X",
+        help="of the hidden states (default %(default)s)",
     )
     how.add_argument(
         "--unrolled",
         type=fraction,
-        default=0.25,
+        default=Recipe.deeper,
         metavar="P",
-        help="share of positions from which more than a draft's first token is trained (default 0.25)",
+        help="share of positions from which more than a draft's first token is trained (default %(default)s)",
     )
     how.add_argument("--float32", action="store_true", help="no bfloat16 products, where the processor has them")
     how.add_argument(
-        "--evaluate-minutes", type=number, default=4.0, metavar="M", help="between evaluations (default 4)"
+        "--evaluate-minutes",
+        type=number,
+        default=TimeBudget.evaluate_minutes,
+        metavar="M",
+        help="between evaluations (default %(default)s)",
     )
     how.add_argument(
-        "--seed", type=whole_number(0), default=0, metavar="N", help="of prompts and of their order (default 0)"
+        "--seed",
+        type=whole_number(0),
+        default=TrainerSettings.seed,
+        metavar="N",
+        help="of prompts and of their order (default %(default)s)",
     )

@@ -16,8 +16,9 @@ from drafter.data.dataset import DatasetWriter, read_shard
 from drafter.data.features import Features, read
 from drafter.files.head import save_head
 from drafter.inference import best
+from drafter.settings import Recipe
 from drafter.train.initial import fitted_projections, initial_tensors
-from drafter.train.loss import Candidates, Recipe, unrolled_loss
+from drafter.train.loss import Candidates, unrolled_loss
 from drafter.train.model import Network
 from eval.acceptance import WithoutNoise
 from eval.bench.modes import Wrong
@@ -36,6 +37,7 @@ from tests.support.tiny import FAMILIES, VOCAB, WINDOW, prompt, tiny_model
 from tests.support.tiny_assistant import backbone
 from tests.support.tiny_decoder import quantised
 
+RECIPE = Recipe(steps=3, deeper=1.0, soft=False)
 AUX = (2, 0)  # not in order: a head's order is its own
 LENGTH = 3 * WINDOW + 5
 IDS = torch.arange(0, VOCAB, 2)
@@ -127,11 +129,21 @@ def test_the_unrolled_steps_are_the_drafting_loop(family: str, tmp_path: Path) -
         rounded = Network(mine.spec, mine.tensors())
         rounded["fuse.weight"].copy_(theirs.fuse.weight.dequantize())
     found = unrolled_loss(
-        mine, lambda ids: decoder.embed(ids).clone(), [text], 1.0, Candidates.of(IDS, VOCAB), Recipe(steps=3)
+        mine,
+        lambda ids: decoder.embed(ids).clone(),
+        [text],
+        1.0,
+        Candidates.of(IDS, VOCAB),
+        RECIPE,
     )
     without = replace(text, aux={layer: torch.zeros_like(state) for layer, state in text.aux.items()})
     other = unrolled_loss(
-        mine, lambda ids: decoder.embed(ids).clone(), [without], 1.0, Candidates.of(IDS, VOCAB), Recipe(steps=3)
+        mine,
+        lambda ids: decoder.embed(ids).clone(),
+        [without],
+        1.0,
+        Candidates.of(IDS, VOCAB),
+        RECIPE,
     )
     assert found.loss != other.loss
     agreed = rows = 0

@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from drafter.data.build_dataset import Answering, Collector
-from drafter.files.formats import Shape, Start, form_for
-from drafter.train.loss import Recipe
+from drafter.data.build_dataset import Collector
+from drafter.files.formats import Start, form_for
+from drafter.settings import Answering, Recipe, Shape, TimeBudget, TrainerSettings
 from drafter.train.run import TrainingRun
-from drafter.train.schedule import TimeBudget
-from drafter.train.trainer import TrainerSettings
 from specdec.model.decoder import Decoder
 from tests.support.tiny import prompt, tiny_model
 from tests.support.tiny_decoder import quantised

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -35,7 +36,8 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 def test_every_public_name_is_there() -> None:
     assert {*specdec.__all__} <= {*dir(specdec)}
-    for name in specdec.__all__:
+    assert specdec.__version__ == metadata.version("specdec-mtp")
+    for name in {*specdec.__all__} - {"__version__"}:
         assert getattr(specdec, name).__module__.startswith("specdec")
     with pytest.raises(AttributeError, match="has no attribute 'lode'"):
         _ = specdec.lode  # type: ignore[attr-defined]

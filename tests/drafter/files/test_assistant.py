@@ -14,8 +14,8 @@ from transformers.generation.candidate_generator import SinglePositionMultiToken
 
 from drafter import load_drafter
 from drafter.files.assistant import ABOUT_FILE
-from drafter.files.formats import Shape, form_for
-from drafter.train.run import TimeBudget
+from drafter.files.formats import form_for
+from drafter.settings import Shape, TimeBudget
 from tests.support.tiny import prompt, tiny_model
 from tests.support.tiny_assistant import backbone, prefilled, proposed, transformers_assistant
 from tests.support.tiny_run import make_shards_small, training_run

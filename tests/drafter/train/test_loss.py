@@ -8,7 +8,8 @@ import torch
 from drafter.config import head_tensors
 from drafter.data.features import Features, read
 from drafter.inference import best
-from drafter.train.loss import Candidates, Losses, Recipe, unrolled_loss
+from drafter.settings import Recipe
+from drafter.train.loss import Candidates, Losses, unrolled_loss
 from specdec.model.decoder import Decoder
 from tests.support.tiny import FAMILIES, VOCAB, prompt
 from tests.support.tiny_assistant import backbone, draft_ids, drafting, network
@@ -33,7 +34,7 @@ def embed(decoder: Decoder):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_unrolled_steps_are_the_drafting_loop(family: str) -> None:
     decoder, mine, theirs = backbone(family), network(family), drafting(family)
-    text, known, recipe = text_of(decoder), candidates(family), Recipe(steps=3)
+    text, known, recipe = text_of(decoder), candidates(family), Recipe(steps=3, deeper=1.0, soft=False)
     other = text_of(decoder, 9)
     found = unrolled_loss(mine, embed(decoder), [other, text], SCALE, known, recipe)
     alone = unrolled_loss(mine, embed(decoder), [other], SCALE, known, recipe)
@@ -74,7 +75,7 @@ def test_a_chunked_loss_is_the_whole_one(soft: bool, monkeypatch: pytest.MonkeyP
 
     def gradients() -> list[torch.Tensor]:
         mine.zero_grad(set_to_none=True)
-        unrolled_loss(mine, embed(decoder), [text], SCALE, known, Recipe(soft=soft)).loss.backward()
+        unrolled_loss(mine, embed(decoder), [text], SCALE, known, Recipe(deeper=1.0, soft=soft)).loss.backward()
         return [mine[name].grad.clone() for name in head_tensors(mine.spec)]
 
     whole = gradients()
@@ -90,7 +91,13 @@ def test_rows_that_do_not_go_on_are_stood_for_by_others() -> None:
 
     def losses(seed: int, **changes: float) -> Losses:
         return unrolled_loss(
-            mine, embed(decoder), texts, SCALE, known, Recipe(steps=3, **changes), [2 * seed, 2 * seed + 1]
+            mine,
+            embed(decoder),
+            texts,
+            SCALE,
+            known,
+            Recipe(**{"steps": 3, "deeper": 1.0, "soft": False, **changes}),
+            [2 * seed, 2 * seed + 1],
         )
 
     whole, some = losses(0), [losses(seed, deeper=0.3) for seed in range(400)]

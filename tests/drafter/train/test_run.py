@@ -18,10 +18,10 @@ from drafter.data.dataset import Size, read_shard
 from drafter.data.features import longest_text
 from drafter.files.checkpoint import load_drafter
 from drafter.files.formats import OwnForm, read_start
+from drafter.settings import TimeBudget
 from drafter.train.evaluate import measure_drafts
 from drafter.train.judge import Scored
 from drafter.train.run import Began, Event
-from drafter.train.schedule import TimeBudget
 from drafter.train.trainer import StepReport
 from specdec.hf import decoder_of
 from tests.support.tiny import tiny_model

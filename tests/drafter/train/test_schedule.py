@@ -16,18 +16,10 @@ import torch
 from drafter.data.dataset import Dataset, Size
 from drafter.data.patience import Intervals, Patience
 from drafter.files.checkpoint import load_drafter
+from drafter.settings import TimeBudget
 from drafter.train.judge import Scored
 from drafter.train.run import Began, Event
-from drafter.train.schedule import (
-    LEAST_STEPS,
-    SMALLEST_BATCH,
-    Clock,
-    Pace,
-    Schedule,
-    TimeBudget,
-    rows_per_second,
-    side_by_side,
-)
+from drafter.train.schedule import LEAST_STEPS, SMALLEST_BATCH, Clock, Pace, Schedule, rows_per_second, side_by_side
 from drafter.train.trainer import StepReport
 from tests.support.slow_model import ScriptedClock
 from tests.support.tiny_assistant import backbone

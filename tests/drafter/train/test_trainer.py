@@ -11,15 +11,18 @@ import torch
 from drafter.config import MTPHeadConfig, head_spec, head_tensors
 from drafter.data.answering import generate_answers
 from drafter.data.dataset import Dataset, DatasetWriter, frequent
+from drafter.settings import Recipe, TrainerSettings
 from drafter.train.initial import initial_tensors
-from drafter.train.loss import Candidates, Recipe
+from drafter.train.loss import Candidates
 from drafter.train.model import Network
-from drafter.train.trainer import Trainer, TrainerSettings
+from drafter.train.trainer import Trainer
 from specdec.model.decoder import Decoder
 from tests.support.tiny import FAMILIES, VOCAB, prompt
 from tests.support.tiny_assistant import backbone
 
-SETTINGS = TrainerSettings(recipe=Recipe(steps=2, feature_weight=2.0), learning_rate=3e-3, batch_tokens=100, warmup=3)
+SETTINGS = TrainerSettings(
+    recipe=Recipe(steps=2, deeper=1.0, feature_weight=2.0, soft=False), learning_rate=3e-3, batch_tokens=100, warmup=3
+)
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,7 @@ def test_ctrl_c_shows_what_was_finished(
     monkeypatch.setattr(Session, "run", impatient)
     assert bench(folder, "--json", str(tmp_path / "out.json")) == 130
     captured = capsys.readouterr()
-    record = json.loads(captured.out)
+    record = json.loads((tmp_path / "out.json").read_text())
     assert (record["interrupted"], record["prompts"], record["identical"]) == (True, 1, True)
     assert "interrupted" in captured.err
     assert "Traceback" not in captured.err + captured.out

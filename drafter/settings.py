@@ -1,0 +1,102 @@
+"""What a user may choose of a training run, and the defaults, which the command line shows and a program gets alike.
+
+Why apart from what reads them: neither torch nor transformers is imported here, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+def fast_bfloat16() -> bool:
+    """Return whether the processor multiplies bfloat16 itself; elsewhere bfloat16 is slower than float32."""
+    import torch
+
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_bf16_supported()
+
+
+@dataclass(frozen=True)
+class Answering:
+    """Say how prompts become texts.
+
+    `temperatures` are taken in turn by the number of the prompt. `max_batch`: texts in a pass; it never changes a word.
+    """
+
+    max_new_tokens: int = 200
+    max_prompt: int = 640  # tokens; longer prompts are left out
+    temperatures: tuple[float, ...] = (0.0,)
+    seed: int = 0
+    max_batch: int = 48
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Describe the sizes of a head that a user asks for; None takes the backbone's own size."""
+
+    depth: int | None = None
+    width: int | None = None
+    draft_vocab: int = 8192
+    bigram: int = 0
+    bits: int = 8
+    aux_layers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Say what the loss is made of.
+
+    `soft`: whether the target is the backbone's distribution over the candidates, not its choice. `deeper`: the share
+    of rows that go on after the first step, chosen at random and counted for the others: the first step of a draft is
+    most of what has to be learned, and costs a fraction of a whole unroll.
+    """
+
+    steps: int = 4
+    deeper: float = 0.25
+    decay: float = 0.8
+    feature_weight: float = 0.3
+    soft: bool = True
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Say how to train.
+
+    `batch_tokens` make a step, about `pass_tokens` of them a pass. `matrix_rate`: the learning rate of the matrices
+    that Muon moves, in units of `learning_rate`; 0: AdamW moves everything. `bfloat16`: whether matrix products are
+    bfloat16, for processors that are faster that way.
+    """
+
+    recipe: Recipe = field(default_factory=Recipe)
+    learning_rate: float = 1e-3
+    matrix_rate: float = 3.0
+    batch_tokens: int = 2048
+    pass_tokens: int = 1024
+    warmup: int = 20
+    decay: float = 0.2
+    clip: float = 1.0
+    weight_decay: float = 0.0
+    bfloat16: bool = field(default_factory=fast_bfloat16)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TimeBudget:
+    """Say how long to train: `minutes` in all, of which `collecting` is the share that goes into data, or `steps` of
+    training.
+
+    `tokens`: of the training set, at most; with `steps` also at least. `evaluate_minutes`: between evaluations.
+    """
+
+    minutes: float | None = None
+    steps: int | None = None
+    tokens: int | None = None
+    collecting: float = 0.55
+    evaluate_minutes: float = 4.0
+
+    def __post_init__(self) -> None:
+        if (self.minutes is None) == (self.steps is None):
+            raise ValueError("say how long to train: either minutes or steps")
+        if self.minutes is not None and self.minutes <= 0:
+            raise ValueError(f"the minutes to train must be more than 0, not {self.minutes:g}")
+        if self.steps is not None and self.tokens is None:
+            raise ValueError("a number of steps needs a size of the training set too, in tokens")
