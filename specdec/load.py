@@ -19,8 +19,8 @@ from transformers import GenerationConfig
 
 from specdec import kernels
 from specdec.drafting.calibrate import calibrate
-from specdec.drafting.protocol import Drafter, bind_drafter
-from specdec.drafting.registry import drafter_bytes, resolve_drafter
+from specdec.drafting.protocol import bind_drafter
+from specdec.drafting.registry import DrafterLike, drafter_bytes, resolve_drafter
 from specdec.hf import SpecdecForCausalLM
 from specdec.memory.plan import Planner, conversations_of, loaded_bytes, parse_bytes, program_bytes
 from specdec.model import quantized
@@ -60,7 +60,7 @@ _INSTEAD = {
 
 def load(
     name_or_path: str | os.PathLike[str],
-    drafter: Drafter | str | None = "auto",
+    drafter: DrafterLike = "auto",
     dtype: torch.dtype | str | None = None,
     quantize: Quantize = None,
     device: torch.device | str | None = None,
@@ -185,7 +185,7 @@ class MemoryBudget:
     """The bytes that this process may take, with a model and `drafter` in it."""
 
     total: int
-    drafter: Drafter | str | None
+    drafter: DrafterLike
 
     def room(
         self, spec: DecoderSpec, source: Source, quantize: Quantize, dtype: torch.dtype, kv_dtype: torch.dtype

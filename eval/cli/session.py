@@ -20,7 +20,7 @@ from eval.cli.options import GenerationSettings
 from eval.cli.output import check_writable, is_metrics, put_text
 from eval.prompts.sets import Message
 from specdec.drafting.costs import Costs
-from specdec.drafting.protocol import Drafter
+from specdec.drafting.registry import DrafterLike
 from specdec.engine.stats import GenerationStats
 from specdec.engine.telemetry import prometheus
 from specdec.memory.plan import parse_bytes, resident_bytes
@@ -74,7 +74,7 @@ class Session:
         self,
         ids: Tensor,
         speculation: bool = True,
-        drafter: Drafter | str | None = None,
+        drafter: DrafterLike = None,
         streamer: BaseStreamer | None = None,
         reuse: bool = False,
         **overrides: Any,

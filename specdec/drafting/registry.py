@@ -6,6 +6,7 @@ Checkpoints of drafters are read by the package that is registered as the entry 
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -19,6 +20,7 @@ from specdec.drafting.suffix import SuffixDrafter
 from specdec.model.decoder import Decoder
 from specdec.weights.hub.paths import drafter_path
 
+DrafterLike = Drafter | str | os.PathLike[str] | None  # what `resolve_drafter` takes
 GROUP, CHECKPOINTS = "specdec.drafters", "checkpoints"
 
 
@@ -53,11 +55,11 @@ class AutoDrafter(CompositeDrafter):
         super().bind(backbone)
 
 
-def resolve_drafter(drafter: Drafter | str | None) -> Drafter:
+def resolve_drafter(drafter: DrafterLike) -> Drafter:
     """Return the drafter that `drafter` names: a fresh one, not bound to a backbone yet.
 
-    None or "none": plain decoding. "auto": see `AutoDrafter`. "suffix": suffix matches. Any other string: the folder or
-    hub id of a drafter checkpoint (a trained head, a Gemma 4 assistant). An object is returned as is.
+    None or "none": plain decoding. "auto": see `AutoDrafter`. "suffix": suffix matches. Any other string or path: the
+    folder or hub id of a drafter checkpoint (a trained head, a Gemma 4 assistant). An object is returned as is.
 
     Raises:
         ValueError: there is no such checkpoint, or it is not a drafter's.
@@ -68,7 +70,8 @@ def resolve_drafter(drafter: Drafter | str | None) -> Drafter:
         return AutoDrafter()
     if drafter == "suffix":
         return SuffixDrafter()
-    if isinstance(drafter, str):
+    if isinstance(drafter, str | os.PathLike):
+        drafter = os.fspath(drafter)
         drafter_path(drafter)
         return checkpoints().load_drafter(drafter)
     if not callable(getattr(drafter, "start", None)):
@@ -76,14 +79,14 @@ def resolve_drafter(drafter: Drafter | str | None) -> Drafter:
     return drafter
 
 
-def drafter_bytes(drafter: Drafter | str | None, dtype: torch.dtype, quantized: bool) -> int:
+def drafter_bytes(drafter: DrafterLike, dtype: torch.dtype, quantized: bool) -> int:
     """Return the bytes of the weights of the drafter that `drafter` names, beside a backbone in `dtype`, quantised or
     not. For "auto" they are at most those of the largest bundled head. An object has its memory already: 0."""
-    if not isinstance(drafter, str) or drafter in ("none", "suffix"):
+    if not isinstance(drafter, str | os.PathLike) or drafter in ("none", "suffix"):
         return 0
     if drafter == "auto":
         return checkpoints().largest_bundled_head()
-    return checkpoints().stored_bytes(drafter, dtype, quantized)
+    return checkpoints().stored_bytes(os.fspath(drafter), dtype, quantized)
 
 
 @cache

@@ -12,8 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from specdec.drafting.draft_length import AdaptiveLength
-from specdec.drafting.protocol import Drafter
-from specdec.drafting.registry import resolve_drafter
+from specdec.drafting.registry import DrafterLike, resolve_drafter
 from specdec.engine.stats import GenerationStats, Round
 from specdec.hf.autocast import no_autocast, refuse_autocast
 from specdec.hf.batch import Batch, run_batch
@@ -35,7 +34,7 @@ def speculative(
     generation_config: GenerationConfig,
     synced_gpus: bool = False,
     streamer: Any = None,
-    drafter: Drafter | str | None = "auto",
+    drafter: DrafterLike = "auto",
     speculation: bool = True,
     draft_length: str | int = "adaptive",
     seed: int | None = None,

@@ -20,7 +20,7 @@ from specdec.cache import Conversation, Conversations
 from specdec.cache.conversation_file import load_conversation, save_conversation
 from specdec.drafting.draft_length import AdaptiveLength
 from specdec.drafting.protocol import Drafter, bind_drafter
-from specdec.drafting.registry import resolve_drafter
+from specdec.drafting.registry import DrafterLike, resolve_drafter
 from specdec.engine.stats import GenerationStats, Round
 from specdec.hf import forward as passes
 from specdec.hf.autocast import no_autocast
@@ -35,7 +35,6 @@ from specdec.memory.plan import conversations_of
 from specdec.model.decoder import Decoder
 from specdec.util.threads import LastOf
 
-DrafterLike = Drafter | str | None
 _POSITIONAL = list(inspect.signature(GenerationMixin.generate).parameters)[3:-1]  # after self, inputs and the config
 
 
