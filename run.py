@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     root = Parser(
         prog=_program(),
         description="Speculative decoding of local language models: the same text, sooner.",
-        epilog=EXAMPLES,
+        epilog=EXAMPLES if _program() == "run.py" else EXAMPLES.replace("python run.py", _program()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = root.add_subparsers(dest="command", metavar="COMMAND")

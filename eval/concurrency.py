@@ -58,11 +58,13 @@ class Together:
 
 @dataclass(frozen=True)
 class Joined:
-    """Keep the seconds of the longest wait for a token while a prompt of `tokens` tokens was read, and of one chunk of
-    it."""
+    """Keep the seconds that a token was waited for while a prompt of `tokens` tokens was read, the longest wait and the
+    median; and the seconds of a chunk of that prompt alone, `longest_chunk` and the median."""
 
     tokens: int
     longest_wait: float
+    median_wait: float
+    longest_chunk: float
     chunk: float
 
     @property
@@ -160,7 +162,7 @@ class Crowd:
                 engine.step()
             waits.append(time.perf_counter() - before)
         engine.close()
-        return Joined(len(long), max(waits), median(chunks))
+        return Joined(len(long), max(waits), median(waits), max(chunks), median(chunks))
 
 
 def show(found: Sequence[Together], console: Console) -> None:
@@ -224,7 +226,8 @@ def main(argv: list[str] | None = None) -> int:
         if joined is not None:
             console.print(
                 f"a prompt of {joined.tokens:,} tokens joins: {joined.longest_wait:.3f} s is the longest wait for a "
-                f"token, {joined.chunks:.2f} chunks of that prompt"
+                f"token, {joined.chunks:.2f} chunks of that prompt; the median wait is {joined.median_wait:.3f} s, "
+                f"the longest chunk alone {joined.longest_chunk:.3f} s"
             )
         record = {
             "command": "concurrency",

@@ -47,9 +47,14 @@ _INSTEAD = {
     "device_map": 'write device="cpu" or device="cuda": a model is on one device',
     "load_in_4bit": 'write quantize="int4"',
     "load_in_8bit": 'write quantize="int8"',
+    "config": "leave it out: a folder's config is in the folder",
+    "local_files_only": "set HF_HUB_OFFLINE=1",
     "low_cpu_mem_usage": "leave it out: weights stream in a tensor at a time",
     "max_memory": 'write memory_budget="9GB"',
+    "offload_folder": "leave it out: weights are mapped from the file",
     "quantization_config": 'write quantize="int4" or quantize="int8"',
+    "state_dict": "save the weights to a folder, and name the folder",
+    "subfolder": "name that folder",
     "token": "set HF_TOKEN",
     "torch_dtype": "write dtype=",
     "trust_remote_code": "leave it out: code from a model folder is never run",
@@ -244,7 +249,12 @@ def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype
 
 
 def _kv_dtype(kept: torch.dtype | str, device: torch.device) -> torch.dtype:
-    return torch.int8 if kept in (torch.int8, "int8") else _dtype(kept, device)
+    if kept in (torch.int8, "int8"):
+        return torch.int8
+    try:
+        return _dtype(kept, device)
+    except ValueError:
+        raise ValueError(f"kv_dtype must be 'float32', 'bfloat16', 'float16' or 'int8', got {kept!r}") from None
 
 
 @contextmanager

@@ -33,6 +33,13 @@ def test_arguments_of_from_pretrained_are_answered(folder: Path, given: str, ins
     assert instead in refusal(folder, **{given: True})
 
 
+def test_names_that_are_none(folder: Path) -> None:
+    assert "the name is empty" in refusal("")
+    assert "the name is empty" in refusal(folder, drafter="")
+    assert "must be a name or a path, not None" in refusal(None)
+    assert "kv_dtype must be" in refusal(folder, kv_dtype="int3")
+
+
 def test_an_argument_that_nobody_knows_is_a_type_error(folder: Path) -> None:
     with pytest.raises(TypeError, match=r"'quantise'\. Did you mean quantize\?"):
         specdec.load(folder, quantise="int4")

@@ -27,6 +27,7 @@ from drafter.settings import Answering
 from specdec.model.decoder import Decoder
 
 BUILT_IN = "builtin"
+TOO_LONG = 5000  # prompts in a row; the built-in generator has no end, and would be asked for ever
 PER_SHARD = 128  # prompts; SmolLM2's blocks are some 80 MB
 HELD_OUT = 24  # prompts that begin every stream, and are kept for evaluation
 
@@ -52,11 +53,18 @@ def training_prompts(sources: Iterable[tuple[str, float]], seed: int) -> Iterato
 
 
 def encode_prompts(prompts: Iterable[TrainingPrompt], encode: Encode, most: int) -> Iterator[Tensor]:
-    """Yield the token ids [n] of the prompts that have at most `most` tokens."""
+    """Yield the token ids [n] of the prompts that have at most `most` tokens.
+
+    `prompts` may be without end. After `TOO_LONG` prompts in a row that are longer, the iterator ends.
+    """
+    refused = 0
     for prompt in prompts:
         ids = encode(prompt)
         if 0 < len(ids) <= most:
+            refused = 0
             yield ids
+        elif (refused := refused + 1) == TOO_LONG:
+            return
 
 
 class Collector:

@@ -122,6 +122,9 @@ def run_guarded(command: Callable[[], int], *outputs: Path | None) -> int:
     meanwhile.
     """
     _take_any_text()
+    if outputs.count(STDOUT) > 1:
+        print("error: two results go to stdout (-); name a file for one of them", file=sys.stderr)
+        return USER_ERROR
     try:
         with _warnings_in_a_line(), _results_alone() if STDOUT in outputs else contextlib.nullcontext():
             code = command()

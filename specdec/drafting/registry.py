@@ -18,7 +18,7 @@ from specdec.drafting.composite import CompositeDrafter
 from specdec.drafting.protocol import Drafter, NoDraft
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.model.decoder import Decoder
-from specdec.weights.hub.paths import drafter_path
+from specdec.weights.hub.paths import NAMED_DRAFTERS, drafter_path
 
 DrafterLike = Drafter | str | os.PathLike[str] | None  # what `resolve_drafter` takes
 GROUP, CHECKPOINTS = "specdec.drafters", "checkpoints"
@@ -71,7 +71,8 @@ def resolve_drafter(drafter: DrafterLike) -> Drafter:
     if drafter == "suffix":
         return SuffixDrafter()
     if isinstance(drafter, str | os.PathLike):
-        drafter = os.fspath(drafter)
+        if not isinstance(drafter, str):  # a path is no name, even where it reads like one
+            drafter = os.path.join(os.curdir, drafter) if os.fspath(drafter) in NAMED_DRAFTERS else os.fspath(drafter)
         drafter_path(drafter)
         return checkpoints().load_drafter(drafter)
     if not callable(getattr(drafter, "start", None)):

@@ -82,7 +82,7 @@ class FixedWeights:
     def _keep_weights(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise ValueError("weights are held in an inference layout; keep the checkpoint that this model was loaded from")
 
-    save_pretrained = state_dict = load_state_dict = _keep_weights
+    save_pretrained = push_to_hub = state_dict = load_state_dict = init_weights = to_empty = _keep_weights
     set_input_embeddings = set_output_embeddings = resize_token_embeddings = _keep_weights
 
     @classmethod

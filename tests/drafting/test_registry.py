@@ -66,6 +66,8 @@ def test_this_project_registers_its_own_reader() -> None:
 def test_checkpoints_are_read_by_the_package_that_is_registered(registered: list[EntryPoint], tmp_path: Path) -> None:
     registered.append(EntryPoint("another", "no.such.module", GROUP))
     registered.append(EntryPoint(CHECKPOINTS, "tests.drafting.test_registry:Reader", GROUP))
+    with pytest.raises(ValueError, match=r"\./suffix: there is no such file or folder"):
+        resolve_drafter(Path("suffix"))
     for name in (str(tmp_path), tmp_path):
         assert resolve_drafter(name).name == f"read from {tmp_path}"
     assert drafter_bytes(str(tmp_path), torch.float32, False) == 12

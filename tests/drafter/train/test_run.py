@@ -7,13 +7,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from drafter.data.build_dataset import encode_prompts
 from drafter.data.dataset import Size, read_shard
 from drafter.data.features import longest_text
 from drafter.files.checkpoint import load_drafter
@@ -158,6 +160,13 @@ def test_a_start_may_have_more_states_and_other_bits(tmp_path: Path) -> None:
     assert read_start(tmp_path / "gemma", gemma.backbone).provenance["trained"]["steps"] <= 1
     with pytest.raises(ValueError, match="without --aux-layers"):
         read_start(tmp_path / "gemma", gemma.backbone, aux_layers=(1,))
+
+
+def test_prompts_that_are_all_too_long_are_not_asked_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("drafter.data.build_dataset.TOO_LONG", 50)
+    asked: list[Any] = [3] * 49 + [1] + [3] * 49 + [2]
+    found = encode_prompts(chain(asked, repeat(3)), lambda length: torch.zeros(length, dtype=torch.int64), 2)
+    assert [len(ids) for ids in found] == [1, 2]
 
 
 def test_prompts_may_run_out(tmp_path: Path) -> None:

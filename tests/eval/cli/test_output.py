@@ -106,6 +106,11 @@ def test_nobody_gets_json_unasked(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
             assert json.loads(path.read_text()) == record
 
 
+def test_two_results_on_stdout_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_guarded(lambda: 0, STDOUT, STDOUT, None) == 2
+    assert capsys.readouterr().err == "error: two results go to stdout (-); name a file for one of them\n"
+
+
 def test_with_json_on_stdout_people_read_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     def command() -> int:
         print("a table")
