@@ -209,3 +209,14 @@ def test_threads_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
         cli.threads("40000")
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert cli.threads("16") == 16
+
+
+@pytest.mark.parametrize(
+    "words", [["--model", "smolm2-135m-instruct"], ["--tokens", "8", "--model=smolm2-135m-instruct"]]
+)
+def test_a_mistyped_model_of_a_check_is_told_before_torch_is_imported(words: list[str]) -> None:
+    done = start("-X", "importtime", "-m", "eval.exactness", *words)
+    assert done.returncode == 2
+    told = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert len(told) == 1 and "Did you mean smollm2-135m-instruct?" in told[0]
+    assert not {line.split("|")[-1].strip() for line in done.stderr.splitlines()} & {"torch", "transformers"}
