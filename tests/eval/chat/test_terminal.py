@@ -116,7 +116,7 @@ def test_markdown_is_styled_and_switched_off(terminal: PseudoTerminal) -> None:
 def test_bytes_that_are_no_text_are_refused_with_a_sentence(terminal: PseudoTerminal) -> None:
     terminal.paste("caf\udce9")
     terminal.keys(ENTER)
-    terminal.until("no UTF-8 text")
+    assert "no UTF-8 text" in terminal.until("no UTF-8 text")
 
 
 def test_history_goes_on_in_the_next_session_and_ctrl_d_leaves(terminal: PseudoTerminal, cache: Path) -> None:
