@@ -44,6 +44,7 @@ class GenerationSettings:
     prometheus: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the settings in JSON types."""
         return {**asdict(self), "prometheus": None if self.prometheus is None else str(self.prometheus)}
 
 
@@ -64,6 +65,7 @@ class Parser(argparse.ArgumentParser):
             raise
 
     def error(self, message: str) -> NoReturn:
+        """Print the usage and `message` on stderr, and end with exit code 2."""
         super().error(printable(message))
 
 
@@ -88,6 +90,7 @@ def module_parser(name: str, about: str | None) -> argparse.ArgumentParser:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which model to load, and how: `GenerationSettings` has a field for each."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -114,6 +117,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_drafting_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--drafter` and `--draft-length`."""
     group = parser.add_argument_group("drafting (never changes the text, only how soon it comes)")
     group.add_argument(
         "--drafter",
@@ -131,6 +135,8 @@ def add_drafting_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, max_new_tokens: int, seed: int | None) -> None:
+    """Add the options of decoding. `max_new_tokens`, `seed`: the defaults of the command; seed None: drawn each
+    time."""
     group = parser.add_argument_group("decoding")
     group.add_argument(
         "--max-new-tokens", type=whole_number(1), default=max_new_tokens, metavar="N", help=f"default {max_new_tokens}"
@@ -149,6 +155,7 @@ def add_sampling_options(parser: argparse.ArgumentParser, max_new_tokens: int, s
 
 
 def add_json_option(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add `--json FILE`. `what`: what the command writes there, for the help."""
     parser.add_argument(
         "--json",
         type=file_name,
@@ -159,6 +166,7 @@ def add_json_option(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def add_prometheus_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--prometheus FILE`."""
     parser.add_argument(
         "--prometheus",
         type=file_name,
@@ -195,6 +203,7 @@ def threads(text: str) -> int:
 
 
 def number(text: str) -> float:
+    """Parse a finite number: an argparse type."""
     try:
         value = float(text)
     except ValueError:
