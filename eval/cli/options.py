@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -55,7 +56,35 @@ def settings_from(arguments: argparse.Namespace) -> GenerationSettings:
 
 
 class Parser(argparse.ArgumentParser):
-    """Parse as argparse does, suggest the right spelling of a mistyped choice, and print no control character of it."""
+    """Parse as argparse does, suggest the right spelling of a mistyped choice or option, and print no control character
+    of it.
+
+    A command refuses what is not its own itself, with its own usage: argparse would hand the rest up to the parser of
+    all commands, which knows no option of theirs.
+    """
+
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Return the parsed `args` and no others: what the parser does not know ends the process with exit code 2."""
+        words = sys.argv[1:] if args is None else list(args)
+        # Before argparse, which would first complain of the required option that was mistyped.
+        if unknown := self._unknown_option(words):
+            hint = did_you_mean(unknown, self._option_string_actions)
+            self.error(f"unrecognized arguments: {unknown}{hint and '.'}{hint}")
+        found, surplus = super().parse_known_args(words, namespace)
+        if surplus:
+            self.error(f"unrecognized arguments: {' '.join(surplus)}")
+        return found, []
+
+    def _unknown_option(self, words: Sequence[str]) -> str | None:
+        """Return the first of `words` that begins with -- and is no option here, nor the beginning of one."""
+        for word in words:
+            if word == "--" or (self._subparsers is not None and not word.startswith("-")):
+                return None  # behind it are a prompt's words, or those of a command
+            name = word.partition("=")[0]
+            is_option = word.startswith("--") and " " not in word  # with a space argparse takes it for a value
+            if is_option and not any(known.startswith(name) for known in self._option_string_actions):
+                return name
+        return None
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         try:
