@@ -87,6 +87,7 @@ def _program() -> str:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands, under the name that the user typed."""
     root = Parser(
         prog=_program(),
         description="Speculative decoding of local language models: the same text, sooner.",
@@ -185,6 +186,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_plan_options(planned: argparse.ArgumentParser) -> None:
+    """Add the options of `run.py plan` but `--json`."""
     planned.add_argument(
         "--model",
         default=DEFAULT_MODEL,
@@ -206,6 +208,7 @@ def add_plan_options(planned: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Run the command that `arguments` name, and return its exit code. Raises ValueError: see the commands."""
     settings = settings_from(arguments)
     if arguments.command != "report":
         check_names(settings, getattr(arguments, "modes", ()), full_size_names() if arguments.command == "plan" else ())
@@ -238,6 +241,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def run_plan(a: argparse.Namespace) -> int:
+    """Run `run.py plan`. Raises ValueError: the budget is no amount of memory, or see `eval.plan.plan`."""
     import torch
 
     from eval.plan import Asked, plan
@@ -248,6 +252,7 @@ def run_plan(a: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run `run.py` with the words `argv` (None: the process's own); return its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
     # No command means bench, so that `run.py` and `run.py --limit 1` do the main job; --help stays the overview.
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):

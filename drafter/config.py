@@ -88,6 +88,7 @@ class MTPHeadConfig:
         return cls(backbone.hidden_size, model.intermediate_size, reads, model.heads, vocab)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the fields, and `model_type`, as config.json has them; `from_dict` reads them."""
         return {"model_type": HEAD_TYPE, **asdict(self)}
 
     @classmethod

@@ -36,6 +36,7 @@ class MTPDrafter:
 
     @property
     def aux_layers(self) -> tuple[int, ...]:
+        """Return the backbone's layers whose outputs `propose` wants besides the last state; none before `bind`."""
         return () if self._assistant is None else self._assistant.spec.aux_layers
 
     def bind(self, backbone: Decoder) -> None:
@@ -54,6 +55,8 @@ class MTPDrafter:
         self._backbone = backbone
 
     def start(self, cache: KVCache, noise: Noise | None = None) -> MTPProposer:
+        """Return the proposer of one text, whose K and V are in `cache`. `noise`: that of the text's choices; None:
+        greedy."""
         # A pass of `max_rows` rows, one of them kept, would overwrite the oldest key of the drafter's window.
         assert cache.max_rows > self.max_draft + 1
         assert self._assistant is not None, "bind() comes first"

@@ -46,6 +46,7 @@ class SeesItself(Network):
     """Make the mask mistake: row p also sees key p, which does not exist yet when drafts are made."""
 
     def sight(self, texts: Sequence[tuple[Tensor, Mapping[int, AttentionStates]]]) -> Sight:
+        """Return the network's sight of `texts` (rows and K/V of each), with key p added to the mask of row p."""
         right = super().sight(texts)
         views = []
         for view, (rows, _) in zip(right.texts, texts, strict=True):
@@ -65,6 +66,8 @@ class Shifted(Dataset):
     def texts(
         self, seed: int, start: Position = BEGINNING, epochs: int | None = None
     ) -> Iterator[tuple[Position, Features]]:
+        """Yield the texts of the set with their hidden states moved by one: position p gets the state of position p +
+        1."""
         for position, text in super().texts(seed, start, epochs):
             states = torch.cat((text.hidden[1:], text.hidden[-1:]))
             yield position, replace(text, hidden=states)
@@ -119,7 +122,7 @@ VARIANTS = (
 )
 
 
-def parser() -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     made = cli.module_parser("ablations", __doc__)
     made.add_argument("--set", type=file_name, required=True, metavar="FOLDER", help="what run.py train collected")
     made.add_argument(
@@ -136,7 +139,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
+    """Run `python -m eval.ablations` with the words `argv` (None: the process's own); return its exit code."""
+    arguments = _parser().parse_args(argv)
     return run_guarded(lambda: run(arguments), arguments.json)
 
 
@@ -161,7 +165,7 @@ def run(arguments: argparse.Namespace) -> int:
         found = judge_variant(session, variant, a.set, a.steps, asked, a.max_new_tokens)
         rows.append({"name": variant.name, "seconds": time.monotonic() - began, **found})
         print(f"{variant.name}: {found['mean_acceptance_length']:.3f}, {rows[-1]['seconds']:.0f} s", flush=True)
-    Terminal().print(table(rows))
+    Terminal().print(_table(rows))
     record = {"command": "ablations", **machine(session.model.device), "steps": a.steps, "variants": rows}
     put_record(a.json, record)
     return 0
@@ -206,7 +210,7 @@ def _form(session: Session, variant: Variant) -> Form:
     return form_for(variant.shape, session.model.decoder.spec, session.model.config.get_text_config())
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
     made = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
     made.add_column("variant")
     for name in ("tokens per round", "by position", "trained tokens/s", "MB"):

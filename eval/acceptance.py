@@ -41,7 +41,7 @@ TIMED_TOKENS = 64  # of each of the texts that d and V(1) are taken from
 TIMED_TEXTS = 5
 
 
-def parser() -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     made = cli.module_parser("acceptance", __doc__)
     which = made.add_mutually_exclusive_group()
     which.add_argument(
@@ -67,7 +67,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
+    """Run `python -m eval.acceptance` with the words `argv` (None: the process's own); return its exit code."""
+    arguments = _parser().parse_args(argv)
     return run_guarded(lambda: run(arguments), arguments.json)
 
 
@@ -99,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     total = GenerationStats()
     for part in found.values():
         total.merge(part)
-    Terminal().print(table(found, total))
+    Terminal().print(_table(found, total))
     print(f"one draft step {1000 * step:.3f} ms, a plain pass {1000 * plain:.3f} ms: d / V(1) = {step / plain:.3f}")
     record = {
         "command": "acceptance",
@@ -142,12 +143,15 @@ class WithoutNoise:
 
     @property
     def aux_layers(self) -> tuple[int, ...]:
+        """Return the layers whose outputs the wrapped drafter wants."""
         return aux_layers_of(self._drafter)
 
     def bind(self, backbone: Decoder) -> None:
+        """Bind the wrapped drafter. Raises ValueError as that drafter does."""
         self._drafter.bind(backbone)
 
     def start(self, cache: KVCache, noise: Noise | None = None) -> Proposer:
+        """Return the wrapped drafter's proposer of a text that it takes for greedy: `noise` is kept from it."""
         return self._drafter.start(cache)
 
 
@@ -166,6 +170,7 @@ def count_drafts(session: Session, drafter: Drafter, prompt: Prompt, a: argparse
 
 
 def ids_of(session: Session, prompt: Prompt) -> Tensor:
+    """Return the token ids [n] of a prompt up to its first turn, in the model's chat template."""
     return session.encode([*prompt.history(), {"role": "user", "content": prompt.turns[0]}])[0]
 
 
@@ -189,6 +194,7 @@ def costs(session: Session, asked: Sequence[Prompt], draft_length: int) -> tuple
 
 
 def figures(stats: GenerationStats) -> dict[str, Any]:
+    """Return the figures of drafts in JSON types: lengths in tokens, rates and shares from 0 to 1."""
     return {
         "mean_acceptance_length": stats.mean_acceptance_length,
         "acceptance_rate": stats.acceptance_rate,
@@ -198,7 +204,7 @@ def figures(stats: GenerationStats) -> dict[str, Any]:
     }
 
 
-def table(found: dict[str, GenerationStats], total: GenerationStats) -> Table:
+def _table(found: dict[str, GenerationStats], total: GenerationStats) -> Table:
     made = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
     made.add_column("prompts")
     for name in ("tokens per round", "accepted by position, of all rounds", "tokens"):

@@ -50,9 +50,11 @@ class Together:
 
     @property
     def ratio(self) -> float:
+        """Return drafted over plain tokens a second."""
         return self.drafted / self.plain
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the figures in JSON types, with the ratio."""
         return {**asdict(self), "ratio": self.ratio}
 
 
@@ -69,9 +71,11 @@ class Joined:
 
     @property
     def chunks(self) -> float:
+        """Return the longest wait, in chunks of the prompt."""
         return self.longest_wait / self.chunk
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the figures in JSON types, with the wait in chunks."""
         return {**asdict(self), "chunks": self.chunks}
 
 
@@ -95,6 +99,7 @@ class Crowd:
         return Engine(decoder, drafter, self.model.lengths, max_batch=at_once)
 
     def request(self, ids: Tensor, number: int) -> Request:
+        """Return a request for text `number` after prompt `ids` [n]; it ends after its tokens, or with the context."""
         sampler = Sampler.at_temperature(self.settings.temperature, (self.settings.seed or 0) + number)
         return Request(ids, min(len(ids) + self.tokens, self.model.decoder.context), sampler, _never)
 
@@ -165,7 +170,7 @@ class Crowd:
         return Joined(len(long), max(waits), median(waits), max(chunks), median(chunks))
 
 
-def show(found: Sequence[Together], console: Console) -> None:
+def _show(found: Sequence[Together], console: Console) -> None:
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
     for name in ("texts at once", "plain tokens/s", "drafted tokens/s", "ratio", "tokens/round", "same texts"):
         table.add_column(name, justify="right")
@@ -176,6 +181,7 @@ def show(found: Sequence[Together], console: Console) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run `python -m eval.concurrency` with the words `argv` (None: the process's own); return its exit code."""
     parser = cli.module_parser("concurrency", __doc__)
     parser.add_argument(
         "--prompts", type=cli.whole_number(1), default=24, metavar="N", help="of the suite (default 24)"
@@ -220,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
                 joined = crowd.join_long(prompts[0], random_tokens(session.model.decoder, a.join))
         except KeyboardInterrupt:
             interrupted = True
-        show(found, console)
+        _show(found, console)
         if same:
             console.print(f"{sum(same)}/{len(same)} texts the same beside {a.others} others that come and go")
         if joined is not None:

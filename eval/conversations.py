@@ -49,9 +49,11 @@ class Turn:
 
     @property
     def ratio(self) -> float:
+        """Return the time to the first token with reuse, over the time without."""
         return self.ttft / self.whole
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the figures in JSON types, with the ratio."""
         return {**asdict(self), "ratio": self.ratio}
 
 
@@ -113,7 +115,7 @@ def soak(session: Session, count: int, longest: int) -> Iterator[int]:
         yield resident
 
 
-def show(turns: list[Turn], console: Console) -> None:
+def _show(turns: list[Turn], console: Console) -> None:
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
     table.add_column("")
     for name in ("tokens", "reused", "first token s", "computed whole s", "ratio", "same text"):
@@ -125,6 +127,7 @@ def show(turns: list[Turn], console: Console) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run `python -m eval.conversations` with the words `argv` (None: the process's own); return its exit code."""
     parser = cli.module_parser("conversations", __doc__)
     parser.add_argument("--document", type=cli.whole_number(1), default=4096, metavar="N", help="tokens (default 4096)")
     parser.add_argument("--answer", type=cli.whole_number(1), default=96, metavar="N", help="tokens (default 96)")
@@ -159,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
                     status.update(f"soak: {len(memory)} of {a.soak}, {resident / 1e9:.2f} GB")
         except KeyboardInterrupt:
             interrupted = True
-        show(turns, console)
+        _show(turns, console)
         flat = None
         if len(memory) >= 4:
             quarter = len(memory) // 4

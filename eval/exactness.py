@@ -53,6 +53,7 @@ class Difference:
 
     @property
     def gap(self) -> float:
+        """Return how far the plain run's highest logit lies above the second."""
         return self.top[0][1] - self.top[1][1]
 
     def __str__(self) -> str:
@@ -77,6 +78,7 @@ class Tally:
     first: Difference | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the counts in JSON types; the first difference with its gap."""
         first = None if self.first is None else asdict(self.first) | {"gap": self.first.gap}
         return asdict(self) | {"first": first}
 
@@ -257,6 +259,7 @@ def _show(tallies: Sequence[Tally], record: dict[str, Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run `python -m eval.exactness` with the words `argv` (None: the process's own); return its exit code."""
     parser = cli.module_parser("exactness", ABOUT)
     parser.add_argument(
         "--prompts", type=cli.whole_number(1), default=40, metavar="N", help="the first N of 40 (default: all)"

@@ -74,9 +74,11 @@ class Measured:
 
     @property
     def ratio(self) -> float:
+        """Return the measured peak over the planned total."""
         return self.peak / self.plan.total
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the figures in JSON types, with the plan's parts and the ratio."""
         return {**asdict(self), "plan": self.plan.to_dict(), "ratio": self.ratio}
 
 
@@ -155,7 +157,7 @@ def measure_cases(cases: Sequence[Case]) -> Iterator[Measured]:
             yield pool.submit(measure, case).result()
 
 
-def show(found: Sequence[Measured], console: Console) -> None:
+def _show(found: Sequence[Measured], console: Console) -> None:
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
     columns: dict[str, Callable[[Measured], str]] = {
         "context": lambda m: f"{m.context:,}",
@@ -179,6 +181,7 @@ def show(found: Sequence[Measured], console: Console) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run `python -m eval.memory` with the words `argv` (None: the process's own); return its exit code."""
     parser = cli.module_parser("memory", __doc__)
     parser.add_argument("--context", nargs="+", type=cli.whole_number(8), default=[1024, 4096, 16384], metavar="N")
     parser.add_argument(
@@ -235,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
                     status.update(f"measured {len(found)} of {len(cases)}")
         except KeyboardInterrupt:
             interrupted = True
-        show(found, console)
+        _show(found, console)
         record = {
             "command": "memory",
             "interrupted": interrupted,

@@ -82,14 +82,17 @@ class Comparison:
 
     @property
     def tokens(self) -> int:
+        """Count the scored tokens of all windows."""
         return sum(len(ours.top) for ours, _ in self.scores)
 
     @property
     def perplexity(self) -> float:
+        """Return our model's perplexity: exp of the mean loss a token."""
         return self._perplexity([ours for ours, _ in self.scores])
 
     @property
     def reference_perplexity(self) -> float:
+        """Return the float32 model's perplexity on the same tokens."""
         return self._perplexity([reference for _, reference in self.scores])
 
     @property
@@ -139,7 +142,7 @@ def text_ids(session: Session, text: str) -> tuple[list[int], int | None]:
     return list(plain), bos if bos is not None and begun[:1] == [bos] else None
 
 
-def engine_logits(session: Session) -> Logits:
+def _engine_logits(session: Session) -> Logits:
     def logits(window: Tensor) -> Tensor:
         output: Tensor = session.model(window[None]).logits[0]
         return output.cpu()
@@ -208,7 +211,7 @@ def perplexity(arguments: argparse.Namespace) -> int:
         def tick() -> None:
             progress.update(task, advance=1, description=f"windows ({comparison.difference:+.2f} %)")
 
-        interrupted = compare(comparison, pieces, engine_logits(session), reference, tick)
+        interrupted = compare(comparison, pieces, _engine_logits(session), reference, tick)
     scored = comparison.tokens
     record = {
         "command": "perplexity",
@@ -261,6 +264,7 @@ def _read(file: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run `python -m eval.perplexity` with the words `argv` (None: the process's own); return its exit code."""
     parser = cli.module_parser("perplexity", ABOUT)
     parser.add_argument(
         "--tokens", type=cli.whole_number(1), default=20000, metavar="N", help="tokens to score (default 20000)"

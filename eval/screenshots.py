@@ -137,7 +137,7 @@ def draw_dashboard(picture: Path) -> None:
     terminal(lambda console: console.print(dashboard), "python run.py chat --dashboard", picture)
 
 
-def parser() -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     root = module_parser("screenshots", __doc__)
     root.add_argument("--report", type=file_name, metavar="FILE", help="a page that run.py report wrote")
     root.add_argument("--bench", type=file_name, metavar="FILE", help="what run.py bench --json wrote")
@@ -151,7 +151,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    a = parser().parse_args(argv)
+    """Write the pictures that the words `argv` (None: the process's own) ask for; return exit code 0.
+
+    Raises ValueError: nothing is asked for, a file is not what it should be, or there is no browser.
+    """
+    a = _parser().parse_args(argv)
     if not (a.report or a.bench or a.dashboard):
         raise ValueError("nothing to draw: name a --report, a --bench record, or --dashboard")
     if a.report:

@@ -26,13 +26,15 @@ class ScriptedDrafter:
         self.turn = 0
 
     def bind(self, backbone: Decoder) -> None:
-        pass
+        """Do nothing: the script needs no model."""
 
     def start(self, cache: KVCache, noise: Noise | None = None) -> ScriptedDrafter:
+        """Begin the script anew, and return the drafter as the text's proposer."""
         self.turn = 0  # one text at a time: the script is of one answer
         return self
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+        """Return the next draft of the script, of at most `k` tokens, to follow `tokens`."""
         length = min(1 + self.turn % self.max_draft, k)
         follow = self.answer[len(tokens) : len(tokens) + length]
         right = (len(follow), 0, len(follow) // 2)[self.turn % 3]

@@ -204,6 +204,11 @@ class Beginnings:
         self._kept = list[_Begun]()
 
     def acquire(self, prompt: Tensor, longest: int) -> Conversation:
+        """Return a conversation for a text that begins with `prompt` [n] int64.
+
+        The cache is a new one while there are few of them, else the kept one that shares most of the prompt's first n -
+        1 tokens. The conversation's note "begun" has the states of those tokens.
+        """
         if len(self._kept) < self._SPARE:
             backbone = self._backbone
             with one_torch_thread():  # many small ones
@@ -219,7 +224,7 @@ class Beginnings:
         return Conversation(known.cache, notes={"begun": known})
 
     def before_chunk(self, conversation: Conversation, left: int, chunk: int) -> None:
-        pass
+        """Make no ring checkpoint: a cache only ever goes back as far as its rings allow."""
 
     def release(self, conversation: Conversation) -> None:
         """Let the cache go: `keep` takes back a cache that serves again, with its states."""

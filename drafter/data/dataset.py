@@ -142,6 +142,7 @@ class Size(NamedTuple):
     texts: int = 0
 
     def and_shard(self, tokens: int, answered: int, seconds: float, texts: int) -> Size:
+        """Return the size of the set with one more shard, of so many tokens, answered tokens, seconds and texts."""
         return Size(
             self.shards + 1, self.tokens + tokens, self.answered + answered, self.seconds + seconds, self.texts + texts
         )

@@ -45,7 +45,8 @@ class Form(Protocol):
     """Describe a head's shape, and save the head. `draft_vocab`: how many tokens the head can propose, 0: all."""
 
     @property
-    def draft_vocab(self) -> int: ...
+    def draft_vocab(self) -> int:
+        """Return how many tokens the head can propose; 0: all of the backbone's."""
 
     def spec(self, backbone: DecoderSpec) -> MTPHeadSpec:
         """Return the spec of such a head for `backbone`.
@@ -57,7 +58,8 @@ class Form(Protocol):
     def save(self, folder: Path, head: Trained) -> None:
         """Write a usable drafter to `folder`."""
 
-    def to_dict(self) -> dict[str, Any]: ...
+    def to_dict(self) -> dict[str, Any]:
+        """Return the head's config in JSON types, for the record of a training run."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,19 @@ class OwnForm:
 
     @property
     def draft_vocab(self) -> int:
+        """Return the size of the draft vocabulary that the config names; 0: all tokens."""
         return self.config.draft_vocab
 
     def spec(self, backbone: DecoderSpec) -> MTPHeadSpec:
+        """Return the spec of this head for `backbone`. Raises ValueError: see `drafter.config.head_spec`."""
         return head_spec(self.config, backbone)
 
     def save(self, folder: Path, head: Trained) -> None:
+        """Write `config.json` and the quantised `mtp.gguf` to `folder`: see `drafter.files.head.save_head`."""
         save_head(folder, self.config, head.tensors, head.draft_ids, head.backbone, head.about, self.bits)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the config, without `bits`: the saved matrices say their own."""
         return self.config.to_dict()
 
 
@@ -89,13 +95,16 @@ class MTPHeadFormat:
     draft_vocab = 0
 
     def spec(self, backbone: DecoderSpec) -> MTPHeadSpec:
+        """Return the spec of the assistant for `backbone`. Raises ValueError: see `drafter.config.assistant_spec`."""
         return assistant_spec(self.config, backbone)
 
     def save(self, folder: Path, head: Trained) -> None:
+        """Write an assistant that transformers loads to `folder`: see `drafter.files.assistant.save_assistant`."""
         spec = self.spec(head.backbone.spec)
         save_assistant(folder, self.config, spec, head.tensors, head.backbone, head.about, head.draft_length)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return transformers' config of the assistant as a dict."""
         return dict(self.config.to_dict())
 
 

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from drafter.config import MTPHeadConfig
+from specdec.kernels import BLOCK
 from specdec.model.decoder import Decoder
 from specdec.util.atomic import replacing
+from specdec.weights.fit import fit_minimum
 from specdec.weights.metadata import Values
-from specdec.weights.tensors import BLOCK, fit_minimum
 
 HEAD_FILE = "mtp.gguf"
 ARCHITECTURE = "specdec-mtp"

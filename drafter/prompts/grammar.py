@@ -103,18 +103,26 @@ class Draw:
     early."""
 
     def __init__(self, grammar: Grammar, rng: random.Random, given: Mapping[str, str]) -> None:
+        """Begin without a choice. `given`: tables of one item each that are there for this text only."""
         self.rng = rng
         self.kept = {f"{name}:given": value for name, value in given.items()}
         self._grammar = grammar
         self._drawn: set[tuple[str, str]] = set()
 
     def expand(self, template: str) -> str:
+        """Return `template` with all of its slots drawn."""
         return self.join(self._grammar.parts(template))
 
     def join(self, parts: Iterable[Part]) -> str:
+        """Return `parts` as one text: strings as they are, and what the other parts draw."""
         return "".join([part if isinstance(part, str) else part(self) for part in parts])
 
     def item(self, table: str, at: str | None, tag: str | None) -> str:
+        """Return a drawn item of `table`, itself expanded.
+
+        `at`: the tag whose group the item comes from (None: any group); `tag`: a second call with this tag returns the
+        same item. An item that this text has already is drawn again only when no other is left.
+        """
         key = f"{table}:{tag}"
         if key in self.kept:
             return self.kept[key]
@@ -134,6 +142,10 @@ class Draw:
         return value
 
     def group(self, table: str, at: str | None) -> str:
+        """Return the name of a drawn group of `table`; the chance of a group grows with its items.
+
+        `at`: a second call with this tag returns the same name.
+        """
         key = f"@{at}"
         if key in self.kept:
             return self.kept[key]
@@ -144,6 +156,7 @@ class Draw:
         return name
 
     def number(self, low: int, high: int, tag: str | None) -> str:
+        """Return a number from `low` to `high` in digits; the same one for the same bounds and `tag`."""
         value = str(self.rng.randint(low, high))
         return self.kept.setdefault(f"{low}..{high}:{tag}", value) if tag else value
 

@@ -59,6 +59,7 @@ class Progress:
             raise ValueError(f"{path}: not readable ({error}); delete it, its times and scores are then lost") from None
 
     def write(self, path: Path) -> None:
+        """Write the progress to `path` as JSON, whole or not at all."""
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
 

@@ -43,6 +43,7 @@ class Candidates:
 
     @classmethod
     def of(cls, ids: Tensor, vocab: int, teacher: Tensor | None = None) -> Candidates:
+        """Return the candidates `ids` [candidates], ascending, out of `vocab` tokens, with the slot of every token."""
         slots = torch.full((vocab,), len(ids), dtype=torch.int64)
         slots[ids] = torch.arange(len(ids), dtype=torch.int64)
         return cls(ids, slots, teacher)

@@ -107,10 +107,12 @@ class TrainingRun:
 
     @property
     def state(self) -> Path:
+        """Return the file of the trainer's state, which a run that goes on begins with."""
         return self.folder / "training" / "state.pt"
 
     @property
     def status(self) -> Status:
+        """Return where the run is now; another thread may ask while `run` is under way."""
         left = max(0.0, self.schedule.left) if self.schedule.limited else None
         best = max((float(score["real"]) for score in self.progress.scores), default=None)
         if (trainer := self.trainer) is not None:

@@ -47,6 +47,7 @@ class Schedule:
 
     @property
     def limited(self) -> bool:
+        """Tell whether the budget has minutes; with steps alone, time never decides anything."""
         return math.isfinite(self.deadline)
 
     @property
@@ -76,6 +77,7 @@ class Schedule:
         return Patience(self.now() + max(0.0, share - seconds), LONGEST_TEXT, self.now)
 
     def fitting(self) -> Patience:
+        """Return the patience for fitting a new head's input projection: at most `FITTING` of the minutes."""
         return self._part(FITTING)
 
     def judging(self) -> Patience:
@@ -94,10 +96,12 @@ class Clock:
     """Count the seconds of training, those of earlier runs included."""
 
     def __init__(self, before: float, now: Now = time.monotonic) -> None:
+        """Begin now. `before`: seconds of training in earlier sittings; `now`: the clock, in seconds."""
         self._now, self._began = now, now() - before
 
     @property
     def seconds(self) -> float:
+        """Return the seconds of training so far, earlier sittings included."""
         return self._now() - self._began
 
 

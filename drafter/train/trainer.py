@@ -45,6 +45,7 @@ class StepReport:
 
     @property
     def acceptance_length(self) -> float:
+        """Return 1 plus the accepted shares of all positions: tokens a round, teacher-forced."""
         return 1 + sum(self.per_position)
 
 
@@ -59,6 +60,7 @@ class Trainer:
         candidates: Candidates,
         settings: TrainerSettings,
     ) -> None:
+        """Begin at the first text of `dataset` and with the weights of `network`, which proposes `candidates`."""
         self.network, self.dataset, self.embed, self.candidates = network, dataset, embed, candidates
         self.settings = settings
         self.optimizers = _optimizers(network, settings)

@@ -146,7 +146,7 @@ def bench(settings: GenerationSettings, options: BenchOptions) -> int:
         raise ValueError("--synthetic-acceptance is not for comparisons with other engines; leave them out of --modes")
     prompts = _prompts(options)
     session = open_session(settings)
-    console, name = Terminal(), title(session, options.rates)
+    console, name = Terminal(), _title(session, options.rates)
     turns: list[Turn] = []
     interrupted, failure = False, None
     measured = Bench(session, prompts, (), options.repeat)
@@ -224,7 +224,7 @@ def _costs(modes: Sequence[Mode]) -> dict[str, dict[str, float]] | None:
     return None
 
 
-def title(session: Session, rates: Sequence[float]) -> str:
+def _title(session: Session, rates: Sequence[float]) -> str:
     s = session.settings
     mode = "greedy" if s.temperature == 0 else f"temperature {s.temperature:g}, seed {s.seed}"
     name = Path(s.model).name

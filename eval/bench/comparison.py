@@ -36,6 +36,7 @@ class Turn:
 
     @property
     def plain(self) -> TimedRun:
+        """Return the run of plain decoding, which every turn has."""
         return self.runs[PLAIN]
 
     def difference(self, way: str) -> int | None:
@@ -43,6 +44,7 @@ class Turn:
         return first_difference(self.plain.tokens, self.runs[way].tokens)
 
     def speedup(self, way: str) -> float:
+        """Return tokens a second of the mode `way` over plain decoding's; 0 where that is 0."""
         rate = self.plain.tokens_per_second
         return self.runs[way].tokens_per_second / rate if rate > 0 else 0.0
 

@@ -103,6 +103,8 @@ class Transformers:
             self._options["prompt_lookup_num_tokens"] = lookup
 
     def run(self, ids: Sequence[int], tokens: int) -> EngineTiming:
+        """Decode `tokens` tokens with `generate`; both times come from a streamer. Raises ValueError where it made
+        another number."""
         import torch
 
         torch.manual_seed(self._seed)
@@ -151,6 +153,11 @@ class LlamaCpp:
             self._options |= {"samplers": ["top_k"], "top_k": 1}  # the shortest way to the highest logit
 
     def run(self, ids: Sequence[int], tokens: int) -> EngineTiming:
+        """Decode `tokens` tokens with one request to the server, whose own clock has the time after the first token.
+
+        Raises ValueError when the server refuses the request, decodes another number of tokens, or reads only a part of
+        the prompt.
+        """
         request = self._options | {"prompt": list(ids), "n_predict": tokens}
         began = time.perf_counter()
         answer = self._server.handle_completions(request)

@@ -82,6 +82,7 @@ class Ours:
         drafter: Drafter | None = None,
         rates: Sequence[float] = (),
     ) -> None:
+        """Make the mode `name`. `draft_length`: "adaptive", or a number; `drafter` None: the model's own."""
         self.name, self.rates, self.adaptive = name, rates, draft_length == "adaptive"
         self._session, self._length = session, draft_length
         self._drafter = drafter or session.model.drafter
@@ -98,6 +99,10 @@ class Ours:
         streamer: BaseStreamer | None = None,
         on_round: Callable[[Round], None] | None = None,
     ) -> TimedRun:
+        """Decode after `ids` [1, n], with this mode's own draft lengths in the place of the model's.
+
+        Where `answer` is known, decode as many tokens as it has; with `rates`, the drafts follow it at those rates.
+        """
         model, drafter = self._session.model, self._drafter
         model.lengths = self.lengths
         if self.rates and answer is not None:
@@ -115,6 +120,7 @@ class Ours:
         )
 
     def cpu_seconds(self) -> float:
+        """Return the CPU time of this process, in which all modes of ours run."""
         return time.process_time()
 
 
@@ -137,10 +143,12 @@ class Other:
         streamer: BaseStreamer | None = None,
         on_round: Callable[[Round], None] | None = None,
     ) -> TimedRun:
+        """Decode as many tokens after `ids` [1, n] as `answer` has; nothing is streamed, and no round is told."""
         assert answer is not None, "other engines decode as many tokens as the plain run did"
         return _as_run(self.engine.run(ids[0].tolist(), len(answer)), ids.shape[1])
 
     def cpu_seconds(self) -> float:
+        """Return the CPU time of the engine's process."""
         return self.engine.cpu_seconds()
 
 
@@ -162,13 +170,16 @@ class Wrong:
 
     @property
     def aux_layers(self) -> tuple[int, ...]:
+        """Return the layers whose outputs the wrapped drafter wants."""
         return aux_layers_of(self._drafter)
 
     def bind(self, backbone: Decoder) -> None:
+        """Bind the wrapped drafter, and note the size of the vocabulary, in which neighbours are counted."""
         self._drafter.bind(backbone)
         self._vocabulary = backbone.spec.vocab_size
 
     def start(self, cache: KVCache, noise: Noise | None = None) -> Neighbours:
+        """Return the proposer of one text, around the wrapped drafter's."""
         return Neighbours(self._drafter.start(cache, noise), self._vocabulary)
 
 
@@ -181,6 +192,7 @@ class Neighbours:
         self._proposer, self.max_draft, self._vocabulary = proposer, proposer.max_draft, vocabulary
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+        """Return the wrapped proposer's draft with every token id raised by one, modulo the vocabulary."""
         drafted = self._proposer.propose(tokens, hidden, k).tokens
         return Draft.by(self.name, [(token + 1) % self._vocabulary for token in drafted])
 

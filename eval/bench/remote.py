@@ -47,6 +47,7 @@ class Remote:
             raise
 
     def run(self, ids: Sequence[int], tokens: int) -> EngineTiming:
+        """Decode `tokens` tokens after `ids` in the engine's process, and return its timing."""
         timing = self._ask((list(ids), tokens))
         assert isinstance(timing, EngineTiming)
         return timing

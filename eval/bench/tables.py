@@ -213,6 +213,7 @@ def notes(record: Record) -> list[tuple[str, str]]:
 
 
 def speedup_text(value: float, style: str = "") -> Text:
+    """Return a speed-up in words: green from 1.02 on, red below 0.98. `style`: words of rich's before the colour."""
     colour = "green" if value >= 1.02 else "red" if value < 0.98 else "white"
     return Text(f"{value:.2f}x", style=f"{style}{colour}")
 

@@ -40,19 +40,22 @@ class Watch(BaseStreamer):  # type: ignore[misc]
         self._prompt = True
 
     def put(self, value: Any) -> None:
+        """Take token ids from `generate`; its first call hands over the prompt, which does not count."""
         if self._prompt:  # generate() hands over the prompt first
             self._prompt = False
         else:
             self.tokens.extend(value.flatten().tolist())
 
     def end(self) -> None:
-        pass
+        """Do nothing: the next run gets a watch of its own."""
 
     def on_round(self, done: Round) -> None:
+        """Hand a finished round to the dashboard."""
         self.dashboard.on_round(done)
 
     @property
     def tokens_per_second(self) -> float:
+        """Return the tokens a second since this watch was made, the reading of the prompt included."""
         return len(self.tokens) / max(time.perf_counter() - self.began, 1e-9)
 
 
@@ -74,9 +77,11 @@ class PlainView(Lines):
         self.prompts, self.repeat, self.number = prompts, repeat, 0
 
     def begin(self, number: int, name: str, mode: str) -> None:
+        """Note the number of the prompt for its line; nothing is counted."""
         self.number = number
 
     def finished(self, turn: Turn) -> None:
+        """Print the line of `turn`: tokens a second of every mode, and which texts differ from the plain one."""
         again = f" ({turn.repetition} of {self.repeat})" if self.repeat > 1 else ""
         if turn.name == PREFILL:
             tokens = turn.plain.stats.prompt_tokens
@@ -106,6 +111,7 @@ class LiveView(Redrawn):
         super().__init__(console, title, 4, transient=True)
 
     def begin(self, number: int, name: str, mode: str) -> Watch:
+        """Show that prompt `number` is decoded in `mode`, and return the streamer that counts its tokens."""
         self.number, self.name, self.mode = number, name, mode
         self.watch = Watch(self._dashboard(mode))
         if mode != PLAIN:
@@ -113,6 +119,7 @@ class LiveView(Redrawn):
         return self.watch
 
     def finished(self, turn: Turn) -> None:
+        """Add `turn` to the list, and give the plain speed so far to all dashboards; prefill turns are not listed."""
         if turn.name == PREFILL:
             return
         self.turns.append(turn)
@@ -122,6 +129,7 @@ class LiveView(Redrawn):
             dashboard.plain = sum(stats.emitted - 1 for stats in plain) / seconds if seconds > 0 else None
 
     def draw(self) -> RenderableType:
+        """Return the text under way, the dashboard, and as many finished turns as the terminal has room for."""
         parts: list[RenderableType] = [self._now(), self.shown]
         if (room := self.console.height - HEIGHT - _TEXT - 8) > 0 and self.turns:
             parts.append(self._done(room))

@@ -27,6 +27,7 @@ class Spoken(TextStreamer):  # type: ignore[misc]
         self.text, self.show = "", show
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Keep and show a piece of text that no later token can change: `TextStreamer` calls this."""
         self.text += text
         self.show(text)
 

@@ -45,21 +45,21 @@ class Chat:
         """Begin a conversation. Raises ValueError: see `Turns`."""
         self.turns = Turns(session, console, dashboard, markdown)
         self.commands: dict[str, Command] = {
-            "/help": Command(lambda _: self.help(), "", "this list"),
+            "/help": Command(lambda _: self._help(), "", "this list"),
             "/regenerate": Command(lambda _: self.turns.ask_again(), "", "another answer to the last question"),
-            "/edit": Command(self.edit, "[TEXT]", "write a message in $EDITOR, beginning with TEXT or the last one"),
+            "/edit": Command(self._edit, "[TEXT]", "write a message in $EDITOR, beginning with TEXT or the last one"),
             "/undo": Command(lambda _: self.turns.take_back(), "", "forget the last question and its answer"),
-            "/reset": Command(lambda _: self.reset(), "", "forget the conversation (the role stays)"),
-            "/system": Command(self.set_system, "[TEXT]", "give the model a role; without TEXT: take it away", True),
-            "/temperature": Command(self.set_temperature, "X", "0 is greedy"),
-            "/seed": Command(self.set_seed, "N", "makes sampling repeatable"),
-            "/draft": Command(self.draft, "[on|off|N]", "draft adaptively, not at all, or always N tokens"),
-            "/stats": Command(lambda _: self.stats(), "", "what drafting did in the last answer and in all of them"),
+            "/reset": Command(lambda _: self._reset(), "", "forget the conversation (the role stays)"),
+            "/system": Command(self._set_system, "[TEXT]", "give the model a role; without TEXT: take it away", True),
+            "/temperature": Command(self._set_temperature, "X", "0 is greedy"),
+            "/seed": Command(self._set_seed, "N", "makes sampling repeatable"),
+            "/draft": Command(self._draft, "[on|off|N]", "draft adaptively, not at all, or always N tokens"),
+            "/stats": Command(lambda _: self._stats(), "", "what drafting did in the last answer and in all of them"),
             "/dashboard": Command(
-                self.switch_dashboard, "[on|off]", "speed, acceptance, costs and memory with answers"
+                self._switch_dashboard, "[on|off]", "speed, acceptance, costs and memory with answers"
             ),
             "/markdown": Command(
-                self.switch_markdown, "[on|off]", "styles and whole words; off: as the model wrote it"
+                self._switch_markdown, "[on|off]", "styles and whole words; off: as the model wrote it"
             ),
             "/save": Command(self.turns.save, "FILE", "keep the conversation and its cache"),
             "/load": Command(self.turns.load, "FILE", "go on with a saved one, without computing it again"),
@@ -89,24 +89,24 @@ class Chat:
             self.turns.say(f"{name}: {error}" if name else str(error))
         return True
 
-    def help(self) -> None:
+    def _help(self) -> None:
         names = [f"{name} {command.arguments}".rstrip() for name, command in self.commands.items()]
         width = max(map(cell_len, names)) + 2
         lines = (f"{name:<{width}}{one.about}" for name, one in zip(names, self.commands.values(), strict=True))
         self.turns.say("\n".join([*lines, KEYS]))
 
-    def edit(self, text: str) -> None:
+    def _edit(self, text: str) -> None:
         written = written_in_editor(text or self.turns.question)
         if not written:
             raise ValueError("nothing was changed, so nothing is sent")
         self.turns.say(f"> {written}")
         self.line(Typed(written, message=True))
 
-    def reset(self) -> None:
+    def _reset(self) -> None:
         self.turns.reset()
         self.turns.say("the conversation begins anew")
 
-    def draft(self, value: str) -> None:
+    def _draft(self, value: str) -> None:
         turns = self.turns
         if value:
             if value not in ("on", "off") and not value.isdecimal():
@@ -117,7 +117,7 @@ class Chat:
         name, length = turns.session.model.drafter.name, turns.session.settings.draft_length
         turns.say(f"drafting: {f'{name}, {length}' if turns.speculation else 'off'}")
 
-    def stats(self) -> None:
+    def _stats(self) -> None:
         runs = self.turns.runs
         if not runs:
             raise ValueError("no answers yet")
@@ -130,23 +130,23 @@ class Chat:
         if figures["acceptance_by_position"]:
             self.turns.console.print(position_table(figures["acceptance_by_position"]))
 
-    def switch_dashboard(self, value: str) -> None:
+    def _switch_dashboard(self, value: str) -> None:
         self.turns.shown = _switched(value, self.turns.shown)
         self.turns.say(f"dashboard: {_word(self.turns.shown)}")
 
-    def switch_markdown(self, value: str) -> None:
+    def _switch_markdown(self, value: str) -> None:
         self.turns.markdown = _switched(value, self.turns.markdown)
         self.turns.say(f"markdown: {_word(self.turns.markdown)}")
 
-    def set_system(self, text: str) -> None:
+    def _set_system(self, text: str) -> None:
         self.turns.system = text
         self.turns.say("the role is set" if text else "no role")
 
-    def set_temperature(self, text: str) -> None:
+    def _set_temperature(self, text: str) -> None:
         self._set(temperature=cli.temperature(text))
         self.turns.say(f"temperature {text}")
 
-    def set_seed(self, text: str) -> None:
+    def _set_seed(self, text: str) -> None:
         self._set(seed=cli.whole_number(0)(text))
         self.turns.say(f"seed {text}")
 

@@ -43,7 +43,8 @@ class Typed(NamedTuple):
 class Reader(Protocol):
     """Read messages. `read` raises EOFError at the end, and KeyboardInterrupt on Ctrl-C."""
 
-    def read(self) -> Typed: ...
+    def read(self) -> Typed:
+        """Return the next message or command."""
 
 
 def unquote(text: str) -> Typed | None:
@@ -74,6 +75,7 @@ class Lines:
                 import readline  # noqa: F401  # gives input() a history and line editing
 
     def read(self) -> Typed:
+        """Return the next line, or the next block of lines. Raises EOFError at the end of stdin."""
         text = self._line(MARK)
         while (typed := unquote(text)) is None:
             try:
@@ -121,6 +123,7 @@ class Prompt:
         )
 
     def read(self) -> Typed:
+        """Return the message that was edited until Enter. Raises EOFError on Ctrl-D and KeyboardInterrupt on Ctrl-C."""
         try:
             text = self.session.prompt()
         finally:

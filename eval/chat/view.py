@@ -35,7 +35,8 @@ _WAITING = "reading the prompt"
 class View(Protocol):
     """Show an answer."""
 
-    def feed(self, text: str) -> None: ...
+    def feed(self, text: str) -> None:
+        """Take in and show the next piece of the answer."""
 
     def __enter__(self) -> Self: ...
 
@@ -52,6 +53,7 @@ class Raw:
         self._last = ""
 
     def feed(self, text: str) -> None:
+        """Write `text` at once."""
         if text:
             self.console.file.write(visible(text) if self.console.is_terminal else text)
             self.console.file.flush()
@@ -74,6 +76,7 @@ class Typeset:
         self._waiting = False
 
     def feed(self, text: str) -> None:
+        """Write `text` as far as its style is certain; the first piece takes the waiting line away."""
         if text:
             self._take_away()
             self._markdown.feed(visible(text))
@@ -105,6 +108,7 @@ class LiveAnswer(Redrawn):
         super().__init__(console, "", 4, transient=True)
 
     def feed(self, text: str) -> None:
+        """Add `text` to the answer; the next drawing shows it."""
         self.text += text
 
     def __exit__(self, *_: object) -> None:
@@ -117,6 +121,7 @@ class LiveAnswer(Redrawn):
                     whole.feed(self.text)
 
     def draw(self) -> RenderableType:
+        """Return the last lines of the answer above the dashboard."""
         room = self.console.height - HEIGHT - 2  # one line between them, and one below, where the cursor ends
         below: list[RenderableType] = ["", self.dashboard]
         if room < 1:  # a frame that is higher than the terminal could not be taken away again

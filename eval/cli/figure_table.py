@@ -36,6 +36,7 @@ class FigureTable:
     def __init__(
         self, first: str, columns: Sequence[Column], title: str = "", caption: str = "", whole: bool = True
     ) -> None:
+        """Begin without a row. `first`: what stands above the names; `caption`: a line below the table."""
         self.first, self.columns, self.title, self.caption, self.whole = first, columns, title, caption, whole
         self.rows: list[tuple[str, Sequence[Any]]] = []
 

@@ -31,6 +31,7 @@ class TimedRun:
 
     @property
     def tokens_per_second(self) -> float:
+        """Return emitted tokens over the seconds of the whole call, prefill included."""
         return self.stats.emitted / self.seconds if self.seconds > 0 else 0.0
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -44,6 +45,7 @@ class GenerationSettings:
     prometheus: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the settings in JSON types."""
         return {**asdict(self), "prometheus": None if self.prometheus is None else str(self.prometheus)}
 
 
@@ -54,7 +56,35 @@ def settings_from(arguments: argparse.Namespace) -> GenerationSettings:
 
 
 class Parser(argparse.ArgumentParser):
-    """Parse as argparse does, suggest the right spelling of a mistyped choice, and print no control character of it."""
+    """Parse as argparse does, suggest the right spelling of a mistyped choice or option, and print no control character
+    of it.
+
+    A command refuses what is not its own itself, with its own usage: argparse would hand the rest up to the parser of
+    all commands, which knows no option of theirs.
+    """
+
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Return the parsed `args` and no others: what the parser does not know ends the process with exit code 2."""
+        words = sys.argv[1:] if args is None else list(args)
+        # Before argparse, which would first complain of the required option that was mistyped.
+        if unknown := self._unknown_option(words):
+            hint = did_you_mean(unknown, self._option_string_actions)
+            self.error(f"unrecognized arguments: {unknown}{hint and '.'}{hint}")
+        found, surplus = super().parse_known_args(words, namespace)
+        if surplus:
+            self.error(f"unrecognized arguments: {' '.join(surplus)}")
+        return found, []
+
+    def _unknown_option(self, words: Sequence[str]) -> str | None:
+        """Return the first of `words` that begins with -- and is no option here, nor the beginning of one."""
+        for word in words:
+            if word == "--" or (self._subparsers is not None and not word.startswith("-")):
+                return None  # behind it are a prompt's words, or those of a command
+            name = word.partition("=")[0]
+            is_option = word.startswith("--") and " " not in word  # with a space argparse takes it for a value
+            if is_option and not any(known.startswith(name) for known in self._option_string_actions):
+                return name
+        return None
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         try:
@@ -64,6 +94,7 @@ class Parser(argparse.ArgumentParser):
             raise
 
     def error(self, message: str) -> NoReturn:
+        """Print the usage and `message` on stderr, and end with exit code 2."""
         super().error(printable(message))
 
 
@@ -88,6 +119,7 @@ def module_parser(name: str, about: str | None) -> argparse.ArgumentParser:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which model to load, and how: `GenerationSettings` has a field for each."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -114,6 +146,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_drafting_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--drafter` and `--draft-length`."""
     group = parser.add_argument_group("drafting (never changes the text, only how soon it comes)")
     group.add_argument(
         "--drafter",
@@ -131,6 +164,8 @@ def add_drafting_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, max_new_tokens: int, seed: int | None) -> None:
+    """Add the options of decoding. `max_new_tokens`, `seed`: the defaults of the command; seed None: drawn each
+    time."""
     group = parser.add_argument_group("decoding")
     group.add_argument(
         "--max-new-tokens", type=whole_number(1), default=max_new_tokens, metavar="N", help=f"default {max_new_tokens}"
@@ -149,6 +184,7 @@ def add_sampling_options(parser: argparse.ArgumentParser, max_new_tokens: int, s
 
 
 def add_json_option(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add `--json FILE`. `what`: what the command writes there, for the help."""
     parser.add_argument(
         "--json",
         type=file_name,
@@ -159,6 +195,7 @@ def add_json_option(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def add_prometheus_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--prometheus FILE`."""
     parser.add_argument(
         "--prometheus",
         type=file_name,
@@ -195,6 +232,7 @@ def threads(text: str) -> int:
 
 
 def number(text: str) -> float:
+    """Parse a finite number: an argparse type."""
     try:
         value = float(text)
     except ValueError:

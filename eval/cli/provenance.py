@@ -42,7 +42,7 @@ def machine(device: torch.device) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "system": platform.platform(),
             "kernels": kernels.active(),
-            "device": device_name(device),
+            "device": _device_name(device),
         },
     }
 
@@ -57,7 +57,7 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def device_name(device: torch.device) -> str:
+def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 

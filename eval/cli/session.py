@@ -68,6 +68,7 @@ class Session:
         return templated
 
     def text(self, tokens: Sequence[int]) -> str:
+        """Return the text of `tokens`, special ones left out."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def run(

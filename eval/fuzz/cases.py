@@ -73,6 +73,7 @@ class Kind:
 
 
 def generate(model: SpecdecForCausalLM, **options: Any) -> None:
+    """Decode after a fixed prompt, two tokens unless `options` of `generate` say otherwise; the text is dropped."""
     ids = torch.tensor([_PROMPT], dtype=torch.int64)
     model.generate(ids, attention_mask=torch.ones_like(ids), **{"max_new_tokens": 2, **options})
 

@@ -55,6 +55,7 @@ class Tally:
         self.seconds, self.grown = max(self.seconds, outcome.seconds), max(self.grown, outcome.grown)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the counts and the most that a case took, in JSON types."""
         return {
             **{name: self.results[name] for name in ("loaded", "refused", "failed")},
             "most_seconds": self.seconds,
@@ -196,6 +197,7 @@ def _show(tallies: dict[str, Tally], failures: Sequence[Outcome], keep: Path, co
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run `python -m eval.fuzz` with the words `argv` (None: the process's own); return its exit code."""
     parser = cli.module_parser("fuzz", ABOUT)
     parser.add_argument("--cases", type=cli.whole_number(1), default=2000, metavar="N", help="how many (default 2000)")
     parser.add_argument("--seed", type=cli.whole_number(0), default=0, metavar="S", help="which ones (default 0)")

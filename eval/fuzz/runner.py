@@ -72,6 +72,7 @@ class Runner:
     """Run cases in copies of this process, a few in each copy."""
 
     def __init__(self, seeds: Path) -> None:
+        """Import and load in this process what its copies need. `seeds`: the folder of whole files."""
         torch.set_num_threads(1)
         logging.disable_progress_bar()
         self.world = World(seeds)

@@ -54,6 +54,7 @@ class Measured:
 
     @property
     def effort(self) -> Effort:
+        """Return how often to repeat the call of a kernel."""
         return Effort(least=3, most=15, seconds=0.05) if self.quick else Effort()
 
     def kernels(self, only: frozenset[str], report: Report) -> None:
@@ -180,6 +181,7 @@ def _show(measured: Measured, record: dict[str, Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run `python -m eval.kernels` with the words `argv` (None: the process's own); return its exit code."""
     parser = cli.module_parser("kernels", ABOUT)
     parser.add_argument("--quick", action="store_true", help="fewer shapes, rows and repetitions: about half a minute")
     parser.add_argument(

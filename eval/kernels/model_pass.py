@@ -85,6 +85,7 @@ class Decoding:
 
     @property
     def tokens_per_second(self) -> float:
+        """Return the tokens a second after the first token."""
         return len(self.seconds) / sum(self.seconds)
 
     @property
@@ -113,5 +114,6 @@ def decode_speed(model: SpecdecForCausalLM, prompt_tokens: int, tokens: int) -> 
 
 
 def random_tokens(decoder: Decoder, count: int) -> Tensor:
+    """Return random token ids [count] int64 on the decoder's device; the same ids for the same count and vocabulary."""
     generator = torch.Generator().manual_seed(count)
     return torch.randint(0, decoder.spec.vocab_size, (count,), generator=generator).to(decoder.device)

@@ -28,6 +28,7 @@ class Point:
 
     @property
     def bytes_per_second(self) -> float | None:
+        """Return the bytes read a second in the median call; None where a call reads no memory."""
         return self.bytes_read / self.timing.median if self.bytes_read else None
 
     @property
@@ -43,6 +44,7 @@ class Point:
         return None if self.one is None else self.timing.median / self.one
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the figures in JSON types: microseconds, GB/s, shares."""
         speed = self.bytes_per_second
         return {
             "rows": self.rows,
@@ -68,11 +70,13 @@ class Series:
 
     @classmethod
     def of(cls, name: str, what: str, timings: Mapping[int, KernelTiming], bytes_read: int, ceiling: float) -> Series:
+        """Return the series of `timings`, one for each number of rows; `ceiling`: read bandwidth in bytes/s."""
         one = timings[1].median if 1 in timings else None
         points = (Point(rows, timing, bytes_read, ceiling, one) for rows, timing in timings.items())
         return cls(name, what, bytes_read, ceiling, tuple(points))
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the series in JSON types, a dict for each of its points."""
         return {
             "name": self.name,
             "what": self.what,
@@ -83,6 +87,7 @@ class Series:
 
 
 def heading(series: Series) -> str:
+    """Return the line above a series' table: kernel, shape, and the bytes that a call reads."""
     read = f": reads {_size(series.bytes_read)}" if series.bytes_read else ""
     return f"{series.name} {series.what}{read}"
 
@@ -96,7 +101,7 @@ def series_table(series: Series) -> Table:
     for column in columns:
         table.add_column(column, justify="right")
     for point in series.points:
-        cells = [str(point.rows), microseconds(point.timing.median), _or_dash(point.ratio, ".2f")]
+        cells = [str(point.rows), _microseconds(point.timing.median), _or_dash(point.ratio, ".2f")]
         if series.bytes_read:
             speed = point.bytes_per_second
             assert speed is not None
@@ -130,7 +135,7 @@ def bandwidth_dict(readings: Sequence[float], reader: str) -> dict[str, Any]:
     }
 
 
-def microseconds(seconds: float) -> str:
+def _microseconds(seconds: float) -> str:
     us = seconds * 1e6
     return f"{us:,.1f}" if us < 100 else f"{us:,.0f}"
 

@@ -27,10 +27,12 @@ class KernelTiming:
 
     @property
     def median(self) -> float:
+        """Return the seconds of the median repetition."""
         return median(self.seconds)
 
     @property
     def fastest(self) -> float:
+        """Return the seconds of the fastest repetition."""
         return min(self.seconds)
 
 
@@ -43,6 +45,7 @@ class Effort:
     seconds: float = 0.15
 
     def enough(self, taken: list[float]) -> bool:
+        """Tell whether a call whose repetitions took the seconds `taken` needs no more of them."""
         return len(taken) >= self.least and (len(taken) >= self.most or sum(taken) >= self.seconds)
 
 
@@ -76,6 +79,7 @@ class Neighbours:
     """Count the processors that other programs have used on average since this object was made."""
 
     def __init__(self, stat: Path = Path("/proc/stat")) -> None:
+        """Begin to count. `stat`: where Linux tells the time of all processors."""
         self._stat = stat
         self._began = self._now()
 

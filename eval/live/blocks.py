@@ -97,6 +97,7 @@ def apportion(parts: Sequence[float], total: int) -> list[int]:
 
 
 def speed_block(f: Figures, width: int) -> list[Text]:
+    """Return four lines: tokens/s and ratio to plain, now and overall, and the plain speed."""
     rows = [
         f"{label:<{width - 13}}{f.ratio(stats):>6}{speed_text(stats):>7}"
         for label, stats in (("now", f.now), (_fitting(width, "overall", "all"), f.stats))
@@ -108,6 +109,8 @@ def speed_block(f: Figures, width: int) -> list[Text]:
 
 
 def course_block(f: Figures, width: int) -> list[Text]:
+    """Return four lines: the tokens per round from the first round to now as a curve, mean and newest figure, the
+    scale."""
     together = max(1, -(-len(f.course) // width))
     marks = [f.course[i : i + together] for i in range(0, len(f.course), together)]
     lengths = [1 + sum(a for _, a in mark) / sum(n for n, _ in mark) for mark in marks]
@@ -121,6 +124,7 @@ def course_block(f: Figures, width: int) -> list[Text]:
 
 
 def round_block(f: Figures, width: int) -> list[Text]:
+    """Return five lines: the seconds of the newest rounds by phase, as one bar and in ms."""
     seconds = [f.now.seconds[phase] for phase, _, _ in PHASES]
     shown = zip(PHASES, apportion(seconds, width), phase_ms(f.now), phase_shares(f.now), strict=True)
     bar, rows = Text(), []
@@ -132,12 +136,14 @@ def round_block(f: Figures, width: int) -> list[Text]:
 
 
 def memory_block(f: Figures, width: int) -> list[Text]:
+    """Return three lines: the memory that is taken, as a bar where there is a budget."""
     now, budget = f.memory
     bar = _bar(now / budget, width) if now is not None and budget else Text()
     return [_title("memory", width), bar, Text(memory_text(f.memory))]
 
 
 def positions_block(f: Figures, width: int) -> list[Text]:
+    """Return ten lines: for each draft position the accepted share of all rounds, and of the drafts that reached it."""
     positions, room = acceptance_by_position(f.stats), width - 15
     more = f"1-{POSITIONS}/{len(positions)}" if len(positions) > POSITIONS else ""
     rows = [Text(f"{more:<{room}}{'of all':>7}{'reached':>8}", style="dim")]
@@ -152,6 +158,8 @@ def positions_block(f: Figures, width: int) -> list[Text]:
 
 
 def lengths_block(f: Figures, width: int) -> list[Text]:
+    """Return six lines: the rounds by draft length, as columns two lines high; the last column is `POSITIONS` and
+    more."""
     counts, stats = [0] * (POSITIONS + 1), f.stats
     for length, n in stats.draft_lengths.items():
         counts[min(length, POSITIONS)] += n
@@ -164,6 +172,7 @@ def lengths_block(f: Figures, width: int) -> list[Text]:
 
 
 def passes_block(f: Figures, width: int) -> list[Text]:
+    """Return ten lines: V(T) in ms, and over V(1), for a pass of 1 to `ROWS` rows."""
     title, room = _title("V(T), ms a pass", width), width - 15
     if f.costs is None:
         return [title, Text("not measured"), *(Text() for _ in range(ROWS - 1))]
@@ -178,6 +187,7 @@ def passes_block(f: Figures, width: int) -> list[Text]:
 
 
 def sources_block(f: Figures, width: int) -> list[Text]:
+    """Return six lines: the accepted share and the cost of a token of the `_SOURCES` busiest sources."""
     room, stats = width - 11, f.stats
     rows = [Text(f"{name[: room - 1]:<{room}}{right:>5}{d[:5]:>6}") for name, right, d in f.sources[:_SOURCES]]
     rows += [Text("-") for _ in range(_SOURCES - len(rows))]
@@ -210,19 +220,23 @@ def count(stats: GenerationStats, done: Round) -> None:
 
 
 def phase_ms(stats: GenerationStats) -> list[str]:
+    """Return the milliseconds a round of each of `PHASES`, "-" before the first round."""
     return [f"{1e3 * stats.seconds[phase] / stats.rounds:.1f}" if stats.rounds else "-" for phase, _, _ in PHASES]
 
 
 def phase_shares(stats: GenerationStats) -> list[str]:
+    """Return the share of each of `PHASES` in percent, 100 together; "-" before the first round."""
     shares = apportion([stats.seconds[phase] for phase, _, _ in PHASES], 100)
     return [f"{one}%" if stats.rounds else "-" for one in shares]
 
 
 def speed_text(stats: GenerationStats) -> str:
+    """Return the tokens/s of the rounds in `stats`, "-" before the first one."""
     return f"{stats.decode_tokens_per_second:.1f}" if stats.rounds else "-"
 
 
 def memory_text(memory: Memory) -> str:
+    """Return in words what the process takes, and its budget."""
     now, budget = memory
     taken = "unknown" if now is None else size(now)
     return f"{taken}, no budget" if budget is None else f"{taken} of {size(budget)}"

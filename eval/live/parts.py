@@ -33,6 +33,7 @@ class Lines:
         pass
 
     def print(self, text: str) -> None:
+        """Print `text` as it is: no markup, no line broken by rich."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -40,6 +41,7 @@ class Redrawn(ABC):
     """Draw a view anew all the time while it is open, and a first time when it is made."""
 
     def __init__(self, console: Console, title: str, times_per_second: float, transient: bool = False) -> None:
+        """Make the view, closed. `transient`: the last drawing is taken away when the view is closed."""
         self.console, self.title = console, title
         self.live = Live(
             console=console, get_renderable=self.draw, refresh_per_second=times_per_second, transient=transient
@@ -53,7 +55,8 @@ class Redrawn(ABC):
         self.live.stop()
 
     @abstractmethod
-    def draw(self) -> RenderableType: ...
+    def draw(self) -> RenderableType:
+        """Return what the view shows now; rich's thread calls this."""
 
 
 def position_table(positions: Sequence[dict[str, float]]) -> Table:
@@ -71,16 +74,20 @@ def position_table(positions: Sequence[dict[str, float]]) -> Table:
 
 
 def format_percent(value: float) -> str:
+    """Return a share from 0 to 1 in whole percent."""
     return f"{100 * value:.0f}%"
 
 
 def milliseconds(seconds: float) -> str:
+    """Return a time in ms, from a second on in seconds."""
     return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
 def size(nbytes: float) -> str:
+    """Return bytes in MB, from 10^9 on in GB."""
     return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.0f} MB"
 
 
 def yes_or_no(value: bool) -> Text:
+    """Return a green "yes" or a red "NO"."""
     return Text("yes", style="green") if value else Text("NO", style="bold red")

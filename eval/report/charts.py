@@ -27,7 +27,7 @@ class Html(str):
     __slots__ = ()
 
 
-def markup(text: str) -> Html:
+def _markup(text: str) -> Html:
     return text if isinstance(text, Html) else Html(escape(text))
 
 
@@ -35,36 +35,43 @@ def element(name: str, *children: str, **attributes: object) -> Html:
     """Return `<name attributes>children</name>`; `class_` is class, `aria_label` is aria-label, None leaves one out."""
     given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
     words = "".join(f' {key}="{escape(str(value))}"' for key, value in given.items())
-    return Html(f"<{name}{words}>{''.join(map(markup, children))}</{name}>")
+    return Html(f"<{name}{words}>{''.join(map(_markup, children))}</{name}>")
 
 
 def join_parts(parts: Iterable[str]) -> Html:
-    return Html("".join(map(markup, parts)))
+    """Return the escaped parts one after another."""
+    return Html("".join(map(_markup, parts)))
 
 
 def fill(form: str, value: float | None) -> str:
+    """Return `value` in the form `form` of `str.format`; a dash for None."""
     return NONE if value is None else form.format(value)
 
 
 def times(value: float | None) -> str:
+    """Return a ratio as "1.23x"; a dash for None."""
     return fill("{:.2f}x", value)
 
 
 def count(value: float | None) -> str:
+    """Return a whole number with commas; a dash for None."""
     return fill("{:,.0f}", value)
 
 
 def format_percent(value: float | None) -> str:
+    """Return a share from 0 to 1 in whole percent; a dash for None."""
     return fill("{:.0%}", value)
 
 
 def duration(seconds: float | None) -> str:
+    """Return a time in ms with one or two places, from a second on in seconds; a dash for None."""
     if seconds is None or seconds >= 1:
         return fill("{:.2f} s", seconds)
     return f"{1000 * seconds:.1f} ms" if seconds >= 0.01 else f"{1000 * seconds:.2f} ms"
 
 
 def size(nbytes: float | None) -> str:
+    """Return bytes in MB, from 10^9 on in GB; a dash for None."""
     if nbytes is None or nbytes >= 1e9:
         return fill("{:.2f} GB", nbytes and nbytes / 1e9)
     return f"{nbytes / 1e6:.0f} MB" if nbytes >= 1e7 else f"{nbytes / 1e6:.1f} MB"
@@ -100,6 +107,7 @@ def _is_figure(cell: str) -> bool:
 
 
 def collapsible(summary: str, *children: str, open_: bool = False) -> Html:
+    """Return <details> that `summary` unfolds; `open_`: unfolded at first."""
     return element("details", element("summary", summary), *children, open="open" if open_ else None)
 
 
@@ -159,6 +167,7 @@ class Bar:
 
     @property
     def length(self) -> float:
+        """Return the sum of the parts; a negative part counts as none."""
         return sum(max(part.value, 0.0) for part in self.parts)
 
 
@@ -194,7 +203,7 @@ def bars(groups: Sequence[Group], mark: BarMark | None = None, most: float | Non
             y += _HEADING
         start = y
         for bar in some:
-            drawn.append(element("text", cut(bar.label), x=-8, y=round(y + 14), text_anchor="end"))
+            drawn.append(element("text", _cut(bar.label), x=-8, y=round(y + 14), text_anchor="end"))
             place = y + (_ROW - _THICK) / 2
             drawn += _parts(bar, place, scale)
             # Behind the mark, where the bar ends before it: beside the bar the value might lie across the line.
@@ -295,7 +304,7 @@ def _apart(places: Sequence[tuple[float, str, str]], least: float = 14.0) -> lis
     return moved
 
 
-def cut(text: str, letters: int = _LABEL) -> str:
+def _cut(text: str, letters: int = _LABEL) -> str:
     return text if len(text) <= letters else text[: letters - 1] + "…"
 
 

@@ -25,28 +25,28 @@ _GENERATOR = '<meta name="generator" content="specdec bench report">'
 Maker = Callable[[Sequence[RecordedRun]], list[Html]]
 
 
-def each(make: Callable[[RecordedRun], Html]) -> Maker:
+def _each(make: Callable[[RecordedRun], Html]) -> Maker:
     return lambda runs: [made for run in runs if (made := make(run))]
 
 
 # Name, title, description, and rows of figures: side by side run by run, or all runs in one.
 SECTIONS: tuple[tuple[str, str, str, tuple[Maker, ...]], ...] = (
-    ("overview", "Overview", "", (each(overview),)),
+    ("overview", "Overview", "", (_each(overview),)),
     (
         "speed",
         "Speed-up",
         "Tokens per second of the whole call, prefill included, over plain decoding of the same prompts.",
-        (compare_runs, each(by_mode), each(by_task)),
+        (compare_runs, _each(by_mode), _each(by_task)),
     ),
     (
         "drafts",
         "Drafts",
         "A round is one pass that checks a draft. A drafted token is kept where the model chooses the same.",
-        (each(acceptance), each(draft_lengths), each(sources)),
+        (_each(acceptance), _each(draft_lengths), _each(sources)),
     ),
-    ("latency", "Latency", "Mean and percentiles over all prompts.", (each(latency),)),
-    ("time", "Time and memory", "", (each(rounds), costs, memory)),
-    ("each", "Prompts", "", (each(prompts),)),
+    ("latency", "Latency", "Mean and percentiles over all prompts.", (_each(latency),)),
+    ("time", "Time and memory", "", (_each(rounds), costs, memory)),
+    ("each", "Prompts", "", (_each(prompts),)),
     ("provenance", "Settings and machine", "", (settings,)),
 )
 
@@ -108,7 +108,7 @@ def report(files: Sequence[Path], out: Path | None) -> int:
     put_text(path, page(runs))
     print(printable(str(path)))
     for run in runs:
-        print(printable(in_a_line(run)))
+        print(printable(_in_a_line(run)))
     return 0
 
 
@@ -117,7 +117,7 @@ def _is_report(path: Path) -> bool:
         return _GENERATOR.encode() in file.read(1000)
 
 
-def in_a_line(run: RecordedRun) -> str:
+def _in_a_line(run: RecordedRun) -> str:
     record, same = run.record, run.record["identical"].value
     median, lowest = times(run.figure_of_best("speedup_median")), times(run.figure_of_best("speedup_lowest"))
     said = [

@@ -33,6 +33,7 @@ _SPREAD = ("mean", "p50", "p95", "p99")
 
 
 def acceptance(run: RecordedRun) -> Html:
+    """Return the figure of acceptance by draft position: the best mode as bars, all modes in the table."""
     rows = [
         [
             mode["mode"].text,
@@ -60,6 +61,7 @@ def acceptance(run: RecordedRun) -> Html:
 
 
 def draft_lengths(run: RecordedRun) -> Html:
+    """Return the figure of rounds by draft length: the best mode as bars, all drafting modes in the table."""
     counts = [(m["mode"].text, {k: n for k, v in m["draft_lengths"].items if (n := v.number)}) for m in run.drafting]
     lengths = sorted({k for _, found in counts for k in found}, key=lambda k: (len(k), k))
     if not lengths:
@@ -76,6 +78,7 @@ def draft_lengths(run: RecordedRun) -> Html:
 
 
 def sources(run: RecordedRun) -> Html:
+    """Return the figure of drafted and accepted tokens by source."""
     rows, drawn = [], []
     for mode in run.drafting:
         name = mode["mode"].text
@@ -93,11 +96,12 @@ def sources(run: RecordedRun) -> Html:
     return figure(run.id("sources"), title, charts, figures, key, run=run) if rows else Html()
 
 
-def in_ms(seconds: float | None) -> str:
+def _in_ms(seconds: float | None) -> str:
     return NONE if seconds is None else f"{1000 * seconds:,.{0 if seconds >= 1 else 1 if seconds >= 0.01 else 2}f}"
 
 
 def latency(run: RecordedRun) -> Html:
+    """Return the tables of TTFT, ITL and TPOT, in ms; a kind that no mode tells is left out."""
     kinds = (
         ("ttft", "TTFT", "Milliseconds to the first token."),
         ("itl", "ITL", "Milliseconds between deliveries: tokens accepted together come together."),
@@ -106,7 +110,7 @@ def latency(run: RecordedRun) -> Html:
     made = []
     for key, short, meaning in kinds:
         found = [mode for mode in run.modes if mode[key]["p50"].number is not None]
-        rows = [[mode["mode"].text, *(in_ms(mode[key][name].number) for name in _SPREAD)] for mode in found]
+        rows = [[mode["mode"].text, *(_in_ms(mode[key][name].number) for name in _SPREAD)] for mode in found]
         if rows:
             note = element("p", meaning, class_="note")
             made.append(
@@ -116,6 +120,7 @@ def latency(run: RecordedRun) -> Html:
 
 
 def rounds(run: RecordedRun) -> Html:
+    """Return the figure of each mode's seconds by phase."""
     rows, drawn = [], []
     for mode in run.modes:
         seconds = [mode["phase_seconds"][phase].number for phase in _PHASES]
@@ -164,6 +169,7 @@ def costs(runs: Sequence[RecordedRun]) -> list[Html]:
 
 
 def memory(runs: Sequence[RecordedRun]) -> list[Html]:
+    """Return a figure for each run: weights, context, and the most that was taken; one scale for all runs."""
     wanted: list[tuple[RecordedRun, list[tuple[str, float]], float | None]] = []
     for run in runs:
         known, cache = run.record["memory"], [mode["cache_bytes"].number or 0.0 for mode in run.modes]
@@ -188,6 +194,7 @@ def memory(runs: Sequence[RecordedRun]) -> list[Html]:
 
 
 def prompts(run: RecordedRun) -> Html:
+    """Return the table of all prompts, which a click on a heading sorts."""
     names = [mode["mode"].text for mode in run.modes[1:]]
     rows = []
     for prompt in run.record["per_prompt"].nodes:
@@ -209,7 +216,7 @@ def prompts(run: RecordedRun) -> Html:
     return figure(run.id("prompts"), "Every prompt", [], figures, run=run, wide=True) if rows else Html()
 
 
-def describe_setting(key: str, node: Node) -> str:
+def _describe_setting(key: str, node: Node) -> str:
     return size(node.number) if key.endswith("bytes") and node.number is not None else node.shown
 
 
@@ -231,7 +238,7 @@ def settings(runs: Sequence[RecordedRun]) -> list[Html]:
     )
     made = []
     for name, title, rows_of in kinds:
-        columns = [{key: describe_setting(key, node) for key, node in rows_of(run.record)} for run in runs]
+        columns = [{key: _describe_setting(key, node) for key, node in rows_of(run.record)} for run in runs]
         rows = []
         for key in dict.fromkeys(key for column in columns for key in column):
             values = [column.get(key, NONE) for column in columns]

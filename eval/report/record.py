@@ -25,19 +25,23 @@ class Node:
 
     @property
     def number(self) -> float | None:
+        """Return the value where it is a number, which a bool is not; else None."""
         value = self.value
         return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
     @property
     def text(self) -> str:
+        """Return the value where it is a string, with what cannot be seen replaced; else ""."""
         return clean(self.value) if isinstance(self.value, str) else ""
 
     @property
     def nodes(self) -> list[Node]:
+        """Return the entries where the value is a list; else none."""
         return [Node(value) for value in self.value] if isinstance(self.value, list) else []
 
     @property
     def items(self) -> list[tuple[str, Node]]:
+        """Return keys and values where the value is a dict; else none."""
         return [(clean(key), Node(value)) for key, value in self.value.items()] if isinstance(self.value, dict) else []
 
     @property
@@ -65,6 +69,7 @@ class RecordedRun:
 
     @property
     def modes(self) -> list[Node]:
+        """Return the modes of the record that have a name, in its order, in which the plain one comes first."""
         return [mode for mode in self.record["modes"].nodes if mode["mode"].text]
 
     @property
@@ -75,18 +80,22 @@ class RecordedRun:
 
     @property
     def name(self) -> str:
+        """Return the name of the best mode."""
         return self.best["mode"].text
 
     @property
     def drafting(self) -> list[Node]:
+        """Return the modes that drafted tokens."""
         return [mode for mode in self.modes if mode["drafted"].number]
 
     @property
     def synthetic(self) -> bool:
+        """Tell whether drafts were right by arrangement: `bench --synthetic-acceptance`."""
         return self.record["synthetic_acceptance"].value is not None
 
     @property
     def unreliable(self) -> bool:
+        """Tell whether a speed-up exceeds what acceptance can give, or waiting engines used the processor."""
         return bool(self.record["implausible"].nodes) or (self.record["others_cpu"].number or 0.0) > DISTURBED
 
     @property
@@ -95,6 +104,7 @@ class RecordedRun:
         return f"series{self.number % 6}"
 
     def id(self, name: str) -> str:
+        """Return the id on the page of this run's element `name`."""
         return f"{name}-{self.letter.lower()}" if self.letter else name
 
     def figure_of_best(self, key: str) -> float | None:

@@ -33,12 +33,13 @@ SYNTHETIC = element("b", "SYNTHETIC", class_="synthetic")
 _EVEN = BarMark(1.0, "1.0x")
 
 
-def some(nodes: Sequence[Node], most: int = 6) -> str:
+def _some(nodes: Sequence[Node], most: int = 6) -> str:
     names = [node.shown for node in nodes]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def verdict(identical: object) -> Html:
+    """Return "yes", "NO" or "not compared", for the record's True, False and anything else."""
     if not isinstance(identical, bool):
         return element("span", "not compared", class_="faint")
     return element("strong", "yes" if identical else "NO", class_="yes" if identical else "no")
@@ -99,18 +100,19 @@ def flags(run: RecordedRun) -> list[Html]:
     if (cores := record["others_cpu"].number or 0.0) > DISTURBED:
         text = f"These timings are unreliable: waiting engines used {cores:.2f} cores while another was timed."
         said.append(element("p", text, class_="flag"))
-    if names := some(record["implausible"].nodes):
+    if names := _some(record["implausible"].nodes):
         text = (
             f"These timings are unreliable: {names} sped up by more than acceptance can give, so something else slowed "
             "the plain run down. Run it again on an idle machine."
         )
         said.append(element("p", text, class_="flag"))
-    if names := some(record["differing"].nodes):
+    if names := _some(record["differing"].nodes):
         said.append(element("p", f"Texts that differ: {names}.", class_="flag"))
     return said
 
 
 def overview(run: RecordedRun) -> Html:
+    """Return the card of a run: its speed-up, whether texts are identical, warnings, and up to ten facts."""
     record, best = run.record, run.best
     same, prompts, tasks = (
         record["identical"].value,
@@ -120,8 +122,8 @@ def overview(run: RecordedRun) -> Html:
     shown, state = ("YES", "yes") if same is True else ("NO", "no") if same is False else (NONE, "unknown")
     alike = None if prompts is None or same is None else prompts - len(record["differing"].nodes)
     texts = "" if alike is None else f", {count(alike)} of {count(prompts)} texts"
-    slowest = min(record["per_prompt"].nodes, key=lambda prompt: speedup_of(prompt, run.name), default=Node())
-    worst = slowest["name"].text if math.isfinite(speedup_of(slowest, run.name)) else ""
+    slowest = min(record["per_prompt"].nodes, key=lambda prompt: _speedup_of(prompt, run.name), default=Node())
+    worst = slowest["name"].text if math.isfinite(_speedup_of(slowest, run.name)) else ""
     plain = (run.modes or [Node()])[0]
     facts = [
         ("Median prompt", times(run.figure_of_best("speedup_median"))),
@@ -159,7 +161,7 @@ def overview(run: RecordedRun) -> Html:
     )
 
 
-def speedup_of(prompt: Node, mode: str) -> float:
+def _speedup_of(prompt: Node, mode: str) -> float:
     value = prompt["modes"][mode]["speedup"].number
     return math.inf if value is None else value
 
@@ -170,13 +172,14 @@ def tone(run: RecordedRun, mode: Node) -> str:
     return "main" if mode["mode"].text == run.name else "engine" if mode["identical"].value is None else "rest"
 
 
-def tones(run: RecordedRun, modes: Sequence[Node]) -> Html:
+def _tones(run: RecordedRun, modes: Sequence[Node]) -> Html:
     named = {"main": run.name, "rest": "other modes", "engine": "other engines"}
     used = {tone(run, mode) for mode in modes}
     return legend([(key, text) for key, text in named.items() if key in used]) if len(used) > 1 else Html()
 
 
 def bar(label: str, value: float, text: str, tone: str = "main") -> Bar:
+    """Return a bar of one part."""
     return Bar(label, (Part(value, tone),), text)
 
 
@@ -193,6 +196,7 @@ def per_round(mode: Node) -> float | None:
 
 
 def by_mode(run: RecordedRun) -> Html:
+    """Return the figure of speed-ups by mode, with a column for each figure that some mode has."""
     modes = run.modes
     every: list[tuple[str, Callable[[Node], str]]] = [
         ("Mode", lambda mode: join_parts([mode["mode"].text, element("small", mode["details"].text)])),
@@ -212,14 +216,14 @@ def by_mode(run: RecordedRun) -> Html:
     )
     drawn = [(mode, value) for mode in run.modes[1:] if (value := mode["speedup"].number) is not None]
     shown = [bar(mode["mode"].text, value, times(value), tone(run, mode)) for mode, value in drawn]
-    key = tones(run, [mode for mode, _ in drawn])
+    key = _tones(run, [mode for mode, _ in drawn])
     charts = [("", bars([("", shown)], _EVEN))] if shown else []
     alone = not run.letter
     title = "Speed-up by mode"
     return figure(run.id("modes"), title, charts, figures, key, run=run, wide=alone, beside=alone) if modes else Html()
 
 
-def tasks_of(run: RecordedRun) -> list[str]:
+def _tasks_of(run: RecordedRun) -> list[str]:
     return list(dict.fromkeys(task for mode in run.modes[1:] for task, _ in mode["by_task"].items))
 
 
@@ -230,9 +234,10 @@ def panels(groups: Sequence[tuple[str, Sequence[Bar]]]) -> list[tuple[str, Drawi
 
 
 def by_task(run: RecordedRun) -> Html:
+    """Return the figure of speed-ups by task and mode."""
     groups, rows = [], []
     modes = [mode for mode in run.modes[1:] if mode["by_task"].items]
-    for task in tasks_of(run):
+    for task in _tasks_of(run):
         drawn = []
         for mode in modes:
             found = mode["by_task"][task]
@@ -243,7 +248,7 @@ def by_task(run: RecordedRun) -> Html:
             rows.append([task or NONE, mode["mode"].text, count(found["prompts"].number), rate, times(value), lowest])
         groups.append((task or NONE, drawn))
     head = ["Task", "Mode", "Prompts", "Tokens/s", "Speed-up", "Worst prompt"]
-    figures, key = table("Speed-up by task", head, rows), tones(run, modes)
+    figures, key = table("Speed-up by task", head, rows), _tones(run, modes)
     drawings = panels(groups)
     return figure(run.id("tasks"), "Speed-up by task", drawings, figures, key, run=run, wide=True) if rows else Html()
 
@@ -253,7 +258,7 @@ def compare_runs(runs: Sequence[RecordedRun]) -> list[Html]:
     if len(runs) < 2:
         return []
     named = [f"{run.letter} {run.name}{' SYNTHETIC' if run.synthetic else ''}" for run in runs]
-    tasks = list(dict.fromkeys(task for run in runs for task in tasks_of(run)))
+    tasks = list(dict.fromkeys(task for run in runs for task in _tasks_of(run)))
     found = [("all prompts", [run.figure_of_best("speedup") for run in runs])]
     found += [(task or NONE, [run.best["by_task"][task]["speedup"].number for run in runs]) for task in tasks]
     groups = []
@@ -266,5 +271,6 @@ def compare_runs(runs: Sequence[RecordedRun]) -> list[Html]:
 
 
 def key_of(runs: Sequence[RecordedRun]) -> Html:
+    """Return the legend of the runs' letters and colours; nothing for one run alone."""
     named = [(run.tone, f"{run.letter} {run.label}{', SYNTHETIC' if run.synthetic else ''}") for run in runs]
     return legend(named) if any(run.letter for run in runs) else Html()

@@ -36,12 +36,15 @@ class SyntheticAcceptance:
 
     @property
     def aux_layers(self) -> tuple[int, ...]:
+        """Return the layers whose outputs the wrapped drafter wants."""
         return aux_layers_of(self.drafter)
 
     def bind(self, backbone: Decoder) -> None:
+        """Bind the wrapped drafter. Raises ValueError as that drafter does."""
         self.drafter.bind(backbone)
 
     def start(self, cache: KVCache, noise: Noise | None = None) -> SyntheticDrafts:
+        """Return the proposer of one text, around the wrapped drafter's."""
         return SyntheticDrafts(self, self.drafter.start(cache, noise))
 
 
@@ -54,6 +57,7 @@ class SyntheticDrafts:
         self.made, self.proposer, self.max_draft = made, proposer, made.max_draft
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+        """Let the wrapped proposer draft, for its time, and return up to `k` tokens at the asked rates instead."""
         self.proposer.propose(tokens, hidden, k)
         made, drafted = self.made, list[int]()
         for i, token in enumerate(made.answer[len(tokens) : len(tokens) + k]):

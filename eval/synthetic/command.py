@@ -160,6 +160,7 @@ def _bytes(shape: tuple[int, ...]) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run `python -m eval.synthetic` with the words `argv` (None: the process's own); return its exit code."""
     parser = cli.module_parser("synthetic", __doc__)
     parser.add_argument("--config", choices=full_size_names(), default="gemma-4-12b", help="default gemma-4-12b")
     parser.add_argument("--out", type=file_name, required=True, metavar="FOLDER", help="a new folder")

@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specdec.kernels import BlockTensor, pack_blocks
+from specdec.kernels import BLOCK, GROUP, BlockTensor, pack_blocks
 from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
 from specdec.weights.checkpoint import find
-from specdec.weights.tensors import BLOCK, BlockWeight, DenseWeight, Storage, Weight, stored_bytes
+from specdec.weights.tensors import BlockWeight, DenseWeight, Storage, Weight, stored_bytes
 
 PATTERN = 256  # rows that are packed; a multiple of the 16 that the layout interleaves
-_GROUP = 16
 
 
 def random_blocks(rows: int, columns: int, bits: int, minimum: bool = False, seed: int = 0) -> BlockTensor:
@@ -35,13 +34,13 @@ def random_blocks(rows: int, columns: int, bits: int, minimum: bool = False, see
     generator = torch.Generator().manual_seed(seed)
     low, high = (-127, 128) if bits == 8 else (0, 1 << bits)
     kind = torch.int8 if bits == 8 else torch.uint8
-    count = min(PATTERN, -(-rows // _GROUP) * _GROUP)
+    count = min(PATTERN, -(-rows // GROUP) * GROUP)
     values = torch.randint(low, high, (count, columns), dtype=kind, generator=generator)
     spread = math.sqrt(((high - low) ** 2 - 1) / 12)  # the standard deviation of whole numbers low .. high - 1
     scale = torch.full((count, columns // BLOCK), 1 / (spread * math.sqrt(columns)), dtype=torch.float32)
     scale = scale * (0.5 + torch.rand(scale.shape, generator=generator, dtype=torch.float32))
     part = pack_blocks(values, scale, -(high - 1) / 2 * scale if minimum else None, bits)
-    groups = -(-rows // _GROUP)
+    groups = -(-rows // GROUP)
     whole: dict[str, Any] = {name: _repeated(tensor, groups) for name, tensor in _tensors(part).items()}
     return replace(part, rows=rows, **whole)
 
@@ -60,16 +59,20 @@ class RandomCheckpoint:
     """
 
     def __init__(self, spec: DecoderSpec, owner: str) -> None:
+        """Make the tensors of `spec` known; each is made when asked for. `owner` names them in errors."""
         self.path = Path(owner)
         self._shapes = expected_tensors(spec)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return every tensor's name and shape."""
         return dict(self._shapes)
 
     def loaded_bytes(self, name: str, dtype: torch.dtype, quantize: Storage = None) -> int:
+        """Return the bytes of a tensor as `weight` makes it."""
         return stored_bytes(find(name, self._shapes, self.path), quantize, dtype)
 
     def tensor(self, name: str) -> Tensor:
+        """Return a vector of ones, or of zeros for a bias, float32."""
         shape = find(name, self._shapes, self.path)
         return (
             torch.zeros(shape, dtype=torch.float32)
@@ -78,6 +81,8 @@ class RandomCheckpoint:
         )
 
     def weight(self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None) -> Weight:
+        """Return a random matrix of 4-bit blocks with minimum, or of 8-bit ones; floats where K is no multiple of
+        32."""
         assert quantize in ("int4", "int8") and rows is None, "random weights are made quantised"
         count, columns = find(name, self._shapes, self.path)
         seed = sum(name.encode())

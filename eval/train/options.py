@@ -12,6 +12,7 @@ from eval.cli.output import file_name
 
 
 def add_train_options(train: argparse.ArgumentParser) -> None:
+    """Add the options of `run.py train`, and the time at which the command began."""
     train.set_defaults(began=time.monotonic())  # of --minutes, to which loading torch and the model belongs
     train.add_argument(
         "--out",

@@ -31,7 +31,8 @@ _EVERY = 30.0  # seconds between plain lines
 class TrainView(AbstractContextManager["TrainView"], Protocol):
     """Show the events of a training run, and its status."""
 
-    def on_event(self, event: Event) -> None: ...
+    def on_event(self, event: Event) -> None:
+        """Show an event of the run."""
 
 
 class Running:
@@ -44,6 +45,7 @@ class Running:
         self._began = time.monotonic()
 
     def add(self, report: StepReport) -> None:
+        """Take in the report of a step: losses and accepted shares as moving averages."""
         first, keep = not self.per_position, _SMOOTH
         self.step, self.rate = report.step, report.learning_rate
         self.tokens += report.tokens
@@ -58,9 +60,11 @@ class Running:
 
     @property
     def tokens_per_second(self) -> float:
+        """Return the tokens trained on a second, since training began or went on."""
         return self.tokens / max(1e-9, time.monotonic() - self._began)
 
     def line(self) -> str:
+        """Return step, loss, accepted shares by position and speed in one line."""
         drafts = " ".join(f"{value:.2f}" for value in self.per_position)
         return f"step {self.step}: loss {self.loss:.2f}, drafts right {drafts}, {self.tokens_per_second:.0f} tokens/s"
 
@@ -72,6 +76,7 @@ class TimeLeft:
         self._phase, self._began, self._from = "", 0.0, 0.0
 
     def __call__(self, status: Status) -> str:
+        """Return ", 5.0 min left" for a run in this status; "" where nothing tells the time yet."""
         if status.phase != self._phase:
             self._phase, self._began, self._from = status.phase, time.monotonic(), status.done
         left, gone = status.left, status.done - self._from
@@ -86,6 +91,7 @@ class PlainLines(Lines):
     """Print a line for each event but steps, and the status of the run after a while without a line."""
 
     def __init__(self, console: Console, title: str, status: Callable[[], Status], every: float = _EVERY) -> None:
+        """Make the view, closed. `status` is asked when no line has come for `every` seconds."""
         super().__init__(console, title)
         self.running, self._status, self._every = Running(), status, every
         self._left, self._said = TimeLeft(), time.monotonic()
@@ -102,20 +108,22 @@ class PlainLines(Lines):
         self._clock.join()
 
     def print(self, text: str) -> None:
+        """Print a line, and note the time: the next status line comes a while after it."""
         self._said = time.monotonic()
         super().print(text)
 
     def on_event(self, event: Event) -> None:
+        """Print the line of `event`; a step is only counted."""
         if isinstance(event, StepReport):
             self.running.add(event)
         elif isinstance(event, Size):
             if event.shards:
-                self.print(f"{describe_collection(event)}{self._left(self._status())}")
+                self.print(f"{_describe_collection(event)}{self._left(self._status())}")
         elif isinstance(event, Began):
-            self.print(f"{describe_start(event)}{self._left(self._status())}")
+            self.print(f"{_describe_start(event)}{self._left(self._status())}")
             self.running = Running()
         else:
-            self.print(f"{describe_score(event)}{self._left(self._status())}")
+            self.print(f"{_describe_score(event)}{self._left(self._status())}")
 
     def _tick(self) -> None:
         while not self._closed.wait(self._said + self._every - time.monotonic()):
@@ -134,17 +142,19 @@ class LiveTraining(Redrawn):
         super().__init__(console, title, 2)
 
     def on_event(self, event: Event) -> None:
+        """Take `event` into the next drawing."""
         if isinstance(event, Size):
-            self.note = describe_collection(event) if event.shards else "the first answers are on their way"
+            self.note = _describe_collection(event) if event.shards else "the first answers are on their way"
         elif isinstance(event, Began):
             self.running = Running()
-            self.note = describe_start(event)
+            self.note = _describe_start(event)
         elif isinstance(event, StepReport):
             self.running.add(event)
         else:
             self.scores.append(event)
 
     def draw(self) -> RenderableType:
+        """Return the panel: phase, bar, time left, figures of training, and the last eight evaluations."""
         width = min(self.console.width, WIDTH)
         bar = Table.grid(expand=True)
         bar.add_column(no_wrap=True)
@@ -185,18 +195,18 @@ def where(status: Status, running: Running) -> str:
     return ", ".join(parts)
 
 
-def describe_collection(size: Size) -> str:
+def _describe_collection(size: Size) -> str:
     speed = f", {size.answered / size.seconds:.0f} answered/s" if size.seconds else ""
     return f"{size.tokens:,} tokens collected, {size.answered:,} of them answers{speed}"
 
 
-def describe_start(event: Began) -> str:
+def _describe_start(event: Began) -> str:
     again = f"going on at step {event.step}: " if event.step else ""
     parts = f"{event.parameters / 1e6:.1f}M parameters, {event.candidates:,} candidates"
     return f"{again}{parts} ({format_percent(event.coverage)} of the choices)"
 
 
-def describe_score(event: Scored) -> str:
+def _describe_score(event: Scored) -> str:
     drafts = " ".join(f"{value:.2f}" for value in event.per_position)
     best = ", the best so far" if event.best else ""
     return (

@@ -34,6 +34,7 @@ class RingCheckpoint(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """Return the bytes of the copied rings."""
         return sum(part.nbytes for ring in self.rings for part in ring)
 
 
@@ -52,6 +53,7 @@ class KVCache:
         device: torch.device,
         max_rows: int = MAX_ROWS,
     ) -> None:
+        """Allocate empty stores. `shapes`: None for a layer that reads another one's K/V; `max_rows`: of one pass."""
         self.max_rows = max_rows
         self.length = 0
         self.reach = 0  # one past the last position that was ever written

@@ -55,6 +55,8 @@ class Conversation:
 
     @property
     def nbytes(self) -> int:
+        """Return the bytes that count towards the limit: the larger of its cache and what is reserved for it, and its
+        marks."""
         return max(self.cache.nbytes, self.reserved) + self.marked
 
 

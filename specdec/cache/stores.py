@@ -40,6 +40,7 @@ class LayerStore:
     """K and V of one layer, [kv_heads, slots, head_dim] each; int8 ones with their scales [kv_heads, slots]."""
 
     def __init__(self, shape: StoreShape, max_rows: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Allocate the first slots, zeroed. `max_rows`: of one pass; a ring has room for them beside its window."""
         assert shape.window is None or shape.key_from_value is None, "slots of a ring are not positions"
         self.window, self._key_from_value = shape.window, shape.key_from_value
         slots = GROWTH if shape.window is None else shape.window - 1 + max_rows
@@ -52,10 +53,12 @@ class LayerStore:
 
     @property
     def slots(self) -> int:
+        """Return how many positions the store holds now."""
         return self.values.shape[1]
 
     @property
     def nbytes(self) -> int:
+        """Return the bytes of K, V and their scales."""
         return sum(part.nbytes for part in self.parts)
 
     @property
@@ -73,6 +76,7 @@ class LayerStore:
         return self.window is None or reach - self.slots <= max(0, length - (self.window - 1))
 
     def copy_of_parts(self) -> tuple[Tensor, ...]:
+        """Return copies of `parts`, for `put_back`."""
         return tuple(part.clone() for part in self.parts)
 
     def put_back(self, parts: Sequence[Tensor]) -> None:

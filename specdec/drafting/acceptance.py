@@ -13,6 +13,7 @@ class AcceptanceRecord:
     round of the last draft (`drafted`), and how many rounds without one are enough (`patience`)."""
 
     def __init__(self, longest: int) -> None:
+        """Begin without outcomes, for drafts of up to `longest` tokens."""
         self.rounds = 0  # in which the source could have drafted
         self.average, self.seen = [0.0] * longest, [0] * longest
         self.drafted, self.patience = [0] * longest, [RETRY] * longest

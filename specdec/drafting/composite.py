@@ -40,12 +40,15 @@ class CompositeDrafter:
 
     @property
     def aux_layers(self) -> tuple[int, ...]:
+        """Return the layers whose outputs the other drafter wants; suffix matches want none."""
         return aux_layers_of(self.other)
 
     def bind(self, backbone: Decoder) -> None:
+        """Bind the other drafter. Raises ValueError as that drafter does."""
         self.other.bind(backbone)
 
     def start(self, cache: KVCache, noise: Noise | None = None) -> CompositeProposer:
+        """Return the proposer of one text, around those of all sources."""
         return CompositeProposer(self.suffix.start(), self.short.start(), self.other.start(cache, noise))
 
 
@@ -57,14 +60,19 @@ class CompositeProposer:
         self.name, self.max_draft = other.name, max(suffix.max_draft, other.max_draft)
 
     def able(self, tokens: Sequence[int]) -> tuple[Proposer, ...]:
+        """Return the sources that can draft now, the preferred first: a long match, the other drafter, a short
+        match."""
         if self.suffix.matches(tokens):
             return self.suffix, self.other
         return (self.other, self.short) if self.short.matches(tokens) else (self.other,)
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+        """Return the draft of the preferred source."""
         return self.able(tokens)[0].propose(tokens, hidden, k)
 
     def extend(self, tokens: Sequence[int], draft: Draft, k: int) -> Draft:
+        """Return up to `k` tokens of a long match to follow a draft of the other drafter; none where a match began the
+        draft."""
         if draft.sources[0] != self.other.name:
             return Draft()
         return self.suffix.extend(tokens, draft, k)

@@ -80,19 +80,22 @@ class FixedLength:
     beside_others = True
 
     def __init__(self, length: int) -> None:
+        """Draft `length` tokens each time, where a source drafts as many. Raises ValueError below 0."""
         if length < 0:
             raise ValueError(f"draft_length must be 0 or more, or 'adaptive'; got {length}")
         self.length = length
 
     def plan(self, limits: Sequence[Mapping[str, int]], beside: int = 0, most: int = 64) -> list[tuple[str, int]]:
+        """Return the preferred source of each text with the length, or an equal share of `most` tokens."""
         each = min(self.length, most // len(limits))
         return [(source, min(each, of[source])) for of in limits for source in [next(iter(of))]]
 
     def extend(self, sources: Sequence[str], source: str, limit: int, beside: int = 0) -> int:
+        """Return how many tokens are missing to the length, at most `limit`."""
         return min(self.length - len(sources), limit)
 
     def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
-        pass
+        """Learn nothing: the length is fixed."""
 
 
 class AdaptiveLength:
@@ -145,6 +148,7 @@ class AdaptiveLength:
             return self._costs.now()
 
     def plan(self, limits: Sequence[Mapping[str, int]], beside: int = 0, most: int = 64) -> list[tuple[str, int]]:
+        """Return source and length of each text's draft: the drafts of the best rate, and a try where one is due."""
         with self._lock:
             bounded = [{one: min(limit, self.longest, most) for one, limit in of.items()} for of in limits]
             sources = {one for of in bounded for one in of}
@@ -159,6 +163,7 @@ class AdaptiveLength:
             return plan
 
     def extend(self, sources: Sequence[str], source: str, limit: int, beside: int = 0) -> int:
+        """Return how many more tokens pay, one by one, as far as the credit covers them."""
         with self._lock:
             expected, reach = 1.0 + beside, 1.0
             for name, at in _places(sources[: self.longest]):
@@ -176,6 +181,8 @@ class AdaptiveLength:
             return more
 
     def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
+        """Correct costs, credit and acceptance records by the outcome of a pass; one with rows beside a text counts
+        only with `beside_others`."""
         plain_rows = len(drafts) + beside
         if plain_rows > 1 and not self.beside_others:
             return  # the costs are those of one text's rows

@@ -28,6 +28,8 @@ class PlannedPass:
     """A planned pass of `texts` texts, beside `beside` rows of prompts."""
 
     def __init__(self, costs: LiveCosts, acceptance: Mapping[str, Sequence[float]], texts: int, beside: int) -> None:
+        """Prepare sums over drafts. `acceptance`: a_i of every position, by source; `costs` must not change
+        meanwhile."""
         self._costs, self._texts, self._rows = costs, texts, texts + beside
         self._plain = costs.of_pass(self._rows)
         self._reach: dict[str, list[float]] = {one: list(accumulate(each, mul)) for one, each in acceptance.items()}

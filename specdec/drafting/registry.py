@@ -48,6 +48,8 @@ class AutoDrafter(CompositeDrafter):
         self._for: str | None = None  # fingerprint of the backbone that the head is for
 
     def bind(self, backbone: Decoder) -> None:
+        """Load the bundled head of `backbone` where there is one, and bind it. Raises ValueError: the head is
+        damaged."""
         if self._for != backbone.fingerprint:
             folder = checkpoints().bundled_head(backbone.fingerprint)
             self.take(NoDraft() if folder is None else checkpoints().load_drafter(str(folder)))

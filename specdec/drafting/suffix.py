@@ -29,14 +29,16 @@ class SuffixDrafter:
     max_draft = 16
 
     def __init__(self, min_match: int = 2, max_match: int = 24, candidates: int = 16, name: str = "suffix") -> None:
+        """Set the lengths of matches. Raises ValueError unless 1 <= min_match <= max_match."""
         if not 1 <= min_match <= max_match:
             raise ValueError(f"need 1 <= min_match <= max_match, got {min_match} and {max_match}")
         self.name, self.min_match, self.max_match, self.candidates = name, min_match, max_match, candidates
 
     def bind(self, backbone: Decoder) -> None:
-        pass
+        """Do nothing: matches need no model."""
 
     def start(self, cache: KVCache | None = None, noise: Noise | None = None) -> SuffixMatches:
+        """Return the proposer of one text, which has no n-grams yet."""
         return SuffixMatches(self)
 
 
@@ -50,6 +52,8 @@ class SuffixMatches:
         self._indexed = 0
 
     def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+        """Return what followed the longest match of the ending of `tokens`: up to `k` tokens, two for each that
+        matched."""
         self._index(tokens)
         return Draft.by(self.name, self._following(tokens, k))
 

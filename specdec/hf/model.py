@@ -58,6 +58,8 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
         drafter: Drafter,
         conversations: Conversations | None = None,
     ) -> None:
+        """Wrap `decoder`. `conversations` None: no cache outlives its call. Raises ValueError: the drafter refuses
+        it."""
         super().__init__(config)
         self.conversations = conversations or Conversations(decoder.new_cache)
         self.decoder = decoder
@@ -75,10 +77,12 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
 
     @property
     def device(self) -> torch.device:
+        """Return the device of the weights."""
         return self.decoder.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Return the dtype of activations and float weights."""
         return self.decoder.dtype
 
     def __repr__(self) -> str:
@@ -110,6 +114,7 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
 
     @classmethod
     def can_generate(cls) -> bool:
+        """Tell transformers that the model has `generate`."""
         return True
 
     @classmethod

@@ -31,6 +31,10 @@ class Options:
     on_round: Callable[[Round], None] | None = None
 
     def lengths(self, adaptive: AdaptiveLength) -> DraftLength:
+        """Return what chooses draft lengths: `adaptive` itself, or a fixed length, 0 without speculation.
+
+        Raises ValueError: `draft_length` is neither "adaptive" nor a whole number from 0.
+        """
         if not self.speculation:
             return FixedLength(0)
         if isinstance(self.draft_length, str) and self.draft_length == "adaptive":

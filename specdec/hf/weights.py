@@ -102,8 +102,10 @@ class TokenEmbedding(nn.Module):
 
     @property
     def weight(self) -> Tensor:
+        """Return the matrix [vocab, hidden] in the model's dtype."""
         return _tensor(self.decoder, "embed_tokens.weight")
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Return the scaled embeddings [..., hidden] of token ids [...]."""
         embedded = self.decoder.embed(ids.to(self.decoder.device).flatten())  # [ids, hidden]
         return embedded.view(*ids.shape, self.embedding_dim)

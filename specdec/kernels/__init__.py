@@ -23,14 +23,16 @@ from torch import Tensor
 
 from specdec.kernels import native as _native
 from specdec.kernels import reference as _reference
-from specdec.kernels.blocks import BlockTensor, pack_blocks, unpack_blocks
+from specdec.kernels.blocks import BLOCK, GROUP, BlockTensor, pack_blocks, unpack_blocks
 from specdec.kernels.draft import FusedDraft
 from specdec.kernels.layers import FusedLayers, LayerWeights, Span, StoreRows, fits
 from specdec.kernels.records import DraftSampling, Matrix, plain, readable
 from specdec.kernels.store import KeyFromValue, KVView
 
 __all__ = [
+    "BLOCK",
     "CHOICES",
+    "GROUP",
     "BlockTensor",
     "DraftSampling",
     "FusedDraft",

@@ -20,6 +20,8 @@ ACTIVATIONS = ("silu", "gelu_tanh")  # `Activation` of abi.h
 
 
 class Weights(Structure):
+    """Point at a `BlockTensor`: its parts, and how many blocks a row has."""
+
     _fields_ = (
         *((name, c_void_p) for name in ("q", "scale", "minimum")),
         *((name, c_int64) for name in ("blocks", "bits")),
@@ -27,14 +29,21 @@ class Weights(Structure):
 
 
 class Matrix(Structure):
+    """Point at a matrix with its bias (null: none); `outputs`: rows without padding."""
+
     _fields_ = (("w", Weights), ("bias", c_void_p), ("outputs", c_int64))
 
 
 class Plane(Structure):
+    """Point at the keys or the values of a store. `head`, `slot`: strides in elements."""
+
     _fields_ = (("data", c_void_p), ("scale", c_void_p), ("head", c_int64), ("slot", c_int64))
 
 
 class KV(Structure):
+    """Point at a layer's store, a `KVView`. `type`: `StoreType` of abi.h; `pairs`: those that a made key's rotation
+    turns."""
+
     _fields_ = (
         *((name, Plane) for name in ("keys", "values")),
         *((name, c_void_p) for name in ("weight", "cos", "sin")),
@@ -56,10 +65,14 @@ class Layer(Structure):
 
 
 class Span(Structure):
+    """Point at a pass's rotations [T, head_dim] and row bounds [T], for the layers of one kind."""
+
     _fields_ = tuple((name, c_void_p) for name in ("cos", "sin", "first", "end"))
 
 
 class Drafter(Structure):
+    """Point at the matrices of a draft head besides its layers. `aux`: how many layers' states the head fuses."""
+
     _fields_ = (
         *((name, Matrix) for name in ("pre", "post", "head", "fuse")),
         ("embedding", Weights),
@@ -72,6 +85,8 @@ class Drafter(Structure):
 
 
 class DraftSampling(Structure):
+    """Say how drafted tokens are sampled, as `specdec.kernels.DraftSampling` does; `keys`: one for each step."""
+
     _fields_ = (
         ("keys", c_void_p),
         ("sharpness", c_float),

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BLOCK = 32
-GROUP = 16
+BLOCK = 32  # inputs that share one scale
+GROUP = 16  # rows that are interleaved
 VALUES = {4: (0, 15), 5: (0, 31), 8: (-128, 127)}  # smallest and largest value, by bits
 _WITH_MINIMUM = (4, 5)
 _BITS = "4, 5 or 8 bits"
@@ -79,9 +79,11 @@ class BlockTensor:
 
     @property
     def device(self) -> torch.device:
+        """Return the device of the three tensors."""
         return self.q.device
 
     def to(self, device: torch.device | str) -> BlockTensor:
+        """Return the same matrix on `device`."""
         return self.move(lambda part: part.to(device))
 
     def move(self, move: Callable[[Tensor], Tensor]) -> BlockTensor:

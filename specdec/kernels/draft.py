@@ -28,6 +28,12 @@ class FusedDraft:
         fuse: Matrix | None,
         eps: float,
     ) -> None:
+        """Point a record at the parts of the head.
+
+        `pre`, `post`: the projections into the head's layers and back; `fuse`: of the other layers' states, None where
+        the head takes none; `head`: from the layers to the candidates; `embedding`: the backbone's, times
+        `embed_scale`; `ids`: the backbone's tokens that the candidates are, None: all of them.
+        """
         assert embedding.q.is_cpu and (ids is None or plain_ids(ids))
         self._layers, self._parts = layers, (pre, post, head, embedding, ids, fuse)  # the record points into these
         self._drafter = abi.Drafter(

@@ -29,20 +29,28 @@ class Packed(Protocol):
     """Have a matrix in the form that the kernels read."""
 
     @property
-    def matrix(self) -> Matrix: ...
+    def matrix(self) -> Matrix:
+        """Return the blocks and the bias."""
 
 
 class LayerShape(Protocol):
     """Give the shape of a layer's attention. `kind`: whose rotations and row bounds the layer uses."""
 
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """Return the kind of attention, a key of the spans."""
+
     @property
-    def heads(self) -> int: ...
+    def heads(self) -> int:
+        """Return the number of query heads."""
+
     @property
-    def kv_heads(self) -> int: ...
+    def kv_heads(self) -> int:
+        """Return the number of K/V heads."""
+
     @property
-    def head_dim(self) -> int: ...
+    def head_dim(self) -> int:
+        """Return the width of a head."""
 
 
 Linear = TypeVar("Linear", bound=Packed)
@@ -145,6 +153,8 @@ class FusedLayers:
         norm: Tensor,
         in_use: Callable[[], bool],
     ) -> None:
+        """Point a record at each layer. `stores`: for each layer the store that it reads, by number; `norm` [hidden]:
+        weight after the last layer; `in_use()`: whether the native kernels run now."""
         assert all(map(fits, layers))
         self.norm = norm
         self.library, self._in_use = library, in_use

@@ -84,6 +84,7 @@ class Native:
         self.instruction_set = instruction_set
 
     def block_linear(self, x: Tensor, w: BlockTensor) -> Tensor:
+        """Multiply x [T, K] by packed weights [N, K]: [T, N]. Raises MemoryError without scratch memory."""
         wide = x.float().contiguous()  # both cost nothing when there is nothing to do; .to(dtype) does
         rows = x.shape[0]
         out = wide.new_empty(rows, w.rows)
@@ -103,6 +104,7 @@ class Native:
         return out if x.dtype is torch.float32 else out.to(x.dtype)
 
     def block_rows(self, ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:
+        """Return rows `ids` [T] of packed weights as [T, K] `dtype`. Raises IndexError for an id outside."""
         out = torch.empty(ids.shape[0], w.columns, dtype=torch.float32)
         minimum = None if w.minimum is None else w.minimum.data_ptr()
         ids = ids.long().contiguous()
@@ -122,12 +124,15 @@ class Native:
         return out if dtype is torch.float32 else out.to(dtype)
 
     def best(self, x: Tensor) -> tuple[float, int]:
+        """Return the largest of x float32 [n] and the first index that has it."""
         assert plain(x)
         value = c_float()
         index: int = self._best(x.data_ptr(), x.numel(), byref(value))
         return value.value, index
 
     def gumbel_candidates(self, scores: Tensor, top: float, floor: float, key: int, ids: Tensor | None) -> Tensor:
+        """Return the ascending indices of tokens whose score and noise can win, int64; `ids` [n]: the tokens of the
+        scores."""
         assert plain(scores) and (ids is None or (plain_ids(ids) and ids.numel() == scores.numel()))
         found = torch.empty(scores.numel(), dtype=torch.int64)
         of = None if ids is None else ids.data_ptr()
@@ -135,6 +140,7 @@ class Native:
         return found[:kept]
 
     def attention(self, q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale: float) -> Tensor:
+        """Attend with queries q [T, Hq, D] to a store: [T, Hq, Dv]; row t sees positions lo[t] .. hi[t] - 1."""
         rows, heads, _ = q.shape
         wide = q.float().contiguous()
         out = wide.new_empty(rows, heads, kv.value_width)
@@ -230,6 +236,7 @@ class Native:
         return list(tokens)
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        """Norm x [..., D] by its root mean square, times weight [D] where there is one."""
         wide = x.float().contiguous()
         scale = None if weight is None else weight.float().contiguous()
         out = torch.empty_like(wide)
@@ -247,6 +254,7 @@ class Native:
         return out if x.dtype is torch.float32 else out.to(x.dtype)
 
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotate x [T, H, D] by cos and sin [T, D]."""
         wide = x.float().contiguous()
         cos, sin = cos.float().contiguous(), sin.float().contiguous()
         out = torch.empty_like(wide)
@@ -261,6 +269,7 @@ class Native:
         return out if x.dtype is torch.float32 else out.to(x.dtype)
 
     def gated(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+        """Return activation(gate) * up, both [T, I]; "gelu_tanh", or "silu" for any other word."""
         wide, other = gate.float().contiguous(), up.float().contiguous()
         out = torch.empty_like(wide)
         width = gate.shape[-1]

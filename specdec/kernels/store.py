@@ -56,19 +56,24 @@ class KVView:
 
     @property
     def kv_heads(self) -> int:
+        """Return Hkv."""
         return self.values.shape[0]
 
     @property
     def slots(self) -> int:
+        """Return S, the positions that the store holds."""
         return self.values.shape[1]
 
     @property
     def key_width(self) -> int:
+        """Return D, which is Dv where keys are made from values."""
         return (self.values if self.keys is None else self.keys).shape[2]
 
     @property
     def value_width(self) -> int:
+        """Return Dv."""
         return self.values.shape[2]
 
     def tensors(self) -> tuple[Tensor | None, ...]:
+        """Return keys, values and their scales; None for each that is not stored."""
         return self.keys, self.values, self.key_scale, self.value_scale

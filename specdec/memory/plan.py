@@ -51,9 +51,11 @@ class Needs:
 
     @property
     def total(self) -> int:
+        """Return the bytes of all parts."""
         return self.weights + self.drafter + self.cache + self.workspace + self.program
 
     def to_dict(self) -> dict[str, int | str]:
+        """Return the parts and their total in JSON types."""
         return {**asdict(self), "total": self.total}
 
 

@@ -72,6 +72,7 @@ class LastOf(Generic[T]):
     """The newest value of each thread; for a thread that has none, the newest of all threads."""
 
     def __init__(self, first: T) -> None:
+        """Begin with `first`, which stands for all threads until one sets a value."""
         self._newest, self._own = first, threading.local()
 
     def set(self, value: T) -> None:

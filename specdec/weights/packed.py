@@ -128,6 +128,7 @@ class PackedWriter:
         self._file.write(bytes(-len(raw) % ALIGNMENT))
 
     def finish(self) -> None:
+        """Write index and footer, and wait until all of the file is on the disk."""
         index = json.dumps({"about": self._about, "tensors": self._tensors}).encode()
         self._file.write(index + len(index).to_bytes(8, "little") + hashlib.sha256(index).digest() + MAGIC)
         self._file.flush()
@@ -185,6 +186,7 @@ class PackedFile:
 
     @property
     def names(self) -> list[str]:
+        """Return the names of all tensors, in the order of the index."""
         return list(self._tensors)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -211,6 +213,7 @@ class PackedFile:
             raise self._damaged(f"{name}: {error}") from error
 
     def vector(self, name: str) -> Tensor:
+        """Return the vector `name`: pages of the file."""
         (part,) = self._tensors[name].parts
         return self._tensor(part)
 

@@ -32,15 +32,19 @@ class StateDictCheckpoint:
             )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return every tensor's name and shape."""
         return {name: tuple(tensor.shape) for name, tensor in self._state.items()}
 
     def loaded_bytes(self, name: str, dtype: torch.dtype, quantize: Storage = None) -> int:
+        """Return the bytes of the tensor in `dtype`."""
         return stored_bytes(tuple(find(name, self._state, self.path).shape), quantize, dtype)
 
     def tensor(self, name: str) -> Tensor:
+        """Return the tensor as float32, without gradient; a float32 one is shared."""
         return find(name, self._state, self.path).detach().float()
 
     def weight(self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None) -> Weight:
+        """Return the matrix `name` in `dtype`, shared where it has that dtype already."""
         tensor = find(name, self._state, self.path).detach()
         check_request(name, tuple(tensor.shape), quantize, rows)
         assert quantize in (None, "none") and rows is None, "weights in memory are used as they are"

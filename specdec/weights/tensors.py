@@ -1,11 +1,9 @@
-"""Matrices of weights, and how floats become blocks of 4 or 8 bits.
+"""Matrices of weights, in floats or in blocks.
 
 What: a layer multiplies by a `Weight`; `DenseWeight` keeps floats, `BlockWeight` keeps blocks of 32 inputs with a
 float16 scale (and, at 4 and 5 bits, perhaps a float16 minimum). `quantize` makes blocks, a few rows at a time, so that
-a large matrix needs no float32 copy of itself. Why asymmetric 4 bits: at the same speed, the minimum removes the error
-of blocks that are not centred. Why the search: against plain rounding from minimum to maximum it removes 12 % of the
-squared error of Gaussian weights. Left out: calibration with activations (GPTQ, AWQ), blocks of 5 bits from floats
-(GGUF files have them ready), other block sizes, and float8.
+a large matrix needs no float32 copy of itself; `specdec.weights.fit` has the arithmetic. Left out: blocks of 5 bits
+from floats, which GGUF files have ready.
 """
 
 from __future__ import annotations
@@ -19,17 +17,12 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from specdec.kernels import BlockTensor, block_linear, block_rows, dense_linear, pack_blocks
+from specdec.kernels import BLOCK, GROUP, BlockTensor, block_linear, block_rows, dense_linear, pack_blocks
+from specdec.weights.fit import Natural, fit_int4, fit_int8
 
-BLOCK = 32  # inputs that share one scale
 QuantizedStorage = Literal["int4", "int8"]
 Storage = Literal["int4", "int8", "none"] | None
-Natural = tuple[Tensor, Tensor, Tensor | None]
-"""Blocks in plain order: values [R, K] (uint8 0..15 or 0..31, or int8), scale [R, K/32], minimum [R, K/32] or None."""
-
-_GROUP = 16  # rows that `pack_blocks` interleaves
 _CHUNK = 1 << 20  # weights handled at once: float32 temporaries of 4 MB each
-_SHRINK = (1.0, 0.93, 0.86)  # ranges tried for a block with a minimum, as shares of maximum - minimum
 
 
 class Weight(Protocol):
@@ -68,26 +61,33 @@ class DenseWeight:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Return (N, K)."""
         return (self.tensor.shape[0], self.tensor.shape[1])
 
     @property
     def nbytes(self) -> int:
+        """Return the bytes of the floats."""
         return self.tensor.nbytes
 
     @property
     def packed(self) -> None:
+        """Return None: floats are no blocks."""
         return None
 
     def linear(self, x: Tensor) -> Tensor:
+        """Return x [T, K] times the transpose of the matrix: [T, N] in x's dtype."""
         return dense_linear(x, self.tensor, None)
 
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return rows `ids` [T] as `dtype` [T, K]."""
         return self.tensor.index_select(0, ids).to(dtype)
 
     def dequantize(self) -> Tensor:
+        """Return the matrix as float32, shared where it is float32 already."""
         return self.tensor.float()
 
     def to(self, device: torch.device | str) -> DenseWeight:
+        """Return the weight on `device`."""
         return DenseWeight(self.tensor.to(device))
 
 
@@ -99,23 +99,29 @@ class BlockWeight:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Return (N, K), without the padding of rows."""
         return (self.blocks.rows, self.blocks.columns)
 
     @property
     def nbytes(self) -> int:
+        """Return the bytes of integers, scales and minimums, padding included."""
         return self.blocks.nbytes
 
     @property
     def packed(self) -> BlockTensor:
+        """Return the blocks."""
         return self.blocks
 
     def linear(self, x: Tensor) -> Tensor:
+        """Return x [T, K] times the transpose of the matrix: [T, N] in x's dtype."""
         return block_linear(x, self.blocks)
 
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return rows `ids` [T] as `dtype` [T, K], dequantised."""
         return block_rows(ids, self.blocks, dtype)
 
     def dequantize(self) -> Tensor:
+        """Return the matrix as float32 [N, K], made a few rows at a time."""
         out = torch.empty(self.shape, dtype=torch.float32, device=self.blocks.device)
         for start, stop in chunks(*self.shape):
             ids = torch.arange(start, stop, dtype=torch.int64, device=self.blocks.device)
@@ -123,6 +129,7 @@ class BlockWeight:
         return out
 
     def to(self, device: torch.device | str) -> BlockWeight:
+        """Return the weight on `device`."""
         return BlockWeight(self.blocks.to(device))
 
 
@@ -158,8 +165,8 @@ def stored_bytes(shape: tuple[int, ...], storage: Storage, dtype: torch.dtype) -
 
 def block_bytes(shape: tuple[int, ...], bits: int, minimum: bool) -> int:
     """Return the bytes of a matrix in blocks, with a float16 scale for each, and perhaps a float16 minimum."""
-    groups, blocks = -(-shape[0] // _GROUP), shape[1] // BLOCK
-    return groups * blocks * _GROUP * (bits * BLOCK // 8 + (4 if minimum else 2))
+    groups, blocks = -(-shape[0] // GROUP), shape[1] // BLOCK
+    return groups * blocks * GROUP * (bits * BLOCK // 8 + (4 if minimum else 2))
 
 
 def convert(tensor: Tensor, dtype: torch.dtype, storage: Storage, *, name: str, rows: Tensor | None = None) -> Weight:
@@ -201,7 +208,7 @@ def pack(count: int, columns: int, bits: int, read: Callable[[int, int], Natural
         return pack_blocks(values, scale, minimum, bits)
 
     def place(start: int, part: BlockTensor) -> None:
-        first = start // _GROUP
+        first = start // GROUP
         for whole, its in ((target.q, part.q), (target.scale, part.scale), (target.minimum, part.minimum)):
             if whole is not None and its is not None:
                 whole[first : first + len(its)] = its
@@ -219,95 +226,15 @@ def pack(count: int, columns: int, bits: int, read: Callable[[int, int], Natural
 
 def chunks(count: int, columns: int) -> list[tuple[int, int]]:
     """Return ranges (start, stop) that cover `count` rows of `columns`; all but the last are whole groups of 16."""
-    step = max(_CHUNK // columns // _GROUP, 1) * _GROUP
+    step = max(_CHUNK // columns // GROUP, 1) * GROUP
     return [(start, min(start + step, count)) for start in range(0, count, step)]
 
 
 def _empty(part: BlockTensor, count: int) -> BlockTensor:
-    groups = -(-count // _GROUP)
+    groups = -(-count // GROUP)
 
     def like(tensor: Tensor) -> Tensor:
         return tensor.new_empty((groups, *tensor.shape[1:]))
 
     minimum = None if part.minimum is None else like(part.minimum)
     return BlockTensor(like(part.q), like(part.scale), minimum, part.bits, count, part.columns)
-
-
-def fit_int8(x: Tensor) -> Natural:
-    """Fit symmetric 8-bit blocks to x, float32 [R, K]; scales that float16 cannot hold come out as infinite."""
-    blocks = x.view(x.shape[0], -1, BLOCK)  # [R, K/32, 32]
-    low, high = torch.aminmax(blocks, dim=-1)  # [R, K/32]
-    largest = torch.maximum(-low, high)
-    scale = _raise_to_reach(_half(largest / 127), largest, 127.5)
-    values = (blocks * _inverse(scale)[..., None]).round_().clamp_(-127, 127)
-    return values.to(torch.int8).view(x.shape), scale.half(), None
-
-
-def fit_int4(x: Tensor) -> Natural:
-    """Fit asymmetric 4-bit blocks to x, float32 [R, K]; values that float16 cannot hold come out as infinite or NaN."""
-    return fit_minimum(x, 4)
-
-
-def fit_minimum(x: Tensor, bits: int) -> Natural:
-    """Fit blocks of `bits` bits with a minimum to x, float32 [R, K]; values that float16 cannot hold become infinite or
-    NaN.
-
-    For each share of the range: round, refit scale and minimum to the rounded values by least squares, and keep the
-    pair (in float16) with the smallest squared error. Rounding once more can only lower that error.
-    """
-    top = 2**bits - 1
-    # One block a column: sums over a block then run along contiguous rows, twice as fast as over rows of 32.
-    y = x.view(-1, BLOCK).t().contiguous()  # [32, B]
-    low, high = y.amin(0), y.amax(0)  # [B]
-    middle = (low + high) / 2
-    y -= middle  # centred, so that the sums below do not cancel for blocks far from zero
-    sum_y = y.sum(0)
-    scale = minimum = error = torch.empty(0, dtype=torch.float32)
-    q, product = torch.empty_like(y), torch.empty_like(y)
-    for share in _SHRINK:
-        range_ = (high - low) * share
-        first = _half(middle - range_ / 2 if share < 1 else low)
-        step = _half(range_ / top)
-        if share == 1:
-            step = _raise_to_reach(step, high - first, top + 0.5)
-        _round(y, step, first - middle, top, q)
-        sum_q = q.sum(0)
-        sum_qy = torch.mul(q, y, out=product).sum(0)
-        sum_qq = torch.mul(q, q, out=product).sum(0)
-        spread = BLOCK * sum_qq - sum_q * sum_q
-        fitted = _half(torch.where(spread > 0, (BLOCK * sum_qy - sum_q * sum_y) / spread, step))
-        fitted_first = _half((sum_y - fitted * sum_q) / BLOCK + middle)
-        for s, m in ((step, first), (fitted, fitted_first)):
-            offset = m - middle
-            # sum (q s + offset - y)^2, without sum y^2
-            squared = s * (s * sum_qq - 2 * sum_qy + 2 * offset * sum_q)
-            squared += offset * (BLOCK * offset - 2 * sum_y)
-            if not error.numel():
-                scale, minimum, error = s, m, squared
-                continue
-            better = squared < error
-            scale, minimum = torch.where(better, s, scale), torch.where(better, m, minimum)
-            error = torch.where(better, squared, error)
-    _round(y, scale, minimum - middle, top, q)
-    values = q.to(torch.uint8).t().reshape(x.shape)  # [R, K]
-    shape = (x.shape[0], x.shape[1] // BLOCK)
-    return values, scale.half().view(shape), minimum.half().view(shape)
-
-
-def _round(y: Tensor, scale: Tensor, minimum: Tensor, top: int, out: Tensor) -> None:
-    inverse = _inverse(scale)
-    torch.mul(y, inverse, out=out).sub_(minimum * inverse).round_().clamp_(0, top)
-
-
-def _half(x: Tensor) -> Tensor:
-    return x.half().float()
-
-
-def _inverse(scale: Tensor) -> Tensor:
-    return torch.where(scale != 0, 1 / scale, 0.0)  # a block without extent has scale 0 and values 0
-
-
-def _raise_to_reach(scale: Tensor, extent: Tensor, steps: float) -> Tensor:
-    """Return the scale, one float16 step up where `steps * scale` misses `extent`: float16 is coarse below 6e-5."""
-    short = (scale * steps < extent).to(torch.int16)
-    return (scale.half().view(torch.int16) + short).view(torch.float16).float()

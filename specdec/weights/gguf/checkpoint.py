@@ -29,19 +29,18 @@ from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize
 from torch import Tensor
 
+from specdec.kernels import BLOCK
 from specdec.util.threads import one_torch_thread
 from specdec.weights.checkpoint import check_request, checked_floats, find
+from specdec.weights.fit import Natural, fit_int8
 from specdec.weights.gguf.header import GGUFHeader, TensorInfo, read_header
 from specdec.weights.tensors import (
-    BLOCK,
-    Natural,
     Storage,
     Weight,
     block_bytes,
     checked_dense,
     chunks,
     convert,
-    fit_int8,
     pack,
     stored_bytes,
 )
