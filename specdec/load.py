@@ -85,7 +85,8 @@ def load(
             GPU.
         quantize: "int4" (4 bits, the vocabulary in 8 bits), "int4-all" or "int8" quantise a float checkpoint while it
             streams in; "none" expands a quantised checkpoint to `dtype`; None keeps weights as they are stored.
-        device: "cpu", "cuda", "mps"; None: a GPU where there is one.
+        device: "cpu", "cuda", "mps"; None: CUDA where there is a GPU for it, else the CPU, on a Mac too. On a GPU torch
+            computes, and a drafted text may differ from the plain one where two tokens nearly tie.
         kv_dtype: the type in which the cache keeps K and V: "float32", "bfloat16", "float16" or "int8"; None: `dtype`.
             Attention reads rounded K and V, so another type may give another text; drafting never does.
         memory_budget: bytes, or text like "9GB", that this process may take in all. A model that does not fit is
@@ -114,7 +115,7 @@ def load(
             raise ValueError(f"load() takes no {name}; {_INSTEAD[name]}")
         known = did_you_mean(name, inspect.signature(load).parameters)
         raise TypeError(f"load() got an unexpected keyword argument {name!r}.{known}")
-    where = _device(device)
+    where = resolve_device(device)
     kind = _dtype(dtype, where)
     proposer = resolve_drafter(drafter)  # before the minutes that a large model takes: a wrong name fails at once
     kept = None if kv_dtype is None else _kv_dtype(kv_dtype, where)
@@ -228,11 +229,16 @@ def _open_gguf(file: GGUFCheckpoint) -> tuple[DecoderSpec, Source, Any, Generati
     return spec, Source.gguf(file, spec), config, generation_config_from_gguf(metadata)
 
 
-def _device(device: torch.device | str | None) -> torch.device:
+def resolve_device(device: torch.device | str | None) -> torch.device:
+    """Return the device that `device` names; for None CUDA where there is one, else the CPU.
+
+    A Mac's GPU has to be asked for: torch would expand the blocks of every weight in every pass there, and would give a
+    row other bits with other rows beside it. Raises ValueError for a device that is not here.
+    """
     usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     here = [name for name, present in usable.items() if present]
     if device is None:
-        return torch.device(here[0])
+        return torch.device("cuda" if usable["cuda"] else "cpu")
     if str(device).partition(":")[0] not in here:
         raise ValueError(f"device {str(device)!r}: there is no such device here; choose {' or '.join(here)}")
     return torch.device(device)

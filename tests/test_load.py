@@ -14,6 +14,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, quants
 from safetensors.torch import load_file, save_file
 
 import specdec
+from specdec.load import resolve_device
 from specdec.model.families import decoder_spec
 from specdec.model.names import expected_tensors, gguf_name
 from specdec.model.stack import Stack
@@ -144,6 +145,18 @@ def test_bad_arguments(folder: Path) -> None:
     assert "quantize" in refusal(folder, quantize="int5")
     assert "device" in refusal(folder, device="abacus")
     assert "dtype" in refusal(folder, dtype="float99")
+
+
+@pytest.mark.parametrize(("cuda", "mps", "chosen"), [(0, 0, "cpu"), (0, 1, "cpu"), (1, 0, "cuda")])
+def test_the_device_that_nobody_named(monkeypatch: pytest.MonkeyPatch, cuda: int, mps: int, chosen: str) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: bool(cuda))
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: bool(mps))
+    assert resolve_device(None).type == chosen
+    if mps:
+        assert resolve_device("mps").type == "mps"
+    else:
+        with pytest.raises(ValueError, match=r"there is no such device here; choose (cuda or )?cpu"):
+            resolve_device("mps")
 
 
 def write_gguf(path: Path, family: str, kind: GGMLQuantizationType) -> Path:

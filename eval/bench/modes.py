@@ -40,6 +40,7 @@ from specdec.drafting.protocol import Draft, Drafter, Proposer, aux_layers_of
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.sampling import Noise
 from specdec.engine.stats import GenerationStats, Round
+from specdec.load import resolve_device
 from specdec.model.decoder import Decoder
 
 
@@ -208,7 +209,7 @@ def check_possible(names: Sequence[str], settings: GenerationSettings) -> None:
             f"--modes {others[0]} compares engines on one .gguf file, and {settings.model} is none: name such a file, "
             "or smollm2-135m-instruct or gemma-3-270m"
         )
-    if settings.device != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available()):
+    if resolve_device(settings.device).type != "cpu":
         raise ValueError(f"--modes {others[0]} compares engines on the CPU: add --device cpu")
 
 

@@ -54,6 +54,17 @@ def test_what_cannot_be_compared_is_said_before_anything_loads(folder: Path, mon
         check_possible(["llama.cpp-ngram-mod"], settings)
 
 
+def test_other_engines_are_compared_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "m.gguf"
+    file.touch()
+    monkeypatch.setattr("eval.bench.engines.util.find_spec", lambda name: object())
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    check_possible(["transformers"], GenerationSettings(model=str(file)))  # on a Mac too the CPU is what nobody names
+    with pytest.raises(ValueError, match="add --device cpu"):
+        check_possible(["transformers"], GenerationSettings(model=str(file), device="mps"))
+
+
 def test_every_mode_of_ours_writes_the_plain_text_in_its_own_way(session: Session) -> None:
     names = ["plain", "adaptive", "k1", "k3", "suffix"]
     with open_modes(names, session, (), 100, Console(quiet=True)) as modes:
