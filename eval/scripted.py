@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from specdec.cache import KVCache
 from specdec.drafting.protocol import Draft
 from specdec.engine.sampling import Noise
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 
 
 class ScriptedDrafter:
@@ -32,7 +31,7 @@ class ScriptedDrafter:
         self.turn = 0  # one text at a time: the script is of one answer
         return self
 
-    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
         length = min(1 + self.turn % self.max_draft, k)
         follow = self.answer[len(tokens) : len(tokens) + length]
         right = (len(follow), 0, len(follow) // 2)[self.turn % 3]

@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from torch import Tensor
-
 import specdec
 
 MATCH = 3  # tokens of a text's ending that were seen before, for a draft to be made
@@ -33,7 +31,7 @@ class FormerAnswers:
     def start(self, cache: specdec.KVCache, noise: specdec.Noise | None = None) -> specdec.Proposer:
         return self  # called for every text; what proposes for it may be the drafter, if it keeps nothing of the text
 
-    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> specdec.Draft:
+    def propose(self, tokens: Sequence[int], states: specdec.States, k: int) -> specdec.Draft:
         return specdec.Draft.by(self.name, self.following.get(tuple(tokens[-MATCH:]), ())[:k])
 
 

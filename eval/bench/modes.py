@@ -41,6 +41,7 @@ from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.sampling import Noise
 from specdec.engine.stats import GenerationStats, Round
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 
 
 class Mode(Protocol):
@@ -180,8 +181,8 @@ class Neighbours:
     def __init__(self, proposer: Proposer, vocabulary: int) -> None:
         self._proposer, self.max_draft, self._vocabulary = proposer, proposer.max_draft, vocabulary
 
-    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
-        drafted = self._proposer.propose(tokens, hidden, k).tokens
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
+        drafted = self._proposer.propose(tokens, states, k).tokens
         return Draft.by(self.name, [(token + 1) % self._vocabulary for token in drafted])
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from specdec.cache import KVCache
 from specdec.drafting.protocol import Draft, Drafter, Proposer, aux_layers_of
 from specdec.engine.sampling import Noise, mix
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 
 
 class SyntheticAcceptance:
@@ -53,8 +52,8 @@ class SyntheticDrafts:
     def __init__(self, made: SyntheticAcceptance, proposer: Proposer) -> None:
         self.made, self.proposer, self.max_draft = made, proposer, made.max_draft
 
-    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
-        self.proposer.propose(tokens, hidden, k)
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
+        self.proposer.propose(tokens, states, k)
         made, drafted = self.made, list[int]()
         for i, token in enumerate(made.answer[len(tokens) : len(tokens) + k]):
             rate = made.rates[min(i, len(made.rates) - 1)]

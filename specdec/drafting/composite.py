@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from specdec.cache import KVCache
 from specdec.drafting.protocol import Draft, Drafter, Proposer, aux_layers_of
 from specdec.drafting.suffix import SuffixDrafter, SuffixMatches
 from specdec.engine.sampling import Noise
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 
 
 class CompositeDrafter:
@@ -61,8 +60,8 @@ class CompositeProposer:
             return self.suffix, self.other
         return (self.other, self.short) if self.short.matches(tokens) else (self.other,)
 
-    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
-        return self.able(tokens)[0].propose(tokens, hidden, k)
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
+        return self.able(tokens)[0].propose(tokens, states, k)
 
     def extend(self, tokens: Sequence[int], draft: Draft, k: int) -> Draft:
         if draft.sources[0] != self.other.name:

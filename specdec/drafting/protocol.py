@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
-
 from specdec.cache import KVCache
 from specdec.engine.sampling import Noise
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,11 @@ class Proposer(Protocol):
     name: str  # of its drafts, in statistics and in acceptance records
     max_draft: int  # the longest draft that it can usefully make; 0: never proposes
 
-    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
         """Return up to `k` tokens to follow `tokens`.
 
-        `tokens`: the whole text so far, the pending token last. `hidden` [hidden_size]: the backbone's state (after its
-        final norm) that chose the pending token, followed by the outputs of the drafter's `aux_layers` at the same
-        position.
+        `tokens`: the whole text so far, the pending token last. `states`: of the row that chose the pending token, the
+        backbone's last state and the outputs of the drafter's `aux_layers`, [hidden] each.
         """
 
 
@@ -57,7 +55,7 @@ class Composite(Protocol):
     def able(self, tokens: Sequence[int]) -> tuple[Proposer, ...]:
         """Return the proposers that can draft after `tokens`, the preferred one first, each of another name."""
 
-    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
         """Return a draft as `Proposer.propose` does."""
 
     def extend(self, tokens: Sequence[int], draft: Draft, k: int) -> Draft:
@@ -131,5 +129,5 @@ class NoDraft:
     def start(self, cache: KVCache, noise: Noise | None = None) -> NoDraft:
         return self
 
-    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
         return Draft()

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from specdec.cache import KVCache
 from specdec.drafting.protocol import Draft
 from specdec.engine.sampling import Noise
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 
 
 class SuffixDrafter:
@@ -49,7 +48,7 @@ class SuffixMatches:
         self._ends: dict[tuple[int, ...], list[int]] = {}
         self._indexed = 0
 
-    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
         self._index(tokens)
         return Draft.by(self.name, self._following(tokens, k))
 

@@ -1,9 +1,9 @@
 """The engine: it owns every text in flight, and decodes all of them in shared passes.
 
 Plain decoding is a round with an empty draft, one text is a batch of one; there is no other path. `pending` is the
-newest emitted token: it is not in the cache yet, so `cache.length == tokens - 1` between rounds. Hidden row i of a pass
-is the state that chose token i: an MTP head consumes this pair. The states of the drafter's `aux_layers` follow the
-row. The last chunk of a prompt chooses the first token: a round with nothing drafted.
+newest emitted token: it is not in the cache yet, so `cache.length == tokens - 1` between rounds. Row i of a pass's
+`States` chose token i, and an MTP head consumes this pair; the states have what the drafter's `aux_layers` ask for. The
+last chunk of a prompt chooses the first token: a round with nothing drafted.
 
 A pass reads chunks of prompts, at most `PROMPT_ROWS` rows of them together, the oldest first, beside the pending tokens
 and drafts of all texts that decode: a long prompt does not stop the others. The draft length decides who is drafted
@@ -244,9 +244,9 @@ class Engine:
             draft_seconds = clock.lap("draft")
             rows = [sequence.rows().to(backbone.device) for sequence in batch]
             states = backbone.forward_many(rows, [one.conversation.cache for one in batch], self._aux_layers)
-            hidden = dict(zip(batch, torch.split(states, list(map(len, rows))), strict=True))  # [rows, hidden] each
+            states_of = dict(zip(batch, states.split(list(map(len, rows))), strict=True))
             if choosing:
-                chosen_from = [hidden[one][-len(one.draft.tokens) - 1 :] for one in choosing]
+                chosen_from = [states_of[one].last[-len(one.draft.tokens) - 1 :] for one in choosing]
                 logits = backbone.logits(torch.cat(chosen_from))  # [sum of k + 1, vocab]
                 parts = torch.split(logits.to(choosing[0].tokens.device), list(map(len, chosen_from)))
             else:
@@ -256,9 +256,9 @@ class Engine:
             rounds = {one: (one.draft.sources, verdicts[one]) for one in going_on if one in verdicts}
             for sequence in batch:
                 if (verdict := verdicts.get(sequence)) is not None:
-                    sequence.commit(verdict, hidden[sequence])
+                    sequence.commit(verdict, states_of[sequence])
                 elif sequence not in choosing:
-                    sequence.commit_chunk(hidden[sequence])
+                    sequence.commit_chunk(states_of[sequence])
         verify_seconds = clock.lap_pass(prompt_rows / len(states))
         self._count(verdicts, rounds, (draft_seconds, verify_seconds, other_seconds), prompt_rows)
         events = [

@@ -22,6 +22,7 @@ from specdec.engine.stats import GenerationStats
 from specdec.engine.verify import Choice
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 from tests.support.decoding import decode, never, request
 from tests.support.tiny import VOCAB, WINDOW, prompt, tiny_model
 
@@ -44,7 +45,7 @@ def counted(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     rows: list[int] = []
     forward = decoder.forward_many
 
-    def counting(ids: list[Tensor], *arguments: object) -> Tensor:
+    def counting(ids: list[Tensor], *arguments: object) -> States:
         rows.append(sum(map(len, ids)))
         return forward(ids, *arguments)
 
@@ -66,7 +67,7 @@ class Knowing:
     def start(self, cache: KVCache, noise: Noise | None = None) -> Knowing:
         return self
 
-    def propose(self, tokens: list[int], hidden: Tensor, k: int) -> Draft:
+    def propose(self, tokens: list[int], states: States, k: int) -> Draft:
         self.drafts += 1
         text = next(text for text in self.texts if text[: len(tokens)] == tokens)
         draft = text[len(tokens) : len(tokens) + k]
