@@ -19,6 +19,7 @@ class ScriptedDrafter:
     """
 
     name = "scripted"
+    aux_layers: tuple[int, ...] = ()
 
     def __init__(self, answer: Sequence[int], vocabulary: int, longest: int = 8) -> None:
         self.answer, self.vocabulary, self.max_draft = list(answer), vocabulary, longest

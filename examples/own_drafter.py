@@ -17,6 +17,7 @@ MATCH = 3  # tokens of a text's ending that were seen before, for a draft to be 
 
 class FormerAnswers:
     name, max_draft = "former-answers", 16  # in statistics; tokens of a draft at most
+    aux_layers: tuple[int, ...] = ()  # the model's layers whose outputs `propose` gets besides the last state
 
     def __init__(self) -> None:
         self.following: dict[tuple[int, ...], Sequence[int]] = {}

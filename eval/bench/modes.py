@@ -36,7 +36,7 @@ from specdec import kernels
 from specdec.cache import KVCache
 from specdec.drafting.composite import CompositeDrafter
 from specdec.drafting.draft_length import AdaptiveLength
-from specdec.drafting.protocol import Draft, Drafter, Proposer, aux_layers_of
+from specdec.drafting.protocol import Draft, Drafter, Proposer
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.sampling import Noise
 from specdec.engine.stats import GenerationStats, Round
@@ -163,7 +163,7 @@ class Wrong:
 
     @property
     def aux_layers(self) -> tuple[int, ...]:
-        return aux_layers_of(self._drafter)
+        return self._drafter.aux_layers
 
     def bind(self, backbone: Decoder) -> None:
         self._drafter.bind(backbone)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specdec.cache import KVCache
-from specdec.drafting.protocol import Draft, Drafter, Proposer, aux_layers_of
+from specdec.drafting.protocol import Draft, Drafter, Proposer
 from specdec.engine.sampling import Noise, mix
 from specdec.model.decoder import Decoder
 from specdec.model.states import States
@@ -35,7 +35,7 @@ class SyntheticAcceptance:
 
     @property
     def aux_layers(self) -> tuple[int, ...]:
-        return aux_layers_of(self.drafter)
+        return self.drafter.aux_layers
 
     def bind(self, backbone: Decoder) -> None:
         self.drafter.bind(backbone)

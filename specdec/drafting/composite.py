@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specdec.cache import KVCache
-from specdec.drafting.protocol import Draft, Drafter, Proposer, aux_layers_of
+from specdec.drafting.protocol import Draft, Drafter, Proposer
 from specdec.drafting.suffix import SuffixDrafter, SuffixMatches
 from specdec.engine.sampling import Noise
 from specdec.model.decoder import Decoder
@@ -39,7 +39,7 @@ class CompositeDrafter:
 
     @property
     def aux_layers(self) -> tuple[int, ...]:
-        return aux_layers_of(self.other)
+        return self.other.aux_layers
 
     def bind(self, backbone: Decoder) -> None:
         self.other.bind(backbone)

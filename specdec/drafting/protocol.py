@@ -66,13 +66,18 @@ class Drafter(Protocol):
     """Makes a `Proposer` for every text.
 
     `bind` is called before `start`; `start` is called for every text. `bind` is cheap when the backbone is the last
-    one, and refuses a backbone that the drafter was not made for. No other thread calls either between the two. A
-    drafter that wants more of the backbone's states names their layers in an attribute `aux_layers`, a tuple that
-    `bind` may change; without the attribute there are none.
+    one, and refuses a backbone that the drafter was not made for. No other thread calls either between the two.
     """
 
     name: str
     max_draft: int  # of its proposers
+
+    @property
+    def aux_layers(self) -> tuple[int, ...]:
+        """Return the backbone's layers whose outputs `propose` wants besides the last state; () for none.
+
+        A plain attribute does. `bind` may change it.
+        """
 
     def bind(self, backbone: Decoder) -> None:
         """Prepare for `backbone`. Raises ValueError when vocabulary or hidden size do not fit."""
@@ -84,11 +89,6 @@ class Drafter(Protocol):
         tokens are sampled with; None for greedy decoding. A drafter that has scores of its own may add the noise to
         them. The emitted tokens do not show it, because the noise and the backbone's scores alone decide them.
         """
-
-
-def aux_layers_of(drafter: Drafter) -> tuple[int, ...]:
-    """Return the backbone's layers whose outputs `drafter` wants with every state."""
-    return tuple(getattr(drafter, "aux_layers", ()))
 
 
 _binding = threading.RLock()  # taken inside of `turn_to_compute`, never the other way round

@@ -26,6 +26,7 @@ class SuffixDrafter:
     """
 
     max_draft = 16
+    aux_layers: tuple[int, ...] = ()
 
     def __init__(self, min_match: int = 2, max_match: int = 24, candidates: int = 16, name: str = "suffix") -> None:
         if not 1 <= min_match <= max_match:

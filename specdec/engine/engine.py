@@ -24,7 +24,7 @@ from torch import Tensor
 from specdec.cache import MAX_ROWS, CacheProvider, Conversations
 from specdec.drafting.draft_length import Drafted, DraftLength, FixedLength
 from specdec.drafting.propose import propose_together
-from specdec.drafting.protocol import Drafter, NoDraft, aux_layers_of, bind_drafter, proposer_for
+from specdec.drafting.protocol import Drafter, NoDraft, bind_drafter, proposer_for
 from specdec.engine.clock import PassClock
 from specdec.engine.sequence import Lockstep, Request, RowsChooser, Sequence, verify_all
 from specdec.engine.stats import GenerationStats, Round
@@ -77,7 +77,7 @@ class Engine:
         self.caches = caches or Conversations(backbone.new_cache)
         self.max_batch, self.stats, self.on_round = max_batch, stats or GenerationStats(), on_round
         with turn_to_compute(), bind_drafter(self.drafter, backbone):
-            self._aux_layers = aux_layers_of(self.drafter)
+            self._aux_layers = self.drafter.aux_layers
         self._waiting: deque[Sequence] = deque()
         self._active: list[Sequence] = []
         self._cancelled: list[Sequence] = []  # those that have a cache

@@ -25,7 +25,7 @@ from eval.bench.modes import Wrong
 from eval.synthetic.acceptance import SyntheticAcceptance
 from specdec.drafting.composite import CompositeDrafter
 from specdec.drafting.draft_length import FixedLength
-from specdec.drafting.protocol import Drafter, NoDraft, aux_layers_of
+from specdec.drafting.protocol import Drafter, NoDraft
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.sampling import Sampler
 from specdec.engine.sequence import Request
@@ -192,14 +192,14 @@ def test_whoever_stands_around_the_head_passes_its_wishes_on(family: str, temper
         return row.tolist(), stats
 
     plain, _ = text(NoDraft())
-    assert text(SuffixDrafter())[0] == plain and aux_layers_of(SuffixDrafter()) == ()
+    assert text(SuffixDrafter())[0] == plain and SuffixDrafter().aux_layers == ()
     head = load_drafter(tmp_path)
     assert head.aux_layers == ()  # known when it is bound
     made_up = SyntheticAcceptance(head, plain, [0.5], VOCAB)
     for drafter in (head, CompositeDrafter(head), WithoutNoise(head), Wrong(head), made_up):
         row, stats = text(drafter)
         assert row == plain and stats.drafted > 30
-        assert aux_layers_of(drafter) == AUX
+        assert drafter.aux_layers == AUX
 
 
 def test_the_fit_explains_more_with_more_states() -> None:

@@ -80,7 +80,7 @@ def test_bad_settings_are_refused() -> None:
 class Scripted:
     """Proposes the tokens that it was given."""
 
-    name, max_draft = "scripted", 4
+    name, max_draft, aux_layers = "scripted", 4, ()
 
     def __init__(self, tokens: list[int]) -> None:
         self.tokens = tokens

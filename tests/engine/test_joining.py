@@ -56,7 +56,7 @@ def counted(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 class Knowing:
     """Drafts what comes next in the one of `texts` that a sequence is; one draft in three is half wrong."""
 
-    name, max_draft = "knowing", 8
+    name, max_draft, aux_layers = "knowing", 8, ()
 
     def __init__(self, texts: list[list[int]]) -> None:
         self.texts, self.drafts = texts, 0

@@ -19,6 +19,7 @@ class ScriptedDrafter:
 
     name = "scripted"
     max_draft = 63
+    aux_layers: tuple[int, ...] = ()
 
     def __init__(self, answer: Sequence[int], right: Script, vocabulary: int) -> None:
         self.answer, self.right, self.vocabulary = list(answer), right, vocabulary
