@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from specdec import kernels
+from specdec.cache import KVCache
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
 from specdec.model.stack import Linear
@@ -135,3 +136,32 @@ def test_many_texts_on_any_number_of_threads(count: int) -> None:
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found, torch.cat([decoder.forward(text, decoder.new_cache()).last for text in texts]))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4"])
+def test_a_long_text_beside_short_ones_is_attended_to_by_all_threads(family: str, count: int) -> None:
+    decoder, lengths = quantised(family, "int8"), (3, 400, 90, 1)
+    texts = [prompt(length + 64, seed=length)[0] for length in lengths]
+    caches = [prefilled(decoder, text[:length]) for text, length in zip(texts, lengths, strict=True)]
+    rows = [text[length:][: 64 if length == 400 else 2] for text, length in zip(texts, lengths, strict=True)]
+    alone = []
+    for part, cache in zip(rows, caches, strict=True):
+        alone.append(decoder.forward(part, cache).last)
+        cache.commit(0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        found = decoder.forward_many(rows, caches).last
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found, torch.cat(alone))
+
+
+def prefilled(decoder: Decoder, ids: Tensor) -> KVCache:
+    """Return a cache with ids [n] committed."""
+    cache = decoder.new_cache()
+    for chunk in ids.split(cache.max_rows):
+        decoder.forward(chunk, cache)
+        cache.commit(len(chunk))
+    return cache
