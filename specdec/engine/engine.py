@@ -5,9 +5,9 @@ newest emitted token: it is not in the cache yet, so `cache.length == tokens - 1
 `States` chose token i, and an MTP head consumes this pair; the states have what the drafter's `aux_layers` ask for. The
 last chunk of a prompt chooses the first token: a round with nothing drafted.
 
-A pass reads chunks of prompts, at most `PROMPT_ROWS` rows of them together, the oldest first, beside the pending tokens
-and drafts of all texts that decode: a long prompt does not stop the others. The draft length decides who is drafted
-for, and how much, for all texts of a pass together. A text's tokens depend on none of it.
+A pass reads chunks of prompts beside the pending tokens and drafts of all texts that decode: a long prompt does not
+stop the others (`schedule.py`). The draft length decides who is drafted for, and how much, for all texts of a pass
+together. A text's tokens depend on none of it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from specdec.cache import MAX_ROWS, CacheProvider, Conversations
+from specdec.cache import CacheProvider, Conversations
 from specdec.drafting.draft_length import Drafted, DraftLength, FixedLength
 from specdec.drafting.propose import propose_together
 from specdec.drafting.protocol import Drafter, NoDraft, bind_drafter, proposer_for
 from specdec.engine.clock import PassClock
+from specdec.engine.schedule import DRAFT_ROWS, next_batch
 from specdec.engine.sequence import Lockstep, Request, RowsChooser, Sequence, verify_all
 from specdec.engine.stats import GenerationStats, Round
 from specdec.engine.verify import Verdict
 from specdec.model.decoder import Decoder
 from specdec.util.threads import one_torch_thread, turn_to_compute
-
-PROMPT_ROWS = MAX_ROWS  # of a pass: the longest that texts which decode wait for the prompts of others, in rows
-DRAFT_ROWS = 64  # of a pass with several texts, pending tokens included: logits of every row are held at once
 
 
 class Event(NamedTuple):
@@ -147,7 +145,7 @@ class Engine:
                 self._stepper = mine
             events = [Event(sequence, Verdict(())) for sequence in self._reap()]
             self._admit()
-            batch = self._batch()
+            batch = next_batch(list(self._active))
             return events + self._pass(batch) if batch else events
         finally:
             if self._stepper is mine:
@@ -213,22 +211,6 @@ class Engine:
                 sequence.begin(self.caches)
                 for stats in self._stats_of(sequence):
                     stats.count_prompt(sequence.prompt_tokens, sequence.reused)
-
-    def _batch(self) -> list[Sequence]:
-        """Return the sequences of the next pass: all that decode, and chunks of prompts, the oldest first."""
-        batch, prompt_rows = list[Sequence](), 0
-        for sequence in list(self._active):
-            if sequence.decoding:
-                batch.append(sequence)
-            elif sequence.lockstep is not None and sequence.last_chunk:
-                if sequence.lockstep.ready:  # all of them, however many rows that makes
-                    batch.append(sequence)
-            elif prompt_rows == 0 or prompt_rows + sequence.next_rows <= PROMPT_ROWS:
-                prompt_rows += sequence.next_rows
-                batch.append(sequence)
-            else:
-                prompt_rows = PROMPT_ROWS  # later prompts do not overtake this one
-        return batch
 
     def _pass(self, batch: list[Sequence]) -> list[Event]:
         clock, backbone = self._clock, self.backbone

@@ -88,6 +88,7 @@ class Sequence:
         self.draft = Draft()  # the draft that the next pass checks
         self.proposer: Proposer | None = None
         self.states: States | None = None  # of the row that chose the pending token; None: a prompt to read
+        self.chunk = MAX_ROWS  # rows of the prompt that the next pass reads at most
         self._ids = request.row[request.padding :].tolist()  # the tokens that proposers see, kept as they grow
         self._conversation: Conversation | None = None
         self._unread = len(self._ids)  # prompt tokens that no pass has read
@@ -128,12 +129,12 @@ class Sequence:
         """Return how many of the sequence's rows the next pass has."""
         if self.decoding:
             return len(self.draft.tokens) + 1
-        return min(self._unread, self.conversation.cache.max_rows)
+        return min(self._unread, self.chunk)
 
     @property
     def last_chunk(self) -> bool:
-        """Return whether the next pass chooses a token."""
-        return self._conversation is not None and self._unread <= self.conversation.cache.max_rows
+        """Return whether the next pass, in which the sequence reads of its prompt, chooses a token."""
+        return self._conversation is not None and self._unread <= self.chunk
 
     def begin(self, caches: CacheProvider) -> None:
         """Take a cache from `caches`, with as much of the prompt in it as `caches` has."""
@@ -154,10 +155,7 @@ class Sequence:
         self.error, self.finish = error, "error"
 
     def rows(self) -> Tensor:
-        """Return the rows of the next pass, [rows] int64: a chunk of the prompt, or the pending token and the draft.
-
-        The bounds of chunks do not depend on other sequences in flight.
-        """
+        """Return the rows of the next pass, [rows] int64: a chunk of the prompt, or the pending token and the draft."""
         begin = self.length - (1 if self.decoding else self._unread)
         return self.tokens[begin : begin + self.next_rows]
 

@@ -15,8 +15,9 @@ from specdec.drafting.composite import CompositeDrafter
 from specdec.drafting.draft_length import AdaptiveLength, FixedLength
 from specdec.drafting.protocol import Draft, NoDraft
 from specdec.drafting.suffix import SuffixDrafter
-from specdec.engine.engine import DRAFT_ROWS, PROMPT_ROWS, Engine
+from specdec.engine.engine import Engine
 from specdec.engine.sampling import Noise, Sampler
+from specdec.engine.schedule import DRAFT_ROWS, PROMPT_ROWS, ROWS_BESIDE
 from specdec.engine.sequence import Request, Sequence
 from specdec.engine.stats import GenerationStats
 from specdec.engine.verify import Choice
@@ -197,16 +198,29 @@ def test_a_long_prompt_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch)
     engine.step()
     long = engine.add(request(prompt(10 * PROMPT_ROWS)[0], 4))
     short = engine.add(request(prompt(7)[0], 4))
-    for _ in range(10):
+    for _ in range(10 * PROMPT_ROWS // ROWS_BESIDE):
         before = talking.length
         events = engine.step()
         assert talking.length > before, "a token in every pass"
         assert short not in [event.sequence for event in events], "nobody overtakes"
     assert long.length == 10 * PROMPT_ROWS + 1
-    assert max(rows) <= PROMPT_ROWS + DRAFT_ROWS
+    assert max(rows) <= ROWS_BESIDE + DRAFT_ROWS
     to_end(engine)
     assert long.row.tolist() == alone(decoder, long.request)
     assert short.row.tolist() == alone(decoder, short.request)
+
+
+def test_a_prompt_is_read_in_smaller_chunks_only_while_others_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = decoder_of(tiny_model("gemma3"))
+    rows = counted(decoder, monkeypatch)
+    engine = Engine(decoder, max_batch=2)
+    other = engine.add(request(prompt(5)[0], 3))
+    engine.step()
+    long = engine.add(request(prompt(5 * PROMPT_ROWS)[0], 4))
+    to_end(engine)
+    assert rows == [5, *[1 + ROWS_BESIDE] * 2, *[PROMPT_ROWS] * 4, 1, 1, 1]
+    assert long.row.tolist() == alone(decoder, long.request)
+    assert other.row.tolist() == alone(decoder, other.request)
 
 
 @pytest.mark.parametrize("where", ["sampler", "stop"])
