@@ -32,6 +32,7 @@ from specdec.engine.sampling import Noise, gumbel_argmax
 from specdec.kernels import Span
 from specdec.model.decoder import Decoder
 from specdec.model.stack import Linear, Rotations, SequenceRows, Stack
+from specdec.model.states import States
 from specdec.weights.tensors import Weight
 
 
@@ -187,20 +188,12 @@ class MTPHead:
             spans[kind] = Span(*self.rotations(kind, [(position, 1)]), [first], [position])
         return spans
 
-    def first(self, state: Tensor) -> Tensor:
-        """Return the state [1, backbone hidden] that a draft begins with.
-
-        `state` [1, (1 + aux layers) * backbone hidden]: the backbone's hidden state, followed by the outputs of its aux
-        layers.
-        """
-        width = self.spec.backbone_hidden_size
-        hidden = state[:, :width]
+    def first(self, states: States) -> Tensor:
+        """Return the state [1, backbone hidden] that a draft begins with, from the backbone's `states` of one row."""
         if self.fuse is None:
-            return hidden
-        aux = kernels.rms_norm(
-            state[:, width:].reshape(-1, width), None, self.spec.text.norm_eps
-        )  # [aux layers, width]
-        return hidden + self.fuse(aux.reshape(1, -1))
+            return states.last
+        aux = kernels.rms_norm(torch.cat(states.aux), None, self.spec.text.norm_eps)  # [aux layers, backbone hidden]
+        return states.last + self.fuse(aux.reshape(1, -1))  # [1, aux layers * backbone hidden] -> [1, backbone hidden]
 
     def step(self, embedding: Tensor, hidden: Tensor, spans: dict[str, Span], cache: KVCache) -> tuple[Tensor, Tensor]:
         """Compute one draft step; return the input of the head [1, hidden] and the next step's `hidden`.
@@ -209,5 +202,5 @@ class MTPHead:
         hidden]: the backbone's state that chose the newest token, or the second result of the step before.
         """
         x = self.pre(torch.cat((embedding, hidden), dim=-1))  # [1, 2 * backbone hidden] -> [1, hidden]
-        x = self.stack(x, spans, [SequenceRows(cache, cache.length, 1)])
+        x = self.stack(x, spans, [SequenceRows(cache, cache.length, 1)]).last
         return x, self.post(x)

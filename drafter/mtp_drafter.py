@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple
 
 import torch
-from torch import Tensor
 
 from drafter.inference import MTPHead, best, sharpness
 from specdec.cache import KVCache
@@ -20,6 +19,7 @@ from specdec.drafting.protocol import Draft
 from specdec.engine.sampling import Noise
 from specdec.kernels import DraftSampling, FusedDraft
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 
 
 class MTPDrafter:
@@ -76,7 +76,7 @@ class MTPProposer:
         self._cache, self._noise = cache, noise
 
     @torch.inference_mode()
-    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
         """Return a draft of up to `k` tokens, at most `max_draft`; no tokens while nothing is committed.
 
         Every step of the round has the position of the pending token, `cache.length`.
@@ -89,15 +89,16 @@ class MTPProposer:
         keys = [] if noise is None else noise.keys(len(tokens), k)
         if self._fused is not None and self._fused.usable(cache.views):
             sampling = None if noise is None else DraftSampling(keys, sharpness(noise), *astuple(noise.warping)[1:])
-            return Draft.by(self.name, self._fused(hidden, tokens[-1], k, spans, cache.views, sampling))
+            drafted = self._fused(states.last, states.aux, tokens[-1], k, spans, cache.views, sampling)
+            return Draft.by(self.name, drafted)
         token = torch.tensor(tokens[-1:], dtype=torch.int64, device=backbone.device)  # [1]
-        state = assistant.first(hidden[None])  # [1, backbone hidden]
-        drafted = []
+        state = assistant.first(states[None])  # [1, backbone hidden]
+        made = []
         for key in keys or [0] * k:
             x, state = assistant.step(backbone.embed(token), state, spans, cache)
             token = best(assistant.head, x, token, noise, key)
-            drafted.append(token)  # without noise it stays on the device: one wait for a GPU per round
-        return Draft.by(self.name, torch.cat(drafted).tolist())
+            made.append(token)  # without noise it stays on the device: one wait for a GPU per round
+        return Draft.by(self.name, torch.cat(made).tolist())
 
 
 def _kind(backbone: Decoder) -> tuple[object, ...]:

@@ -30,7 +30,7 @@ from eval.live.parts import format_percent
 from eval.prompts.sets import Prompt, foreign_prompts, load_prompts
 from eval.train.command import ends_of
 from specdec.cache import KVCache
-from specdec.drafting.protocol import Drafter, NoDraft, Proposer, aux_layers_of
+from specdec.drafting.protocol import Drafter, NoDraft, Proposer
 from specdec.engine.sampling import Noise
 from specdec.engine.stats import GenerationStats
 from specdec.model.decoder import Decoder
@@ -144,7 +144,7 @@ class WithoutNoise:
     @property
     def aux_layers(self) -> tuple[int, ...]:
         """Return the layers whose outputs the wrapped drafter wants."""
-        return aux_layers_of(self._drafter)
+        return self._drafter.aux_layers
 
     def bind(self, backbone: Decoder) -> None:
         """Bind the wrapped drafter. Raises ValueError as that drafter does."""

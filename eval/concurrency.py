@@ -2,8 +2,8 @@
 
 What: prompts in groups of 1, 2, 4, each group once with drafts and once without, in turn: tokens/s and the ratio. Texts
 beside others that join, and leave before they have ended, at random, against the same texts alone. With `--join`: a
-long prompt is read while another text is decoded; the longest time that this text waits for its next token, in chunks
-of the long prompt.
+long prompt is read while another text is decoded; how long this text waits for its next token, and how much later the
+long prompt has its first one.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from specdec.drafting.draft_length import FixedLength
 from specdec.drafting.protocol import NoDraft, bind_drafter
 from specdec.engine.engine import Engine
 from specdec.engine.sampling import Sampler
+from specdec.engine.schedule import PROMPT_ROWS
 from specdec.engine.sequence import Request
 from specdec.engine.sequence import Sequence as Text
 from specdec.engine.verify import Choice
@@ -59,24 +60,57 @@ class Together:
 
 
 @dataclass(frozen=True)
-class Joined:
-    """Keep the seconds that a token was waited for while a prompt of `tokens` tokens was read, the longest wait and the
-    median; and the seconds of a chunk of that prompt alone, `longest_chunk` and the median."""
+class Join:
+    """Keep the seconds of one join of a long prompt: the longest and the median wait of the other text for a token;
+    `chunk`, the median pass over `PROMPT_ROWS` rows of the prompt alone; and the time to the prompt's first token,
+    alone and beside the other text."""
 
-    tokens: int
     longest_wait: float
     median_wait: float
-    longest_chunk: float
     chunk: float
-
-    @property
-    def chunks(self) -> float:
-        """Return the longest wait, in chunks of the prompt."""
-        return self.longest_wait / self.chunk
+    ttft_alone: float
+    ttft_beside: float
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures in JSON types, with the wait in chunks."""
-        return {**asdict(self), "chunks": self.chunks}
+        return {**asdict(self), "chunks": self.longest_wait / self.chunk}
+
+
+@dataclass(frozen=True)
+class Joins:
+    """Keep the `joins` of a prompt of `tokens` tokens. A figure of all joins is the median of theirs."""
+
+    tokens: int
+    joins: Sequence[Join]
+
+    def ratio(self, over: str, under: str) -> tuple[float, float, float]:
+        """Return the median, the least and the largest of `over` / `under`, which are fields of a join."""
+        found = [getattr(one, over) / getattr(one, under) for one in self.joins]
+        return median(found), min(found), max(found)
+
+    def lines(self) -> Iterator[str]:
+        """Yield what the joins say, a line for each figure."""
+        yield f"a prompt of {self.tokens:,} tokens joins a text that is decoded, {len(self.joins)} times;"
+        yield "medians, and in brackets the least and the largest ratio:"
+        for over, under, what in (
+            ("longest_wait", "chunk", "the text's longest wait for a token / a chunk"),
+            ("median_wait", "chunk", "the text's median wait for a token / a chunk"),
+            ("ttft_beside", "ttft_alone", "the prompt's first token after, beside the text / alone"),
+        ):
+            middle, least, most = self.ratio(over, under)
+            seconds = " / ".join(f"{median(getattr(one, name) for one in self.joins):.3f} s" for name in (over, under))
+            yield f"  {what}: {seconds}, ratio {middle:.2f} ({least:.2f} to {most:.2f})"
+        yield f"  a chunk: {PROMPT_ROWS} rows of the prompt in a pass of their own, the median of these passes"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures of each join and the medians, in JSON types."""
+        return {
+            "tokens": self.tokens,
+            "joins": [one.to_dict() for one in self.joins],
+            "chunks": self.ratio("longest_wait", "chunk")[0],
+            "median_chunks": self.ratio("median_wait", "chunk")[0],
+            "ttft": self.ratio("ttft_beside", "ttft_alone")[0],
+        }
 
 
 def _never(tokens: Tensor, choice: Choice) -> bool:
@@ -147,27 +181,29 @@ class Crowd:
             engine.close()
             yield mine.row.tolist() == event.sequence.row.tolist()
 
-    def join_long(self, prompt: Tensor, long: Tensor) -> Joined:
-        """Decode `prompt` while `long` joins; a chunk's time is the median of all chunks of `long` alone."""
+    def join_long(self, prompt: Tensor, long: Tensor) -> Join:
+        """Read `long` alone, and then while `prompt` is decoded."""
         engine = self.engine(True, 2)
         whole = self.engine(False, 1)
-        reading, chunks = whole.add(self.request(long, 0)), []
+        reading, passes = whole.add(self.request(long, 0)), []
         while not reading.decoding:
             before = time.perf_counter()
             whole.step()
-            chunks.append(time.perf_counter() - before)
+            passes.append(time.perf_counter() - before)
         whole.close()
         talking = engine.add(Request(prompt, self.model.decoder.context, Sampler(), _never))
         for _ in range(12):
             engine.step()
-        joining, waits = engine.add(self.request(long, 0)), []
-        while not joining.decoding:
+        joining, waits, beside = engine.add(self.request(long, 0)), list[float](), 0.0
+        while not beside:  # and the wait after the one that ends with the long prompt's first token
+            beside = sum(waits) if joining.decoding else 0.0
             before, length = time.perf_counter(), talking.length
             while talking.length == length:
                 engine.step()
             waits.append(time.perf_counter() - before)
         engine.close()
-        return Joined(len(long), max(waits), median(waits), max(chunks), median(chunks))
+        chunk = median(passes[: len(long) // PROMPT_ROWS] or passes)  # of those with as many rows
+        return Join(max(waits), median(waits), chunk, sum(passes), beside)
 
 
 def _show(found: Sequence[Together], console: Console) -> None:
@@ -193,7 +229,10 @@ def main(argv: list[str] | None = None) -> int:
         "--others", type=cli.whole_number(0), default=4, metavar="N", help="that come and go (default 4)"
     )
     parser.add_argument(
-        "--join", type=cli.whole_number(0), default=0, metavar="N", help="tokens of a prompt (default: none)"
+        "--join", type=cli.whole_number(0), default=0, metavar="N", help="tokens of a prompt that joins (default: none)"
+    )
+    parser.add_argument(
+        "--joins", type=cli.whole_number(1), default=5, metavar="N", help="of that prompt, for medians (default 5)"
     )
     cli.add_json_option(parser, "the figures")
     parser.add_argument(
@@ -213,8 +252,8 @@ def main(argv: list[str] | None = None) -> int:
         every = suite_prompts()
         chosen = every[:: max(1, len(every) // a.prompts)][: a.prompts]
         prompts = [session.encode([{"role": "user", "content": one.turns[0]}])[0] for one in chosen]
-        crowd, found, same, joined = Crowd(session, settings.max_new_tokens), list[Together](), list[bool](), None
-        interrupted = False
+        crowd, found, same = Crowd(session, settings.max_new_tokens), list[Together](), list[bool]()
+        joins, interrupted = list[Join](), False
         try:
             for at_once in a.at_once:
                 with bar.status(f"{at_once} at once"):
@@ -222,19 +261,17 @@ def main(argv: list[str] | None = None) -> int:
             with bar.status("beside others"):
                 if a.others:
                     same.extend(crowd.beside_others(prompts, a.others, settings.seed or 0))
-            if a.join:
-                joined = crowd.join_long(prompts[0], random_tokens(session.model.decoder, a.join))
+            with bar.status("joins"):
+                for _ in range(a.joins if a.join else 0):
+                    joins.append(crowd.join_long(prompts[0], random_tokens(session.model.decoder, a.join)))
         except KeyboardInterrupt:
             interrupted = True
         _show(found, console)
         if same:
             console.print(f"{sum(same)}/{len(same)} texts the same beside {a.others} others that come and go")
-        if joined is not None:
-            console.print(
-                f"a prompt of {joined.tokens:,} tokens joins: {joined.longest_wait:.3f} s is the longest wait for a "
-                f"token, {joined.chunks:.2f} chunks of that prompt; the median wait is {joined.median_wait:.3f} s, "
-                f"the longest chunk alone {joined.longest_chunk:.3f} s"
-            )
+        joined = Joins(a.join, joins) if joins else None
+        for line in joined.lines() if joined is not None else ():
+            console.print(line)
         record = {
             "command": "concurrency",
             "interrupted": interrupted,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from specdec.cache import KVCache
 from specdec.drafting.protocol import Draft
 from specdec.engine.sampling import Noise
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 
 
 class ScriptedDrafter:
@@ -20,6 +19,7 @@ class ScriptedDrafter:
     """
 
     name = "scripted"
+    aux_layers: tuple[int, ...] = ()
 
     def __init__(self, answer: Sequence[int], vocabulary: int, longest: int = 8) -> None:
         self.answer, self.vocabulary, self.max_draft = list(answer), vocabulary, longest
@@ -33,7 +33,7 @@ class ScriptedDrafter:
         self.turn = 0  # one text at a time: the script is of one answer
         return self
 
-    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
         """Return the next draft of the script, of at most `k` tokens, to follow `tokens`."""
         length = min(1 + self.turn % self.max_draft, k)
         follow = self.answer[len(tokens) : len(tokens) + length]

@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from torch import Tensor
-
 import specdec
 
 MATCH = 3  # tokens of a text's ending that were seen before, for a draft to be made
@@ -19,6 +17,7 @@ MATCH = 3  # tokens of a text's ending that were seen before, for a draft to be 
 
 class FormerAnswers:
     name, max_draft = "former-answers", 16  # in statistics; tokens of a draft at most
+    aux_layers: tuple[int, ...] = ()  # the model's layers whose outputs `propose` gets besides the last state
 
     def __init__(self) -> None:
         self.following: dict[tuple[int, ...], Sequence[int]] = {}
@@ -33,7 +32,7 @@ class FormerAnswers:
     def start(self, cache: specdec.KVCache, noise: specdec.Noise | None = None) -> specdec.Proposer:
         return self  # called for every text; what proposes for it may be the drafter, if it keeps nothing of the text
 
-    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> specdec.Draft:
+    def propose(self, tokens: Sequence[int], states: specdec.States, k: int) -> specdec.Draft:
         return specdec.Draft.by(self.name, self.following.get(tuple(tokens[-MATCH:]), ())[:k])
 
 

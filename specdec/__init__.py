@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from specdec.hf import SpecdecForCausalLM, speculative
     from specdec.load import load
     from specdec.model.decoder import Decoder
+    from specdec.model.states import States
     from specdec.weights.hub.paths import model_path
     from specdec.weights.tokenizer import load_tokenizer
 
@@ -42,6 +43,7 @@ __all__ = [
     "Proposer",
     "Round",
     "SpecdecForCausalLM",
+    "States",
     "SuffixDrafter",
     "__version__",
     "load",
@@ -61,6 +63,7 @@ __getattr__ = lazy(
         "hf": ("SpecdecForCausalLM", "speculative"),
         "load": ("load",),
         "model.decoder": ("Decoder",),
+        "model.states": ("States",),
         "engine.stats": ("GenerationStats", "Round"),
         "weights.hub.paths": ("model_path",),
         "weights.tokenizer": ("load_tokenizer",),

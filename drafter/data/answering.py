@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from drafter.data.features import Features, best_of, kept_keys, likeliest, longest_text, split_states
+from drafter.data.features import Features, best_of, kept_keys, likeliest, longest_text
 from drafter.data.patience import PATIENT, Patience
 from specdec.cache import Conversation, KVCache
 from specdec.drafting.protocol import NoDraft
@@ -28,6 +28,7 @@ from specdec.engine.sampling import Sampler
 from specdec.engine.sequence import Request, Sequence
 from specdec.engine.verify import Choice, Verdict
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 from specdec.util.threads import one_torch_thread
 
 TOGETHER = 32  # texts at a time
@@ -110,7 +111,7 @@ def _generate_answers(
         return lambda tokens, choice: choice.token in eos_ids or stopped.is_set() or patience.over(began)
 
     # Without a drafter: these are the plain model's texts either way, and several share a pass.
-    beginnings = Beginnings(backbone, (1 + len(aux_layers)) * backbone.spec.hidden_size)
+    beginnings = Beginnings(backbone, len(aux_layers))
     engine = Engine(backbone, NoDraft(aux_layers), caches=beginnings, max_batch=max_batch)
 
     def requests() -> Iterator[Request]:
@@ -124,7 +125,7 @@ def _generate_answers(
                 min(len(prompt) + max_new_tokens, longest),
                 Sampler.at_temperature(temperature, seed + number),
                 ending(),
-                on_hidden=answer.hidden.append,
+                on_states=answer.states.append,
             )
             under_way[request] = answer
             yield request
@@ -142,13 +143,13 @@ def _generate_answers(
 
 @dataclass
 class _Answer:
-    """Keep the rows of the passes of one text: `hidden`, [rows, width] each, and `best`, the greedy choice of every
+    """Keep what passes computed of one text: `states` of the rows of each pass, and `best`, the greedy choice of every
     emitted token."""
 
     number: int
     prompt_tokens: int
     greedy: bool
-    hidden: list[Tensor] = field(default_factory=list)
+    states: list[States] = field(default_factory=list)
     best: list[int] = field(default_factory=list)
 
     def take(self, verdict: Verdict, logits: Tensor) -> None:
@@ -167,23 +168,23 @@ class _Answer:
         """Return the features of the ended text, without its last token; hand its beginning to `beginnings` for later
         texts."""
         known: _Begun = sequence.conversation.notes["begun"]
-        hidden, answer = torch.cat((known.hidden, *self.hidden)), self.prompt_tokens  # [n, width]
-        asked = torch.cat((known.best, best_of(backbone, hidden[len(known.best) : answer - 1])))  # [answer - 1]
+        states, answer = States.cat((known.states, *self.states)), self.prompt_tokens  # n rows
+        asked = torch.cat((known.best, best_of(backbone, states.last[len(known.best) : answer - 1])))  # [answer - 1]
         row, cache = sequence.row.clone(), sequence.conversation.cache
         best = torch.cat((asked, asked.new_tensor(self.best)))  # [n]
         with one_torch_thread():
-            states, aux = split_states(hidden.to(dtype), aux_layers)
-            text = Features(row[:-1], states, best, kept_keys(cache, layers, dtype), answer, aux)
-        beginnings.keep(_Begun(row[: answer - 1], hidden[: answer - 1].clone(), asked, cache))
+            stored = states.map(lambda each: each.to(dtype))
+            aux = dict(zip(aux_layers, stored.aux, strict=True))
+            text = Features(row[:-1], stored.last, best, kept_keys(cache, layers, dtype), answer, aux)
+        beginnings.keep(_Begun(row[: answer - 1], states[: answer - 1].map(Tensor.clone), asked, cache))
         return text
 
 
 class _Begun(NamedTuple):
-    """Keep the first n tokens of a text: `tokens` [n], `hidden` [n, width] as a pass gives it, `best` [n], and their
-    cache."""
+    """Keep the first n tokens of a text: `tokens` [n], their `states`, `best` [n], and their cache."""
 
     tokens: Tensor
-    hidden: Tensor
+    states: States
     best: Tensor
     cache: KVCache
 
@@ -198,9 +199,9 @@ class Beginnings:
     _SPARE = 4  # caches that wait for a text which begins as theirs did: one in five prompts has a system message
     _MODEST = 512  # positions: the cache of a longer text is let go, or all would come to be as large as the largest
 
-    def __init__(self, backbone: Decoder, width: int) -> None:
-        """Begin without any cache. `width`: of a pass's rows."""
-        self._backbone, self._width = backbone, width
+    def __init__(self, backbone: Decoder, aux: int = 0) -> None:
+        """Begin without any cache. `aux`: how many aux layers the passes have."""
+        self._backbone, self._aux = backbone, aux
         self._kept = list[_Begun]()
 
     def acquire(self, prompt: Tensor, longest: int) -> Conversation:
@@ -213,14 +214,15 @@ class Beginnings:
             backbone = self._backbone
             with one_torch_thread():  # many small ones
                 cache = backbone.new_cache()
-            hidden = torch.empty(0, self._width, dtype=backbone.dtype, device=backbone.device)
-            known = _Begun(prompt[:0], hidden, torch.empty(0, dtype=torch.int64, device=backbone.device), cache)
+            none = torch.empty(0, backbone.spec.hidden_size, dtype=backbone.dtype, device=backbone.device)
+            states, best = States(none, (none,) * self._aux), torch.empty(0, dtype=torch.int64, device=backbone.device)
+            known = _Begun(prompt[:0], states, best, cache)
         else:
             shared = [_shared(old, prompt[:-1]) for old in self._kept]
             most = max(shared)
-            tokens, hidden, best, cache = self._kept.pop(shared.index(most))
+            tokens, states, best, cache = self._kept.pop(shared.index(most))
             cache.rewind(most)
-            known = _Begun(tokens[:most], hidden[:most], best[:most], cache)
+            known = _Begun(tokens[:most], states[:most], best[:most], cache)
         return Conversation(known.cache, notes={"begun": known})
 
     def before_chunk(self, conversation: Conversation, left: int, chunk: int) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from specdec import kernels
 from specdec.cache import KVCache
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 
 _ROWS = 64  # of logits at once
 
@@ -48,9 +49,10 @@ class Features:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def states(self, aux_layers: Sequence[int]) -> tuple[Tensor, ...]:
-        """Return `hidden`, and the output of each of `aux_layers`."""
-        return self.hidden, *(self.aux[layer] for layer in aux_layers)
+    def states(self, aux_layers: Sequence[int]) -> States:
+        """Return the states of all tokens, with the outputs of `aux_layers`: some of the layers in `aux`, in any
+        order."""
+        return States(self.hidden, tuple(self.aux[layer] for layer in aux_layers))
 
 
 def read(
@@ -66,20 +68,15 @@ def read(
     """
     for text in texts:
         text = text[: longest_text(backbone, layers)].to(backbone.device)
-        cache, hidden = backbone.new_cache(), []
+        cache, parts = backbone.new_cache(), list[States]()
         for part in torch.split(text, cache.max_rows):
-            hidden.append(backbone.forward(part, cache, aux_layers))
+            parts.append(backbone.forward(part, cache, aux_layers))
             cache.commit(len(part))
-        best = best_of(backbone, torch.cat(hidden))  # [n]
-        states, aux = split_states(torch.cat(hidden).to(dtype), aux_layers)
-        yield Features(text, states, best, kept_keys(cache, layers, dtype), len(text), aux)
-
-
-def split_states(states: Tensor, aux_layers: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
-    """Split rows [n, (1 + aux layers) * hidden] of a pass into the hidden state and the aux layers' outputs, [n,
-    hidden] each."""
-    hidden, *aux = (part.contiguous() for part in states.chunk(1 + len(aux_layers), dim=1))
-    return hidden, dict(zip(aux_layers, aux, strict=True))
+        states = States.cat(parts)
+        best = best_of(backbone, states.last)  # [n]
+        stored = states.map(lambda each: each.to(dtype))
+        aux = dict(zip(aux_layers, stored.aux, strict=True))
+        yield Features(text, stored.last, best, kept_keys(cache, layers, dtype), len(text), aux)
 
 
 def kept_keys(cache: KVCache, layers: Sequence[int], dtype: torch.dtype) -> dict[int, AttentionStates]:

@@ -88,9 +88,9 @@ def fitted_projections(
             break
         for rows, stream in _streams(backbone, text.tokens, source):
             rows, stream = rows[rows > 0], stream[rows > 0]
-            state, *aux = (states[rows - 1].double() for states in text.states(spec.aux_layers))
-            normed = [F.rms_norm(states, (width,), eps=spec.text.norm_eps) for states in aux]
-            x = torch.cat((backbone.embed(text.tokens[rows]).double(), state, *normed), dim=1)
+            states = text.states(spec.aux_layers)[rows - 1].map(Tensor.double)
+            normed = [F.rms_norm(each, (width,), eps=spec.text.norm_eps) for each in states.aux]
+            x = torch.cat((backbone.embed(text.tokens[rows]).double(), states.last, *normed), dim=1)
             y = stream.double()
             weight = y.square().mean(dim=1, keepdim=True).rsqrt()
             x, y = x * weight, y * weight
@@ -124,7 +124,7 @@ def _streams(backbone: Decoder, tokens: Tensor, layer: int) -> Iterator[tuple[Te
     for part in torch.split(tokens, cache.max_rows):
         rows = torch.arange(cache.length, cache.length + len(part), dtype=torch.int64)
         if layer:
-            stream = backbone.forward(part, cache, [layer - 1])[:, backbone.spec.hidden_size :]
+            (stream,) = backbone.forward(part, cache, [layer - 1]).aux
             cache.commit(len(part))
         else:
             stream = backbone.embed(part)

@@ -27,6 +27,7 @@ from drafter.data.features import Features
 from drafter.settings import Recipe
 from drafter.train.cross_entropy import Choices, Teacher, scores
 from drafter.train.model import Network
+from specdec.model.states import States
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,9 @@ def unrolled_loss(
     state, every, weight = torch.empty(0, dtype=torch.float32), None, 1.0
     drafts: list[_Drafts] = []
     sight = None
-    tokens, choices, states = (
-        torch.cat(pieces) for pieces in zip(*((text.tokens, text.best, text.hidden) for text in texts), strict=True)
-    )  # [n], [n], [n, H]: of all texts
+    # of all texts, [n] each and n rows
+    tokens, choices = torch.cat([text.tokens for text in texts]), torch.cat([text.best for text in texts])
+    states = States.cat([text.states(network.spec.aux_layers) for text in texts])
     begins = _firsts([text.tokens for text in texts])
     for step in range(recipe.steps):
         if step == 1 and recipe.deeper < 1:
@@ -97,15 +98,14 @@ def unrolled_loss(
             sight = network.sight([(part, text.keys) for part, text in zip(rows, texts, strict=True)])
         at = torch.cat([part + first + step for part, first in zip(rows, begins, strict=True)])  # [R]
         if step == 0:
-            aux = [torch.cat([text.aux[layer] for text in texts]) for layer in network.spec.aux_layers]  # [n, H] each
-            state = network.first(states[at - 1].float(), [other[at - 1].float() for other in aux])  # [R, H]
-        newest, hidden = tokens[at], states[at].float()  # [R], [R, H]
+            state = network.first(states[at - 1].map(Tensor.float))  # [R, H]
+        newest, hidden = tokens[at], states.last[at].float()  # [R], [R, H]
         x, state = network.step(embed(newest), state, sight)
         drafts.append(_Drafts(x, candidates.slots[newest], candidates.slots[choices[at]], at, weight))
         feature = F.smooth_l1_loss(state.float() / scale, hidden / scale, reduction="sum") / hidden.shape[1]
         total = total + weight * recipe.decay**step * recipe.feature_weight * feature
         features = features + weight * feature.detach()
-    entropy, entropies, right = _scored(network, drafts, states, candidates, recipe)
+    entropy, entropies, right = _scored(network, drafts, states.last, candidates, recipe)
     if every is not None:
         right[0] = right[0][every]
     count = sum(rows_of(text, recipe.steps) for text in texts)

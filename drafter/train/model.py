@@ -22,6 +22,7 @@ from drafter.config import MTPHeadSpec, head_tensors
 from drafter.data.features import AttentionStates
 from drafter.train.attention import attend
 from specdec.model.stack import Rotations
+from specdec.model.states import States
 
 _HEAD = "embed_tokens.weight"
 
@@ -88,17 +89,16 @@ class Network(nn.Module):
             views.append(TextView(len(rows), masks, keys))
         return Sight(ropes, views)
 
-    def first(self, hidden: Tensor, aux: Sequence[Tensor]) -> Tensor:
+    def first(self, states: States) -> Tensor:
         """Return the states [R, backbone hidden] that drafts begin with.
 
-        `hidden` [R, backbone hidden]: the states that chose the newest tokens. `aux`: the outputs of `spec.aux_layers`
-        at the same rows, in the order of the layers.
+        `states`: of the R rows that chose the newest tokens, with the outputs of `spec.aux_layers`.
         """
         if not self.spec.aux_layers:
-            return hidden
+            return states.last
         eps = self.spec.text.norm_eps
-        joined = torch.cat([F.rms_norm(state, state.shape[-1:], eps=eps) for state in aux], dim=-1)  # [R, layers * H]
-        return hidden + F.linear(joined, self["fuse.weight"])
+        normed = [F.rms_norm(each, each.shape[-1:], eps=eps) for each in states.aux]  # [R, H] each
+        return states.last + F.linear(torch.cat(normed, dim=-1), self["fuse.weight"])  # [R, layers * H] -> [R, H]
 
     def step(self, embedding: Tensor, hidden: Tensor, sight: Sight) -> tuple[Tensor, Tensor]:
         """Compute one draft step of every row; return the input of the head [R, hidden], and the next step's `hidden`.

@@ -156,8 +156,8 @@ def rows_per_second(backbone: Decoder, now: Now, seconds: float = 0.2) -> float:
     ids = torch.arange(_PROBED, dtype=torch.int64, device=backbone.device) % backbone.spec.vocab_size
 
     def one() -> None:
-        hidden = backbone.forward_many(torch.split(ids, 1), caches)
-        backbone.logits(hidden).argmax(dim=-1).tolist()  # waits for a GPU
+        states = backbone.forward_many(torch.split(ids, 1), caches)
+        backbone.logits(states.last).argmax(dim=-1).tolist()  # waits for a GPU
 
     one()  # the first pass of all warms up
     began, passes = now(), 0

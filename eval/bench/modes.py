@@ -36,12 +36,13 @@ from specdec import kernels
 from specdec.cache import KVCache
 from specdec.drafting.composite import CompositeDrafter
 from specdec.drafting.draft_length import AdaptiveLength
-from specdec.drafting.protocol import Draft, Drafter, Proposer, aux_layers_of
+from specdec.drafting.protocol import Draft, Drafter, Proposer
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.sampling import Noise
 from specdec.engine.stats import GenerationStats, Round
 from specdec.load import resolve_device
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 
 
 class Mode(Protocol):
@@ -172,7 +173,7 @@ class Wrong:
     @property
     def aux_layers(self) -> tuple[int, ...]:
         """Return the layers whose outputs the wrapped drafter wants."""
-        return aux_layers_of(self._drafter)
+        return self._drafter.aux_layers
 
     def bind(self, backbone: Decoder) -> None:
         """Bind the wrapped drafter, and note the size of the vocabulary, in which neighbours are counted."""
@@ -192,9 +193,9 @@ class Neighbours:
     def __init__(self, proposer: Proposer, vocabulary: int) -> None:
         self._proposer, self.max_draft, self._vocabulary = proposer, proposer.max_draft, vocabulary
 
-    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
         """Return the wrapped proposer's draft with every token id raised by one, modulo the vocabulary."""
-        drafted = self._proposer.propose(tokens, hidden, k).tokens
+        drafted = self._proposer.propose(tokens, states, k).tokens
         return Draft.by(self.name, [(token + 1) % self._vocabulary for token in drafted])
 
 

@@ -44,7 +44,7 @@ def pass_costs(decoder: Decoder, context: int, rows: Sequence[int], effort: Effo
 
     def one(count: int) -> Callable[[], object]:
         def run() -> Tensor:
-            logits = decoder.logits(decoder.forward(ids[context : context + count], cache))
+            logits = decoder.logits(decoder.forward(ids[context : context + count], cache).last)
             cache.commit(0)
             return logits
 
@@ -54,10 +54,10 @@ def pass_costs(decoder: Decoder, context: int, rows: Sequence[int], effort: Effo
 
 
 def _prefill(decoder: Decoder, ids: Tensor, cache: KVCache) -> Tensor:
-    """Commit ids [n] in the chunks that the engine has; return the hidden states of the last chunk."""
+    """Commit ids [n] in the chunks that the engine has; return the last states of the last chunk."""
     hidden = torch.empty(0, dtype=decoder.dtype)
     for chunk in torch.split(ids, cache.max_rows):
-        hidden = decoder.forward(chunk, cache)
+        hidden = decoder.forward(chunk, cache).last
         cache.commit(len(chunk))
     return hidden
 

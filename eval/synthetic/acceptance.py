@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from specdec.cache import KVCache
-from specdec.drafting.protocol import Draft, Drafter, Proposer, aux_layers_of
+from specdec.drafting.protocol import Draft, Drafter, Proposer
 from specdec.engine.sampling import Noise, mix
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 
 
 class SyntheticAcceptance:
@@ -37,7 +36,7 @@ class SyntheticAcceptance:
     @property
     def aux_layers(self) -> tuple[int, ...]:
         """Return the layers whose outputs the wrapped drafter wants."""
-        return aux_layers_of(self.drafter)
+        return self.drafter.aux_layers
 
     def bind(self, backbone: Decoder) -> None:
         """Bind the wrapped drafter. Raises ValueError as that drafter does."""
@@ -56,9 +55,9 @@ class SyntheticDrafts:
     def __init__(self, made: SyntheticAcceptance, proposer: Proposer) -> None:
         self.made, self.proposer, self.max_draft = made, proposer, made.max_draft
 
-    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
         """Let the wrapped proposer draft, for its time, and return up to `k` tokens at the asked rates instead."""
-        self.proposer.propose(tokens, hidden, k)
+        self.proposer.propose(tokens, states, k)
         made, drafted = self.made, list[int]()
         for i, token in enumerate(made.answer[len(tokens) : len(tokens) + k]):
             rate = made.rates[min(i, len(made.rates) - 1)]

@@ -13,7 +13,7 @@ import torch
 
 from specdec.drafting.costs import Costs
 from specdec.drafting.draft_length import AdaptiveLength
-from specdec.drafting.protocol import Drafter, aux_layers_of
+from specdec.drafting.protocol import Drafter
 from specdec.model.decoder import Decoder
 from specdec.util.threads import is_narrowed
 
@@ -59,12 +59,11 @@ def measure_costs(
 
     def verify(rows: int) -> float:
         before = time.perf_counter()
-        hidden = backbone.forward(ids[:rows], cache, aux_layers)
-        backbone.logits(hidden).argmax(dim=-1).tolist()  # waits for a GPU
+        states = backbone.forward(ids[:rows], cache, drafter.aux_layers)
+        backbone.logits(states.last).argmax(dim=-1).tolist()  # waits for a GPU
         return time.perf_counter() - before
 
-    aux_layers = aux_layers_of(drafter)
-    hidden = backbone.forward(ids[:most], cache, aux_layers)  # the first pass of all warms up
+    states = backbone.forward(ids[:most], cache, drafter.aux_layers)  # the first pass of all warms up
     cache.commit(most)
     proposer = drafter.start(cache)
     short = verify(1)
@@ -77,7 +76,7 @@ def measure_costs(
             passes[n].append(verify(n))
         for k in {1, longest}:
             before = time.perf_counter()
-            made = proposer.propose(text[:most], hidden[-1], k)
+            made = proposer.propose(text[:most], states[-1], k)
             if made.tokens:
                 times = drafts.setdefault(made.sources[0], {}).setdefault(len(made.tokens), [])
                 times.append(time.perf_counter() - before)

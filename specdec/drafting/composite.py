@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from specdec.cache import KVCache
-from specdec.drafting.protocol import Draft, Drafter, Proposer, aux_layers_of
+from specdec.drafting.protocol import Draft, Drafter, Proposer
 from specdec.drafting.suffix import SuffixDrafter, SuffixMatches
 from specdec.engine.sampling import Noise
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 
 
 class CompositeDrafter:
@@ -41,7 +40,7 @@ class CompositeDrafter:
     @property
     def aux_layers(self) -> tuple[int, ...]:
         """Return the layers whose outputs the other drafter wants; suffix matches want none."""
-        return aux_layers_of(self.other)
+        return self.other.aux_layers
 
     def bind(self, backbone: Decoder) -> None:
         """Bind the other drafter. Raises ValueError as that drafter does."""
@@ -66,9 +65,9 @@ class CompositeProposer:
             return self.suffix, self.other
         return (self.other, self.short) if self.short.matches(tokens) else (self.other,)
 
-    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
         """Return the draft of the preferred source."""
-        return self.able(tokens)[0].propose(tokens, hidden, k)
+        return self.able(tokens)[0].propose(tokens, states, k)
 
     def extend(self, tokens: Sequence[int], draft: Draft, k: int) -> Draft:
         """Return up to `k` tokens of a long match to follow a draft of the other drafter; none where a match began the

@@ -8,22 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
-from torch import Tensor
-
 from specdec.drafting.draft_length import DraftLength
 from specdec.drafting.protocol import Composite, Draft, Proposer
+from specdec.model.states import States
 
 
 class OpenEnd(NamedTuple):
     """A text whose next tokens are to be drafted.
 
-    `tokens`: the whole text so far, the pending token last; `hidden` [hidden]: the state that chose the pending token;
-    `room`: the longest draft that can be used.
+    `tokens`: the whole text so far, the pending token last; `states`: of the row that chose the pending
+    token; `room`: the longest draft that can be used.
     """
 
     proposer: Proposer
     tokens: Sequence[int]
-    hidden: Tensor
+    states: States
     room: int
 
 
@@ -43,7 +42,7 @@ def propose_together(texts: Sequence[OpenEnd], lengths: DraftLength, beside: int
     for text, composite, ones, (name, k) in zip(texts, composites, able, plan, strict=True):
         draft = Draft()
         if k > 0:
-            draft = next(one for one in ones if one.name == name).propose(text.tokens, text.hidden, k)
+            draft = next(one for one in ones if one.name == name).propose(text.tokens, text.states, k)
             assert len(draft.tokens) <= k
         if draft.tokens and composite is not None:
             more = composite.extend(text.tokens, draft, min(text.room, most) - len(draft.tokens))

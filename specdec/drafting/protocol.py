@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
-
 from specdec.cache import KVCache
 from specdec.engine.sampling import Noise
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,11 @@ class Proposer(Protocol):
     name: str  # of its drafts, in statistics and in acceptance records
     max_draft: int  # the longest draft that it can usefully make; 0: never proposes
 
-    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
         """Return up to `k` tokens to follow `tokens`.
 
-        `tokens`: the whole text so far, the pending token last. `hidden` [hidden_size]: the backbone's state (after its
-        final norm) that chose the pending token, followed by the outputs of the drafter's `aux_layers` at the same
-        position.
+        `tokens`: the whole text so far, the pending token last. `states`: of the row that chose the pending token, the
+        backbone's last state and the outputs of the drafter's `aux_layers`, [hidden] each.
         """
 
 
@@ -57,7 +55,7 @@ class Composite(Protocol):
     def able(self, tokens: Sequence[int]) -> tuple[Proposer, ...]:
         """Return the proposers that can draft after `tokens`, the preferred one first, each of another name."""
 
-    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
         """Return a draft as `Proposer.propose` does."""
 
     def extend(self, tokens: Sequence[int], draft: Draft, k: int) -> Draft:
@@ -68,13 +66,18 @@ class Drafter(Protocol):
     """Makes a `Proposer` for every text.
 
     `bind` is called before `start`; `start` is called for every text. `bind` is cheap when the backbone is the last
-    one, and refuses a backbone that the drafter was not made for. No other thread calls either between the two. A
-    drafter that wants more of the backbone's states names their layers in an attribute `aux_layers`, a tuple that
-    `bind` may change; without the attribute there are none.
+    one, and refuses a backbone that the drafter was not made for. No other thread calls either between the two.
     """
 
     name: str
     max_draft: int  # of its proposers
+
+    @property
+    def aux_layers(self) -> tuple[int, ...]:
+        """Return the backbone's layers whose outputs `propose` wants besides the last state; () for none.
+
+        A plain attribute does. `bind` may change it.
+        """
 
     def bind(self, backbone: Decoder) -> None:
         """Prepare for `backbone`. Raises ValueError when vocabulary or hidden size do not fit."""
@@ -86,11 +89,6 @@ class Drafter(Protocol):
         tokens are sampled with; None for greedy decoding. A drafter that has scores of its own may add the noise to
         them. The emitted tokens do not show it, because the noise and the backbone's scores alone decide them.
         """
-
-
-def aux_layers_of(drafter: Drafter) -> tuple[int, ...]:
-    """Return the backbone's layers whose outputs `drafter` wants with every state."""
-    return tuple(getattr(drafter, "aux_layers", ()))
 
 
 _binding = threading.RLock()  # taken inside of `turn_to_compute`, never the other way round
@@ -131,5 +129,5 @@ class NoDraft:
     def start(self, cache: KVCache, noise: Noise | None = None) -> NoDraft:
         return self
 
-    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
         return Draft()

@@ -64,7 +64,7 @@ def resolve_drafter(drafter: DrafterLike) -> Drafter:
     folder or hub id of a drafter checkpoint (a trained head, a Gemma 4 assistant). An object is returned as is.
 
     Raises:
-        ValueError: there is no such checkpoint, or it is not a drafter's.
+        ValueError: there is no such checkpoint, or it is not a drafter's; the object lacks a part of `Drafter`.
     """
     if drafter is None or drafter == "none":
         return NoDraft()
@@ -77,8 +77,15 @@ def resolve_drafter(drafter: DrafterLike) -> Drafter:
             drafter = os.path.join(os.curdir, drafter) if os.fspath(drafter) in NAMED_DRAFTERS else os.fspath(drafter)
         drafter_path(drafter)
         return checkpoints().load_drafter(drafter)
-    if not callable(getattr(drafter, "start", None)):
-        raise ValueError(f"a drafter is 'auto', 'suffix', None, a checkpoint or a Drafter object, not {drafter!r}")
+    for part in ("name", "max_draft", "aux_layers", "bind", "start"):
+        try:
+            getattr(drafter, part)
+        except AttributeError as error:
+            raise ValueError(
+                "a drafter is 'auto', 'suffix', None, a checkpoint or a Drafter object with name, max_draft, "
+                "aux_layers (the backbone's layers whose outputs it wants; () for none), bind and start (see "
+                f"specdec.drafting.protocol.Drafter), and {error}"
+            ) from error
     return drafter
 
 

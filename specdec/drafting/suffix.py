@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from specdec.cache import KVCache
 from specdec.drafting.protocol import Draft
 from specdec.engine.sampling import Noise
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 
 
 class SuffixDrafter:
@@ -27,6 +26,7 @@ class SuffixDrafter:
     """
 
     max_draft = 16
+    aux_layers: tuple[int, ...] = ()
 
     def __init__(self, min_match: int = 2, max_match: int = 24, candidates: int = 16, name: str = "suffix") -> None:
         """Set the lengths of matches. Raises ValueError unless 1 <= min_match <= max_match."""
@@ -51,7 +51,7 @@ class SuffixMatches:
         self._ends: dict[tuple[int, ...], list[int]] = {}
         self._indexed = 0
 
-    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
         """Return what followed the longest match of the ending of `tokens`: up to `k` tokens, two for each that
         matched."""
         self._index(tokens)

@@ -1,13 +1,13 @@
 """The engine: it owns every text in flight, and decodes all of them in shared passes.
 
 Plain decoding is a round with an empty draft, one text is a batch of one; there is no other path. `pending` is the
-newest emitted token: it is not in the cache yet, so `cache.length == tokens - 1` between rounds. Hidden row i of a pass
-is the state that chose token i: an MTP head consumes this pair. The states of the drafter's `aux_layers` follow the
-row. The last chunk of a prompt chooses the first token: a round with nothing drafted.
+newest emitted token: it is not in the cache yet, so `cache.length == tokens - 1` between rounds. Row i of a pass's
+`States` chose token i, and an MTP head consumes this pair; the states have what the drafter's `aux_layers` ask for. The
+last chunk of a prompt chooses the first token: a round with nothing drafted.
 
-A pass reads chunks of prompts, at most `PROMPT_ROWS` rows of them together, the oldest first, beside the pending tokens
-and drafts of all texts that decode: a long prompt does not stop the others. The draft length decides who is drafted
-for, and how much, for all texts of a pass together. A text's tokens depend on none of it.
+A pass reads chunks of prompts beside the pending tokens and drafts of all texts that decode: a long prompt does not
+stop the others (`schedule.py`). The draft length decides who is drafted for, and how much, for all texts of a pass
+together. A text's tokens depend on none of it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from specdec.cache import MAX_ROWS, CacheProvider, Conversations
+from specdec.cache import CacheProvider, Conversations
 from specdec.drafting.draft_length import Drafted, DraftLength, FixedLength
 from specdec.drafting.propose import propose_together
-from specdec.drafting.protocol import Drafter, NoDraft, aux_layers_of, bind_drafter, proposer_for
+from specdec.drafting.protocol import Drafter, NoDraft, bind_drafter, proposer_for
 from specdec.engine.clock import PassClock
+from specdec.engine.schedule import DRAFT_ROWS, next_batch
 from specdec.engine.sequence import Lockstep, Request, RowsChooser, Sequence, verify_all
 from specdec.engine.stats import GenerationStats, Round
 from specdec.engine.verify import Verdict
 from specdec.model.decoder import Decoder
 from specdec.util.threads import one_torch_thread, turn_to_compute
-
-PROMPT_ROWS = MAX_ROWS  # of a pass: the longest that texts which decode wait for the prompts of others, in rows
-DRAFT_ROWS = 64  # of a pass with several texts, pending tokens included: logits of every row are held at once
 
 
 class Event(NamedTuple):
@@ -77,7 +75,7 @@ class Engine:
         self.caches = caches or Conversations(backbone.new_cache)
         self.max_batch, self.stats, self.on_round = max_batch, stats or GenerationStats(), on_round
         with turn_to_compute(), bind_drafter(self.drafter, backbone):
-            self._aux_layers = aux_layers_of(self.drafter)
+            self._aux_layers = self.drafter.aux_layers
         self._waiting: deque[Sequence] = deque()
         self._active: list[Sequence] = []
         self._cancelled: list[Sequence] = []  # those that have a cache
@@ -147,7 +145,7 @@ class Engine:
                 self._stepper = mine
             events = [Event(sequence, Verdict(())) for sequence in self._reap()]
             self._admit()
-            batch = self._batch()
+            batch = next_batch(list(self._active))
             return events + self._pass(batch) if batch else events
         finally:
             if self._stepper is mine:
@@ -214,22 +212,6 @@ class Engine:
                 for stats in self._stats_of(sequence):
                     stats.count_prompt(sequence.prompt_tokens, sequence.reused)
 
-    def _batch(self) -> list[Sequence]:
-        """Return the sequences of the next pass: all that decode, and chunks of prompts, the oldest first."""
-        batch, prompt_rows = list[Sequence](), 0
-        for sequence in list(self._active):
-            if sequence.decoding:
-                batch.append(sequence)
-            elif sequence.lockstep is not None and sequence.last_chunk:
-                if sequence.lockstep.ready:  # all of them, however many rows that makes
-                    batch.append(sequence)
-            elif prompt_rows == 0 or prompt_rows + sequence.next_rows <= PROMPT_ROWS:
-                prompt_rows += sequence.next_rows
-                batch.append(sequence)
-            else:
-                prompt_rows = PROMPT_ROWS  # later prompts do not overtake this one
-        return batch
-
     def _pass(self, batch: list[Sequence]) -> list[Event]:
         clock, backbone = self._clock, self.backbone
         going_on = [sequence for sequence in batch if sequence.decoding]
@@ -244,9 +226,9 @@ class Engine:
             draft_seconds = clock.lap("draft")
             rows = [sequence.rows().to(backbone.device) for sequence in batch]
             states = backbone.forward_many(rows, [one.conversation.cache for one in batch], self._aux_layers)
-            hidden = dict(zip(batch, torch.split(states, list(map(len, rows))), strict=True))  # [rows, hidden] each
+            states_of = dict(zip(batch, states.split(list(map(len, rows))), strict=True))
             if choosing:
-                chosen_from = [hidden[one][-len(one.draft.tokens) - 1 :] for one in choosing]
+                chosen_from = [states_of[one].last[-len(one.draft.tokens) - 1 :] for one in choosing]
                 logits = backbone.logits(torch.cat(chosen_from))  # [sum of k + 1, vocab]
                 parts = torch.split(logits.to(choosing[0].tokens.device), list(map(len, chosen_from)))
             else:
@@ -256,9 +238,9 @@ class Engine:
             rounds = {one: (one.draft.sources, verdicts[one]) for one in going_on if one in verdicts}
             for sequence in batch:
                 if (verdict := verdicts.get(sequence)) is not None:
-                    sequence.commit(verdict, hidden[sequence])
+                    sequence.commit(verdict, states_of[sequence])
                 elif sequence not in choosing:
-                    sequence.commit_chunk(hidden[sequence])
+                    sequence.commit_chunk(states_of[sequence])
         verify_seconds = clock.lap_pass(prompt_rows / len(states))
         self._count(verdicts, rounds, (draft_seconds, verify_seconds, other_seconds), prompt_rows)
         events = [

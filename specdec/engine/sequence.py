@@ -16,6 +16,7 @@ from specdec.drafting.protocol import Draft, Proposer
 from specdec.engine.sampling import Sampler
 from specdec.engine.stats import GenerationStats
 from specdec.engine.verify import Choice, Verdict, verify
+from specdec.model.states import States
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +25,9 @@ class Request:
 
     `row` [n] int64: `padding` padding tokens, then the prompt. Processors and `stop` see the whole row, the model only
     the prompt. `limit`: tokens at which the row is full, padding included. `stop(tokens, choice)` is asked after every
-    emitted token, in order. `on_hidden`, where given, receives the hidden states [rows, hidden] of the rows that are
-    committed to the cache, prompt included, in order, each followed by those of the drafter's `aux_layers`. Rows that
-    the cache had before are not among them. `stats`: counts this text besides the engine's own statistics.
+    emitted token, in order. `on_states`, where given, receives the states of the rows that are committed to the
+    cache, prompt included, in order, with those of the drafter's `aux_layers`. Rows that the cache had before are not
+    among them. `stats`: counts this text besides the engine's own statistics.
     """
 
     row: Tensor
@@ -34,7 +35,7 @@ class Request:
     sampler: Sampler
     stop: Callable[[Tensor, Choice], bool]
     padding: int = 0
-    on_hidden: Callable[[Tensor], None] | None = None
+    on_states: Callable[[States], None] | None = None
     stats: GenerationStats | None = None
 
 
@@ -86,7 +87,8 @@ class Sequence:
         self.reused = 0
         self.draft = Draft()  # the draft that the next pass checks
         self.proposer: Proposer | None = None
-        self.hidden: Tensor | None = None  # [hidden], the state that chose the pending token; None: a prompt to read
+        self.states: States | None = None  # of the row that chose the pending token; None: a prompt to read
+        self.chunk = MAX_ROWS  # rows of the prompt that the next pass reads at most
         self._ids = request.row[request.padding :].tolist()  # the tokens that proposers see, kept as they grow
         self._conversation: Conversation | None = None
         self._unread = len(self._ids)  # prompt tokens that no pass has read
@@ -116,7 +118,7 @@ class Sequence:
     @property
     def decoding(self) -> bool:
         """Return whether the prompt was read and the first token was chosen."""
-        return self.hidden is not None
+        return self.states is not None
 
     @property
     def prompt_tokens(self) -> int:
@@ -127,12 +129,12 @@ class Sequence:
         """Return how many of the sequence's rows the next pass has."""
         if self.decoding:
             return len(self.draft.tokens) + 1
-        return min(self._unread, self.conversation.cache.max_rows)
+        return min(self._unread, self.chunk)
 
     @property
     def last_chunk(self) -> bool:
-        """Return whether the next pass chooses a token."""
-        return self._conversation is not None and self._unread <= self.conversation.cache.max_rows
+        """Return whether the next pass, in which the sequence reads of its prompt, chooses a token."""
+        return self._conversation is not None and self._unread <= self.chunk
 
     def begin(self, caches: CacheProvider) -> None:
         """Take a cache from `caches`, with as much of the prompt in it as `caches` has."""
@@ -153,10 +155,7 @@ class Sequence:
         self.error, self.finish = error, "error"
 
     def rows(self) -> Tensor:
-        """Return the rows of the next pass, [rows] int64: a chunk of the prompt, or the pending token and the draft.
-
-        The bounds of chunks do not depend on other sequences in flight.
-        """
+        """Return the rows of the next pass, [rows] int64: a chunk of the prompt, or the pending token and the draft."""
         begin = self.length - (1 if self.decoding else self._unread)
         return self.tokens[begin : begin + self.next_rows]
 
@@ -167,9 +166,9 @@ class Sequence:
     def open_end(self) -> OpenEnd:
         """Return the open end that a draft follows, with no more room than the request's limit and the cache leave."""
         assert self.proposer is not None
-        assert self.hidden is not None
+        assert self.states is not None
         room = min(self.request.limit - self.length, self.conversation.cache.max_rows) - 1
-        return OpenEnd(self.proposer, self._ids, self.hidden, room)
+        return OpenEnd(self.proposer, self._ids, self.states, room)
 
     def take(self, draft: Draft) -> None:
         """Let the next pass check `draft`."""
@@ -183,29 +182,29 @@ class Sequence:
         text = self.tokens[: self.length + len(self.draft.tokens) + 1]
         return verify(self.draft.tokens, logits, text, self.request.sampler.choose, self.request.stop)
 
-    def commit_chunk(self, hidden: Tensor) -> None:
-        """Keep a chunk of the prompt whose states are hidden [rows, hidden]; more of the prompt follows."""
-        self._commit(len(hidden), hidden)
-        self._unread -= len(hidden)
+    def commit_chunk(self, states: States) -> None:
+        """Keep a chunk of the prompt, whose rows have these `states`; more of the prompt follows."""
+        self._commit(len(states), states)
+        self._unread -= len(states)
 
-    def commit(self, verdict: Verdict, hidden: Tensor) -> None:
-        """Keep the rows of a pass that `verdict` emits. `hidden` [rows, hidden]: the states of all rows of the pass."""
+    def commit(self, verdict: Verdict, states: States) -> None:
+        """Keep the rows of a pass that `verdict` emits. `states`: of all rows of this text in the pass."""
         emitted = verdict.tokens
-        committed = len(hidden) - len(self.draft.tokens) - 1 + len(emitted)
-        self._commit(committed, hidden)
+        committed = len(states) - len(self.draft.tokens) - 1 + len(emitted)
+        self._commit(committed, states)
         self._unread = 0
         self.length += len(emitted)
         self._ids.extend(emitted)
-        self.hidden, self.draft = hidden[committed - 1], Draft()
+        self.states, self.draft = states[committed - 1], Draft()
         if verdict.ended:
             self.finish = "stop"
         elif self.length >= self.request.limit:
             self.finish = "length"
 
-    def _commit(self, rows: int, hidden: Tensor) -> None:
+    def _commit(self, rows: int, states: States) -> None:
         self.conversation.cache.commit(rows)
-        if self.request.on_hidden is not None:
-            self.request.on_hidden(hidden[:rows])
+        if self.request.on_states is not None:
+            self.request.on_states(states[:rows])
 
 
 def verify_all(choosing: list[Sequence], logits: Tokens[Tensor]) -> dict[Sequence, Verdict]:

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from specdec.hf.settings import refuse_inputs, usual_positions
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 from specdec.util.threads import turn_to_compute
 
 
@@ -58,14 +59,13 @@ def forward(
     mask = _new_columns(attention_mask, ids, past)  # [B, n]
     following = _positions(position_ids, mask, past)
     wanted = range(len(decoder.layers) - 1) if output_hidden_states else ()
-    states = _states(decoder, ids, mask, past, wanted)  # [B, n, (1 + wanted) * hidden]
+    states = _states(decoder, ids, mask, past, wanted)  # [B, n, hidden] each
     past.mask, past.following = torch.cat((past.mask, mask.cpu()), dim=1), following
 
-    hidden = decoder.spec.hidden_size
     rows, columns = ids.shape
     picks = _picks(logits_to_keep, rows, columns, decoder.device)
     made = picks if labels is None else _picks(0, rows, columns, decoder.device)
-    logits = [_logits(decoder, *row) for row in zip(states[..., :hidden], mask, made, strict=True)]
+    logits = [_logits(decoder, *row) for row in zip(states.last, mask, made, strict=True)]
     loss = None
     if labels is not None:
         loss = _loss(torch.stack(logits), labels, num_items_in_batch)
@@ -141,11 +141,10 @@ def _positions(positions: Tensor | None, mask: Tensor, past: ForwardCache) -> li
     ]
 
 
-def _states(decoder: Decoder, ids: Tensor, mask: Tensor, past: ForwardCache, wanted: Sequence[int]) -> Tensor:
-    """Return final states and outputs of `wanted` layers, [B, n, (1 + wanted) * hidden]; zeros where `mask` is
-    false."""
-    width = (1 + len(wanted)) * decoder.spec.hidden_size
-    states = torch.zeros(*ids.shape, width, dtype=decoder.dtype, device=decoder.device)
+def _states(decoder: Decoder, ids: Tensor, mask: Tensor, past: ForwardCache, wanted: Sequence[int]) -> States:
+    """Return last states and outputs of `wanted` layers, [B, n, hidden] each; zeros where `mask` is false."""
+    shape = (*ids.shape, decoder.spec.hidden_size)
+    every = [torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for _ in range(1 + len(wanted))]
     for row, cache in enumerate(past.caches):
         done = []
         for chunk in torch.split(ids[row, mask[row]], cache.max_rows):
@@ -154,8 +153,10 @@ def _states(decoder: Decoder, ids: Tensor, mask: Tensor, past: ForwardCache, wan
                     done.append(decoder.forward(chunk, cache, wanted))
                 cache.commit(len(chunk))
         if done:
-            states[row, mask[row]] = torch.cat(done)
-    return states
+            found = States.cat(done)
+            for whole, part in zip(every, (found.last, *found.aux), strict=True):
+                whole[row, mask[row]] = part
+    return States(every[0], tuple(every[1:]))
 
 
 def _picks(keep: int | Tensor, rows: int, columns: int, device: torch.device) -> list[Tensor]:
@@ -195,8 +196,7 @@ def _loss(logits: Tensor, labels: Tensor, items: int | Tensor | None) -> Tensor:
     return torch.nn.functional.cross_entropy(ahead, following, reduction="sum") / items
 
 
-def _per_layer(decoder: Decoder, ids: Tensor, mask: Tensor, states: Tensor) -> tuple[Tensor, ...]:
+def _per_layer(decoder: Decoder, ids: Tensor, mask: Tensor, states: States) -> tuple[Tensor, ...]:
     """Return hidden states [B, n, hidden] in transformers' order: embeddings, each layer's output, the normed last."""
     embedded = decoder.embed(ids.flatten()).view(*ids.shape, -1) * mask[..., None]  # [B, n, hidden]
-    last, *inner = torch.split(states, decoder.spec.hidden_size, dim=-1)
-    return (embedded, *inner, last)
+    return (embedded, *states.aux, states.last)

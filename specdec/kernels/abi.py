@@ -108,7 +108,7 @@ _ARGUMENTS = {
     "specdec_draft": [c_void_p] * 2
     + [c_int64]
     + [c_void_p] * 4
-    + [c_int64, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int],
+    + [c_int64, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int],
     "specdec_rms_norm": [c_void_p, c_void_p, c_float, c_void_p, c_int64, c_int64, c_int],
     "specdec_rope": [c_void_p] * 4 + [c_int64] * 3 + [c_int],
     "specdec_gated": [c_void_p, c_void_p, c_int, c_void_p, c_int64, c_int64, c_int],

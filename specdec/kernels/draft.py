@@ -3,7 +3,7 @@ choice."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -54,6 +54,7 @@ class FusedDraft:
     def __call__(
         self,
         state: Tensor,
+        aux: Sequence[Tensor],
         newest: int,
         steps: int,
         spans: Mapping[str, Span],
@@ -62,15 +63,15 @@ class FusedDraft:
     ) -> list[int]:
         """Draft `steps` tokens after `newest`, and return them.
 
-        `state` [(1 + fused layers) * backbone hidden] float32: the backbone's state that chose `newest`, then those of
-        the layers that the head fuses. `spans`: those of the one row, at its position. `views`: the stores of the
-        backbone's cache. `sampling`: how the tokens are sampled; None: the largest logit wins.
+        `state` [backbone hidden] float32: the backbone's state that chose `newest`. `aux`: the outputs of the layers
+        that the head fuses, of the same row and shape. `spans`: those of the one row, at its position. `views`: the
+        stores of the backbone's cache. `sampling`: how the tokens are sampled; None: the largest logit wins.
         """
         layers = self._layers
         stores, (table, _kept) = layers.stores([StoreRows(1, views)]), layers.spans(spans, 1)
-        state = state.contiguous()
+        assert len(aux) == self._drafter.aux
         return layers.library.draft(
-            self._drafter, layers.records, table, stores, layers.norm, state, newest, steps, sampling
+            self._drafter, layers.records, table, stores, layers.norm, state, aux, newest, steps, sampling
         )
 
 

@@ -170,10 +170,10 @@ class FusedLayers:
         texts: Sequence[StoreRows],
         extra: Tensor | None = None,
         aux_layers: Sequence[int] = (),
-    ) -> Tensor:
+    ) -> tuple[Tensor, ...]:
         """Take rows x [T, hidden] float32 through all layers and the norm after them, in place.
 
-        Returns x, followed by the rows as they leave each of `aux_layers`: [T, (1 + number of those) * hidden].
+        Returns x, and the rows as they leave each of `aux_layers`, [T, hidden] each.
 
         `texts`: whose rows these are, in their order. `extra` [T, layers, width] float32: per-layer inputs of the
         layers that want them.
@@ -186,13 +186,13 @@ class FusedLayers:
             extra = extra.contiguous()
         if not aux_layers:
             self.library.layers(self.records, table, starts, stores, self.norm, x, extra)
-            return x
+            return (x,)
         outputs = {layer: torch.empty_like(x) for layer in aux_layers}
         wanted = (c_void_p * len(self.records))(
             *(outputs[i].data_ptr() if i in outputs else None for i in range(len(self.records)))
         )
         self.library.layers(self.records, table, starts, stores, self.norm, x, extra, wanted)
-        return torch.cat((x, *(outputs[layer] for layer in aux_layers)), dim=1)
+        return x, *(outputs[layer] for layer in aux_layers)
 
     def stores(self, texts: Sequence[StoreRows]) -> Array[c_void_p]:
         """Return the addresses of each text's stores."""

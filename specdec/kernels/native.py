@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
-from ctypes import Array, addressof, byref, c_float, c_int64, c_uint64
+from ctypes import Array, addressof, byref, c_float, c_int64, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -204,12 +204,16 @@ class Native:
         stores: Array[Any],
         norm: Tensor,
         state: Tensor,
+        aux: Sequence[Tensor],
         newest: int,
         steps: int,
         sampling: DraftSampling | None,
     ) -> list[int]:
-        """Draft `steps` tokens after `newest`, which `state` [backbone hidden] (float32, contiguous) chose."""
-        assert plain(norm) and plain(state)
+        """Draft `steps` tokens after `newest`, which `state` [backbone hidden] (float32, contiguous) chose.
+
+        `aux`: what the head fuses with the state, [backbone hidden] each, float32 and contiguous too.
+        """
+        assert plain(norm) and plain(state) and all(map(plain, aux))
         x, tokens = torch.empty_like(norm), (c_int64 * steps)()
         given = None
         if sampling is not None:
@@ -225,6 +229,7 @@ class Native:
             x.data_ptr(),
             x.numel(),
             state.data_ptr(),
+            (c_void_p * len(aux))(*(each.data_ptr() for each in aux)),
             newest,
             steps,
             None if given is None else byref(given),

@@ -1,6 +1,6 @@
 """The decoder: one implementation for every family, described by a `DecoderSpec`.
 
-A pass takes T token ids and returns T hidden states, through the layers of `stack.py`.
+A pass takes T token ids and returns the `States` of T rows, through the layers of `stack.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from specdec.cache import MAX_ROWS, KVCache, StoreShape
 from specdec.kernels import KeyFromValue, Span
 from specdec.model.spec import DecoderSpec
 from specdec.model.stack import Layer, Linear, Rotations, SequenceRows, Stack
+from specdec.model.states import States
 from specdec.weights.tensors import Weight
 
 
@@ -160,22 +161,19 @@ class Decoder:
         return key_from_value
 
     @torch.inference_mode()
-    def forward(self, ids: Tensor, cache: KVCache, aux_layers: Sequence[int] = ()) -> Tensor:
-        """Run one pass over ids [T] (int64) at the cache's next positions.
+    def forward(self, ids: Tensor, cache: KVCache, aux_layers: Sequence[int] = ()) -> States:
+        """Run one pass over ids [T] (int64) at the cache's next positions, and return the states of its rows.
 
-        Returns hidden states [T, hidden] after the final norm. The rows' K/V are written; `cache.commit(n)` keeps the
-        first n of them. `aux_layers`: see `forward_many`.
+        The rows' K/V are written; `cache.commit(n)` keeps the first n of them. `aux_layers`: see `forward_many`.
         """
         return self.forward_many([ids], [cache], aux_layers)
 
     @torch.inference_mode()
-    def forward_many(self, ids: Sequence[Tensor], caches: Sequence[KVCache], aux_layers: Sequence[int] = ()) -> Tensor:
+    def forward_many(self, ids: Sequence[Tensor], caches: Sequence[KVCache], aux_layers: Sequence[int] = ()) -> States:
         """Run one pass over rows of several texts: ids[i] [T_i] at the next positions of caches[i], each another cache.
 
-        The weights are read once for all texts. Returns hidden states [T_0 + T_1 + ..., hidden], bit for bit those of a
-        `forward` for each text. The outputs of `aux_layers` (the residual stream) follow each row's state, so a row is
-        (1 + their number) * hidden wide. vLLM calls them "auxiliary hidden states"; they are the features that EAGLE-3
-        (arXiv 2503.01840) fuses.
+        The weights are read once for all texts. Returns the states of T_0 + T_1 + ... rows, bit for bit those of a
+        `forward` for each text, with the outputs of `aux_layers` (the residual stream).
         """
         texts = [
             SequenceRows(cache, cache.begin(len(rows)), len(rows)) for rows, cache in zip(ids, caches, strict=True)
@@ -187,11 +185,8 @@ class Decoder:
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return logits [T, vocab] in float32 of hidden states [T, hidden], soft-capped where the family does that.
-
-        Of rows that other layers' outputs follow, only the first `hidden` numbers count.
-        """
-        logits = self.head.linear(hidden[:, : self.spec.hidden_size]).float()
+        """Return logits [T, vocab] in float32 of last states [T, hidden], soft-capped where the family does that."""
+        logits = self.head.linear(hidden).float()
         cap = self.spec.final_softcap
         if cap is not None:
             for row in logits:  # a row at a time: a vectorised tanh's tail must not depend on the number of rows

@@ -20,6 +20,7 @@ from specdec import kernels
 from specdec.cache import KVCache, LayerStore
 from specdec.kernels import FusedLayers, LayerWeights, Matrix, Span, StoreRows
 from specdec.model.spec import LayerSpec, RopeSpec
+from specdec.model.states import States
 from specdec.weights.tensors import Weight
 
 ROPE_BLOCK = 512  # positions whose rotations are made together
@@ -159,22 +160,24 @@ class Stack:
         texts: Sequence[SequenceRows],
         extra: Tensor | None = None,
         aux_layers: Sequence[int] = (),
-    ) -> Tensor:
+    ) -> States:
         """Take rows [T, hidden] of `texts`, one text after the other, through all layers and the norm.
 
-        `extra` [T, layers, width]: per-layer inputs. Returns [T, (1 + number of `aux_layers`) * hidden]: the rows after
-        the last norm, then the output of each of those layers.
+        `extra` [T, layers, width]: per-layer inputs. Returns the states of the T rows, with the outputs of `aux_layers`
+        (the residual stream).
         """
         if self._fused is not None and self._fused.usable(text.cache.views for text in texts):
-            return self._fused(x, spans, [StoreRows(text.rows, text.cache.views) for text in texts], extra, aux_layers)
+            stores = [StoreRows(text.rows, text.cache.views) for text in texts]
+            last, *aux = self._fused(x, spans, stores, extra, aux_layers)
+            return States(last, tuple(aux))
         ends = list(accumulate(text.rows for text in texts))
         parts = [slice(end - text.rows, end) for text, end in zip(texts, ends, strict=True)]
         done = [
             self._op_by_op(x[part], {kind: span.part(part) for kind, span in spans.items()}, text, extra, part)
             for text, part in zip(texts, parts, strict=True)
         ]
-        wanted = [torch.cat([outputs[i] for outputs in done]) for i in (-1, *aux_layers)]  # [T, hidden] each
-        return torch.cat((kernels.rms_norm(wanted[0], self.norm, self.eps), *wanted[1:]), dim=1)
+        last, *aux = (torch.cat([outputs[i] for outputs in done]) for i in (-1, *aux_layers))  # [T, hidden] each
+        return States(kernels.rms_norm(last, self.norm, self.eps), tuple(aux))
 
     def _op_by_op(
         self, x: Tensor, spans: Mapping[str, Span], text: SequenceRows, extra: Tensor | None, part: slice

@@ -84,10 +84,10 @@ def test_keys_are_made_from_values(kept: torch.dtype) -> None:
 def test_float32_values_alone_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, ids = of("gemma4", None), prompt(3 * WINDOW, seed=3)[0]
     expected = tiny_model("gemma4")(ids[None]).logits[0]
-    found = decoder.logits(decoder.forward(ids, decoder.new_cache()))
+    found = decoder.logits(decoder.forward(ids, decoder.new_cache()).last)
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
     monkeypatch.setattr(decoder, "_key_from_value", lambda layer: None)  # a cache that keeps both
-    both = decoder.logits(decoder.forward(ids, decoder.new_cache()))
+    both = decoder.logits(decoder.forward(ids, decoder.new_cache()).last)
     assert torch.equal(both, found)
 
 

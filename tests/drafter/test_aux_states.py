@@ -25,13 +25,14 @@ from eval.bench.modes import Wrong
 from eval.synthetic.acceptance import SyntheticAcceptance
 from specdec.drafting.composite import CompositeDrafter
 from specdec.drafting.draft_length import FixedLength
-from specdec.drafting.protocol import Drafter, NoDraft, aux_layers_of
+from specdec.drafting.protocol import Drafter, NoDraft
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.sampling import Sampler
 from specdec.engine.sequence import Request
 from specdec.engine.stats import GenerationStats
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 from tests.support.decoding import decode, never
 from tests.support.tiny import FAMILIES, VOCAB, WINDOW, prompt, tiny_model
 from tests.support.tiny_assistant import backbone
@@ -70,32 +71,35 @@ def text_of(decoder: Decoder, length: int = 40, aux: tuple[int, ...] = AUX) -> F
     return text
 
 
-def passes(decoder: Decoder, ids: Tensor, rows: int, aux: tuple[int, ...] = ()) -> Tensor:
+def passes(decoder: Decoder, ids: Tensor, rows: int, aux: tuple[int, ...] = ()) -> States:
     cache, parts = decoder.new_cache(), []
     for chunk in ids.split(rows):
         parts.append(decoder.forward(chunk, cache, aux))
         cache.commit(len(chunk))
-    return torch.cat(parts)
+    return States.cat(parts)
+
+
+def same(first: States, second: States) -> bool:
+    pairs = zip((first.last, *first.aux), (second.last, *second.aux), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_go_on_with_what_leaves_the_layers(family: str) -> None:
+def test_states_have_what_leaves_the_layers(family: str) -> None:
     decoder, ids = quantised(family, "int8"), prompt(LENGTH, seed=4)[0]
     decoder = Decoder(decoder.spec, decoder.embedding, decoder.layers, decoder.norm, decoder.head, decoder.per_layer)
-    width, last = decoder.spec.hidden_size, len(decoder.layers) - 1
+    last = len(decoder.layers) - 1
     alone = passes(decoder, ids, 16)
     found = passes(decoder, ids, 16, (last, 0))
-    assert found.shape == (LENGTH, 3 * width) and torch.equal(found[:, :width], alone)
-    outputs = found[:, width : 2 * width]
+    assert alone.aux == () and torch.equal(found.last, alone.last) and len(found) == LENGTH
+    outputs, _ = found.aux
     normed = outputs * (outputs.square().mean(dim=1, keepdim=True) + decoder.spec.norm_eps).rsqrt() * decoder.norm
-    torch.testing.assert_close(normed, alone, rtol=1e-3, atol=1e-4)  # what the last norm makes states of
+    torch.testing.assert_close(normed, alone.last, rtol=1e-3, atol=1e-4)  # what the last norm makes states of
     for rows in (1, 3, 7, 64):
-        assert torch.equal(passes(decoder, ids, rows, (last, 0)), found), f"{rows} rows in a pass"
-    assert torch.equal(passes(decoder, ids, 16, (0,))[:, width:], found[:, 2 * width :])
+        assert same(passes(decoder, ids, rows, (last, 0)), found), f"{rows} rows in a pass"
+    assert torch.equal(passes(decoder, ids, 16, (0,)).aux[0], found.aux[1])
     decoder.stack._fused = None
-    assert torch.equal(passes(decoder, ids, 16, (last, 0)), found), "one call has the bits of op by op"
-    logits = decoder.logits(found[:5])
-    assert torch.equal(logits, decoder.logits(alone[:5]))
+    assert same(passes(decoder, ids, 16, (last, 0)), found), "one call has the bits of op by op"
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
@@ -112,8 +116,8 @@ def test_answers_and_their_aux_states_are_what_reading_them_gives(family: str, t
         (again,) = read(decoder, [found[i].tokens], layers, aux_layers=AUX)
         for text in (found[i], stored):
             assert set(text.aux) == set(AUX)
-            for mine, other in zip(text.states(AUX), again.states(AUX), strict=True):
-                assert torch.equal(mine, other) and mine.shape == (len(text), decoder.spec.hidden_size)
+            assert same(text.states(AUX), again.states(AUX))
+            assert {each.shape for each in text.aux.values()} == {(len(text), decoder.spec.hidden_size)}
         assert torch.equal(found[i].hidden, plain[i].hidden) and torch.equal(found[i].tokens, plain[i].tokens)
 
 
@@ -150,15 +154,14 @@ def test_the_unrolled_steps_are_the_drafting_loop(family: str, tmp_path: Path) -
     cache = decoder.new_cache()
     with torch.inference_mode():
         for p in range(1, len(text) - 2):
-            wide = decoder.forward(text.tokens[p - 1 : p], cache, AUX)
+            states = decoder.forward(text.tokens[p - 1 : p], cache, AUX)
             cache.commit(1)
-            width = decoder.spec.hidden_size
-            torch.testing.assert_close(wide[0, :width], text.hidden[p - 1])
-            first = theirs.first(wide)
-            expected = rounded.first(text.hidden[p - 1 : p], [text.aux[layer][p - 1 : p] for layer in AUX])
+            torch.testing.assert_close(states.last[0], text.hidden[p - 1])
+            first = theirs.first(states)
+            expected = rounded.first(text.states(AUX)[p - 1 : p])
             torch.testing.assert_close(first, expected, rtol=2e-2, atol=2e-2)
             state, alive = first, True
-            drafts = drafter_tokens(drafter, cache, text.tokens[: p + 1].tolist(), wide[0])
+            drafts = drafter_tokens(drafter, cache, text.tokens[: p + 1].tolist(), states[0])
             for step in range(3):
                 newest = text.tokens[p + step : p + step + 1]
                 x, state = theirs.step(decoder.embed(newest), state, theirs.spans(p), cache)
@@ -171,8 +174,8 @@ def test_the_unrolled_steps_are_the_drafting_loop(family: str, tmp_path: Path) -
     assert agreed > 0.9 * rows  # 8 bits may turn a near tie
 
 
-def drafter_tokens(drafter: Drafter, cache: object, tokens: list[int], hidden: Tensor) -> tuple[int, ...]:
-    return drafter.start(cache).propose(tokens, hidden, 3).tokens
+def drafter_tokens(drafter: Drafter, cache: object, tokens: list[int], states: States) -> tuple[int, ...]:
+    return drafter.start(cache).propose(tokens, states, 3).tokens
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
@@ -189,14 +192,14 @@ def test_whoever_stands_around_the_head_passes_its_wishes_on(family: str, temper
         return row.tolist(), stats
 
     plain, _ = text(NoDraft())
-    assert text(SuffixDrafter())[0] == plain and aux_layers_of(SuffixDrafter()) == ()
+    assert text(SuffixDrafter())[0] == plain and SuffixDrafter().aux_layers == ()
     head = load_drafter(tmp_path)
     assert head.aux_layers == ()  # known when it is bound
     made_up = SyntheticAcceptance(head, plain, [0.5], VOCAB)
     for drafter in (head, CompositeDrafter(head), WithoutNoise(head), Wrong(head), made_up):
         row, stats = text(drafter)
         assert row == plain and stats.drafted > 30
-        assert aux_layers_of(drafter) == AUX
+        assert drafter.aux_layers == AUX
 
 
 def test_the_fit_explains_more_with_more_states() -> None:
@@ -209,19 +212,19 @@ def test_the_fit_explains_more_with_more_states() -> None:
     }
     network = Network(spec, initial_tensors(spec, decoder, IDS, [text]))
     source = len(decoder.layers) - len(spec.text.layers)  # the head's first layer is a copy of this one
-    wanted = passes(decoder, text.tokens, 16, (source - 1,))[1:, decoder.spec.hidden_size :]
+    wanted = passes(decoder, text.tokens, 16, (source - 1,)).aux[0][1:]
     wanted = wanted / wanted.square().mean(dim=1, keepdim=True).sqrt()
 
     def error(state: Tensor) -> float:
         joined = torch.cat((decoder.embed(text.tokens[1:]), state), dim=1)
         made = joined @ network["pre_projection.weight"].t()
-        stream = passes(decoder, text.tokens, 16, (source - 1,))[1:, decoder.spec.hidden_size :]
+        stream = passes(decoder, text.tokens, 16, (source - 1,)).aux[0][1:]
         size = stream.square().mean(dim=1, keepdim=True).sqrt()
         return float((made / size - wanted).square().sum())
 
     with torch.no_grad():
         alone = error(text.hidden[:-1])
-        fused = error(network.first(text.hidden[:-1], [text.aux[layer][:-1] for layer in AUX]))
+        fused = error(network.first(text.states(AUX)[:-1]))
     assert fused < 0.95 * alone
 
 

@@ -16,6 +16,7 @@ from drafter.inference import CentroidHead, DenseHead, MTPHead, best
 from specdec.cache import KVCache
 from specdec.drafting.protocol import Draft
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 from specdec.weights.tensors import DenseWeight
 from tests.support.tiny import WINDOW, prompt, tiny_model
 from tests.support.tiny_assistant import (
@@ -50,9 +51,9 @@ def parity(folder: Path, family: str, length: int) -> tuple[float, float, float]
     # Without a cache the sliding layers' K/V reach further back than the window: the mask has to cut them.
     backbone_pass = model(ids[None, :-1], use_cache=False, output_hidden_states=True, return_shared_kv_states=True)
     shared = dict(backbone_pass.shared_kv_states)
-    cache, hidden = prefilled(decoder, ids[:-1])
+    cache, states = prefilled(decoder, ids[:-1])
     spans, token = assistant.spans(length), ids[-1:]
-    _, own_state = assistant.step(decoder.embed(token), hidden[None], spans, cache)
+    _, own_state = assistant.step(decoder.embed(token), states.last[None], spans, cache)
 
     copy_kv(shared, decoder, cache)
     their_state = backbone_pass.hidden_states[-1][:, -1:]  # [1, 1, backbone hidden]
@@ -117,10 +118,10 @@ def test_reads_the_layers_that_transformers_shares(family: str) -> None:
 # Keys at or after p
 
 
-def steps(drafter: MTPDrafter, assistant: MTPHead, cache: KVCache, token: int, hidden: Tensor) -> list[Tensor]:
+def steps(drafter: MTPDrafter, assistant: MTPHead, cache: KVCache, token: int, last: Tensor) -> list[Tensor]:
     """States of one round: the draft's every bit depends on them."""
     assert drafter._backbone is not None
-    states, spans = [hidden[None]], assistant.spans(cache.length)
+    states, spans = [last[None]], assistant.spans(cache.length)
     ids = torch.tensor([token])
     for _ in range(STEPS):
         x, state = assistant.step(drafter._backbone.embed(ids), states[-1], spans, cache)
@@ -139,9 +140,9 @@ def test_sees_committed_keys_of_its_window_and_nothing_else(length: int, tmp_pat
     decoder = backbone("gemma4_unified")
     drafter, assistant = bound(save_assistant(tmp_path, "gemma4_unified"), decoder)
     ids = prompt(length + 1, seed=length)[0]
-    cache, hidden = prefilled(decoder, ids[:-1])
-    clean = steps(drafter, assistant, cache, int(ids[-1]), hidden)
-    draft = proposed(drafter, cache, ids, hidden, 8)
+    cache, states = prefilled(decoder, ids[:-1])
+    clean = steps(drafter, assistant, cache, int(ids[-1]), states.last)
+    draft = proposed(drafter, cache, ids, states, 8)
 
     for kind, index in decoder.spec.shared_kv_layers.items():
         store = cache.stores[index]
@@ -152,12 +153,12 @@ def test_sees_committed_keys_of_its_window_and_nothing_else(length: int, tmp_pat
         for tensor in (store.keys, store.values):
             if tensor is not None:  # Gemma 4's full layers keep no keys
                 tensor[:, hidden_slots] = 1e4
-        assert same(clean, steps(drafter, assistant, cache, int(ids[-1]), hidden)), f"{kind}: sees a hidden key"
-        assert draft == proposed(drafter, cache, ids, hidden, 8)
+        assert same(clean, steps(drafter, assistant, cache, int(ids[-1]), states.last)), f"{kind}: sees a hidden key"
+        assert draft == proposed(drafter, cache, ids, states, 8)
         for slot in (visible[0], visible[-1]):  # the window ends exactly where it should
             kept = store.values[:, slot].clone()
             store.values[:, slot] += 1.0
-            changed = steps(drafter, assistant, cache, int(ids[-1]), hidden)
+            changed = steps(drafter, assistant, cache, int(ids[-1]), states.last)
             assert not same(clean, changed), f"{kind}: does not see a committed key"
             store.values[:, slot] = kept
 
@@ -167,12 +168,12 @@ def test_rejected_drafts_leave_no_trace(length: int, tmp_path: Path) -> None:
     decoder = backbone("gemma4_unified")
     drafter, assistant = bound(save_assistant(tmp_path, "gemma4_unified"), decoder)
     ids = prompt(length + 1, seed=length)[0]
-    cache, hidden = prefilled(decoder, ids[:-1])
-    clean = steps(drafter, assistant, cache, int(ids[-1]), hidden)
+    cache, states = prefilled(decoder, ids[:-1])
+    clean = steps(drafter, assistant, cache, int(ids[-1]), states.last)
 
     cache, _ = prefilled(decoder, ids[:-2])
     rows = torch.cat((ids[-2:-1], prompt(drafter.max_draft, seed=99)[0]))  # a full draft, all of it rejected
-    again = decoder.forward(rows, cache)[0]
+    again = decoder.forward(rows, cache).last[0]
     cache.commit(1)
     assert same(clean, steps(drafter, assistant, cache, int(ids[-1]), again))
 
@@ -180,11 +181,11 @@ def test_rejected_drafts_leave_no_trace(length: int, tmp_path: Path) -> None:
 def test_proposes_nothing_before_anything_is_committed(tmp_path: Path) -> None:
     decoder = backbone("gemma4_unified")
     drafter, _ = bound(save_assistant(tmp_path, "gemma4_unified"), decoder)
-    hidden = torch.zeros(decoder.spec.hidden_size)
-    assert proposed(drafter, decoder.new_cache(), torch.tensor([5]), hidden, 4) == Draft()
-    cache, hidden = prefilled(decoder, torch.tensor([5]))
-    assert len(proposed(drafter, cache, torch.tensor([5, 7]), hidden, 4).tokens) == 4
-    assert len(proposed(drafter, cache, torch.tensor([5, 7]), hidden, 99).tokens) == drafter.max_draft
+    states = States(torch.zeros(decoder.spec.hidden_size))
+    assert proposed(drafter, decoder.new_cache(), torch.tensor([5]), states, 4) == Draft()
+    cache, states = prefilled(decoder, torch.tensor([5]))
+    assert len(proposed(drafter, cache, torch.tensor([5, 7]), states, 4).tokens) == 4
+    assert len(proposed(drafter, cache, torch.tensor([5, 7]), states, 99).tokens) == drafter.max_draft
 
 
 def test_heads_pick_the_best_token() -> None:

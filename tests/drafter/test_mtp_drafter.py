@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 import specdec
 from drafter import MTPDrafter, load_drafter
@@ -20,6 +19,7 @@ from specdec.drafting.protocol import Draft
 from specdec.engine.sampling import Noise, Warping
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 from specdec.weights.tensors import BlockWeight
 from tests.support.tiny import VOCAB, WINDOW, prompt, tiny_model
 from tests.support.tiny_assistant import (
@@ -49,8 +49,8 @@ class RecordedDrafts:
     def __init__(self, proposer: MTPProposer, rounds: list[tuple[list[int], int, Draft]]) -> None:
         self.proposer, self.rounds = proposer, rounds
 
-    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
-        draft = self.proposer.propose(tokens, hidden, k)
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
+        draft = self.proposer.propose(tokens, states, k)
         self.rounds.append((list(tokens), k, draft))
         return draft
 
@@ -92,8 +92,8 @@ def test_every_draft_of_a_text_is_that_of_a_fresh_cache(tmp_path: Path) -> None:
     rounds = drafter.rounds
     for tokens, k, draft in rounds[::3]:
         ids = torch.tensor(tokens)
-        cache, hidden = prefilled(decoder, ids[:-1])
-        assert proposed(drafter, cache, ids, hidden, k, Noise(1, Warping(0.2, top_k=2))).tokens == draft.tokens
+        cache, states = prefilled(decoder, ids[:-1])
+        assert proposed(drafter, cache, ids, states, k, Noise(1, Warping(0.2, top_k=2))).tokens == draft.tokens
 
 
 def save_repeating_assistant(folder: Path) -> Path:
@@ -135,8 +135,8 @@ def test_storage_of_its_own(tmp_path: Path) -> None:
         drafter.bind(decoder)
         assert drafter._assistant is not None
         sizes[storage] = drafter._assistant.nbytes
-        cache, hidden = prefilled(decoder, prompt(20)[0, :-1])
-        assert len(proposed(drafter, cache, prompt(20)[0], hidden, 5).tokens) == 5
+        cache, states = prefilled(decoder, prompt(20)[0, :-1])
+        assert len(proposed(drafter, cache, prompt(20)[0], states, 5).tokens) == 5
     assert sizes["int4"] < sizes["int8"] < sizes["none"] / 3
 
 

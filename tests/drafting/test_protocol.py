@@ -17,14 +17,15 @@ from specdec.drafting.suffix import SuffixDrafter, SuffixMatches
 from specdec.engine.sampling import Noise
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 from tests.support.tiny import tiny_model
 
-HIDDEN = torch.zeros(4)
+STATES = States(torch.zeros(4))
 
 
 def drafted(proposer: Proposer, lengths: DraftLength, text: Sequence[int], room: int) -> Draft:
     """The draft for `text` when it is alone."""
-    return propose_together([OpenEnd(proposer, text, HIDDEN, room)], lengths)[0]
+    return propose_together([OpenEnd(proposer, text, STATES, room)], lengths)[0]
 
 
 def fresh(**settings: int) -> SuffixMatches:
@@ -33,26 +34,26 @@ def fresh(**settings: int) -> SuffixMatches:
 
 def test_proposes_what_followed_the_longest_match() -> None:
     text = [1, 2, 3, 9, 9, 5, 1, 2, 3, 4, 4, 7, 5, 1, 2, 3]
-    assert fresh().propose(text, HIDDEN, 2).tokens == (4, 4)  # 5 1 2 3 matches four tokens, 1 2 3 at the start three
-    assert fresh().propose(text, HIDDEN, 2).sources == ("suffix", "suffix")
+    assert fresh().propose(text, STATES, 2).tokens == (4, 4)  # 5 1 2 3 matches four tokens, 1 2 3 at the start three
+    assert fresh().propose(text, STATES, 2).sources == ("suffix", "suffix")
 
 
 def test_the_latest_of_equal_matches_wins() -> None:
-    assert fresh().propose([1, 2, 8, 0, 1, 2, 9, 0, 0, 1, 2], HIDDEN, 1).tokens == (9,)
+    assert fresh().propose([1, 2, 8, 0, 1, 2, 9, 0, 0, 1, 2], STATES, 1).tokens == (9,)
 
 
 def test_no_match_no_draft() -> None:
-    assert fresh().propose([1, 2, 3, 4], HIDDEN, 4).tokens == ()
-    assert fresh().propose([1], HIDDEN, 4).tokens == ()
+    assert fresh().propose([1, 2, 3, 4], STATES, 4).tokens == ()
+    assert fresh().propose([1], STATES, 4).tokens == ()
 
 
 def test_a_run_of_one_token_matches_itself() -> None:
-    assert fresh().propose([7] * 9, HIDDEN, 4).tokens == (7,)
+    assert fresh().propose([7] * 9, STATES, 4).tokens == (7,)
 
 
 def test_short_matches_give_short_drafts() -> None:
     text = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2]
-    assert fresh().propose(text, HIDDEN, 8).tokens == (3, 4, 5, 6)
+    assert fresh().propose(text, STATES, 8).tokens == (3, 4, 5, 6)
 
 
 def test_incremental_index_equals_a_fresh_one() -> None:
@@ -60,15 +61,15 @@ def test_incremental_index_equals_a_fresh_one() -> None:
     text = torch.randint(0, 4, (300,), generator=generator).tolist()
     growing = fresh()
     for length in range(2, len(text), 3):
-        assert growing.propose(text[:length], HIDDEN, 5) == fresh().propose(text[:length], HIDDEN, 5)
+        assert growing.propose(text[:length], STATES, 5) == fresh().propose(text[:length], STATES, 5)
 
 
 def test_texts_of_one_drafter_know_nothing_of_each_other() -> None:
     drafter = SuffixDrafter()
     first, second = drafter.start(), drafter.start()
-    assert first.propose([1, 2, 3, 1, 2], HIDDEN, 4).tokens == (3, 1, 2)
-    assert second.propose([9, 1, 2], HIDDEN, 4).tokens == ()
-    assert first.propose([1, 2, 3, 1, 2, 3], HIDDEN, 1).tokens == (1,)
+    assert first.propose([1, 2, 3, 1, 2], STATES, 4).tokens == (3, 1, 2)
+    assert second.propose([9, 1, 2], STATES, 4).tokens == ()
+    assert first.propose([1, 2, 3, 1, 2, 3], STATES, 1).tokens == (1,)
 
 
 def test_bad_settings_are_refused() -> None:
@@ -79,7 +80,7 @@ def test_bad_settings_are_refused() -> None:
 class Scripted:
     """Proposes the tokens that it was given."""
 
-    name, max_draft = "scripted", 4
+    name, max_draft, aux_layers = "scripted", 4, ()
 
     def __init__(self, tokens: list[int]) -> None:
         self.tokens = tokens
@@ -90,7 +91,7 @@ class Scripted:
     def start(self, cache: KVCache, noise: Noise | None = None) -> Scripted:
         return self
 
-    def propose(self, tokens: Sequence[int], hidden: torch.Tensor, k: int) -> Draft:
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
         return Draft.by(self.name, self.tokens[:k])
 
 
@@ -106,10 +107,10 @@ def test_long_matches_compete_and_the_other_drafter_is_asked_elsewhere() -> None
     assert [d.name for d in proposer.able(text)] == ["scripted"]
     text += [4, 5]
     assert [d.name for d in proposer.able(text)] == ["scripted", "suffix-short"], "the other one is the preferred"
-    assert proposer.propose(text, HIDDEN, 2) == Draft.by("scripted", (7, 7))
+    assert proposer.propose(text, STATES, 2) == Draft.by("scripted", (7, 7))
     text.append(6)
     assert [d.name for d in proposer.able(text)] == ["suffix", "scripted"]
-    assert proposer.propose(text, HIDDEN, 2) == Draft.by("suffix", (8, 9))
+    assert proposer.propose(text, STATES, 2) == Draft.by("suffix", (8, 9))
     assert both.max_draft == 16 and both.name == "suffix+scripted"
     both.take(NoDraft())
     assert both.name == "suffix" and both.suffix.min_match == 2

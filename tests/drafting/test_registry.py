@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from drafter.config import MTPHeadConfig, head_spec
 from drafter.files.head import save_head
 from drafter.train.initial import initial_tensors
 from specdec.drafting import registry
+from specdec.drafting.composite import CompositeDrafter
 from specdec.drafting.registry import CHECKPOINTS, GROUP, checkpoints, drafter_bytes, resolve_drafter
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.hf import SpecdecForCausalLM, decoder_of
@@ -46,6 +48,21 @@ def test_auto_is_the_head_of_this_backbone_or_suffix_matching(tmp_path: Path, mo
         assert torch.equal(*texts) and "mtp" in ours.last_stats.draft_sources
     finally:
         drafter.files.bundled._heads.cache_clear()
+
+
+@pytest.mark.parametrize("lacking", ["name", "max_draft", "aux_layers", "bind", "start"])
+def test_an_object_that_lacks_a_part_of_a_drafter_is_refused_by_the_part(lacking: str) -> None:
+    mine = SimpleNamespace(name="mine", max_draft=4, aux_layers=(), bind=print, start=print)
+    assert resolve_drafter(mine) is mine
+    both = CompositeDrafter(mine)
+    delattr(mine, lacking)
+    with pytest.raises(
+        ValueError, match=rf"\(\) for none.* and '.*SimpleNamespace' object has no attribute '{lacking}'"
+    ):
+        resolve_drafter(mine)
+    if lacking == "aux_layers":  # a composite passes on what its drafter wants
+        with pytest.raises(ValueError, match="SimpleNamespace' object has no attribute 'aux_layers'"):
+            resolve_drafter(both)
 
 
 @pytest.fixture

@@ -171,7 +171,7 @@ def test_a_drafter_that_generates_with_the_same_model(model: specdec.SpecdecForC
         def start(self, cache: KVCache, noise: Noise | None = None) -> Oracle:
             return self
 
-        def propose(self, tokens: list[int], hidden: Tensor, k: int) -> Draft:
+        def propose(self, tokens: list[int], states: specdec.States, k: int) -> Draft:
             return Draft.by(self.name, ask(model, tokens, k, speculation=False)[len(tokens) :])
 
     ids = prompt(12, seed=6)[0].tolist()

@@ -15,6 +15,7 @@ from specdec.engine.stats import GenerationStats
 from specdec.engine.verify import Choice
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 from tests.support.decoding import decode, never
 from tests.support.scripted import SCRIPTS, ScriptedDrafter
 from tests.support.tiny import FAMILIES, VOCAB, WINDOW, prompt, tiny_model
@@ -140,10 +141,10 @@ def test_an_interrupt_leaves_the_statistics_and_the_model_usable() -> None:
     plain, _ = run(decoder, NoDraft(), 0)
 
     class Interrupted(ScriptedDrafter):
-        def propose(self, tokens, hidden, k):
+        def propose(self, tokens, states, k):
             if len(tokens) > 40:
                 raise KeyboardInterrupt
-            return super().propose(tokens, hidden, k)
+            return super().propose(tokens, states, k)
 
     stats = GenerationStats()
     request = Request(prompt(12)[0], 90, Sampler(), never)
@@ -200,13 +201,13 @@ def test_texts_that_are_decoded_together_are_what_they_are_alone(family: str, se
 def test_a_watcher_hears_the_state_of_every_committed_token(together: int, length: int) -> None:
     decoder = decoder_of(tiny_model("gemma4"))
     prompts = [prompt(n, seed=n)[0] for n in (150, 9, 64)]
-    heard: list[list[torch.Tensor]] = [[] for _ in prompts]
+    heard: list[list[States]] = [[] for _ in prompts]
     requests = [
-        Request(ids, len(ids) + 30, Sampler(), never, on_hidden=heard[i].append) for i, ids in enumerate(prompts)
+        Request(ids, len(ids) + 30, Sampler(), never, on_states=heard[i].append) for i, ids in enumerate(prompts)
     ]
     for i, row, cache in decode(decoder, SuffixDrafter(), FixedLength(length), requests, GenerationStats(), together):
         assert cache.length == len(row) - 1
         again = decoder.new_cache()
-        for part, state in zip(row[:-1].split(1), torch.cat(heard[i]).split(1), strict=True):
-            assert torch.equal(decoder.forward(part, again), state)
+        for part, state in zip(row[:-1].split(1), States.cat(heard[i]).last.split(1), strict=True):
+            assert torch.equal(decoder.forward(part, again).last, state)
             again.commit(1)

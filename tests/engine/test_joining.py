@@ -15,13 +15,15 @@ from specdec.drafting.composite import CompositeDrafter
 from specdec.drafting.draft_length import AdaptiveLength, FixedLength
 from specdec.drafting.protocol import Draft, NoDraft
 from specdec.drafting.suffix import SuffixDrafter
-from specdec.engine.engine import DRAFT_ROWS, PROMPT_ROWS, Engine
+from specdec.engine.engine import Engine
 from specdec.engine.sampling import Noise, Sampler
+from specdec.engine.schedule import DRAFT_ROWS, PROMPT_ROWS, ROWS_BESIDE
 from specdec.engine.sequence import Request, Sequence
 from specdec.engine.stats import GenerationStats
 from specdec.engine.verify import Choice
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 from tests.support.decoding import decode, never, request
 from tests.support.tiny import VOCAB, WINDOW, prompt, tiny_model
 
@@ -44,7 +46,7 @@ def counted(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     rows: list[int] = []
     forward = decoder.forward_many
 
-    def counting(ids: list[Tensor], *arguments: object) -> Tensor:
+    def counting(ids: list[Tensor], *arguments: object) -> States:
         rows.append(sum(map(len, ids)))
         return forward(ids, *arguments)
 
@@ -55,7 +57,7 @@ def counted(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 class Knowing:
     """Drafts what comes next in the one of `texts` that a sequence is; one draft in three is half wrong."""
 
-    name, max_draft = "knowing", 8
+    name, max_draft, aux_layers = "knowing", 8, ()
 
     def __init__(self, texts: list[list[int]]) -> None:
         self.texts, self.drafts = texts, 0
@@ -66,7 +68,7 @@ class Knowing:
     def start(self, cache: KVCache, noise: Noise | None = None) -> Knowing:
         return self
 
-    def propose(self, tokens: list[int], hidden: Tensor, k: int) -> Draft:
+    def propose(self, tokens: list[int], states: States, k: int) -> Draft:
         self.drafts += 1
         text = next(text for text in self.texts if text[: len(tokens)] == tokens)
         draft = text[len(tokens) : len(tokens) + k]
@@ -196,16 +198,29 @@ def test_a_long_prompt_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch)
     engine.step()
     long = engine.add(request(prompt(10 * PROMPT_ROWS)[0], 4))
     short = engine.add(request(prompt(7)[0], 4))
-    for _ in range(10):
+    for _ in range(10 * PROMPT_ROWS // ROWS_BESIDE):
         before = talking.length
         events = engine.step()
         assert talking.length > before, "a token in every pass"
         assert short not in [event.sequence for event in events], "nobody overtakes"
     assert long.length == 10 * PROMPT_ROWS + 1
-    assert max(rows) <= PROMPT_ROWS + DRAFT_ROWS
+    assert max(rows) <= ROWS_BESIDE + DRAFT_ROWS
     to_end(engine)
     assert long.row.tolist() == alone(decoder, long.request)
     assert short.row.tolist() == alone(decoder, short.request)
+
+
+def test_a_prompt_is_read_in_smaller_chunks_only_while_others_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = decoder_of(tiny_model("gemma3"))
+    rows = counted(decoder, monkeypatch)
+    engine = Engine(decoder, max_batch=2)
+    other = engine.add(request(prompt(5)[0], 3))
+    engine.step()
+    long = engine.add(request(prompt(5 * PROMPT_ROWS)[0], 4))
+    to_end(engine)
+    assert rows == [5, *[1 + ROWS_BESIDE] * 2, *[PROMPT_ROWS] * 4, 1, 1, 1]
+    assert long.row.tolist() == alone(decoder, long.request)
+    assert other.row.tolist() == alone(decoder, other.request)
 
 
 @pytest.mark.parametrize("where", ["sampler", "stop"])

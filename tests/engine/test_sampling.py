@@ -84,7 +84,7 @@ def test_drafts_never_change_the_distribution(drafter: str) -> None:
     warm = LogitsProcessorList([TemperatureLogitsWarper(0.4), TopPLogitsWarper(0.98)])
     path = torch.cat((ids, distribution(decoder, ids, warm).argmax()[None]))
     likeliest = path[-1:].tolist()
-    logits = decoder.logits(decoder.forward(path, decoder.new_cache()))[-2:]  # [2, vocab]
+    logits = decoder.logits(decoder.forward(path, decoder.new_cache()).last)[-2:]  # [2, vocab]
     exact = torch.stack([torch.softmax(warm(ids[None], row[None].clone())[0].double(), dim=0) for row in logits])
     choose_from = logits_after(warm)
     positions = 2 if drafter == "good" else 1
@@ -164,14 +164,14 @@ def test_whole_decoding_draws_from_the_model(right: int) -> None:
 class LooseDrafter(ScriptedDrafter):
     """Drafts from its script without checking that the text follows it."""
 
-    def propose(self, tokens, hidden, k):
+    def propose(self, tokens, states, k):
         self.answer[: len(tokens)] = list(tokens)
-        return super().propose(tokens, hidden, k)
+        return super().propose(tokens, states, k)
 
 
 def distribution(decoder: object, ids: torch.Tensor, processors: LogitsProcessorList) -> torch.Tensor:
     cache = decoder.new_cache()
-    logits = decoder.logits(decoder.forward(ids, cache)[-1:])
+    logits = decoder.logits(decoder.forward(ids, cache).last[-1:])
     return torch.softmax(processors(ids[None], logits)[0].double(), dim=0)
 
 

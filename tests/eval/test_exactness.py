@@ -13,6 +13,9 @@ from torch import Tensor
 from eval.exactness import main
 from eval.scripted import ScriptedDrafter
 from specdec.engine.verify import Choice, Verdict, verify
+from specdec.model.states import States
+
+STATES = States(torch.empty(0))
 
 
 def check(folder: Path, *arguments: str) -> int:
@@ -152,7 +155,7 @@ def test_the_scripted_drafter_meets_every_length_in_every_kind() -> None:
     answer = list(range(100, 200))
     drafter, seen = ScriptedDrafter(answer, vocabulary=1000), set()
     for _ in range(24):
-        draft = drafter.propose(answer[:10], torch.empty(0), 8).tokens
+        draft = drafter.propose(answer[:10], STATES, 8).tokens
         wrong = [i for i, (token, right) in enumerate(zip(draft, answer[10:], strict=False)) if token != right]
         right = wrong[0] if wrong else len(draft)
         assert wrong == list(range(right, len(draft)))  # right up to somewhere, then all wrong
@@ -163,5 +166,5 @@ def test_the_scripted_drafter_meets_every_length_in_every_kind() -> None:
 
 def test_the_scripted_drafter_ends_with_the_answer() -> None:
     drafter = ScriptedDrafter([1, 2, 3], vocabulary=4)
-    assert drafter.propose([1, 2, 3], torch.empty(0), 8).tokens == ()
-    assert drafter.propose([1, 2], torch.empty(0), 8).tokens == (0,)  # its second turn is all wrong, and no longer
+    assert drafter.propose([1, 2, 3], STATES, 8).tokens == ()
+    assert drafter.propose([1, 2], STATES, 8).tokens == (0,)  # its second turn is all wrong, and no longer

@@ -58,12 +58,12 @@ def compared(decoder: Decoder, folder: Path, quantize: str | None = None) -> boo
     fused = drafter._fused
     for length in LENGTHS:
         ids = prompt(length + 1, seed=length)[0]
-        cache, hidden = prefilled(decoder, ids[:-1], drafter.aux_layers)
+        cache, states = prefilled(decoder, ids[:-1], drafter.aux_layers)
         found = []
         for drafter._fused in (fused, None):
             for noise in (None, *NOISES):
                 proposer = drafter.start(cache, noise)
-                found.append([proposer.propose(ids.tolist(), hidden, k).tokens for k in (1, 2, 5, 8)])
+                found.append([proposer.propose(ids.tolist(), states, k).tokens for k in (1, 2, 5, 8)])
         assert found[: len(found) // 2] == found[len(found) // 2 :]
         assert [len(tokens) for tokens in found[0]] == [1, 2, 5, 8]
         assert found[0] != found[1] != found[2], "noise changes what is drafted"

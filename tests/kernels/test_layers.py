@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from specdec import kernels
+from specdec.cache import KVCache
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
 from specdec.model.stack import Linear
@@ -36,7 +37,7 @@ def run(decoder: Decoder, ids: Tensor, rows: int, fused: bool, kept: torch.dtype
     if not fused:
         decoder.stack._fused = None
     for chunk in ids.split(rows):
-        parts.append(decoder.forward(chunk, store))
+        parts.append(decoder.forward(chunk, store).last)
         store.commit(len(chunk))
     return torch.cat(parts)
 
@@ -71,7 +72,7 @@ def test_every_instruction_set_and_number_of_threads(path: str, threads: int, fa
         kernels.choose("reference")
         assert kernels.fuse(decoder.layers, [0] * len(decoder.layers), decoder.norm) is None
         store = decoder.new_cache()
-        found = decoder.forward(ids[:64], store)  # fused when it was made, op by op now
+        found = decoder.forward(ids[:64], store).last  # fused when it was made, op by op now
         # torch's exp rounds differently, and a last place can move an activation to the next of its 255 steps
         assert 0 < (found - expected[:64]).norm() < 0.05 * expected[:64].norm()
     else:
@@ -90,8 +91,8 @@ def test_what_is_not_in_blocks_goes_op_by_op() -> None:
     assert kernels.fuse([layer], [0], decoder.norm.bfloat16()) is None
     ids = prompt(20)[0]
     mixed = Decoder(decoder.spec, decoder.embedding, [dense, *decoder.layers[1:]], decoder.norm, decoder.head)
-    found = mixed.forward(ids, mixed.new_cache())
-    close = decoder.forward(ids, decoder.new_cache())
+    found = mixed.forward(ids, mixed.new_cache()).last
+    close = decoder.forward(ids, decoder.new_cache()).last
     assert 0 < (found - close).abs().max() < 0.5  # other bits, the same layer
 
 
@@ -116,8 +117,8 @@ def test_rows_of_many_texts_have_the_bits_of_each_alone(family: str, fused: bool
     while active := [i for i, text in enumerate(texts) if done[i] < len(text)]:
         turn += 1
         rows = [texts[i][done[i] : done[i] + 1 + (turn * (i + 3)) % 9] for i in active]
-        hidden = decoder.forward_many(rows, [caches[i] for i in active])
-        for i, part in zip(active, hidden.split([len(r) for r in rows]), strict=True):
+        states = decoder.forward_many(rows, [caches[i] for i in active])
+        for i, part in zip(active, states.last.split([len(r) for r in rows]), strict=True):
             assert torch.equal(part, alone[i][done[i] : done[i] + len(part)]), f"text {i} at {done[i]}"
             kept = max(1, len(part) - turn % 3)
             caches[i].commit(kept)
@@ -131,7 +132,36 @@ def test_many_texts_on_any_number_of_threads(count: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        found = decoder.forward_many(texts, [decoder.new_cache() for _ in texts])
+        found = decoder.forward_many(texts, [decoder.new_cache() for _ in texts]).last
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(found, torch.cat([decoder.forward(text, decoder.new_cache()) for text in texts]))
+    assert torch.equal(found, torch.cat([decoder.forward(text, decoder.new_cache()).last for text in texts]))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4"])
+def test_a_long_text_beside_short_ones_is_attended_to_by_all_threads(family: str, count: int) -> None:
+    decoder, lengths = quantised(family, "int8"), (3, 400, 90, 1)
+    texts = [prompt(length + 64, seed=length)[0] for length in lengths]
+    caches = [prefilled(decoder, text[:length]) for text, length in zip(texts, lengths, strict=True)]
+    rows = [text[length:][: 64 if length == 400 else 2] for text, length in zip(texts, lengths, strict=True)]
+    alone = []
+    for part, cache in zip(rows, caches, strict=True):
+        alone.append(decoder.forward(part, cache).last)
+        cache.commit(0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        found = decoder.forward_many(rows, caches).last
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found, torch.cat(alone))
+
+
+def prefilled(decoder: Decoder, ids: Tensor) -> KVCache:
+    """Return a cache with ids [n] committed."""
+    cache = decoder.new_cache()
+    for chunk in ids.split(cache.max_rows):
+        decoder.forward(chunk, cache)
+        cache.commit(len(chunk))
+    return cache

@@ -27,7 +27,7 @@ def parity(family: str) -> tuple[float, float]:
     def ours(rows: int) -> torch.Tensor:
         cache, logits = decoder.new_cache(), []
         for chunk in ids.split(rows):
-            logits.append(decoder.logits(decoder.forward(chunk, cache)))
+            logits.append(decoder.logits(decoder.forward(chunk, cache).last))
             cache.commit(len(chunk))
         return torch.cat(logits)
 
@@ -49,7 +49,7 @@ def test_rows_have_the_same_bits_in_every_pass(family: str) -> None:
     def logits(rows: int) -> torch.Tensor:
         cache, parts = decoder.new_cache(), []
         for chunk in ids.split(rows):
-            parts.append(decoder.logits(decoder.forward(chunk, cache)))
+            parts.append(decoder.logits(decoder.forward(chunk, cache).last))
             cache.commit(len(chunk))
         return torch.cat(parts)
 
@@ -67,7 +67,7 @@ def test_rejected_rows_leave_no_trace(family: str) -> None:
         cache, parts = decoder.new_cache(), []
         for token in ids:
             rows = torch.cat((token[None], wrong[:rejected]))
-            parts.append(decoder.logits(decoder.forward(rows, cache)[:1]))
+            parts.append(decoder.logits(decoder.forward(rows, cache).last[:1]))
             cache.commit(1)
         return torch.cat(parts)
 

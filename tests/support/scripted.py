@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import Tensor
-
 from specdec.cache import KVCache
 from specdec.drafting.protocol import Draft
 from specdec.engine.sampling import Noise
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 
 Script = Callable[[int], int]
 """Round number -> how many of its drafts are right."""
@@ -20,6 +19,7 @@ class ScriptedDrafter:
 
     name = "scripted"
     max_draft = 63
+    aux_layers: tuple[int, ...] = ()
 
     def __init__(self, answer: Sequence[int], right: Script, vocabulary: int) -> None:
         self.answer, self.right, self.vocabulary = list(answer), right, vocabulary
@@ -33,7 +33,7 @@ class ScriptedDrafter:
         self.cache = cache
         return self
 
-    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
         assert self.cache is not None
         assert self.cache.length == len(tokens) - 1, "between rounds the pending token alone is not in the cache"
         assert list(tokens) == self.answer[: len(tokens)], "the text so far is not the plain run's"

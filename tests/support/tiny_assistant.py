@@ -28,6 +28,7 @@ from specdec.engine.sampling import Noise
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
 from specdec.model.names import expected_tensors
+from specdec.model.states import States
 from specdec.weights.state_dict import StateDictCheckpoint
 from tests.support.tiny import VOCAB, WINDOW, tiny_model
 
@@ -101,14 +102,14 @@ def backbone(family: str) -> Decoder:
     return decoder_of(tiny_model(family))
 
 
-def prefilled(decoder: Decoder, ids: Tensor, aux_layers: Sequence[int] = ()) -> tuple[KVCache, Tensor]:
-    """A cache with ids [n] committed, and the hidden state [hidden] of the last of them, `aux_layers`' after it."""
+def prefilled(decoder: Decoder, ids: Tensor, aux_layers: Sequence[int] = ()) -> tuple[KVCache, States]:
+    """A cache with ids [n] committed, and the states of the last of them."""
     cache = decoder.new_cache()
-    hidden = torch.empty(0)
+    states = States(torch.empty(0))
     for chunk in ids.split(cache.max_rows):
-        hidden = decoder.forward(chunk, cache, aux_layers)[-1]
+        states = decoder.forward(chunk, cache, aux_layers)[-1]
         cache.commit(len(chunk))
-    return cache, hidden
+    return cache, states
 
 
 def bound(folder: Path, decoder: Decoder) -> tuple[MTPDrafter, MTPHead]:
@@ -119,9 +120,9 @@ def bound(folder: Path, decoder: Decoder) -> tuple[MTPDrafter, MTPHead]:
 
 
 def proposed(
-    drafter: MTPDrafter, cache: KVCache, ids: Tensor, hidden: Tensor, k: int, noise: Noise | None = None
+    drafter: MTPDrafter, cache: KVCache, ids: Tensor, states: States, k: int, noise: Noise | None = None
 ) -> Draft:
-    return drafter.start(cache, noise).propose(ids.tolist(), hidden, k)
+    return drafter.start(cache, noise).propose(ids.tolist(), states, k)
 
 
 def transformers_assistant(folder: Path, family: str) -> Any:

@@ -64,12 +64,12 @@ bool multiply_row(const float* x, int64_t columns, const Product* products, int 
   return true;
 }
 
-// `steps` tokens after `newest`, whose choice came from the backbone's state `hidden`, which those of `aux` other
-// layers follow. `stack` is set up for one row.
+// `steps` tokens after `newest`, whose choice came from the backbone's state `hidden`; `aux` [d.aux]: the outputs of
+// other layers for the same row. `stack` is set up for one row.
 // 1 when out of memory, 2 when the row sees more positions than a store has slots, 3 for an id that is no row.
 // With `sampling` each token is the one whose logit times `sharpness` wins with the noise of its position.
-int draft(const Drafter& d, const Stack& stack, const float* hidden, int64_t newest, int64_t steps,
-          const DraftSampling* sampling, int64_t* tokens, int threads) {
+int draft(const Drafter& d, const Stack& stack, const float* hidden, const float* const* aux, int64_t newest,
+          int64_t steps, const DraftSampling* sampling, int64_t* tokens, int threads) {
   const int64_t width = d.pre.columns() / 2;  // the backbone's
   Arena sizes;
   sizes.take<float>(2 * width);
@@ -88,7 +88,7 @@ int draft(const Drafter& d, const Stack& stack, const float* hidden, int64_t new
   std::memcpy(joined + width, hidden, sizeof(float) * width);
   if (d.aux) {
     for (int64_t i = 0; i < d.aux; ++i)  // `joined` has room for the norm's scratch, and its first half is free
-      chosen->norm(hidden + (1 + i) * width, nullptr, width, d.eps, others + i * width, joined);
+      chosen->norm(aux[i], nullptr, width, d.eps, others + i * width, joined);
     const Product fused{&d.fuse, joined};
     if (!multiply_row(others, d.aux * width, &fused, 1, threads)) return 1;
     chosen->add_row(joined, width, joined + width);

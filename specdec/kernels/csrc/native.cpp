@@ -170,12 +170,14 @@ API int specdec_layers(const Layer* layers, int64_t count, const Span* spans, in
 }
 
 // `steps` tokens [steps] of a head with these layers; stores, spans and the rest are those of `specdec_layers` for one
-// row, x [hidden] is scratch, `state` [the backbone's width] the state that chose `newest`. `sampling`: how its tokens
-// are sampled; null: they are not. Codes: see draft.h.
+// row, x [hidden] is scratch, `state` [the backbone's width] the state that chose `newest`, `aux` [Drafter::aux] the
+// outputs of the layers that are fused with the state. `sampling`: how its tokens are sampled; null: they are not.
+// Codes: see draft.h.
 API int specdec_draft(const Drafter* drafter, const Layer* layers, int64_t count, const Span* spans,
                       const KV* const* stores, const float* final_norm, float* x, int64_t hidden, const float* state,
-                      int64_t newest, int64_t steps, const DraftSampling* sampling, int64_t* tokens, int threads) {
+                      const float* const* aux, int64_t newest, int64_t steps, const DraftSampling* sampling,
+                      int64_t* tokens, int threads) {
   const int64_t starts[2] = {0, 1};
   const Stack stack{layers, count, spans, {1, starts, stores}, final_norm, x, 1, hidden, nullptr, 0, nullptr};
-  return draft(*drafter, stack, state, newest, steps, sampling, tokens, threads);
+  return draft(*drafter, stack, state, aux, newest, steps, sampling, tokens, threads);
 }

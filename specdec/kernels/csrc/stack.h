@@ -69,11 +69,11 @@ struct Stack {
       }
     }
     part = (larger(larger(hidden, queries), keys) + 31) & ~int64_t(15);
-    // One text is attended to by all threads together, several are shared out whole.
-    const int together = texts.count == 1 ? threads : 1, apart = texts.count == 1 ? 1 : threads;
+    // The first is for all threads together too, see attend_all.
+    const int apart = texts.count == 1 ? 1 : threads;
     const auto spaces = [&](Arena& arena, AttentionScratch* to) {
       for (int i = 0; i < (apart < Team::kMost ? larger(1, apart) : Team::kMost); ++i)
-        to[i] = AttentionScratch(longest, heads, positions, width, together, arena);
+        to[i] = AttentionScratch(longest, heads, positions, width, i == 0 ? threads : 1, arena);
     };
     AttentionScratch attention[Team::kMost];
     Arena sizes;
@@ -95,6 +95,9 @@ struct Stack {
   }
 
  private:
+  // Below this, in operations, the attention of one of several texts stays on one thread.
+  static constexpr double kWorthDividing = 16 * Team::kWorthSharing;
+
   void take(int threads, Arena& arena) {
     q = arena.take<float>(rows * queries);
     k = arena.take<float>(rows * keys);
@@ -115,17 +118,29 @@ struct Stack {
                      texts.starts[text + 1] - at, l.heads, l.kv_heads, l.scale};
   }
 
+  // A text with more than half of a thread's share of the work is attended to by all threads together, or the others
+  // would wait for the one that has it: a chunk of a long prompt beside texts that decode. The rest is shared out whole.
   void attend_all(Team& team, const Layer& l, const AttentionScratch* spaces) const {
     if (texts.count == 1) return attend(team, attention_of(l, 0), spaces[0]);
-    double work = 0;
-    for (int64_t text = 0; text < texts.count; ++text) {
+    const auto cost_at = [&](int64_t text) {
       Attention a = attention_of(l, text);
       bounds_of(a);
-      work += cost_of(a);
+      return cost_of(a);
+    };
+    double work = 0, rest = 0;
+    for (int64_t text = 0; text < texts.count; ++text) work += cost_at(text);
+    const double share = work / (2 * team.threads()), large = share > kWorthDividing ? share : kWorthDividing;
+    for (int64_t text = 0; text < texts.count; ++text) {
+      if (cost_at(text) > large) {
+        attend(team, attention_of(l, text), spaces[0]);
+      } else {
+        rest += cost_at(text);
+      }
     }
-    team.spread(texts.count, 1, work, [&](int64_t begin, int64_t end, int thread) {
+    team.spread(texts.count, 1, rest, [&](int64_t begin, int64_t end, int thread) {
       Team alone;
-      for (int64_t text = begin; text < end; ++text) attend(alone, attention_of(l, text), spaces[thread]);
+      for (int64_t text = begin; text < end; ++text)
+        if (cost_at(text) <= large) attend(alone, attention_of(l, text), spaces[thread]);
     });
   }
 

@@ -56,8 +56,8 @@ def test_transformers_drafts_the_same_with_what_was_trained_here(
         assert torch.equal(text, plain)
         for i, (ids, draft, rejected) in enumerate(rounds):
             if not rejected and len(draft):
-                cache, hidden = prefilled(backbone(family), ids[:-1])
-                assert list(proposed(drafter, cache, ids, hidden, len(draft)).tokens) == draft.tolist()
+                cache, states = prefilled(backbone(family), ids[:-1])
+                assert list(proposed(drafter, cache, ids, states, len(draft)).tokens) == draft.tolist()
                 compared, accepted = compared + 1, accepted + (i > 0)
     assert compared >= 6 and accepted >= 1, "no round came after one in which every draft was right"
 

@@ -24,7 +24,7 @@ def text_of(decoder: Decoder, length: int) -> tuple[Tensor, Tensor, dict[int, At
     store = decoder.new_cache()
     hidden, kept = [], {layer: ([], []) for layer in decoder.spec.shared_kv_layers.values()}
     for part in ids.split(16):
-        hidden.append(decoder.forward(part, store))
+        hidden.append(decoder.forward(part, store).last)
         store.commit(len(part))
         for layer, (keys, values) in kept.items():
             kept_by = store.stores[layer]

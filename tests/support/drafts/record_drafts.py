@@ -10,8 +10,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
-
 import specdec
 from eval.prompts.sets import suite_prompts
 from specdec.cache import KVCache
@@ -19,6 +17,7 @@ from specdec.drafting.composite import CompositeDrafter
 from specdec.drafting.protocol import Draft, Proposer
 from specdec.engine.sampling import Noise
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 
 MODEL, LONGEST, TOKENS = "smollm2-135m-instruct", 8, 192
 PROMPTS = ("code-editing-01", "JSON-02", "chat-01", "mathematical-reasoning-01", "summarisation-01", "translation-02")
@@ -47,8 +46,8 @@ class Listener:
         self.proposers = {one.name: one for one in (able.other, able.suffix, able.short)}
         return self
 
-    def propose(self, tokens: Sequence[int], hidden: Tensor, k: int) -> Draft:
-        made = {name: one.propose(tokens, hidden, LONGEST).tokens for name, one in self.proposers.items()}
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
+        made = {name: one.propose(tokens, states, LONGEST).tokens for name, one in self.proposers.items()}
         self.drafts.append((len(tokens), made))
         return Draft()
 
