@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, quants
+from gguf import GGMLQuantizationType, GGUFWriter
 from safetensors.torch import load_file, save_file
 
 import specdec
 from specdec.load import resolve_device
 from specdec.model.families import decoder_spec
-from specdec.model.names import expected_tensors, gguf_name
 from specdec.model.stack import Stack
-from tests.support.tiny import FAMILIES, WINDOW, prompt, tiny_model
+from tests.support.tiny import FAMILIES, prompt, tiny_model
+from tests.support.tiny_gguf import write_model
 
 
 @pytest.mark.parametrize(
@@ -159,63 +159,6 @@ def test_the_device_that_nobody_named(monkeypatch: pytest.MonkeyPatch, cuda: int
             resolve_device("mps")
 
 
-def write_gguf(path: Path, family: str, kind: GGMLQuantizationType) -> Path:
-    """`tiny_model(family)` as llama.cpp's converter writes it: names, metadata, Llama's row order, Gemma 3's norms."""
-    model = tiny_model(family)
-    config, spec = model.config, decoder_spec(model.config)
-    known = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}
-    arch = known.get(spec.model_type, "gemma4")
-    writer = GGUFWriter(path, arch)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(len(spec.layers))
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    sliding, full = spec.layers[0], spec.layers[-1]
-    writer.add_key_length(full.head_dim)
-    if arch == "gemma4":
-        writer.add_feed_forward_length([layer.intermediate_size for layer in spec.layers])
-        writer.add_head_count_kv([layer.kv_heads for layer in spec.layers])
-        writer.add_key_length_swa(sliding.head_dim)
-        writer.add_sliding_window(WINDOW)
-        writer.add_sliding_window_pattern([layer.window is not None for layer in spec.layers])
-        writer.add_shared_kv_layers(config.num_kv_shared_layers)
-        writer.add_embedding_length_per_layer_input(spec.per_layer_input)
-        writer.add_final_logit_softcapping(config.final_logit_softcapping)
-        writer.add_rope_freq_base(1e6)
-        rotated = full.head_dim // 8
-        divisors = np.array([1.0] * rotated + [1e30] * (full.head_dim // 2 - rotated), dtype=np.float32)
-        writer.add_tensor("rope_freqs.weight", divisors)
-    else:
-        writer.add_feed_forward_length(config.intermediate_size)
-        writer.add_head_count_kv(config.num_key_value_heads)
-        writer.add_rope_freq_base(1e6 if arch == "gemma3" else config.rope_parameters["rope_theta"])
-    if arch == "gemma3":
-        writer.add_sliding_window(WINDOW)
-        writer.add_sliding_window_pattern(3)
-        writer.add_rope_scaling_type(__import__("gguf").RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(8.0)
-
-    state = {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items()}
-    for name in expected_tensors(spec):
-        tensor = state[name].float()
-        if name.endswith("norm.weight"):
-            tensor = tensor + spec.norm_offset
-        if arch == "llama" and (".q_proj." in name or ".k_proj." in name):
-            head = spec.layers[0].head_dim
-            tensor = tensor.reshape(-1, 2, head // 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
-        array = tensor.contiguous().numpy()
-        if array.ndim == 2 and array.shape[1] % 32 == 0:
-            writer.add_tensor(gguf_name(spec, name), quants.quantize(array, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(gguf_name(spec, name), array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
 GGUF_FAMILIES = [name for name in FAMILIES if name not in ("llama3-rope", "qwen2-sliding", "qwen3-yarn")]
 ATTENTION_SCALE_OF_GGUF = {"gemma3"}  # the file cannot say query_pre_attn_scalar; published models use the head size
 
@@ -223,7 +166,7 @@ ATTENTION_SCALE_OF_GGUF = {"gemma3"}  # the file cannot say query_pre_attn_scala
 @pytest.mark.parametrize("family", GGUF_FAMILIES)
 def test_a_gguf_of_every_family_computes_what_its_folder_does(family: str, tmp_path: Path) -> None:
     model, ids = tiny_model(family), prompt(40)
-    ours = specdec.load(write_gguf(tmp_path / "m.gguf", family, GGMLQuantizationType.F32), device="cpu")
+    ours = specdec.load(write_model(tmp_path / "m.gguf", family, GGMLQuantizationType.F32), device="cpu")
     expected = specdec.hf.decoder_of(model)
     if family in ATTENTION_SCALE_OF_GGUF:
         old = expected.stack
@@ -256,7 +199,7 @@ def test_llama3_rope_divisors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q8_0])
 def test_a_quantised_gguf_stays_quantised(kind: GGMLQuantizationType, tmp_path: Path) -> None:
-    file = write_gguf(tmp_path / "m.gguf", "llama", kind)
+    file = write_model(tmp_path / "m.gguf", "llama", kind)
     kept, expanded = specdec.load(file, device="cpu"), specdec.load(file, device="cpu", quantize="none")
     assert kept.get_memory_footprint() < 0.45 * expanded.get_memory_footprint()
     ids = prompt(50)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import run
+from tests.support.processes.forked import python
 from tests.support.tiny_folder import hears_ctrl_c
 
 ROOT = Path(run.__file__).parent
@@ -22,7 +23,7 @@ ROOT = Path(run.__file__).parent
 
 def start(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "run.py", *arguments], cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=600
+        [*python(), "run.py", *arguments], cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=600
     )
 
 
@@ -203,7 +204,7 @@ def test_ctrl_c_ends_a_bench_with_what_was_finished(folder: Path, tmp_path: Path
     arguments = tiny(folder, "bench", "--prompts", str(prompts), "--max-new-tokens", "500", "--draft-length", "0")
     arguments += ["--json", str(tmp_path / "out.json")]
     process = subprocess.Popen(
-        [sys.executable, "run.py", *arguments],
+        [*python(), "run.py", *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -229,7 +230,7 @@ def test_ctrl_c_ends_a_bench_with_what_was_finished(folder: Path, tmp_path: Path
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has other pipes")
 def test_a_reader_that_leaves_is_no_error_to_speak_of(folder: Path) -> None:
-    words = [sys.executable, "run.py", *tiny(folder, "generate", "hello", "--max-new-tokens", "4000")]
+    words = [*python(), "run.py", *tiny(folder, "generate", "hello", "--max-new-tokens", "4000")]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None and process.stderr is not None

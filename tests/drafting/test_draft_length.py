@@ -1,4 +1,4 @@
-"""The choice of who drafts and how long, and costs as they were measured and as they change."""
+"""The choice of who drafts and how long, by what was accepted and by costs as they change."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ import pytest
 import torch
 
 from specdec.drafting.acceptance import MEMORY, RETRY, RETRY_MOST
-from specdec.drafting.calibrate import calibrate, measure_costs
 from specdec.drafting.costs import Costs
 from specdec.drafting.draft_length import FLOOR, AdaptiveLength, Drafted, DraftLength, FixedLength
-from specdec.drafting.protocol import NoDraft
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.hf import SpecdecForCausalLM, decoder_of
-from tests.support.tiny import FAMILIES, tiny_model
+from tests.support.tiny import tiny_model
 
 SOURCE = "suffix"
 
@@ -230,30 +228,6 @@ def test_threads_share_one_object() -> None:
     assert control._record("mtp").rounds == 8 * rounds_each, "no round was lost"
 
 
-def test_one_of_those_who_ask_at_once_measures() -> None:
-    control = AdaptiveLength()
-    assert [control.claim(2) for _ in range(3)] == [True, False, False]
-    assert control.claim(1) and control.measured_for == (1, 1)
-
-
-def test_costs_that_could_not_be_measured_are_measured_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> Costs:
-        raise KeyboardInterrupt
-
-    decoder, lengths = decoder_of(tiny_model("llama")), AdaptiveLength()
-    with monkeypatch.context() as patched:
-        patched.setattr("specdec.drafting.calibrate.measure_costs", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            calibrate(lengths, decoder, SuffixDrafter())
-    assert lengths.measured_for is None
-    assert calibrate(lengths, decoder, SuffixDrafter()).measured_for == (torch.get_num_threads(), 1)
-
-
-def test_costs_between_and_beyond_what_was_measured() -> None:
-    costs = Costs({1: 10.0, 2: 11.0, 5: 17.0})
-    assert [costs.of_pass(n) for n in (1, 2, 3, 5, 7)] == [10.0, 11.0, 13.0, 17.0, 21.0]
-
-
 def test_a_machine_that_slows_down_changes_the_pace_and_not_the_ratios() -> None:
     control = AdaptiveLength(line(0.2, suffix=0.1))
     before = chosen(control)
@@ -272,25 +246,6 @@ def test_one_disturbed_round_changes_little() -> None:
     assert control.costs.of_pass(1) < 1.2 and control.costs.steps[SOURCE] < 0.12
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_measured_costs_are_of_this_backbone_and_leave_it_as_it_was(family: str) -> None:
-    decoder = decoder_of(tiny_model(family))
-    costs = measure_costs(decoder, SuffixDrafter(), 9)
-    assert costs is not None and list(costs.passes) == list(range(1, 10))
-    times = list(costs.passes.values())
-    assert times[0] > 0 and times == sorted(times), "more rows never take less"
-
-
-def test_calibration_is_once_for_a_number_of_threads_and_never_for_plain_decoding() -> None:
-    decoder = decoder_of(tiny_model("llama"))
-    lengths = AdaptiveLength()
-    calibrate(lengths, decoder, NoDraft())
-    assert lengths.measured_for is None
-    first = calibrate(lengths, decoder, SuffixDrafter()).costs
-    assert lengths.measured_for == (torch.get_num_threads(), 1)
-    assert calibrate(lengths, decoder, SuffixDrafter()).costs == first
-
-
 def test_what_was_learned_outlives_the_request() -> None:
     hf = tiny_model("llama")
     model = SpecdecForCausalLM(decoder_of(hf), hf.config, hf.generation_config, SuffixDrafter())
@@ -299,49 +254,3 @@ def test_what_was_learned_outlives_the_request() -> None:
     records = {name: list(record.seen) for name, record in model.lengths._records.items()}
     model.generate(ids, max_new_tokens=40, do_sample=False, reuse=False)
     assert records and any(list(model.lengths._records[name].seen) != seen for name, seen in records.items())
-
-
-def test_drafts_of_several_texts_are_planned_together() -> None:
-    table = {rows: 1 + 0.1 * (rows - 1) for rows in (1, 2, 4, 8, 16, 32)}
-    lengths = AdaptiveLength(Costs(table, {SOURCE: 0.01, "mtp": 0.01}), beside_others=True)
-    for _ in range(40):  # one source is nearly always right, the other hardly ever
-        lengths.observe([Drafted((SOURCE,) * 4, 4), Drafted(("mtp",) * 4, 0)], 0, 0.08, lengths.costs.of_pass(10))
-    assert lengths.plan([{SOURCE: 8}, {"mtp": 8}, {SOURCE: 2}])[1] == ("mtp", 0)
-    planned = lengths.plan([{SOURCE: 8}, {"mtp": 8}, {"mtp": 8, SOURCE: 3}])
-    assert [source for source, _ in planned] == [SOURCE, "mtp", SOURCE]
-    assert planned[0][1] >= 4 and planned[1][1] <= 1 and planned[2][1] == 3
-    assert sum(k for _, k in lengths.plan([{SOURCE: 8}] * 6, most=5)) <= 5
-    assert FixedLength(4).plan([{SOURCE: 8}, {"mtp": 2}], most=6) == [(SOURCE, 3), ("mtp", 2)]
-
-
-def test_a_row_that_is_dear_beside_others_is_not_drafted() -> None:
-    """Alone a row is cheap, as where a pass reads weights all the time; from four rows on it is arithmetic."""
-    table = {1: 1.0, 2: 1.02, 3: 1.04, 4: 1.06, 8: 3.0, 16: 7.0}
-    lengths = AdaptiveLength(Costs(table, {SOURCE: 0.01}), beside_others=True)
-    for i in range(60):  # seven in ten first tokens are right
-        lengths.observe([Drafted((SOURCE,), int(i % 10 < 7))], 0, 0.01, 1.02)
-    assert lengths.plan([{SOURCE: 8}])[0][1] > 0
-    assert lengths.plan([{SOURCE: 8}] * 4) == [(SOURCE, 0)] * 4
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_drafts_beside_others_are_never_slower_than_the_floor(seed: int) -> None:
-    """Four texts whose drafts are right by chance, and wrong in the end: time against plain passes, all along."""
-    draws = random.Random(seed)
-    costs = Costs({1: 1.0, 4: 1.4, 8: 2.1, 16: 3.6, 32: 7.0}, {SOURCE: 0.02})
-    lengths, emitted, seconds = AdaptiveLength(costs, beside_others=True), 0, 0.0
-    chance = draws.choice((0.3, 0.6, 0.9))
-    for step in range(400):
-        planned = lengths.plan([{SOURCE: 8}] * 4)
-        right = chance if step < 200 else 0.0
-        drafts = []
-        for source, k in planned:
-            accepted = next((i for i in range(k) if draws.random() >= right), k)
-            drafts.append(Drafted((source,) * k, accepted))
-        rows = sum(k for _, k in planned)
-        spent = costs.of_pass(4 + rows), 0.02 * rows
-        lengths.observe(drafts, 0, spent[1], spent[0])
-        emitted, seconds = emitted + 4 + sum(draft.accepted for draft in drafts), seconds + sum(spent)
-        assert emitted / 4 >= FLOOR * seconds / costs.of_pass(4) - 1e-9
-    if chance == 0.9:
-        assert emitted > 400 * 4 * 1.2

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ import specdec
 from specdec.model import quantized
 from specdec.weights.packed import ALIGNMENT, PackedFile, packing
 from specdec.weights.tensors import BlockWeight, DenseWeight, quantize, stored_bytes
+from tests.support.processes.forked import python
 from tests.support.tiny import prompt, tiny_model
 
 ABOUT = {"what": "a test"}
@@ -138,11 +137,11 @@ def test_a_process_that_was_killed_leaves_a_clean_start(folder: Path) -> None:
         "PackedWriter.weight = slow\n"
         f"specdec.load({str(folder)!r}, drafter=None, quantize='int4', device='cpu')"
     )
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*python(), "-c", program], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "writing\n"
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.communicate() == ("", None)  # to the end of the output, which is that of the fork
     left = [path.name for path in (folder.parent / "cache" / "quantized").iterdir()]
     assert any(name.startswith(".") for name in left)
     first = text(folder)
@@ -150,20 +149,14 @@ def test_a_process_that_was_killed_leaves_a_clean_start(folder: Path) -> None:
     assert not any(path.name.startswith(".") for path in (folder.parent / "cache" / "quantized").iterdir())
 
 
-def _load(folder: str, queue: multiprocessing.Queue[list[int]]) -> None:
-    quantized.LEAST = 0
-    torch.set_num_threads(1)
-    queue.put(text(Path(folder)))
-
-
 def test_two_processes_make_one_file(folder: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    both = [context.Process(target=_load, args=(str(folder), queue)) for _ in range(2)]
-    for process in both:
-        process.start()
-    texts = [queue.get(timeout=120) for _ in both]
-    for process in both:
-        process.join()
-    assert texts[0] == texts[1] == text(folder)
+    program = (
+        "import torch; from specdec.model import quantized; from tests.model.test_quantized import Path, text\n"
+        "quantized.LEAST = 0; torch.set_num_threads(1)\n"
+        f"print(text(Path({str(folder)!r})))"
+    )
+    words = [*python(), "-c", program]
+    both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    texts = [process.communicate(timeout=120)[0] for process in both]
+    assert texts[0] == texts[1] == f"{text(folder)}\n"
     assert len(packed(folder)) == 1

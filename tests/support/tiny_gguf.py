@@ -1,4 +1,4 @@
-"""Tiny tokenizers in GGUF files without tensors: GPT-2's kind and Llama 2's, for tests of what is made of them."""
+"""Tiny GGUF files: models without a tokenizer, and tokenizers without a model, of GPT-2's kind and Llama 2's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter, quants
 from tokenizers.pre_tokenizers import ByteLevel
+
+from specdec.model.families import decoder_spec
+from specdec.model.names import expected_tensors, gguf_name
+from tests.support.tiny import WINDOW, tiny_model
 
 ALPHABET = sorted(ByteLevel.alphabet())  # one letter for each of the 256 bytes
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -64,3 +70,61 @@ def sentencepiece(path: Path, **extra: Any) -> Path:
         **extra,
     }
     return write(path, {key: value for key, value in metadata.items() if value is not None})
+
+
+def write_model(path: Path, family: str, kind: GGMLQuantizationType) -> Path:
+    """`tiny_model(family)` as llama.cpp's converter writes it: names, metadata, Llama's row order, Gemma 3's norms."""
+    model = tiny_model(family)
+    config, spec = model.config, decoder_spec(model.config)
+    known = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}
+    arch = known.get(spec.model_type, "gemma4")
+    writer = GGUFWriter(path, arch)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(len(spec.layers))
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    sliding, full = spec.layers[0], spec.layers[-1]
+    writer.add_key_length(full.head_dim)
+    if arch == "gemma4":
+        writer.add_feed_forward_length([layer.intermediate_size for layer in spec.layers])
+        writer.add_head_count_kv([layer.kv_heads for layer in spec.layers])
+        writer.add_key_length_swa(sliding.head_dim)
+        writer.add_sliding_window(WINDOW)
+        writer.add_sliding_window_pattern([layer.window is not None for layer in spec.layers])
+        writer.add_shared_kv_layers(config.num_kv_shared_layers)
+        writer.add_embedding_length_per_layer_input(spec.per_layer_input)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+        writer.add_rope_freq_base(1e6)
+        rotated = full.head_dim // 8
+        divisors = np.array([1.0] * rotated + [1e30] * (full.head_dim // 2 - rotated), dtype=np.float32)
+        writer.add_tensor("rope_freqs.weight", divisors)
+    else:
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_rope_freq_base(1e6 if arch == "gemma3" else config.rope_parameters["rope_theta"])
+    if arch == "gemma3":
+        writer.add_sliding_window(WINDOW)
+        writer.add_sliding_window_pattern(3)
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(8.0)
+
+    state = {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items()}
+    for name in expected_tensors(spec):
+        tensor = state[name].float()
+        if name.endswith("norm.weight"):
+            tensor = tensor + spec.norm_offset
+        if arch == "llama" and (".q_proj." in name or ".k_proj." in name):
+            head = spec.layers[0].head_dim
+            tensor = tensor.reshape(-1, 2, head // 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+        array = tensor.contiguous().numpy()
+        if array.ndim == 2 and array.shape[1] % 32 == 0:
+            writer.add_tensor(gguf_name(spec, name), quants.quantize(array, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(gguf_name(spec, name), array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

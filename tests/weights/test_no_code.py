@@ -6,12 +6,12 @@ import json
 import os
 import pty
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import specdec
+from tests.support.processes.forked import python
 from tests.support.tiny_folder import make_folder
 
 # What a module beside the model would do first.
@@ -48,11 +48,8 @@ def with_code(folder: Path, **changes: object) -> Path:
 
 def answers(folder: Path, other: Path, stdin: int) -> list[str]:
     """What each call of PROGRAM ended with, in a process whose stdin is `stdin`; a question waits for ever."""
-    command = [sys.executable, "-c", PROGRAM, str(folder), str(other)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        command, stdin=stdin, capture_output=True, text=True, timeout=120, env=environment, check=True
-    )
+    command = [*python(), "-c", PROGRAM, str(folder), str(other)]
+    done = subprocess.run(command, stdin=stdin, capture_output=True, text=True, timeout=120, check=True)
     assert "[y/N]" not in done.stdout + done.stderr
     return done.stdout.splitlines()
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +19,7 @@ from drafter.train.judge import Scored
 from drafter.train.run import Began, Event
 from drafter.train.schedule import LEAST_STEPS, SMALLEST_BATCH, Clock, Pace, Schedule, rows_per_second, side_by_side
 from drafter.train.trainer import StepReport
+from tests.support.processes.forked import python
 from tests.support.slow_model import ScriptedClock
 from tests.support.tiny_assistant import backbone
 from tests.support.tiny_folder import threads_restored
@@ -209,8 +208,7 @@ def test_kill_9_loses_next_to_nothing(tmp_path: Path) -> None:
 def _killed(folder: Path, *stop: str) -> list[list[str]]:
     """Run a run in `folder` up to the event `stop` (name, number), and kill it there; returns its events."""
     running = subprocess.Popen(
-        [sys.executable, "tests/support/processes/killed_run.py", str(folder), *stop],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},
+        [*python(), "-m", "tests.support.processes.killed_run", str(folder), *stop],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 from transformers import AutoModelForCausalLM
 
 import specdec
@@ -16,6 +17,7 @@ from eval.bench.remote import Remote
 from eval.cli.names import NGRAM
 from tests.support.processes.fake_engine import Dying, Refusing, Stubborn, broken, working
 from tests.support.tiny import tiny_model
+from tests.support.tiny_gguf import write_model
 
 
 def test_missing_packages_are_named_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,9 +77,9 @@ def test_transformers_decodes_what_it_is_asked_for(monkeypatch: pytest.MonkeyPat
     assert engine.run([*range(5, 30)] * 2, 12).tokens == 12
 
 
-@pytest.mark.model
-def test_transformers_reads_the_file_that_we_read() -> None:
-    engine = real("lookup", Transformers, "bfloat16", torch.get_num_threads(), Sampling(), 10)
+def test_transformers_reads_the_file_that_we_read(tmp_path: Path) -> None:
+    file = write_model(tmp_path / "m.gguf", "llama", GGMLQuantizationType.Q8_0)
+    engine = Remote("lookup", Transformers, file, "bfloat16", 1, Sampling(), 10)
     try:
         assert "prompt lookup of 10 tokens" in engine.details
         assert engine.run([*range(5, 30)] * 2, 12).tokens == 12

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from eval.cli.options import DEFAULT_MODEL
+from tests.support.processes.forked import python
 from tests.support.processes.pseudo_terminal import ALT_ENTER, CTRL_C, CTRL_D, CTRL_J, ENTER, TAB, UP, PseudoTerminal
 
-ECHO = (sys.executable, "-m", "tests.support.processes.echo_chat")
+ECHO = ("-m", "tests.support.processes.echo_chat")
 READY = "leaves.\n"
 DONE = "per round)\n"
 
@@ -30,7 +29,7 @@ def terminal(cache: Path) -> Iterator[PseudoTerminal]:
     editor = cache / "editor"
     editor.write_text("#!/bin/sh\nprintf 'more\\n' >> \"$1\"\n")
     editor.chmod(0o755)
-    with PseudoTerminal(ECHO, {"SPECDEC_CACHE": str(cache), "VISUAL": str(editor)}) as one:
+    with PseudoTerminal([*python(), *ECHO], {"SPECDEC_CACHE": str(cache), "VISUAL": str(editor)}) as one:
         before = one.until(READY)
         assert before.startswith(f"loading {DEFAULT_MODEL}\n")
         yield one
@@ -126,7 +125,7 @@ def test_history_goes_on_in_the_next_session_and_ctrl_d_leaves(terminal: PseudoT
     assert terminal.status() == 0
     file = cache / "chat-history"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    with PseudoTerminal(ECHO, {"SPECDEC_CACHE": str(cache)}) as second:
+    with PseudoTerminal([*python(), *ECHO], {"SPECDEC_CACHE": str(cache)}) as second:
         second.until(READY)
         second.keys(UP + ENTER)
         assert r'heard 1: "remember\nthis"' in second.until(DONE + ">")
@@ -136,7 +135,7 @@ def test_history_goes_on_in_the_next_session_and_ctrl_d_leaves(terminal: PseudoT
 
 def test_a_history_that_cannot_be_kept_is_no_trouble(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with PseudoTerminal(ECHO, {"SPECDEC_CACHE": str(tmp_path / "file")}) as one:
+    with PseudoTerminal([*python(), *ECHO], {"SPECDEC_CACHE": str(tmp_path / "file")}) as one:
         one.until(READY)
         one.keys("hello" + ENTER)
         assert "Traceback" not in one.until(DONE + ">")
@@ -147,7 +146,7 @@ def test_a_history_that_cannot_be_kept_is_no_trouble(tmp_path: Path) -> None:
 
 
 def test_a_dumb_terminal_reads_lines_and_blocks(tmp_path: Path) -> None:
-    with PseudoTerminal(ECHO, {"SPECDEC_CACHE": str(tmp_path), "TERM": "dumb"}) as one:
+    with PseudoTerminal([*python(), *ECHO], {"SPECDEC_CACHE": str(tmp_path), "TERM": "dumb"}) as one:
         one.until(READY)
         one.keys('"""one\ntwo\n"""\n')
         assert r'heard 1: "one\ntwo"' in one.until(DONE + ">")
@@ -160,7 +159,7 @@ def test_a_dumb_terminal_reads_lines_and_blocks(tmp_path: Path) -> None:
 
 def test_a_pipe_holds_lines_blocks_and_bytes_that_are_refused_alone() -> None:
     lines = b'first\n"""\n/stats\nx\n"""\n\xff\xfe\n//help\n/system """be\nkind"""\n"""no\nend'
-    found = subprocess.run(ECHO, input=lines, capture_output=True, check=True, env={**os.environ, "LC_ALL": "C.UTF-8"})
+    found = subprocess.run([*python(), *ECHO], input=lines, capture_output=True, check=True)
     said = found.stdout.decode()
     heard = [line for line in said.splitlines() if line.startswith("heard")]
     assert heard == ['heard 1: "first"', r'heard 2: "/stats\nx"', 'heard 3: "/help"', r'heard 4: "no\nend"']

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from eval.fuzz.cases import KINDS, World
 from eval.fuzz.command import NAMES, fuzz, main
 from eval.fuzz.damage import damage
 from eval.fuzz.runner import Case, Runner, make_case
-from eval.fuzz.seeds import write_seeds
+from tests.support.tiny_folder import threads_restored
 
 CASES, SEED, JOBS = 2000, 20, 2
 
@@ -29,12 +30,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of memor
 
 
 @pytest.fixture(scope="module")
-def seeds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("seeds")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPECDEC_CACHE", str(tmp_path_factory.mktemp("cache")))
-        write_seeds(folder)
-        yield folder
+def runner(seeds: Path) -> Iterator[Runner]:
+    with threads_restored():
+        yield Runner(seeds)
 
 
 def test_damaged_files_load_or_are_refused_by_name(tmp_path: Path) -> None:
@@ -125,10 +123,9 @@ def coloured() -> None:
     ],
 )
 def test_what_must_not_happen_is_seen(
-    seeds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None], why: str
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None], why: str
 ) -> None:
     monkeypatch.setattr("eval.fuzz.runner.SECONDS", 1.0)
-    runner = Runner(seeds)
     whole = KINDS["prompts"]
     bad = replace(whole, read=lambda folder, world: act() if folder.name.endswith("-1") else whole.read(folder, world))
     monkeypatch.setitem(KINDS, "prompts", bad)
@@ -141,7 +138,11 @@ def test_what_must_not_happen_is_seen(
 def test_the_command(
     seeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def pool(jobs: int, _: object, begin: Callable[..., None], about: tuple[Path]) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(jobs, initializer=begin, initargs=about)
+
     monkeypatch.setattr("eval.fuzz.command._seeds", lambda: nullcontext(seeds))
+    monkeypatch.setattr("eval.fuzz.command.ProcessPoolExecutor", pool)  # the 2,000 cases have real ones
     record, kept = tmp_path / "fuzz.json", tmp_path / "kept"
     arguments = ["--cases", "24", "--seed", "3", "--kind", "prompts", "shards", "--jobs", "1"]
     assert main([*arguments, "--json", str(record), "--keep", str(kept)]) == 0

@@ -7,7 +7,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from drafter.train.run import Began, Status
 from drafter.train.trainer import StepReport
 from eval import ablations, acceptance
 from eval.train.view import LiveTraining, PlainLines
+from tests.support.processes.forked import python
 from tests.support.tiny_folder import hears_ctrl_c, make_folder, threads_restored
 
 ROOT = Path(run.__file__).parent
@@ -76,7 +76,7 @@ def test_what_it_leaves_is_a_drafter(
 
 def test_ctrl_c_leaves_what_the_same_command_goes_on_from(folder: Path, prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "head"
-    command = [sys.executable, "run.py", *words(folder, prompts, out), "--minutes", "10", "--collecting", "0.1"]
+    command = [*python(), "run.py", *words(folder, prompts, out), "--minutes", "10", "--collecting", "0.1"]
     running = subprocess.Popen(
         [*command, "--evaluate-minutes", "0.01"],
         cwd=ROOT,

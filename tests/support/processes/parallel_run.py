@@ -1,4 +1,4 @@
-"""What `torchrun` starts in `tests/drafter/train/test_run.py`: a run on a tiny model, in each of its processes."""
+"""A run on a tiny model in one of several processes, which find each other by the variables that `torchrun` sets."""
 
 import sys
 from pathlib import Path
