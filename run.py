@@ -14,6 +14,8 @@ from pathlib import Path
 from eval.cli.names import full_size_names
 from eval.cli.options import (
     DEFAULT_MODEL,
+    DTYPES,
+    KV_DTYPES,
     QUANTIZE,
     Parser,
     add_drafting_options,
@@ -198,13 +200,9 @@ def add_plan_options(planned: argparse.ArgumentParser) -> None:
     )
     planned.add_argument("--context", type=whole_number(1), default=4096, metavar="N", help="positions (default 4096)")
     planned.add_argument("--budget", metavar="SIZE", help="such as 16GB (default: what is free now)")
-    planned.add_argument(
-        "--kv-dtype", choices=("float32", "bfloat16", "int8"), default="float32", help="what the cache keeps"
-    )
+    planned.add_argument("--kv-dtype", choices=KV_DTYPES, default="float32", help="what the cache keeps")
     planned.add_argument("--quantize", choices=QUANTIZE, help="as for every command")
-    planned.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of activations"
-    )
+    planned.add_argument("--dtype", choices=DTYPES, default="float32", help="of activations")
 
 
 def run(arguments: argparse.Namespace) -> int:

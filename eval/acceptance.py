@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -26,7 +25,7 @@ from eval.cli import options as cli
 from eval.cli.output import INTERRUPTED, check_writable, file_name, put_record, run_guarded
 from eval.cli.provenance import provenance
 from eval.cli.session import Session, open_session
-from eval.live.parts import format_percent
+from eval.live.parts import count_bar, format_percent
 from eval.prompts.sets import Prompt, foreign_prompts, load_prompts
 from eval.train.command import ends_of
 from specdec.cache import KVCache
@@ -82,17 +81,14 @@ def run(arguments: argparse.Namespace) -> int:
     asked = prompts(a.prompts, a.own, a.limit)
     session = open_session(cli.settings_from(a))
     drafter = WithoutNoise(session.model.drafter) if a.without_noise else session.model.drafter
-    console = Terminal(stderr=True)
     found: dict[str, GenerationStats] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("decoding", total=len(asked))
+        with count_bar("decoding", len(asked)) as advance:
             for prompt in asked:
                 stats = count_drafts(session, drafter, prompt, a)
                 kind = prompt.task or "all"
                 found.setdefault(kind, GenerationStats()).merge(stats)
-                bar.advance(task)
+                advance()
             step, plain = costs(session, asked, a.draft_length)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
@@ -171,7 +167,7 @@ def count_drafts(session: Session, drafter: Drafter, prompt: Prompt, a: argparse
 
 def ids_of(session: Session, prompt: Prompt) -> Tensor:
     """Return the token ids [n] of a prompt up to its first turn, in the model's chat template."""
-    return session.encode([*prompt.history(), {"role": "user", "content": prompt.turns[0]}])[0]
+    return session.encode(prompt.opening())[0]
 
 
 def costs(session: Session, asked: Sequence[Prompt], draft_length: int) -> tuple[float, float]:

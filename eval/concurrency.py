@@ -251,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
         session = open_session(settings)
         every = suite_prompts()
         chosen = every[:: max(1, len(every) // a.prompts)][: a.prompts]
-        prompts = [session.encode([{"role": "user", "content": one.turns[0]}])[0] for one in chosen]
+        prompts = [session.encode(one.opening())[0] for one in chosen]
         crowd, found, same = Crowd(session, settings.max_new_tokens), list[Together](), list[bool]()
         joins, interrupted = list[Join](), False
         try:

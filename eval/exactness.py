@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -26,6 +25,7 @@ from eval.cli.metrics import TimedRun, first_difference
 from eval.cli.output import DIFFERS, INTERRUPTED, check_writable, put_record, run_guarded
 from eval.cli.provenance import provenance
 from eval.cli.session import Session, open_session
+from eval.live.parts import count_bar
 from eval.prompts.sets import Prompt, exactness_prompts
 from eval.scripted import ScriptedDrafter
 from specdec.util.terminal import Terminal
@@ -104,7 +104,7 @@ class Checker:
         Raises ValueError when a text cannot be as long as asked for, or the model refuses a prompt.
         """
         for prompt in prompts:
-            ids = self.session.encode([*prompt.history(), {"role": "user", "content": prompt.turns[0]}])
+            ids = self.session.encode(prompt.opening())
             if ids.shape[1] + self.tokens > self.session.context:
                 raise ValueError(
                     f"prompt {prompt.name} has {ids.shape[1]} tokens; {self.tokens} more exceed the model's context of "
@@ -198,15 +198,12 @@ def _at(tokens: Sequence[int], index: int) -> int | None:
 def exactness(checker: Checker, prompts: Sequence[Prompt], json_file: Path | None) -> int:
     """Check, show and write; return the exit code: 0, 1 when anything differs, 130 after Ctrl-C."""
     runs = len(prompts) * len(checker.temperatures) * (1 + len(checker.drafters))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     interrupted = False
-    bar = Terminal(stderr=True)
-    with Progress(*columns, console=bar, transient=True, disable=not bar.is_terminal) as progress:
-        task = progress.add_task("texts", total=runs)
+    with count_bar("texts", runs) as advance:
         try:
-            for tally in checker.check(prompts, lambda: progress.advance(task)):
+            for tally in checker.check(prompts, advance):
                 if tally.identical < tally.total:
-                    progress.update(task, description="texts [red]DIFFERENT[/red]")
+                    advance(0, "texts [red]DIFFERENT[/red]")
         except KeyboardInterrupt:
             interrupted = True
     tallies = list(checker.tallies.values())

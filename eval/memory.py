@@ -211,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--kv-dtype",
         nargs="+",
-        choices=["float32", "bfloat16", "float16", "int8"],
+        choices=cli.KV_DTYPES,
         default=["bfloat16", "int8"],
         help="default: bfloat16 int8",
     )

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -32,6 +31,7 @@ from eval.cli import options as cli
 from eval.cli.output import DIFFERS, INTERRUPTED, check_writable, file_name, put_record, run_guarded
 from eval.cli.provenance import provenance
 from eval.cli.session import Session, open_session
+from eval.live.parts import count_bar
 from eval.prompts.english import manual_prose
 from specdec.util.terminal import Terminal
 
@@ -203,13 +203,11 @@ def perplexity(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--context {arguments.context} exceeds the model's {session.context}: ask for less")
     pieces = windows(ids, arguments.context, arguments.tokens, first)
     reference = reference_logits(arguments.model, arguments.reference)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Terminal(stderr=True)
-    with Progress(*columns, console=bar, transient=True, disable=not bar.is_terminal) as progress:
-        task, comparison = progress.add_task("windows", total=len(pieces)), Comparison()
+    comparison = Comparison()
+    with count_bar("windows", len(pieces)) as advance:
 
         def tick() -> None:
-            progress.update(task, advance=1, description=f"windows ({comparison.difference:+.2f} %)")
+            advance(1, f"windows ({comparison.difference:+.2f} %)")
 
         interrupted = compare(comparison, pieces, _engine_logits(session), reference, tick)
     scored = comparison.tokens

@@ -132,7 +132,7 @@ def draw_dashboard(picture: Path) -> None:
     session = open_session(GenerationSettings())
     dashboard = Dashboard(session.costs, session.memory)
     for prompt in default_prompts():
-        ids = session.encode([{"role": "user", "content": prompt.turns[0]}])
+        ids = session.encode(prompt.opening())
         session.run(ids, on_round=dashboard.on_round)
     terminal(lambda console: console.print(dashboard), "python run.py chat --dashboard", picture)
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from drafter.data.features import Features, best_of, kept_keys, likeliest, longest_text
 from drafter.data.patience import PATIENT, Patience
 from specdec.cache import Conversation, KVCache
+from specdec.cache.reuse import shared_beginning
 from specdec.drafting.protocol import NoDraft
 from specdec.engine.engine import Engine
 from specdec.engine.sampling import Sampler
@@ -218,7 +219,7 @@ class Beginnings:
             states, best = States(none, (none,) * self._aux), torch.empty(0, dtype=torch.int64, device=backbone.device)
             known = _Begun(prompt[:0], states, best, cache)
         else:
-            shared = [_shared(old, prompt[:-1]) for old in self._kept]
+            shared = [shared_beginning(old.tokens, prompt[:-1]) for old in self._kept]
             most = max(shared)
             tokens, states, best, cache = self._kept.pop(shared.index(most))
             cache.rewind(most)
@@ -235,13 +236,6 @@ class Beginnings:
         """Keep `text`, so that later texts can begin with its tokens."""
         if text.cache.length <= self._MODEST and text.cache.rewindable(0):
             self._kept = [*self._kept[-self._SPARE :], text]
-
-
-def _shared(text: _Begun, prompt: Tensor) -> int:
-    """Count the tokens that `text` and prompt [n] begin with alike."""
-    most = min(len(text.tokens), len(prompt))
-    differs = (text.tokens[:most] != prompt[:most]).nonzero()
-    return int(differs[0]) if len(differs) else most
 
 
 class _Failed(NamedTuple):

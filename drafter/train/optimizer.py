@@ -16,6 +16,16 @@ from torch import Tensor, distributed
 _BLOCKS = 3  # a third of a symmetric product's work is left out; of more blocks each would be too small
 
 
+def is_parallel() -> bool:
+    """Tell whether the processes of a `torchrun` have met, so that they can share work."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def rank_and_count() -> tuple[int, int]:
+    """Return this process's number, from 0, and how many processes there are; (0, 1) without `torchrun`."""
+    return (distributed.get_rank(), distributed.get_world_size()) if is_parallel() else (0, 1)
+
+
 class Muon(torch.optim.Muon):
     """Move matrices with the step size of arXiv 2502.16982, 0.2 sqrt(larger side), and Nesterov's momentum.
 
@@ -54,9 +64,7 @@ class Muon(torch.optim.Muon):
 
 def _share(updates: list[Tensor], group: dict[str, Any], products: torch.dtype) -> None:
     """Orthogonalise `updates` in place, all processes together."""
-    rank, ranks = 0, 1
-    if distributed.is_available() and distributed.is_initialized():
-        rank, ranks = distributed.get_rank(), distributed.get_world_size()
+    rank, ranks = rank_and_count()
     dealt = sorted(range(len(updates)), key=lambda i: -updates[i].numel())  # so that all have about as much to do
     for turn, i in enumerate(dealt):
         if turn % ranks == rank:

@@ -33,6 +33,7 @@ from drafter.train.initial import initial_tensors
 from drafter.train.judge import Judge, Progress, Scored
 from drafter.train.loss import Candidates
 from drafter.train.model import Network
+from drafter.train.optimizer import is_parallel, rank_and_count
 from drafter.train.schedule import Clock, Pace, Schedule, Step, rows_per_second, side_by_side
 from drafter.train.trainer import StepReport, Trainer
 from specdec.model.decoder import Decoder
@@ -101,7 +102,7 @@ class TrainingRun:
         self.schedule = Schedule(budget, used, now() if began is None else began, now)
         self.done = 0.0  # of the phase, 0..1
         self.phase = "beginning"
-        self.first = not _parallel() or distributed.get_rank() == 0
+        self.first = rank_and_count()[0] == 0
         self.trainer: Trainer | None = None
         self._saved = -1  # the step that the state on disk is of, as far as this sitting knows
 
@@ -131,7 +132,7 @@ class TrainingRun:
         """
         if self.first:
             yield from self._collect()
-        if _parallel():
+        if is_parallel():
             distributed.barrier()
         self.phase, self.done = "beginning", 0.0
         trainer, began = self._begin()
@@ -195,7 +196,7 @@ class TrainingRun:
         """Yield the texts that a new head is fitted to, as many as there is time for; none where training goes on."""
         if going_on:
             return
-        patience = PATIENT if _parallel() else self.schedule.fitting()  # every process has to make the same of it
+        patience = PATIENT if is_parallel() else self.schedule.fitting()  # every process has to make the same of it
         for _, text in dataset.texts(self.settings.seed, epochs=1):
             yield text
             if patience.over():
@@ -247,7 +248,7 @@ class TrainingRun:
         if self.schedule.budget.steps is not None:
             return Step(trainer.step_number / self.schedule.budget.steps, trainer.settings.batch_tokens)
         step = pace.next(trainer.step_number, trainer.settings.batch_tokens)
-        if not _parallel():
+        if not is_parallel():
             return step
         agreed = torch.tensor(step, dtype=torch.float64)
         distributed.broadcast(agreed, 0)
@@ -298,7 +299,3 @@ class TrainingRun:
     def _note(self, **changes: Any) -> None:
         self.progress = replace(self.progress, **changes)
         self.progress.write(self._progress_file)
-
-
-def _parallel() -> bool:
-    return distributed.is_available() and distributed.is_initialized()

@@ -23,7 +23,7 @@ from drafter.data.features import Features
 from drafter.settings import TrainerSettings
 from drafter.train.loss import Candidates, unrolled_loss
 from drafter.train.model import Network
-from drafter.train.optimizer import Muon
+from drafter.train.optimizer import Muon, rank_and_count
 from specdec.engine.sampling import mix
 from specdec.util.atomic import replacing
 
@@ -68,9 +68,7 @@ class Trainer:
         self.scale = _scale(dataset)
         self.position = BEGINNING
         self._texts = dataset.texts(settings.seed)
-        self._rank, self._ranks = 0, 1
-        if distributed.is_available() and distributed.is_initialized():
-            self._rank, self._ranks = distributed.get_rank(), distributed.get_world_size()
+        self._rank, self._ranks = rank_and_count()
 
     def step(self, progress: float, batch_tokens: int | None = None) -> StepReport:
         """Take one step; `progress` 0..1: how much of the run is done, for the learning rate.

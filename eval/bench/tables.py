@@ -14,12 +14,11 @@ from rich.text import Text
 from eval.cli.figure_table import Column, FigureTable
 from eval.cli.metrics import NOISE
 from eval.cli.names import PLAIN
-from eval.cli.words import count_noun, repetitions
+from eval.cli.words import DISTURBED, count_noun, repetitions
 from eval.live.parts import format_percent, milliseconds, position_table, size, yes_or_no
 
 MOST_PROMPTS = 24  # rows; of more prompts only the slowest are listed
 SLOWEST = 8
-DISTURBED = 0.05  # cores that waiting engines may use
 
 Record = dict[str, Any]
 

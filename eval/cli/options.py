@@ -22,6 +22,8 @@ from specdec.util.text import did_you_mean, printable
 DEFAULT_MODEL = "smollm2-135m-instruct"
 _THREADS_EACH, _THREADS = 4, 16  # of a processor, at most, where that is not less than so many
 QUANTIZE = ("int4", "int4-all", "int8", "none")
+DTYPES = ("float32", "bfloat16", "float16")  # of activations
+KV_DTYPES = (*DTYPES, "int8")  # as `specdec.memory.plan` has them, which imports torch
 
 
 @dataclass(frozen=True)
@@ -134,11 +136,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="quantise a float checkpoint while it loads; int4 leaves the vocabulary at 8 bits, int4-all does not; "
         "none: expand a quantised one (default: as stored)",
     )
-    group.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of activations and float weights")
+    group.add_argument("--dtype", choices=DTYPES, help="of activations and float weights")
     group.add_argument("--device", help="cpu, cuda or mps (default: cuda where there is one, else cpu, on a Mac too)")
     group.add_argument(
         "--kv-dtype",
-        choices=["float32", "bfloat16", "float16", "int8"],
+        choices=KV_DTYPES,
         help="what the cache keeps of the context (default: as --dtype); rounds, so another one may change the text",
     )
     group.add_argument("--memory-budget", metavar="SIZE", help="what this process may take in all, like 9GB")

@@ -1,9 +1,11 @@
-"""Counts in words, for tables, captions and the report."""
+"""What tables, captions and the report say of a bench's record: counts in words, and when timings are unreliable."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+DISTURBED = 0.05  # cores that waiting engines may use before timings are called unreliable
 
 
 def count_noun(number: int, noun: str) -> str:

@@ -142,22 +142,19 @@ def _replay(folder: Path) -> int:
 
 
 def _check(arguments: Any) -> int:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    from eval.live.parts import count_bar
     from specdec.util.terminal import Terminal
 
     kinds, keep = arguments.kind or NAMES, arguments.keep
-    console, errors = Terminal(highlight=False), Terminal(stderr=True, highlight=False)
+    console = Terminal(highlight=False)
     tallies = {kind: Tally() for kind in kinds}
     failures: list[Outcome] = []
     interrupted = False
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task("reading damaged files", total=arguments.cases)
+    with count_bar("reading damaged files", arguments.cases) as advance:
         try:
             for outcome in fuzz(arguments.cases, arguments.seed, kinds, arguments.jobs, keep):
                 tallies[outcome.case.kind].add(outcome)
-                bar.advance(task)
+                advance()
                 if outcome.result == "failed":
                     failures.append(outcome)
                     if len(failures) <= _SHOWN:

@@ -1,16 +1,20 @@
-"""The parts of all commands' views: plain lines, a view that is redrawn, bars by position, and figures in words."""
+"""The parts of all commands' views: plain lines, a view that is redrawn, bars, and figures in words."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from specdec.util.terminal import Terminal
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
@@ -71,6 +75,23 @@ def position_table(positions: Sequence[dict[str, float]]) -> Table:
         bar = Text.assemble(("█" * full, "cyan"), ("░" * (_BAR - full), "dim"), f" {format_percent(p['accepted']):>4}")
         table.add_row(str(p["position"]), bar, str(p["reached"]), format_percent(p["accepted_of_reached"]))
     return table
+
+
+@contextmanager
+def count_bar(what: str, total: int) -> Iterator[Callable[..., None]]:
+    """Draw a bar of `total` things on stderr where it is a terminal; yield what moves it on.
+
+    `advance(done=1, what=None)`: `done` more are done; `what` describes them from now on, in rich's markup.
+    """
+    console = Terminal(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+
+        def advance(done: int = 1, what: str | None = None) -> None:
+            bar.update(task, advance=done, description=what)
+
+        yield advance
 
 
 def format_percent(value: float) -> str:

@@ -38,6 +38,10 @@ class Prompt:
         """Return the messages before the first turn, as a new list."""
         return [{"role": role, "content": content} for role, content in self.before]
 
+    def opening(self) -> list[Message]:
+        """Return the messages up to the first turn, that turn included."""
+        return [*self.history(), {"role": "user", "content": self.turns[0]}]
+
 
 def default_prompts() -> list[Prompt]:
     """Return the bench's own eight: chat, code editing, summary, JSON, mathematics, translation, rewriting, list."""

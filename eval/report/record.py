@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from eval.cli.words import DISTURBED
 from eval.report.charts import NONE
 
 _LARGEST = 1e30  # above it no figure of a bench is real, and sums might not be finite
-DISTURBED = 0.05  # cores that waiting engines may use, as for the terminal's tables
 
 
 class Node:

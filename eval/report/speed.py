@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from eval.cli.words import count_noun, repetitions
+from eval.cli.words import DISTURBED, count_noun, repetitions
 from eval.report.charts import (
     NONE,
     Bar,
@@ -27,7 +27,7 @@ from eval.report.charts import (
     table,
     times,
 )
-from eval.report.record import DISTURBED, Node, RecordedRun
+from eval.report.record import Node, RecordedRun
 
 SYNTHETIC = element("b", "SYNTHETIC", class_="synthetic")
 _EVEN = BarMark(1.0, "1.0x")

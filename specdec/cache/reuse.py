@@ -225,10 +225,15 @@ class Conversations:
 
 def _usable(conversation: Conversation, tokens: Tensor) -> tuple[int, RingCheckpoint | None]:
     """Return how many of tokens [n] the cache can begin with, and the mark that this takes, if any."""
-    most = min(len(tokens), len(conversation.tokens))
-    differs = (tokens[:most] != conversation.tokens[:most]).nonzero()
-    shared = int(differs[0]) if len(differs) else most
+    shared = shared_beginning(tokens, conversation.tokens)
     if conversation.cache.rewindable(shared):
         return shared, None
     marks = [mark for mark in conversation.marks if mark.length <= shared]
     return (marks[-1].length, marks[-1]) if marks else (0, None)
+
+
+def shared_beginning(a: Tensor, b: Tensor) -> int:
+    """Count the tokens that a [n] and b [m] begin with alike."""
+    most = min(len(a), len(b))
+    differs = (a[:most] != b[:most]).nonzero()
+    return int(differs[0]) if len(differs) else most

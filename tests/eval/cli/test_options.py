@@ -8,7 +8,8 @@ import pytest
 
 import run
 from eval import exactness
-from eval.cli.options import module_parser
+from eval.cli.options import KV_DTYPES, module_parser
+from specdec.memory import plan
 
 
 def complaint(words: list[str], capsys: pytest.CaptureFixture[str], command: object = run.main) -> tuple[str, str]:
@@ -62,3 +63,7 @@ def test_options_of_others_are_no_suggestion(capsys: pytest.CaptureFixture[str])
     made.add_argument("--tokens")
     _, last = complaint(["--jsonn", "x"], capsys, made.parse_args)
     assert re.search(r"unrecognized arguments: --jsonn$", last)
+
+
+def test_the_types_of_a_cache_are_those_that_memory_is_planned_for() -> None:
+    assert tuple(plan.KV_DTYPES) == KV_DTYPES
