@@ -28,7 +28,7 @@ from eval.cli.output import DIFFERS, INTERRUPTED, check_writable, put_record, ru
 from eval.cli.provenance import provenance
 from eval.cli.session import Session, open_session
 from eval.kernels.model_pass import random_tokens
-from specdec.memory.plan import resident_bytes
+from specdec.memory.system import resident_bytes
 from specdec.util.terminal import Terminal
 
 SAVES = 0.1  # the first token of a turn that goes on comes in at most this share of the time
@@ -110,9 +110,7 @@ def soak(session: Session, count: int, longest: int) -> Iterator[int]:
         options: dict[str, Any] = {"reuse": True, "max_new_tokens": 1 + new % 32, "eos_token_id": None}
         answer = session.run(ids, **options)
         session.run(torch.cat((ids, ids.new_tensor([[*answer.tokens, 1]])), dim=1), **options)
-        resident = resident_bytes()
-        assert resident is not None
-        yield resident
+        yield resident_bytes()
 
 
 def _show(turns: list[Turn], console: Console) -> None:
@@ -145,8 +143,6 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> int:
         check_writable(a.json)
-        if a.soak and resident_bytes() is None:
-            raise ValueError("--soak reads /proc, which is Linux's; measure there")
         session = open_session(cli.settings_from(a))
         console, bar = Terminal(highlight=False), Terminal(stderr=True)
         turns: list[Turn] = []

@@ -25,13 +25,13 @@ from rich.table import Table
 
 import specdec
 from eval.cli import options as cli
-from eval.cli.metrics import peak_memory
 from eval.cli.output import DIFFERS, INTERRUPTED, check_writable, put_record, run_guarded
 from eval.cli.provenance import machine
 from eval.kernels.model_pass import random_tokens
 from eval.plan import Asked, plan_memory
 from specdec.cache import Conversation
 from specdec.memory.plan import Needs, program_bytes
+from specdec.memory.system import peak_bytes
 from specdec.model.decoder import Decoder
 from specdec.util.terminal import Terminal
 
@@ -117,13 +117,11 @@ def measure(case: Case) -> Measured:
     stats = model.last_stats
     assert stats.reused == before
     _, plain = run(speculation=False)
-    peak = peak_memory()["process"]
-    assert peak is not None
     return Measured(
         case.context,
         case.kv_dtype,
         plan,
-        peak,
+        peak_bytes(),
         ready,
         case.prefill / times[0],
         median(after - before for before, after in pairwise(plain)),
@@ -222,8 +220,6 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> int:
         check_writable(a.json)
-        if peak_memory()["process"] is None:
-            raise ValueError("this system does not tell the peak of a process")
         cases = [
             Case(a.model, a.drafter, a.quantize, n, kept, a.prefill, a.tokens, a.draft_length, a.threads, a.from_start)
             for kept in a.kv_dtype

@@ -21,7 +21,8 @@ from eval.cli.provenance import machine
 from eval.synthetic.full_size import full_size_config, full_size_drafter
 from specdec.drafting.registry import drafter_bytes
 from specdec.load import open_checkpoint
-from specdec.memory.plan import KV_DTYPES, Needs, Planner, available_memory, loaded_bytes, program_bytes, weight_bytes
+from specdec.memory.plan import KV_DTYPES, Needs, Planner, loaded_bytes, program_bytes, weight_bytes
+from specdec.memory.system import available_bytes
 from specdec.model.build import Quantize
 from specdec.model.families import decoder_spec
 from specdec.model.names import expected_tensors
@@ -49,21 +50,20 @@ def plan(asked: Asked, json_file: Path | None) -> int:
     Raises ValueError: the model or the drafter is not readable, or the context is longer than the model's.
     """
     check_writable(json_file)
-    program, free = program_bytes(), available_memory()
+    program, free = program_bytes(), available_bytes()
     planner = plan_memory(asked, program)
     spec = planner.spec
     needs = planner.needs(asked.context, asked.kv_dtype)
     # Free memory does not count this program, which is in memory already.
-    budget = asked.budget if asked.budget is not None else None if free is None else free + program
-    longest = {} if budget is None else {name: planner.longest(budget, name) for name in KV_DTYPES}
-    fits = budget is None or needs.total <= budget
+    budget = asked.budget if asked.budget is not None else free + program
+    longest = {name: planner.longest(budget, name) for name in KV_DTYPES}
+    fits = needs.total <= budget
     console = Terminal(highlight=False)
     console.print(_table(needs))
-    if budget is not None:
-        source = "the budget" if asked.budget is not None else "what is free"
-        verdict = "fits into" if fits else "does not fit into"
-        console.print(f"{verdict} {source}, {budget / 1e9:.2f} GB")
-        console.print(_longest(longest, spec.max_positions))
+    source = "the budget" if asked.budget is not None else "what is free"
+    verdict = "fits into" if fits else "does not fit into"
+    console.print(f"{verdict} {source}, {budget / 1e9:.2f} GB")
+    console.print(_longest(longest, spec.max_positions))
     record: dict[str, Any] = {
         "command": "plan",
         "model": asked.model,

@@ -7,7 +7,6 @@ second count the whole call, prefill included.
 from __future__ import annotations
 
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from specdec.engine.stats import PHASES, GenerationStats
 from specdec.engine.telemetry import speculative_decoding
+from specdec.memory.system import peak_bytes
 
 NOISE = 1.25  # by how much two timings of the same work may differ before they are called unreliable
 
@@ -143,20 +143,7 @@ def _overhead(stats: GenerationStats) -> float:
 def peak_memory(device: str = "cpu") -> dict[str, int | None]:
     """Return the bytes at the most: of this process since it began, and of torch on a CUDA device. None where
     unknown."""
-    return {"process": _peak_process(), "device": _peak_device(device)}
-
-
-def _peak_process() -> int | None:
-    from specdec.memory.plan import peak_bytes  # not above: it imports torch
-
-    if (peak := peak_bytes()) is not None:
-        return peak
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+    return {"process": peak_bytes(), "device": _peak_device(device)}
 
 
 def _peak_device(device: str) -> int | None:

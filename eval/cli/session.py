@@ -23,7 +23,8 @@ from specdec.drafting.costs import Costs
 from specdec.drafting.registry import DrafterLike
 from specdec.engine.stats import GenerationStats
 from specdec.engine.telemetry import prometheus
-from specdec.memory.plan import parse_bytes, resident_bytes
+from specdec.memory.plan import parse_bytes
+from specdec.memory.system import resident_bytes
 from specdec.util.text import check_text
 
 
@@ -113,8 +114,8 @@ class Session:
         lengths = self.model.lengths
         return None if lengths.measured_for is None else lengths.costs
 
-    def memory(self) -> tuple[int | None, int | None]:
-        """Return the bytes that this process takes now (None where unknown), and the budget (None without one)."""
+    def memory(self) -> tuple[int, int | None]:
+        """Return the bytes that this process takes now, and the budget (None without one)."""
         budget = self.settings.memory_budget
         return resident_bytes(), None if budget is None else parse_bytes(budget)
 

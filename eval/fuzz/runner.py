@@ -31,7 +31,7 @@ from transformers.utils import logging
 
 from eval.fuzz.cases import KINDS, UnsupportedError, World
 from eval.fuzz.damage import damage
-from specdec.memory.plan import data_bytes, peak_bytes, resident_bytes
+from specdec.memory.system import data_bytes, peak_bytes, resident_bytes
 from specdec.util.heap import trim_heap
 from specdec.weights.metadata import one_line
 
@@ -161,7 +161,7 @@ def _one(case: Case, folder: Path, world: World, printed: int) -> dict[str, Any]
     except BaseException as error:  # panics of libraries in Rust, too
         at = traceback.extract_tb(error.__traceback__)[-1]
         said |= {"kind": type(error).__name__, "message": str(error), "where": f"{at.filename}:{at.lineno}"}
-    seconds, grown = time.process_time() - began, max(0, (peak_bytes() or 0) - start)
+    seconds, grown = time.process_time() - began, max(0, peak_bytes() - start)
     sys.stdout.flush()
     sys.stderr.flush()
     text = os.pread(printed, _PRINTED, before).decode("utf-8", "replace")
@@ -178,7 +178,7 @@ def _limit() -> int:
     reset = Path("/proc/self/clear_refs")
     if reset.exists():
         reset.write_text("5")  # the most that was resident is counted anew
-    return resident_bytes() or 0
+    return resident_bytes()
 
 
 def _wait(child: int, told: int) -> int:

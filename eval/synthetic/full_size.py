@@ -19,7 +19,8 @@ from eval.cli.names import DRAFTER_SUFFIX, full_size_names
 from eval.synthetic.random_weights import RandomCheckpoint
 from specdec.drafting.protocol import NoDraft
 from specdec.hf import SpecdecForCausalLM
-from specdec.memory.plan import available_memory, weight_bytes
+from specdec.memory.plan import weight_bytes
+from specdec.memory.system import available_bytes
 from specdec.model.build import Source, build_decoder
 from specdec.model.families import decoder_spec
 from specdec.model.names import expected_tensors
@@ -52,7 +53,7 @@ def full_size_model(name: str, progress: Callable[[str], None] | None = None) ->
     """
     config = full_size_config(name)
     spec = decoder_spec(config)
-    check_memory(name, weight_bytes(expected_tensors(spec), "int4", torch.float32), available_memory())
+    check_memory(name, weight_bytes(expected_tensors(spec), "int4", torch.float32), available_bytes())
     checkpoint = RandomCheckpoint(spec, f"random {name}")
     decoder = build_decoder(
         spec,
@@ -65,9 +66,9 @@ def full_size_model(name: str, progress: Callable[[str], None] | None = None) ->
     return SpecdecForCausalLM(decoder, config, GenerationConfig(), NoDraft())
 
 
-def check_memory(name: str, needed: int, available: int | None) -> None:
+def check_memory(name: str, needed: int, available: int) -> None:
     """Raise a ValueError, before the memory is taken, when `needed` bytes and some room do not fit."""
-    if available is not None and needed + HEADROOM > available:
+    if needed + HEADROOM > available:
         raise ValueError(
             f"{name} needs {(needed + HEADROOM) / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are free: "
             "close other programs, or run it on a larger machine"

@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 
 from specdec.cache import MAX_ROWS, Conversations
 from specdec.cache.stores import slots_for, store_bytes
+from specdec.memory.system import available_bytes, resident_bytes
 from specdec.model.build import Quantize, Source, storage_of
 from specdec.model.decoder import Decoder, MemoryLimits
 from specdec.model.names import expected_tensors
@@ -34,7 +34,6 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 LOGIT_ROWS = 27  # of the vocabulary, float32: a pass over nine rows, and two copies that processors and sampling make
 KEPT_SHARE = 8  # one part in so many of the free memory is for the caches of former conversations
 LATER = 22_000_000  # parts of libraries that a generation is the first to need; measured with eval.memory
-PROGRAM = 450_000_000  # Python, torch and transformers, where the system does not tell
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Planner:
     spec: DecoderSpec
     weights: int
     drafter: int = 0
-    program: int = PROGRAM
+    program: int = 0
     dtype: torch.dtype = torch.float32  # of activations
 
     def needs(self, positions: int, kv_dtype: str = "float32") -> Needs:
@@ -148,7 +147,7 @@ def conversations_of(decoder: Decoder) -> Conversations:
     if decoder.device.type != "cpu":
         return Conversations(decoder.new_cache)
     if decoder.room is None:
-        return Conversations(decoder.new_cache, (available_memory() or 0) // KEPT_SHARE)
+        return Conversations(decoder.new_cache, available_bytes() // KEPT_SHARE)
     return Conversations(
         decoder.new_cache, decoder.room.cache, lambda n: cache_bytes(decoder.spec, n, decoder.kv_dtype)
     )
@@ -156,35 +155,7 @@ def conversations_of(decoder: Decoder) -> Conversations:
 
 def program_bytes() -> int:
     """Return the resident bytes of this process before a model is in it, and those that a first generation adds."""
-    return (resident_bytes() or PROGRAM) + LATER
-
-
-def resident_bytes() -> int | None:
-    """Return the resident bytes of this process now, where Linux tells; None elsewhere."""
-    return _reported("/proc/self/status", "VmRSS")
-
-
-def data_bytes() -> int | None:
-    """Return the private memory that this process has asked for, used or not, where Linux tells; None elsewhere."""
-    return _reported("/proc/self/status", "VmData")
-
-
-def peak_bytes() -> int | None:
-    """Return the most resident bytes of this process so far, where Linux tells; None elsewhere."""
-    return _reported("/proc/self/status", "VmHWM")  # ru_maxrss would count what ran in this process before
-
-
-def available_memory() -> int | None:
-    """Return the bytes that a new process can take without swapping, where Linux tells; None elsewhere."""
-    return _reported("/proc/meminfo", "MemAvailable")
-
-
-def _reported(file: str, field: str) -> int | None:
-    """Return the bytes that Linux gives for `field` in a file of kilobytes; None without such a file or field."""
-    if not Path(file).is_file():
-        return None
-    found = re.search(rf"^{field}:\s+(\d+) kB$", Path(file).read_text(), re.MULTILINE)
-    return None if found is None else int(found[1]) * 1024
+    return resident_bytes() + LATER
 
 
 def parse_bytes(amount: int | str) -> int:

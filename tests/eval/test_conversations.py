@@ -11,7 +11,6 @@ import torch
 from eval.cli.options import GenerationSettings
 from eval.cli.session import Session, open_session
 from eval.conversations import Talk, main, soak
-from specdec.memory.plan import resident_bytes
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,6 @@ def test_the_command_says_what_it_found(folder: Path, capsys: pytest.CaptureFixt
     assert "shorter --document" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(resident_bytes() is None, reason="memory is read from /proc")
 def test_a_soak_keeps_within_the_limit(session: Session) -> None:
     kept = session.model.conversations
     kept.forget()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
 from eval.cli.metrics import (
@@ -100,7 +98,6 @@ def test_summary_of_several_runs_weighs_by_tokens_not_by_run() -> None:
     assert figures["ttft"]["p50"] == pytest.approx(0.3)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no resource module there")
 def test_peak_memory_is_in_bytes() -> None:
     peak = peak_memory()["process"]
     assert peak is not None and 50e6 < peak < 1e12  # torch alone takes more than 50 MB

@@ -50,7 +50,6 @@ def test_gemma_4_12b_has_its_published_shape() -> None:
 
 
 def test_a_shape_that_does_not_fit_is_refused_before_it_is_built() -> None:
-    check_memory("huge", 1 << 40, None)
     check_memory("small", 1 << 30, 4 << 30)
     with pytest.raises(ValueError, match=r"huge needs 10\.7 GB of memory and 4\.3 GB are free"):
         check_memory("huge", 8_000_000_000, 4_300_000_000)
