@@ -1,7 +1,7 @@
 // Sixteen floats and what can be done with them, for one instruction set. all.inl includes this file, then
-// product.inl, rows.inl and attention.inl, once per set, inside a namespace and under the compiler's target pragma,
-// with KERNEL_ISA = 0 (portable), 2 (AVX2) or 5 (AVX-512 VNNI). They therefore have no include guards and no includes:
-// dispatch.h has what they need.
+// quantise.inl, product.inl, rows.inl and attention.inl, once per set, inside a namespace and under the compiler's
+// target pragma, with KERNEL_ISA = 0 (portable), 2 (AVX2) or 5 (AVX-512 VNNI). They therefore have no include guards
+// and include no library: dispatch.h has what they need.
 //
 // Every set gives the same bits: floats are combined in an order that does not depend on the vector width (16
 // lanes everywhere, in as many registers as that takes), no multiply-add is fused, and integer sums are exact.
@@ -114,6 +114,11 @@ INLINE int32_t sum(I v) {
 INLINE int32_t largest(I v) {
 #if KERNEL_ISA == 5
   return _mm512_reduce_max_epi32((__m512i)v.p[0]);
+#elif KERNEL_ISA == 2
+  const __m256i a = _mm256_max_epi32((__m256i)v.p[0], (__m256i)v.p[1]);
+  __m128i b = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  b = _mm_max_epi32(b, _mm_shuffle_epi32(b, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(b, _mm_shuffle_epi32(b, 0xb1)));
 #else
   int32_t most = v.p[0][0];
   EACH for (int i = 0; i < kLanes; ++i) most = v.p[e][i] > most ? v.p[e][i] : most;
