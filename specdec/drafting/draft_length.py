@@ -12,7 +12,9 @@ Three things keep that rule from starving and from costing much:
   rounds, and for fewer the less it fits. With one prior for every position, drafts that were always right stayed short.
 - The first position that is not drafted is tried again after `RETRY` to `RETRY_MOST` rounds, if a draft that goes on
   from there could pay at all. A source that is not used comes back in the same way. After a try that succeeds against
-  expectation the next one follows soon, and earlier outcomes count little.
+  expectation the next one follows soon, and earlier outcomes count little. Where the latest drafts were wholly right,
+  at least `STREAK` of them, a draft that is long enough to pay if that goes on is tried at once: what is known of its
+  later positions may be of another text, and where the next rows are dear no single further token would pay.
 - Credit: an emitted token earns a plain pass, and a round is charged `FLOOR` of its time. No draft is made that
   would leave a debt if all of it were wrong. So, as far as the costs are true, decoding is never slower than `FLOOR`
   times plain decoding, whatever the drafts, from the first round on. The first draft waits for 3 to 19 plain rounds
@@ -31,7 +33,8 @@ pending token, forgetting faster when a new text begins.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heapreplace
 from typing import Any, NamedTuple, Protocol
 
@@ -192,11 +195,13 @@ class AdaptiveLength:
             passes = seconds / self._costs.of_pass(plain_rows)
             self._credit = min(self._credit + won + 1 - FLOOR * passes, CREDIT)
             for sources, accepted in drafts:
-                places = _places(sources[: self.longest])
-                for i, (source, at) in enumerate(places[: accepted + 1]):  # those that were reached
-                    self._record(source).note(at, i < accepted)
-                for source, at in places:
-                    self._record(source).drafted[at] = self._record(source).rounds
+                begin = 0
+                for source, tokens in Counter(sources[: self.longest]).items():  # one source's after the other's
+                    record = self._record(source)
+                    if begin <= accepted:
+                        record.note(tokens, min(accepted - begin, tokens))
+                    record.drafted[:tokens] = [record.rounds] * tokens
+                    begin += tokens
 
     def _best(self, planned: PlannedPass, limits: Sequence[Mapping[str, int]], most: int) -> Plan:
         """Return the drafts with the best rate among those that can be afforded.
@@ -233,26 +238,39 @@ class AdaptiveLength:
         return [(source, order[:best].count(i)) for i, (source, _) in enumerate(sources)]
 
     def _try(self, planned: PlannedPass, limits: Sequence[Mapping[str, int]], plan: Plan, most: int) -> Plan:
-        """Return `plan` with one try in it where one is due: a draft that goes a token further, or is another source's.
-
-        A try is due when nobody has drafted its position for long, and drafts that go on from there would pay if they
-        were right.
-        """
+        """Return `plan` with one try in it where one is due: a draft that goes further, or is another source's."""
         total = sum((planned.drafts(source, k) for source, k in plan), DraftTotal())
         for i, of in enumerate(limits):
             own, k = plan[i]
+            others = total - planned.drafts(own, k)
             for source, limit in of.items():
                 at = k if source == own else 0  # the first that would not be drafted
-                limit = min(limit, most - total.rows + k)
-                if at >= limit or not self._record(source).overdue(at):
-                    continue
-                others, rate = total - planned.drafts(own, k), planned.rate(total)
-                hopes = (others + planned.drafts(source, hoped, right_from=at) for hoped in range(at + 1, limit + 1))
-                tried = others + planned.drafts(source, at + 1)
-                if self._affordable(planned.passes(tried)) and any(planned.rate(hope) > rate for hope in hopes):
-                    self._record(source).trying = at
-                    return [*plan[:i], (source, at + 1), *plan[i + 1 :]]
+                record, limit = self._record(source), min(limit, most - others.rows)
+                for tried in self._tries(planned, total, others, source, at, limit):
+                    if self._affordable(planned.passes(others + planned.drafts(source, tried))):
+                        record.begin_try(at)
+                        return [*plan[:i], (source, tried), *plan[i + 1 :]]
         return plan
+
+    def _tries(
+        self, planned: PlannedPass, total: DraftTotal, others: DraftTotal, source: str, at: int, limit: int
+    ) -> Iterator[int]:
+        """Yield the lengths of drafts of `source` that are due for a try from position `at` on, in place of the text's
+        draft in `total`; `others`: the drafts of the other texts.
+
+        Where drafts of late were wholly right, one that is long enough to pay if that goes on. Where nobody has drafted
+        the position for long, one token, if drafts that go on from there would pay if they were right.
+        """
+        record = self._record(source)
+
+        def paying(chance: float) -> list[int]:
+            hopes = ((k, others + planned.hope(source, k, at, chance)) for k in range(at + 1, limit + 1))
+            return [k for k, hope in hopes if planned.rate(hope) > planned.rate(total)]
+
+        if at < limit and (chance := record.hope(at)) and (longer := paying(chance)):
+            yield next((k for k in longer if k >= at + record.stride), longer[-1])
+        if at < limit and record.overdue(at) and paying(1.0):
+            yield at + 1
 
     def _record(self, source: str) -> AcceptanceRecord:
         if source not in self._records:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice, repeat
 from operator import mul
 from typing import NamedTuple
 
@@ -42,12 +42,17 @@ class PlannedPass:
         seconds = self._costs.of_draft(source, at + 1) - self._costs.of_draft(source, at)
         return DraftTotal(self._reach[source][at], 1, seconds)
 
-    def drafts(self, source: str, k: int, right_from: int | None = None) -> DraftTotal:
-        """Return the total of a draft of `k` tokens. `right_from`: count all tokens from that position on as right."""
+    def drafts(self, source: str, k: int) -> DraftTotal:
+        """Return the total of a draft of `k` tokens."""
+        return DraftTotal(sum(self._reach[source][:k]), k, self._costs.of_draft(source, k))
+
+    def hope(self, source: str, k: int, known: int, chance: float) -> DraftTotal:
+        """Return the total of a draft of `k` tokens if each one after the first `known` were accepted with probability
+        `chance`."""
         reach = self._reach[source]
-        known = k if right_from is None else right_from
-        hoped = (k - known) * (reach[known - 1] if known else 1.0)
-        return DraftTotal(sum(reach[:known]) + hoped, k, self._costs.of_draft(source, k))
+        hoped = accumulate(repeat(chance, k - known), mul, initial=reach[known - 1] if known else 1.0)
+        expected = sum(reach[:known]) + sum(islice(hoped, 1, None))
+        return DraftTotal(expected, k, self._costs.of_draft(source, k))
 
     def passes(self, drafts: DraftTotal) -> float:
         """Return the time of the pass with `drafts`, in plain passes."""
