@@ -52,6 +52,15 @@ void quantise_row(const float* x, int64_t blocks, int r, const Tile& tile) {
 
 // ---- integer products of one block: sixteen weight rows against T activation rows -----------------------
 
+#if KERNEL_ISA == 2
+// Adds where the sum is, now. Nothing is emitted for the empty statement, but a compiler must have the sum at hand there:
+// g++ otherwise moves all additions of a block behind all of its products, which wait on the stack meanwhile.
+INLINE void add_now(__m256i& sum, __m256i products) {
+  sum = _mm256_add_epi16(sum, products);
+  __asm__("" : "+x"(sum));
+}
+#endif
+
 template <int T, int BITS>
 INLINE void block_dots(const uint8_t* q, const int8_t* x, I (&dot)[T]) {
 #if KERNEL_ISA == 5
@@ -107,9 +116,8 @@ INLINE void block_dots(const uint8_t* q, const int8_t* x, I (&dot)[T]) {
       for (int t = 0; t < T; ++t) {
         const __m256i a = four_at(t, j);
         const __m256i b = BITS == 8 ? a : four_at(t, 4 + j);
-        small[t] = _mm256_add_epi16(small[t], _mm256_maddubs_epi16(low, a));
-        __m256i& rest = BITS == 4 ? small[t] : large[t];
-        rest = _mm256_add_epi16(rest, _mm256_maddubs_epi16(high, b));
+        add_now(small[t], _mm256_maddubs_epi16(low, a));
+        add_now(BITS == 4 ? small[t] : large[t], _mm256_maddubs_epi16(high, b));
       }
     }
     for (int t = 0; t < T; ++t) {
