@@ -45,6 +45,7 @@ from specdec.drafting.planned_pass import DraftTotal, PlannedPass
 Plan = list[tuple[str, int]]  # by text of a pass: who drafts, and how many tokens
 
 FLOOR = 0.97  # of plain decoding's speed, at least
+HOPE = 0.75  # a_i that a try beside other texts hopes for
 CREDIT = 12.0  # plain passes that drafts may lose at most, after rounds that won as many
 
 
@@ -56,10 +57,10 @@ class Drafted(NamedTuple):
 
 
 class DraftLength(Protocol):
-    """Chooses source and length of each draft in a pass, and learns how the drafts did. `beside_others`: whether it
-    drafts in passes of several texts too."""
+    """Chooses source and length of each draft in a pass, and learns how the drafts did."""
 
-    beside_others: bool
+    def may_draft(self, texts: int, beside: int = 0) -> bool:
+        """Return whether drafts are worth planning in a pass of `texts` texts; `beside`: further rows of the pass."""
 
     def plan(self, limits: Sequence[Mapping[str, int]], beside: int = 0, most: int = 64) -> list[tuple[str, int]]:
         """Return, for each text of a pass, the source and the number of tokens to draft.
@@ -80,12 +81,13 @@ class DraftLength(Protocol):
 class FixedLength:
     """One draft length for all drafts, from the preferred source."""
 
-    beside_others = True
-
     def __init__(self, length: int) -> None:
         if length < 0:
             raise ValueError(f"draft_length must be 0 or more, or 'adaptive'; got {length}")
         self.length = length
+
+    def may_draft(self, texts: int, beside: int = 0) -> bool:
+        return self.length > 0
 
     def plan(self, limits: Sequence[Mapping[str, int]], beside: int = 0, most: int = 64) -> list[tuple[str, int]]:
         each = min(self.length, most // len(limits))
@@ -105,11 +107,8 @@ class AdaptiveLength:
     Several threads may share an object: the acceptance seen in one request serves all.
     """
 
-    def __init__(self, costs: Costs | None = None, longest: int = 8, beside_others: bool = False) -> None:
-        """Begin without acceptance records. `beside_others`: whether texts of a pass that has other rows are drafted
-        for. It is off because it was slower on two threads of AVX2 (0.89x with two texts, 0.85x with four, SmolLM2):
-        rows of several texts cost more than as many rows of one text, and calibration measures the latter."""
-        self.longest, self.beside_others = longest, beside_others
+    def __init__(self, costs: Costs | None = None, longest: int = 8) -> None:
+        self.longest = longest
         self.measured_for: tuple[int, int] | None = None  # threads and texts; None: costs were not measured
         self._lock = threading.Lock()  # around each public method's own work; nothing else is called under it
         self._records: dict[str, AcceptanceRecord] = {}
@@ -131,9 +130,10 @@ class AdaptiveLength:
         callers at once, one gets True."""
         with self._lock:
             known = self.measured_for
-            if known is not None and known[0] == threads and known[1] >= texts:
+            if known is not None and known[0] == threads and known[1] >= texts and not self._costs.doubtful:
                 return False
-            self.measured_for = threads, texts
+            self.measured_for = threads, texts if known is None else max(texts, known[1])
+            self._costs.trust()
             return True
 
     def calibrate(self, costs: Costs) -> None:
@@ -146,6 +146,18 @@ class AdaptiveLength:
         """Return the costs of a pass and of a drafted token now, in seconds."""
         with self._lock:
             return self._costs.now()
+
+    def may_draft(self, texts: int, beside: int = 0) -> bool:
+        """Return whether drafts could pay if all of them were right. Never beside rows of prompts, and beside other
+        texts only where the costs of such passes were measured."""
+        if texts == 1 or beside:
+            return not beside
+        with self._lock:
+            cost = self._costs.of_pass
+            drafts = [(drafted, k) for k in range(1, self.longest + 1) for drafted in (1, texts)]
+            return self._costs.of_texts and any(
+                (texts + n * k) * cost(texts, texts) > texts * cost(texts + n * k, texts) for n, k in drafts
+            )
 
     def plan(self, limits: Sequence[Mapping[str, int]], beside: int = 0, most: int = 64) -> list[tuple[str, int]]:
         with self._lock:
@@ -179,20 +191,20 @@ class AdaptiveLength:
             return more
 
     def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
-        plain_rows = len(drafts) + beside
-        if plain_rows > 1 and not self.beside_others:
-            return  # the costs are those of one text's rows
-        rows = plain_rows + sum(len(sources) for sources, _ in drafts)
+        texts = len(drafts)
         with self._lock:
-            self._costs.correct_pass(rows, verify_seconds)
+            if beside or (texts > 1 and not self._costs.of_texts):
+                return  # what such a pass costs is not known
+            rows = texts + sum(len(sources) for sources, _ in drafts)
+            self._costs.correct_pass(rows, verify_seconds, texts)
             # Tokens that a composite added to a draft cost nothing.
             own = [(sources[0], sources.count(sources[0])) for sources, _ in drafts if sources]
             if own:
                 self._costs.correct_drafts(own, draft_seconds)
             # From the averages: that a neighbour slowed the machine down for a round says nothing about drafts.
-            seconds = self._costs.of_pass(rows) + sum(self._costs.of_draft(*draft) for draft in own)
-            won = sum(accepted for _, accepted in drafts) / len(drafts)
-            passes = seconds / self._costs.of_pass(plain_rows)
+            seconds = self._costs.of_pass(rows, texts) + sum(self._costs.of_draft(*draft) for draft in own)
+            won = sum(accepted for _, accepted in drafts) / texts
+            passes = seconds / self._costs.of_pass(texts, texts)
             self._credit = min(self._credit + won + 1 - FLOOR * passes, CREDIT)
             for sources, accepted in drafts:
                 begin = 0
@@ -259,7 +271,8 @@ class AdaptiveLength:
         draft in `total`; `others`: the drafts of the other texts.
 
         Where drafts of late were wholly right, one that is long enough to pay if that goes on. Where nobody has drafted
-        the position for long, one token, if drafts that go on from there would pay if they were right.
+        the position for long, one token, if drafts that go on from there would pay if they were right; beside other
+        texts, whose tokens a try delays, if they would pay where they are right as often as a fair drafter's.
         """
         record = self._record(source)
 
@@ -269,7 +282,11 @@ class AdaptiveLength:
 
         if at < limit and (chance := record.hope(at)) and (longer := paying(chance)):
             yield next((k for k in longer if k >= at + record.stride), longer[-1])
-        if at < limit and record.overdue(at) and paying(1.0):
+        if (
+            at < limit
+            and record.overdue(at)
+            and paying(1.0 if planned.texts == 1 else max(HOPE, record.acceptance()[at]))
+        ):
             yield at + 1
 
     def _record(self, source: str) -> AcceptanceRecord:

@@ -28,8 +28,8 @@ class PlannedPass:
     """A planned pass of `texts` texts, beside `beside` rows of prompts."""
 
     def __init__(self, costs: LiveCosts, acceptance: Mapping[str, Sequence[float]], texts: int, beside: int) -> None:
-        self._costs, self._texts, self._rows = costs, texts, texts + beside
-        self._plain = costs.of_pass(self._rows)
+        self._costs, self.texts, self._rows = costs, texts, texts + beside
+        self._plain = costs.of_pass(self._rows, texts)
         self._reach: dict[str, list[float]] = {one: list(accumulate(each, mul)) for one, each in acceptance.items()}
         self._seconds = dict[int, float]()
 
@@ -58,10 +58,10 @@ class PlannedPass:
         """Return the time of the pass with `drafts`, in plain passes."""
         rows = self._rows + drafts.rows
         if rows not in self._seconds:
-            self._seconds[rows] = self._costs.of_pass(rows)
+            self._seconds[rows] = self._costs.of_pass(rows, self.texts)
         seconds: float = self._seconds[rows] + drafts.seconds
         return seconds / self._plain
 
     def rate(self, drafts: DraftTotal) -> float:
         """Return the expected tokens per time with `drafts`, as a multiple of those of a plain pass."""
-        return (1 + drafts.expected / self._texts) / self.passes(drafts)
+        return (1 + drafts.expected / self.texts) / self.passes(drafts)
