@@ -129,7 +129,7 @@ class Crowd:
         if not drafting:
             return Engine(decoder, NoDraft(), FixedLength(0), max_batch=at_once)
         with bind_drafter(drafter, decoder):
-            calibrate(self.model.lengths, decoder, drafter)
+            calibrate(self.model.lengths, decoder, drafter, at_once)
         return Engine(decoder, drafter, self.model.lengths, max_batch=at_once)
 
     def request(self, ids: Tensor, number: int) -> Request:

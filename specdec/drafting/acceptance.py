@@ -6,18 +6,24 @@ PRIOR = 0.65  # a_1 before anything was seen
 PRIOR_ROUNDS, MISFIT = 6, 4.0  # what a prior counts for; half of it where rounds * (seen - prior)^2 is `MISFIT`
 MEMORY = 24  # rounds that an average of acceptance goes back: one of fewer is mostly noise, one of more is slow
 RETRY, RETRY_MOST = 12, 48  # rounds until a position that is not drafted is tried again; twice as many after a failure
+STREAK, STREAK_MOST = 3, 192  # wholly right drafts in a row until a longer one is tried; four times as many likewise
+GOING_WELL = 0.85  # a_i of the last position that is drafted, where such tries are made
 
 
 class AcceptanceRecord:
-    """The outcomes of one source's drafts, by position: `average` outcome, over how many rounds (`seen`), the source's
-    round of the last draft (`drafted`), and how many rounds without one are enough (`patience`)."""
+    """The outcomes of one source's drafts, by position: `average` outcome, over how many rounds (`seen`), and the
+    source's round of the last draft (`drafted`). A try is due after `patience` rounds without a draft, or `streaks`
+    drafts in a row that were wholly right."""
 
     def __init__(self, longest: int) -> None:
         """Begin without outcomes, for drafts of up to `longest` tokens."""
         self.rounds = 0  # in which the source could have drafted
         self.average, self.seen = [0.0] * longest, [0] * longest
-        self.drafted, self.patience = [0] * longest, [RETRY] * longest
-        self.trying: int | None = None  # a position that is tried and not yet heard of
+        self.drafted, self.patience, self.streaks = [0] * longest, [RETRY] * longest, [STREAK] * longest
+        self.streak = 0  # drafts that were wholly right, since the last one that was not
+        self.stride = 1  # tokens of the next try
+        self.trying: int | None = None  # the first position of a try that is not yet heard of
+        self.stale = [False] * longest  # positions that had not been drafted for long when the try began
 
     def acceptance(self) -> list[float]:
         """Return a_i of every position, from 0."""
@@ -33,17 +39,42 @@ class AcceptanceRecord:
         """Return whether nobody has drafted `position` for long enough."""
         return self.rounds - self.drafted[position] >= self.patience[position]
 
-    def note(self, position: int, accepted: bool) -> None:
-        """Note that a draft reached `position`, and whether its token there was accepted."""
-        if position == self.trying:
+    def hope(self, position: int) -> float:
+        """Return the chance that a token from `position` on is hoped to be accepted with, because the latest drafts,
+        which ended before `position`, were wholly right; 0 where they were not, or too few."""
+        if position == 0 or self.streak < self.streaks[position] or self.rounds == self.drafted[position]:
+            return 0.0
+        wrong = 1 - self.acceptance()[position - 1]
+        return 1 - 2 * wrong**2 if wrong <= 1 - GOING_WELL else 0.0
+
+    def begin_try(self, position: int) -> None:
+        """Note that a draft goes on from `position`, to learn whether that would pay."""
+        self.trying, self.stale = position, [self.rounds - round_ >= RETRY for round_ in self.drafted]
+
+    def note(self, drafted: int, accepted: int) -> None:
+        """Note that the first `accepted` of the `drafted` tokens of a draft were accepted, and the next one was not."""
+        first = len(self.seen) if self.trying is None else self.trying
+        for position in range(min(accepted + 1, drafted)):
+            right = position < accepted
+            if position >= first:
+                self._note_try(position, right)
+            elif not right:
+                self.patience[position] = max(self.patience[position], RETRY)
+                self.streaks[position] = max(self.streaks[position], STREAK)
+            self.seen[position] = min(self.seen[position] + 1, MEMORY)
+            self.average[position] += (right - self.average[position]) / self.seen[position]
+        self.streak = self.streak + 1 if accepted == drafted else 0
+        if first < drafted and accepted >= first:
             self.trying = None
-            if accepted:  # the less expected, the less earlier outcomes count, and the sooner the next try
-                expected = self.acceptance()[position]
+            self.stride = 2 * self.stride if accepted == drafted else 1
+
+    def _note_try(self, position: int, right: bool) -> None:
+        if right:  # the less expected, the less earlier outcomes count, and the sooner the next try
+            expected = self.acceptance()[position]
+            if self.stale[position]:
                 self.seen[position] = round(expected * self.seen[position])
-                self.patience[position] = max(1, round(expected * RETRY))
-            else:
-                self.patience[position] = min(max(RETRY, 2 * self.patience[position]), RETRY_MOST)
-        elif not accepted:
-            self.patience[position] = max(self.patience[position], RETRY)
-        self.seen[position] = min(self.seen[position] + 1, MEMORY)
-        self.average[position] += (accepted - self.average[position]) / self.seen[position]
+            self.patience[position] = max(1, round(expected * RETRY))
+            self.streaks[position] = max(1, self.streaks[position] // 4)
+        else:
+            self.patience[position] = min(max(RETRY, 2 * self.patience[position]), RETRY_MOST)
+            self.streaks[position] = min(max(STREAK, 4 * self.streaks[position]), STREAK_MOST)

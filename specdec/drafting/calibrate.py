@@ -1,4 +1,4 @@
-"""Calibration: measure the costs of a pass and of a drafted token on this machine, V(T), c and d, in about a second.
+"""Calibration: measure the costs of a pass and of a drafted token on this machine, V, s, c and d, in about a second.
 
 Passes of different lengths take turns, so that a neighbour that slows the machine down slows all of them: only their
 ratios count. A model whose passes are long gets few measurements, and lines between them.
@@ -7,7 +7,7 @@ ratios count. A model whose passes are long gets few measurements, and lines bet
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -22,6 +22,7 @@ SWEEPS = 8
 FEW = (1, 2, 5, 9)  # row counts for models with long passes
 MANY = (16, 32, 64)  # row counts of several texts' passes, measured when several texts are decoded
 DRAFT = 4  # tokens
+TEXTS = 4  # at most, to measure what a further text costs
 
 
 def calibrate(lengths: AdaptiveLength, backbone: Decoder, drafter: Drafter, texts: int = 1) -> AdaptiveLength:
@@ -34,7 +35,7 @@ def calibrate(lengths: AdaptiveLength, backbone: Decoder, drafter: Drafter, text
         try:
             most = lengths.longest + 1
             wide = [rows for rows in MANY if texts > 1 and rows < 2 * (texts + most)]
-            costs = measure_costs(backbone, drafter, most, wide)
+            costs = measure_costs(backbone, drafter, most, wide, min(texts, TEXTS))
         except BaseException:
             lengths.measured_for = None  # the next call measures
             raise
@@ -45,35 +46,45 @@ def calibrate(lengths: AdaptiveLength, backbone: Decoder, drafter: Drafter, text
 
 @torch.inference_mode()
 def measure_costs(
-    backbone: Decoder, drafter: Drafter, most: int, wide: Sequence[int] = (), seconds: float = SECONDS
+    backbone: Decoder,
+    drafter: Drafter,
+    most: int,
+    wide: Sequence[int] = (),
+    texts: int = 1,
+    seconds: float = SECONDS,
 ) -> Costs | None:
-    """Return the costs of passes over 1 to `most` rows and over `wide` rows, and of `drafter`'s tokens; None where the
-    context has no room for the measurement. The passes read a text without meaning."""
+    """Return the costs of passes over 1 to `most` rows and over `wide` rows, of a further text where `texts` is more
+    than 1, and of `drafter`'s tokens; None where the context has no room for the measurement. The passes read a text
+    without meaning."""
     longest_pass = max((most, *wide))
     if backbone.context < most + longest_pass + 1:
         return None
     began = time.perf_counter()
-    cache, vocabulary = backbone.new_cache(), backbone.spec.vocab_size
+    caches, vocabulary = [backbone.new_cache() for _ in range(texts)], backbone.spec.vocab_size
     text = [(7919 * i + 104729) % vocabulary for i in range(longest_pass)]
     ids = torch.tensor(text, dtype=torch.int64, device=backbone.device)  # [longest_pass]
 
-    def verify(rows: int) -> float:
+    def verify(*rows: int) -> float:
         before = time.perf_counter()
-        states = backbone.forward(ids[:rows], cache, drafter.aux_layers)
+        states = backbone.forward_many([ids[:n] for n in rows], caches[: len(rows)], drafter.aux_layers)
         backbone.logits(states.last).argmax(dim=-1).tolist()  # waits for a GPU
         return time.perf_counter() - before
 
-    states = backbone.forward(ids[:most], cache, drafter.aux_layers)  # the first pass of all warms up
-    cache.commit(most)
-    proposer = drafter.start(cache)
+    for cache in caches:
+        states = backbone.forward(ids[:most], cache, drafter.aux_layers)  # the first pass of all warms up
+        cache.commit(most)
+    proposer = drafter.start(caches[-1])
     short = verify(1)
     rows = range(1, most + 1) if short * 2 * most < seconds else [n for n in FEW if n <= most]
-    passes: dict[int, list[float]] = {n: [] for n in (*rows, *wide)}
+    passes: dict[tuple[int, ...], list[float]] = {(n,): [] for n in (*rows, *wide)}
+    # Passes of several texts, and of as many rows of one text: what they differ by is what the texts cost.
+    pairs = [((n * texts,), (n,) * texts) for n in (1, 2) if texts > 1]
+    passes |= {each: [] for pair in pairs for each in pair if each not in passes}
     longest = min(DRAFT, drafter.max_draft)
     drafts: dict[str, dict[int, list[float]]] = {}  # by source and tokens
     for sweep in range(SWEEPS):
-        for n in passes if sweep % 2 == 0 else reversed(passes):
-            passes[n].append(verify(n))
+        for each in passes if sweep % 2 == 0 else reversed(passes):
+            passes[each].append(verify(*each))
         for k in {1, longest}:
             before = time.perf_counter()
             made = proposer.propose(text[:most], states[-1], k)
@@ -83,13 +94,27 @@ def measure_costs(
         spent = time.perf_counter() - began
         if spent + spent / (sweep + 1) > seconds:
             break
-    found = {n: min(times) for n, times in passes.items()}  # the least: disturbances only add time
-    for n, fewer in zip(list(found)[1:], list(found), strict=False):  # more rows never take less time, but for noise
-        found[n] = max(found[n], found[fewer])
-    costs = Costs(found)
+    least = {each: min(times) for each, times in passes.items()}  # disturbances only add time
+    costs = Costs(plausible({each[0]: time for each, time in least.items() if len(each) == 1}))
+    if pairs:
+        further = [(least[several] - costs.passes[one[0]]) / (texts - 1) for one, several in pairs]
+        costs.text = max(0.0, sum(further) / len(further))
     for source, by_length in drafts.items():
         best = {k: min(times) for k, times in by_length.items()}
         few, many = min(best), max(best)
         step = max(0.0, best[many] - best[few]) / (many - few) if many > few else best[few] / few
         costs.steps[source], costs.starts[source] = step, max(0.0, best[few] - few * step)
     return costs
+
+
+def plausible(measured: Mapping[int, float]) -> dict[int, float]:
+    """Return V(rows) without what only a disturbance explains: fewer rows never take longer than more rows, and rows
+    never take longer than they do in two passes. Disturbances only add time, so a figure is only ever lowered."""
+    found = dict(sorted(measured.items()))
+    rows = list(found)
+    for fewer, more in zip(rows[-2::-1], rows[:0:-1], strict=True):
+        found[fewer] = min(found[fewer], found[more])
+    for n in rows:
+        parts = (found[part] + found[n - part] for part in rows if part < n and n - part in found)
+        found[n] = min(found[n], *parts, found[n])
+    return found

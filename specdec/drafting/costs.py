@@ -1,31 +1,45 @@
-"""Costs of passes and drafts: V(rows), and c + k d of a draft of k tokens; measured, and corrected as passes go by."""
+"""Costs of passes and drafts: V(rows, texts), and c + k d of a draft of k tokens; measured, and corrected by passes.
+
+V(rows, texts) = V(rows) + (texts - 1) s: the rows of a further text cost what rows of the same text cost, and s for
+its cache. The matrices do not know whose rows they multiply, and nearly all of a pass is theirs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import log2
 
 COST_PER_ROW = 0.15  # V(T + 1) - V(T) as a share of V(1), where nothing was measured
 
 # Weights of the newest round: the machine's pace changes for all row counts at once, their ratios hardly.
 PACE, SHAPE = 0.1, 0.01
+NEAR = 0.5  # of a correction of one row count, what a count twice or half as large gets: one cause made both wrong
+# Costs that passes contradict by more are measured anew, after so many seconds of passes, and then after twice as many:
+# measuring takes a second.
+DOUBT, DOUBT_SECONDS = 1.3, 50.0
 
 
 @dataclass
 class Costs:
     """Seconds, by number of rows and by source. `passes`: V(rows), for two numbers of rows or more. `steps`: d of a
-    drafted token. `starts`: c, the rest of a draft's cost."""
+    drafted token. `starts`: c, the rest of a draft's cost. `text`: s of a further text in a pass; None: not known."""
 
     passes: dict[int, float] = field(default_factory=lambda: {1: 1.0, 2: 1.0 + COST_PER_ROW})
     steps: dict[str, float] = field(default_factory=dict)
     starts: dict[str, float] = field(default_factory=dict)
+    text: float | None = None
 
     def of_draft(self, source: str, tokens: int) -> float:
         """Return c + tokens * d; 0 for a source that nobody has measured."""
         return self.starts.get(source, 0.0) + tokens * self.steps.get(source, 0.0) if tokens else 0.0
 
-    def of_pass(self, rows: int) -> float:
-        """Return V(rows): the measured figure, else one on the line through the two nearest, or beyond the last two."""
+    def of_pass(self, rows: int, texts: int = 1) -> float:
+        """Return V(rows, texts), from the measured V(rows), or the line through the two nearest, or beyond the last
+        two."""
+        return self._of_rows(rows) + (texts - 1) * (self.text or 0.0)
+
+    def _of_rows(self, rows: int) -> float:
         if rows in self.passes:
             return self.passes[rows]
         known = sorted(self.passes)
@@ -40,22 +54,45 @@ class LiveCosts:
 
     def __init__(self) -> None:
         self._costs = Costs()
+        self._measured = Costs()  # as they were before corrections
         self._pace: float | None = None  # seconds now / seconds in `_costs`; None: not known
+        self._seconds = 0.0  # of passes since the costs were measured
+        self._enough = DOUBT_SECONDS  # until they may be doubted
 
     def calibrate(self, costs: Costs, rows: int) -> None:
         """Take `costs` as the costs of now, and make a figure for every pass of up to `rows` rows."""
         table = {n: costs.of_pass(n) for n in {*range(1, rows + 1), *costs.passes}}
         steps, starts = self._costs.steps | costs.steps, self._costs.starts | costs.starts
-        self._costs, self._pace = Costs(table, steps, starts), 1.0
+        self._costs, self._pace, self._seconds = Costs(table, steps, starts, costs.text), 1.0, 0.0
+        self._measured = Costs(dict(table), text=costs.text)
 
     def now(self) -> Costs:
         """Return a copy of the costs of a pass and of a drafted token now."""
         table = {rows: self.of_pass(rows) for rows in self._costs.passes}
-        return Costs(table, dict(self._costs.steps), dict(self._costs.starts))
+        text = None if self._costs.text is None else (self._pace or 1.0) * self._costs.text
+        return Costs(table, dict(self._costs.steps), dict(self._costs.starts), text)
 
-    def of_pass(self, rows: int) -> float:
-        """Return V(rows), the seconds of a pass over `rows` rows now."""
-        return (self._pace or 1.0) * self._costs.of_pass(rows)
+    @property
+    def of_texts(self) -> bool:
+        """Return whether the costs of passes of several texts are known."""
+        return self._costs.text is not None
+
+    def trust(self) -> None:
+        """Doubt the costs no more, because they are being measured anew; wait longer before the next doubt."""
+        self._enough *= 2 if self.doubtful else 1
+        self._seconds = 0.0
+
+    @property
+    def doubtful(self) -> bool:
+        """Return whether many passes have contradicted what was measured: something else ran then, or runs now."""
+        if self._pace is None or self._seconds < self._enough:
+            return False
+        ratios = [self._costs.passes[rows] / seconds for rows, seconds in self._measured.passes.items()]
+        return not 1 / DOUBT < self._pace < DOUBT or max(ratios) > DOUBT * min(ratios)
+
+    def of_pass(self, rows: int, texts: int = 1) -> float:
+        """Return V(rows, texts), the seconds of a pass over `rows` rows of `texts` texts now."""
+        return (self._pace or 1.0) * self._costs.of_pass(rows, texts)
 
     def of_draft(self, source: str, tokens: int) -> float:
         """Return c + tokens * d; 0 for a source that nobody has measured."""
@@ -78,14 +115,22 @@ class LiveCosts:
             steps[source] = factor * steps.get(source, 0.0)
             starts[source] = factor * starts.get(source, 0.0)
 
-    def correct_pass(self, rows: int, seconds: float) -> None:
-        """Learn that a pass over `rows` rows took `seconds`: mostly the machine's pace, and a little these rows."""
+    def correct_pass(self, rows: int, seconds: float, texts: int = 1) -> None:
+        """Learn that a pass over `rows` rows of `texts` texts took `seconds`: mostly the machine's pace, a little these
+        rows, and still less their neighbours, which may never be seen. What a pass of several texts shows is shared by
+        its rows and its texts."""
+        costs, self._seconds = self._costs, self._seconds + seconds
         if self._pace is None:
-            self._pace = seconds / self._costs.of_pass(rows)
+            self._pace = seconds / costs.of_pass(rows, texts)
             return
-        slower, table = seconds / self.of_pass(rows), self._costs.passes
+        slower = seconds / self.of_pass(rows, texts)
         self._pace = _blend(self._pace, self._pace * slower, PACE)
-        table[rows] = _blend(self._costs.of_pass(rows), self._costs.of_pass(rows) * slower, SHAPE)
+        factor = _blend(1.0, slower, SHAPE) if texts == 1 else _blend(1.0, slower, SHAPE / 2)
+        if texts > 1 and costs.text is not None:
+            costs.text = max(0.0, costs.text + (factor - 1) * costs.of_pass(rows, texts) / (texts - 1))
+        costs.passes[rows] = costs.of_pass(rows)
+        for near in costs.passes:
+            costs.passes[near] *= 1 + (factor - 1) * NEAR ** abs(log2(near / rows))
 
 
 def _blend(average: float, newest: float, weight: float) -> float:

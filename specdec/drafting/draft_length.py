@@ -12,7 +12,9 @@ Three things keep that rule from starving and from costing much:
   rounds, and for fewer the less it fits. With one prior for every position, drafts that were always right stayed short.
 - The first position that is not drafted is tried again after `RETRY` to `RETRY_MOST` rounds, if a draft that goes on
   from there could pay at all. A source that is not used comes back in the same way. After a try that succeeds against
-  expectation the next one follows soon, and earlier outcomes count little.
+  expectation the next one follows soon, and earlier outcomes count little. Where the latest drafts were wholly right,
+  at least `STREAK` of them, a draft that is long enough to pay if that goes on is tried at once: what is known of its
+  later positions may be of another text, and where the next rows are dear no single further token would pay.
 - Credit: an emitted token earns a plain pass, and a round is charged `FLOOR` of its time. No draft is made that
   would leave a debt if all of it were wrong. So, as far as the costs are true, decoding is never slower than `FLOOR`
   times plain decoding, whatever the drafts, from the first round on. The first draft waits for 3 to 19 plain rounds
@@ -31,7 +33,8 @@ pending token, forgetting faster when a new text begins.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heapreplace
 from typing import Any, NamedTuple, Protocol
 
@@ -42,6 +45,7 @@ from specdec.drafting.planned_pass import DraftTotal, PlannedPass
 Plan = list[tuple[str, int]]  # by text of a pass: who drafts, and how many tokens
 
 FLOOR = 0.97  # of plain decoding's speed, at least
+HOPE = 0.75  # a_i that a try beside other texts hopes for
 CREDIT = 12.0  # plain passes that drafts may lose at most, after rounds that won as many
 
 
@@ -53,10 +57,10 @@ class Drafted(NamedTuple):
 
 
 class DraftLength(Protocol):
-    """Chooses source and length of each draft in a pass, and learns how the drafts did. `beside_others`: whether it
-    drafts in passes of several texts too."""
+    """Chooses source and length of each draft in a pass, and learns how the drafts did."""
 
-    beside_others: bool
+    def may_draft(self, texts: int, beside: int = 0) -> bool:
+        """Return whether drafts are worth planning in a pass of `texts` texts; `beside`: further rows of the pass."""
 
     def plan(self, limits: Sequence[Mapping[str, int]], beside: int = 0, most: int = 64) -> list[tuple[str, int]]:
         """Return, for each text of a pass, the source and the number of tokens to draft.
@@ -77,13 +81,15 @@ class DraftLength(Protocol):
 class FixedLength:
     """One draft length for all drafts, from the preferred source."""
 
-    beside_others = True
-
     def __init__(self, length: int) -> None:
         """Draft `length` tokens each time, where a source drafts as many. Raises ValueError below 0."""
         if length < 0:
             raise ValueError(f"draft_length must be 0 or more, or 'adaptive'; got {length}")
         self.length = length
+
+    def may_draft(self, texts: int, beside: int = 0) -> bool:
+        """Return whether there is a length to draft."""
+        return self.length > 0
 
     def plan(self, limits: Sequence[Mapping[str, int]], beside: int = 0, most: int = 64) -> list[tuple[str, int]]:
         """Return the preferred source of each text with the length, or an equal share of `most` tokens."""
@@ -105,11 +111,8 @@ class AdaptiveLength:
     Several threads may share an object: the acceptance seen in one request serves all.
     """
 
-    def __init__(self, costs: Costs | None = None, longest: int = 8, beside_others: bool = False) -> None:
-        """Begin without acceptance records. `beside_others`: whether texts of a pass that has other rows are drafted
-        for. It is off because it was slower on two threads of AVX2 (0.89x with two texts, 0.85x with four, SmolLM2):
-        rows of several texts cost more than as many rows of one text, and calibration measures the latter."""
-        self.longest, self.beside_others = longest, beside_others
+    def __init__(self, costs: Costs | None = None, longest: int = 8) -> None:
+        self.longest = longest
         self.measured_for: tuple[int, int] | None = None  # threads and texts; None: costs were not measured
         self._lock = threading.Lock()  # around each public method's own work; nothing else is called under it
         self._records: dict[str, AcceptanceRecord] = {}
@@ -131,9 +134,10 @@ class AdaptiveLength:
         callers at once, one gets True."""
         with self._lock:
             known = self.measured_for
-            if known is not None and known[0] == threads and known[1] >= texts:
+            if known is not None and known[0] == threads and known[1] >= texts and not self._costs.doubtful:
                 return False
-            self.measured_for = threads, texts
+            self.measured_for = threads, texts if known is None else max(texts, known[1])
+            self._costs.trust()
             return True
 
     def calibrate(self, costs: Costs) -> None:
@@ -146,6 +150,18 @@ class AdaptiveLength:
         """Return the costs of a pass and of a drafted token now, in seconds."""
         with self._lock:
             return self._costs.now()
+
+    def may_draft(self, texts: int, beside: int = 0) -> bool:
+        """Return whether drafts could pay if all of them were right. Never beside rows of prompts, and beside other
+        texts only where the costs of such passes were measured."""
+        if texts == 1 or beside:
+            return not beside
+        with self._lock:
+            cost = self._costs.of_pass
+            drafts = [(drafted, k) for k in range(1, self.longest + 1) for drafted in (1, texts)]
+            return self._costs.of_texts and any(
+                (texts + n * k) * cost(texts, texts) > texts * cost(texts + n * k, texts) for n, k in drafts
+            )
 
     def plan(self, limits: Sequence[Mapping[str, int]], beside: int = 0, most: int = 64) -> list[tuple[str, int]]:
         """Return source and length of each text's draft: the drafts of the best rate, and a try where one is due."""
@@ -181,29 +197,30 @@ class AdaptiveLength:
             return more
 
     def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
-        """Correct costs, credit and acceptance records by the outcome of a pass; one with rows beside a text counts
-        only with `beside_others`."""
-        plain_rows = len(drafts) + beside
-        if plain_rows > 1 and not self.beside_others:
-            return  # the costs are those of one text's rows
-        rows = plain_rows + sum(len(sources) for sources, _ in drafts)
+        """Correct costs, credit and acceptance records by the outcome of a pass whose costs are known."""
+        texts = len(drafts)
         with self._lock:
-            self._costs.correct_pass(rows, verify_seconds)
+            if beside or (texts > 1 and not self._costs.of_texts):
+                return  # what such a pass costs is not known
+            rows = texts + sum(len(sources) for sources, _ in drafts)
+            self._costs.correct_pass(rows, verify_seconds, texts)
             # Tokens that a composite added to a draft cost nothing.
             own = [(sources[0], sources.count(sources[0])) for sources, _ in drafts if sources]
             if own:
                 self._costs.correct_drafts(own, draft_seconds)
             # From the averages: that a neighbour slowed the machine down for a round says nothing about drafts.
-            seconds = self._costs.of_pass(rows) + sum(self._costs.of_draft(*draft) for draft in own)
-            won = sum(accepted for _, accepted in drafts) / len(drafts)
-            passes = seconds / self._costs.of_pass(plain_rows)
+            seconds = self._costs.of_pass(rows, texts) + sum(self._costs.of_draft(*draft) for draft in own)
+            won = sum(accepted for _, accepted in drafts) / texts
+            passes = seconds / self._costs.of_pass(texts, texts)
             self._credit = min(self._credit + won + 1 - FLOOR * passes, CREDIT)
             for sources, accepted in drafts:
-                places = _places(sources[: self.longest])
-                for i, (source, at) in enumerate(places[: accepted + 1]):  # those that were reached
-                    self._record(source).note(at, i < accepted)
-                for source, at in places:
-                    self._record(source).drafted[at] = self._record(source).rounds
+                begin = 0
+                for source, tokens in Counter(sources[: self.longest]).items():  # one source's after the other's
+                    record = self._record(source)
+                    if begin <= accepted:
+                        record.note(tokens, min(accepted - begin, tokens))
+                    record.drafted[:tokens] = [record.rounds] * tokens
+                    begin += tokens
 
     def _best(self, planned: PlannedPass, limits: Sequence[Mapping[str, int]], most: int) -> Plan:
         """Return the drafts with the best rate among those that can be afforded.
@@ -240,26 +257,44 @@ class AdaptiveLength:
         return [(source, order[:best].count(i)) for i, (source, _) in enumerate(sources)]
 
     def _try(self, planned: PlannedPass, limits: Sequence[Mapping[str, int]], plan: Plan, most: int) -> Plan:
-        """Return `plan` with one try in it where one is due: a draft that goes a token further, or is another source's.
-
-        A try is due when nobody has drafted its position for long, and drafts that go on from there would pay if they
-        were right.
-        """
+        """Return `plan` with one try in it where one is due: a draft that goes further, or is another source's."""
         total = sum((planned.drafts(source, k) for source, k in plan), DraftTotal())
         for i, of in enumerate(limits):
             own, k = plan[i]
+            others = total - planned.drafts(own, k)
             for source, limit in of.items():
                 at = k if source == own else 0  # the first that would not be drafted
-                limit = min(limit, most - total.rows + k)
-                if at >= limit or not self._record(source).overdue(at):
-                    continue
-                others, rate = total - planned.drafts(own, k), planned.rate(total)
-                hopes = (others + planned.drafts(source, hoped, right_from=at) for hoped in range(at + 1, limit + 1))
-                tried = others + planned.drafts(source, at + 1)
-                if self._affordable(planned.passes(tried)) and any(planned.rate(hope) > rate for hope in hopes):
-                    self._record(source).trying = at
-                    return [*plan[:i], (source, at + 1), *plan[i + 1 :]]
+                record, limit = self._record(source), min(limit, most - others.rows)
+                for tried in self._tries(planned, total, others, source, at, limit):
+                    if self._affordable(planned.passes(others + planned.drafts(source, tried))):
+                        record.begin_try(at)
+                        return [*plan[:i], (source, tried), *plan[i + 1 :]]
         return plan
+
+    def _tries(
+        self, planned: PlannedPass, total: DraftTotal, others: DraftTotal, source: str, at: int, limit: int
+    ) -> Iterator[int]:
+        """Yield the lengths of drafts of `source` that are due for a try from position `at` on, in place of the text's
+        draft in `total`; `others`: the drafts of the other texts.
+
+        Where drafts of late were wholly right, one that is long enough to pay if that goes on. Where nobody has drafted
+        the position for long, one token, if drafts that go on from there would pay if they were right; beside other
+        texts, whose tokens a try delays, if they would pay where they are right as often as a fair drafter's.
+        """
+        record = self._record(source)
+
+        def paying(chance: float) -> list[int]:
+            hopes = ((k, others + planned.hope(source, k, at, chance)) for k in range(at + 1, limit + 1))
+            return [k for k, hope in hopes if planned.rate(hope) > planned.rate(total)]
+
+        if at < limit and (chance := record.hope(at)) and (longer := paying(chance)):
+            yield next((k for k in longer if k >= at + record.stride), longer[-1])
+        if (
+            at < limit
+            and record.overdue(at)
+            and paying(1.0 if planned.texts == 1 else max(HOPE, record.acceptance()[at]))
+        ):
+            yield at + 1
 
     def _record(self, source: str) -> AcceptanceRecord:
         if source not in self._records:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice, repeat
 from operator import mul
 from typing import NamedTuple
 
@@ -30,8 +30,8 @@ class PlannedPass:
     def __init__(self, costs: LiveCosts, acceptance: Mapping[str, Sequence[float]], texts: int, beside: int) -> None:
         """Prepare sums over drafts. `acceptance`: a_i of every position, by source; `costs` must not change
         meanwhile."""
-        self._costs, self._texts, self._rows = costs, texts, texts + beside
-        self._plain = costs.of_pass(self._rows)
+        self._costs, self.texts, self._rows = costs, texts, texts + beside
+        self._plain = costs.of_pass(self._rows, texts)
         self._reach: dict[str, list[float]] = {one: list(accumulate(each, mul)) for one, each in acceptance.items()}
         self._seconds = dict[int, float]()
 
@@ -44,21 +44,26 @@ class PlannedPass:
         seconds = self._costs.of_draft(source, at + 1) - self._costs.of_draft(source, at)
         return DraftTotal(self._reach[source][at], 1, seconds)
 
-    def drafts(self, source: str, k: int, right_from: int | None = None) -> DraftTotal:
-        """Return the total of a draft of `k` tokens. `right_from`: count all tokens from that position on as right."""
+    def drafts(self, source: str, k: int) -> DraftTotal:
+        """Return the total of a draft of `k` tokens."""
+        return DraftTotal(sum(self._reach[source][:k]), k, self._costs.of_draft(source, k))
+
+    def hope(self, source: str, k: int, known: int, chance: float) -> DraftTotal:
+        """Return the total of a draft of `k` tokens if each one after the first `known` were accepted with probability
+        `chance`."""
         reach = self._reach[source]
-        known = k if right_from is None else right_from
-        hoped = (k - known) * (reach[known - 1] if known else 1.0)
-        return DraftTotal(sum(reach[:known]) + hoped, k, self._costs.of_draft(source, k))
+        hoped = accumulate(repeat(chance, k - known), mul, initial=reach[known - 1] if known else 1.0)
+        expected = sum(reach[:known]) + sum(islice(hoped, 1, None))
+        return DraftTotal(expected, k, self._costs.of_draft(source, k))
 
     def passes(self, drafts: DraftTotal) -> float:
         """Return the time of the pass with `drafts`, in plain passes."""
         rows = self._rows + drafts.rows
         if rows not in self._seconds:
-            self._seconds[rows] = self._costs.of_pass(rows)
+            self._seconds[rows] = self._costs.of_pass(rows, self.texts)
         seconds: float = self._seconds[rows] + drafts.seconds
         return seconds / self._plain
 
     def rate(self, drafts: DraftTotal) -> float:
         """Return the expected tokens per time with `drafts`, as a multiple of those of a plain pass."""
-        return (1 + drafts.expected / self._texts) / self.passes(drafts)
+        return (1 + drafts.expected / self.texts) / self.passes(drafts)

@@ -259,13 +259,13 @@ class Engine:
         alone = [sequence for sequence in sequences if sequence.lockstep is None]
         if self.drafter.max_draft == 0 or not alone:
             return
-        if len(sequences) + prompt_rows > 1 and not self.lengths.beside_others:
+        beside = prompt_rows + len(sequences) - len(alone)
+        if not self.lengths.may_draft(len(alone), beside):
             return
         for sequence in alone:
             if sequence.proposer is None:
                 cache, noise = sequence.conversation.cache, sequence.request.sampler.noise
                 sequence.proposer = proposer_for(self.drafter, self.backbone, cache, noise)
-        beside = prompt_rows + len(sequences) - len(alone)
         most = max(0, DRAFT_ROWS - len(sequences))
         for sequence, draft in zip(
             alone, propose_together([one.open_end() for one in alone], self.lengths, beside, most), strict=True

@@ -81,7 +81,8 @@ def run_batch(
         bind_drafter(drafter, backbone),
     ):  # a drafter may refuse the backbone: before anything is computed
         if lengths is adaptive:
-            calibrate(adaptive, backbone, drafter)
+            texts = 1 if batch.streamer is not None else min(batch.input_ids.shape[0], MAX_BATCH)
+            calibrate(adaptive, backbone, drafter, texts)
     seeds = options.seeds(batch.input_ids.shape[0], bool(batch.config.do_sample))
     rows = [_row(backbone, batch, row) for row in range(len(seeds))]
     requests = [_request(backbone, batch, row, seed) for row, seed in zip(rows, seeds, strict=True)]

@@ -25,6 +25,7 @@ from tests.support.drafts.replay import (
     Text,
     all_or_none,
     between,
+    costs,
     each,
     first,
     fixed,
@@ -35,6 +36,7 @@ from tests.support.drafts.replay import (
 )
 
 SETTLED, ROUNDS = 64, 256
+SOON, AFTER = 30, 60  # rounds until a text that repeats itself has its length, and as many more to compare
 NEAR_BEST, NEAR_PLAIN = 0.97, 0.97
 WITH_START = 0.94  # of the best fixed length, the first rounds included: the first drafts wait for credit
 CHANCE = 0.02  # what a single order of some texts may make of it
@@ -156,6 +158,31 @@ def test_drafts_that_are_always_right_are_soon_long(table: str) -> None:
     history = replay(AdaptiveLength(costs), text, costs, rounds=ROUNDS)
     tokens = [after.token - before.token for before, after in itertools.pairwise(history)]
     assert min(tokens[32:]) >= 8, "seven or eight drafted tokens, and one more"
+
+
+STEPS = costs(1, 1.07, 1.13, 1.2, 1.9, 2.0, 2.1, 2.2, 2.9)  # a kernel that takes four rows at once
+REPEATING = COSTS | {"AVX2, measured": costs(1, 1.22, 1.95, 2.53, 3.03, 3.5, 3.95, 4.4, 4.8), "AVX2, steps": STEPS}
+
+
+@pytest.mark.parametrize("table", REPEATING)
+@pytest.mark.parametrize("before", [None, (0.6, 0.5, 0.4), (0.9, 0.5, 0.3), (0.5, 0.8, 0.8)])
+@pytest.mark.parametrize(("right", "near"), [(0.96, NEAR_BEST - CHANCE), (0.98, NEAR_BEST)])
+def test_a_text_that_repeats_itself_has_its_length_within_30_rounds(
+    right: float, near: float, before: tuple[float, ...] | None, table: str
+) -> None:
+    """`before`: how right the matches of an earlier text were, from which the record is. What was learned there of long
+    drafts says nothing of this text, and no draft of this one reaches that far until one is tried."""
+    costs, earlier = REPEATING[table], 300 if before else 0
+    soon, soon_fixed = [], []
+    for seed in range(12):
+        phases = [(1500, each(right))] if before is None else [(earlier, each(*before)), (1500, each(right))]
+        text = made(earlier + 1500, seed, *phases, source=SUFFIX)
+        history = replay(AdaptiveLength(costs), text, costs)
+        assert_never_slower(history)
+        begin = next((i for i, reached in enumerate(history, 1) if reached.token >= earlier), 0) if earlier else 0
+        soon.append(between(history, begin + SOON, begin + SOON + AFTER))
+        soon_fixed.append(fixed(text, costs, history[begin + SOON - 1].token, history[begin + SOON + AFTER - 1].token))
+    assert total(soon).rate >= near * best(soon_fixed)
 
 
 @pytest.mark.parametrize("table", COSTS)

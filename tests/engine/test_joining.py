@@ -12,6 +12,7 @@ from torch import Tensor
 
 from specdec.cache import Conversations, KVCache
 from specdec.drafting.composite import CompositeDrafter
+from specdec.drafting.costs import Costs
 from specdec.drafting.draft_length import AdaptiveLength, FixedLength
 from specdec.drafting.protocol import Draft, NoDraft
 from specdec.drafting.suffix import SuffixDrafter
@@ -308,7 +309,7 @@ def test_rows_in_step_have_their_passes_together_beside_others() -> None:
 
 def test_statistics_are_a_requests_own_and_all_together() -> None:
     decoder = decoder_of(tiny_model("llama"))
-    engine = Engine(decoder, SuffixDrafter(), AdaptiveLength(beside_others=True), max_batch=3)
+    engine = Engine(decoder, SuffixDrafter(), AdaptiveLength(Costs({1: 1.0, 9: 1.1}, text=0.0)), max_batch=3)
     own = [GenerationStats() for _ in range(5)]
     requests = [Request(prompt(9, seed=i)[0], 60, Sampler(), never, stats=stats) for i, stats in enumerate(own)]
     for _ in engine.run(requests):
@@ -320,15 +321,20 @@ def test_statistics_are_a_requests_own_and_all_together() -> None:
     assert engine.stats.drafted > 0
 
 
-def test_texts_beside_others_are_drafted_for_where_that_is_asked_for() -> None:
-    decoder = decoder_of(tiny_model("llama"))
-    drafted = []
-    for lengths in (AdaptiveLength(), AdaptiveLength(beside_others=True)):
-        engine = Engine(decoder, SuffixDrafter(), lengths, max_batch=2)
-        for _ in engine.run([request(prompt(9, seed=i)[0], 60) for i in range(2)]):
-            pass
-        drafted.append(engine.stats.drafted)
-    assert drafted[0] == 0 < drafted[1]
+@pytest.mark.parametrize(
+    ("costs", "drafts"),
+    [
+        (Costs({1: 1.0, 9: 1.1}), False),  # what a further text costs was not measured
+        (Costs({1: 1.0, 9: 1.1}, text=0.1), True),
+        (Costs({1: 1.0, 2: 2.0}, text=0.1), False),  # a row costs as much as a pass
+    ],
+)
+def test_texts_beside_others_are_drafted_for_where_the_costs_say_so(costs: Costs, drafts: bool) -> None:
+    engine = Engine(decoder_of(tiny_model("llama")), SuffixDrafter(), AdaptiveLength(costs), max_batch=2)
+    engine.lengths.observe = lambda *_: None  # type: ignore[method-assign]  # the costs stay as they are
+    for _ in engine.run([request(prompt(9, seed=i)[0], 60) for i in range(2)]):
+        pass
+    assert (engine.stats.drafted > 0) == drafts
 
 
 def test_waiting_for_work() -> None:
