@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from eval.memory import fill_conversation, main
+from eval.memory import Case, Measured, fill_conversation, main
+from eval.plan import Asked, plan_memory
 from specdec.memory.plan import cache_bytes
 from tests.support.tiny_decoder import of
 from tests.support.tiny_folder import make_folder
@@ -23,18 +25,37 @@ def test_a_filled_cache_is_as_large_as_a_computed_one(kept: torch.dtype) -> None
     assert all(part.float().abs().amax(dim=-1).min() > 0 for store in conversation.cache.stores for part in store.parts)
 
 
-def test_the_command_measures_every_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_context_and_cache_is_a_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = make_folder(tmp_path / "model")
-    arguments = ["--model", str(folder), "--drafter", "suffix", "--threads", "1", "--prefill", "70", "--tokens", "4"]
-    code = main([*arguments, "--context", "128", "600", "--kv-dtype", "int8", "--json", str(tmp_path / "record")])
-    record = json.loads((tmp_path / "record").read_text())
-    assert [m["context"] for m in record["measured"]] == [128, 600]
-    for measured in record["measured"]:
-        assert measured["peak"] > 1e8
-        assert measured["ratio"] == measured["peak"] / measured["plan"]["total"]
-        assert min(measured["per_token"], measured["prefill_per_second"], measured["drafted"]) > 0
-    assert code == int(any(abs(m["ratio"] - 1) > 0.05 for m in record["measured"]))
+
+    def as_planned(case: Case) -> Measured:
+        asked = Asked(case.model, case.drafter, case.quantize, torch.float32, case.context, None, case.kv_dtype)
+        plan = plan_memory(asked, 10**8).needs(case.context, case.kv_dtype)
+        return Measured(case.context, case.kv_dtype, plan, plan.total, 1.0, 1.0, 1.0, 1.0, 1.0)
+
+    monkeypatch.setattr("eval.memory.measure", as_planned)
+    monkeypatch.setattr("eval.memory.ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
+    arguments = ["--model", str(folder), "--drafter", "suffix", "--prefill", "70", "--tokens", "4"]
+    arguments += ["--context", "128", "600", "--kv-dtype", "int8", "float32", "--json", str(tmp_path / "record")]
+    assert main(arguments) == 0
+    measured = json.loads((tmp_path / "record").read_text())["measured"]
+    cases = [("int8", 128), ("int8", 600), ("float32", 128), ("float32", 600)]
+    assert [(m["kv_dtype"], m["context"]) for m in measured] == cases
     assert main(["--model", str(tmp_path / "nothing"), "--context", "400"]) == 2
     assert "nothing" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*arguments, "--context", "70"])
+
+
+def test_a_case_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "model")
+    arguments = ["--model", str(folder), "--drafter", "suffix", "--threads", "1", "--prefill", "70", "--tokens", "4"]
+    code = main([*arguments, "--context", "600", "--kv-dtype", "int8", "--json", str(tmp_path / "record")])
+    (measured,) = json.loads((tmp_path / "record").read_text())["measured"]
+    assert measured["context"] == 600
+    assert measured["peak"] > 1e8
+    assert measured["ratio"] == measured["peak"] / measured["plan"]["total"]
+    assert min(measured["per_token"], measured["prefill_per_second"], measured["drafted"]) > 0
+    assert code == int(abs(measured["ratio"] - 1) > 0.05)

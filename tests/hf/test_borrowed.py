@@ -1,10 +1,8 @@
-"""`custom_generate=specdec.speculative` on a model that is more than its weights: its own text, or a sentence."""
+"""`custom_generate=specdec.speculative` on a model that is more than its weights is refused in a sentence."""
 
 from __future__ import annotations
 
-import copy
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -16,32 +14,12 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 from transformers import (
     AttentionInterface,
-    DynamicCache,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
     PreTrainedModel,
-    StaticCache,
 )
 from transformers.models.llama import modeling_llama
 
-import specdec
-from specdec.hf import decoder_of
-from specdec.hf.plain_model import refuse_more_than_weights
-from specdec.model.families import decoder_spec
-from tests.support.tiny import FAMILIES, prompt, tiny_model
-
-OURS: dict[str, Any] = {"custom_generate": specdec.speculative, "drafter": "suffix"}
-GREEDY: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False}
-
-
-def text(model: PreTrainedModel, **more: Any) -> list[int]:
-    return model.generate(prompt(12), **GREEDY, **more)[0].tolist()  # type: ignore[no-any-return]
-
-
-@pytest.fixture
-def model() -> PreTrainedModel:
-    """A model of its own, to be changed."""
-    return copy.deepcopy(tiny_model("llama"))
+from tests.support.decoding import SPECULATIVE, generated
+from tests.support.tiny import tiny_model
 
 
 @contextmanager
@@ -52,9 +30,6 @@ def put(owner: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
-
-
-# What changes a model's answer
 
 
 class Thrice(nn.Linear):
@@ -202,7 +177,7 @@ def test_what_is_not_in_the_weights_is_refused(
 ) -> None:
     change(model)
     with pytest.raises(ValueError, match=message) as error:
-        text(model, **OURS)
+        generated(model, **SPECULATIVE)
     assert "leave custom_generate out" in str(error.value)
 
 
@@ -210,25 +185,25 @@ def test_hooks_for_all_modules_are_refused(model: PreTrainedModel) -> None:
     handle = nn.modules.module.register_module_forward_hook(thrice)
     try:
         with pytest.raises(ValueError, match="registered for all modules"):
-            text(model, **OURS)
+            generated(model, **SPECULATIVE)
     finally:
         handle.remove()
-    assert text(model, **OURS) == text(model)
+    assert generated(model, **SPECULATIVE) == generated(model)
 
 
 def test_classes_and_functions_that_were_replaced_for_all_models_are_refused(model: PreTrainedModel) -> None:
     before = modeling_llama.LlamaMLP.forward
     patch = put(modeling_llama.LlamaMLP, "forward", lambda self, x: before(self, x) * 3)
     with patch, pytest.raises(ValueError, match=r"LlamaMLP.* was replaced for all models \(tests"):
-        text(model, **OURS)
+        generated(model, **SPECULATIVE)
 
     def rope(q: Any, k: Any, *rest: Any) -> tuple[Any, Any]:
         return q, k
 
     patch = put(modeling_llama, "apply_rotary_pos_emb", rope)
     with patch, pytest.raises(ValueError, match="apply_rotary_pos_emb was replaced by tests"):
-        text(model, **OURS)
-    assert text(model, **OURS) == text(model)
+        generated(model, **SPECULATIVE)
+    assert generated(model, **SPECULATIVE) == generated(model)
 
 
 def test_tensors_of_another_library_are_refused(model: PreTrainedModel) -> None:
@@ -238,17 +213,17 @@ def test_tensors_of_another_library_are_refused(model: PreTrainedModel) -> None:
     weight = model.model.layers[0].mlp.up_proj.weight
     model.model.layers[0].mlp.up_proj._parameters["weight"] = weight.data.as_subclass(Packed)
     with pytest.raises(ValueError, match=r"up_proj keeps its weight as a .*Packed.*quantize='int4'"):
-        text(model, **OURS)
+        generated(model, **SPECULATIVE)
     model.model.layers[0].mlp.up_proj.weight = nn.Parameter(weight.to(torch.int8), requires_grad=False)
     with pytest.raises(ValueError, match="quantised by another library"):
-        text(model, **OURS)
+        generated(model, **SPECULATIVE)
 
 
 def test_dispatched_models_are_refused(model: PreTrainedModel) -> None:
     hooks = pytest.importorskip("accelerate.hooks", reason="accelerate is an extra")
     hooks.add_hook_to_module(model.model.layers[1], hooks.AlignDevicesHook("cpu"))
     with pytest.raises(ValueError, match=r"model\.layers\.1 is dispatched by accelerate.*without device_map"):
-        text(model, **OURS)
+        generated(model, **SPECULATIVE)
 
 
 def test_adapters_are_refused_until_they_are_merged(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +245,7 @@ def test_adapters_are_refused_until_they_are_merged(model: PreTrainedModel, monk
     attention = model.model.layers[0].self_attn
     plain, attention.q_proj = attention.q_proj, Linear(attention.q_proj)
     with pytest.raises(ValueError, match=r"q_proj is a Linear of peft: .*merge_and_unload\(\)"):
-        text(model, **OURS)
+        generated(model, **SPECULATIVE)
     attention.q_proj = plain
 
     def prepare(*given: Any, **more: Any) -> Any:
@@ -279,165 +254,7 @@ def test_adapters_are_refused_until_they_are_merged(model: PreTrainedModel, monk
     prepare.__module__ = "peft.peft_model"
     model.prepare_inputs_for_generation = prepare
     with pytest.raises(ValueError, match="soft prompt from peft"):
-        text(model, **OURS)
+        generated(model, **SPECULATIVE)
     # What peft leaves behind: the model's own method, as an attribute.
     model.prepare_inputs_for_generation = type(model).prepare_inputs_for_generation.__get__(model)
-    assert text(model, **OURS) == text(tiny_model("llama"))
-
-
-# What comes from outside
-
-
-def test_inputs_that_would_be_left_out_are_refused() -> None:
-    model, ids = tiny_model("llama"), prompt(12)
-    cache = DynamicCache(config=model.config)
-    with torch.no_grad():
-        model(prompt(9, seed=1), past_key_values=cache)
-    longer = torch.cat((torch.full((1, 9), 7), ids), dim=1)
-    refused: dict[str, dict[str, Any]] = {
-        "past_key_values": {"past_key_values": cache},
-        "input_ids": {"inputs_embeds": model.get_input_embeddings()(longer)},
-        "position_ids": {"position_ids": torch.arange(21)[None] * 2},
-        "token_type_ids": {"token_type_ids": torch.ones_like(longer)},
-        "is_causal": {"is_causal": False},
-    }
-    for message, inputs in refused.items():
-        with pytest.raises(ValueError, match=message):
-            model.generate(longer, **inputs, **GREEDY, **OURS)
-    for empty in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=64)):
-        with pytest.raises(ValueError, match="past_key_values"):  # its owner expects it to be full afterwards
-            model.generate(longer, past_key_values=empty, **GREEDY, **OURS)
-
-
-@pytest.mark.parametrize(
-    "inputs",
-    [
-        {"use_cache": False},
-        {"cache_implementation": "static"},
-        {"position_ids": torch.arange(12)[None]},
-        {"attention_mask": torch.tensor([[0, 0, *[1] * 10]])},
-        {"attention_mask": torch.tensor([[0, 0, *[1] * 10]]), "position_ids": torch.arange(12)[None]},
-    ],
-)
-def test_inputs_that_change_nothing_are_taken(inputs: dict[str, Any]) -> None:
-    model = tiny_model("llama")
-    assert text(model, **inputs, **OURS) == text(model, **inputs)
-
-
-def test_autocast_may_not_ask_for_another_arithmetic() -> None:
-    model = tiny_model("llama")
-    outside = text(model, **OURS)
-    with (
-        torch.autocast("cpu", dtype=torch.bfloat16),
-        pytest.raises(ValueError, match=r"outside of autocast.*model\.to"),
-    ):
-        text(model, **OURS)
-    half = copy.deepcopy(model).to(torch.bfloat16)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = text(half, **OURS)
-    assert text(half, **OURS) == inside
-    assert text(model, **OURS) == outside
-
-
-def test_a_model_for_images_too_answers_text() -> None:
-    text_config = {**_GEMMA, "layer_types": ["sliding_attention", "full_attention"]}
-    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = Gemma3Config(
-        text_config=text_config,
-        vision_config={**vision, "image_size": 28, "patch_size": 14},
-        mm_tokens_per_image=4,
-        **{"image_token_index": 250, "boi_token_index": 251, "eoi_token_index": 252},
-    )
-    torch.manual_seed(0)
-    model = Gemma3ForConditionalGeneration(config).eval()
-    plain = text(model)
-    assert text(model, **OURS) == plain
-    assert text(model, token_type_ids=torch.zeros(1, 12, dtype=torch.long), **OURS) == plain
-    with pytest.raises(ValueError, match=r"token_type_ids is not supported: images"):
-        text(model, token_type_ids=torch.ones(1, 12, dtype=torch.long), **OURS)
-    image = torch.cat((torch.full((1, 4), 250), prompt(12)), dim=1)
-    with pytest.raises(ValueError, match="images are not supported"):
-        model.generate(image, pixel_values=torch.zeros(1, 3, 28, 28), **GREEDY, **OURS)
-    model.model.vision_tower = nn.Identity()
-    with pytest.raises(ValueError, match="vision_tower is a Identity"):
-        text(model, **OURS)
-
-
-_GEMMA = {
-    **{"vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "sliding_window": 16},
-    **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
-    **{"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1},
-}
-
-
-# What does not change a model's answer
-
-
-def observed(model: PreTrainedModel) -> None:
-    model(prompt(4), output_hidden_states=True, output_attentions=True)  # leaves hooks of transformers' own
-    model.enable_input_require_grads()
-
-
-def training(model: PreTrainedModel) -> None:
-    model.train()
-
-
-def untied(model: PreTrainedModel) -> None:
-    model.lm_head.weight = nn.Parameter(torch.randn_like(model.lm_head.weight))
-
-
-def resized(model: PreTrainedModel) -> None:
-    model.resize_token_embeddings(300)
-
-
-def noted(model: PreTrainedModel) -> None:
-    model.note = lambda: 1
-    model.model.layers[0].note = "mine"
-    model.generate = model.generate
-
-
-def copied(model: PreTrainedModel) -> None:
-    model.model.layers[1] = copy.deepcopy(model.model.layers[1])
-
-
-@pytest.mark.parametrize("change", [observed, training, untied, resized, noted, copied])
-def test_what_changes_nothing_is_taken(model: PreTrainedModel, change: Callable[[PreTrainedModel], None]) -> None:
-    change(model)
-    assert text(model, **OURS) == text(model)
-
-
-def test_a_compiled_forward_is_the_models_own(model: PreTrainedModel) -> None:
-    model.forward = torch.compile(model.forward, backend="eager")
-    assert text(model, **OURS) == text(tiny_model("llama"))
-    assert text(torch.compile(tiny_model("llama")), **OURS) == text(tiny_model("llama"))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_rotations_are_those_of_the_model(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    model.to(dtype)  # rounds or widens the frequencies too, which are no weights
-    found = decoder_of(model).spec.ropes["full_attention"].frequencies
-    assert list(found) == model.model.rotary_emb.inv_freq.float().tolist()
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_is_plain_as_transformers_makes_it(family: str) -> None:
-    model = tiny_model(family)
-    refuse_more_than_weights(model)
-    spec = decoder_of(model).spec
-    assert spec == decoder_spec(model.config)
-    # Not the looks of a text: the noise of a sampled one comes from torch's global generator.
-    state = torch.random.get_rng_state()
-    refuse_more_than_weights(copy.deepcopy(model))
-    assert torch.equal(torch.random.get_rng_state(), state)
-
-
-def test_the_check_is_fast() -> None:
-    model = tiny_model("gemma4")
-    refuse_more_than_weights(model)
-    best = 1.0
-    for _ in range(5):
-        start = time.perf_counter()
-        refuse_more_than_weights(model)
-        best = min(best, time.perf_counter() - start)
-    modules = len(list(model.modules()))
-    assert best < 100e-6 * modules, f"{best * 1e3:.1f} ms for {modules} modules"
+    assert generated(model, **SPECULATIVE) == generated(tiny_model("llama"))

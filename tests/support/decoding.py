@@ -1,21 +1,29 @@
-"""Texts decoded by an engine of their own."""
+"""Texts decoded by an engine of their own, and by transformers' `generate`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import pytest
 from torch import Tensor
+from transformers import PreTrainedModel
 
+import specdec
 from specdec.cache import CacheProvider, KVCache
-from specdec.drafting.draft_length import DraftLength
-from specdec.drafting.protocol import Drafter
+from specdec.drafting.draft_length import DraftLength, FixedLength
+from specdec.drafting.protocol import Drafter, NoDraft
 from specdec.engine.engine import Engine, Event
 from specdec.engine.sampling import Sampler
 from specdec.engine.sequence import Request
 from specdec.engine.stats import GenerationStats
 from specdec.engine.verify import Choice
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
+from tests.support.tiny import prompt
+
+SPECULATIVE: dict[str, Any] = {"custom_generate": specdec.speculative, "drafter": "suffix"}
+GREEDY: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False}
 
 
 class Ended(NamedTuple):
@@ -29,9 +37,9 @@ def never(tokens: Tensor, choice: Choice) -> bool:
     return False
 
 
-def request(prompt: Tensor, new: int, seed: int | None = None) -> Request:
+def request(ids: Tensor, new: int, seed: int | None = None) -> Request:
     """A request for `new` tokens after prompt [n]."""
-    return Request(prompt, len(prompt) + new, Sampler(seed=seed), never)
+    return Request(ids, len(ids) + new, Sampler(seed=seed), never)
 
 
 def decode(
@@ -58,3 +66,31 @@ def decode(
         on_event(number, event)
         if event.sequence.ended:
             yield Ended(number, event.sequence.row.clone(), event.sequence.conversation.cache)
+
+
+def alone(decoder: Decoder, one: Request) -> list[int]:
+    """The text of a request that nobody is beside, plainly decoded."""
+    ((_, row, _),) = decode(decoder, NoDraft(), FixedLength(0), [one])
+    return row.tolist()
+
+
+def to_end(engine: Engine) -> None:
+    while engine.in_flight:
+        engine.step()
+
+
+def counted(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of every pass, as passes come."""
+    rows: list[int] = []
+    forward = decoder.forward_many
+
+    def counting(ids: list[Tensor], *arguments: object) -> States:
+        rows.append(sum(map(len, ids)))
+        return forward(ids, *arguments)
+
+    monkeypatch.setattr(decoder, "forward_many", counting)
+    return rows
+
+
+def generated(model: PreTrainedModel, **more: Any) -> list[int]:
+    return model.generate(prompt(12), **GREEDY, **more)[0].tolist()  # type: ignore[no-any-return]
