@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.cli.libraries import import_libraries
 from eval.cli.names import full_size_names
 from eval.cli.options import (
     DEFAULT_MODEL,
@@ -210,6 +211,12 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_from(arguments)
     if arguments.command != "report":
         check_names(settings, getattr(arguments, "modes", ()), full_size_names() if arguments.command == "plan" else ())
+    if arguments.command == "train":
+        check_head_folder(arguments.out)
+    if arguments.command in ("bench", "generate", "chat", "train"):
+        say_loading(settings.model)
+    if arguments.command in ("bench", "generate", "train"):  # chat does it where keys that are pressed meanwhile wait
+        import_libraries()
     if arguments.command == "bench":
         from eval.bench.command import BenchOptions, bench
 
@@ -219,15 +226,12 @@ def run(arguments: argparse.Namespace) -> int:
         from eval.report.command import report
 
         return report(arguments.files, arguments.out)
-    if arguments.command in ("generate", "chat"):
-        say_loading(settings.model)
     if arguments.command == "generate":
         from eval.chat.answer import answer
 
         plain = arguments.no_speculation
         return answer(settings, arguments.prompt, not plain, arguments.stats, arguments.raw, arguments.json)
     if arguments.command == "train":
-        check_head_folder(arguments.out)
         from eval.train.command import options_from, train
 
         return train(settings, options_from(arguments), arguments.json)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from eval.chat.input import Lines, edits, open_reader
+from eval.cli.libraries import import_libraries
 from eval.cli.options import GenerationSettings
 from eval.cli.terminal import keys_waiting
 
@@ -29,6 +30,7 @@ def chat(settings: GenerationSettings, dashboard: bool = False, markdown: bool =
     Raises ValueError: the model is not usable, or has no chat template.
     """
     with keys_waiting() if edits() else contextlib.nullcontext():
+        import_libraries()
         from eval.chat.commands import Chat
         from eval.cli.session import open_session
 

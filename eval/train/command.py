@@ -66,7 +66,6 @@ def train(settings: GenerationSettings, options: TrainOptions, json_file: Path |
 
 def _train(settings: GenerationSettings, options: TrainOptions, json_file: Path | None, parallel: bool) -> int:
     console = Console(quiet=parallel and distributed.get_rank() > 0)
-    console.print(f"loading {settings.model}", highlight=False, markup=False, soft_wrap=True)
     prompts = training_prompts(options.data, options.answering.seed)  # before the model: a wrong name fails at once
     session = open_session(replace(settings, drafter="none"))
     backbone = session.model.decoder

@@ -204,11 +204,11 @@ def test_loading_is_said_before_torch_is_imported(monkeypatch: pytest.MonkeyPatc
         "    print(name, heavy)\n"
         "    raise ValueError('enough')\n"
         "run.say_loading = told\n"
-        "for words in (['chat'], ['generate', 'x']):\n"
+        "for words in (['chat'], ['generate', 'x'], ['bench'], ['train', '--out', 'none', '--minutes', '1']):\n"
         "    run.main([*words, '--model', 'gemma-3-270m'])\n"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert found.stdout == "gemma-3-270m []\ngemma-3-270m []\n"
+    assert found.stdout == 4 * "gemma-3-270m []\n"
 
 
 def test_options_reach_the_chat(monkeypatch: pytest.MonkeyPatch) -> None:
