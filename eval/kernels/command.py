@@ -55,7 +55,7 @@ class Measured:
     @property
     def effort(self) -> Effort:
         """Return how often to repeat the call of a kernel."""
-        return Effort(least=3, most=15, seconds=0.05) if self.quick else Effort()
+        return Effort(most=15, seconds=0.05) if self.quick else Effort()
 
     def kernels(self, only: frozenset[str], report: Report) -> None:
         """Time the kernels named in `only`."""
@@ -73,7 +73,7 @@ class Measured:
         """Time whole passes, V(T). Raises ValueError: see `pass_costs`."""
         report(f"passes at {context} positions")
         before = self.bandwidth.measure()
-        effort = Effort(least=3, most=10, seconds=0.5) if self.quick else Effort(least=7, most=60, seconds=1.5)
+        effort = Effort(most=10, seconds=0.5) if self.quick else Effort(least=7, most=60, seconds=1.5)
         timings = pass_costs(decoder, context, rows, effort)
         ceiling = max(before, self.bandwidth.measure())
         what = f"pass after {context} positions"
@@ -83,7 +83,7 @@ class Measured:
         """Time a prompt of `tokens` tokens, or of as many as the model has room for, in tokens a second."""
         report(f"prefill of {tokens}")
         tokens = min(tokens, decoder.spec.max_positions)
-        timing = prefill_speed(decoder, tokens, Effort(least=3, most=3 if self.quick else 7, seconds=2.0))
+        timing = prefill_speed(decoder, tokens, Effort(most=5 if self.quick else 7, seconds=2.0))
         self.model |= {"prefill_tokens": tokens, "prefill_tokens_per_second": tokens / timing.median}
 
     def full_size(self, name: str, report: Report) -> None:

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,11 +45,11 @@ class LayerStore:
         assert shape.window is None or shape.key_from_value is None, "slots of a ring are not positions"
         self.window, self._key_from_value = shape.window, shape.key_from_value
         slots = GROWTH if shape.window is None else shape.window - 1 + max_rows
-        self.values = torch.zeros(shape.kv_heads, slots, shape.head_dim, dtype=dtype, device=device)
-        self.keys = torch.zeros_like(self.values) if shape.key_from_value is None else None
-        scaled = dtype is torch.int8
-        self.value_scale = self.values.new_zeros(self.values.shape[:2], dtype=torch.float32) if scaled else None
-        self.key_scale = None if self.keys is None or self.value_scale is None else torch.zeros_like(self.value_scale)
+        size, scaled = (shape.kv_heads, slots, shape.head_dim), dtype is torch.int8
+        self.values = _zeros(size, dtype, device)
+        self.keys = _zeros(size, dtype, device) if shape.key_from_value is None else None
+        self.value_scale = _zeros(size[:2], torch.float32, device) if scaled else None
+        self.key_scale = _zeros(size[:2], torch.float32, device) if scaled and self.keys is not None else None
         self._look()
 
     @property
@@ -144,7 +145,16 @@ def _put(store: Tensor, start: int, rows: Tensor) -> None:
         store[:, : count - head] = rows[:, head:]
 
 
+def _zeros(size: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros; on the CPU without torch's threads, for which a busy machine lets each of many stores wait."""
+    if device.type != "cpu":
+        return torch.zeros(*size, dtype=dtype, device=device)
+    raw = torch.from_numpy(np.zeros(math.prod(size) * dtype.itemsize, dtype=np.uint8))
+    return raw.view(dtype).view(*size)
+
+
 def _grown(tensor: Tensor, slots: int) -> Tensor:
-    grown = tensor.new_zeros(tensor.shape[0], slots, *tensor.shape[2:])
-    grown[:, : tensor.shape[1]] = tensor
+    grown = _zeros((tensor.shape[0], slots, *tensor.shape[2:]), tensor.dtype, tensor.device)
+    for head, old in zip(grown, tensor, strict=True):  # one at a time: mostly too small for torch's threads
+        head[: len(old)] = old
     return grown

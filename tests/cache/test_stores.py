@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from specdec import kernels
 from specdec.cache import KVCache, StoreShape
-from specdec.cache.stores import BLOCK, GROWTH, slots_for
+from specdec.cache.stores import BLOCK, GROWTH, LayerStore, slots_for
 from specdec.drafting.draft_length import FixedLength
 from specdec.drafting.protocol import Drafter, NoDraft
 from specdec.engine.sampling import Sampler
@@ -52,6 +54,24 @@ def test_a_store_gives_back_what_it_was_given(window: int | None, kept: torch.dt
     for found, given in zip(kernels.read_kv(store.view, low, cache.length), everything[:, :, low:], strict=True):
         assert ((found - given).abs() <= bound * largest.amax(0)).all()
     assert cache.nbytes == store.slots * 2 * 2 * (16 * kept.itemsize + 4 * (kept is torch.int8))
+
+
+def test_making_a_store_starts_no_threads_of_torchs() -> None:
+    """Thirty layers' stores would wait for each other's threads sixty times."""
+    tasks = Path("/proc/self/task")
+    if not tasks.is_dir():
+        pytest.skip("this system does not list a process's threads")
+    before = torch.get_num_threads()
+    torch.set_num_threads(13)
+    try:
+        running = len(list(tasks.iterdir()))
+        store = LayerStore(StoreShape(3, 64, None), 64, torch.float32, CPU)
+        store.reserve(GROWTH + 1)
+        assert len(list(tasks.iterdir())) == running and not store.values.any()
+        torch.zeros(store.values.shape)
+        assert len(list(tasks.iterdir())) > running  # so it would have shown
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_numbers_that_int8_cannot_scale() -> None:

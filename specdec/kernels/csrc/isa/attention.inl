@@ -110,6 +110,24 @@ INLINE void scores_of(const float* q, int64_t q_stride, const Rows& keys, int64_
     store(found, sums(total) * splat(scale));
     for (int h = 0; h < HEADS; ++h) std::memcpy(to + h * to_stride + j, found + h * kKeys, sizeof(float) * kKeys);
   }
+#elif KERNEL_ISA == 2
+  constexpr int kKeys = 8;
+  for (; !rest && j + kKeys <= count; j += kKeys) {
+    VF halves[HEADS][kKeys];
+    for (int i = 0; i < kKeys; ++i) {
+      F total[HEADS];
+      for (int h = 0; h < HEADS; ++h) total[h] = splat(0.0f);
+      const float* key = keys.data + (j + i) * keys.stride;
+      for (int64_t d = 0; d < whole; d += 16) {
+        const F k = load(key + d);
+        __builtin_prefetch(key + kKeys * keys.stride + d);
+        for (int h = 0; h < HEADS; ++h) total[h] = total[h] + load(q + h * q_stride + d) * k;
+      }
+      for (int h = 0; h < HEADS; ++h) halves[h][i] = total[h].p[0] + total[h].p[1];
+    }
+    for (int h = 0; h < HEADS; ++h)
+      *reinterpret_cast<VF*>(to + h * to_stride + j) = sums(halves[h]) * splat(scale).p[0];
+  }
 #endif
   for (; j < count; ++j)
     for (int h = 0; h < HEADS; ++h) to[h * to_stride + j] = sum(dot(h, j)) * scale;
@@ -136,6 +154,11 @@ void score(const Attention& a, int64_t kv, int64_t from, int64_t to, float* buff
         if (last - h >= 4) {
           scores_of<4>(q, s.width, seen, high - low, s.width, a.scale, y, a.span);
           h += 4;
+#if KERNEL_ISA == 2
+        } else if (last - h == 3) {
+          scores_of<3>(q, s.width, seen, high - low, s.width, a.scale, y, a.span);
+          h += 3;
+#endif
         } else if (last - h >= 2) {
           scores_of<2>(q, s.width, seen, high - low, s.width, a.scale, y, a.span);
           h += 2;
@@ -195,6 +218,17 @@ INLINE void add_weighted_values(const float* weights, int64_t weights_stride, co
     for (int c = 0; c < PIECES; ++c) store(y + h * y_stride + 16 * c, total[h][c]);
 }
 
+// The same for kColumns columns: as many at a time as there are registers for the sums of four heads.
+template <int HEADS>
+INLINE void add_weighted_columns(const float* weights, int64_t weights_stride, const Rows& values, int64_t count,
+                                 float* y, int64_t y_stride) {
+  constexpr int kPieces = KERNEL_ISA == 5 ? kColumns / 16 : 1;
+  for (int64_t c = 0; c < kColumns; c += 16 * kPieces) {
+    const Rows columns{values.data + c, values.stride};
+    add_weighted_values<HEADS, kPieces>(weights, weights_stride, columns, count, y + c, y_stride);
+  }
+}
+
 // Columns column .. column + width of all rows and of the query heads that share key head `kv`; width <= kColumns.
 // `buffer`: kPositions * kColumns floats.
 void weighted_values(const Attention& a, int64_t kv, int64_t column, int64_t width, float* buffer) {
@@ -218,19 +252,18 @@ void weighted_values(const Attention& a, int64_t kv, int64_t column, int64_t wid
         const float* weights = a.scores + (t * a.heads + h) * a.span + low - a.low;
         float* y = out(t, h);
         // several heads at a time: one sum alone would wait for each of its own additions
-        constexpr int kPieces = kColumns / 16;
         const int64_t heads = width == kColumns ? last - h : 0;
         if (heads >= 4) {
-          add_weighted_values<4, kPieces>(weights, a.span, seen, high - low, y, stride);
+          add_weighted_columns<4>(weights, a.span, seen, high - low, y, stride);
           h += 4;
         } else if (heads == 3) {
-          add_weighted_values<3, kPieces>(weights, a.span, seen, high - low, y, stride);
+          add_weighted_columns<3>(weights, a.span, seen, high - low, y, stride);
           h += 3;
         } else if (heads == 2) {
-          add_weighted_values<2, kPieces>(weights, a.span, seen, high - low, y, stride);
+          add_weighted_columns<2>(weights, a.span, seen, high - low, y, stride);
           h += 2;
         } else if (heads == 1) {
-          add_weighted_values<1, kPieces>(weights, a.span, seen, high - low, y, stride);
+          add_weighted_columns<1>(weights, a.span, seen, high - low, y, stride);
           h += 1;
         } else {
           int64_t c = 0;

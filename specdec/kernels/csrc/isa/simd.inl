@@ -99,6 +99,17 @@ INLINE F sums(const F (&v)[16]) {
   const __m512i order = _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
   return F{{(VF)_mm512_permutexvar_ps(order, d)}};
 }
+#elif KERNEL_ISA == 2
+// The rest of sum() for eight vectors at once, whose lanes i and i + 8 are added already.
+INLINE VF sums(const VF (&v)[8]) {
+  __m256 a[4], b[2];
+  const auto at = [&](int i) INLINE_LAMBDA { return (__m256)v[i]; };
+  for (int i = 0; i < 4; ++i)
+    a[i] = _mm256_permute2f128_ps(at(i), at(i + 4), 0x20) + _mm256_permute2f128_ps(at(i), at(i + 4), 0x31);
+  for (int i = 0; i < 2; ++i) b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44) + _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
+  const __m256 c = _mm256_shuffle_ps(b[0], b[1], 0x88) + _mm256_shuffle_ps(b[0], b[1], 0xdd);
+  return (VF)_mm256_permute_ps(c, 0xd8);  // each half held its vectors as 0, 2, 1, 3
+}
 #endif
 
 INLINE int32_t sum(I v) {
