@@ -6,6 +6,7 @@ import inspect
 import math
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from transformers import GenerationConfig
 
 from specdec import kernels
 from specdec.drafting.calibrate import calibrate
+from specdec.drafting.learned import learned_file
 from specdec.drafting.protocol import bind_drafter
 from specdec.drafting.registry import DrafterLike, drafter_bytes, resolve_drafter
 from specdec.hf import SpecdecForCausalLM
@@ -71,6 +73,7 @@ def load(
     device: torch.device | str | None = None,
     kv_dtype: torch.dtype | str | None = None,
     memory_budget: int | str | None = None,
+    remember: bool = False,
     **foreign: Any,
 ) -> SpecdecForCausalLM:
     """Load a model that generates the text of the plain model, sooner.
@@ -91,6 +94,8 @@ def load(
             Attention reads rounded K and V, so another type may give another text; drafting never does.
         memory_budget: bytes, or text like "9GB", that this process may take in all. A model that does not fit is
             refused before it is read; a prompt that does not fit is refused before it is computed.
+        remember: begin with the costs and the acceptance that the last such program measured here, and keep them in
+            the cache folder when this one ends or drops the model. Without it every load measures, and begins afresh.
 
     The model keeps the caches of former conversations, so that a prompt that continues one is not computed again. The
     caches take the rest of the memory budget; without a budget, an eighth of the memory that is free now
@@ -124,6 +129,10 @@ def load(
     if (reason := kernels.missing()) and where.type == "cpu" and _in_blocks(decoder):
         _warn_of_slowness(reason)
     model = SpecdecForCausalLM(decoder, config, generation_config, proposer, conversations_of(decoder))
+    kept_file = learned_file(decoder, proposer, drafter) if remember and proposer.max_draft else None
+    if kept_file is not None:
+        kept_file.read_into(model.lengths)
+        weakref.finalize(model, kept_file.write, model.lengths)  # also when the program ends
     with turn_to_compute(), bind_drafter(proposer, decoder):
         calibrate(model.lengths, decoder, proposer)
     return model

@@ -46,7 +46,7 @@ def answer(
     if not prompt.strip():
         raise ValueError('the prompt is empty; give it as an argument, or "-" to read it from stdin')
     check_text(prompt, where)
-    session = open_session(settings)
+    session = open_session(settings, remember=True)
     messages: list[Message] = [{"role": "user", "content": prompt}]
     with Raw(Console()) as view:
         spoken = Spoken(session, view.feed)

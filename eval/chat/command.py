@@ -34,7 +34,7 @@ def chat(settings: GenerationSettings, dashboard: bool = False, markdown: bool =
         from eval.chat.commands import Chat
         from eval.cli.session import open_session
 
-        conversation = Chat(open_session(settings), Console(), dashboard, markdown)
+        conversation = Chat(open_session(settings, remember=True), Console(), dashboard, markdown)
         _converse(conversation, _history_file() if history else None)
     return 0
 

@@ -134,8 +134,11 @@ class Session:
         return options | {name: v for name in ("top_p", "top_k") if (v := getattr(s, name)) is not None}
 
 
-def open_session(settings: GenerationSettings) -> Session:
-    """Load the model and the tokenizer that `settings` name. Raises ValueError: see `specdec.load`."""
+def open_session(settings: GenerationSettings, remember: bool = False) -> Session:
+    """Load the model and the tokenizer that `settings` name. Raises ValueError: see `specdec.load`.
+
+    `remember`: go on from what draft lengths learned in the last run; not where a run is to be compared with others.
+    """
     check_writable(settings.prometheus, "--prometheus", is_metrics)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -147,5 +150,6 @@ def open_session(settings: GenerationSettings) -> Session:
         device=settings.device,
         kv_dtype=settings.kv_dtype,
         memory_budget=settings.memory_budget,
+        remember=remember,
     )
     return Session(model, specdec.load_tokenizer(settings.model), settings)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from copy import copy
+from typing import Any
+
 PRIOR = 0.65  # a_1 before anything was seen
 PRIOR_ROUNDS, MISFIT = 6, 4.0  # what a prior counts for; half of it where rounds * (seen - prior)^2 is `MISFIT`
 MEMORY = 24  # rounds that an average of acceptance goes back: one of fewer is mostly noise, one of more is slow
@@ -24,6 +28,30 @@ class AcceptanceRecord:
         self.stride = 1  # tokens of the next try
         self.trying: int | None = None  # the first position of a try that is not yet heard of
         self.stale = [False] * longest  # positions that had not been drafted for long when the try began
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is worth keeping for another run, as JSON types."""
+        names = ("rounds", "average", "seen", "drafted", "patience", "streaks")
+        return {name: copy(getattr(self, name)) for name in names}
+
+    @classmethod
+    def from_dict(cls, kept: Mapping[str, Any], longest: int) -> AcceptanceRecord:
+        """Make a record of what `to_dict` returned. Raises ValueError, TypeError or KeyError where it is damaged."""
+        record = cls(longest)
+        record.rounds = int(kept["rounds"])
+        record.average = [float(one) for one in kept["average"]]
+        record.seen, record.drafted = list(map(int, kept["seen"])), list(map(int, kept["drafted"]))
+        record.patience, record.streaks = list(map(int, kept["patience"])), list(map(int, kept["streaks"]))
+        within: list[tuple[list[float] | list[int], int, int]] = [
+            (record.average, 0, 1),
+            (record.seen, 0, MEMORY),
+            (record.drafted, 0, record.rounds),
+            (record.patience, 1, RETRY_MOST),
+            (record.streaks, 1, STREAK_MOST),
+        ]
+        if not all(len(each) == longest and all(low <= one <= high for one in each) for each, low, high in within):
+            raise ValueError("a record of acceptance has impossible values")
+        return record
 
     def acceptance(self) -> list[float]:
         """Return a_i of every position, from 0."""

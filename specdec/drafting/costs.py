@@ -90,6 +90,13 @@ class LiveCosts:
         ratios = [self._costs.passes[rows] / seconds for rows, seconds in self._measured.passes.items()]
         return not 1 / DOUBT < self._pace < DOUBT or max(ratios) > DOUBT * min(ratios)
 
+    def could_pay(self, texts: int, longest: int) -> bool:
+        """Return whether drafts of up to `longest` tokens, for one of several texts or for all of them, would pay if
+        all of them were right; not where the costs of such passes are not known."""
+        plain = self.of_pass(texts, texts)
+        drafts = [n * k for k in range(1, longest + 1) for n in (1, texts)]
+        return self.of_texts and any((1 + k / texts) * plain > self.of_pass(texts + k, texts) for k in drafts)
+
     def of_pass(self, rows: int, texts: int = 1) -> float:
         """Return V(rows, texts), the seconds of a pass over `rows` rows of `texts` texts now."""
         return (self._pace or 1.0) * self._costs.of_pass(rows, texts)

@@ -23,8 +23,7 @@ Three things keep that rule from starving and from costing much:
 `tests/drafting/test_draft_length_replay.py` replays recorded and made texts. Mean and worst of 121 made cases against
 the best fixed length, from 64 rounds after the start or a change on: 0.994 and 0.97; one prior for all positions and no
 credit, as it was, 0.955 and 0.30; without tries 0.933 and 0.20; with a prior that never yields 0.990 and 0.74; without
-credit 0.994 and 0.88, and 0.63 of plain decoding in the first rounds. A prior of two rounds that never yields does as
-well there, and worse on recorded texts (0.94 instead of 0.96 at worst). Left out: forgetting when a streak was unlikely
+credit 0.994 and 0.88, and 0.63 of plain decoding in the first rounds. Left out: forgetting when a streak was unlikely
 (texts that take turns lose up to 15%), tries that are rarer the dearer they are (no gain). No gain on recorded texts
 either: stopping a draft where its drafter is unsure (those steps are paid for by then), the backbone's margin at the
 pending token, forgetting faster when a new text begins.
@@ -35,6 +34,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from heapq import heapify, heappop, heapreplace
 from typing import Any, NamedTuple, Protocol
 
@@ -54,6 +54,15 @@ class Drafted(NamedTuple):
 
     sources: tuple[str, ...]
     accepted: int
+
+
+class Learned(NamedTuple):
+    """What draft lengths learned: costs, the threads and texts that these were measured for, records, and credit."""
+
+    costs: Costs
+    measured_for: tuple[int, int] | None
+    records: dict[str, AcceptanceRecord]
+    credit: float
 
 
 class DraftLength(Protocol):
@@ -145,6 +154,18 @@ class AdaptiveLength:
         with self._lock:
             self._costs.calibrate(costs, self.longest + 1)
 
+    def learned(self) -> Learned:
+        """Return a copy of all that was learned so far."""
+        with self._lock:
+            return Learned(self._costs.now(), self.measured_for, deepcopy(self._records), self._credit)
+
+    def recall(self, learned: Learned) -> None:
+        """Go on from `learned`: what an earlier run won by drafts may be lost by drafts of this one."""
+        self.calibrate(learned.costs)
+        with self._lock:
+            self.measured_for, self._records = learned.measured_for, deepcopy(learned.records)
+            self._credit = min(learned.credit, CREDIT)
+
     @property
     def costs(self) -> Costs:
         """Return the costs of a pass and of a drafted token now, in seconds."""
@@ -157,11 +178,7 @@ class AdaptiveLength:
         if texts == 1 or beside:
             return not beside
         with self._lock:
-            cost = self._costs.of_pass
-            drafts = [(drafted, k) for k in range(1, self.longest + 1) for drafted in (1, texts)]
-            return self._costs.of_texts and any(
-                (texts + n * k) * cost(texts, texts) > texts * cost(texts + n * k, texts) for n, k in drafts
-            )
+            return self._costs.could_pay(texts, self.longest)
 
     def plan(self, limits: Sequence[Mapping[str, int]], beside: int = 0, most: int = 64) -> list[tuple[str, int]]:
         """Return source and length of each text's draft: the drafts of the best rate, and a try where one is due."""
@@ -281,19 +298,13 @@ class AdaptiveLength:
         the position for long, one token, if drafts that go on from there would pay if they were right; beside other
         texts, whose tokens a try delays, if they would pay where they are right as often as a fair drafter's.
         """
-        record = self._record(source)
-
-        def paying(chance: float) -> list[int]:
-            hopes = ((k, others + planned.hope(source, k, at, chance)) for k in range(at + 1, limit + 1))
-            return [k for k, hope in hopes if planned.rate(hope) > planned.rate(total)]
-
-        if at < limit and (chance := record.hope(at)) and (longer := paying(chance)):
+        record, expected = self._record(source), planned.rate(total)
+        if at >= limit:
+            return
+        if (hoped := record.hope(at)) and (longer := planned.paying(others, source, at, limit, hoped, expected)):
             yield next((k for k in longer if k >= at + record.stride), longer[-1])
-        if (
-            at < limit
-            and record.overdue(at)
-            and paying(1.0 if planned.texts == 1 else max(HOPE, record.acceptance()[at]))
-        ):
+        hoped = 1.0 if planned.texts == 1 else max(HOPE, record.acceptance()[at])
+        if record.overdue(at) and planned.paying(others, source, at, limit, hoped, expected):
             yield at + 1
 
     def _record(self, source: str) -> AcceptanceRecord:

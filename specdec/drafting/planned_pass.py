@@ -67,3 +67,11 @@ class PlannedPass:
     def rate(self, drafts: DraftTotal) -> float:
         """Return the expected tokens per time with `drafts`, as a multiple of those of a plain pass."""
         return (1 + drafts.expected / self.texts) / self.passes(drafts)
+
+    def paying(
+        self, others: DraftTotal, source: str, known: int, limit: int, chance: float, expected: float
+    ) -> list[int]:
+        """Return the lengths of a draft beyond `known`, beside `others`, that would have a better rate than `expected`
+        if all further tokens were accepted with probability `chance`."""
+        hopes = ((k, others + self.hope(source, k, known, chance)) for k in range(known + 1, limit + 1))
+        return [k for k, hope in hopes if self.rate(hope) > expected]

@@ -29,7 +29,7 @@ class EchoSession(Session):
 
     converses, context = True, 100_000
 
-    def __init__(self, settings: GenerationSettings) -> None:
+    def __init__(self, settings: GenerationSettings, remember: bool = False) -> None:
         self.settings, self.tokenizer = settings, None
         self.asked, self.times = "", 0
 
