@@ -124,10 +124,12 @@ class NoDraft:
         self.aux_layers = tuple(aux_layers)
 
     def bind(self, backbone: Decoder) -> None:
-        pass
+        """Do nothing: no model is needed."""
 
     def start(self, cache: KVCache, noise: Noise | None = None) -> NoDraft:
+        """Return the object itself as the proposer of every text."""
         return self
 
     def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
+        """Return an empty draft."""
         return Draft()

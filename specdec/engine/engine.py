@@ -47,6 +47,7 @@ class Event(NamedTuple):
 
     @property
     def tokens(self) -> tuple[int, ...]:
+        """Return the emitted token ids."""
         return self.verdict.tokens
 
 

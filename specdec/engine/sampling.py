@@ -44,6 +44,7 @@ class Warping:
 
     @property
     def truncates(self) -> bool:
+        """Return whether some scores may not be sampled."""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
     def kept(self, scores: Tensor) -> Tensor:

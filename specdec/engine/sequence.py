@@ -103,11 +103,13 @@ class Sequence:
 
     @property
     def conversation(self) -> Conversation:
+        """Return the cache that the sequence was given, with its tokens; the sequence must not be `waiting`."""
         assert self._conversation is not None, "the sequence waits for a cache"
         return self._conversation
 
     @property
     def ended(self) -> bool:
+        """Return whether the text has ended, for whatever reason `finish` says."""
         return self.finish is not None
 
     @property
@@ -122,6 +124,7 @@ class Sequence:
 
     @property
     def prompt_tokens(self) -> int:
+        """Return the number of the prompt's tokens, padding left out."""
         return self.request.row.shape[0] - self.request.padding
 
     @property

@@ -69,6 +69,7 @@ class GenerationStats:
 
     @property
     def total_seconds(self) -> float:
+        """Return the seconds of all phases together."""
         return sum(self.seconds.values())
 
     @property
@@ -84,11 +85,13 @@ class GenerationStats:
         return tokens / seconds if seconds > 0 and tokens > 0 else 0.0
 
     def count_prompt(self, tokens: int, reused: int) -> None:
+        """Count a prompt of so many tokens, of which `reused` were in its cache already."""
         self.prompts += 1
         self.prompt_tokens += tokens
         self.reused += reused
 
     def count_round(self, done: Round) -> None:
+        """Count a round's draft and what was accepted of it; emitted tokens and seconds are counted elsewhere."""
         drafted, accepted = len(done.sources), done.accepted
         self.rounds += 1
         self.drafted += drafted

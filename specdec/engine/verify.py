@@ -34,10 +34,12 @@ class Verdict:
 
     @property
     def tokens(self) -> tuple[int, ...]:
+        """Return the emitted token ids."""
         return tuple(choice.token for choice in self.choices)
 
     @property
     def accepted(self) -> int:
+        """Count the accepted drafts: all choices but the last, which counts as the backbone's own."""
         return len(self.choices) - 1
 
 

@@ -35,10 +35,13 @@ class Source:
 
     @classmethod
     def huggingface(cls, checkpoint: Checkpoint, spec: DecoderSpec) -> Source:
+        """Return the source of a checkpoint with transformers' names."""
         return cls(checkpoint, hf_names(spec, checkpoint.shapes()), spec.norm_offset, False)
 
     @classmethod
     def gguf(cls, checkpoint: Checkpoint, spec: DecoderSpec) -> Source:
+        """Return the source of a GGUF file, whose norms have their offset already and whose Llama rows are
+        interleaved."""
         names = {canonical: gguf_name(spec, canonical) for canonical in expected_tensors(spec)}
         return cls(checkpoint, names, 0.0, spec.model_type == "llama")
 
@@ -46,8 +49,11 @@ class Source:
 class Reader(Protocol):
     """The tensors of a model by canonical name, on the device and in the dtype of the model."""
 
-    def matrix(self, name: str) -> Weight: ...
-    def vector(self, name: str) -> Tensor | None: ...
+    def matrix(self, name: str) -> Weight:
+        """Return the matrix `name`, ready to multiply."""
+
+    def vector(self, name: str) -> Tensor | None:
+        """Return a norm, bias or scalar; None when the model has none of this name."""
 
 
 def build_decoder(
@@ -194,6 +200,7 @@ class TensorReader:
         self._arena = Arena()
 
     def matrix(self, name: str) -> Weight:
+        """Return a matrix on the model's device; on the CPU its blocks lie in the arena, in the order of reading."""
         weight = self.stored(name)
         if self.device.type == "cpu" and weight.packed is not None:  # floats may be another model's own
             return BlockWeight(weight.packed.move(self._arena.place))

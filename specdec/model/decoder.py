@@ -94,6 +94,7 @@ class Decoder:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
+        """Return the decoder layers, the first one first."""
         return self.stack.layers
 
     @property
@@ -140,6 +141,8 @@ class Decoder:
                     yield linear.weight
 
     def new_cache(self, max_rows: int = MAX_ROWS) -> KVCache:
+        """Return an empty cache for one text, whose passes have at most `max_rows` rows."""
+
         def shape_of(layer: Layer) -> StoreShape:
             spec = layer.spec
             return StoreShape(spec.kv_heads, spec.head_dim, spec.window, self._key_from_value(layer))

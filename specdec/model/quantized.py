@@ -44,9 +44,11 @@ class PackedReader:
         self._names = set(file.names)
 
     def matrix(self, name: str) -> Weight:
+        """Return the matrix `name` as it was packed. Raises ValueError when the file is damaged."""
         return self.file.weight(name).to(self.device)
 
     def vector(self, name: str) -> Tensor | None:
+        """Return a norm, bias or scalar in the reader's dtype; None when the file has none of this name."""
         return self.file.vector(name).to(self.device, self.dtype) if name in self._names else None
 
 

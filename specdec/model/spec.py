@@ -74,6 +74,7 @@ class DecoderSpec:
 
     @property
     def windows(self) -> tuple[int | None, ...]:
+        """Return the window of each layer, in positions; None for a layer that sees all of them."""
         return tuple(layer.window for layer in self.layers)
 
     def keeps_values_alone(self, layer: LayerSpec) -> bool:

@@ -35,11 +35,13 @@ class Linear:
     bias: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Return x [T, in] times the transpose of the matrix, with the bias: [T, out]."""
         y = self.weight.linear(x)  # [T, in] -> [T, out]
         return y if self.bias is None else y + self.bias
 
     @property
     def matrix(self) -> Matrix:
+        """Return the matrix in the form that native calls read."""
         return Matrix(self.weight.packed, self.bias)
 
 
@@ -66,6 +68,8 @@ class Layer(LayerWeights[Linear]):
         return x if self.scalar is None else x * self.scalar
 
     def attend(self, x: Tensor, span: Span, store: LayerStore, start: int) -> Tensor:
+        """Attend with normed rows x [T, hidden] at positions from `start` on: [T, hidden]; K/V of its own are written
+        first."""
         rows, spec = x.shape[0], self.spec
         q = self._norm(self.q(x).view(rows, spec.heads, spec.head_dim), self.q_norm)  # [T, H, D]
         q = kernels.rope(q, span.cos, span.sin)
