@@ -134,7 +134,8 @@ def test_texts_of_a_batch_and_an_interrupt_leave_their_caches() -> None:
     assert texts(decoder, prompts, kept, together=3)[0] == alone
     again, stats = texts(decoder, prompts, kept, together=3)
     assert again == alone
-    assert stats.reused == 3 * 64  # by way of marks: the rings have gone round
+    # By way of marks: the rings have gone round. Beside a text that decodes, chunks and so marks are half as far apart.
+    assert stats.reused == 64 + 96 + 96
 
     def stop(tokens: Tensor, choice: object) -> bool:
         if len(tokens) > 140:
