@@ -132,7 +132,7 @@ class AdaptiveLength:
         self._lock = threading.Lock()
 
     def claim(self, threads: int, texts: int = 1) -> bool:
-        """Return whether the caller, the first of several, has to measure costs for `threads` threads and `texts` texts."""
+        """Return whether costs have to be measured for `threads` threads and `texts` texts; one caller gets True."""
         with self._lock:
             known = self.measured_for
             if known is not None and known[0] == threads and known[1] >= texts and not self._costs.doubtful:
