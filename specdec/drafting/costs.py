@@ -143,7 +143,7 @@ class LiveCosts:
 
 @lru_cache(maxsize=4096)
 def _nearness(rows: int, others: int) -> float:
-    return NEAR ** abs(log2(rows / others))
+    return float(NEAR ** abs(log2(rows / others)))
 
 
 def _blend(average: float, newest: float, weight: float) -> float:
