@@ -8,7 +8,7 @@ struct Sums {
 
 // Stores the 32 values of a block, each within -127..127, as bytes.
 INLINE Sums store_values(int8_t* to, I first, I second) {
-#if KERNEL_ISA == 2
+#if KERNEL_LANES == 8
   const __m256i low = _mm256_packs_epi32((__m256i)first.p[0], (__m256i)first.p[1]);
   const __m256i high = _mm256_packs_epi32((__m256i)second.p[0], (__m256i)second.p[1]);
   // packing works on both 128-bit halves apart: fours of values come out as 0, 2, 4, 6, 1, 3, 5, 7
@@ -19,18 +19,12 @@ INLINE Sums store_values(int8_t* to, I first, I second) {
   __m128i sum = _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
   sum = _mm_add_epi16(sum, _mm_shuffle_epi32(sum, 0x4e));
   sum = _mm_add_epi16(sum, _mm_shuffle_epi32(sum, 0xb1));
-  const int32_t pair = _mm_cvtsi128_si32(sum);
-  return Sums{int16_t(pair) + (pair >> 16), _mm_cvtsi128_si32(_mm_mullo_epi16(sum, _mm_set1_epi16(-16)))};
+  const int32_t pair = _mm_cvtsi128_si32(sum), total = int16_t(pair) + (pair >> 16);
+  const int32_t pair_by16 = _mm_cvtsi128_si32(_mm_mullo_epi16(sum, _mm_set1_epi16(-16)));
+  return Sums{total, KERNEL_ISA == ISA_AVX2 ? pair_by16 : -16 * total};
 #else
-#if KERNEL_ISA == 5
-  _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)first.p[0]));
-  _mm_storeu_si128((__m128i*)(to + 16), _mm512_cvtepi32_epi8((__m512i)second.p[0]));
-#else
-  EACH for (int i = 0; i < kLanes; ++i) {
-    to[e * kLanes + i] = int8_t(first.p[e][i]);
-    to[16 + e * kLanes + i] = int8_t(second.p[e][i]);
-  }
-#endif
+  store_bytes(to, first);
+  store_bytes(to + 16, second);
   const int32_t total = sum(first + second);
   return Sums{total, -16 * total};
 #endif
