@@ -8,7 +8,6 @@ which is how CI asks for warnings and sanitizers.
 
 import os
 import runpy
-import shlex
 import shutil
 import subprocess
 import sys
@@ -22,9 +21,6 @@ SOURCE = "specdec/kernels/csrc/native.cpp"
 # By its path: the package itself cannot be imported before torch is there.
 SOURCES = runpy.run_path("specdec/kernels/sources.py")
 INCLUDED = [os.path.relpath(path) for path in SOURCES["source_files"]()]
-# Bits must not depend on the compiler's taste: no fused multiply-add, no reordering of float sums.
-FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-fast-math"]
-FLAGS += ["-fno-math-errno", "-fno-exceptions", "-fno-rtti"]
 
 
 class BuildNative(build_ext):
@@ -37,16 +33,12 @@ class BuildNative(build_ext):
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
-        names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-        compilers = [shlex.split(name) for name in names]
-        tried = [command for command in compilers if shutil.which(command[0])]
-        link = ["-shared", "-pthread"] if sys.platform.startswith("linux") else ["-shared"]
-        # A user's compiler is not asked for warnings: a newer one may have some that nobody has seen yet.
-        flags = [*FLAGS, *shlex.split(os.environ.get("SPECDEC_CXXFLAGS", "-w"))]
-        flags.append(f'-DSPECDEC_SOURCES_HASH="{SOURCES["sources_hash"]()}"')  # compared when the library is loaded
+        commands = SOURCES["compiler_commands"](sys.platform, os.environ)
+        tried = [command for command in commands if shutil.which(command[0])]
+        state = f'-DSPECDEC_SOURCES_HASH="{SOURCES["sources_hash"]()}"'  # compared when the library is loaded
         for command in tried:
             done = subprocess.run(
-                [*command, *flags, *ext.sources, "-o", str(target), *link], capture_output=True, text=True
+                [*command, state, *ext.sources, "-o", str(target)], capture_output=True, text=True, errors="replace"
             )
             if done.returncode == 0:
                 return
@@ -54,7 +46,7 @@ class BuildNative(build_ext):
         why = f"native kernels not built ({'see above' if tried else 'no C++ compiler'})"
         if os.environ.get("SPECDEC_REQUIRE_NATIVE", "") not in ("", "0"):
             raise SystemExit(f"{why}, and SPECDEC_REQUIRE_NATIVE is set")  # an Exception would be taken as optional
-        self.warn(f"{why}; torch runs instead")
+        self.warn(f"{why}; torch runs instead; to build them, {SOURCES['what_to_install'](sys.platform)}")
 
 
 class AnyPython(bdist_wheel):

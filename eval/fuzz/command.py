@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,7 @@ def fuzz(
 
     every = [Case(kinds[i % len(kinds)], seed, i // len(kinds)) for i in range(cases)]
     waiting = iter([every[i : i + _TOGETHER] for i in range(0, cases, _TOGETHER)])
-    with _seeds() as seeds, ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (seeds,)) as pool:
+    with _seeds() as seeds, ProcessPoolExecutor(jobs, _processes(), _begin, (seeds,)) as pool:
         running = {pool.submit(_run, batch, keep) for batch in islice(waiting, _AHEAD * jobs)}
         try:
             while running:
@@ -87,12 +88,19 @@ def fuzz(
                 future.cancel()
 
 
+def _processes() -> ForkServerContext:
+    """Return what makes the processes: forks of one that has imported everything, once, and has computed nothing."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["eval.fuzz.runner", "eval.fuzz.seeds"])
+    return context
+
+
 @contextmanager
 def _seeds() -> Iterator[Path]:
     """Write a folder of whole files, in a process of its own: forks lose the threads of a process that has decoded."""
     with tempfile.TemporaryDirectory(prefix="fuzz-seeds-") as place:
         folder = Path(place) / "seeds"
-        maker = get_context("spawn").Process(target=_write_seeds, args=(folder,))
+        maker = _processes().Process(target=_write_seeds, args=(folder,))
         maker.start()
         maker.join()
         if maker.exitcode:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from ctypes import Array, addressof, byref, c_float, c_int64, c_uint64, c_void_p
 from itertools import count, takewhile
@@ -26,6 +27,7 @@ from torch import Tensor
 from specdec.kernels import abi
 from specdec.kernels.blocks import BlockTensor
 from specdec.kernels.records import DraftSampling, plain, plain_ids, store_record
+from specdec.kernels.sources import what_to_install
 from specdec.kernels.store import KVView
 
 # The library's names of instruction sets, by the words that choose them.
@@ -58,10 +60,11 @@ def is_required() -> bool:
 def how_to_build() -> str:
     """Say in words how to get the library: a compiler, and the command that builds and installs it."""
     root = Path(__file__).resolve().parents[2]
+    place = f'"{root}"' if sys.platform == "win32" else shlex.quote(str(root))  # as the system's shell takes it
     command = "pip install --force-reinstall --no-deps . (in the folder that specdec was installed from)"
     if (root / "setup.py").is_file():  # in use where it was checked out: `-e` puts the library there
-        command = f"pip install --no-deps -e {shlex.quote(str(root))}"
-    return f"install g++ or clang++ where neither is there, then run: {command}"
+        command = f"pip install --no-deps -e {place}"
+    return f"{what_to_install(sys.platform)}, then run: {command}"
 
 
 class Native:

@@ -25,7 +25,7 @@ def import_uncollected(name: str) -> ModuleType:
     """Import the module `name` while Python's cycle collector is off, if it is on.
 
     Importing torch and transformers makes a million objects that stay. The collector would look through all of them
-    again and again, for a fifth of the time of the import.
+    again and again, for a tenth to a fifth of the time of the import.
     """
     collecting = gc.isenabled()
     gc.disable()

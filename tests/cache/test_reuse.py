@@ -80,7 +80,7 @@ def test_a_conversation_goes_on_to_the_bit(family: str, kept: torch.dtype, tempe
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_texts_with_the_same_beginning(family: str) -> None:
     """Asked again; asked something else about the same document; an answer that comes back in other words."""
-    decoder, kept = of(family, torch.float32), None
+    decoder, kept = of(family, torch.float32, "int8"), None
     document = prompt(400, seed=8)[0]
     prompts = [torch.cat((document, prompt(n, seed=n)[0])) for n in (30, 70, 11)]
     prompts += [prompts[0], torch.cat((prompts[0], prompt(50, seed=3)[0])), prompts[2][:300], prompt(5, seed=9)[0]]

@@ -115,7 +115,7 @@ def test_float32_values_alone_change_nothing(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("kept", KEPT)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_drafting_changes_no_text_whatever_is_kept(family: str, kept: torch.dtype, temperature: float) -> None:
-    decoder = of(family, kept)
+    decoder = of(family, kept, "int8")
     plain = decoded(decoder, NoDraft(), temperature)
     for script in SCRIPTS.values():
         assert decoded(decoder, ScriptedDrafter(plain, script, VOCAB), temperature) == plain

@@ -121,7 +121,8 @@ def test_load_takes_the_folder_of_an_assistant(dtype: torch.dtype, quantize: str
     assert assistant.stack.norm.dtype == dtype
     in_blocks = isinstance(assistant.head.weight, BlockWeight)
     assert in_blocks == (quantize is not None), "a quantised backbone's drafter takes 8 bits"
-    text = [model.generate(prompt(5), max_new_tokens=30, do_sample=False, speculation=s) for s in (False, True)]
+    how = {"max_new_tokens": 30, "do_sample": False, "draft_length": 3}
+    text = [model.generate(prompt(5), **how, speculation=s) for s in (False, True)]
     assert torch.equal(*text)
     assert model.last_stats.drafted > 0
 

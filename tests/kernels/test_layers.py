@@ -42,25 +42,46 @@ def run(decoder: Decoder, ids: Tensor, rows: int, fused: bool, kept: torch.dtype
     return torch.cat(parts)
 
 
+def op_by_op(decoder: Decoder, ids: Tensor, rows: int, kept: torch.dtype | None = None) -> Tensor:
+    """`run` without the native call, on one thread: torch's small ops wait for a second one longer than they take."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return run(decoder, ids, rows, False, kept)
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_call_has_the_bits_of_op_by_op(family: str, storage: str) -> None:
     decoder, ids = quantised(family, storage), prompt(LENGTH, seed=4)[0]
-    expected = run(decoder, ids, 16, fused=False)
+    expected = op_by_op(decoder, ids, 16)
     assert expected.isfinite().all()
     for rows in (1, 2, 3, 7, 8, 9, 16, 17, 64):
         assert torch.equal(run(decoder, ids, rows, fused=True), expected), f"{rows} rows in a pass"
 
 
-@pytest.mark.parametrize("kept", [torch.bfloat16, torch.int8, torch.float16])  # the last goes op by op
+@pytest.mark.parametrize("kept", [torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4", "gemma4-e2b"])
 def test_one_call_writes_the_stores_that_op_by_op_writes(family: str, kept: torch.dtype) -> None:
     decoder, ids = quantised(family, "int8"), prompt(LENGTH, seed=4)[0]
-    expected = run(decoder, ids, 16, False, kept)
+    expected = op_by_op(decoder, ids, 16, kept)
     for rows in (1, 5, 64):
         assert torch.equal(run(decoder, ids, rows, True, kept), expected), f"{rows} rows in a pass"
     whole = run(decoder, ids, 16, True)
     assert 0 < (whole - expected).norm() < 0.5 * whole.norm()  # another rounding, the same model
+
+
+@pytest.mark.parametrize("threads", [1, 3], indirect=True)
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4", "gemma4-e2b"])
+def test_a_store_that_no_native_call_writes_goes_op_by_op(family: str, threads: int) -> None:
+    decoder, ids = quantised(family, "int8"), prompt(LENGTH, seed=4)[0]
+    expected = run(decoder, ids, 16, False, torch.float16)
+    for rows in (1, 5, 64):
+        assert torch.equal(run(decoder, ids, rows, True, torch.float16), expected), f"{rows} rows in a pass"
+    whole = run(decoder, ids, 16, True)
+    assert 0 < (whole - expected).norm() < 0.5 * whole.norm()
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma4", "gemma4-e2b"])
@@ -71,8 +92,8 @@ def test_every_instruction_set_and_number_of_threads(path: str, threads: int, fa
         expected = run(decoder, ids, 64, fused=True)
         kernels.choose("reference")
         assert kernels.fuse(decoder.layers, [0] * len(decoder.layers), decoder.norm) is None
-        store = decoder.new_cache()
-        found = decoder.forward(ids[:64], store).last  # fused when it was made, op by op now
+        torch.set_num_threads(1)
+        found = decoder.forward(ids[:64], decoder.new_cache()).last  # fused when it was made, op by op now
         # torch's exp rounds differently, and a last place can move an activation to the next of its 255 steps
         assert 0 < (found - expected[:64]).norm() < 0.05 * expected[:64].norm()
     else:
@@ -98,7 +119,7 @@ def test_what_is_not_in_blocks_goes_op_by_op() -> None:
 
 def test_a_cache_that_grows_is_read_where_it_is_now() -> None:
     decoder, ids = quantised("llama", "int8"), prompt(600, seed=6)[0]
-    expected = run(decoder, ids, 60, fused=False)
+    expected = op_by_op(decoder, ids, 60)
     assert torch.equal(run(decoder, ids, 50, fused=True), expected)  # the store moves at 256 and at 512 positions
 
 

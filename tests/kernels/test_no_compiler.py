@@ -81,3 +81,10 @@ def test_a_command_says_it_in_one_line(folder: Path, tmp_path: Path) -> None:
     assert told == done.stderr.splitlines()[:1], done.stderr
     assert told[0].startswith("warning: quantised weights run on plain torch")
     assert told[0].endswith(f"pip install --no-deps -e {tmp_path}")
+
+
+def test_windows_is_told_which_compiler_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels._native.sys, "platform", "win32")
+    said = kernels._native.how_to_build()
+    assert "clang++ or the g++ of MinGW-w64" in said and "Microsoft's compiler does not do" in said
+    assert said.endswith(f'pip install --no-deps -e "{ROOT}"')  # its shell knows no single quotes

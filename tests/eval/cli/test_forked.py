@@ -11,9 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes.forked import python
+from tests.support.tiny_folder import hears_ctrl_c
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no forks")
 SHOW = "import os, sys; print(sys.argv, os.getcwd(), os.environ.get('NEW'), os.environ.get('HOME'), sys.stdin.read())"
+
+
+def deaf_to_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def both(*words: str, **more: object) -> subprocess.CompletedProcess[str]:
@@ -62,13 +67,24 @@ def test_a_stream_without_a_buffer() -> None:
 def test_signals_reach_the_fork_and_sigkill_too() -> None:
     code = "import signal, sys; print('ready', flush=True); signal.pause()"
     for number, status in ((signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGKILL, -9)):
-        with subprocess.Popen([*python(), "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        words, pipe = [*python(), "-c", code], subprocess.PIPE
+        process = subprocess.Popen(words, stdout=pipe, stderr=pipe, preexec_fn=hears_ctrl_c)
+        try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
             process.send_signal(number)
             _, errors = process.communicate(timeout=30)  # the end of the streams is that of the fork
-            assert process.returncode == status
-            assert (b"KeyboardInterrupt" in errors) == (number == signal.SIGINT)
+        finally:
+            process.kill()
+        assert process.returncode == status
+        assert (b"KeyboardInterrupt" in errors) == (number == signal.SIGINT)
+
+
+def test_a_command_that_is_started_deaf_to_ctrl_c_stays_so() -> None:
+    code = "import signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
+    for deaf in (True, False):
+        first = deaf_to_ctrl_c if deaf else hears_ctrl_c
+        assert both("-c", code, preexec_fn=first).stdout == f"{deaf}\n"
 
 
 def test_variables_that_are_read_at_the_start_are_refused() -> None:

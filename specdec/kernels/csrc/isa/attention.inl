@@ -229,11 +229,11 @@ INLINE void add_weighted_values(const float* weights, int64_t weights_stride, co
     for (int c = 0; c < PIECES; ++c) store(y + h * y_stride + 16 * c, total[h][c]);
 }
 
-// The same for kColumns columns: as many at a time as there are registers for the sums of four heads.
+// The same for kColumns columns: all at a time where there are registers for the sums of so many heads.
 template <int HEADS>
 INLINE void add_weighted_columns(const float* weights, int64_t weights_stride, const Rows& values, int64_t count,
                                  float* y, int64_t y_stride) {
-  constexpr int kPieces = KERNEL_ISA == ISA_AVX512 ? kColumns / 16 : 1;
+  constexpr int kPieces = KERNEL_ISA == ISA_AVX512 || HEADS <= 2 ? kColumns / 16 : 1;
   for (int64_t c = 0; c < kColumns; c += 16 * kPieces) {
     const Rows columns{values.data + c, values.stride};
     add_weighted_values<HEADS, kPieces>(weights, weights_stride, columns, count, y + c, y_stride);
