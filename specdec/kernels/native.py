@@ -37,6 +37,7 @@ SETS = {
     "avxvnni": "avx-vnni",
     "avx512": "avx512-vnni",
     "neon": "neon-dotprod",
+    "i8mm": "neon-i8mm",
 }
 _SUFFIXES = (".so", ".dylib", ".dll")
 

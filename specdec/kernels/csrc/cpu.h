@@ -10,13 +10,15 @@
 #include <sys/types.h>  // which the next one needs
 
 #include <sys/sysctl.h>
+#elif defined(__aarch64__) && defined(_WIN32)
+extern "C" __declspec(dllimport) int __stdcall IsProcessorFeaturePresent(unsigned long feature);  // windows.h has more
 #endif
 
 namespace {
 
 struct CPU {
   bool avx2 = false, avx_vnni = false, avx512_vnni = false;  // AVX2 with half floats; AVX-512 F, DQ, BW, VL and VNNI
-  bool dotprod = false;                                      // NEON's sums of four products
+  bool dotprod = false, i8mm = false;  // NEON's sums of four products; those, and products of small matrices
 };
 
 // Asked of the CPU directly: what __builtin_cpu_supports answers depends on the compiler's runtime library.
@@ -33,11 +35,19 @@ inline CPU this_cpu() {
   cpu.avx512_vnni = cpu.avx2 && (b & wanted) == wanted && c & 1u << 11 && (state & 0xe6) == 0xe6;
   cpu.avx_vnni = cpu.avx2 && leaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & 1u << 4;
 #elif defined(__aarch64__) && defined(__linux__)
-  cpu.dotprod = getauxval(AT_HWCAP) & 1ul << 20;  // HWCAP_ASIMDDP, which old headers lack
+  cpu.dotprod = getauxval(AT_HWCAP) & 1ul << 20;                // HWCAP_ASIMDDP, which old headers lack
+  cpu.i8mm = cpu.dotprod && getauxval(AT_HWCAP2) & 1ul << 13;  // HWCAP2_I8MM
 #elif defined(__aarch64__) && defined(__APPLE__)
-  int found = 0;
-  size_t size = sizeof(found);
-  cpu.dotprod = !sysctlbyname("hw.optional.arm.FEAT_DotProd", &found, &size, nullptr, 0) && found;
+  const auto has = [](const char* feature) {
+    int found = 0;
+    size_t size = sizeof(found);
+    return !sysctlbyname(feature, &found, &size, nullptr, 0) && found;
+  };
+  cpu.dotprod = has("hw.optional.arm.FEAT_DotProd");
+  cpu.i8mm = cpu.dotprod && has("hw.optional.arm.FEAT_I8MM");
+#elif defined(__aarch64__) && defined(_WIN32)
+  cpu.dotprod = IsProcessorFeaturePresent(43);              // PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE
+  cpu.i8mm = cpu.dotprod && IsProcessorFeaturePresent(66);  // PF_ARM_V82_I8MM_INSTRUCTIONS_AVAILABLE
 #endif
   return cpu;
 }

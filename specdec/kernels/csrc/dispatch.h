@@ -38,9 +38,11 @@
 
 #define ISA_PORTABLE 0
 #define ISA_NEON 1
-#define ISA_AVX2 2
-#define ISA_AVX_VNNI 3
-#define ISA_AVX512 4
+#define ISA_NEON_I8MM 2
+#define ISA_AVX2 3
+#define ISA_AVX_VNNI 4
+#define ISA_AVX512 5
+#define KERNEL_IS_NEON (KERNEL_ISA == ISA_NEON || KERNEL_ISA == ISA_NEON_I8MM)
 
 #define KERNEL_ISA ISA_PORTABLE
 namespace portable {
@@ -92,6 +94,21 @@ namespace neon {
 #undef KERNEL_ISA
 END_TARGET
 
+#if defined(__clang__) ? __clang_major__ >= 16 || defined(__ARM_FEATURE_MATMUL_INT8) : __GNUC__ >= 10
+#define HAS_NEON_I8MM
+#if defined(__clang__)
+BEGIN_TARGET("dotprod,i8mm")
+#else
+BEGIN_TARGET("arch=armv8.2-a+dotprod+i8mm")
+#endif
+#define KERNEL_ISA ISA_NEON_I8MM
+namespace neon_i8mm {
+#include "isa/all.inl"
+}  // namespace neon_i8mm
+#undef KERNEL_ISA
+END_TARGET
+#endif
+
 #endif
 
 namespace {
@@ -136,6 +153,9 @@ const InstructionSet kSets[] = {
     {"avx512-vnni", &CPU::avx512_vnni, KERNELS_OF(avx512)},
 #elif defined(HAS_NEON_DOTPROD)
     {"neon-dotprod", &CPU::dotprod, KERNELS_OF(neon)},
+#if defined(HAS_NEON_I8MM)
+    {"neon-i8mm", &CPU::i8mm, KERNELS_OF(neon_i8mm)},
+#endif
 #endif
 };
 

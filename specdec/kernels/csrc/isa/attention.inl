@@ -14,7 +14,7 @@ struct Rows {
 };
 
 INLINE F widen(const uint16_t* x) {
-#if KERNEL_ISA == ISA_NEON
+#if KERNEL_IS_NEON
   F r;
   EACH r.p[e] = (VF)vshll_n_u16(vld1_u16(x + 4 * e), 16);
   return r;
@@ -28,7 +28,7 @@ INLINE F widen(const uint16_t* x) {
 INLINE F widen(const int8_t* x, float scale) {
 #if KERNEL_ISA == ISA_AVX512
   return F{{(VF)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)x)))}} * splat(scale);
-#elif KERNEL_ISA == ISA_NEON
+#elif KERNEL_IS_NEON
   const int8x16_t bytes = vld1q_s8(x);
   const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_s8(vget_high_s8(bytes));
   return convert(I{{(VI)vmovl_s16(vget_low_s16(low)), (VI)vmovl_s16(vget_high_s16(low)),

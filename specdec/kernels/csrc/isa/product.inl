@@ -17,7 +17,7 @@ struct Block {
   }
 };
 
-#if KERNEL_ISA == ISA_NEON
+#if KERNEL_IS_NEON
 #include "product_neon.inl"
 #elif KERNEL_ISA == ISA_AVX2
 #include "product_256.inl"

@@ -33,9 +33,11 @@ INLINE Sums store_values(int8_t* to, I first, I second) {
 // Writes row r of `tile`: values at [b][r][32], scale at [b][r], and what a block adds beside its products at
 // [b][r] of `term`, one array per kind of weights: scale * sum (with a minimum), -8 * sum, -16 * sum and -128 * sum
 // (integers kept as bits). On AVX2 -16 * sum is a pair of 16-bit integers, of columns 4c and 4c + 1 and of columns
-// 4c + 2 and 4c + 3: where the 16-bit sums of product_avx2.inl begin.
+// 4c + 2 and 4c + 3: where the 16-bit sums of product_avx2.inl begin. With i8mm the values of two rows alternate, eight
+// of each (product_i8mm.inl).
 void quantise_row(const float* x, int64_t blocks, int r, const Tile& tile) {
   const int rows = tile.rows;
+  const bool paired = KERNEL_ISA == ISA_NEON_I8MM && (r | 1) < rows;
   const F magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds half to even, as the default mode does
   for (int64_t b = 0; b < blocks; ++b) {
     F low = load(x + 32 * b), high = load(x + 32 * b + 16);
@@ -49,7 +51,7 @@ void quantise_row(const float* x, int64_t blocks, int r, const Tile& tile) {
     const float inverse = usable ? 127.0f / magnitude : 0.0f;
     float scale = usable ? magnitude / 127.0f : 0.0f;
     if (!finite) scale = std::numeric_limits<float>::quiet_NaN();
-    int8_t* to = tile.values + (b * rows + r) * 32;
+    int8_t apart[32], *to = paired ? apart : tile.values + (b * rows + r) * 32;
     Sums sums{0, 0};
     if (usable) {
       const I first = bits(low * splat(inverse) + magic) - bits(magic);
@@ -57,6 +59,10 @@ void quantise_row(const float* x, int64_t blocks, int r, const Tile& tile) {
       sums = store_values(to, first, second);
     } else {
       std::memset(to, 0, 32);
+    }
+    if (paired) {
+      int8_t* pair = tile.values + (b * rows + r / 2 * 2) * 32;
+      for (int i = 0; i < 4; ++i) std::memcpy(pair + 16 * i + 8 * (r % 2), apart + 8 * i, 8);
     }
     tile.scale[b * rows + r] = scale;
     tile.term[kMinimum][b * rows + r] = scale * float(sums.total);

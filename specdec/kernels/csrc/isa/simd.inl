@@ -47,7 +47,7 @@ INLINE F convert(I a) { F r; EACH r.p[e] = __builtin_convertvector(a.p[e], VF); 
 INLINE F maximum(F a, F b) { EACH a.p[e] = a.p[e] > b.p[e] ? a.p[e] : b.p[e]; return a; }
 // a where a is NaN
 INLINE F clamp(F a, F low, F high) {
-#if KERNEL_ISA == ISA_NEON
+#if KERNEL_IS_NEON
   EACH a.p[e] = (VF)vminq_f32(vmaxq_f32((float32x4_t)a.p[e], (float32x4_t)low.p[e]), (float32x4_t)high.p[e]);
 #else
   EACH a.p[e] = a.p[e] < low.p[e] ? low.p[e] : a.p[e];
@@ -91,7 +91,7 @@ INLINE float sum(F v) {
   __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
   b = _mm_add_ps(b, _mm_movehl_ps(b, b));
   return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
-#elif KERNEL_ISA == ISA_NEON
+#elif KERNEL_IS_NEON
   const float32x4_t a = (float32x4_t)folded(v);
   return vpadds_f32(vadd_f32(vget_low_f32(a), vget_high_f32(a)));
 #else
@@ -127,7 +127,7 @@ INLINE VF sums(const VF (&v)[8]) {
   const __m256 c = _mm256_shuffle_ps(b[0], b[1], 0x88) + _mm256_shuffle_ps(b[0], b[1], 0xdd);
   return (VF)_mm256_permute_ps(c, 0xd8);  // each half held its vectors as 0, 2, 1, 3
 }
-#elif KERNEL_ISA == ISA_NEON
+#elif KERNEL_IS_NEON
 // The same of four.
 INLINE VF sums(const VF (&v)[4]) {
   const auto halved = [&](int i) INLINE_LAMBDA {
@@ -141,7 +141,7 @@ INLINE VF sums(const VF (&v)[4]) {
 INLINE int32_t sum(I v) {
 #if KERNEL_ISA == ISA_AVX512
   return _mm512_reduce_add_epi32((__m512i)v.p[0]);
-#elif KERNEL_ISA == ISA_NEON
+#elif KERNEL_IS_NEON
   return vaddvq_s32((int32x4_t)((v.p[0] + v.p[1]) + (v.p[2] + v.p[3])));
 #else
   int32_t total = 0;
@@ -158,7 +158,7 @@ INLINE int32_t largest(I v) {
   __m128i b = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
   b = _mm_max_epi32(b, _mm_shuffle_epi32(b, 0x4e));
   return _mm_cvtsi128_si32(_mm_max_epi32(b, _mm_shuffle_epi32(b, 0xb1)));
-#elif KERNEL_ISA == ISA_NEON
+#elif KERNEL_IS_NEON
   for (int e = 1; e < 4; ++e) v.p[0] = v.p[e] > v.p[0] ? v.p[e] : v.p[0];
   return vmaxvq_s32((int32x4_t)v.p[0]);
 #else
@@ -172,7 +172,7 @@ INLINE int32_t largest(I v) {
 INLINE void store_bytes(int8_t* to, I v) {
 #if KERNEL_ISA == ISA_AVX512
   _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)v.p[0]));
-#elif KERNEL_ISA == ISA_NEON
+#elif KERNEL_IS_NEON
   const auto narrow = [&](int e) INLINE_LAMBDA {
     return vcombine_s16(vmovn_s32((int32x4_t)v.p[e]), vmovn_s32((int32x4_t)v.p[e + 1]));
   };
@@ -188,7 +188,7 @@ INLINE F half_to_float(const uint16_t* x) {
 #elif KERNEL_LANES == 8
   return F{{(VF)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)x)),
             (VF)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(x + 8)))}};
-#elif KERNEL_ISA == ISA_NEON
+#elif KERNEL_IS_NEON
   F r;
   EACH r.p[e] = (VF)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(x + 4 * e)));
   return r;
