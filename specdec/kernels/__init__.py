@@ -3,10 +3,10 @@
 `reference` (torch) defines the results. The native library, when it was built, does the same on CPU tensors,
 faster: `block_linear`, `rms_norm` and `rope` to the bit, `attention` and `gated` to float32 rounding (their exp
 is another). Both are batch-invariant. Which one runs is chosen once, at import; SPECDEC_KERNELS=reference,
-native, or native: and an instruction set (portable, avx2, avxvnni, avx512, neon) forces a path, for tests and
-comparisons. The choice never depends on anything that could change with the number of rows. A library that is missing,
-stale or broken leaves the reference, which `missing` explains; with SPECDEC_REQUIRE_NATIVE=1 it is an error, so that no
-test passes without it.
+native, or native: and an instruction set (portable, avx2, avxvnni, avx512, neon, i8mm) forces a path, for tests
+and comparisons. The choice never depends on anything that could change with the number of rows. A library that is
+missing, stale or broken leaves the reference, which `missing` explains; with SPECDEC_REQUIRE_NATIVE=1 it is an error,
+so that no test passes without it.
 
 `fuse` makes one call of whole decoder layers, for the native library only: the same arithmetic, to the bit, without
 the trips between Python and C++ that cost a small model more than its weights. Left out: a native `dense_linear`.
