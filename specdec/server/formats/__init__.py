@@ -1,0 +1,1 @@
+"""Chat formats: how models write turns, thinking and tool calls."""
