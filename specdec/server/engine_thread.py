@@ -46,7 +46,7 @@ class EngineThread:
         self._waiting: deque[Ticket] = deque()
         self._running: dict[Sequence, Ticket] = {}
         self._lock = threading.RLock()  # guards these two; never held during a pass
-        self._closing: ApiError | None = None
+        self.closing: ApiError | None = None  # why no text is taken any more
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="specdec engine", daemon=True)
         self._thread.start()
@@ -67,8 +67,8 @@ class EngineThread:
         All of them are taken or none. Raises ApiError when the queue is full, or the thread is being closed.
         """
         with self._lock:
-            if self._closing is not None:
-                raise self._closing
+            if self.closing is not None:
+                raise self.closing
             free = self.engine.max_batch - len(self._running) + self.max_waiting - len(self._waiting)
             if len(requests) > free:
                 raise ApiError(
@@ -105,8 +105,8 @@ class EngineThread:
 
     def close(self, seconds: float = 10) -> None:
         """End every text and the thread; wait for the pass that is under way."""
-        self._closing = ApiError(503, "the server is shutting down", code="shutting_down")
-        self.fail_all(self._closing)
+        self.closing = ApiError(503, "the server is shutting down", code="shutting_down")
+        self.fail_all(self.closing)
         self._ended.wait(seconds)
 
     def _admit(self) -> None:
@@ -123,7 +123,7 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
-            while self._closing is None or self.engine.in_flight:
+            while self.closing is None or self.engine.in_flight:
                 if self.engine.wait(0.2):
                     self._step()
         finally:

@@ -36,11 +36,10 @@ class EventStream(Response):
         events: AsyncIterator[str],
         failed: Callable[[ApiError], str],
         close: Callable[[], None],
-        keep_alive: float = KEEP_ALIVE,
     ) -> None:
         super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         del self.headers["content-length"]
-        self._events, self._failed, self._close, self._keep_alive = events, failed, close, keep_alive
+        self._events, self._failed, self._close = events, failed, close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
@@ -51,7 +50,7 @@ class EventStream(Response):
             while True:
                 coming = coming or asyncio.ensure_future(_next(self._events))
                 waited: set[asyncio.Future[Any]] = {coming, gone}
-                await asyncio.wait(waited, timeout=self._keep_alive, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(waited, timeout=KEEP_ALIVE, return_when=asyncio.FIRST_COMPLETED)
                 if gone.done():
                     return
                 text, last = ": keep-alive\n\n", False

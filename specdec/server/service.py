@@ -67,6 +67,8 @@ class Service:
 
     async def encoded(self, encode: Callable[[], T]) -> T:
         """Return what `encode` makes of a request's text, in a thread of its own. Its ValueErrors are a client's."""
+        if self.thread.closing is not None:
+            raise self.thread.closing
         try:
             return await asyncio.get_running_loop().run_in_executor(self._encoding, encode)
         except ValueError as error:

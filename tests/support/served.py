@@ -51,9 +51,7 @@ class Served:
         sampled = {"do_sample": True, "top_k": 0} if "temperature" in options else {"do_sample": False}
         output = self.model.generate(**inputs, **sampled, **options)
         assert isinstance(output, Tensor)
-        return str(
-            self.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :].tolist(), skip_special_tokens=True)
-        )
+        return str(self.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :].tolist(), skip_special_tokens=True))
 
 
 @contextmanager
@@ -111,5 +109,3 @@ def slow_passes(seconds: float) -> Iterator[list[int]]:
         yield rows
     finally:
         Decoder.forward_many = forward  # type: ignore[method-assign]
-
-
