@@ -17,6 +17,8 @@ from starlette.types import Lifespan
 from specdec.server.endpoints import about
 from specdec.server.endpoints.chat import chat_completions
 from specdec.server.endpoints.completions import completions
+from specdec.server.endpoints.messages import count_tokens, messages
+from specdec.server.endpoints.responses import responses
 from specdec.server.errors import ApiError, of_status
 from specdec.server.guard import Access, Guard
 from specdec.server.http import CLIENT_LEFT, GoneError, reply
@@ -42,6 +44,10 @@ POST: dict[str, Endpoint] = {
     "/chat/completions": chat_completions,
     "/v1/completions": completions,
     "/completions": completions,
+    "/v1/responses": responses,
+    "/responses": responses,
+    "/v1/messages": messages,
+    "/v1/messages/count_tokens": count_tokens,
     "/tokenize": about.tokenize,
     "/detokenize": about.detokenize,
 }

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from specdec.server.detokenizer import Detokenizer
+from specdec.server.fields import Fields
 from specdec.server.formats.base import Delta, OutputParser
+from specdec.server.history import read_messages
 
 
 class PlainFormat:
@@ -17,14 +19,17 @@ class PlainFormat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
 
-    def prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], options: dict[str, Any]) -> list[int]:
+    def prompt(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], options: Mapping[str, Any]
+    ) -> list[int]:
         """Return the token ids of a conversation. Raises ValueError when the template refuses it."""
         if not self.tokenizer.chat_template:
             raise ValueError("this model has no chat template: it continues text, ask /v1/completions")
+        messages = read_messages(Fields({"messages": list(messages)}))
         try:
             encoded = self.tokenizer.apply_chat_template(
                 messages,
-                tools=tools or None,
+                tools=list(tools) or None,
                 add_generation_prompt=options.get("add_generation_prompt", True),
                 return_dict=True,
                 **options.get("chat_template_kwargs", {}),
@@ -33,7 +38,7 @@ class PlainFormat:
             raise ValueError(f"the model's chat template refuses this conversation: {error}") from error
         return list(encoded["input_ids"])
 
-    def parser(self) -> OutputParser:
+    def parser(self, prompt: Sequence[int] = ()) -> OutputParser:
         """Return a parser for one answer."""
         return PlainParser(self.tokenizer)
 

@@ -20,6 +20,7 @@ from specdec.engine.sequence import Request
 from specdec.hf import SpecdecForCausalLM
 from specdec.memory.plan import cache_bytes
 from specdec.server.answer import Answer, Output
+from specdec.server.conversation import Conversation
 from specdec.server.detokenizer import StopStrings
 from specdec.server.engine_thread import EngineThread, Listener
 from specdec.server.errors import bad_request, too_long
@@ -65,6 +66,17 @@ class Service:
         """Return how many tokens prompt and answer may have together."""
         return self.decoder.context
 
+    async def prompt(self, conversation: Conversation) -> list[int]:
+        """Return the token ids of a conversation. Raises ApiError when it cannot be written."""
+        return await self.encoded(
+            lambda: self.format.prompt(conversation.messages, conversation.tools, conversation.options)
+        )
+
+    async def converse(self, conversation: Conversation, sampling: Sampling, streamed: bool) -> Answer:
+        """Queue the answer to a conversation; return the answer. Raises ApiError as `prompt` and `ask` do."""
+        prompt = await self.prompt(conversation)
+        return self.ask([prompt], sampling, lambda: self.format.parser(prompt))
+
     async def encoded(self, encode: Callable[[], T]) -> T:
         """Return what `encode` makes of a request's text, in a thread of its own. Its ValueErrors are a client's."""
         if self.thread.closing is not None:
@@ -72,7 +84,7 @@ class Service:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._encoding, encode)
         except ValueError as error:
-            raise bad_request(str(error)) from error
+            raise bad_request(str(error), getattr(error, "param", None)) from error
 
     def tokens(self, text: str, special: bool = True) -> list[int]:
         """Return the token ids of a text, with the tokens that begin every text of the model where `special`."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 import specdec
+from specdec.server.conversation import read_conversation
 from specdec.server.detokenizer import decode
-from specdec.server.endpoints.chat import template_options
 from specdec.server.errors import ApiError, bad_request
-from specdec.server.history import read_messages, read_tools
 from specdec.server.http import json_body, reply
 from specdec.server.service import Service
 from specdec.server.state import ServerState
@@ -93,9 +93,9 @@ async def tokenize(state: ServerState, request: Request) -> Response:
     service = state.ready()
     body = await json_body(request)
     if body.has("messages"):
-        messages, tools, options = read_messages(body), read_tools(body), template_options(body)
-        options["add_generation_prompt"] = body.flag("add_generation_prompt", True)
-        tokens = await service.encoded(lambda: service.format.prompt(messages, tools, options))
+        asked = read_conversation(body)
+        more = {"add_generation_prompt": body.flag("add_generation_prompt", True)}
+        tokens = await service.prompt(replace(asked, options={**asked.options, **more}))
     elif body.has("content") or body.has("prompt"):
         name = "content" if body.has("content") else "prompt"
         text = body.text(name)

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from specdec.server.answer import Answer, Collected, TokenLogprob, collect
+from specdec.server.conversation import read_conversation
 from specdec.server.endpoints.shapes import (
     DONE,
     chat_logprobs,
@@ -21,16 +22,11 @@ from specdec.server.endpoints.shapes import (
     usage,
     wants_usage,
 )
-from specdec.server.errors import bad_request
-from specdec.server.fields import Fields
 from specdec.server.formats.base import Delta
-from specdec.server.history import read_messages, read_tools
 from specdec.server.http import EventStream, event, json_body, reply, unless_gone
 from specdec.server.sampling import read_sampling
 from specdec.server.service import Service
 from specdec.server.state import ServerState
-
-_EFFORTS = {"none": False, "minimal": False, "low": True, "medium": True, "high": True, "xhigh": True, "max": True}
 
 
 async def chat_completions(state: ServerState, request: Request) -> Response:
@@ -39,9 +35,7 @@ async def chat_completions(state: ServerState, request: Request) -> Response:
     body = await json_body(request)
     sampling = read_sampling(body, service.defaults, service.decoder.spec.vocab_size)
     counted, streamed = wants_usage(body), body.flag("stream")
-    messages, tools, options = read_messages(body), read_tools(body), template_options(body)
-    prompt = await service.encoded(lambda: service.format.prompt(messages, tools, options))
-    answer = service.ask([prompt], sampling, service.format.parser)
+    answer = await service.converse(read_conversation(body), sampling, streamed)
     close = partial(state.ended, answer)
     head = {"id": new_id("chatcmpl-"), "created": int(time.time()), "model": model_name(body, service.name)}
     if streamed:
@@ -56,20 +50,6 @@ async def chat_completions(state: ServerState, request: Request) -> Response:
             **figures(answer),
         }
     )
-
-
-def template_options(body: Fields) -> dict[str, Any]:
-    """Return what a request says about thinking, and what it hands to the chat template."""
-    effort = body.text("reasoning_effort") or body.inner("reasoning").text("effort")
-    if effort and effort not in _EFFORTS:
-        raise bad_request(f"reasoning_effort must be one of {', '.join(_EFFORTS)}, got {effort!r}", "reasoning_effort")
-    more = dict(body.mapping("chat_template_kwargs"))
-    thinking = _EFFORTS.get(effort)
-    if isinstance(body.get("think"), bool):
-        thinking = body.get("think")
-    if isinstance(more.get("enable_thinking"), bool):
-        thinking = more["enable_thinking"]
-    return {"thinking": thinking, "reasoning_effort": effort or None, "chat_template_kwargs": more}
 
 
 def message_of(choice: Collected) -> dict[str, Any]:

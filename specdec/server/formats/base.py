@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -39,8 +39,10 @@ class OutputParser(Protocol):
 class ChatFormat(Protocol):
     """How a model writes conversations."""
 
-    def prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], options: dict[str, Any]) -> list[int]:
+    def prompt(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], options: Mapping[str, Any]
+    ) -> list[int]:
         """Return the token ids of a conversation, ready for the answer. Raises ValueError when it cannot be written."""
 
-    def parser(self) -> OutputParser:
-        """Return a parser for one answer."""
+    def parser(self, prompt: Sequence[int]) -> OutputParser:
+        """Return a parser for the answer to `prompt`."""
