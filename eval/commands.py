@@ -205,6 +205,15 @@ def add_serve_options(serve: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="for answers to end after the first Ctrl-C or SIGTERM (default 30); the second ends them",
     )
+    serve.add_argument(
+        "--cache-dir",
+        type=file_name,
+        metavar="FOLDER",
+        help="keep the newest conversations there when the server ends, and go on with them when it starts again",
+    )
+    serve.add_argument(
+        "--debug", action="store_true", help="show at /debug/cache what is cached, and where prompts parted from it"
+    )
     access = serve.add_argument_group("access")
     access.add_argument(
         "--api-key",

@@ -7,6 +7,7 @@ import os
 import sys
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from eval.cli.options import GenerationSettings
@@ -27,6 +28,8 @@ class ServeOptions:
     max_sequences: int = 4
     max_waiting: int = 32
     grace: float = 30.0
+    cache_dir: Path | None = None
+    debug: bool = False
 
 
 def options_from(arguments: argparse.Namespace) -> ServeOptions:
@@ -47,12 +50,24 @@ def check_installed() -> None:
         )
 
 
+def check_folder(folder: Path) -> None:
+    """Make the folder of conversations, for its owner alone. Raises ValueError when that cannot be."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--cache-dir {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--cache-dir {folder}: cannot be written")
+
+
 def serve(settings: GenerationSettings, options: ServeOptions) -> int:
     """Serve until a signal comes; return exit code 0.
 
     Raises ValueError: the address cannot be listened at, or the model is not usable.
     """
     check_installed()
+    if options.cache_dir is not None:
+        check_folder(options.cache_dir)
     from eval.cli.session import open_session
     from specdec.drafting.draft_length import FixedLength
     from specdec.server.guard import Access
@@ -71,6 +86,7 @@ def serve(settings: GenerationSettings, options: ServeOptions) -> int:
             options.max_sequences,
             options.max_waiting,
             lengths,
+            options.cache_dir,
         )
 
     def started(address: str, service: Service) -> None:
@@ -82,5 +98,5 @@ def serve(settings: GenerationSettings, options: ServeOptions) -> int:
         )
 
     access = Access(options.api_key, (options.host, *options.allow_host), options.allow_origin)
-    listen(load, Listening(options.host, options.port, access, options.grace), started)
+    listen(load, Listening(options.host, options.port, access, options.grace, options.debug), started)
     return 0

@@ -27,7 +27,8 @@ class Request:
     the prompt. `limit`: tokens at which the row is full, padding included. `stop(tokens, choice)` is asked after every
     emitted token, in order. `on_states`, where given, receives the states of the rows that are committed to the
     cache, prompt included, in order, with those of the drafter's `aux_layers`. Rows that the cache had before are not
-    among them. `stats`: counts this text besides the engine's own statistics.
+    among them. `stats`: counts this text besides the engine's own statistics. `pins`:
+    lengths at which later texts are likely to part from this one; the cache can go back there.
     """
 
     row: Tensor
@@ -37,6 +38,7 @@ class Request:
     padding: int = 0
     on_states: Callable[[States], None] | None = None
     stats: GenerationStats | None = None
+    pins: frozenset[int] = frozenset()
 
 
 class RowsChooser(Protocol):
@@ -132,12 +134,16 @@ class Sequence:
         """Return how many of the sequence's rows the next pass has."""
         if self.decoding:
             return len(self.draft.tokens) + 1
-        return min(self._unread, self.chunk)
+        rows = min(self._unread, self.chunk)
+        if self.request.pins and self.conversation.marking:  # a mark is made between two chunks
+            here = self.prompt_tokens - self._unread
+            rows = min((pin - here for pin in self.request.pins if here < pin < here + rows), default=rows)
+        return rows
 
     @property
     def last_chunk(self) -> bool:
         """Return whether the next pass, in which the sequence reads of its prompt, chooses a token."""
-        return self._conversation is not None and self._unread <= self.chunk
+        return self._conversation is not None and self._unread == self.next_rows
 
     def begin(self, caches: CacheProvider) -> None:
         """Take a cache from `caches`, with as much of the prompt in it as `caches` has."""
@@ -147,6 +153,7 @@ class Sequence:
         self.reused = self.conversation.cache.length
         self._unread -= self.reused
         self.conversation.tokens = self.tokens[request.padding :]
+        self.conversation.pins = request.pins
 
     def end(self, caches: CacheProvider) -> None:
         """Give the cache back to `caches`."""

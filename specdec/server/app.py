@@ -38,6 +38,7 @@ GET: dict[str, Endpoint] = {
     "/v1/props": about.props,
     "/version": about.version,
     "/metrics": about.metrics,
+    "/debug/cache": about.debug_cache,
 }
 POST: dict[str, Endpoint] = {
     "/v1/chat/completions": chat_completions,

@@ -37,6 +37,7 @@ class Listening:
     port: int = 8080
     access: Access = field(default_factory=Access)
     grace: float = GRACE
+    debug: bool = False
 
     def open(self) -> socket.socket:
         """Return a socket that listens. Raises ValueError: the address is taken, or open to others without a key."""
@@ -69,7 +70,7 @@ def listen(load: Callable[[], Service], listening: Listening, started: Callable[
     opened = listening.open()
     host, port = opened.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    state = ServerState()
+    state = ServerState(debug=listening.debug)
     failures: list[BaseException] = []
 
     def begin() -> None:

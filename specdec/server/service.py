@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -19,12 +20,14 @@ from specdec.engine.engine import Engine
 from specdec.engine.sequence import Request
 from specdec.hf import SpecdecForCausalLM
 from specdec.memory.plan import cache_bytes
+from specdec.server import warm
 from specdec.server.answer import Answer, Output
 from specdec.server.conversation import Conversation
 from specdec.server.detokenizer import StopStrings
 from specdec.server.engine_thread import EngineThread, Listener
 from specdec.server.errors import bad_request, too_long
 from specdec.server.formats.base import ChatFormat, OutputParser
+from specdec.server.partings import Partings
 from specdec.server.sampling import Defaults, Sampling
 from specdec.util.threads import turn_to_compute
 
@@ -36,6 +39,7 @@ class Service:
 
     `name`: what the model is called in replies. `max_sequences`: texts that are decoded at a time; `max_waiting`: those
     that may wait besides. `lengths`: what chooses draft lengths (None: the model's own adaptive lengths).
+    `kept_in`: the folder where conversations are kept between runs (None: nowhere).
     """
 
     def __init__(
@@ -47,10 +51,15 @@ class Service:
         max_sequences: int = 4,
         max_waiting: int = 32,
         lengths: DraftLength | None = None,
+        kept_in: Path | None = None,
     ) -> None:
         self.model, self.tokenizer, self.format, self.name = model, tokenizer, chat_format, name
         self.decoder = model.decoder
         self.created = int(time.time())
+        self.partings = Partings(model.conversations)
+        self.kept_in = kept_in
+        if kept_in is not None:
+            warm.load(model, kept_in)
         self.defaults = Defaults.of(model.generation_config)
         self.ends = _end_ids(model.generation_config.eos_token_id, tokenizer.eos_token_id)
         with turn_to_compute(), bind_drafter(model.drafter, self.decoder):
@@ -90,9 +99,16 @@ class Service:
         """Return the token ids of a text, with the tokens that begin every text of the model where `special`."""
         return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
-    def ask(self, prompts: Sequence[Sequence[int]], sampling: Sampling, parser: Callable[[], OutputParser]) -> Answer:
+    def ask(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        parser: Callable[[], OutputParser],
+        pins: Sequence[int] = (),
+    ) -> Answer:
         """Queue `sampling.choices` texts for each of `prompts`; return the answer, whose choices come prompt by prompt.
 
+        `pins`: lengths at which later prompts are likely to part from these.
         Raises ApiError: a prompt that is empty, too long or no text of this model, or a full queue.
         """
         for prompt in prompts:
@@ -107,16 +123,20 @@ class Service:
             prompt = prompts[i // sampling.choices]
             limit = min(len(prompt) + (sampling.max_tokens or self.context), self.context)
             row = torch.tensor(prompt, dtype=torch.int64)  # [n]
-            request = Request(row, limit, sampling.sampler(len(prompt), seed), output.stop, stats=output.stats)
+            sampler = sampling.sampler(len(prompt), seed)
+            request = Request(row, limit, sampler, output.stop, stats=output.stats, pins=frozenset(pins))
             room = self.decoder.room
             taken = 0 if room is None else cache_bytes(self.decoder.spec, limit, self.decoder.kv_dtype)
             queued.append((request, partial(answer.hear, output), taken))
+        self.partings.note(prompts[0], answer)
         answer.begin(self.thread, self.thread.submit(queued))
         return answer
 
     def close(self) -> None:
-        """End all answers and the engine's thread."""
+        """End all answers and the engine's thread; keep the newest conversations where a folder was named."""
         self.thread.close()
+        if self.kept_in is not None:
+            warm.save(self.model, self.kept_in)
         self._encoding.shutdown(cancel_futures=True)
 
     def _check(self, prompt: Sequence[int]) -> None:

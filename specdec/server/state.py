@@ -41,8 +41,9 @@ def quantiles(values: Iterable[float]) -> dict[float, float]:
 class ServerState:
     """The state that endpoints share. `service` is None while the model is loaded."""
 
-    def __init__(self, service: Service | None = None) -> None:
-        self.service = service
+    def __init__(self, service: Service | None = None, debug: bool = False) -> None:
+        """Begin with `service`, if it is there already. `debug`: show clients' texts to those who ask for them."""
+        self.service, self.debug = service, debug
         self.draining = False
         self.began = time.time()
         self.replies: Counter[tuple[str, int]] = Counter()  # by path and status

@@ -88,6 +88,14 @@ async def metrics(state: ServerState, request: Request) -> Response:
     return PlainTextResponse(state.metrics(), media_type="text/plain; version=0.0.4")
 
 
+async def debug_cache(state: ServerState, request: Request) -> Response:
+    """Show the kept conversations, and where the newest prompts parted from them: texts of other clients among them."""
+    service = state.ready()
+    if not state.debug:
+        raise ApiError(404, "start the server with --debug to see texts of its clients", code="not_found")
+    return reply(service.partings.view(service.tokenizer))
+
+
 async def tokenize(state: ServerState, request: Request) -> Response:
     """Return the token ids of `content` (without special tokens, as llama-server), `prompt` or `messages`."""
     service = state.ready()
