@@ -8,6 +8,7 @@ where it is used.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ from specdec.weights.token_bytes import vocabulary_bytes
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
+_PLACE = re.compile(r"^(at )?\d+\(\d+\): ")
+_SHOWN = re.compile(r"\s*(\d+ \||\^+$)")
 LONGEST_PIECE = 64  # bytes of a token that a text is cut into where the tokenizer itself would change the text
 
 
@@ -34,11 +37,17 @@ class Grammar:
         self.lark, self.tokens = lark, tokens
         self._matcher = llguidance.LLMatcher(tokens, llguidance.LLMatcher.grammar_from_lark(lark), log_level=0)
         if self._matcher.is_error():
-            raise ValueError(self._matcher.get_error().split("\n<state>")[0].strip())
+            raise ValueError(_reason(self._matcher.get_error()))
 
     def start(self) -> GrammarMatcher:
         """Return the matcher of a new text."""
         return GrammarMatcher(self._matcher.deep_copy(), self.tokens.vocab_size)
+
+
+def _reason(error: str) -> str:
+    """Return what llguidance says of a grammar, without the grammar's own lines."""
+    lines = (line.strip() for line in error.splitlines() if not _SHOWN.match(line))
+    return _PLACE.sub("", " ".join(filter(None, lines)))
 
 
 class GrammarMatcher:
@@ -90,8 +99,8 @@ def grammar_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_ids:
     allows them where it may end. Added tokens are special: they match no text, and `<[id]>` in a grammar matches them.
     """
     llguidance = _llguidance()
-    wrapper = llguidance.TokenizerWrapper(_Vocabulary(tokenizer, eos_ids))
-    made: LLTokenizer = llguidance.LLTokenizer(wrapper, n_vocab=vocab_size, eos_token=list(eos_ids))
+    wrapper = llguidance.TokenizerWrapper(_Vocabulary(tokenizer, vocab_size, eos_ids))
+    made: LLTokenizer = llguidance.LLTokenizer(wrapper, eos_token=list(eos_ids))
     return made
 
 
@@ -100,13 +109,14 @@ class _Vocabulary:
 
     bos_token_id = None
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         self.eos_token_id = eos_ids[0]
-        self.special_token_ids = sorted(tokenizer.added_tokens_decoder)
-        self.tokens = vocabulary_bytes(tokenizer)
+        self.special_token_ids = [token for token in sorted(tokenizer.added_tokens_decoder) if token < vocab_size]
+        known = vocabulary_bytes(tokenizer)[:vocab_size]
+        self.tokens = (*known, *(vocab_size - len(known)) * (b"",))
         special = set(self.special_token_ids)
-        self._ids = {piece: token for token, piece in enumerate(self.tokens) if token not in special}
+        self._ids = {piece: token for token, piece in enumerate(known) if token not in special}
 
     def __call__(self, text: bytes) -> list[int]:
         """Return the tokens of `text`, as the tokenizer cuts it; the longest pieces first where it changes the text."""

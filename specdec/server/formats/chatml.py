@@ -149,16 +149,17 @@ class ChatMLFormat:
                 before = f'\n{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": '
                 calls.append((before, name, "}\n"))
         tokens = CALL in ids and CALL_END in ids
+        never = (ids[CALL],) if tokens else ()
         shape = Shape(
             call_open=f"<[{ids[CALL]}]>" if tokens else json.dumps(CALL),
             call_close=f"<[{ids[CALL_END]}]>" if tokens else json.dumps(CALL_END),
             between="\n",
-            thought=(ids[THINK], ids[THINK_END]) if self._thinks else None,
+            thought=(ids[THINK], ids[THINK_END], (*never, *self.ends)) if self._thinks else None,
             in_thought=self._in_thought(prompt),
             after_thought=r"/\n{0,2}/" if self._thinks else "",
-            text=f"<[^{','.join(map(str, (ids[CALL], *self.ends)))}]>*" if tokens else "",
+            text=f"<[^{','.join(map(str, (*never, *self.ends)))}]>*" if tokens else "",
         )
-        return answer_grammar(shape, calls, wanted, self.ends) + rules
+        return answer_grammar(shape, calls, wanted) + rules
 
     def _in_thought(self, prompt: Sequence[int]) -> bool:
         if not self._thinks:

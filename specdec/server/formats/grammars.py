@@ -17,29 +17,30 @@ WHITESPACE = r"[\x20\x0A\x0D\x09]{1,40}"
 class Shape:
     """How a format writes the parts of an answer, as items of a Lark grammar.
 
-    `between`: what stands between two calls. `thought`: the ids of its two tokens, None where none may come;
-    `in_thought`: it has begun. `after_thought`: a terminal for what may stand between a thought and the rest. `text`:
-    free text, up to a call; "" where a call's opening is a string, which ends free text itself.
+    `between`: what stands between two calls. `thought`: the ids of its two tokens, and of those that it cannot have;
+    None where no thought may come. `in_thought`: it has begun. `after_thought`: a terminal for what may stand between a
+    thought and the rest. `text`: free text, up to a call; "" where a call's opening is a string, which ends free text
+    itself.
     """
 
     call_open: str
     call_close: str
     between: str
-    thought: tuple[int, int] | None
+    thought: tuple[int, int, tuple[int, ...]] | None
     in_thought: bool
     after_thought: str
     text: str
 
 
-def answer_grammar(shape: Shape, calls: Sequence[tuple[str, str, str]], wanted: Wanted, ends: Sequence[int]) -> str:
+def answer_grammar(shape: Shape, calls: Sequence[tuple[str, str, str]], wanted: Wanted) -> str:
     """Return the rules of an answer. `calls`: text before the arguments, the rule of the arguments, text after, for
     each tool."""
     rules: list[str] = []
-    again = "*" if wanted.parallel else "{0,0}"
+    more = f"({_quoted(shape.between)} call)*" if wanted.parallel else ""
     if calls:
         bodies = " | ".join(f"{_quoted(before)} {rule} {_quoted(after)}" for before, rule, after in calls)
         rules += [f"body: ({bodies}) {shape.call_close}", f"call: {shape.call_open} body"]
-        rules.append(f"calls: call ({_quoted(shape.between)} call){again}")
+        rules.append(f"calls: call {more}")
     if wanted.schema is not None:
         guided = {"x-guidance": {"whitespace_pattern": WHITESPACE}, **wanted.schema}
         rules.append(f"json: %json {json.dumps(guided)}")
@@ -52,15 +53,15 @@ def answer_grammar(shape: Shape, calls: Sequence[tuple[str, str, str]], wanted: 
     else:
         rules += [r"TEXT: /(.|\n)*/", f"opened[lazy]: TEXT {shape.call_open}"]
         if calls:
-            start = f"TEXT | opened body ({_quoted(shape.between)} call){again}"
+            start = f"TEXT | opened body {more}"
         else:
             rules[-1] = rf"FREE: TEXT & ~/(?s:.*){json.loads(shape.call_open)}(?s:.*)/"
             start = "FREE"
         return "\n".join([f"start: {start}", *rules, ""])
     start = f"({answer})"
     if shape.thought is not None:
-        opened, closed = shape.thought
-        inner = f"<[^{','.join(map(str, (closed, *ends)))}]>* <[{closed}]> {shape.after_thought}"
+        opened, closed, without = shape.thought
+        inner = f"<[^{','.join(map(str, (opened, closed, *without)))}]>* <[{closed}]> {shape.after_thought}"
         start = f"{inner} {start}" if shape.in_thought else f"(<[{opened}]> {inner})? {start}"
     return "\n".join([f"start: {start}", *rules, ""])
 

@@ -216,7 +216,7 @@ def test_no_sequence_of_tokens_is_an_error(chat: ChatFormat, stream: bool) -> No
     vocabulary = len(chat.tokenizer)
     marks = [*range(15)]
     valid = [*call(chat, "look", VALUES[2]), *call(chat, "f", VALUES[5]), *thought(chat, "hm")]
-    for _ in range(400):
+    for _ in range(150):
         ids = list(valid[dice.randrange(20) :]) if dice.random() < 0.7 else []
         for _ in range(dice.randrange(1, 12)):
             at = dice.randrange(len(ids) + 1)

@@ -76,17 +76,17 @@ class Gemma4Format:
                 arguments = one.arguments(tool.parameters)
                 rules += one.text
                 calls.append((f"call:{tool.name}", arguments, ""))
-        thinks = ids.get(THINK, -1) in prompt
+        thinks = ids.get(THINK, -1) in prompt or self._in_thought(prompt)
         shape = Shape(
             call_open=f"<[{ids[CALL]}]>",
             call_close=f"<[{ids[CALL_END]}]>",
             between="",
-            thought=(ids[THOUGHT], ids[THOUGHT_END]) if thinks or self._in_thought(prompt) else None,
+            thought=(ids[THOUGHT], ids[THOUGHT_END], (ids[CALL], *self.ends)) if thinks else None,
             in_thought=self._in_thought(prompt),
             after_thought="",
             text=f"<[^{','.join(map(str, (ids[CALL], *self.ends)))}]>*",
         )
-        return answer_grammar(shape, calls, wanted, self.ends) + rules
+        return answer_grammar(shape, calls, wanted) + rules
 
     def _in_thought(self, prompt: Sequence[int]) -> bool:
         marks = {self._ids[name]: name for name in (THOUGHT, THOUGHT_END, TURN)}
