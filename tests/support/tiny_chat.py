@@ -68,7 +68,7 @@ QWEN_TEMPLATE = """
 {{- '<|im_start|>system\n' }}{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif -%}
 {%- for tool in tools -%}{{ '\n' ~ (tool | tojson) }}{%- endfor -%}{{ '<|im_end|>\n' }}
 {%- endif -%}
-{%- for m in messages if not (tools and loop.first and m.role == 'system') -%}
+{%- for m in (messages[1:] if tools and messages[0].role == 'system' else messages) -%}
 {{- '<|im_start|>' ~ ('user' if m.role == 'tool' else m.role) ~ '\n' -}}
 {%- if m.role == 'tool' -%}{{ '<tool_response>\n' ~ m.content ~ '\n</tool_response>' }}
 {%- else -%}{{ m.content }}{%- endif -%}
