@@ -12,7 +12,7 @@ from typing import Any
 
 from eval.cli.options import GenerationSettings
 
-NEEDED = ("starlette", "uvicorn")
+NEEDED = ("starlette", "uvicorn", "llguidance")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def check_installed() -> None:
     """Raise a ValueError when the packages of a server are missing."""
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise ValueError(
-            f"serve needs {' and '.join(missing)}; install them with: pip install -c constraints.txt -e '.[serve]'"
+            f"serve needs {', '.join(missing)}; install them with: pip install -c constraints.txt -e '.[serve]'"
         )
 
 
@@ -72,7 +72,6 @@ def serve(settings: GenerationSettings, options: ServeOptions) -> int:
     from specdec.drafting.draft_length import FixedLength
     from specdec.server.guard import Access
     from specdec.server.listen import Listening, listen
-    from specdec.server.plain_format import PlainFormat
     from specdec.server.service import Service
 
     def load() -> Service:
@@ -81,7 +80,6 @@ def serve(settings: GenerationSettings, options: ServeOptions) -> int:
         return Service(
             session.model,
             session.tokenizer,
-            PlainFormat(session.tokenizer),
             options.alias or settings.model,
             options.max_sequences,
             options.max_waiting,

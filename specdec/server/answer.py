@@ -56,7 +56,6 @@ class Output:
         self.tokens = 0
         self.stats = GenerationStats()
         self.times: list[float] = []  # of the passes that emitted tokens, on the clock of `time.perf_counter`
-        self._called = False  # whether a tool was
         self._logged: list[int] = []  # tokens since the last piece that are part of the answer
         self._deltas: list[Delta] = []
 
@@ -75,14 +74,14 @@ class Output:
             self.times.append(time.perf_counter())
         finish = event.sequence.finish
         if finish is not None and self.stops.found is None:
-            self._take(self.parser.finish())
+            self._take(self.parser.finish(finish == "length"))
             if rest := self.stops.finish():
                 self._deltas.append(Delta(content=rest))
         deltas, self._deltas = self._deltas, []
         logged, self._logged = self._logged, []
         reported = [] if logprobs is None or not logged else list(_logprobs(logged, event, logprobs))
-        reason = "tool_calls" if finish == "stop" and self._called and self.stops.found is None else finish
-        return Piece(self.choice, deltas, reported, reason)
+        called = finish == "stop" and self.stops.found is None and self.parser.calls > 0
+        return Piece(self.choice, deltas, reported, "tool_calls" if called else finish)
 
     def _take(self, deltas: list[Delta]) -> None:
         for delta in deltas:
@@ -92,7 +91,6 @@ class Output:
                 if text := self.stops.feed(delta.content):
                     self._deltas.append(Delta(content=text))
             else:
-                self._called |= delta.tool_call is not None
                 self._deltas.append(delta)
 
 

@@ -6,15 +6,12 @@ back. The pieces add up to what decoding all tokens at once gives.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 _UNFINISHED = "\ufffd"
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Detokenizer:
@@ -94,24 +91,3 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Return the ids that are left out of a text."""
     return frozenset(tokenizer.all_special_ids)
-
-
-def token_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes:
-    """Return the bytes that a token stands for, which may be a part of a character alone."""
-    piece = str(tokenizer.convert_ids_to_tokens(token) or "")
-    if found := _BYTE.fullmatch(piece):
-        return bytes([int(found[1], 16)])
-    text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
-    if _UNFINISHED not in text:
-        # A decoder that drops the space before a text's first word drops it here too.
-        return (" " + text if piece.startswith("\u2581") and not text.startswith(" ") else text).encode()
-    byte_of = _bytes_of_letters()
-    if all(letter in byte_of for letter in piece):
-        return bytes(byte_of[letter] for letter in piece)
-    return text.encode()
-
-
-@lru_cache(maxsize=1)
-def _bytes_of_letters() -> dict[str, int]:
-    """Return the byte that each letter of a byte-level vocabulary stands for."""
-    return {letter: byte for byte, letter in bytes_to_unicode().items()}

@@ -74,7 +74,7 @@ class Fields:
             return default
         if not isinstance(value, str):
             raise bad_request(f"{self.path(name)} must be a string, got {shown(value)}", self.path(name))
-        return well_formed(value, self.path(name))
+        return value
 
     def items(self, name: str) -> Sequence[Any]:
         """Return a list; an empty one where the field is missing."""
@@ -92,13 +92,6 @@ class Fields:
     def mapping(self, name: str) -> Mapping[str, Any]:
         """Return an object as it came; an empty one where it is missing."""
         return self.inner(name).values
-
-
-def well_formed(text: str, where: str) -> str:
-    """Return `text`. Raises ApiError when it holds half a surrogate pair, which no tokenizer takes."""
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise bad_request(f"{where} holds half of a surrogate pair, which is no text", where)
-    return text
 
 
 def span(least: float, most: float) -> str:

@@ -111,7 +111,10 @@ async def json_body(request: Request) -> Fields:
     """Return the fields of a request's JSON body. Raises ApiError when it is none."""
     text = await request.body()
     try:
-        return Fields(json.loads(text))
+        values = json.loads(text)
+        if b"\\ud" in text.lower():
+            json.dumps(values, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        return Fields(values)
     except (ValueError, RecursionError) as error:
         raise bad_request(f"the body is not JSON: {error}", code="invalid_json") from error
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from specdec.drafting.calibrate import calibrate
 from specdec.drafting.draft_length import DraftLength
 from specdec.drafting.protocol import bind_drafter
+from specdec.engine.constraints import Constraint
 from specdec.engine.engine import Engine
 from specdec.engine.sequence import Request
 from specdec.hf import SpecdecForCausalLM
@@ -26,7 +27,8 @@ from specdec.server.conversation import Conversation
 from specdec.server.detokenizer import StopStrings
 from specdec.server.engine_thread import EngineThread, Listener
 from specdec.server.errors import bad_request, too_long
-from specdec.server.formats.base import ChatFormat, OutputParser
+from specdec.server.formats import ChatFormat, Wanted, constraint_for, format_for
+from specdec.server.formats.base import OutputParser
 from specdec.server.partings import Partings
 from specdec.server.sampling import Defaults, Sampling
 from specdec.util.threads import turn_to_compute
@@ -46,22 +48,23 @@ class Service:
         self,
         model: SpecdecForCausalLM,
         tokenizer: PreTrainedTokenizerBase,
-        chat_format: ChatFormat,
         name: str,
         max_sequences: int = 4,
         max_waiting: int = 32,
         lengths: DraftLength | None = None,
         kept_in: Path | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.format, self.name = model, tokenizer, chat_format, name
+        self.model, self.tokenizer, self.name = model, tokenizer, name
         self.decoder = model.decoder
+        ends = _ids(model.generation_config.eos_token_id) or _ids(tokenizer.eos_token_id)
+        self.format: ChatFormat = format_for(tokenizer, ends, self.decoder.spec.vocab_size)
         self.created = int(time.time())
         self.partings = Partings(model.conversations)
         self.kept_in = kept_in
         if kept_in is not None:
             warm.load(model, kept_in)
         self.defaults = Defaults.of(model.generation_config)
-        self.ends = _end_ids(model.generation_config.eos_token_id, tokenizer.eos_token_id)
+        self.ends = frozenset(self.format.ends)
         with turn_to_compute(), bind_drafter(model.drafter, self.decoder):
             if lengths is None:
                 calibrate(model.lengths, self.decoder, model.drafter, max_sequences)
@@ -82,9 +85,24 @@ class Service:
         )
 
     async def converse(self, conversation: Conversation, sampling: Sampling, streamed: bool) -> Answer:
-        """Queue the answer to a conversation; return the answer. Raises ApiError as `prompt` and `ask` do."""
-        prompt = await self.prompt(conversation)
-        return self.ask([prompt], sampling, lambda: self.format.parser(prompt))
+        """Queue the answer to a conversation; return the answer. Raises ApiError as `prompt` and `ask` do, and for
+        tools or a schema that cannot be kept to."""
+
+        def prepare() -> tuple[list[int], Wanted, Constraint | None]:
+            wanted = Wanted.of(conversation.wanted)
+            prompt = self.format.prompt(conversation.messages, conversation.tools, conversation.options)
+            return prompt, wanted, constraint_for(self.format, prompt, wanted)
+
+        prompt, wanted, constraint = await self.encoded(prepare)
+        # Under a constraint no call can be malformed, and its arguments may come as they are written.
+        piecemeal = streamed and constraint is not None
+        return self.ask(
+            [prompt],
+            sampling,
+            lambda: self.format.parser(prompt, wanted.names, piecemeal),
+            constraint,
+            self.format.pins(prompt),
+        )
 
     async def encoded(self, encode: Callable[[], T]) -> T:
         """Return what `encode` makes of a request's text, in a thread of its own. Its ValueErrors are a client's."""
@@ -104,11 +122,13 @@ class Service:
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
         parser: Callable[[], OutputParser],
+        constraint: Constraint | None = None,
         pins: Sequence[int] = (),
     ) -> Answer:
         """Queue `sampling.choices` texts for each of `prompts`; return the answer, whose choices come prompt by prompt.
 
-        `pins`: lengths at which later prompts are likely to part from these.
+        `constraint`: what the texts must look like. `pins`: lengths at which later prompts are likely to part from
+        these.
         Raises ApiError: a prompt that is empty, too long or no text of this model, or a full queue.
         """
         for prompt in prompts:
@@ -124,7 +144,15 @@ class Service:
             limit = min(len(prompt) + (sampling.max_tokens or self.context), self.context)
             row = torch.tensor(prompt, dtype=torch.int64)  # [n]
             sampler = sampling.sampler(len(prompt), seed)
-            request = Request(row, limit, sampler, output.stop, stats=output.stats, pins=frozenset(pins))
+            request = Request(
+                row,
+                limit,
+                sampler,
+                output.stop,
+                stats=output.stats,
+                constraint=constraint,
+                pins=frozenset(pins),
+            )
             room = self.decoder.room
             taken = 0 if room is None else cache_bytes(self.decoder.spec, limit, self.decoder.kv_dtype)
             queued.append((request, partial(answer.hear, output), taken))
@@ -148,9 +176,6 @@ class Service:
             raise bad_request(f"token ids must lie in 0..{self.decoder.spec.vocab_size - 1}", "prompt")
 
 
-def _end_ids(*known: Any) -> frozenset[int]:
-    """Return all token ids among `known`, each an id, a list of ids, or None."""
-    found: set[int] = set()
-    for one in known:
-        found.update([one] if isinstance(one, int) else one or ())
-    return frozenset(found)
+def _ids(known: Any) -> list[int]:
+    """Return the token ids of a setting that is an id, a list of ids, or None."""
+    return [known] if isinstance(known, int) else list(known or ())

@@ -129,7 +129,7 @@ def test_null_and_unknown_fields_are_passed_over(client: TestClient) -> None:
         ({"messages": [7]}, "messages[0]"),
         ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": "a\ud800"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "a\ud800"}]}, None),
         ({"reasoning_effort": "heroic"}, "reasoning_effort"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///x"}}]}]},
@@ -141,7 +141,7 @@ def test_null_and_unknown_fields_are_passed_over(client: TestClient) -> None:
         ),
     ],
 )
-def test_a_wrong_field_is_named(client: TestClient, wrong: dict[str, Any], param: str) -> None:
+def test_a_wrong_field_is_named(client: TestClient, wrong: dict[str, Any], param: str | None) -> None:
     text = json.dumps({"messages": [USER], **GREEDY, **wrong})
     done = client.post("/v1/chat/completions", content=text, headers={"content-type": "application/json"})
     assert done.status_code == 400

@@ -20,7 +20,6 @@ import specdec
 from specdec.model.decoder import Decoder
 from specdec.server.app import create_app
 from specdec.server.guard import Access
-from specdec.server.plain_format import PlainFormat
 from specdec.server.service import Service
 from specdec.server.state import ServerState
 
@@ -34,7 +33,7 @@ class Served:
         drafter = settings.pop("drafter", "auto")
         self.model = specdec.load(folder, device="cpu", drafter=drafter)
         self.tokenizer: PreTrainedTokenizerBase = specdec.load_tokenizer(folder)
-        self.service = Service(self.model, self.tokenizer, PlainFormat(self.tokenizer), "tiny", **settings)
+        self.service = Service(self.model, self.tokenizer, "tiny", **settings)
         self.state = ServerState(self.service)
         self.app = create_app(self.state, access or Access())
 

@@ -23,9 +23,9 @@ from specdec.server.endpoints.shapes import (
     wants_usage,
 )
 from specdec.server.errors import ApiError, bad_request
-from specdec.server.fields import Fields, well_formed
+from specdec.server.fields import Fields
 from specdec.server.http import EventStream, event, json_body, reply, unless_gone
-from specdec.server.plain_format import PlainParser
+from specdec.server.plain_text import PlainText
 from specdec.server.sampling import read_sampling
 from specdec.server.service import Service
 from specdec.server.state import ServerState
@@ -44,7 +44,7 @@ async def completions(state: ServerState, request: Request) -> Response:
     given = _given(body)
     prompts = await service.encoded(lambda: [service.tokens(p) if isinstance(p, str) else p for p in given])
     echoed = [p if isinstance(p, str) else decode(service.tokenizer, p) for p in given] if echo else [""] * len(given)
-    answer = service.ask(prompts, sampling, lambda: PlainParser(service.tokenizer))
+    answer = service.ask(prompts, sampling, lambda: PlainText(service.tokenizer))
     before = [echoed[i // sampling.choices] for i in range(len(answer.outputs))]
     close = partial(state.ended, answer)
     head = {
@@ -64,7 +64,7 @@ def _given(body: Fields) -> Sequence[str | list[int]]:
     """Return the prompts: one or several, each as text or as token ids."""
     prompt = body.get("prompt")
     if isinstance(prompt, str):
-        return [well_formed(prompt, "prompt")]
+        return [prompt]
     if isinstance(prompt, list) and prompt and all(_is_id(token) for token in prompt):
         return [prompt]
     if not isinstance(prompt, list) or not prompt or len(prompt) > _MOST_PROMPTS:
@@ -74,7 +74,7 @@ def _given(body: Fields) -> Sequence[str | list[int]]:
 
 def _one(prompt: Any) -> str | list[int]:
     if isinstance(prompt, str):
-        return well_formed(prompt, "prompt")
+        return prompt
     if isinstance(prompt, list) and all(_is_id(token) for token in prompt):
         return prompt
     raise _unusable()

@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerBase
 
 from specdec.engine.telemetry import speculative_decoding
 from specdec.server.answer import Answer, TokenLogprob
-from specdec.server.detokenizer import token_bytes
 from specdec.server.errors import ApiError
 from specdec.server.fields import Fields
 from specdec.server.http import event
+from specdec.weights.token_bytes import vocabulary_bytes
 
 DONE = "data: [DONE]\n\n"
 _LEAST_LOGPROB = -9999.0  # JSON has no infinity
@@ -63,7 +63,7 @@ def chat_logprobs(tokenizer: PreTrainedTokenizerBase, found: Sequence[TokenLogpr
     """Return log probabilities in the shape of chat completions."""
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
-        raw = token_bytes(tokenizer, token)
+        raw = vocabulary_bytes(tokenizer)[token]
         shown = raw.decode("utf-8", "replace")
         return {"token": shown, "logprob": max(logprob, _LEAST_LOGPROB), "bytes": list(raw)}
 
@@ -76,7 +76,8 @@ def chat_logprobs(tokenizer: PreTrainedTokenizerBase, found: Sequence[TokenLogpr
 
 def text_logprobs(tokenizer: PreTrainedTokenizerBase, found: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
     """Return log probabilities in the shape of completions. `offset`: characters before the first token."""
-    shown = [token_bytes(tokenizer, one.token).decode("utf-8", "replace") for one in found]
+    known = vocabulary_bytes(tokenizer)
+    shown = [known[one.token].decode("utf-8", "replace") for one in found]
     offsets = []
     for text in shown:
         offsets.append(offset)
@@ -85,10 +86,7 @@ def text_logprobs(tokenizer: PreTrainedTokenizerBase, found: Sequence[TokenLogpr
         "tokens": shown,
         "token_logprobs": [max(one.logprob, _LEAST_LOGPROB) for one in found],
         "top_logprobs": [
-            {
-                token_bytes(tokenizer, token).decode("utf-8", "replace"): max(logprob, _LEAST_LOGPROB)
-                for token, logprob in one.top
-            }
+            {known[token].decode("utf-8", "replace"): max(logprob, _LEAST_LOGPROB) for token, logprob in one.top}
             for one in found
         ],
         "text_offset": offsets,
