@@ -89,6 +89,7 @@ def serve(settings: GenerationSettings, options: ServeOptions) -> int:
 
     def started(address: str, service: Service) -> None:
         print(f"{service.name}, drafter {service.model.drafter.name}, is served at {address}/v1", file=sys.stderr)
+        print(f"what it does is drawn at {address}/", file=sys.stderr)
         print(
             f"{options.max_sequences} answers at a time, {service.context:,} tokens of context each; "
             f"{'a key is asked for' if options.api_key else 'no key is asked for'}; Ctrl-C ends",

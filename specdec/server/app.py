@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Lifespan
 
+from specdec.server import dashboard
 from specdec.server.endpoints import about
 from specdec.server.endpoints.chat import chat_completions
 from specdec.server.endpoints.completions import completions
@@ -29,6 +30,9 @@ _log = logging.getLogger(__name__)
 Endpoint = Callable[[ServerState, Request], Awaitable[Response]]
 
 GET: dict[str, Endpoint] = {
+    "/": dashboard.page,
+    "/dashboard": dashboard.page,
+    "/dashboard/events": dashboard.live,
     "/health": about.health,
     "/v1/health": about.health,
     "/v1/models": about.models,

@@ -61,6 +61,20 @@ class EngineThread:
         """Return how many texts wait for room."""
         return len(self._waiting)
 
+    def texts(self) -> list[dict[str, float]]:
+        """Return the texts that the engine has: prompt tokens, those from the cache, emitted ones, and seconds."""
+        with self._lock:
+            running, now = list(self._running.items()), time.perf_counter()
+        return [
+            {
+                "prompt": sequence.prompt_tokens,
+                "cached": sequence.reused,
+                "emitted": sequence.length - sequence.prompt_tokens,
+                "seconds": now - ticket.began,
+            }
+            for sequence, ticket in running
+        ]
+
     def submit(self, requests: list[tuple[Request, Listener, int]]) -> list[Ticket]:
         """Queue requests, each with its listener and the bytes that its cache may take; return their tickets.
 

@@ -19,7 +19,7 @@ from specdec.server.errors import ApiError
 from specdec.server.http import reply
 
 MOST_BODY = 32 * 2**20  # bytes
-OPEN_PATHS = frozenset({"/", "/health"})  # hold nothing of anybody's: no key is asked for
+OPEN_PATHS = frozenset({"/", "/dashboard", "/health"})  # hold nothing of anybody's: no key is asked for
 
 
 @dataclass(frozen=True)
