@@ -36,7 +36,8 @@ def options_from(arguments: argparse.Namespace) -> ServeOptions:
     """Return the options among parsed `arguments`."""
     known = ServeOptions.__dataclass_fields__
     found: dict[str, Any] = {name: value for name, value in vars(arguments).items() if name in known}
-    options = ServeOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
+    found |= {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+    options = ServeOptions(**found)
     if not options.api_key and (key := os.environ.get("SPECDEC_API_KEY")):
         options = replace(options, api_key=(key,))
     return options
@@ -70,9 +71,9 @@ def serve(settings: GenerationSettings, options: ServeOptions) -> int:
         check_folder(options.cache_dir)
     from eval.cli.session import open_session
     from specdec.drafting.draft_length import FixedLength
+    from specdec.server.generation.service import Service
     from specdec.server.guard import Access
     from specdec.server.listen import Listening, listen
-    from specdec.server.service import Service
 
     def load() -> Service:
         session = open_session(settings, remember=True)

@@ -18,8 +18,8 @@ from starlette.responses import HTMLResponse, Response
 from specdec.engine.stats import GenerationStats
 from specdec.memory.system import resident_bytes
 from specdec.server.errors import ApiError
+from specdec.server.generation.service import Service
 from specdec.server.http import EventStream, event
-from specdec.server.service import Service
 from specdec.server.state import ServerState, quantiles
 
 PERIOD = 1.0  # seconds between two events

@@ -21,8 +21,8 @@ from starlette.applications import Starlette
 
 from specdec.server.app import create_app
 from specdec.server.errors import ApiError
+from specdec.server.generation.service import Service
 from specdec.server.guard import Access
-from specdec.server.service import Service
 from specdec.server.state import ServerState
 
 GRACE = 30.0  # seconds for answers to end after the first signal

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from specdec.engine.telemetry import PREFIX, prometheus
-from specdec.server.answer import Answer
 from specdec.server.errors import ApiError
-from specdec.server.service import Service
+from specdec.server.generation.answer import Answer
+from specdec.server.generation.service import Service
 
 NEWEST = 1024  # latencies that percentiles are taken of
 QUANTILES = (0.5, 0.9, 0.99)

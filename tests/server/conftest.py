@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from tests.support.served import Served, served
+from tests.support.serving.served import Served, served
 
 
 @pytest.fixture(scope="module")

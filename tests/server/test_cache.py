@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from specdec.server.app import create_app
 from specdec.server.guard import Access
 from specdec.server.state import ServerState
-from tests.support.served import Served, served
+from tests.support.serving.served import Served, served
 
 
 def ask(client: TestClient, messages: list[dict[str, str]], new: int = 8) -> tuple[int, int, str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from tests.support.served import USER, Served, events, streamed_text
+from tests.support.serving.served import USER, Served, events, streamed_text
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
 

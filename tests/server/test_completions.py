@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from tests.support.served import Served, events
+from tests.support.serving.served import Served, events
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
 

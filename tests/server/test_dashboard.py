@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from specdec.server import dashboard
 from specdec.server.app import create_app
 from specdec.server.guard import Access
-from tests.support.served import USER, Served, listening
+from tests.support.serving.served import USER, Served, listening
 
 
 def test_the_page_asks_nobody_else_and_has_every_part_that_its_script_fills(client: TestClient) -> None:

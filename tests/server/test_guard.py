@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from specdec.server.app import create_app
 from specdec.server.guard import Access, Guard
 from specdec.server.listen import Listening
-from tests.support.served import USER, Served
+from tests.support.serving.served import USER, Served
 
 BODY = {"messages": [USER], "max_tokens": 2}
 

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from specdec.server.app import create_app
 from specdec.server.guard import Access
 from specdec.server.state import ServerState
-from tests.support.served import USER, Served, events, listening, served, slow_passes, until
+from tests.support.serving.served import USER, Served, events, listening, served, slow_passes, until
 
 LONG = {"messages": [USER], "temperature": 0, "max_tokens": 4000, "ignore_eos": True}
 
@@ -119,7 +119,7 @@ def test_a_failed_pass_ends_its_texts_and_nothing_else(
 def test_an_error_of_one_text_ends_that_one_alone(
     tiny: Served, address: str, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from specdec.server.answer import Output
+    from specdec.server.generation.answer import Output
 
     stop = Output.stop
 

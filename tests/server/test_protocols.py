@@ -10,7 +10,7 @@ import openai
 import pytest
 from starlette.testclient import TestClient
 
-from tests.support.served import USER, Served, events, listening
+from tests.support.serving.served import USER, Served, events, listening
 
 LIMITS: dict[str, Any] = {"temperature": 0, "max_tokens": 16}
 TEXT = USER["content"]

@@ -13,7 +13,7 @@ import openai
 import pytest
 from starlette.testclient import TestClient
 
-from tests.support.served import USER, Served, events, listening, served
+from tests.support.serving.served import USER, Served, events, listening, served
 
 SCHEMA = {
     "type": "object",

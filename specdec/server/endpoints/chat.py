@@ -10,7 +10,6 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from specdec.server.answer import Answer, Collected, TokenLogprob, collect
 from specdec.server.conversation import read_conversation
 from specdec.server.endpoints.shapes import (
     DONE,
@@ -23,9 +22,10 @@ from specdec.server.endpoints.shapes import (
     wants_usage,
 )
 from specdec.server.formats.base import Delta
+from specdec.server.generation.answer import Answer, Collected, TokenLogprob, collect
+from specdec.server.generation.sampling import read_sampling
+from specdec.server.generation.service import Service
 from specdec.server.http import EventStream, event, json_body, reply, unless_gone
-from specdec.server.sampling import read_sampling
-from specdec.server.service import Service
 from specdec.server.state import ServerState
 
 

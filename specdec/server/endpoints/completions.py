@@ -10,8 +10,6 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from specdec.server.answer import Answer, Collected, collect
-from specdec.server.detokenizer import decode
 from specdec.server.endpoints.shapes import (
     DONE,
     failed,
@@ -24,10 +22,12 @@ from specdec.server.endpoints.shapes import (
 )
 from specdec.server.errors import ApiError, bad_request
 from specdec.server.fields import Fields
+from specdec.server.generation.answer import Answer, Collected, collect
+from specdec.server.generation.detokenizer import decode
+from specdec.server.generation.plain_text import PlainText
+from specdec.server.generation.sampling import read_sampling
+from specdec.server.generation.service import Service
 from specdec.server.http import EventStream, event, json_body, reply, unless_gone
-from specdec.server.plain_text import PlainText
-from specdec.server.sampling import read_sampling
-from specdec.server.service import Service
 from specdec.server.state import ServerState
 
 _MOST_PROMPTS = 64

@@ -10,14 +10,14 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from specdec.server.answer import Answer, Collected, collect
 from specdec.server.conversation import Conversation, read_options
 from specdec.server.endpoints.shapes import figures, model_name, new_id
 from specdec.server.errors import ApiError, bad_request
 from specdec.server.fields import Fields
 from specdec.server.formats.base import Delta
+from specdec.server.generation.answer import Answer, Collected, collect
+from specdec.server.generation.sampling import read_sampling
 from specdec.server.http import EventStream, event, json_body, reply, unless_gone
-from specdec.server.sampling import read_sampling
 from specdec.server.state import ServerState
 
 _BILLING = "x-anthropic-billing-header"  # begins a system block that differs in every request, and says nothing
@@ -191,7 +191,7 @@ class _Blocks:
     def _take(self, delta: Delta) -> Iterator[str]:
         if (call := delta.tool_call) is not None:
             if self._open != ("call", call.index):
-                begun = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
+                begun: dict[str, Any] = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
                 yield self._begin(("call", call.index), begun)
             change = {"type": "input_json_delta", "partial_json": call.arguments}
         elif delta.content:

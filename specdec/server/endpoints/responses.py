@@ -10,14 +10,14 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from specdec.server.answer import Answer, Piece
 from specdec.server.conversation import Conversation, read_options
 from specdec.server.endpoints.shapes import figures, model_name, new_id
 from specdec.server.errors import ApiError, bad_request
 from specdec.server.fields import Fields
 from specdec.server.formats.base import Delta
+from specdec.server.generation.answer import Answer, Piece
+from specdec.server.generation.sampling import Sampling, read_sampling
 from specdec.server.http import EventStream, event, json_body, reply, unless_gone
-from specdec.server.sampling import Sampling, read_sampling
 from specdec.server.state import ServerState
 
 
@@ -197,7 +197,8 @@ class _Response:
             if kind == "message":
                 yield self._event("response.content_part.added", **self._at, content_index=0, part=self._part)
         self._part["text"] += text
-        name, more = ("output_text", {"logprobs": []}) if kind == "message" else ("reasoning_text", {})
+        more: dict[str, Any] = {"logprobs": []} if kind == "message" else {}
+        name = "output_text" if kind == "message" else "reasoning_text"
         yield self._event(f"response.{name}.delta", **self._at, content_index=0, delta=text, **more)
 
     def _begin(self, kind: tuple[str, int], item: dict[str, Any]) -> Iterator[str]:

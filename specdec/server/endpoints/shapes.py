@@ -9,9 +9,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from specdec.engine.telemetry import speculative_decoding
-from specdec.server.answer import Answer, TokenLogprob
 from specdec.server.errors import ApiError
 from specdec.server.fields import Fields
+from specdec.server.generation.answer import Answer, TokenLogprob
 from specdec.server.http import event
 from specdec.weights.token_bytes import vocabulary_bytes
 

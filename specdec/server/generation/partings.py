@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from specdec.cache import Conversations
-from specdec.server.answer import Answer
-from specdec.server.detokenizer import decode
+from specdec.server.generation.answer import Answer
+from specdec.server.generation.detokenizer import decode
 
 NEWEST = 32  # requests
 _AROUND = 24  # tokens that are shown on each side

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from specdec.server.detokenizer import Detokenizer
 from specdec.server.formats.base import Delta
+from specdec.server.generation.detokenizer import Detokenizer
 
 
 class PlainText:

@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerBase
 import specdec
 from specdec.model.decoder import Decoder
 from specdec.server.app import create_app
+from specdec.server.generation.service import Service
 from specdec.server.guard import Access
-from specdec.server.service import Service
 from specdec.server.state import ServerState
 
 USER = {"role": "user", "content": "hello abc hello abc"}

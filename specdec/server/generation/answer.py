@@ -17,10 +17,10 @@ from torch import Tensor
 from specdec.engine.engine import Event
 from specdec.engine.stats import GenerationStats
 from specdec.engine.verify import Choice
-from specdec.server.detokenizer import StopStrings
-from specdec.server.engine_thread import EngineThread, Ticket
 from specdec.server.errors import ApiError, of_exception
 from specdec.server.formats.base import Delta, OutputParser
+from specdec.server.generation.detokenizer import StopStrings
+from specdec.server.generation.engine_thread import EngineThread, Ticket
 
 
 @dataclass(frozen=True)

@@ -21,16 +21,16 @@ from specdec.engine.engine import Engine
 from specdec.engine.sequence import Request
 from specdec.hf import SpecdecForCausalLM
 from specdec.memory.plan import cache_bytes
-from specdec.server import warm
-from specdec.server.answer import Answer, Output
 from specdec.server.conversation import Conversation
-from specdec.server.detokenizer import StopStrings
-from specdec.server.engine_thread import EngineThread, Listener
 from specdec.server.errors import bad_request, too_long
 from specdec.server.formats import ChatFormat, Wanted, constraint_for, format_for
 from specdec.server.formats.base import OutputParser
-from specdec.server.partings import Partings
-from specdec.server.sampling import Defaults, Sampling
+from specdec.server.generation import warm
+from specdec.server.generation.answer import Answer, Output
+from specdec.server.generation.detokenizer import StopStrings
+from specdec.server.generation.engine_thread import EngineThread, Listener
+from specdec.server.generation.partings import Partings
+from specdec.server.generation.sampling import Defaults, Sampling
 from specdec.util.threads import turn_to_compute
 
 T = TypeVar("T")
