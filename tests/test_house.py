@@ -30,6 +30,7 @@ LAYERS = (
     ("specdec.engine",),
     ("specdec.hf",),
     ("specdec.load",),
+    ("specdec.server",),
     ("specdec",),
     ("drafter.settings",),
     ("drafter.config",),
