@@ -1,9 +1,8 @@
 """Grammars as constraints, by llguidance: Lark grammars with JSON schemas and special tokens in them.
 
 What: `Grammar`, a constraint, and `grammar_tokens`, the vocabulary that grammars are matched against. Why llguidance:
-it makes a token mask in tens of microseconds whatever the grammar, from the grammar itself and without tables made
-beforehand, and it knows which tokens are forced. It is an optional dependency (`pip install '.[serve]'`), imported
-where it is used.
+it makes a token mask from the grammar itself, without tables made beforehand, and it knows which tokens are forced. It
+is an optional dependency (`pip install '.[serve]'`), imported where it is used.
 """
 
 from __future__ import annotations
