@@ -30,6 +30,7 @@ LAYERS = (
     ("specdec.engine",),
     ("specdec.hf",),
     ("specdec.load",),
+    ("specdec.server",),
     ("specdec",),
     ("specdec.server",),
     ("drafter.settings",),

@@ -1,9 +1,8 @@
 """Grammars as constraints, by llguidance: Lark grammars with JSON schemas and special tokens in them.
 
 What: `Grammar`, a constraint, and `grammar_tokens`, the vocabulary that grammars are matched against. Why llguidance:
-it makes a token mask in tens of microseconds whatever the grammar, from the grammar itself and without tables made
-beforehand, and it knows which tokens are forced. It is an optional dependency (`pip install '.[serve]'`), imported
-where it is used.
+it makes a token mask from the grammar itself, without tables made beforehand, and it knows which tokens are forced. It
+is an optional dependency (`pip install '.[serve]'`), imported where it is used.
 """
 
 from __future__ import annotations
@@ -92,14 +91,16 @@ class GrammarMatcher:
 
 
 @lru_cache(maxsize=4)
-def grammar_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_ids: tuple[int, ...]) -> LLTokenizer:
+def grammar_tokens(
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_ids: tuple[int, ...], marks: tuple[int, ...] = ()
+) -> LLTokenizer:
     """Return the vocabulary of `tokenizer` as llguidance takes it: a second's work, done once.
 
     `vocab_size`: of the model's logits, which may have more tokens. `eos_ids`: the tokens that end a text; a grammar
-    allows them where it may end. Added tokens are special: they match no text, and `<[id]>` in a grammar matches them.
+    allows them where it may end. Special tokens, and `marks`, match no text: a grammar names them as `<[id]>`.
     """
     llguidance = _llguidance()
-    wrapper = llguidance.TokenizerWrapper(_Vocabulary(tokenizer, vocab_size, eos_ids))
+    wrapper = llguidance.TokenizerWrapper(_Vocabulary(tokenizer, vocab_size, eos_ids, marks))
     made: LLTokenizer = llguidance.LLTokenizer(wrapper, eos_token=list(eos_ids))
     return made
 
@@ -109,13 +110,16 @@ class _Vocabulary:
 
     bos_token_id = None
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_ids: Sequence[int]) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_ids: Sequence[int], marks: Sequence[int]
+    ) -> None:
         self._tokenizer = tokenizer
         self.eos_token_id = eos_ids[0]
-        self.special_token_ids = [token for token in sorted(tokenizer.added_tokens_decoder) if token < vocab_size]
+        added = {token for token, each in tokenizer.added_tokens_decoder.items() if each.special}
+        special = {*added, *tokenizer.all_special_ids, *eos_ids, *marks}
+        self.special_token_ids = sorted(token for token in special if token < vocab_size)
         known = vocabulary_bytes(tokenizer)[:vocab_size]
         self.tokens = (*known, *(vocab_size - len(known)) * (b"",))
-        special = set(self.special_token_ids)
         self._ids = {piece: token for token, piece in enumerate(known) if token not in special}
 
     def __call__(self, text: bytes) -> list[int]:

@@ -13,6 +13,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from specdec.drafting.draft_length import AdaptiveLength
 from specdec.drafting.registry import DrafterLike, resolve_drafter
+from specdec.engine.constraints import Constraint
 from specdec.engine.stats import GenerationStats, Round
 from specdec.hf.autocast import no_autocast, refuse_autocast
 from specdec.hf.batch import Batch, run_batch
@@ -39,6 +40,7 @@ def speculative(
     draft_length: str | int = "adaptive",
     seed: int | None = None,
     on_round: Callable[[Round], None] | None = None,
+    constraint: Constraint | None = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """Decode for `hf_model.generate(..., custom_generate=specdec.speculative, drafter=...)`.
@@ -71,7 +73,7 @@ def speculative(
             generation_config,
             streamer if streamer is not None else _callers_streamer(),
         )
-        options = Options(speculation, draft_length, seed, on_round=on_round)
+        options = Options(speculation, draft_length, seed, on_round=on_round, constraint=constraint)
         try:
             return run_batch(decoder, chosen, model.draft_lengths, batch, options, stats)
         finally:

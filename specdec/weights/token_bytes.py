@@ -25,9 +25,11 @@ def vocabulary_bytes(tokenizer: PreTrainedTokenizerBase) -> tuple[bytes, ...]:
     Of three kinds of vocabularies each is known by its decoder: byte-level, sentencepiece's, and plain characters.
     """
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    added = {token: each.content for token, each in tokenizer.added_tokens_decoder.items()}
+    added = tokenizer.added_tokens_decoder
     read = _reader(tokenizer)
-    return tuple(added[token].encode() if token in added else read(piece or "") for token, piece in enumerate(pieces))
+    # Added tokens of a byte-level vocabulary are plain text. Those of sentencepiece write their spaces like all others.
+    plain = str.encode if read is _byte_level else read
+    return tuple((plain if token in added else read)(piece or "") for token, piece in enumerate(pieces))
 
 
 def _reader(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bytes]:

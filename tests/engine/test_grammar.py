@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import jsonschema
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+import specdec
 from specdec.drafting.draft_length import FixedLength
 from specdec.drafting.protocol import NoDraft
 from specdec.drafting.suffix import SuffixDrafter
@@ -19,8 +21,8 @@ from specdec.engine.sequence import Request
 from specdec.engine.stats import GenerationStats
 from specdec.weights.token_bytes import vocabulary_bytes
 from tests.support.decoding import decode, never
+from tests.support.formats.tiny_chat import byte_tokenizer, gemma_tokenizer
 from tests.support.tiny import VOCAB, prompt
-from tests.support.tiny_chat import byte_tokenizer, gemma_tokenizer
 from tests.support.tiny_decoder import quantised
 
 SCHEMA = {
@@ -38,6 +40,8 @@ def test_bytes_of_every_kind_of_vocabulary(tokenizer: PreTrainedTokenizerFast) -
         pieces = vocabulary_bytes(one)
         assert b"".join(pieces[token] for token in one.encode(text, add_special_tokens=False)) == text.encode()
         assert pieces[one.eos_token_id] == one.eos_token.encode()
+    gemma = gemma_tokenizer()
+    assert vocabulary_bytes(gemma)[gemma.convert_tokens_to_ids("\u2581\u2581")] == b"  "
     assert vocabulary_bytes(tokenizer)[tokenizer.encode("x")[0]] == b"x"
 
 
@@ -61,6 +65,14 @@ def test_the_mask_the_forced_tokens_and_the_end() -> None:
     assert matcher.valid([one, 3, c]) == 3
     assert not matcher.ended
     assert grammar.start().valid([a, b]) == 2, "every text begins at the beginning"
+
+
+def test_added_tokens_that_are_text_match_text_and_marks_do_not() -> None:
+    gemma, tags = gemma_tokenizer(), byte_tokenizer()
+    spaces = gemma.convert_tokens_to_ids("\u2581\u2581")
+    assert Grammar("start: /[a ]+/", grammar_tokens(gemma, 400, (1,))).start().valid([spaces, 1]) == 2
+    for marks, fits in (((), 1), ((3, 4), 0)):
+        assert Grammar("start: /.+/", grammar_tokens(tags, 300, (2,), marks)).start().valid([3]) == fits
 
 
 def test_end_tokens_where_the_text_may_end() -> None:
@@ -113,3 +125,29 @@ def test_a_models_text_fits_and_drafts_change_nothing(tokenizer: PreTrainedToken
         jsonschema.validate(json.loads(text), SCHEMA)
     assert all(text.startswith('{"kind":"') for text in plain.values())
     assert seed is None or ended
+
+
+def test_rows_of_a_batch_follow_a_grammar(folder: Path) -> None:
+    model, tokenizer = specdec.load(folder, drafter="suffix", device="cpu"), specdec.load_tokenizer(folder)
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    rule = {**schema, "x-guidance": {"whitespace_flexible": False}}
+    constraint = Grammar(f"start: %json {json.dumps(rule)}", grammar_tokens(tokenizer, VOCAB, (1,)))
+    inputs = tokenizer(["one", "another"], return_tensors="pt", padding=True)
+    texts = []
+    for more in ({"speculation": False}, {"draft_length": 4}, {}):
+        rows = model.generate(**inputs, max_new_tokens=20, do_sample=False, constraint=constraint, **more)
+        texts.append(tokenizer.batch_decode(rows[:, inputs.input_ids.shape[1] :], skip_special_tokens=True))
+    assert texts[0] == texts[1] == texts[2]
+    assert {*texts[0]} <= {'{"a":1}', '{"a":2}'}
+
+
+def test_a_processor_of_whole_batches_refuses_it(folder: Path) -> None:
+    model, tokenizer = specdec.load(folder, drafter=None, device="cpu"), specdec.load_tokenizer(folder)
+    constraint = Grammar('start: "a"', grammar_tokens(tokenizer, VOCAB, (1,)))
+
+    def processor(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores
+
+    inputs = tokenizer(["one", "two"], return_tensors="pt")
+    with pytest.raises(ValueError, match="one prompt at a time"):
+        model.generate(**inputs, max_new_tokens=4, constraint=constraint, logits_processor=[processor])

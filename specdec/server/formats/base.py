@@ -57,6 +57,9 @@ class ChatFormat(Protocol):
     ends: tuple[int, ...]
     """The ids of tokens that end an answer, the model's own first."""
 
+    marks: tuple[int, ...]
+    """The ids of tokens that mean something in the format, and are no text."""
+
     def prompt(self, messages: Sequence[Message], tools: Sequence[Message], options: Mapping[str, Any]) -> list[int]:
         """Return the token ids of a conversation, ready for the answer.
 

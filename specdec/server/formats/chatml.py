@@ -113,6 +113,7 @@ class ChatMLFormat:
         self._template = Template(tokenizer, tuple(self._marks.ids))
         self._turn = next((ids[name] for name in _TURNS if name in ids), None)
         self.ends = tuple(dict.fromkeys((*eos_ids, *(ids[name] for name in _ENDS if name in ids))))
+        self.marks = tuple(self._marks.ids.values())
         self.tools_in_template = CALL in self._template.source([{"type": "function"}])
         """Whether the template itself writes tools, calls and results."""
 

@@ -43,6 +43,7 @@ class Gemma4Format:
         self._ids = ids = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
         own = (ids[name] for name in (TURN_END, RESULT) if name in ids)
         self.ends = tuple(dict.fromkeys((*eos_ids, *own)))
+        self.marks = tuple(ids[name] for name in (*_NEEDED, THINK, RESULT) if name in ids)
 
     @staticmethod
     def speaks(tokenizer: PreTrainedTokenizerBase) -> bool:

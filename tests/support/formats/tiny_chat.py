@@ -90,13 +90,21 @@ PLAIN_TEMPLATE = (
 
 @cache
 def gemma_tokenizer() -> PreTrainedTokenizerFast:
-    """Gemma 4's way: spaces as sentencepiece writes them, bytes of what is no ASCII; 15 + 256 + 96 tokens."""
-    names = [*GEMMA_TOKENS, *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *map(chr, range(33, 127)), "\n"]
+    """Gemma 4's way: spaces as sentencepiece writes them, bytes of what is no ASCII; 15 + 256 + 97 tokens."""
+    names = [
+        *GEMMA_TOKENS,
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "\u2581",
+        *map(chr, range(33, 127)),
+        "\n",
+        "\u2581\u2581",
+    ]
     vocab = {name: i for i, name in enumerate(names)}
     backend = Tokenizer(models.BPE(vocab, [], byte_fallback=True, unk_token="<pad>"))
     backend.normalizer = normalizers.Replace(" ", "\u2581")
     backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
     backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in GEMMA_TOKENS])
+    backend.add_tokens([AddedToken("\u2581\u2581", special=False, normalized=False)])  # as Gemma has runs of spaces
     made = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
     made.chat_template = GEMMA_TEMPLATE
     return made
