@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from specdec.server.generation.detokenizer import Detokenizer
+from specdec.server.generation.plain_text import PlainText
 from tests.support.serving.served import Served, events, served, streamed_text
 
 pytestmark = pytest.mark.model
@@ -61,11 +61,12 @@ def test_characters_of_several_tokens_come_whole(real: Served) -> None:
     ids = real.tokenizer(text)["input_ids"]
     assert len(ids) > len(text) / 2
     for step in (1, 2, 5):
-        made = Detokenizer(real.tokenizer)
-        pieces = [made.feed(ids[i : i + step]) for i in range(0, len(ids), step)] + [made.finish()]
-        assert "".join(pieces) == text and not any("\ufffd" in piece for piece in pieces)
-    cut = Detokenizer(real.tokenizer)
-    assert cut.feed(ids[:1]) + cut.finish() == real.tokenizer.decode(ids[:1])
+        made = PlainText(real.tokenizer)
+        deltas = [one for i in range(0, len(ids), step) for one in made.feed(ids[i : i + step])] + made.finish()
+        assert "".join(one.content for one in deltas) == text
+        assert not any("\ufffd" in one.content for one in deltas)
+    cut = PlainText(real.tokenizer)
+    assert [one.content for one in (*cut.feed(ids[:1]), *cut.finish())] == [real.tokenizer.decode(ids[:1])]
 
 
 def test_a_title_beside_a_chat_and_the_next_turn_from_the_cache(real: Served, client: TestClient) -> None:

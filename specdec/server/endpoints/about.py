@@ -11,7 +11,7 @@ from starlette.responses import PlainTextResponse, Response
 import specdec
 from specdec.server.conversation import read_conversation
 from specdec.server.errors import ApiError, bad_request
-from specdec.server.generation.detokenizer import decode
+from specdec.server.generation.plain_text import decode
 from specdec.server.generation.service import Service
 from specdec.server.http import json_body, reply
 from specdec.server.state import ServerState

@@ -23,8 +23,7 @@ from specdec.server.endpoints.shapes import (
 from specdec.server.errors import ApiError, bad_request
 from specdec.server.fields import Fields
 from specdec.server.generation.answer import Answer, Collected, collect
-from specdec.server.generation.detokenizer import decode
-from specdec.server.generation.plain_text import PlainText
+from specdec.server.generation.plain_text import PlainText, decode
 from specdec.server.generation.sampling import read_sampling
 from specdec.server.generation.service import Service
 from specdec.server.http import EventStream, event, json_body, reply, unless_gone

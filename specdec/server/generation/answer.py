@@ -19,8 +19,8 @@ from specdec.engine.stats import GenerationStats
 from specdec.engine.verify import Choice
 from specdec.server.errors import ApiError, of_exception
 from specdec.server.formats.base import Delta, OutputParser
-from specdec.server.generation.detokenizer import StopStrings
 from specdec.server.generation.engine_thread import EngineThread, Ticket
+from specdec.server.generation.stop_strings import StopStrings
 
 
 @dataclass(frozen=True)

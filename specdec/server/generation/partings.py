@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from specdec.cache import Conversations
 from specdec.server.generation.answer import Answer
-from specdec.server.generation.detokenizer import decode
+from specdec.server.generation.plain_text import decode
 
 NEWEST = 32  # requests
 _AROUND = 24  # tokens that are shown on each side

@@ -27,10 +27,10 @@ from specdec.server.formats import ChatFormat, Wanted, constraint_for, format_fo
 from specdec.server.formats.base import OutputParser
 from specdec.server.generation import warm
 from specdec.server.generation.answer import Answer, Output
-from specdec.server.generation.detokenizer import StopStrings
 from specdec.server.generation.engine_thread import EngineThread, Listener
 from specdec.server.generation.partings import Partings
 from specdec.server.generation.sampling import Defaults, Sampling
+from specdec.server.generation.stop_strings import StopStrings
 from specdec.util.threads import turn_to_compute
 
 T = TypeVar("T")
