@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import json
 import random
@@ -14,6 +15,7 @@ from urllib.parse import urlparse
 import pytest
 from starlette.testclient import TestClient
 
+from specdec.cache import KVCache
 from specdec.server.app import create_app
 from specdec.server.guard import Access
 from specdec.server.state import ServerState
@@ -204,6 +206,9 @@ def test_random_requests_and_disconnects_leave_nothing_behind(tiny: Served, addr
     until(lambda: idle(tiny))
     assert tiny.model.conversations._playing == []
     assert tiny.service.thread._running == {} and not tiny.service.thread._waiting
+    tiny.model.conversations.forget()
+    # Without a run of the collector: nothing that waits for one may hold a cache.
+    until(lambda: not any(isinstance(one, KVCache) for one in gc.get_objects()))
 
 
 def test_closing_ends_streams_with_an_error(folder: Path) -> None:

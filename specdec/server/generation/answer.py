@@ -104,6 +104,22 @@ def _logprobs(tokens: list[int], event: Event, count: int) -> Iterator[TokenLogp
 
 
 @dataclass
+class Parting:
+    """Where a prompt of `tokens` tokens parted from the kept text that was most like it: after `shared` tokens.
+
+    `before`: tokens before that place; `was`, `now`: those after it, of the kept text and of the prompt. `cached`: how
+    many came from the cache (None: the answer is on its way).
+    """
+
+    tokens: int
+    shared: int
+    before: list[int]
+    was: list[int]
+    now: list[int]
+    cached: int | None = None
+
+
+@dataclass
 class Usage:
     """The counts of an answer; `cached` of the `prompt` tokens came from an earlier text's cache."""
 
@@ -119,6 +135,7 @@ class Answer:
         self.outputs, self.prompt_tokens, self.logprobs = outputs, prompt_tokens, logprobs
         self.tickets: list[Ticket] = []
         self.asked = time.perf_counter()
+        self.parting: Parting | None = None
         self._thread: EngineThread | None = None
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Piece] = asyncio.Queue()
@@ -149,10 +166,12 @@ class Answer:
             going_on -= piece.finish is not None
 
     def cancel(self) -> None:
-        """End every choice before the next pass; nothing happens to those that have ended."""
+        """End every choice before the next pass; nothing happens to those that have ended. Called for every answer."""
         if self._thread is not None:
             for ticket in self.tickets:
                 self._thread.cancel(ticket)
+        if self.parting is not None:
+            self.parting.cached = self.usage.cached
 
     @property
     def stats(self) -> GenerationStats:
@@ -165,14 +184,13 @@ class Answer:
     @property
     def usage(self) -> Usage:
         """Return the counts so far."""
-        sequences = [ticket.sequence for ticket in self.tickets if ticket.sequence is not None]
-        cached = sequences[0].reused if sequences else 0
+        cached = self.tickets[0].cached if self.tickets else 0
         return Usage(self.prompt_tokens, cached, sum(output.tokens for output in self.outputs))
 
     def timings(self) -> dict[str, Any]:
         """Return counts and milliseconds of the first choice, under llama-server's names."""
         output, ticket = self.outputs[0], self.tickets[0]
-        cached = ticket.sequence.reused if ticket.sequence is not None else 0
+        cached = ticket.cached
         first, last = (output.times[0], output.times[-1]) if output.times else (ticket.began, ticket.began)
         read, prompt_ms = self.prompt_tokens - cached, 1e3 * (first - ticket.began)
         decoded, decode_ms = output.tokens, 1e3 * (last - first)

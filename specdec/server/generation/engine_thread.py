@@ -25,13 +25,28 @@ Listener = Callable[["Event | ApiError | Exception"], None]
 
 
 class Ticket:
-    """A text that was submitted. `sequence` is None while it waits for room."""
+    """A text that was submitted.
+
+    `sequence` is None while the text waits for room, and when it is over: an answer that somebody still holds must not
+    hold a cache.
+    """
 
     def __init__(self, request: Request, listener: Listener, cache_bytes: int) -> None:
         self.request, self.listener, self.cache_bytes = request, listener, cache_bytes
         self.sequence: Sequence | None = None
         self.began = 0.0  # when the engine got it, on the clock of `time.perf_counter`
         self.over = False
+        self._cached = 0
+
+    @property
+    def cached(self) -> int:
+        """Return how many of the prompt's tokens came from the cache."""
+        sequence = self.sequence
+        return self._cached if sequence is None else sequence.reused
+
+    def end(self) -> None:
+        """Let go of the sequence."""
+        self.over, self._cached, self.sequence = True, self.cached, None
 
 
 class EngineThread:
@@ -100,12 +115,12 @@ class EngineThread:
         with self._lock:
             if ticket.over:
                 return
-            ticket.over = True
             with suppress(ValueError):
                 self._waiting.remove(ticket)
             if ticket.sequence is not None:
                 self._running.pop(ticket.sequence, None)
                 self.engine.cancel(ticket.sequence)
+            ticket.end()
             self._admit()
 
     def fail_all(self, error: ApiError) -> None:
@@ -158,7 +173,7 @@ class EngineThread:
                 if event.sequence.ended:
                     self._running.pop(event.sequence, None)
                     if ticket is not None:
-                        ticket.over = True
+                        ticket.end()
                     self._admit()
             if ticket is not None:
                 self._tell(ticket, event if event.sequence.error is None else event.sequence.error)

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from specdec.cache import Conversations
-from specdec.server.generation.answer import Answer
+from specdec.server.generation.answer import Parting
 from specdec.server.generation.plain_text import decode
 
 NEWEST = 32  # requests
@@ -22,14 +22,15 @@ class Partings:
 
     def __init__(self, conversations: Conversations) -> None:
         self.conversations = conversations
-        self._newest: deque[tuple[Answer, int, int, list[list[int]]]] = deque(maxlen=NEWEST)
+        self._newest: deque[Parting] = deque(maxlen=NEWEST)
 
-    def note(self, prompt: Sequence[int], answer: Answer) -> None:
+    def note(self, prompt: Sequence[int]) -> Parting:
         """Take note of a prompt, before its text begins."""
-        tokens = torch.tensor(prompt, dtype=torch.int64)  # [n]
-        shared, kept = self.conversations.nearest(tokens)
-        around = [prompt[max(0, shared - _AROUND) : shared], kept[shared : shared + _AROUND].tolist()]
-        self._newest.append((answer, len(prompt), shared, [*map(list, around), list(prompt[shared:][:_AROUND])]))
+        shared, kept = self.conversations.nearest(torch.tensor(prompt, dtype=torch.int64))
+        before, was = prompt[max(0, shared - _AROUND) : shared], kept[shared : shared + _AROUND]
+        found = Parting(len(prompt), shared, list(before), was.tolist(), list(prompt[shared : shared + _AROUND]))
+        self._newest.append(found)
+        return found
 
     def view(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """Return the kept conversations and the newest prompts' partings, in JSON types."""
@@ -50,13 +51,13 @@ class Partings:
             ],
             "prompts": [
                 {
-                    "tokens": length,
-                    "cached": answer.usage.cached,
-                    "shared": shared,
-                    "before": tokenizer.decode(before),
-                    "was": tokenizer.decode(was),
-                    "is": tokenizer.decode(now),
+                    "tokens": one.tokens,
+                    "cached": one.cached,
+                    "shared": one.shared,
+                    "before": tokenizer.decode(one.before),
+                    "was": tokenizer.decode(one.was),
+                    "is": tokenizer.decode(one.now),
                 }
-                for answer, length, shared, (before, was, now) in list(self._newest)
+                for one in list(self._newest)
             ],
         }

@@ -156,7 +156,7 @@ class Service:
             room = self.decoder.room
             taken = 0 if room is None else cache_bytes(self.decoder.spec, limit, self.decoder.kv_dtype)
             queued.append((request, partial(answer.hear, output), taken))
-        self.partings.note(prompts[0], answer)
+        answer.parting = self.partings.note(prompts[0])
         answer.begin(self.thread, self.thread.submit(queued))
         return answer
 
