@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+SLIDING = "sliding_attention"  # the kind of layers whose rows see all of the picture that they are in
 Activation = Literal["silu", "gelu_tanh"]
 
 
@@ -70,6 +71,7 @@ class DecoderSpec:
     tied_head: bool = True
     per_layer_input: int = 0  # Gemma 4 E2B/E4B: width of the extra embedding fed to every layer
     per_layer_vocab: int = 0
+    media_ids: frozenset[int] = frozenset()  # tokens around and inside of pictures and sound, which a prompt alone has
     reads_backbone: bool = False  # a drafter without K/V of its own: `kv_layer` counts the layers of its backbone
 
     @property
