@@ -19,6 +19,7 @@ from torch import Tensor
 from specdec import kernels
 from specdec.cache import MAX_ROWS, KVCache, StoreShape
 from specdec.kernels import KeyFromValue, Span
+from specdec.model.embedder.embedder import MediaEmbedder
 from specdec.model.media import Media, within
 from specdec.model.spec import SLIDING, DecoderSpec
 from specdec.model.stack import Layer, Linear, Rotations, SequenceRows, Stack
@@ -66,9 +67,11 @@ class Decoder:
         per_layer: PerLayerEmbedding | None = None,
         kv_dtype: torch.dtype | None = None,
         room: MemoryLimits | None = None,
+        media: MediaEmbedder | None = None,
     ) -> None:
         """Make a decoder of its parts. `kv_dtype`: the type in which its caches keep K and V, a float type or int8;
-        None: the compute dtype. `room`: the memory limits; None without a memory budget."""
+        None: the compute dtype. `room`: the memory limits; None without a memory budget. `media`: what embeds pictures
+        and sound; None: the decoder reads text alone."""
         self.spec = spec
         self.embedding = embedding
         stores = [i if kv is None else kv for i, kv in enumerate(layer.spec.kv_layer for layer in layers)]
@@ -80,6 +83,7 @@ class Decoder:
         self.device = norm.device
         self.dtype = norm.dtype
         self.kv_dtype, self.room = kv_dtype or self.dtype, room
+        self.media = media
         self.rotations = Rotations(spec.ropes, self.dtype, self.device)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Decoder:
@@ -106,6 +110,7 @@ class Decoder:
         parts += [getattr(layer, f.name) for layer in self.layers for f in fields(layer)]
         if self.per_layer is not None:
             parts += [self.per_layer.embedding, self.per_layer.projection]
+        parts += [] if self.media is None else [self.media]
         return sum(int(getattr(getattr(part, "weight", part), "nbytes", 0)) for part in parts)
 
     @cached_property

@@ -26,7 +26,7 @@ from specdec.engine.stats import GenerationStats
 from specdec.model.decoder import Decoder
 from specdec.model.media import MediaBlock
 from tests.support.decoding import counted, never, to_end
-from tests.support.media_prompts import (
+from tests.support.media.prompts import (
     IMAGE,
     MEDIA_IDS,
     MediaPrompt,

@@ -13,7 +13,7 @@ from specdec.cache import MAX_ROWS
 from specdec.model.decoder import Decoder
 from specdec.model.stack import SequenceRows, pieces_of
 from specdec.model.states import States
-from tests.support.media_prompts import media_prompt, picture, read, sound
+from tests.support.media.prompts import media_prompt, picture, read, sound
 from tests.support.native.kernel_paths import path, threads  # noqa: F401
 from tests.support.tiny import FAMILIES, prompt
 from tests.support.tiny_decoder import quantised

@@ -13,7 +13,7 @@ from transformers.models.gemma4_unified.modeling_gemma4_unified import (
 
 from specdec.hf import decoder_of
 from specdec.model.media import MediaBlock, check_media, chunk_end
-from tests.support.media_prompts import (
+from tests.support.media.prompts import (
     AUDIO,
     HIDDEN,
     IMAGE,
