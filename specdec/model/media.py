@@ -33,6 +33,10 @@ class MediaBlock:
         """Return what tells the block from others in a cache."""
         return MediaKey(self.start, self.end, self.key)
 
+    def moved(self, by: int) -> MediaBlock:
+        """Return the block `by` positions further on."""
+        return replace(self, start=self.start + by, end=self.end + by)
+
     def embedded_once(self) -> MediaBlock:
         """Return a block that keeps its rows from the first use on: several passes may read a part of them."""
         return replace(self, rows=cache(self.rows))
