@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from specdec.drafting.protocol import Draft, Proposer
 from specdec.engine.sampling import Sampler
 from specdec.engine.stats import GenerationStats
 from specdec.engine.verify import Choice, Verdict, verify
+from specdec.model.media import MediaBlock, check_media, chunk_end
 from specdec.model.states import States
 
 
@@ -27,7 +29,10 @@ class Request:
     the prompt. `limit`: tokens at which the row is full, padding included. `stop(tokens, choice)` is asked after every
     emitted token, in order. `on_states`, where given, receives the states of the rows that are committed to the
     cache, prompt included, in order, with those of the drafter's `aux_layers`. Rows that the cache had before are not
-    among them. `stats`: counts this text besides the engine's own statistics.
+    among them. `stats`: counts this text besides the engine's own statistics. `media`: the prompt's pictures and sound,
+    in their order, at positions that do not count padding.
+
+    Raises ValueError when the blocks of `media` are out of order or outside of the prompt.
     """
 
     row: Tensor
@@ -37,6 +42,10 @@ class Request:
     padding: int = 0
     on_states: Callable[[States], None] | None = None
     stats: GenerationStats | None = None
+    media: tuple[MediaBlock, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_media(self.media, len(self.row) - self.padding)
 
 
 class RowsChooser(Protocol):
@@ -88,10 +97,11 @@ class Sequence:
         self.draft = Draft()  # the draft that the next pass checks
         self.proposer: Proposer | None = None
         self.states: States | None = None  # of the row that chose the pending token; None: a prompt to read
-        self.chunk = MAX_ROWS  # rows of the prompt that the next pass reads at most
+        self.chunk = MAX_ROWS  # rows of the prompt that the next pass reads, but for the edges of media
         self._ids = request.row[request.padding :].tolist()  # the tokens that proposers see, kept as they grow
         self._conversation: Conversation | None = None
         self._unread = len(self._ids)  # prompt tokens that no pass has read
+        self._media = deque(block.embedded_once() for block in request.media)  # but for those that were read
 
     def __repr__(self) -> str:
         return f"<Sequence of {self.length} tokens, {self.finish or 'in flight'}>"
@@ -132,20 +142,25 @@ class Sequence:
         """Return how many of the sequence's rows the next pass has."""
         if self.decoding:
             return len(self.draft.tokens) + 1
-        return min(self._unread, self.chunk)
+        if not self._media:
+            return min(self._unread, self.chunk)
+        read = self.prompt_tokens - self._unread
+        return chunk_end(self._media, read, self.prompt_tokens, self.chunk) - read
 
     @property
     def last_chunk(self) -> bool:
         """Return whether the next pass, in which the sequence reads of its prompt, chooses a token."""
-        return self._conversation is not None and self._unread <= self.chunk
+        return self._conversation is not None and self._unread == self.next_rows
 
     def begin(self, caches: CacheProvider) -> None:
         """Take a cache from `caches`, with as much of the prompt in it as `caches` has."""
         request = self.request
         prompt = request.row[request.padding :]
-        self._conversation = caches.acquire(prompt, request.limit - request.padding)
+        places = [block.place for block in request.media]
+        self._conversation = caches.acquire(prompt, request.limit - request.padding, places)
         self.reused = self.conversation.cache.length
         self._unread -= self.reused
+        self._forget_media()
         self.conversation.tokens = self.tokens[request.padding :]
 
     def end(self, caches: CacheProvider) -> None:
@@ -161,6 +176,11 @@ class Sequence:
         """Return the rows of the next pass, [rows] int64: a chunk of the prompt, or the pending token and the draft."""
         begin = self.length - (1 if self.decoding else self._unread)
         return self.tokens[begin : begin + self.next_rows]
+
+    @property
+    def media(self) -> Tokens[MediaBlock]:
+        """Return the blocks of the prompt that no pass has read whole."""
+        return self._media
 
     def before_chunk(self, caches: CacheProvider) -> None:
         """Tell `caches` that a chunk of the prompt comes next."""
@@ -189,6 +209,7 @@ class Sequence:
         """Keep a chunk of the prompt, whose rows have these `states`; more of the prompt follows."""
         self._commit(len(states), states)
         self._unread -= len(states)
+        self._forget_media()
 
     def commit(self, verdict: Verdict, states: States) -> None:
         """Keep the rows of a pass that `verdict` emits. `states`: of all rows of this text in the pass."""
@@ -196,6 +217,7 @@ class Sequence:
         committed = len(states) - len(self.draft.tokens) - 1 + len(emitted)
         self._commit(committed, states)
         self._unread = 0
+        self._media.clear()
         self.length += len(emitted)
         self._ids.extend(emitted)
         self.states, self.draft = states[committed - 1], Draft()
@@ -203,6 +225,11 @@ class Sequence:
             self.finish = "stop"
         elif self.length >= self.request.limit:
             self.finish = "length"
+
+    def _forget_media(self) -> None:
+        """Let go of the media that the cache holds, with their rows."""
+        while self._media and self._media[0].end <= self.prompt_tokens - self._unread:
+            self._media.popleft()
 
     def _commit(self, rows: int, states: States) -> None:
         self.conversation.cache.commit(rows)
