@@ -27,6 +27,7 @@ SIDE = 48  # pixels of a patch's side; each patch is a soft token
 VALUES = 3 * SIDE * SIDE
 BUDGETS = (70, 140, 280, 560, 1120)
 
+_MOST_PIXELS = 1 << 27  # of a file; they take 7 bytes each while they are read
 _RUNS_PROGRAMS = {"EPS"}  # Pillow would start Ghostscript
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -63,6 +64,8 @@ def _open(source: MediaSource) -> Image:
         image: Image = images.open(stream)
         if image.format in _RUNS_PROGRAMS:
             raise MediaError(f"{source.name}: is a program for a printer ({image.format}); save it as PNG or JPEG")
+        if image.width * image.height > _MOST_PIXELS:
+            raise MediaError(f"{source.name}: has {image.width} x {image.height} pixels; make it smaller")
         upright: Image = operations.exif_transpose(image)
         upright.load()
         return upright

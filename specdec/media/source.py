@@ -1,9 +1,9 @@
 """Media as users hold them: a path, bytes, an open file, a data URI, base64.
 
-What: `as_source` tells these from arrays and Pillow's images; a `MediaSource` opens as a file and has a name for messages.
-`readable` stands around reading: whatever a library raises for a damaged file becomes a ValueError that names the file
-and the way out. `media_library` imports a library of the extra `media`. Left out: addresses of the web, because a
-prompt must not make this machine fetch anything.
+What: `as_source` tells these from arrays and Pillow's images; a `MediaSource` opens as a file and has a name for
+messages. `readable` stands around reading: whatever a library raises for a damaged file becomes a ValueError that names
+the file and the way out. `media_library` imports a library of the extra `media`. Left out: addresses of the web,
+because a prompt must not make this machine fetch anything.
 """
 
 from __future__ import annotations
@@ -103,20 +103,20 @@ def _decoded(text: str, kind: str) -> bytes:
 
 
 class MediaError(ValueError):
-    """A medium cannot be used; the message names it and says what to do."""
+    """A medium cannot be used; the message names it and says what to do, and `readable` leaves it as it is."""
 
 
 @contextmanager
 def readable(source: MediaSource, kind: str) -> Iterator[None]:
     """Turn any error of a library in the block into a ValueError that names `source` and says what to do."""
-    unusable = None
+    told = None
     with foreign(source.name, _ADVICE[kind], f"cannot be read as a {kind}"):
         try:
             yield
         except MediaError as error:
-            unusable = error
-    if unusable is not None:
-        raise unusable
+            told = error
+    if told is not None:
+        raise ValueError(str(told)) from told
 
 
 def media_library(name: str, kind: str) -> Any:
