@@ -24,6 +24,7 @@ from drafter.data.dataset import Dataset, frequent, size
 from drafter.files.checkpoint import provenance_of
 from drafter.files.head import HEAD_FILE
 from drafter.prompts.generator import user_prompts
+from eval.fuzz.media import PICTURES, SOUNDS, VIDEOS, read_picture, read_sounds, read_video
 from eval.prompts.sets import load_prompts
 from specdec.drafting.registry import resolve_drafter
 from specdec.hf import SpecdecForCausalLM
@@ -62,8 +63,8 @@ class World:
 class Kind:
     """Describe a kind of file.
 
-    A case copies one of the folders `seeds`, and damages one of the files `files` in the copy. `read` reads the copy,
-    and raises what reading raises.
+    A case copies one of the folders `seeds`, and damages one of the files `files` (patterns of names) in the copy.
+    `read` reads the copy, and raises what reading raises.
     """
 
     seeds: tuple[str, ...]
@@ -183,4 +184,7 @@ KINDS: dict[str, Kind] = {
     "assistant": Kind(("assistant",), ("config.json", "model.safetensors", "specdec.json"), _drafter("hf-gemma4")),
     "shards": Kind(("shards",), ("set.json", "00000.safetensors"), _read_shards),
     "prompts": Kind(("prompts",), ("prompts.jsonl",), _read_prompts),
+    "picture": Kind(tuple(f"picture-{name}" for name in PICTURES), ("file.*",), lambda folder, _: read_picture(folder)),
+    "sound": Kind(tuple(f"sound-{name}" for name in SOUNDS), ("file.*",), lambda folder, _: read_sounds(folder)),
+    "video": Kind(tuple(f"video-{name}" for name in VIDEOS), ("file.*",), lambda folder, _: read_video(folder)),
 }

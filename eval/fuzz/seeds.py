@@ -1,7 +1,7 @@
 """The tiny whole files that `python -m eval.fuzz` damages copies of: models of each family, and the files beside a
 model.
 
-What: `write_seeds`. The weights are random: a text means nothing here. Left out: pictures, sound and video.
+What: `write_seeds`. The weights are random: a text means nothing here. `eval/fuzz/media.py` writes the media.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from drafter.data.features import read
 from drafter.files.assistant import assistant_config, save_assistant
 from drafter.files.head import save_head
 from eval.fuzz.cases import GGUF, VOCAB, World, generate, no_bar
+from eval.fuzz.media import write_media
 from eval.synthetic.byte_tokenizer import add_byte_tokenizer
 from eval.synthetic.command import write_model
 from eval.synthetic.gguf_files import write_gguf
@@ -89,6 +90,7 @@ def write_seeds(folder: Path) -> None:
     _write_head(folder / "head", world.model().decoder)
     _write_assistant(folder / "assistant", world.model("hf-gemma4"))
     _write_shards(folder / "shards", world.model().decoder)
+    write_media(folder)
     (folder / "prompts").mkdir()
     lines = (
         {"prompt": "Hello", "id": 1, "category": "chat"},
