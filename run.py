@@ -21,6 +21,7 @@ from eval.cli.options import (
     Parser,
     add_drafting_options,
     add_json_option,
+    add_media_size_options,
     add_model_options,
     add_prometheus_option,
     add_sampling_options,
@@ -105,6 +106,9 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--prompts", type=file_name, metavar="FILE", help=PROMPTS_TEXT)
     bench.add_argument(
         "--suite", action="store_true", help="128 prompts of eight tasks, Spec-Bench's six among them, instead of eight"
+    )
+    bench.add_argument(
+        "--media", action="store_true", help="time the first token after pictures, sound and video, by kind and size"
     )
     bench.add_argument("--limit", type=whole_number(1), metavar="N", help="only the first N prompts")
     add_json_option(bench, "the JSON object")
@@ -204,6 +208,7 @@ def add_plan_options(planned: argparse.ArgumentParser) -> None:
     planned.add_argument("--kv-dtype", choices=KV_DTYPES, default="float32", help="what the cache keeps")
     planned.add_argument("--quantize", choices=QUANTIZE, help="as for every command")
     planned.add_argument("--dtype", choices=DTYPES, default="float32", help="of activations")
+    add_media_size_options(planned)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -221,6 +226,12 @@ def run(arguments: argparse.Namespace) -> int:
         from eval.bench.command import BenchOptions, bench
 
         a, modes, rates = arguments, tuple(arguments.modes), tuple(arguments.synthetic_acceptance)
+        if a.media:
+            from eval.bench.media import bench_media
+
+            if a.prompts or a.suite or modes or rates:
+                raise ValueError("--media has prompts of its own, decoded plainly; leave out what else to compare")
+            return bench_media(settings, a.limit, a.repeat, a.json)
         return bench(settings, BenchOptions(a.prompts, a.suite, a.limit, modes, a.repeat, rates, a.json))
     if arguments.command == "report":
         from eval.report.command import report
@@ -250,7 +261,8 @@ def run_plan(a: argparse.Namespace) -> int:
     from specdec.memory.plan import parse_bytes
 
     dtype, budget = getattr(torch, a.dtype), None if a.budget is None else parse_bytes(a.budget)
-    return plan(Asked(a.model, a.drafter, a.quantize, dtype, a.context, budget, a.kv_dtype), a.json)
+    asked = Asked(a.model, a.drafter, a.quantize, dtype, a.context, budget, a.kv_dtype, a.picture, a.frames)
+    return plan(asked, a.json)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
