@@ -86,6 +86,12 @@ def run(arguments: argparse.Namespace) -> int:
         from eval.bench.command import BenchOptions, bench
 
         a, modes, rates = arguments, tuple(arguments.modes), tuple(arguments.synthetic_acceptance)
+        if a.media:
+            from eval.bench.media import bench_media
+
+            if a.prompts or a.suite or modes or rates:
+                raise ValueError("--media has prompts of its own, decoded plainly; leave out what else to compare")
+            return bench_media(settings, a.limit, a.repeat, a.json)
         return bench(settings, BenchOptions(a.prompts, a.suite, a.limit, modes, a.repeat, rates, a.json))
     if arguments.command == "report":
         from eval.report.command import report
@@ -115,7 +121,8 @@ def run_plan(a: argparse.Namespace) -> int:
     from specdec.memory.plan import parse_bytes
 
     dtype, budget = getattr(torch, a.dtype), None if a.budget is None else parse_bytes(a.budget)
-    return plan(Asked(a.model, a.drafter, a.quantize, dtype, a.context, budget, a.kv_dtype), a.json)
+    asked = Asked(a.model, a.drafter, a.quantize, dtype, a.context, budget, a.kv_dtype, a.picture, a.frames)
+    return plan(asked, a.json)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

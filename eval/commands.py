@@ -14,6 +14,7 @@ from eval.cli.options import (
     QUANTIZE,
     add_drafting_options,
     add_json_option,
+    add_media_size_options,
     add_model_options,
     add_prometheus_option,
     add_sampling_options,
@@ -62,6 +63,9 @@ def add_bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--prompts", type=file_name, metavar="FILE", help=PROMPTS_TEXT)
     bench.add_argument(
         "--suite", action="store_true", help="128 prompts of eight tasks, Spec-Bench's six among them, instead of eight"
+    )
+    bench.add_argument(
+        "--media", action="store_true", help="time the first token after pictures, sound and video, by kind and size"
     )
     bench.add_argument("--limit", type=whole_number(1), metavar="N", help="only the first N prompts")
     add_json_option(bench, "the JSON object")
@@ -160,6 +164,7 @@ def add_plan_options(planned: argparse.ArgumentParser) -> None:
     planned.add_argument("--kv-dtype", choices=KV_DTYPES, default="float32", help="what the cache keeps")
     planned.add_argument("--quantize", choices=QUANTIZE, help="as for every command")
     planned.add_argument("--dtype", choices=DTYPES, default="float32", help="of activations")
+    add_media_size_options(planned)
     add_json_option(planned, "the figures")
 
 

@@ -24,7 +24,14 @@ from specdec.drafting.learned import learned_file
 from specdec.drafting.protocol import bind_drafter
 from specdec.drafting.registry import DrafterLike, drafter_bytes, resolve_drafter
 from specdec.hf import SpecdecForCausalLM
-from specdec.memory.plan import Planner, conversations_of, loaded_bytes, parse_bytes, program_bytes
+from specdec.memory.plan import (
+    LARGEST_PICTURE,
+    Planner,
+    conversations_of,
+    loaded_bytes,
+    parse_bytes,
+    program_bytes,
+)
 from specdec.model import quantized
 from specdec.model.build import Quantize, Source, assemble, build_decoder
 from specdec.model.decoder import Decoder, MemoryLimits
@@ -212,7 +219,8 @@ class MemoryBudget:
         """Return the memory limits that the budget leaves for texts. Raises ValueError when it leaves too little."""
         weights = loaded_bytes(spec, source, quantize, dtype)
         blocks = weights < dtype.itemsize * sum(map(math.prod, expected_tensors(spec).values()))
-        planner = Planner(spec, weights, drafter_bytes(self.drafter, dtype, blocks), program_bytes(), dtype)
+        picture = 0 if spec.media is None else LARGEST_PICTURE
+        planner = Planner(spec, weights, drafter_bytes(self.drafter, dtype, blocks), program_bytes(), dtype, picture)
         return planner.room(self.total, str(kv_dtype).removeprefix("torch."))
 
 

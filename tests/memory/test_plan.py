@@ -14,9 +14,10 @@ import specdec
 from drafter import load_drafter
 from eval.synthetic.full_size import full_size_config
 from specdec.hf import decoder_of
-from specdec.memory.plan import KV_DTYPES, Planner, cache_bytes
+from specdec.memory.plan import KV_DTYPES, LARGEST_PICTURE, Planner, cache_bytes, wide_bytes
 from specdec.model.decoder import Decoder
 from specdec.model.families import decoder_spec
+from tests.support.media.tiny_media import tiny_media_model
 from tests.support.tiny import FAMILIES, prompt, tiny_model
 from tests.support.tiny_assistant import save_assistant
 
@@ -112,3 +113,65 @@ def test_a_budget_is_kept_at_load_and_at_prefill(tmp_path: Path, monkeypatch: py
             specdec.load(tmp_path, device="cpu", memory_budget=small)
     with pytest.raises(ValueError, match="not an amount of memory"):
         specdec.load(tmp_path, device="cpu", memory_budget="lots")
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+def test_rings_are_as_wide_as_was_planned_while_a_picture_is_read(kv_dtype: str) -> None:
+    made, kept = decoder_of(tiny_media_model()), KV_DTYPES[kv_dtype]
+    decoder = Decoder(made.spec, made.embedding, made.layers, made.norm, made.head, made.per_layer, kept)
+    cache = decoder.new_cache()
+    decoder.forward(torch.full((200,), 5), cache)
+    assert cache.nbytes == cache_bytes(decoder.spec, 200, kept) + wide_bytes(decoder.spec, 200, kept)
+    cache.commit(200)
+    assert cache.nbytes == cache_bytes(decoder.spec, 200, kept)
+    assert wide_bytes(decoder.spec, 64, kept) == 0
+
+
+def test_a_picture_and_a_video_of_12b_take_what_their_pixels_and_rows_take() -> None:
+    spec = decoder_spec(full_size_config("gemma-4-12b"))
+    text, picture, video = (
+        Planner(spec, 7_900_000_000, picture=tokens, frames=frames).needs(32768, "int8")
+        for tokens, frames in ((0, 0), (1120, 0), (0, 300))
+    )
+    assert text.media == 0 and text.total == picture.total - picture.media
+    rings = 40 * (1120 - 64) * 8 * 2 * (256 + 4)
+    pixels = 1120 * 6912 * 4
+    assert rings + pixels < picture.media < rings + pixels + 250_000_000
+    assert 300 * 70 * 6912 * 4 < video.media < 300 * 70 * 6912 * 4 + 40_000_000
+    longest = Planner(spec, 7_900_000_000, picture=1120).longest(9_500_000_000, "int8")
+    assert 0 < longest < Planner(spec, 7_900_000_000).longest(9_500_000_000, "int8")
+
+
+def test_the_plan_command_counts_media(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--model", "gemma-4-tiny", "--quantize", "int8", "--budget", "2GB"]
+    assert run.main([*words, "--picture", "280", "--frames", "4", "--json", "-"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["media"] > (280 + 4 * 70) * 6912 * 4
+    assert planned["total"] == sum(
+        planned[part] for part in ("weights", "drafter", "cache", "workspace", "program", "media")
+    )
+    assert run.main([*words, "--picture", "280"]) == 0
+    assert "pictures and video" in capsys.readouterr().out
+    assert run.main(words) == 0
+    assert "pictures and video" not in capsys.readouterr().out
+
+
+def test_a_budget_leaves_room_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_media_model().save_pretrained(tmp_path)
+    monkeypatch.setattr(sys.modules["specdec.load"], "program_bytes", lambda: 0)
+    monkeypatch.setattr("specdec.memory.plan.LEAST", 64)
+    whole = specdec.load(tmp_path, device="cpu").decoder
+    planner = Planner(whole.spec, whole.nbytes, 0, 0, picture=LARGEST_PICTURE)
+    budget = planner.needs(100).total
+    room = specdec.load(tmp_path, drafter="suffix", device="cpu", memory_budget=budget).decoder.room
+    assert room is not None and room.positions == planner.longest(budget) < Planner(whole.spec, whole.nbytes).longest(
+        budget
+    )
+    with pytest.raises(ValueError, match=r"workspace [\d.]+, a picture [\d.]+ and Python"):
+        specdec.load(tmp_path, device="cpu", memory_budget="1KB")
+
+
+def test_a_model_of_text_has_no_plan_for_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    assert run.main(["plan", "--model", str(tmp_path), "--picture", "280", "--context", "100"]) == 2
+    assert "takes no pictures" in capsys.readouterr().err
