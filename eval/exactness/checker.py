@@ -17,8 +17,8 @@ from torch import Tensor
 
 from eval.cli.metrics import TimedRun, first_difference
 from eval.cli.session import Session
+from eval.exactness.scripted import ScriptedDrafter
 from eval.prompts.media import MediaPrompt, batch_of
-from eval.scripted import ScriptedDrafter
 from specdec.engine.stats import GenerationStats
 
 BATCH = "one batch"  # among the drafters: all prompts at once, with suffix matches
