@@ -1,7 +1,7 @@
 """Builds the optional native kernels; everything else about the package is in pyproject.toml.
 
 The library is plain C++17 with a C interface: it needs no headers of Python or torch, so one call of whatever
-C++ compiler is found builds it, in seconds. Without a compiler, or when it fails, the install goes on and the
+C++ compiler is found builds it, in about a minute. Without a compiler, or when it fails, the install goes on and the
 torch path runs; with SPECDEC_REQUIRE_NATIVE=1 it fails. CXX names another compiler; SPECDEC_CXXFLAGS adds options,
 which is how CI asks for warnings and sanitizers.
 """

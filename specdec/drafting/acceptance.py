@@ -28,6 +28,7 @@ class AcceptanceRecord:
         self.stride = 1  # tokens of the next try
         self.trying: int | None = None  # the first position of a try that is not yet heard of
         self.stale = [False] * longest  # positions that had not been drafted for long when the try began
+        self._chances: list[float] = []  # what `acceptance` returned for the outcomes so far
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is worth keeping for another run, as JSON types."""
@@ -55,7 +56,9 @@ class AcceptanceRecord:
 
     def acceptance(self) -> list[float]:
         """Return a_i of every position, from 0."""
-        before, chances = PRIOR, []
+        if self._chances:
+            return self._chances
+        before, chances = PRIOR, self._chances
         for average, seen in zip(self.average, self.seen, strict=True):
             misfit = seen * (average - before) ** 2
             weight = PRIOR_ROUNDS / (1 + misfit / MISFIT)
@@ -91,6 +94,7 @@ class AcceptanceRecord:
                 self.streaks[position] = max(self.streaks[position], STREAK)
             self.seen[position] = min(self.seen[position] + 1, MEMORY)
             self.average[position] += (right - self.average[position]) / self.seen[position]
+            self._chances = []
         self.streak = self.streak + 1 if accepted == drafted else 0
         if first < drafted and accepted >= first:
             self.trying = None
@@ -101,6 +105,7 @@ class AcceptanceRecord:
             expected = self.acceptance()[position]
             if self.stale[position]:
                 self.seen[position] = round(expected * self.seen[position])
+                self._chances = []
             self.patience[position] = max(1, round(expected * RETRY))
             self.streaks[position] = max(1, self.streaks[position] // 4)
         else:

@@ -15,7 +15,7 @@ from specdec.drafting.costs import Costs
 from specdec.drafting.draft_length import AdaptiveLength
 from specdec.drafting.protocol import Drafter
 from specdec.model.decoder import Decoder
-from specdec.util.threads import is_narrowed
+from specdec.util.threads import is_narrowed, one_torch_thread
 
 SECONDS = 1.0  # at most, but for models whose few passes take longer
 SWEEPS = 8
@@ -67,7 +67,9 @@ def measure_costs(
     def verify(*rows: int) -> float:
         before = time.perf_counter()
         states = backbone.forward_many([ids[:n] for n in rows], caches[: len(rows)], drafter.aux_layers)
-        backbone.logits(states.last).argmax(dim=-1).tolist()  # waits for a GPU
+        logits = backbone.logits(states.last)
+        with one_torch_thread():  # as in the engine: torch's other thread would poll while the next pass runs
+            logits.argmax(dim=-1).tolist()  # waits for a GPU
         return time.perf_counter() - before
 
     for cache in caches:

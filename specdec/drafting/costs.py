@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import log2
 
 COST_PER_ROW = 0.15  # V(T + 1) - V(T) as a share of V(1), where nothing was measured
@@ -137,7 +138,12 @@ class LiveCosts:
             costs.text = max(0.0, costs.text + (factor - 1) * costs.of_pass(rows, texts) / (texts - 1))
         costs.passes[rows] = costs.of_pass(rows)
         for near in costs.passes:
-            costs.passes[near] *= 1 + (factor - 1) * NEAR ** abs(log2(near / rows))
+            costs.passes[near] *= 1 + (factor - 1) * _nearness(near, rows)
+
+
+@lru_cache(maxsize=4096)
+def _nearness(rows: int, others: int) -> float:
+    return float(NEAR ** abs(log2(rows / others)))
 
 
 def _blend(average: float, newest: float, weight: float) -> float:

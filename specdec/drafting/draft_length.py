@@ -132,8 +132,7 @@ class AdaptiveLength:
         self._lock = threading.Lock()
 
     def claim(self, threads: int, texts: int = 1) -> bool:
-        """Return whether the caller has to measure costs for `threads` threads and passes of `texts` texts. Of several
-        callers at once, one gets True."""
+        """Return whether costs have to be measured for `threads` threads and `texts` texts; one caller gets True."""
         with self._lock:
             known = self.measured_for
             if known is not None and known[0] == threads and known[1] >= texts and not self._costs.doubtful:
@@ -235,18 +234,19 @@ class AdaptiveLength:
     def _best(self, planned: PlannedPass, limits: Sequence[Mapping[str, int]], most: int) -> Plan:
         """Return the drafts with the best rate among those that can be afforded.
 
-        A text's source is the one that does best for that text where the other texts have no drafts. Tokens are then
-        added one by one: each time the token, of all texts' next ones, that is most likely to be accepted.
+        A text's source is the one that does best for that text alone. Tokens are then added one by one: each time the
+        token, of all texts' next ones, that is most likely to be accepted.
         """
         alone: dict[tuple[tuple[str, int], ...], tuple[str, int]] = {}  # by limits: the best source, and its limit
         for of in limits:
             if (key := tuple(of.items())) not in alone:
-                alone[key], top = (key[0][0], 0), 1.0
+                alone[key], best, top = (key[0][0], 0), 0, 1.0
                 for source, limit in key:
-                    for k in range(1, limit + 1):
-                        total = planned.drafts(source, k)
-                        if (rate := planned.rate(total)) > top and self._affordable(planned.passes(total)):
-                            alone[key], top = (source, limit), rate
+                    for k, rate, passes in planned.lengths(source, limit):
+                        if rate > top and self._affordable(passes):
+                            alone[key], best, top = (source, limit), k, rate
+                if len(limits) == 1:
+                    return [(alone[key][0], best)]
         sources = [alone[tuple(of.items())] for of in limits]
         heap = [(-planned.reach(source, 0), i) for i, (source, limit) in enumerate(sources) if limit]
         heapify(heap)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, islice, repeat
 from operator import mul
 from typing import NamedTuple
@@ -33,6 +33,7 @@ class PlannedPass:
         self._costs, self.texts, self._rows = costs, texts, texts + beside
         self._plain = costs.of_pass(self._rows, texts)
         self._reach: dict[str, list[float]] = {one: list(accumulate(each, mul)) for one, each in acceptance.items()}
+        self._expected = {one: list(accumulate(each, initial=0.0)) for one, each in self._reach.items()}
         self._seconds = dict[int, float]()
 
     def reach(self, source: str, at: int) -> float:
@@ -46,23 +47,30 @@ class PlannedPass:
 
     def drafts(self, source: str, k: int) -> DraftTotal:
         """Return the total of a draft of `k` tokens."""
-        return DraftTotal(sum(self._reach[source][:k]), k, self._costs.of_draft(source, k))
+        return DraftTotal(self._expected[source][k], k, self._costs.of_draft(source, k))
+
+    def lengths(self, source: str, limit: int) -> Iterator[tuple[int, float, float]]:
+        """Yield 1 to `limit` tokens, with `rate` and `passes` of a pass that has a draft of so many and no other.
+
+        Nearly all of a plan's time is spent here, hence no totals.
+        """
+        expected, step = self._expected[source], self._costs.step(source)
+        start = self._costs.of_draft(source, 1) - step
+        for k in range(1, limit + 1):
+            passes = (self._of_rows(self._rows + k) + start + k * step) / self._plain
+            yield k, (1 + expected[k] / self.texts) / passes, passes
 
     def hope(self, source: str, k: int, known: int, chance: float) -> DraftTotal:
         """Return the total of a draft of `k` tokens if each one after the first `known` were accepted with probability
         `chance`."""
         reach = self._reach[source]
         hoped = accumulate(repeat(chance, k - known), mul, initial=reach[known - 1] if known else 1.0)
-        expected = sum(reach[:known]) + sum(islice(hoped, 1, None))
+        expected = self._expected[source][known] + sum(islice(hoped, 1, None))
         return DraftTotal(expected, k, self._costs.of_draft(source, k))
 
     def passes(self, drafts: DraftTotal) -> float:
         """Return the time of the pass with `drafts`, in plain passes."""
-        rows = self._rows + drafts.rows
-        if rows not in self._seconds:
-            self._seconds[rows] = self._costs.of_pass(rows, self.texts)
-        seconds: float = self._seconds[rows] + drafts.seconds
-        return seconds / self._plain
+        return (self._of_rows(self._rows + drafts.rows) + drafts.seconds) / self._plain
 
     def rate(self, drafts: DraftTotal) -> float:
         """Return the expected tokens per time with `drafts`, as a multiple of those of a plain pass."""
@@ -75,3 +83,8 @@ class PlannedPass:
         if all further tokens were accepted with probability `chance`."""
         hopes = ((k, others + self.hope(source, k, known, chance)) for k in range(known + 1, limit + 1))
         return [k for k, hope in hopes if self.rate(hope) > expected]
+
+    def _of_rows(self, rows: int) -> float:
+        if rows not in self._seconds:
+            self._seconds[rows] = self._costs.of_pass(rows, self.texts)
+        return self._seconds[rows]

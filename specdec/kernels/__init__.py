@@ -3,9 +3,10 @@
 `reference` (torch) defines the results. The native library, when it was built, does the same on CPU tensors,
 faster: `block_linear`, `rms_norm` and `rope` to the bit, `attention` and `gated` to float32 rounding (their exp
 is another). Both are batch-invariant. Which one runs is chosen once, at import; SPECDEC_KERNELS=reference,
-native, native:avx512, native:avx2 or native:portable forces a path, for tests and comparisons. The choice never
-depends on anything that could change with the number of rows. A library that is missing, stale or broken leaves the
-reference, which `missing` explains; with SPECDEC_REQUIRE_NATIVE=1 it is an error, so that no test passes without it.
+native, or native: and an instruction set (portable, avx2, avxvnni, avx512, neon, i8mm) forces a path, for tests
+and comparisons. The choice never depends on anything that could change with the number of rows. A library that is
+missing, stale or broken leaves the reference, which `missing` explains; with SPECDEC_REQUIRE_NATIVE=1 it is an error,
+so that no test passes without it.
 
 `fuse` makes one call of whole decoder layers, for the native library only: the same arithmetic, to the bit, without
 the trips between Python and C++ that cost a small model more than its weights. Left out: a native `dense_linear`.
@@ -66,7 +67,7 @@ __all__ = [
     "unpack_blocks",
 ]
 
-CHOICES = ("native", "reference", "native:avx512", "native:avx2", "native:portable")
+CHOICES = ("native", "reference", *(f"native:{word}" for word in _native.SETS))
 
 _CHOSEN = "chosen"
 _library = _native.load()
@@ -92,8 +93,8 @@ def choose(choice: str) -> str:
             raise ValueError(f"{choice} cannot be used: {_library}; {_native.how_to_build()}")
         _use, _why_not = None, _library
     else:
-        name = choice.partition(":")[2] or _library.available[-1]
-        name = "avx512-vnni" if name == "avx512" else name
+        word = choice.partition(":")[2]
+        name = _native.SETS[word] if word else _library.available[-1]
         if name not in _library.available:
             raise ValueError(f"{choice} cannot be used: this CPU has {', '.join(_library.available)}")
         _library.use(name)

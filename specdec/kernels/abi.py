@@ -123,8 +123,8 @@ _ARGUMENTS = {
     "specdec_rms_norm": [c_void_p, c_void_p, c_float, c_void_p, c_int64, c_int64, c_int],
     "specdec_rope": [c_void_p] * 4 + [c_int64] * 3 + [c_int],
     "specdec_gated": [c_void_p, c_void_p, c_int, c_void_p, c_int64, c_int64, c_int],
-    "specdec_use_set": [c_int],
-    "specdec_best_set": [],
+    "specdec_set_name": [c_int],
+    "specdec_use_set": [c_char_p],
     "specdec_has_threads": [],
     "specdec_record_size": [c_char_p],
     "specdec_sources_hash": [],
@@ -133,6 +133,7 @@ _RESULTS = {  # the others return an int: a code, 0 where all is well, or what t
     "specdec_best": c_int64,
     "specdec_gumbel_candidates": c_int64,
     "specdec_record_size": c_int64,
+    "specdec_set_name": c_char_p,
     "specdec_sources_hash": c_char_p,
 }
 

@@ -17,6 +17,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from ctypes import Array, addressof, byref, c_float, c_int64, c_uint64, c_void_p
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,15 @@ from specdec.kernels.records import DraftSampling, address, plain, plain_ids, st
 from specdec.kernels.sources import what_to_install
 from specdec.kernels.store import KVView
 
-SETS = ("portable", "avx2", "avx512-vnni")
+# The library's names of instruction sets, by the words that choose them.
+SETS = {
+    "portable": "portable",
+    "avx2": "avx2",
+    "avxvnni": "avx-vnni",
+    "avx512": "avx512-vnni",
+    "neon": "neon-dotprod",
+    "i8mm": "neon-i8mm",
+}
 _SUFFIXES = (".so", ".dylib", ".dll")
 
 
@@ -77,13 +86,14 @@ class Native:
         self._rope = library.specdec_rope
         self._gated = library.specdec_gated
         self.has_threads = bool(library.specdec_has_threads())
-        self.available = SETS[: library.specdec_best_set() + 1]
+        names = takewhile(bool, map(library.specdec_set_name, count()))
+        self.available = tuple(name.decode() for name in names)  # what this CPU runs, the best last
         self.instruction_set = self.available[-1]
 
     def use(self, instruction_set: str) -> None:
         """Run on `instruction_set`, one of `available`, from now on; in the whole process."""
-        assert instruction_set in self.available, instruction_set
-        self._library.specdec_use_set(SETS.index(instruction_set))
+        code = self._library.specdec_use_set(instruction_set.encode())
+        assert not code, instruction_set
         self.instruction_set = instruction_set
 
     def block_linear(self, x: Tensor, w: BlockTensor) -> Tensor:

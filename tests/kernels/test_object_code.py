@@ -1,4 +1,4 @@
-"""What the compiler made of the AVX2 products: sums in registers, not on the stack.
+"""What the compiler made of the AVX2 and AVX-VNNI products: sums in registers, not on the stack.
 
 A result does not show it: a compiler that moves sums to the stack and back keeps the bits and takes twice the time, as
 g++ did before `pin` of product_avx2.inl. Times of a shared machine cannot tell either, so the instructions are counted.
@@ -17,7 +17,7 @@ from specdec.kernels import native
 from tests.support.native.needs_native import needs_library
 
 _FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:$")
-_PRODUCT = re.compile(r"avx2::gemm_tile<(\d), (\d), (?:true|false)>")
+_PRODUCT = re.compile(r"(?:avx2|avx_vnni)::gemm_tile<(\d), (\d), (?:true|false)>")
 _MOVE = re.compile(r"\tvmov\w+ +(%ymm\d+,-?[0-9a-fx]*\(%r[sb]p|-?[0-9a-fx]*\(%r[sb]p[^)]*\),%ymm)")
 
 

@@ -4,7 +4,7 @@
 // set, so that one binary holds all of them and asks the CPU which it has. What is compiled there may run only where
 // that CPU is: nothing else, and nothing of the standard library that is more than a line, belongs into isa/.
 //
-// Left out: NEON (the portable code is plain C++ that compilers vectorise).
+// Each set has a value of KERNEL_ISA, by which isa/ tells them apart.
 
 #pragma once
 
@@ -14,52 +14,101 @@
 #include <limits>
 
 #if defined(__x86_64__)
-#include <cpuid.h>
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
+#include "cpu.h"
 #include "shapes.h"
 
 #define INLINE static inline __attribute__((always_inline))
 #define INLINE_LAMBDA __attribute__((always_inline))
 
-#define KERNEL_ISA 0
+// Between these two, functions are compiled for a CPU that has `features`.
+#define PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define BEGIN_TARGET(features) \
+  PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define END_TARGET PRAGMA(clang attribute pop)
+#else
+#define BEGIN_TARGET(features) PRAGMA(GCC push_options) PRAGMA(GCC target(features))
+#define END_TARGET PRAGMA(GCC pop_options)
+#endif
+
+#define ISA_PORTABLE 0
+#define ISA_NEON 1
+#define ISA_NEON_I8MM 2
+#define ISA_AVX2 3
+#define ISA_AVX_VNNI 4
+#define ISA_AVX512 5
+#define KERNEL_IS_NEON (KERNEL_ISA == ISA_NEON || KERNEL_ISA == ISA_NEON_I8MM)
+
+#define KERNEL_ISA ISA_PORTABLE
 namespace portable {
 #include "isa/all.inl"
 }  // namespace portable
 #undef KERNEL_ISA
 
 #if defined(__x86_64__)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,f16c")
-#endif
-#define KERNEL_ISA 2
+
+BEGIN_TARGET("avx2,f16c")
+#define KERNEL_ISA ISA_AVX2
 namespace avx2 {
 #include "isa/all.inl"
 }  // namespace avx2
 #undef KERNEL_ISA
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), \
-                             apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+END_TARGET
+
+#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
+#define HAS_AVX_VNNI  // older compilers do not know it
+BEGIN_TARGET("avx2,f16c,avxvnni")
+#define KERNEL_ISA ISA_AVX_VNNI
+namespace avx_vnni {
+#include "isa/all.inl"
+}  // namespace avx_vnni
+#undef KERNEL_ISA
+END_TARGET
 #endif
-#define KERNEL_ISA 5
+
+BEGIN_TARGET("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+#define KERNEL_ISA ISA_AVX512
 namespace avx512 {
 #include "isa/all.inl"
 }  // namespace avx512
 #undef KERNEL_ISA
+END_TARGET
+
+#elif defined(__aarch64__) && (!defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD))
+#define HAS_NEON_DOTPROD  // an older clang has these instructions only where all of the code may use them
+
 #if defined(__clang__)
-#pragma clang attribute pop
+BEGIN_TARGET("dotprod")
 #else
-#pragma GCC pop_options
+BEGIN_TARGET("arch=armv8.2-a+dotprod")
 #endif
+#define KERNEL_ISA ISA_NEON
+namespace neon {
+#include "isa/all.inl"
+}  // namespace neon
+#undef KERNEL_ISA
+END_TARGET
+
+#if defined(__clang__) ? __clang_major__ >= 16 || defined(__ARM_FEATURE_MATMUL_INT8) : __GNUC__ >= 10
+#define HAS_NEON_I8MM
+#if defined(__clang__)
+BEGIN_TARGET("dotprod,i8mm")
+#else
+BEGIN_TARGET("arch=armv8.2-a+dotprod+i8mm")
+#endif
+#define KERNEL_ISA ISA_NEON_I8MM
+namespace neon_i8mm {
+#include "isa/all.inl"
+}  // namespace neon_i8mm
+#undef KERNEL_ISA
+END_TARGET
+#endif
+
 #endif
 
 namespace {
@@ -85,32 +134,45 @@ struct Kernels {
   {isa::quantise_row, isa::multiply, isa::score, isa::softmax_row, isa::weighted_values, isa::norm,  \
    isa::rope_row, isa::gate_row, isa::add_row, isa::scale_row, isa::unpack_row, isa::best_of,        \
    isa::gumbel_candidates, isa::gumbel_argmax}
-const Kernels kSets[] = {
-    KERNELS_OF(portable),
+
+// `needs`: what the CPU must have; null: any CPU.
+struct InstructionSet {
+  const char* name;
+  bool CPU::*needs;
+  Kernels kernels;
+};
+
+// The best last.
+const InstructionSet kSets[] = {
+    {"portable", nullptr, KERNELS_OF(portable)},
 #if defined(__x86_64__)
-    KERNELS_OF(avx2),
-    KERNELS_OF(avx512),
+    {"avx2", &CPU::avx2, KERNELS_OF(avx2)},
+#if defined(HAS_AVX_VNNI)
+    {"avx-vnni", &CPU::avx_vnni, KERNELS_OF(avx_vnni)},
+#endif
+    {"avx512-vnni", &CPU::avx512_vnni, KERNELS_OF(avx512)},
+#elif defined(HAS_NEON_DOTPROD)
+    {"neon-dotprod", &CPU::dotprod, KERNELS_OF(neon)},
+#if defined(HAS_NEON_I8MM)
+    {"neon-i8mm", &CPU::i8mm, KERNELS_OF(neon_i8mm)},
+#endif
 #endif
 };
 
-// Asked of the CPU directly: what __builtin_cpu_supports answers depends on the compiler's runtime library.
-int best_set() {
-#if defined(__x86_64__)
-  unsigned a = 0, b = 0, c = 0, d = 0, state = 0, rest = 0;
-  if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
-  const bool f16c = c & 1u << 29, system_saves = c & 1u << 27;
-  if (!f16c || !system_saves || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
-  __asm__ volatile("xgetbv" : "=a"(state), "=d"(rest) : "c"(0));
-  const bool avx2 = b & 1u << 5 && (state & 0x6) == 0x6;
-  const unsigned wanted = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
-  const bool vnni = (b & wanted) == wanted && c & 1u << 11 && (state & 0xe6) == 0xe6;
-  return !avx2 ? 0 : vnni ? 2 : 1;
-#else
-  return 0;
-#endif
+// The index-th of those that this CPU runs; null: it runs no more.
+const InstructionSet* usable_set(int index) {
+  static const CPU cpu = this_cpu();
+  for (const InstructionSet& set : kSets)
+    if ((!set.needs || cpu.*set.needs) && !index--) return &set;
+  return nullptr;
 }
 
-const int kBest = best_set();
-const Kernels* chosen = &kSets[kBest];
+const Kernels* best_kernels() {
+  const Kernels* best = nullptr;
+  for (int i = 0; const InstructionSet* set = usable_set(i); ++i) best = &set->kernels;
+  return best;
+}
+
+const Kernels* chosen = best_kernels();
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The native kernels: a plain C interface over raw pointers, no torch headers, so that it compiles in seconds and
-// does not depend on torch's version. Loaded by native.py through ctypes.
+// The native kernels: a plain C interface over raw pointers, no torch headers, so that it compiles alone and does
+// not depend on torch's version. Loaded by native.py through ctypes.
 //
 // This file is the interface: addresses and scratch memory. abi.h says what comes in, shapes.h what is passed around,
 // steps.h and stack.h cut the work into pieces, threads.h says who does them, dispatch.h holds every instruction set
@@ -47,13 +47,20 @@ API int64_t specdec_record_size(const char* name) {
   return -1;
 }
 
-// 0 portable, 1 AVX2, 2 AVX-512 VNNI: the best that this CPU runs.
-API int specdec_best_set() { return kBest; }
+// The name of the index-th instruction set that this CPU runs, the best last; null: there are no more.
+API const char* specdec_set_name(int index) {
+  const InstructionSet* set = usable_set(index);
+  return set ? set->name : nullptr;
+}
 
-// Use a set from now on; returns the one that is used (never more than the CPU has).
-API int specdec_use_set(int set) {
-  chosen = &kSets[set < 0 || set > kBest ? kBest : set];
-  return int(chosen - kSets);
+// Use the set of this name from now on. 1, and nothing changes, where this CPU runs none of that name.
+API int specdec_use_set(const char* name) {
+  for (int i = 0; const InstructionSet* set = usable_set(i); ++i) {
+    if (std::strcmp(set->name, name)) continue;
+    chosen = &set->kernels;
+    return 0;
+  }
+  return 1;
 }
 
 API int specdec_has_threads() {

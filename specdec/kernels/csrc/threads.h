@@ -25,7 +25,7 @@ namespace {
 
 // A turn of a waiting loop: some microseconds of polling, which is what a step lasts, then the core is offered to
 // whoever else wants it.
-inline void wait_a_little(int turn) {
+inline void wait_a_little([[maybe_unused]] int turn) {
 #if !defined(_WIN32)
   if (turn > 1000) {
     sched_yield();

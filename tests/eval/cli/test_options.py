@@ -52,7 +52,7 @@ def test_a_check_refuses_what_is_not_its_own(capsys: pytest.CaptureFixture[str])
 
 
 def test_what_only_looks_like_an_unknown_option_is_taken() -> None:
-    parser = run.parser()
+    parser = run.parser("bench", "generate")
     assert parser.parse_args(["generate", "--", "--statz"]).prompt == "--statz"
     assert parser.parse_args(["generate", "--is this an option?"]).prompt == "--is this an option?"
     assert parser.parse_args(["generate", "-5"]).prompt == "-5"

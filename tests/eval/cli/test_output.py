@@ -196,7 +196,7 @@ def test_paths_of_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert cli.source("builtin") == ("builtin", 1.0)
     with pytest.raises(argparse.ArgumentTypeError, match="5,000 characters"):
         file_name("x" * 5000)
-    arguments = run.parser().parse_args(["bench", "--json", "~/a", "--prometheus", "~/b", "--prompts", "~/c"])
+    arguments = run.parser("bench").parse_args(["bench", "--json", "~/a", "--prometheus", "~/b", "--prompts", "~/c"])
     assert {arguments.json, arguments.prometheus, arguments.prompts} == {tmp_path / name for name in "abc"}
 
 

@@ -18,7 +18,8 @@ from specdec.kernels import native as native_module
 _library = native_module.load()
 
 
-NATIVE = [] if isinstance(_library, str) else [f"native:{name.split('-')[0]}" for name in _library.available]
+AVAILABLE = () if isinstance(_library, str) else _library.available
+NATIVE = [f"native:{word}" for word, name in native_module.SETS.items() if name in AVAILABLE]
 
 
 KINDS = [(4, False), (4, True), (5, False), (5, True), (8, False)]

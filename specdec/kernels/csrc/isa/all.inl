@@ -7,3 +7,4 @@
 #include "attention.inl"
 
 #undef EACH
+#undef KERNEL_LANES

@@ -14,14 +14,25 @@ struct Rows {
 };
 
 INLINE F widen(const uint16_t* x) {
+#if KERNEL_IS_NEON
+  F r;
+  EACH r.p[e] = (VF)vshll_n_u16(vld1_u16(x + 4 * e), 16);
+  return r;
+#else
   uint32_t whole[16];
   for (int i = 0; i < 16; ++i) whole[i] = uint32_t(x[i]) << 16;
   return load(reinterpret_cast<const float*>(whole));
+#endif
 }
 
 INLINE F widen(const int8_t* x, float scale) {
-#if KERNEL_ISA == 5
+#if KERNEL_ISA == ISA_AVX512
   return F{{(VF)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)x)))}} * splat(scale);
+#elif KERNEL_IS_NEON
+  const int8x16_t bytes = vld1q_s8(x);
+  const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_s8(vget_high_s8(bytes));
+  return convert(I{{(VI)vmovl_s16(vget_low_s16(low)), (VI)vmovl_s16(vget_high_s16(low)),
+                    (VI)vmovl_s16(vget_low_s16(high)), (VI)vmovl_s16(vget_high_s16(high))}}) * splat(scale);
 #else
   float whole[16];
   for (int i = 0; i < 16; ++i) whole[i] = float(x[i]);
@@ -91,7 +102,7 @@ INLINE void scores_of(const float* q, int64_t q_stride, const Rows& keys, int64_
     return total;
   };
   int64_t j = 0;
-#if KERNEL_ISA == 5
+#if KERNEL_ISA == ISA_AVX512
   constexpr int kKeys = 16 / HEADS;
   for (; !rest && j + kKeys <= count; j += kKeys) {
     F total[16];
@@ -110,10 +121,10 @@ INLINE void scores_of(const float* q, int64_t q_stride, const Rows& keys, int64_
     store(found, sums(total) * splat(scale));
     for (int h = 0; h < HEADS; ++h) std::memcpy(to + h * to_stride + j, found + h * kKeys, sizeof(float) * kKeys);
   }
-#elif KERNEL_ISA == 2
-  constexpr int kKeys = 8;
+#elif KERNEL_ISA != ISA_PORTABLE
+  constexpr int kKeys = kLanes;
   for (; !rest && j + kKeys <= count; j += kKeys) {
-    VF halves[HEADS][kKeys];
+    VF folds[HEADS][kKeys];
     for (int i = 0; i < kKeys; ++i) {
       F total[HEADS];
       for (int h = 0; h < HEADS; ++h) total[h] = splat(0.0f);
@@ -123,10 +134,10 @@ INLINE void scores_of(const float* q, int64_t q_stride, const Rows& keys, int64_
         __builtin_prefetch(key + kKeys * keys.stride + d);
         for (int h = 0; h < HEADS; ++h) total[h] = total[h] + load(q + h * q_stride + d) * k;
       }
-      for (int h = 0; h < HEADS; ++h) halves[h][i] = total[h].p[0] + total[h].p[1];
+      for (int h = 0; h < HEADS; ++h) folds[h][i] = folded(total[h]);
     }
     for (int h = 0; h < HEADS; ++h)
-      *reinterpret_cast<VF*>(to + h * to_stride + j) = sums(halves[h]) * splat(scale).p[0];
+      *reinterpret_cast<VF*>(to + h * to_stride + j) = sums(folds[h]) * splat(scale).p[0];
   }
 #endif
   for (; j < count; ++j)
@@ -154,7 +165,7 @@ void score(const Attention& a, int64_t kv, int64_t from, int64_t to, float* buff
         if (last - h >= 4) {
           scores_of<4>(q, s.width, seen, high - low, s.width, a.scale, y, a.span);
           h += 4;
-#if KERNEL_ISA == 2
+#if KERNEL_ISA != ISA_PORTABLE && KERNEL_ISA != ISA_AVX512
         } else if (last - h == 3) {
           scores_of<3>(q, s.width, seen, high - low, s.width, a.scale, y, a.span);
           h += 3;
@@ -222,7 +233,7 @@ INLINE void add_weighted_values(const float* weights, int64_t weights_stride, co
 template <int HEADS>
 INLINE void add_weighted_columns(const float* weights, int64_t weights_stride, const Rows& values, int64_t count,
                                  float* y, int64_t y_stride) {
-  constexpr int kPieces = KERNEL_ISA == 5 || HEADS <= 2 ? kColumns / 16 : 1;
+  constexpr int kPieces = KERNEL_ISA == ISA_AVX512 || HEADS <= 2 ? kColumns / 16 : 1;
   for (int64_t c = 0; c < kColumns; c += 16 * kPieces) {
     const Rows columns{values.data + c, values.stride};
     add_weighted_values<HEADS, kPieces>(weights, weights_stride, columns, count, y + c, y_stride);

@@ -17,13 +17,19 @@ struct Block {
   }
 };
 
-#if KERNEL_ISA == 2
+#if KERNEL_IS_NEON
+#include "product_neon.inl"
+#elif KERNEL_ISA == ISA_AVX2
+#include "product_256.inl"
 #include "product_avx2.inl"
+#elif KERNEL_ISA == ISA_AVX_VNNI
+#include "product_256.inl"
+#include "product_vnni.inl"
 #else
 // The integer products of a block: sixteen outputs against T rows.
 template <int T, int BITS>
 INLINE void block_dots(const uint8_t* q, const int8_t* x, I (&dot)[T]) {
-#if KERNEL_ISA == 5
+#if KERNEL_ISA == ISA_AVX512
   const auto step = [&](__m512i weights, int chunk) INLINE_LAMBDA {
     for (int t = 0; t < T; ++t) {
       int32_t four;
@@ -121,7 +127,7 @@ void gemm_tile(const Weights& w, int64_t group, const Tile& tile, float* y, int6
                       start + b * T,
                       tile.term[kMinimum] + b * T};
     add_block<T, BITS, MINIMUM>(block, total);
-#if KERNEL_ISA == 2
+#if KERNEL_LANES == 8
     if (T > 1) __asm__ volatile("" : : "r"(total) : "memory");  // keeps totals out of registers, which sums need
 #endif
   }

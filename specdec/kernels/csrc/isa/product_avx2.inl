@@ -1,5 +1,5 @@
 // One block of the product on AVX2: sixteen outputs against T rows of activations. product.inl has the loop over
-// blocks.
+// blocks, product_256.inl what unpacks weights.
 //
 // A product of bytes adds pairs into 16 bits, and the eight of a block are added there too; why that never overflows
 // is said below, for each number of bits. Rows go in groups, as many as there are registers for their sums, and weights
@@ -18,32 +18,8 @@ INLINE void add_products(__m256i& sum, __m256i weights, __m256i four, bool first
   pin(sum);
 }
 
-// Four bytes, eight times.
-INLINE __m256i repeated(const void* x) {
-  int32_t four;
-  std::memcpy(&four, x, 4);
-  return _mm256_set1_epi32(four);
-}
-
-INLINE __m256i low_nibbles(__m256i raw) { return _mm256_and_si256(raw, _mm256_set1_epi8(15)); }
-INLINE __m256i high_nibbles(__m256i raw) { return low_nibbles(_mm256_srli_epi16(raw, 4)); }
-INLINE __m256i load_bytes(const uint8_t* q) { return _mm256_loadu_si256((const __m256i*)q); }
-
 // Pairs of 16-bit sums to 32 bits.
 INLINE __m256i widened(__m256i sum, int factor = 1) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(factor)); }
-
-// Adds the terms of eight outputs, `half` 0 or 1 of the block's sixteen, to the totals of R rows.
-template <int R, bool MINIMUM>
-INLINE void add_terms(const Block& block, int half, const __m256i (&dot)[R], F* total) {
-  const VF d = half_to_float(block.scale).p[half];
-  VF m{};
-  if (MINIMUM) m = half_to_float(block.minimum).p[half];
-  for (int r = 0; r < R; ++r) {
-    VF part = (splat(block.activation_scale[r]).p[0] * d) * __builtin_convertvector((VI)dot[r], VF);
-    if (MINIMUM) part = part + m * splat(block.term[r]).p[0];
-    total[r].p[half] += part;
-  }
-}
 
 // 4 and 5 bits: both halves in one pass, so that one load of activations serves two products. `weights(chunk, half)`: a
 // byte a weight. Sums of 4 bits are at most 8 * 2 * 15 * 127. Sums of 5 bits would not fit; but they begin at what an
@@ -96,18 +72,6 @@ INLINE void add_rows_of_bytes(const Block& block, F* total) {
   }
 }
 
-// Chunk `chunk` of eight outputs of a 5-bit block, a byte a weight.
-INLINE __m256i five_bits(const uint8_t* q, int chunk, int half) {
-  const __m256i raw = load_bytes(q + 64 * (chunk % 4) + 32 * half);
-  const __m256i low = chunk < 4 ? low_nibbles(raw) : high_nibbles(raw);
-  const __m256i fifth = _mm256_shuffle_epi8(
-      repeated(q + 256 + 8 * chunk + 4 * half),
-      _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303));
-  const __m256i bit = _mm256_set1_epi64x(int64_t(0x8040201008040201));
-  const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(fifth, bit), bit);
-  return _mm256_or_si256(low, _mm256_and_si256(set, _mm256_set1_epi8(16)));
-}
-
 template <int T, int BITS, bool MINIMUM>
 INLINE void add_block(const Block& block, F (&total)[T]) {
   // 4 bits: sums of six rows fill the registers; 4 + 3 and 4 + 4 are better than 6 + 1 and 6 + 2
@@ -127,10 +91,7 @@ INLINE void add_block(const Block& block, F (&total)[T]) {
     const auto unpacked = [&](int chunk, int half) INLINE_LAMBDA { return load_bytes(bytes + 64 * chunk + 32 * half); };
     if constexpr (kRest > 0) add_rows<kRest, 5, MINIMUM>(rest, unpacked, total + kFirst);
   } else {
-    const auto unpack = [&](int chunk, int half) INLINE_LAMBDA {
-      const __m256i raw = load_bytes(block.q + 64 * (chunk % 4) + 32 * half);
-      return chunk < 4 ? low_nibbles(raw) : high_nibbles(raw);
-    };
+    const auto unpack = [&](int chunk, int half) INLINE_LAMBDA { return four_bits(block.q, chunk, half); };
     add_rows<kFirst, 4, MINIMUM>(block, unpack, total);
     if constexpr (kRest > 0) add_rows<kRest, 4, MINIMUM>(rest, unpack, total + kFirst);
   }

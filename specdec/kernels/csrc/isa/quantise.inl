@@ -8,7 +8,7 @@ struct Sums {
 
 // Stores the 32 values of a block, each within -127..127, as bytes.
 INLINE Sums store_values(int8_t* to, I first, I second) {
-#if KERNEL_ISA == 2
+#if KERNEL_LANES == 8
   const __m256i low = _mm256_packs_epi32((__m256i)first.p[0], (__m256i)first.p[1]);
   const __m256i high = _mm256_packs_epi32((__m256i)second.p[0], (__m256i)second.p[1]);
   // packing works on both 128-bit halves apart: fours of values come out as 0, 2, 4, 6, 1, 3, 5, 7
@@ -19,18 +19,12 @@ INLINE Sums store_values(int8_t* to, I first, I second) {
   __m128i sum = _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
   sum = _mm_add_epi16(sum, _mm_shuffle_epi32(sum, 0x4e));
   sum = _mm_add_epi16(sum, _mm_shuffle_epi32(sum, 0xb1));
-  const int32_t pair = _mm_cvtsi128_si32(sum);
-  return Sums{int16_t(pair) + (pair >> 16), _mm_cvtsi128_si32(_mm_mullo_epi16(sum, _mm_set1_epi16(-16)))};
+  const int32_t pair = _mm_cvtsi128_si32(sum), total = int16_t(pair) + (pair >> 16);
+  const int32_t pair_by16 = _mm_cvtsi128_si32(_mm_mullo_epi16(sum, _mm_set1_epi16(-16)));
+  return Sums{total, KERNEL_ISA == ISA_AVX2 ? pair_by16 : -16 * total};
 #else
-#if KERNEL_ISA == 5
-  _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)first.p[0]));
-  _mm_storeu_si128((__m128i*)(to + 16), _mm512_cvtepi32_epi8((__m512i)second.p[0]));
-#else
-  EACH for (int i = 0; i < kLanes; ++i) {
-    to[e * kLanes + i] = int8_t(first.p[e][i]);
-    to[16 + e * kLanes + i] = int8_t(second.p[e][i]);
-  }
-#endif
+  store_bytes(to, first);
+  store_bytes(to + 16, second);
   const int32_t total = sum(first + second);
   return Sums{total, -16 * total};
 #endif
@@ -39,9 +33,11 @@ INLINE Sums store_values(int8_t* to, I first, I second) {
 // Writes row r of `tile`: values at [b][r][32], scale at [b][r], and what a block adds beside its products at
 // [b][r] of `term`, one array per kind of weights: scale * sum (with a minimum), -8 * sum, -16 * sum and -128 * sum
 // (integers kept as bits). On AVX2 -16 * sum is a pair of 16-bit integers, of columns 4c and 4c + 1 and of columns
-// 4c + 2 and 4c + 3: where the 16-bit sums of product_avx2.inl begin.
+// 4c + 2 and 4c + 3: where the 16-bit sums of product_avx2.inl begin. With i8mm the values of two rows alternate, eight
+// of each (product_i8mm.inl).
 void quantise_row(const float* x, int64_t blocks, int r, const Tile& tile) {
   const int rows = tile.rows;
+  const bool paired = KERNEL_ISA == ISA_NEON_I8MM && (r | 1) < rows;
   const F magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds half to even, as the default mode does
   for (int64_t b = 0; b < blocks; ++b) {
     F low = load(x + 32 * b), high = load(x + 32 * b + 16);
@@ -55,7 +51,7 @@ void quantise_row(const float* x, int64_t blocks, int r, const Tile& tile) {
     const float inverse = usable ? 127.0f / magnitude : 0.0f;
     float scale = usable ? magnitude / 127.0f : 0.0f;
     if (!finite) scale = std::numeric_limits<float>::quiet_NaN();
-    int8_t* to = tile.values + (b * rows + r) * 32;
+    int8_t apart[32], *to = paired ? apart : tile.values + (b * rows + r) * 32;
     Sums sums{0, 0};
     if (usable) {
       const I first = bits(low * splat(inverse) + magic) - bits(magic);
@@ -63,6 +59,10 @@ void quantise_row(const float* x, int64_t blocks, int r, const Tile& tile) {
       sums = store_values(to, first, second);
     } else {
       std::memset(to, 0, 32);
+    }
+    if (paired) {
+      int8_t* pair = tile.values + (b * rows + r / 2 * 2) * 32;
+      for (int i = 0; i < 4; ++i) std::memcpy(pair + 16 * i + 8 * (r % 2), apart + 8 * i, 8);
     }
     tile.scale[b * rows + r] = scale;
     tile.term[kMinimum][b * rows + r] = scale * float(sums.total);

@@ -1,0 +1,178 @@
+"""The options of `run.py`'s commands, and what their `--help` says.
+
+Imported when a command was named: `run.py --help` lists the commands alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from eval.cli.options import (
+    DEFAULT_MODEL,
+    DTYPES,
+    KV_DTYPES,
+    QUANTIZE,
+    add_drafting_options,
+    add_json_option,
+    add_media_size_options,
+    add_model_options,
+    add_prometheus_option,
+    add_sampling_options,
+    fraction,
+    whole_number,
+)
+from eval.cli.output import file_name
+from eval.train.options import add_train_options
+
+BENCH_TEXT = """\
+Decode every prompt plainly and with drafting, in alternating order, and compare speed and output. Shows tokens/s,
+speed-up, mean acceptance length (tokens per round), acceptance by draft position, time to first token and peak
+memory. Exit code 1 when an output differs."""
+
+PROMPTS_TEXT = """\
+a .jsonl file with {"prompt": ...}, {"turns": [...]} (Spec-Bench, MT-bench) or {"messages": [...]} per line, or a
+.txt file with one prompt per line (default: eight prompts of this project)"""
+
+MODES_TEXT = """\
+Besides plain decoding: adaptive (default), k1 to k16 (always so many tokens; fixed: k1 to k6), suffix and mtp (one kind
+of draft alone), wrong (drafts that are never right). And other engines, on the same .gguf file, prompts and threads, on
+the CPU: transformers and transformers-lookup (in float32 and in bfloat16), llama.cpp and llama.cpp-ngram (all five
+kinds of it). They need: pip install -c constraints.txt -e '.[bench]'. Eight prompts take minutes, transformers most of
+them: try --limit 2 first. Leave the machine idle meanwhile: one busy core can make an engine that waits for all of its
+threads ten times slower."""
+
+
+REPORT_TEXT = """\
+Draw what bench --json wrote, several runs side by side, as one HTML page: speed-up by task, acceptance by position,
+latencies, where rounds spend their time, what passes cost, memory. The page needs no network and no other file."""
+PLAN_TEXT = """\
+Say what a model, its drafter and a context take in memory, and the longest context that fits, from headers alone. The
+exit code is 1 when the context does not fit."""
+TRAIN_TEXT = """\
+Train a draft head for a model on this machine: the model answers prompts, many at a time, and a small network learns to
+foresee its words. What is trained is used with --drafter FOLDER, by every command and by specdec.load. Prompts come
+from the built-in generator, from text files, and from your own .jsonl files; the more they are like what you will ask,
+the better. Ctrl-C, or a kill, loses at most two minutes: the same command goes on. Evaluations decode held-out prompts
+for real, and the head that did best is the one that is kept. On several machines, or sockets:
+torchrun --nproc-per-node N run.py train ..."""
+
+
+def add_bench_options(bench: argparse.ArgumentParser) -> None:
+    """Add the options of `run.py bench`."""
+    bench.description = BENCH_TEXT
+    bench.add_argument("--prompts", type=file_name, metavar="FILE", help=PROMPTS_TEXT)
+    bench.add_argument(
+        "--suite", action="store_true", help="128 prompts of eight tasks, Spec-Bench's six among them, instead of eight"
+    )
+    bench.add_argument(
+        "--media", action="store_true", help="time the first token after pictures, sound and video, by kind and size"
+    )
+    bench.add_argument("--limit", type=whole_number(1), metavar="N", help="only the first N prompts")
+    add_json_option(bench, "the JSON object")
+    add_prometheus_option(bench)
+    add_sampling_options(bench, max_new_tokens=128, seed=0)
+    add_drafting_options(bench)
+    add_model_options(bench)
+    bench.add_argument(
+        "--synthetic-acceptance",
+        nargs="+",
+        type=fraction,
+        default=[],
+        metavar="P",
+        help="make the first, second, ... drafted token right with these probabilities, whatever the drafter says (it "
+        "still takes its time): for checkpoints of random weights; labelled as synthetic",
+    )
+    modes = bench.add_argument_group("modes", MODES_TEXT)
+    modes.add_argument("--modes", nargs="+", default=[], metavar="MODE", help="what to compare with plain decoding")
+    modes.add_argument(
+        "--repeat",
+        type=whole_number(1),
+        default=1,
+        metavar="N",
+        help="repetitions; figures are medians of them (default 1)",
+    )
+
+
+def add_report_options(page: argparse.ArgumentParser) -> None:
+    """Add the options of `run.py report`."""
+    page.description = REPORT_TEXT
+    page.add_argument("files", type=file_name, nargs="+", metavar="FILE", help="what run.py bench --json wrote")
+    page.add_argument(
+        "--out",
+        type=file_name,
+        metavar="FILE",
+        help="the page (default: report.html here; -: stdout). Only a page that report wrote is replaced",
+    )
+
+
+def add_generate_options(generate: argparse.ArgumentParser) -> None:
+    """Add the options of `run.py generate`."""
+    generate.description = "Answer one prompt on stdout, word by word as it comes."
+    generate.add_argument("prompt", help="the prompt, or - to read it from stdin")
+    generate.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
+    generate.add_argument("--stats", action="store_true", help="say on stderr what drafting did")
+    generate.add_argument("--no-speculation", action="store_true", help="decode plainly")
+    add_json_option(generate, "text, token ids and figures")
+    add_prometheus_option(generate)
+    add_sampling_options(generate, max_new_tokens=256, seed=None)
+    add_drafting_options(generate)
+    add_model_options(generate)
+
+
+def add_chat_options(chat: argparse.ArgumentParser) -> None:
+    """Add the options of `run.py chat`."""
+    chat.description = "Converse in the terminal, or through a pipe. /help lists the commands."
+    chat.add_argument(
+        "--dashboard",
+        action="store_true",
+        help="draw speed against plain, acceptance, where rounds spend their time, costs and memory while an answer "
+        "comes; 'now' is the last 64 rounds. Plain lines after every answer where the output is not a terminal",
+    )
+    chat.add_argument(
+        "--plain", action="store_true", help="show answers as the model wrote them: no Markdown, no wrapping"
+    )
+    chat.add_argument("--no-history", action="store_true", help="keep nothing of what is typed for the next session")
+    add_prometheus_option(chat)
+    add_sampling_options(chat, max_new_tokens=512, seed=None)
+    add_drafting_options(chat)
+    add_model_options(chat)
+
+
+def add_train_command_options(train: argparse.ArgumentParser) -> None:
+    """Add the options of `run.py train`."""
+    train.description = TRAIN_TEXT
+    train.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_train_options(train)
+    add_json_option(train, "scores, settings and versions")
+    add_model_options(train)
+
+
+def add_plan_options(planned: argparse.ArgumentParser) -> None:
+    """Add the options of `run.py plan`."""
+    planned.description = PLAN_TEXT
+    planned.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="NAME",
+        help="as for every command, or gemma-4-12b: the shape alone, of which no weights need to be here",
+    )
+    planned.add_argument(
+        "--drafter", default="auto", metavar="NAME", help="auto (default), suffix, none, or a checkpoint"
+    )
+    planned.add_argument("--context", type=whole_number(1), default=4096, metavar="N", help="positions (default 4096)")
+    planned.add_argument("--budget", metavar="SIZE", help="such as 16GB (default: what is free now)")
+    planned.add_argument("--kv-dtype", choices=KV_DTYPES, default="float32", help="what the cache keeps")
+    planned.add_argument("--quantize", choices=QUANTIZE, help="as for every command")
+    planned.add_argument("--dtype", choices=DTYPES, default="float32", help="of activations")
+    add_media_size_options(planned)
+    add_json_option(planned, "the figures")
+
+
+ADD_OPTIONS = {
+    "bench": add_bench_options,
+    "report": add_report_options,
+    "generate": add_generate_options,
+    "chat": add_chat_options,
+    "train": add_train_command_options,
+    "plan": add_plan_options,
+}
