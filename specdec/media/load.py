@@ -40,6 +40,6 @@ def load_processor(name_or_path: str | os.PathLike[str], tokenizer: PreTrainedTo
             config = ProcessorMixin.get_processor_dict(place)[0]
         if model_type != _MODEL_TYPE:
             raise ValueError(f"{place}: a {model_type} model; pictures and sound are read for {_MODEL_TYPE} alone")
-    tokenizer = tokenizer or load_tokenizer(name_or_path)
+    tokenizer = load_tokenizer(name_or_path) if tokenizer is None else tokenizer
     with naming(place):
         return Processor(tokenizer, config.get("chat_template") or tokenizer.chat_template, from_config(config))
