@@ -10,8 +10,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from eval.cli.parser import Parser
+
+if TYPE_CHECKING:
+    from eval.cli.options import GenerationSettings
 
 EXAMPLES = """\
 examples:
@@ -23,6 +27,7 @@ examples:
   python run.py bench --modes adaptive transformers llama.cpp --limit 2 --threads 2
   python run.py generate "Explain recursion." --stats
   cat notes.txt | python run.py generate - --max-new-tokens 400
+  python run.py generate "What is this?" --image cat.png --model google/gemma-4-12B-it --quantize int4
   python run.py chat --draft-length 4        then type; /help lists its commands
   python run.py train --model gemma-3-270m --minutes 40 --out heads/gemma-3-270m
 
@@ -98,10 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         return report(arguments.files, arguments.out)
     if arguments.command == "generate":
-        from eval.chat.answer import answer
-
-        plain = arguments.no_speculation
-        return answer(settings, arguments.prompt, not plain, arguments.stats, arguments.raw, arguments.json)
+        return run_generate(settings, arguments)
     if arguments.command == "train":
         from eval.train.command import options_from, train
 
@@ -110,7 +112,18 @@ def run(arguments: argparse.Namespace) -> int:
         return run_plan(arguments)
     from eval.chat.command import chat
 
-    return chat(settings, arguments.dashboard, not arguments.plain, not arguments.no_history)
+    a = arguments
+    return chat(settings, a.dashboard, not a.plain, not a.no_history, a.image_tokens, a.frames)
+
+
+def run_generate(settings: GenerationSettings, a: argparse.Namespace) -> int:
+    """Run `run.py generate`. Raises ValueError: see `eval.chat.answer.answer`."""
+    from eval.chat.answer import Question, answer
+    from eval.chat.media import MediaOptions
+
+    files = tuple((kind, path) for kind in ("image", "video", "audio") for path in getattr(a, kind))
+    question = Question(a.prompt, a.raw, files, MediaOptions(a.image_tokens, a.frames, not a.no_sound))
+    return answer(settings, question, not a.no_speculation, a.stats, a.json)
 
 
 def run_plan(a: argparse.Namespace) -> int:

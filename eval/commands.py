@@ -11,6 +11,7 @@ from eval.cli.options import (
     DEFAULT_MODEL,
     DTYPES,
     KV_DTYPES,
+    PICTURES,
     QUANTIZE,
     add_drafting_options,
     add_json_option,
@@ -42,6 +43,8 @@ them: try --limit 2 first. Leave the machine idle meanwhile: one busy core can m
 threads ten times slower."""
 
 
+MEDIA_TEXT = """\
+For models that take them, with pip install -c constraints.txt -e '.[media]'. Each option may be given several times."""
 REPORT_TEXT = """\
 Draw what bench --json wrote, several runs side by side, as one HTML page: speed-up by task, acceptance by position,
 latencies, where rounds spend their time, what passes cost, memory. The page needs no network and no other file."""
@@ -112,11 +115,33 @@ def add_generate_options(generate: argparse.ArgumentParser) -> None:
     generate.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
     generate.add_argument("--stats", action="store_true", help="say on stderr what drafting did")
     generate.add_argument("--no-speculation", action="store_true", help="decode plainly")
+    media = generate.add_argument_group("pictures, sound and video", MEDIA_TEXT)
+    for kind, what in (("image", "a picture"), ("audio", "a sound"), ("video", "a video, with its sound")):
+        media.add_argument(f"--{kind}", type=file_name, action="append", default=[], metavar="FILE", help=what)
+    media.add_argument("--no-sound", action="store_true", help="do not listen to the videos")
+    add_media_options(media)
     add_json_option(generate, "text, token ids and figures")
     add_prometheus_option(generate)
     add_sampling_options(generate, max_new_tokens=256, seed=None)
     add_drafting_options(generate)
     add_model_options(generate)
+
+
+def add_media_options(media: argparse._ArgumentGroup) -> None:
+    """Add the options that say how much of the context media take."""
+    media.add_argument(
+        "--image-tokens",
+        type=whole_number(1),
+        choices=PICTURES,
+        metavar="N",
+        help=f"soft tokens that a picture may take: {', '.join(map(str, PICTURES))} (default: the model's, 280)",
+    )
+    media.add_argument(
+        "--frames",
+        type=whole_number(1),
+        metavar="N",
+        help="frames of a video, spread evenly (default: the model's, 32)",
+    )
 
 
 def add_chat_options(chat: argparse.ArgumentParser) -> None:
@@ -132,6 +157,7 @@ def add_chat_options(chat: argparse.ArgumentParser) -> None:
         "--plain", action="store_true", help="show answers as the model wrote them: no Markdown, no wrapping"
     )
     chat.add_argument("--no-history", action="store_true", help="keep nothing of what is typed for the next session")
+    add_media_options(chat.add_argument_group("pictures, sound and video", "For /image, /audio and /video."))
     add_prometheus_option(chat)
     add_sampling_options(chat, max_new_tokens=512, seed=None)
     add_drafting_options(chat)

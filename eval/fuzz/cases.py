@@ -88,6 +88,16 @@ def _read_model(folder: Path, world: World) -> None:
         raise UnsupportedError(str(error)) from error
 
 
+def _read_embedder(folder: Path, world: World) -> None:
+    decoder, *_ = load_decoder(folder / "model.gguf", torch.float32, torch.device("cpu"))
+    if (media := decoder.media) is None:
+        return  # the file no longer says that it is an embedder
+    if (vision := media.spec.vision) is not None:
+        media.patches(torch.ones(2, vision.patch, dtype=torch.float32), torch.zeros(2, 2, dtype=torch.int64))
+    if (audio := media.spec.audio) is not None:
+        media.frames(torch.ones(2, audio.frame, dtype=torch.float32))
+
+
 class UnsupportedError(Exception):
     """Tell that a whole file asked for something that the engine does not do; the message need not name the file."""
 
@@ -173,6 +183,7 @@ HF = ("hf-llama", "hf-qwen3", "hf-gemma3", "hf-gemma4", "hf-gemma4-shared")
 GGUF = ("gguf-llama", "gguf-qwen3", "gguf-gemma3", "gguf-gemma4-shared")
 KINDS: dict[str, Kind] = {
     "gguf": Kind(GGUF, ("model.gguf",), _read_both),
+    "mmproj": Kind(("gguf-media",), ("mmproj-model.gguf",), _read_embedder),
     "config": Kind(HF, ("config.json",), _read_model),
     "generation": Kind(HF[:1], ("generation_config.json",), _read_model),
     "tokenizer": Kind(HF[:1], ("tokenizer.json", "tokenizer_config.json", "config.json"), _read_tokenizer),

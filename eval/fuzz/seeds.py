@@ -76,6 +76,14 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+_MEDIA: dict[str, Any] = {  # patches of 6 x 6 pixels, frames of 32 samples
+    "vision_config": {"patch_size": 2, "mm_embed_dim": 32, "output_proj_dims": 32, "mm_posemb_size": 8},
+    "audio_config": {"audio_embed_dim": 32},
+    **{"image_token_id": 10, "audio_token_id": 11, "video_token_id": 12, "boi_token_id": 13, "eoi_token_id": 14},
+    **{"boa_token_id": 15, "eoa_token_index": 16},
+}
+
+
 def write_seeds(folder: Path) -> None:
     """Write the whole files that cases are copies of."""
     for name, (kind, arguments) in _MODELS.items():
@@ -83,6 +91,8 @@ def write_seeds(folder: Path) -> None:
         write_model(config, None, folder / f"hf-{name}")
         if f"gguf-{name}" in GGUF:
             _write_gguf(folder / f"gguf-{name}", name, config)
+    text = transformers.Gemma4UnifiedTextConfig(**{**_SHAPE, **_GEMMA4})
+    write_model(transformers.Gemma4UnifiedConfig(text_config=text, **_MEDIA), None, folder / "gguf-media", gguf="q8_0")
     world = World(folder)
     _write_sharded(folder / "hf-llama", folder / "sharded")
     _write_packed(folder)

@@ -68,6 +68,14 @@ def _bare(message: Any, media: Media, sound_of_videos: bool) -> Any:
     return {**message, "content": parts}
 
 
+def medium_of(part: Mapping[str, Any]) -> tuple[str, Any]:
+    """Return the type of a part, "image", "audio" or "video", and its medium. Raises ValueError for another part."""
+    kind = _TYPES.get(part.get("type", ""))
+    if kind is None:
+        raise ValueError(f"{part.get('type')!r} is no type of media; write one of {', '.join(_TYPES)}")
+    return kind, _medium(part, kind)
+
+
 def _medium(part: Mapping[str, Any], kind: str) -> Any:
     for key in (kind, "url", "path", *_BASE64, part["type"]):
         value = part.get(key)

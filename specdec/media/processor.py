@@ -11,21 +11,21 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase
-from transformers.video_utils import VideoMetadata
 
-from specdec.media.chat import take_media
+from specdec.media.chat import medium_of, take_media
 from specdec.media.grouping import group_pictures, group_videos, list_sounds
-from specdec.media.pictures import cut_patches, read_pixels
+from specdec.media.pictures import stack_tiles
+from specdec.media.reading import ReadVideo, read_picture, read_video
 from specdec.media.settings import MediaSettings, known_arguments, sort_arguments, to_config, with_metadata
 from specdec.media.sound import FRAME, cut_frames, read_sound
-from specdec.media.video import ASSUMED_RATE, Clip, choose_frames, open_clip, timestamps
+from specdec.media.video import open_clip
 
 _TOKENS = {
     "boi": "<|image>",
@@ -87,7 +87,7 @@ class Processor:
         """
         text_arguments, settings = sort_arguments(self.settings, kwargs)
         pictures, picture_counts = group_pictures(images)
-        clips, clip_counts = group_videos(videos)
+        videos, video_counts = group_videos(videos)
         sounds = list_sounds(audio)
         if text is None:
             per_text = picture_counts or [len(pictures)] if pictures else []
@@ -96,12 +96,12 @@ class Processor:
         if not prompts:
             raise ValueError("there is nothing to process; pass text=, images= or audio=")
         self._check_places("image", prompts, len(pictures), picture_counts)
-        self._check_places("video", prompts, len(clips), clip_counts)
+        self._check_places("video", prompts, len(videos), video_counts)
         self._check_places("audio", prompts, len(sounds), None)
         data: dict[str, Any] = {}
         instead = {
             self.image_token: self._add_pictures(data, pictures, settings),
-            self.video_token: self._add_videos(data, [open_clip(clip) for clip in clips], settings),
+            self.video_token: self._add_videos(data, videos, settings),
             self.audio_token: self._add_sounds(data, sounds, settings),
         }
         pattern = re.compile("|".join(map(re.escape, instead)))
@@ -166,11 +166,26 @@ class Processor:
         inputs = self(
             text=prompts,
             images=[each.image for each in media],
-            videos=[[open_clip(video) for video in each.video] for each in media],
+            videos=[
+                [video if isinstance(video, ReadVideo) else open_clip(video) for video in each.video] for each in media
+            ],
             audio=[sound for each in media for sound in each.audio],
             **({**options, "return_tensors": return_tensors} if return_tensors else options),
         )
         return inputs if return_dict else inputs["input_ids"]
+
+    def prepare(self, part: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Return a part of a message with its medium read and cut, for a conversation that asks about it repeatedly.
+
+        `kwargs` are those of the call, and have to be the same there. Raises ValueError as the call does.
+        """
+        _, settings = sort_arguments(self.settings, kwargs)
+        kind, medium = medium_of(part)
+        if kind == "image":
+            return {"type": kind, kind: read_picture(medium, settings)}
+        if kind == "video":
+            return {"type": kind, kind: read_video(medium, None, settings)}
+        return {"type": kind, kind: read_sound(medium)}
 
     def decode(self, *args: Any, **kwargs: Any) -> Any:
         """Return the text of token ids, as the tokenizer's `decode` does."""
@@ -214,30 +229,30 @@ class Processor:
         """Add the inputs of pictures to `data`, and return the text that stands for each."""
         if not pictures:
             return iter(())
-        cut = cut_patches(map(read_pixels, pictures), len(pictures), settings.image_tokens)
+        tiles = [read_picture(picture, settings) for picture in pictures]
+        cut = stack_tiles(tiles, settings.image_tokens)
         data.update(pixel_values=cut.values, image_position_ids=cut.positions)
-        return (f"{self.boi_token}{self.image_token * count}{self.eoi_token}" for count in cut.counts)
+        return (f"{self.boi_token}{self.image_token * len(each.values)}{self.eoi_token}" for each in tiles)
 
-    def _add_videos(self, data: dict[str, Any], clips: list[Clip], settings: MediaSettings) -> Iterator[str]:
-        if not clips:
+    def _add_videos(self, data: dict[str, Any], videos: list[Any], settings: MediaSettings) -> Iterator[str]:
+        if not videos:
             return iter(())
-        described = [
-            _describe(clip, metadata, settings)
-            for clip, metadata in zip(clips, with_metadata(settings.metadata, len(clips)), strict=True)
-        ]
-        frames = [clip.frames(taken) for clip, (taken, _) in zip(clips, described, strict=True)]
-        numbers = [len(taken) for taken, _ in described]
-        cut = cut_patches(chain.from_iterable(frames), sum(numbers), settings.frame_tokens, lambda x: x / 255)
-        data.update(pixel_values_videos=cut.values, video_position_ids=cut.positions, num_frames_per_video=numbers)
+        described = with_metadata(settings.metadata, len(videos))
+        read = [read_video(*one, settings) for one in zip(videos, described, strict=True)]
+        cut = stack_tiles(list(chain(*(video.frames for video in read))), settings.frame_tokens, lambda x: x / 255)
+        data.update(
+            pixel_values_videos=cut.values,
+            video_position_ids=cut.positions,
+            num_frames_per_video=[len(video.frames) for video in read],
+        )
         if settings.return_metadata:
-            data["video_metadata"] = [metadata for _, metadata in described]
-        counts = iter(cut.counts)
-        texts = []
-        for _, metadata in described:
-            times = timestamps(metadata.frames_indices, metadata.fps)
-            soft = (f"{self.boi_token}{self.video_token * next(counts)}{self.eoi_token}" for _ in times)
-            texts.append(" ".join(f"{time} {frame}" for time, frame in zip(times, soft, strict=True)))
-        return iter(texts)
+            data["video_metadata"] = [video.metadata for video in read]
+        return (self._frames(video) for video in read)
+
+    def _frames(self, video: ReadVideo) -> str:
+        """Return the text that stands for a video: the time of each frame, and its soft tokens."""
+        soft = (f"{self.boi_token}{self.video_token * len(frame.values)}{self.eoi_token}" for frame in video.frames)
+        return " ".join(f"{time} {frame}" for time, frame in zip(video.times, soft, strict=True))
 
     def _add_sounds(self, data: dict[str, Any], sounds: list[Any], settings: MediaSettings) -> Iterator[str]:
         if not sounds:
@@ -275,27 +290,3 @@ def _id_of(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     if len(tokenizer(token, add_special_tokens=False).input_ids) != 1:
         tokenizer.add_tokens(token, special_tokens=True)  # in the vocabulary, but cut into pieces
     return int(number)
-
-
-def _describe(
-    clip: Clip, metadata: VideoMetadata | None, settings: MediaSettings
-) -> tuple[Sequence[int], VideoMetadata]:
-    """Return which frames of `clip` are taken, and the metadata that say when they are."""
-    if metadata is None:
-        metadata = VideoMetadata(clip.total, clip.rate, clip.width, clip.height)
-        metadata.duration = clip.total / clip.rate if clip.rate else None
-        metadata.video_backend = "pyav" if clip.source else None
-    if settings.sample:
-        taken = choose_frames(metadata.total_num_frames, metadata.fps, settings.num_frames, settings.fps)
-        metadata.frames_indices = taken
-    else:
-        taken = list(range(clip.total))
-        if metadata.frames_indices is None:
-            metadata.frames_indices = taken
-    if len(metadata.frames_indices) != len(taken) or (taken and taken[-1] >= clip.total):
-        raise ValueError(
-            f"video_metadata speaks of {len(metadata.frames_indices)} frames of {metadata.total_num_frames}, "
-            f"and the video has {clip.total}; correct it, or leave it out"
-        )
-    metadata.fps = metadata.fps or ASSUMED_RATE
-    return taken, metadata

@@ -177,6 +177,26 @@ def test_frames_that_were_picked_before_keep_their_times(processor: Processor) -
     assert "00:02 <|image>" in processor.decode(timed["input_ids"][0])
 
 
+def test_a_medium_is_read_once_for_several_questions(processor: Processor, tmp_path: Path) -> None:
+    (tmp_path / "wide.png").write_bytes(png(WIDE))
+    soundfile.write(tmp_path / "tone.wav", TONE, 16_000)
+    write_video(tmp_path / "talk.mp4", moving(9))
+    parts = [{"type": kind, "path": tmp_path / name} for kind, name in
+             (("image", "wide.png"), ("audio", "tone.wav"), ("video", "talk.mp4"))]  # fmt: skip
+    options: dict[str, Any] = {"max_soft_tokens": 140, "num_frames": 3}
+    expected = inputs_of(processor, chat(*parts, "what?"), processor_kwargs=options)
+    prepared = [processor.prepare(part, **options) for part in parts]
+    for path in tmp_path.iterdir():
+        path.unlink()
+    inputs = inputs_of(processor, chat(*prepared, "what?"), processor_kwargs=options)
+    assert [*inputs] == [*expected] and all(torch.equal(inputs[name], expected[name]) for name in inputs)
+    for number in (0, 2):
+        with pytest.raises(ValueError, match="prepared for 140 soft tokens, and the call asks for 70"):
+            inputs_of(processor, chat(prepared[number]), processor_kwargs={"max_soft_tokens": 70})
+    with pytest.raises(ValueError, match="'text' is no type of media"):
+        processor.prepare({"type": "text", "text": "a"})
+
+
 def test_lists_of_pictures_paths_and_arrays_are_told_apart(processor: Processor, tmp_path: Path) -> None:
     frames = [Image.fromarray(frame) for frame in moving(3)]
     paths = []
