@@ -2,7 +2,8 @@
 
 What: `needs` adds up weights, drafter, cache, workspace and the program itself; `longest` turns it around. The cache's
 part is exact: it comes from the rules by which `specdec.cache` allocates. Weights are the bytes of their storage. The
-workspace is what a pass over the longest chunk needs: attention's scores, logits, rotations.
+workspace is what a pass over the longest chunk needs: attention's scores, logits, rotations, and for a model that sees
+pictures what the largest of them needs besides.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ LEAST = 512  # positions that a budget must leave room for
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 LOGIT_ROWS = 27  # of the vocabulary, float32: a pass over nine rows, and two copies that processors and sampling make
 KEPT_SHARE = 8  # one part in so many of the free memory is for the caches of former conversations
+LARGEST_PICTURE = 1120  # rows: the largest budget of Gemma 4's processor
 LATER = 22_000_000  # parts of libraries that a generation is the first to need; measured with eval.memory
 
 
@@ -74,6 +76,8 @@ class Planner:
             raise ValueError(f"there is no cache of {kv_dtype!r}; choose one of {', '.join(KV_DTYPES)}")
         cache = cache_bytes(self.spec, positions, KV_DTYPES[kv_dtype])
         workspace = workspace_bytes(self.spec, positions, self.dtype)
+        if self.spec.media_ids:
+            workspace += picture_bytes(self.spec, min(LARGEST_PICTURE, positions), KV_DTYPES[kv_dtype], self.dtype)
         return Needs(positions, kv_dtype, self.weights, self.drafter, cache, workspace, self.program)
 
     def longest(self, budget: int, kv_dtype: str = "float32") -> int:
@@ -137,6 +141,21 @@ def workspace_bytes(spec: DecoderSpec, positions: int, dtype: torch.dtype, max_r
         if any(layer.kind == kind and spec.keeps_values_alone(layer) for layer in spec.layers):
             turned += slots_for(positions) * 2 * spec.ropes[kind].rotating_pairs * 4
     return 4 * (scores + rows + LOGIT_ROWS * spec.vocab_size) + turned
+
+
+def picture_bytes(spec: DecoderSpec, rows: int, kept: torch.dtype, dtype: torch.dtype) -> int:
+    """Return the bytes that a pass over a picture of `rows` rows takes besides those of a pass over text.
+
+    Rings have room for all of its rows, and four tensors of all rows are held at a time: the picture's own rows, the
+    residual stream and its norm, and what one of them is made from.
+    """
+    rings = sum(
+        store_bytes(layer.kv_heads, layer.head_dim, max(0, rows - MAX_ROWS), kept, False)
+        for layer in spec.layers
+        if layer.kv_layer is None and layer.window is not None
+    )
+    turned = sum(2 * 2 * len(rope.frequencies) for rope in spec.ropes.values())
+    return rings + rows * (4 * spec.hidden_size + turned) * dtype.itemsize
 
 
 def conversations_of(decoder: Decoder) -> Conversations:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,13 @@ import specdec
 from drafter import load_drafter
 from eval.synthetic.full_size import full_size_config
 from specdec.hf import decoder_of
-from specdec.memory.plan import KV_DTYPES, Planner, cache_bytes
+from specdec.memory.plan import KV_DTYPES, LARGEST_PICTURE, Planner, cache_bytes, picture_bytes
 from specdec.model.decoder import Decoder
 from specdec.model.families import decoder_spec
+from tests.support.media_prompts import media_prompt, picture
 from tests.support.tiny import FAMILIES, prompt, tiny_model
 from tests.support.tiny_assistant import save_assistant
+from tests.support.tiny_decoder import of
 
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
@@ -31,6 +34,28 @@ def test_the_cache_takes_what_was_planned(family: str, kv_dtype: str) -> None:
         decoder.forward(part, cache)
         cache.commit(len(part))
         assert cache.nbytes == cache_bytes(decoder.spec, cache.length, kept)
+
+
+@pytest.mark.parametrize("kept", [torch.float32, torch.int8])
+def test_a_picture_takes_no_more_than_what_was_planned(kept: torch.dtype) -> None:
+    decoder = of("gemma4_unified", kept, "int8")
+    cache, rows = decoder.new_cache(), 300
+    given = media_prompt(20, picture(rows), 5)
+    before = cache.nbytes
+    ids = given.ids[:321]
+    decoder.forward(ids, cache, media=given.media)
+    grown = cache_bytes(decoder.spec, len(ids), kept) - before
+    rings = cache.nbytes - before - grown
+    hidden = decoder.spec.hidden_size
+    assert picture_bytes(decoder.spec, len(ids), kept, torch.float32) >= rings + 3 * len(ids) * hidden * 4
+    cache.commit(len(ids))
+    cache.settle()
+    assert cache.nbytes == cache_bytes(decoder.spec, len(ids), kept)
+    big = decoder_spec(full_size_config("gemma-4-12b"))
+    assert 0.2e9 < picture_bytes(big, LARGEST_PICTURE, torch.int8, torch.float32) < 0.3e9
+    planner, seeing = Planner(big, 0), Planner(replace(big, media_ids=frozenset({1})), 0)
+    more = seeing.needs(8192, "int8").total - planner.needs(8192, "int8").total
+    assert more == picture_bytes(big, LARGEST_PICTURE, torch.int8, torch.float32)
 
 
 def test_gemma_4_keeps_half_of_its_full_layers_and_an_eighth_of_a_gigabyte_in_rings() -> None:
