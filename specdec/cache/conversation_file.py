@@ -151,7 +151,7 @@ def _read(stored: _Stored, about: Values, cache: KVCache) -> Conversation:
     cache.restore(len(tokens), about.whole("reach", len(tokens)))
     marks = [_mark(stored, m, entry, cache) for m, entry in enumerate(about.sequence("marks"))]
     media = tuple(map(_media_key, about.sequence("media"))) if about.has("media") else ()
-    if any(one.end > after.start for one, after in pairwise((*media, MediaKey(len(tokens), 0, b"")))):
+    if any(one.end > after.start for one, after in pairwise(media)) or (media and media[-1].start >= len(tokens)):
         raise ValueError("its media overlap, or lie behind its tokens")
     return Conversation(cache, marks, tokens, notes=about.mapping("notes"), media=media)
 

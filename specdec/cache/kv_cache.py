@@ -4,7 +4,8 @@ The rows of one pass can overwrite, in a ring, only positions that no row from t
 forgetting rejected rows is a smaller length and never a copy. The stores themselves are in `stores.py`.
 
 A picture goes through the layers whole, so a pass may have more rows than rings have room for beside their windows. The
-rings then are larger until the pass is committed or forgotten: outside of such a pass every cache has the same layout.
+rings then are larger until the next ordinary pass, or until the cache is marked, copied, rewound or given back: a video
+is many long passes in a row. Otherwise every cache has the same layout.
 
 A cache can also go back to an earlier length, as far as its rings still hold all that a row there sees. A
 `RingCheckpoint`, a copy of the rings at an earlier length, takes it further back. Rows computed from there on have the
@@ -62,7 +63,7 @@ class KVCache:
         self.length = 0
         self.reach = 0  # rings hold what a pass leaves whose rows end here: one past the last position ever written
         self._pending = 0
-        self._wide = False  # whether the rings have room for a pass of more than `max_rows` rows
+        self._room = max_rows  # rows of a pass that the rings have room for now
         self._made = shapes, dtype, device, max_rows
         self.stores = [None if s is None else LayerStore(s, max_rows, dtype, device) for s in shapes]
         self._look()
@@ -71,10 +72,9 @@ class KVCache:
         """Open a pass of `rows` rows, and return the position of its first row."""
         assert rows > 0, "a pass has rows"
         # A pass that was never committed (Ctrl-C, an error inside a layer) is forgotten like a rejected draft.
-        self._close()
         self._pending = rows
-        if rows > self.max_rows:
-            self._make_room(rows)
+        if rows > self._room or rows <= self.max_rows < self._room:
+            self._make_room(max(rows, self.max_rows))
         if self.length + rows > self._capacity:
             for store in self.stores:
                 if store is not None:
@@ -90,21 +90,21 @@ class KVCache:
         self._capacity = min((store.capacity for store in self.stores if store is not None), default=math.inf)
 
     def commit(self, rows: int) -> None:
-        """Keep the first `rows` rows of the last pass; of a pass that was committed before, or of none, 0 rows."""
+        """Keep the first `rows` rows of the last pass."""
         assert 0 <= rows <= self._pending, f"commit of {rows} of {self._pending} rows"
         self.length += rows
-        self._close()
+        self._pending = 0
 
-    def _close(self) -> None:
+    def settle(self) -> None:
         """Forget the rows that are not committed, and the room in the rings that a long pass took."""
         self._pending = 0
-        if self._wide:
+        if self._room != self.max_rows:
             self._make_room(self.max_rows)
 
     def _make_room(self, rows: int) -> None:
         """Give all rings room for `rows` rows of a pass beside their windows."""
         reach = [ring.resize(ring.window - 1 + rows, self.length, self.reach) for ring in self.rings if ring.window]
-        self.reach, self._wide = max(reach, default=self.length), rows > self.max_rows
+        self.reach, self._room = max(reach, default=self.length), rows
         self._look()
 
     # Going back
@@ -121,13 +121,13 @@ class KVCache:
     @torch.inference_mode()
     def mark(self) -> RingCheckpoint:
         """Make a ring checkpoint of the cache as it is now."""
-        self._close()
+        self.settle()
         return RingCheckpoint(self.length, self.reach, tuple(ring.copy_of_parts() for ring in self.rings))
 
     @torch.inference_mode()  # in place: the cache may have been made in that mode
     def rewind(self, length: int, mark: RingCheckpoint | None = None) -> None:
         """Forget all from position `length` on; where it is not `rewindable`, by way of `mark`, made at that length."""
-        self._close()
+        self.settle()
         if mark is None:
             assert self.rewindable(length), f"the rings no longer hold what position {length} sees"
         else:
@@ -140,7 +140,7 @@ class KVCache:
     @torch.inference_mode()
     def fork(self, length: int, mark: RingCheckpoint | None = None) -> KVCache:
         """Return another cache that holds the first `length` positions, under the conditions of `rewind`."""
-        self._close()
+        self.settle()
         assert mark is not None or self.rewindable(length)
         copy = KVCache(*self._made)
         for mine, theirs in zip(self.stores, copy.stores, strict=True):

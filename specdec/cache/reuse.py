@@ -162,9 +162,9 @@ class Conversations:
             if conversation not in self._playing:
                 return
             self._playing.remove(conversation)
-            conversation.cache.commit(0)  # a pass that an error ended
+            conversation.cache.settle()
             conversation.tokens = conversation.tokens[: conversation.cache.length].cpu().clone()
-            conversation.media = tuple(one for one in conversation.media if one.end <= conversation.cache.length)
+            conversation.media = tuple(one for one in conversation.media if one.start < conversation.cache.length)
             conversation.reserved = 0
             if len(conversation.tokens):
                 self.add(conversation)
@@ -177,9 +177,10 @@ class Conversations:
             self._fit()
 
     @contextmanager
-    def lent(self, tokens: Tensor | None = None, media: Keys = ()) -> Iterator[Conversation]:
-        """Lend a conversation to be read while the block runs: the one that has most of tokens [n] with `media`, or the
-        one used last. No text that begins meanwhile goes on from it. Raises ValueError when there is none."""
+    def lent(self, tokens: Tensor | None = None, media: Keys | None = None) -> Iterator[Conversation]:
+        """Lend a conversation to be read while the block runs: the one that has most of tokens [n], or the one used
+        last. `media`: of these tokens; None: whatever they show. No text that begins meanwhile goes on from it. Raises
+        ValueError when there is none."""
         with self._lock:
             found = self.kept[-1] if self.kept else None
             if tokens is not None:
@@ -201,7 +202,7 @@ class Conversations:
             self.kept.clear()
         trim_heap()
 
-    def _best(self, prompt: Tensor, media: Keys) -> _Found:
+    def _best(self, prompt: Tensor, media: Keys | None) -> _Found:
         best = _Found()
         for conversation in self.kept:
             length, mark = _usable(conversation, prompt[:-1], media)
@@ -244,8 +245,10 @@ class Conversations:
         return playing + more <= self.limit
 
 
-def _usable(conversation: Conversation, tokens: Tensor, media: Keys) -> tuple[int, RingCheckpoint | None]:
-    """Return how many of tokens [n] with `media` the cache can begin with, and the mark that this takes, if any."""
+def _usable(conversation: Conversation, tokens: Tensor, media: Keys | None) -> tuple[int, RingCheckpoint | None]:
+    """Return how many of tokens [n] the cache can begin with, and the mark that this takes, if any. `media`: of the
+    tokens; None: those that the cache has."""
+    media = conversation.media if media is None else media
     shared = shared_beginning(tokens, conversation.tokens, media, conversation.media)
     if conversation.cache.rewindable(shared):
         return shared, None

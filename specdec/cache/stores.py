@@ -2,7 +2,7 @@
 
 Position p lives in slot `p % slots`, in full and sliding layers alike. A full layer has at least as many slots as
 positions, so it never wraps, and grows a block at a time. A sliding layer is a ring of `window - 1 + max_rows` slots
-and never grows, but for the time of a pass with more rows. Why V alone: Gemma 4's full layers make K and V from one
+and larger only for the time of passes with more rows. Why V alone: Gemma 4's full layers make K and V from one
 projection, so that K = rope(V * weight), and half of a long text's memory is saved.
 
 K and V are rounded to the store's dtype before any row reads them, also in the pass that wrote them: a row's bits do

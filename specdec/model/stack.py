@@ -212,7 +212,7 @@ class Stack:
                     piece(i, work)
             if i in aux_layers:
                 outputs[i] = torch.cat([piece.rows for piece in made])
-        last = torch.cat([piece.rows for piece in made])  # [T, hidden]
+        last = torch.cat([piece.rows for piece in made]) if fused is None else x  # [T, hidden]; native calls change x
         return States(kernels.rms_norm(last, self.norm, self.eps), tuple(outputs[i] for i in aux_layers))
 
 

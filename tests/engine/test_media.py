@@ -260,6 +260,34 @@ def test_an_error_behind_the_pass_of_a_picture_leaves_the_text_as_it_was(monkeyp
         monkeypatch.undo()
 
 
+def test_a_text_that_was_stopped_inside_of_sound_is_still_told_from_others() -> None:
+    decoder = of("gemma4_unified", None, "int8")
+    given, kept = media_prompt(9, sound(50), 4), Conversations(decoder.new_cache, PLENTY)
+    engine = Engine(decoder, caches=kept)
+    sequence = engine.add(request(given))
+    sequence.chunk = 30
+    engine._admit()
+    engine._pass([sequence])
+    assert sequence.conversation.cache.length == 30
+    engine.close()
+    for asked in (MediaPrompt(given.ids, ()), given):
+        (found,), stats = texts(decoder, [request(asked)], caches=kept)
+        assert [found] == texts(decoder, [request(asked)])[0]
+        assert stats.reused == given.media[0].start
+
+
+def test_the_conversation_that_ids_begin_with_is_found_whatever_they_show() -> None:
+    decoder, kept = of("gemma4_unified", None, "int8"), None
+    kept = Conversations(decoder.new_cache, PLENTY)
+    shown = [media_prompt(6, picture(70, shows), 9, seed=1) for shows in (0, 1)]
+    other = media_prompt(6, picture(70), 9, seed=2)
+    texts(decoder, [request(given, new=4) for given in (*shown, other)], caches=kept)
+    assert len(kept.kept) == 3
+    for media, expected in ((None, shown[1]), *(([one.media[0].place], one) for one in shown)):
+        with kept.lent(shown[0].ids, media) as found:
+            assert found.media == (expected.media[0].place,)
+
+
 def test_what_a_request_says_of_its_media_is_checked() -> None:
     (block,) = SEEN.media
     with pytest.raises(ValueError, match="list blocks by their positions"):
