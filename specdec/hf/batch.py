@@ -32,7 +32,7 @@ from specdec.engine.verify import Choice
 from specdec.hf.in_step import RowsInStep, needs_all_rows
 from specdec.hf.options import Options
 from specdec.hf.settings import refuse_unsupported
-from specdec.memory.plan import cache_bytes, wide_bytes
+from specdec.memory.plan import cache_bytes, picture_bytes
 from specdec.model.decoder import Decoder
 from specdec.model.embedder.blocks import media_blocks
 from specdec.model.embedder.inputs import MediaInputs
@@ -270,7 +270,7 @@ def _max_batch(backbone: Decoder, batch: Batch, requests: Several[Request], in_s
     longest = max(request.limit for request in requests)
     largest = max((block.end - block.start for one in requests for block in one.media if block.whole), default=0)
     each = cache_bytes(backbone.spec, longest, backbone.kv_dtype)
-    each += wide_bytes(backbone.spec, largest, backbone.kv_dtype)
+    each += picture_bytes(backbone.spec, largest, backbone.kv_dtype, backbone.dtype)
     fit = max(1, backbone.room.cache // each)
     if in_step is not None and fit < most:
         raise ValueError(

@@ -76,7 +76,7 @@ def as_source(given: Any, kind: str) -> MediaSource | None:
         return _of_bytes(_decoded(text, kind), kind)
     path = user_path(text)
     if not path.exists():
-        raise ValueError(f"{quote(text)}: there is no such file; a {kind} is a path, bytes, a data URI or an array")
+        raise ValueError(f"{printable(str(path))}: there is no such file; a {kind} is a path, bytes, a data URI or an array")
     return MediaSource(str(path), path)
 
 

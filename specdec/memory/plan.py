@@ -35,8 +35,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 LOGIT_ROWS = 27  # of the vocabulary, float32: a pass over nine rows, and two copies that processors and sampling make
 KEPT_SHARE = 8  # one part in so many of the free memory is for the caches of former conversations
 FRAME_TOKENS = 70  # of a frame of video, padding included
-LARGEST_PICTURE = 1120  # soft tokens: the largest budget that a processor has
-_STREAMS = 5  # copies of all rows of a picture at a time: embedded, in the pass, of its pieces, joined, normed
+LARGEST_PICTURE = 1120  # soft tokens: the largest budget of Gemma 4's processor
 LATER = 22_000_000  # parts of libraries that a generation is the first to need; measured with eval.memory
 
 
@@ -155,8 +154,7 @@ def media_bytes(
     """Return the bytes that media take in a context of `positions`: a picture of `picture` soft tokens, a video of
     `frames` frames.
 
-    Pixels are the caller's, in float32. The largest picture goes through the layers whole: rings have room for it then,
-    and all of its rows are there. Embedding is over before, and takes less.
+    Pixels are the caller's, in float32. Embedding is over before the layers begin, and takes less than they do.
     """
     vision = None if spec.media is None else spec.media.vision
     largest = max(picture, FRAME_TOKENS if frames else 0)
@@ -165,12 +163,22 @@ def media_bytes(
     pixels = 4 * vision.patch * (picture + FRAME_TOKENS * frames)
     longer = max(MAX_ROWS, min(largest, 3 * MAX_ROWS // 2))  # rows of the pieces that a long pass is cut into
     workspace = workspace_bytes(spec, positions, dtype, longer) - workspace_bytes(spec, positions, dtype)
-    return pixels + wide_bytes(spec, largest, kept) + workspace + _STREAMS * largest * spec.hidden_size * 4
+    return pixels + workspace + picture_bytes(spec, min(largest, positions), kept, dtype)
 
 
-def wide_bytes(spec: DecoderSpec, rows: int, kept: torch.dtype) -> int:
-    """Return the bytes by which the rings of a cache are larger while a pass of `rows` rows is under way."""
-    return cache_bytes(spec, 1, kept, max(rows, MAX_ROWS)) - cache_bytes(spec, 1, kept)
+def picture_bytes(spec: DecoderSpec, rows: int, kept: torch.dtype, dtype: torch.dtype) -> int:
+    """Return the bytes that a pass over a picture of `rows` rows takes besides those of a pass over text.
+
+    Rings have room for all of its rows, and four tensors of all rows are held at a time: the picture's own rows, the
+    residual stream and its norm, and what one of them is made from.
+    """
+    rings = sum(
+        store_bytes(layer.kv_heads, layer.head_dim, max(0, rows - MAX_ROWS), kept, False)
+        for layer in spec.layers
+        if layer.kv_layer is None and layer.window is not None
+    )
+    turned = sum(2 * 2 * len(rope.frequencies) for rope in spec.ropes.values())
+    return rings + rows * (4 * spec.hidden_size + turned) * dtype.itemsize
 
 
 def conversations_of(decoder: Decoder) -> Conversations:

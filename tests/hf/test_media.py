@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
-from transformers import BatchFeature, ProcessorMixin, pipeline
+from transformers import pipeline
 from transformers.models.gemma4_unified.modeling_gemma4_unified import (
     create_masks_for_vision_model,
     get_block_sequence_ids_for_mask,
 )
 
 import specdec
+from eval.synthetic.command import write_model
+from eval.synthetic.full_size import full_size_config
 from specdec.drafting.registry import resolve_drafter
 from specdec.hf import SpecdecForCausalLM, decoder_of
 from specdec.memory.plan import conversations_of
@@ -31,7 +36,6 @@ from tests.support.media.tiny_media import (
     token_types,
 )
 from tests.support.tiny import prompt
-from tests.support.tiny_folder import tiny_tokenizer
 
 TEXT = [prompt(40, seed=seed)[0].clamp(max=239).tolist() for seed in range(6)]
 PROMPTS: dict[str, tuple[Tensor, dict[str, Tensor]]] = {
@@ -212,30 +216,47 @@ def test_a_model_that_transformers_loaded_sees_and_hears_too() -> None:
         )
 
 
-class Processor(ProcessorMixin):
-    """A processor that makes one fixed picture of any, as far as a pipeline asks."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer, self.chat_template = tokenizer, tokenizer.chat_template
-
-    def apply_chat_template(self, messages: Any, **options: Any) -> BatchFeature:
-        (message,) = messages
-        image, text = message["content"]
-        assert image["type"] == "image"
-        ids = prompt_ids(soft(IMAGE, 6), self.tokenizer(text["text"])["input_ids"])
-        return BatchFeature({"input_ids": ids, "mm_token_type_ids": token_types(ids), **pictures((3, 2))})
-
-    def post_process_image_text_to_text(self, ids: Tensor, **options: Any) -> list[str]:
-        return self.tokenizer.batch_decode(ids)  # type: ignore[no-any-return]
+@pytest.fixture(scope="module", params=[None, "q8_0"], ids=["folder", "gguf"])
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with a tokenizer and a processor, in each format."""
+    folder = tmp_path_factory.mktemp("written") / "model"
+    write_model(full_size_config("gemma-4-tiny"), None, folder, gguf=request.param)
+    return folder
 
 
-def test_a_pipeline_for_pictures_and_text(model: SpecdecForCausalLM, capsys: pytest.CaptureFixture[str]) -> None:
-    tokenizer = tiny_tokenizer()
-    processor = Processor(tokenizer)
-    ask = pipeline("image-text-to-text", model=model, processor=processor, tokenizer=tokenizer)
-    content = [{"type": "image", "url": "cat.png"}, {"type": "text", "text": "What is this?"}]
-    answer = ask(text=[{"role": "user", "content": content}], max_new_tokens=9, return_full_text=False)
-    inputs = processor.apply_chat_template([{"content": content}])
-    ids = inputs.pop("input_ids")
-    assert answer[0]["generated_text"] == tokenizer.decode(texts(model, ids, inputs, max_new_tokens=9)[0])
+CHAT: dict[str, Any] = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+
+
+def conversation(*parts: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": list(parts)}]
+
+
+def test_messages_with_media_are_answered(written: Path) -> None:
+    model, processor = specdec.load(written, drafter="suffix", device="cpu"), specdec.load_processor(written)
+    noise = np.random.default_rng(0)
+    photo = Image.fromarray(noise.integers(0, 256, (90, 160, 3), dtype=np.uint8))
+    tone = np.sin(np.arange(9000) / 9).astype(np.float32)
+    messages = conversation(
+        {"type": "image", "image": photo}, {"type": "text", "text": "What is this?"}, {"type": "audio", "audio": tone}
+    )
+    inputs = processor.apply_chat_template(messages, **CHAT, processor_kwargs={"max_soft_tokens": 70})
+    assert inputs["mm_token_type_ids"].unique().tolist() == [0, 1, 3]
+    asked = {**inputs, **GREEDY, "draft_length": 3}
+    answer = model.generate(**asked)
+    assert torch.equal(answer, model.generate(**asked, speculation=False, reuse=False))
+    dark = conversation({"type": "image", "image": Image.new("RGB", (160, 90))}, *messages[0]["content"][1:])
+    inputs = processor.apply_chat_template(dark, **CHAT, processor_kwargs={"max_soft_tokens": 70})
+    assert not torch.equal(answer, model.generate(**inputs, **GREEDY))
+
+
+def test_a_pipeline_for_pictures_and_text(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, processor = specdec.load(written, drafter="suffix", device="cpu"), specdec.load_processor(written)
+    Image.new("RGB", (48, 96), "red").save(tmp_path / "red.png")
+    messages = conversation({"type": "image", "path": str(tmp_path / "red.png")}, {"type": "text", "text": "A colour?"})
+    ask = pipeline("image-text-to-text", model=model, processor=processor, tokenizer=processor.tokenizer)
+    answer = ask(text=messages, max_new_tokens=9, return_full_text=False)
+    inputs = processor.apply_chat_template(messages, **CHAT)
+    output = model.generate(**inputs, max_new_tokens=9, do_sample=False)
+    text = processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert answer[0]["generated_text"] == text
     assert "not supported" not in capsys.readouterr().err

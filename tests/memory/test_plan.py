@@ -14,12 +14,14 @@ import specdec
 from drafter import load_drafter
 from eval.synthetic.full_size import full_size_config
 from specdec.hf import decoder_of
-from specdec.memory.plan import KV_DTYPES, LARGEST_PICTURE, Planner, cache_bytes, wide_bytes
+from specdec.memory.plan import KV_DTYPES, LARGEST_PICTURE, Planner, cache_bytes, picture_bytes
 from specdec.model.decoder import Decoder
 from specdec.model.families import decoder_spec
+from tests.support.media.prompts import media_prompt, picture
 from tests.support.media.tiny_media import tiny_media_model
 from tests.support.tiny import FAMILIES, prompt, tiny_model
 from tests.support.tiny_assistant import save_assistant
+from tests.support.tiny_decoder import of
 
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
@@ -32,6 +34,28 @@ def test_the_cache_takes_what_was_planned(family: str, kv_dtype: str) -> None:
         decoder.forward(part, cache)
         cache.commit(len(part))
         assert cache.nbytes == cache_bytes(decoder.spec, cache.length, kept)
+
+
+@pytest.mark.parametrize("kept", [torch.float32, torch.int8])
+def test_a_picture_takes_no_more_than_what_was_planned(kept: torch.dtype) -> None:
+    decoder = of("gemma4_unified", kept, "int8")
+    cache, rows = decoder.new_cache(), 300
+    given = media_prompt(20, picture(rows), 5)
+    before = cache.nbytes
+    ids = given.ids[:321]
+    decoder.forward(ids, cache, media=given.media)
+    grown = cache_bytes(decoder.spec, len(ids), kept) - before
+    rings = cache.nbytes - before - grown
+    hidden = decoder.spec.hidden_size
+    assert picture_bytes(decoder.spec, len(ids), kept, torch.float32) >= rings + 3 * len(ids) * hidden * 4
+    cache.commit(len(ids))
+    cache.settle()
+    assert cache.nbytes == cache_bytes(decoder.spec, len(ids), kept)
+    big = decoder_spec(full_size_config("gemma-4-12b"))
+    assert 0.2e9 < picture_bytes(big, LARGEST_PICTURE, torch.int8, torch.float32) < 0.3e9
+    seeing = Planner(big, 0, picture=LARGEST_PICTURE).needs(8192, "int8")
+    assert seeing.media > picture_bytes(big, LARGEST_PICTURE, torch.int8, torch.float32) + 4 * 1120 * 6912
+    assert Planner(big, 0).needs(8192, "int8").media == 0
 
 
 def test_gemma_4_keeps_half_of_its_full_layers_and_an_eighth_of_a_gigabyte_in_rings() -> None:
@@ -113,18 +137,6 @@ def test_a_budget_is_kept_at_load_and_at_prefill(tmp_path: Path, monkeypatch: py
             specdec.load(tmp_path, device="cpu", memory_budget=small)
     with pytest.raises(ValueError, match="not an amount of memory"):
         specdec.load(tmp_path, device="cpu", memory_budget="lots")
-
-
-@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
-def test_rings_are_as_wide_as_was_planned_while_a_picture_is_read(kv_dtype: str) -> None:
-    made, kept = decoder_of(tiny_media_model()), KV_DTYPES[kv_dtype]
-    decoder = Decoder(made.spec, made.embedding, made.layers, made.norm, made.head, made.per_layer, kept)
-    cache = decoder.new_cache()
-    decoder.forward(torch.full((200,), 5), cache)
-    assert cache.nbytes == cache_bytes(decoder.spec, 200, kept) + wide_bytes(decoder.spec, 200, kept)
-    cache.commit(200)
-    assert cache.nbytes == cache_bytes(decoder.spec, 200, kept)
-    assert wide_bytes(decoder.spec, 64, kept) == 0
 
 
 def test_a_picture_and_a_video_of_12b_take_what_their_pixels_and_rows_take() -> None:

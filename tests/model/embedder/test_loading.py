@@ -14,6 +14,7 @@ import specdec
 from specdec.hf import decoder_of
 from specdec.load import open_checkpoint
 from specdec.memory.plan import loaded_bytes
+from specdec.model import quantized
 from specdec.model.decoder import Decoder
 from specdec.weights.hub.paths import model_path
 from tests.support.media.tiny_media import FRAME, PATCH, SPELLED, TOKENS, tiny_media_model, write_mmproj
@@ -63,6 +64,26 @@ def test_bfloat16_weights_are_summed_in_float32(folder: Path) -> None:
     assert decoder.media is not None and decoder.media.vision is not None
     assert decoder.media.vision.patch_dense.weight.nbytes == 2 * PATCH * 32
     assert error(decoder) < 3e-5
+
+
+def test_a_model_that_is_kept_quantised_has_its_embedder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = rows(specdec.load(folder, drafter=None, quantize="int4", device="cpu").decoder)
+    monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path))
+    monkeypatch.setattr(quantized, "LEAST", 0)
+    for _ in range(2):  # written, then mapped
+        found = rows(specdec.load(folder, drafter=None, quantize="int4", device="cpu").decoder)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    assert len(list(tmp_path.rglob("*.packed"))) == 1
+
+
+def test_parameters_of_the_embedder_have_their_published_names(folder: Path) -> None:
+    model, stored = specdec.load(folder, drafter=None, device="cpu"), load_file(folder / "model.safetensors")
+    found = {name: value for name, value in model.named_parameters() if "vision" in name or "audio" in name}
+    assert found.keys() == {name for name in stored if "vision" in name or "audio" in name}
+    assert all(torch.equal(value, stored[name]) for name, value in found.items())
+    assert model.num_parameters() == sum(p.numel() for p in tiny_media_model().parameters())
 
 
 def without(folder: Path, to: Path, part: str) -> Path:
