@@ -29,6 +29,7 @@ examples:
   cat notes.txt | python run.py generate - --max-new-tokens 400
   python run.py generate "What is this?" --image cat.png --model google/gemma-4-12B-it --quantize int4
   python run.py chat --draft-length 4        then type; /help lists its commands
+  python run.py serve --port 8080            then point a client at http://127.0.0.1:8080/v1
   python run.py train --model gemma-3-270m --minutes 40 --out heads/gemma-3-270m
 
 Drafting never changes the text: a drafted token is kept only when it is the one that the model itself chooses.
@@ -40,6 +41,7 @@ COMMANDS = {
     "report": "draw benches as an HTML page",
     "generate": "answer one prompt",
     "chat": "converse",
+    "serve": "answer agents and editors, through OpenAI's and Anthropic's interfaces",
     "train": "train a draft head for a model",
     "plan": "say what a model takes in memory, before it is loaded",
 }
@@ -83,9 +85,18 @@ def run(arguments: argparse.Namespace) -> int:
         check_names(settings, getattr(arguments, "modes", ()), full_size_names() if arguments.command == "plan" else ())
     if arguments.command == "train":
         check_head_folder(arguments.out)
-    if arguments.command in ("bench", "generate", "chat", "train"):
+    if arguments.command == "serve":
+        from eval.serve.command import check_installed
+
+        check_installed()
+    if arguments.command in ("bench", "generate", "chat", "serve", "train"):
         say_loading(settings.model)
-    if arguments.command in ("bench", "generate", "train"):  # chat does it where keys that are pressed meanwhile wait
+    if arguments.command in (
+        "bench",
+        "generate",
+        "serve",
+        "train",
+    ):  # chat does it where keys that are pressed meanwhile wait
         import_libraries()
     if arguments.command == "bench":
         from eval.bench.command import BenchOptions, bench
@@ -105,9 +116,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.command == "generate":
         return run_generate(settings, arguments)
     if arguments.command == "train":
-        from eval.train.command import options_from, train
+        from eval.train.command import options_from as train_options_from
+        from eval.train.command import train
 
-        return train(settings, options_from(arguments), arguments.json)
+        return train(settings, train_options_from(arguments), arguments.json)
+    if arguments.command == "serve":
+        from eval.serve.command import options_from, serve
+
+        return serve(settings, options_from(arguments))
     if arguments.command == "plan":
         return run_plan(arguments)
     from eval.chat.command import chat
