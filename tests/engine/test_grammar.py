@@ -19,8 +19,8 @@ from specdec.engine.sequence import Request
 from specdec.engine.stats import GenerationStats
 from specdec.weights.token_bytes import vocabulary_bytes
 from tests.support.decoding import decode, never
+from tests.support.serving.tiny_chat import byte_tokenizer, gemma_tokenizer
 from tests.support.tiny import VOCAB, prompt
-from tests.support.tiny_chat import byte_tokenizer, gemma_tokenizer
 from tests.support.tiny_decoder import quantised
 
 SCHEMA = {

@@ -12,7 +12,7 @@ import pytest
 from specdec.server.formats import ChatFormat, format_for
 from specdec.server.formats.base import Delta
 from specdec.server.formats.gemma4.syntax import written
-from tests.support.tiny_chat import byte_tokenizer, gemma_tokenizer
+from tests.support.serving.tiny_chat import byte_tokenizer, gemma_tokenizer
 
 AWKWARD = "a \"quote\" {brace} [x], y:z\\ \n\t</tool_call> <|x|> é漢字🙂 'null' 1e5 "
 VALUES: list[dict[str, Any]] = [

@@ -14,7 +14,7 @@ import torch
 from specdec.engine.constraints import Constraint
 from specdec.server.formats import ChatFormat, FieldError, Wanted, constraint_for, format_for
 from specdec.server.formats.answer import AnswerParser
-from tests.support.tiny_chat import byte_tokenizer, gemma_tokenizer
+from tests.support.serving.tiny_chat import byte_tokenizer, gemma_tokenizer
 
 SCHEMAS: list[dict[str, Any]] = [
     {},

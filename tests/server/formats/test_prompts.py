@@ -9,7 +9,7 @@ import pytest
 
 from specdec.server.formats import ChatFormat, FieldError, format_for
 from specdec.server.formats.messages import conversation, functions
-from tests.support.tiny_chat import GEMMA_TOKENS, byte_tokenizer, gemma_tokenizer
+from tests.support.serving.tiny_chat import GEMMA_TOKENS, byte_tokenizer, gemma_tokenizer
 
 TOOL = {
     "type": "function",
