@@ -171,7 +171,7 @@ def test_a_saved_conversation_reads_its_files_again(chat: Chat, files: Path) -> 
     (files / "my cat.png").unlink()
     for line in (f"/load {saved}", "and now?"):
         chat.line(line)
-    assert "my cat.png': there is no such file" in said(chat) and len(chat.turns.messages) == 2
+    assert "my cat.png: there is no such file" in said(chat) and len(chat.turns.messages) == 2
 
 
 def test_a_model_of_text_alone_takes_no_files(tmp_path: Path, files: Path) -> None:
