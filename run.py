@@ -10,8 +10,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from eval.cli.parser import Parser
+
+if TYPE_CHECKING:
+    from eval.cli.options import GenerationSettings
 
 EXAMPLES = """\
 examples:
@@ -23,6 +27,7 @@ examples:
   python run.py bench --modes adaptive transformers llama.cpp --limit 2 --threads 2
   python run.py generate "Explain recursion." --stats
   cat notes.txt | python run.py generate - --max-new-tokens 400
+  python run.py generate "What is this?" --image cat.png --model google/gemma-4-12B-it --quantize int4
   python run.py chat --draft-length 4        then type; /help lists its commands
   python run.py serve --port 8080            then point a client at http://127.0.0.1:8080/v1
   python run.py train --model gemma-3-270m --minutes 40 --out heads/gemma-3-270m
@@ -97,16 +102,19 @@ def run(arguments: argparse.Namespace) -> int:
         from eval.bench.command import BenchOptions, bench
 
         a, modes, rates = arguments, tuple(arguments.modes), tuple(arguments.synthetic_acceptance)
+        if a.media:
+            from eval.bench.media import bench_media
+
+            if a.prompts or a.suite or modes or rates:
+                raise ValueError("--media has prompts of its own, decoded plainly; leave out what else to compare")
+            return bench_media(settings, a.limit, a.repeat, a.json)
         return bench(settings, BenchOptions(a.prompts, a.suite, a.limit, modes, a.repeat, rates, a.json))
     if arguments.command == "report":
         from eval.report.command import report
 
         return report(arguments.files, arguments.out)
     if arguments.command == "generate":
-        from eval.chat.answer import answer
-
-        plain = arguments.no_speculation
-        return answer(settings, arguments.prompt, not plain, arguments.stats, arguments.raw, arguments.json)
+        return run_generate(settings, arguments)
     if arguments.command == "train":
         from eval.train.command import options_from as train_options_from
         from eval.train.command import train
@@ -120,7 +128,18 @@ def run(arguments: argparse.Namespace) -> int:
         return run_plan(arguments)
     from eval.chat.command import chat
 
-    return chat(settings, arguments.dashboard, not arguments.plain, not arguments.no_history)
+    a = arguments
+    return chat(settings, a.dashboard, not a.plain, not a.no_history, a.image_tokens, a.frames)
+
+
+def run_generate(settings: GenerationSettings, a: argparse.Namespace) -> int:
+    """Run `run.py generate`. Raises ValueError: see `eval.chat.answer.answer`."""
+    from eval.chat.answer import Question, answer
+    from eval.chat.media import MediaOptions
+
+    files = tuple((kind, path) for kind in ("image", "video", "audio") for path in getattr(a, kind))
+    question = Question(a.prompt, a.raw, files, MediaOptions(a.image_tokens, a.frames, not a.no_sound))
+    return answer(settings, question, not a.no_speculation, a.stats, a.json)
 
 
 def run_plan(a: argparse.Namespace) -> int:
@@ -131,7 +150,8 @@ def run_plan(a: argparse.Namespace) -> int:
     from specdec.memory.plan import parse_bytes
 
     dtype, budget = getattr(torch, a.dtype), None if a.budget is None else parse_bytes(a.budget)
-    return plan(Asked(a.model, a.drafter, a.quantize, dtype, a.context, budget, a.kv_dtype), a.json)
+    asked = Asked(a.model, a.drafter, a.quantize, dtype, a.context, budget, a.kv_dtype, a.picture, a.frames)
+    return plan(asked, a.json)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,9 +11,11 @@ from eval.cli.options import (
     DEFAULT_MODEL,
     DTYPES,
     KV_DTYPES,
+    PICTURES,
     QUANTIZE,
     add_drafting_options,
     add_json_option,
+    add_media_size_options,
     add_model_options,
     add_prometheus_option,
     add_sampling_options,
@@ -42,6 +44,8 @@ them: try --limit 2 first. Leave the machine idle meanwhile: one busy core can m
 threads ten times slower."""
 
 
+MEDIA_TEXT = """\
+For models that take them, with pip install -c constraints.txt -e '.[media]'. Each option may be given several times."""
 REPORT_TEXT = """\
 Draw what bench --json wrote, several runs side by side, as one HTML page: speed-up by task, acceptance by position,
 latencies, where rounds spend their time, what passes cost, memory. The page needs no network and no other file."""
@@ -74,6 +78,9 @@ def add_bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--prompts", type=file_name, metavar="FILE", help=PROMPTS_TEXT)
     bench.add_argument(
         "--suite", action="store_true", help="128 prompts of eight tasks, Spec-Bench's six among them, instead of eight"
+    )
+    bench.add_argument(
+        "--media", action="store_true", help="time the first token after pictures, sound and video, by kind and size"
     )
     bench.add_argument("--limit", type=whole_number(1), metavar="N", help="only the first N prompts")
     add_json_option(bench, "the JSON object")
@@ -120,11 +127,33 @@ def add_generate_options(generate: argparse.ArgumentParser) -> None:
     generate.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
     generate.add_argument("--stats", action="store_true", help="say on stderr what drafting did")
     generate.add_argument("--no-speculation", action="store_true", help="decode plainly")
+    media = generate.add_argument_group("pictures, sound and video", MEDIA_TEXT)
+    for kind, what in (("image", "a picture"), ("audio", "a sound"), ("video", "a video, with its sound")):
+        media.add_argument(f"--{kind}", type=file_name, action="append", default=[], metavar="FILE", help=what)
+    media.add_argument("--no-sound", action="store_true", help="do not listen to the videos")
+    add_media_options(media)
     add_json_option(generate, "text, token ids and figures")
     add_prometheus_option(generate)
     add_sampling_options(generate, max_new_tokens=256, seed=None)
     add_drafting_options(generate)
     add_model_options(generate)
+
+
+def add_media_options(media: argparse._ArgumentGroup) -> None:
+    """Add the options that say how much of the context media take."""
+    media.add_argument(
+        "--image-tokens",
+        type=whole_number(1),
+        choices=PICTURES,
+        metavar="N",
+        help=f"soft tokens that a picture may take: {', '.join(map(str, PICTURES))} (default: the model's, 280)",
+    )
+    media.add_argument(
+        "--frames",
+        type=whole_number(1),
+        metavar="N",
+        help="frames of a video, spread evenly (default: the model's, 32)",
+    )
 
 
 def add_chat_options(chat: argparse.ArgumentParser) -> None:
@@ -140,6 +169,7 @@ def add_chat_options(chat: argparse.ArgumentParser) -> None:
         "--plain", action="store_true", help="show answers as the model wrote them: no Markdown, no wrapping"
     )
     chat.add_argument("--no-history", action="store_true", help="keep nothing of what is typed for the next session")
+    add_media_options(chat.add_argument_group("pictures, sound and video", "For /image, /audio and /video."))
     add_prometheus_option(chat)
     add_sampling_options(chat, max_new_tokens=512, seed=None)
     add_drafting_options(chat)
@@ -172,6 +202,7 @@ def add_plan_options(planned: argparse.ArgumentParser) -> None:
     planned.add_argument("--kv-dtype", choices=KV_DTYPES, default="float32", help="what the cache keeps")
     planned.add_argument("--quantize", choices=QUANTIZE, help="as for every command")
     planned.add_argument("--dtype", choices=DTYPES, default="float32", help="of activations")
+    add_media_size_options(planned)
     add_json_option(planned, "the figures")
 
 

@@ -29,6 +29,7 @@ from eval.cli.output import DIFFERS, INTERRUPTED, check_writable, put_record, ru
 from eval.cli.provenance import machine
 from eval.kernels.model_pass import random_tokens
 from eval.plan import Asked, plan_memory
+from eval.prompts.media import FULL, Part, Picture, Video, media_prompt
 from specdec.cache import Conversation
 from specdec.memory.plan import Needs, program_bytes
 from specdec.memory.system import peak_bytes
@@ -42,8 +43,8 @@ TOLERANCE = 0.05  # of the plan: the difference that the measured peak may have
 class Case:
     """Describe one measurement.
 
-    `prefill` and twice `tokens` are the last of its `context` positions; with `from_start` they are the first positions
-    of a cache that is as large all the same.
+    Media, `prefill` and twice `tokens` are the last of its `context` positions; with `from_start` they are the first
+    positions of a cache that is as large all the same.
     """
 
     model: str
@@ -56,6 +57,14 @@ class Case:
     draft_length: int
     threads: int | None
     from_start: bool = False
+    picture: int = 0
+    frames: int = 0
+
+    @property
+    def media(self) -> list[Part]:
+        """Return the media that stand before the last positions: a picture of so many soft tokens, so many frames."""
+        picture: list[Part] = [Picture(*FULL[self.picture])] if self.picture else []
+        return [*picture, *([Video(self.frames)] if self.frames else [])]
 
 
 @dataclass(frozen=True)
@@ -86,12 +95,27 @@ def measure(case: Case) -> Measured:
     """Measure `case` in this process, which should be a new one. Raises ValueError: see `specdec.load`."""
     if case.threads is not None:
         torch.set_num_threads(case.threads)
-    asked = Asked(case.model, case.drafter, case.quantize, torch.float32, case.context, None, case.kv_dtype)
+    asked = Asked(
+        case.model,
+        case.drafter,
+        case.quantize,
+        torch.float32,
+        case.context,
+        None,
+        case.kv_dtype,
+        case.picture,
+        case.frames,
+    )
     plan = plan_memory(asked, program_bytes()).needs(case.context, case.kv_dtype)
     began = time.perf_counter()
     model = specdec.load(case.model, case.drafter, quantize=case.quantize, kv_dtype=case.kv_dtype, device="cpu")
     ready = time.perf_counter() - began
-    before = case.context - case.prefill - 2 * case.tokens
+    spec = model.decoder.spec
+    media = media_prompt("media", case.media, spec) if case.media else None
+    computed = case.prefill + (0 if media is None else media.ids.shape[1])
+    before = case.context - computed - 2 * case.tokens
+    if before < 0:
+        raise ValueError(f"--context {case.context} must hold media, --prefill and twice --tokens: {-before} more")
     began_with = fill_conversation(model.decoder, before)
     if case.from_start and before:
         before = 1
@@ -100,7 +124,9 @@ def measure(case: Case) -> Measured:
     model.conversations.limit = began_with.nbytes  # the filled conversation stays, and no other is kept
     if before:
         model.conversations.add(began_with)
-    ids = torch.cat((began_with.tokens, random_tokens(model.decoder, case.prefill)))[None]
+    shown = [] if media is None else [media.ids[0]]
+    ids = torch.cat((began_with.tokens, *shown, random_tokens(model.decoder, case.prefill)))[None]
+    inputs = {} if media is None else media.inputs
 
     def run(**options: Any) -> tuple[torch.Tensor, list[float]]:
         text = model.generate(
@@ -109,6 +135,7 @@ def measure(case: Case) -> Measured:
             max_new_tokens=case.tokens,
             do_sample=False,
             eos_token_id=None,
+            **inputs,
             **options,
         )
         return text, [seconds for seconds, _ in model.last_stats.timeline]
@@ -123,7 +150,7 @@ def measure(case: Case) -> Measured:
         plan,
         peak_bytes(),
         ready,
-        case.prefill / times[0],
+        computed / times[0],
         median(after - before for before, after in pairwise(plain)),
         stats.decode_tokens_per_second,
         stats.mean_acceptance_length,
@@ -201,6 +228,7 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="compute them at the beginning of a cache that is as large as for all of the context, not at its end",
     )
+    cli.add_media_size_options(parser)
     parser.add_argument("--draft-length", type=cli.whole_number(1), default=4, metavar="N", help="default 4")
     parser.add_argument("--model", default=cli.DEFAULT_MODEL, metavar="NAME", help="as for run.py")
     parser.add_argument("--drafter", default="auto", metavar="NAME", help="as for run.py")
@@ -220,11 +248,8 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> int:
         check_writable(a.json)
-        cases = [
-            Case(a.model, a.drafter, a.quantize, n, kept, a.prefill, a.tokens, a.draft_length, a.threads, a.from_start)
-            for kept in a.kv_dtype
-            for n in a.context
-        ]
+        fixed = (a.prefill, a.tokens, a.draft_length, a.threads, a.from_start, a.picture, a.frames)
+        cases = [Case(a.model, a.drafter, a.quantize, n, kept, *fixed) for kept in a.kv_dtype for n in a.context]
         found: list[Measured] = []
         console, interrupted = Terminal(highlight=False), False
         try:
@@ -241,6 +266,8 @@ def main(argv: list[str] | None = None) -> int:
             "model": a.model,
             "quantize": a.quantize,
             "drafter": a.drafter,
+            "picture": a.picture,
+            "frames": a.frames,
             "measured": [each.to_dict() for each in found],
             **machine(torch.device("cpu")),
         }

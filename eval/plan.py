@@ -42,6 +42,8 @@ class Asked:
     context: int
     budget: int | None
     kv_dtype: str
+    picture: int = 0  # soft tokens
+    frames: int = 0
 
 
 def plan(asked: Asked, json_file: Path | None) -> int:
@@ -83,7 +85,9 @@ def plan_memory(asked: Asked, program: int) -> Planner:
     spec, weights = _model(asked)
     if asked.context > spec.max_positions:
         raise ValueError(f"{asked.context:,} positions; {asked.model} has a context of {spec.max_positions:,}")
-    return Planner(spec, weights, _drafter(asked, spec), program, asked.dtype)
+    if (asked.picture or asked.frames) and (spec.media is None or spec.media.vision is None):
+        raise ValueError(f"{asked.model} takes no pictures; leave --picture and --frames out")
+    return Planner(spec, weights, _drafter(asked, spec), program, asked.dtype, asked.picture, asked.frames)
 
 
 def _model(asked: Asked) -> tuple[DecoderSpec, int]:
@@ -117,6 +121,7 @@ def _table(needs: Needs) -> Table:
         (f"cache of {needs.positions:,} positions, {needs.kv_dtype}", needs.cache),
         ("workspace of a pass", needs.workspace),
         ("Python and its libraries", needs.program),
+        *([("pictures and video", needs.media)] if needs.media else []),
         ("in all", needs.total),
     ):
         table.add_row(name, f"{value / 1e9:.2f}")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from specdec.engine.stats import GenerationStats, Round
     from specdec.hf import SpecdecForCausalLM, speculative
     from specdec.load import load
+    from specdec.media.load import load_processor
     from specdec.model.decoder import Decoder
     from specdec.model.states import States
     from specdec.weights.hub.paths import model_path
@@ -47,6 +48,7 @@ __all__ = [
     "SuffixDrafter",
     "__version__",
     "load",
+    "load_processor",
     "load_tokenizer",
     "model_path",
     "speculative",
@@ -62,6 +64,7 @@ __getattr__ = lazy(
         "engine.sampling": ("Noise",),
         "hf": ("SpecdecForCausalLM", "speculative"),
         "load": ("load",),
+        "media.load": ("load_processor",),
         "model.decoder": ("Decoder",),
         "model.states": ("States",),
         "engine.stats": ("GenerationStats", "Round"),

@@ -9,7 +9,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,29 @@ from specdec.drafting.learned import learned_file
 from specdec.drafting.protocol import bind_drafter
 from specdec.drafting.registry import DrafterLike, drafter_bytes, resolve_drafter
 from specdec.hf import SpecdecForCausalLM
-from specdec.memory.plan import Planner, conversations_of, loaded_bytes, parse_bytes, program_bytes
+from specdec.memory.plan import (
+    LARGEST_PICTURE,
+    Planner,
+    conversations_of,
+    loaded_bytes,
+    parse_bytes,
+    program_bytes,
+)
 from specdec.model import quantized
 from specdec.model.build import Quantize, Source, assemble, build_decoder
 from specdec.model.decoder import Decoder, MemoryLimits
+from specdec.model.embedder.config import with_mmproj
 from specdec.model.families import decoder_spec, supported_families
 from specdec.model.gguf_config import config_from_gguf, with_rope_divisors
-from specdec.model.names import expected_tensors
+from specdec.model.names import expected_tensors, with_present_media
 from specdec.model.spec import DecoderSpec
 from specdec.util.terminal import Terminal
 from specdec.util.text import did_you_mean
 from specdec.util.threads import turn_to_compute
+from specdec.weights.checkpoint import Checkpoint, JoinedCheckpoint
 from specdec.weights.gguf.checkpoint import GGUFCheckpoint
+from specdec.weights.gguf.mmproj import mmproj_beside
+from specdec.weights.gguf.tokenizer import vocabulary
 from specdec.weights.hf_config import CONFIG, read_config, read_generation_config
 from specdec.weights.hub.paths import model_path
 from specdec.weights.metadata import naming
@@ -208,7 +219,8 @@ class MemoryBudget:
         """Return the memory limits that the budget leaves for texts. Raises ValueError when it leaves too little."""
         weights = loaded_bytes(spec, source, quantize, dtype)
         blocks = weights < dtype.itemsize * sum(map(math.prod, expected_tensors(spec).values()))
-        planner = Planner(spec, weights, drafter_bytes(self.drafter, dtype, blocks), program_bytes(), dtype)
+        picture = 0 if spec.media is None else LARGEST_PICTURE
+        planner = Planner(spec, weights, drafter_bytes(self.drafter, dtype, blocks), program_bytes(), dtype, picture)
         return planner.room(self.total, str(kv_dtype).removeprefix("torch."))
 
 
@@ -223,7 +235,7 @@ def open_checkpoint(path: Path) -> tuple[DecoderSpec, Source, Any, GenerationCon
         checkpoint = SafetensorsCheckpoint(path)  # first: its tensors bound the config's numbers
         config = read_config(path, len(checkpoint.shapes()), supported_families())
         with naming(path / CONFIG):
-            spec = decoder_spec(config)
+            spec = with_present_media(decoder_spec(config), checkpoint.shapes())
         return spec, Source.huggingface(checkpoint, spec), config, read_generation_config(path, config)
 
 
@@ -235,7 +247,16 @@ def _open_gguf(file: GGUFCheckpoint) -> tuple[DecoderSpec, Source, Any, Generati
         spec = with_rope_divisors(spec, file.tensor("rope_freqs.weight"))
     elif spec.model_type == "gemma4_text":
         raise ValueError(f"{file.path}: has no rope_freqs.weight, without which Gemma 4's rope is unknown")
-    return spec, Source.gguf(file, spec), config, generation_config_from_gguf(metadata)
+    checkpoint: Checkpoint = file
+    if spec.model_type == "gemma4_text" and not spec.per_layer_input:
+        mmproj = mmproj_beside(file.path, spec.hidden_size)
+        if mmproj is not None:
+            with naming(mmproj.path):
+                config = with_mmproj(config, vocabulary(metadata)[0], mmproj.metadata, mmproj.shapes())
+                seeing = decoder_spec(config)
+                spec = replace(spec, media=seeing.media, media_ids=seeing.media_ids)
+            checkpoint = JoinedCheckpoint(file, mmproj)
+    return spec, Source.gguf(checkpoint, spec), config, generation_config_from_gguf(metadata)
 
 
 def resolve_device(device: torch.device | str | None) -> torch.device:

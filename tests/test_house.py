@@ -21,6 +21,7 @@ LAYERS = (
     ("specdec.util",),
     ("specdec.kernels",),
     ("specdec.weights",),
+    ("specdec.media",),
     ("specdec.cache",),
     ("specdec.model",),
     ("specdec.memory",),

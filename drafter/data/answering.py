@@ -22,7 +22,7 @@ from torch import Tensor
 from drafter.data.features import Features, best_of, kept_keys, likeliest, longest_text
 from drafter.data.patience import PATIENT, Patience
 from specdec.cache import Conversation, KVCache
-from specdec.cache.reuse import shared_beginning
+from specdec.cache.reuse import Keys, shared_beginning
 from specdec.drafting.protocol import NoDraft
 from specdec.engine.engine import Engine
 from specdec.engine.sampling import Sampler
@@ -205,12 +205,13 @@ class Beginnings:
         self._backbone, self._aux = backbone, aux
         self._kept = list[_Begun]()
 
-    def acquire(self, prompt: Tensor, longest: int) -> Conversation:
+    def acquire(self, prompt: Tensor, longest: int, media: Keys = ()) -> Conversation:
         """Return a conversation for a text that begins with `prompt` [n] int64.
 
         The cache is a new one while there are few of them, else the kept one that shares most of the prompt's first n -
-        1 tokens. The conversation's note "begun" has the states of those tokens.
+        1 tokens. The conversation's note "begun" has the states of those tokens. Prompts have no media.
         """
+        assert not media, "texts with media are not collected"
         if len(self._kept) < self._SPARE:
             backbone = self._backbone
             with one_torch_thread():  # many small ones

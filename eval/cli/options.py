@@ -22,6 +22,7 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 _THREADS_EACH, _THREADS = 4, 16  # of a processor, at most, where that is not less than so many
 QUANTIZE = ("int4", "int4-all", "int8", "none")
 DTYPES = ("float32", "bfloat16", "float16")  # of activations
+PICTURES = (70, 140, 280, 560, 1120)  # soft tokens of a picture: the budgets that a processor has
 KV_DTYPES = (*DTYPES, "int8")  # as `specdec.memory.plan` has them, which imports torch
 
 
@@ -138,6 +139,16 @@ def add_sampling_options(parser: argparse.ArgumentParser, max_new_tokens: int, s
     default = "a new one each time" if seed is None else str(seed)
     group.add_argument(
         "--seed", type=whole_number(0), default=seed, metavar="N", help=f"of sampling (default: {default})"
+    )
+
+
+def add_media_size_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how large the media of a prompt are."""
+    parser.add_argument(
+        "--picture", type=int, choices=PICTURES, default=0, help="a picture of so many soft tokens (default: none)"
+    )
+    parser.add_argument(
+        "--frames", type=whole_number(0), default=0, metavar="N", help="a video of so many frames (default: none)"
     )
 
 

@@ -24,6 +24,7 @@ from drafter.data.dataset import Dataset, frequent, size
 from drafter.files.checkpoint import provenance_of
 from drafter.files.head import HEAD_FILE
 from drafter.prompts.generator import user_prompts
+from eval.fuzz.media import PICTURES, SOUNDS, VIDEOS, read_picture, read_sounds, read_video
 from eval.prompts.sets import load_prompts
 from specdec.drafting.registry import resolve_drafter
 from specdec.hf import SpecdecForCausalLM
@@ -62,8 +63,8 @@ class World:
 class Kind:
     """Describe a kind of file.
 
-    A case copies one of the folders `seeds`, and damages one of the files `files` in the copy. `read` reads the copy,
-    and raises what reading raises.
+    A case copies one of the folders `seeds`, and damages one of the files `files` (patterns of names) in the copy.
+    `read` reads the copy, and raises what reading raises.
     """
 
     seeds: tuple[str, ...]
@@ -85,6 +86,16 @@ def _read_model(folder: Path, world: World) -> None:
         generate(model)
     except ValueError as error:  # the settings may ask for what this engine does not do; no file is at fault
         raise UnsupportedError(str(error)) from error
+
+
+def _read_embedder(folder: Path, world: World) -> None:
+    decoder, *_ = load_decoder(folder / "model.gguf", torch.float32, torch.device("cpu"))
+    if (media := decoder.media) is None:
+        return  # the file no longer says that it is an embedder
+    if (vision := media.spec.vision) is not None:
+        media.patches(torch.ones(2, vision.patch, dtype=torch.float32), torch.zeros(2, 2, dtype=torch.int64))
+    if (audio := media.spec.audio) is not None:
+        media.frames(torch.ones(2, audio.frame, dtype=torch.float32))
 
 
 class UnsupportedError(Exception):
@@ -172,6 +183,7 @@ HF = ("hf-llama", "hf-qwen3", "hf-gemma3", "hf-gemma4", "hf-gemma4-shared")
 GGUF = ("gguf-llama", "gguf-qwen3", "gguf-gemma3", "gguf-gemma4-shared")
 KINDS: dict[str, Kind] = {
     "gguf": Kind(GGUF, ("model.gguf",), _read_both),
+    "mmproj": Kind(("gguf-media",), ("mmproj-model.gguf",), _read_embedder),
     "config": Kind(HF, ("config.json",), _read_model),
     "generation": Kind(HF[:1], ("generation_config.json",), _read_model),
     "tokenizer": Kind(HF[:1], ("tokenizer.json", "tokenizer_config.json", "config.json"), _read_tokenizer),
@@ -183,4 +195,7 @@ KINDS: dict[str, Kind] = {
     "assistant": Kind(("assistant",), ("config.json", "model.safetensors", "specdec.json"), _drafter("hf-gemma4")),
     "shards": Kind(("shards",), ("set.json", "00000.safetensors"), _read_shards),
     "prompts": Kind(("prompts",), ("prompts.jsonl",), _read_prompts),
+    "picture": Kind(tuple(f"picture-{name}" for name in PICTURES), ("file.*",), lambda folder, _: read_picture(folder)),
+    "sound": Kind(tuple(f"sound-{name}" for name in SOUNDS), ("file.*",), lambda folder, _: read_sounds(folder)),
+    "video": Kind(tuple(f"video-{name}" for name in VIDEOS), ("file.*",), lambda folder, _: read_video(folder)),
 }

@@ -1,9 +1,10 @@
 """`python -m eval.fuzz`: does every damaged file end in one sentence that names it?
 
 What: tiny whole files of every kind that is read (models as folders and as GGUF, their settings and tokenizers, packed
-files, conversations, drafters, training sets, prompts) are damaged at random and read, each in a process of its own; a
-model that loads also decodes a few tokens. Why: a user who opens a stranger's file, or one that a disk has spoiled, is
-owed an answer at once, not a traceback, a hang or a full memory. Left out: files fetched from a hub.
+files, conversations, drafters, training sets, prompts, pictures, sound, video) are damaged at random and read, each in
+a process of its own; a model that loads also decodes a few tokens. Why: a user who opens a stranger's file, or one that
+a disk has spoiled, is owed an answer at once, not a traceback, a hang or a full memory. Left out: files fetched from a
+hub.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ seconds of processor time and of 1 GB of memory. A case passes when the file loa
 ValueError on one line that names it; anything else fails. The same seed makes the same cases. Exit code 1 when a case
 failed."""
 NAMES = (
-    "gguf", "config", "generation", "tokenizer", "index", "safetensors", "packed", "conversation", "head", "assistant",
-    "shards", "prompts",
+    "gguf", "mmproj", "config", "generation", "tokenizer", "index", "safetensors", "packed", "conversation", "head",
+    "assistant", "shards", "prompts", "picture", "sound", "video",
 )  # fmt: skip
 KEEP = Path("runs/fuzz")
 _SHOWN = 12  # failures that are printed

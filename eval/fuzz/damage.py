@@ -2,8 +2,8 @@
 
 What: `damage` changes one file in place. Most changes are of its structure (a value of another kind, a number that is
 too large, a key gone or twice, a length that is forged), for these reach the code behind the parser; a few are of its
-bytes. Where a format keeps checksums of its own (packed files), they are made right again, as an attacker would. Left
-out: files that are large because they are large.
+bytes. Where a format keeps checksums of its own (packed files), they are made right again, as an attacker would. Of
+pictures, sound and video only bytes are changed. Left out: files that are large because they are large.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RAW = 0.15  # of cases: bytes are changed without regard to their meaning
 def damage(path: Path, rng: Random) -> None:
     """Change the file `path`, whose suffix names its format."""
     data = path.read_bytes()
-    made = _raw(data, rng) if rng.random() < RAW else _FORMATS[path.suffix](data, rng)
+    made = _raw(data, rng) if rng.random() < RAW else _FORMATS.get(path.suffix, _raw)(data, rng)
     path.unlink()  # it may be a link to the file that was whole
     path.write_bytes(made)
 

@@ -124,7 +124,7 @@ def make_case(case: Case, seeds: Path, folder: Path) -> None:
     for file in whole.iterdir():
         if file.is_file():
             os.link(file, folder / file.name) if _one_disk(file, folder) else shutil.copy(file, folder)
-    damage(folder / rng.choice(kind.files), rng)
+    damage(next(folder.glob(rng.choice(kind.files))), rng)
     if rng.random() < 0.7:
         kind.mend(folder)
 

@@ -1,12 +1,14 @@
 """The tiny whole files that `python -m eval.fuzz` damages copies of: models of each family, and the files beside a
 model.
 
-What: `write_seeds`. The weights are random: a text means nothing here. Left out: pictures, sound and video.
+What: `write_seeds`. The weights are random: a text means nothing here. `eval/fuzz/media.py` writes the media.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,16 @@ from drafter.data.features import read
 from drafter.files.assistant import assistant_config, save_assistant
 from drafter.files.head import save_head
 from eval.fuzz.cases import GGUF, VOCAB, World, generate, no_bar
-from eval.synthetic.command import byte_tokenizer, random_tensor, write_model
+from eval.fuzz.media import write_media
+from eval.synthetic.byte_tokenizer import add_byte_tokenizer
+from eval.synthetic.command import write_model
+from eval.synthetic.gguf_files import write_gguf
+from eval.synthetic.random_weights import random_tensor
 from specdec.hf import SpecdecForCausalLM
 from specdec.load import open_checkpoint
 from specdec.model.decoder import Decoder
-from specdec.model.families import decoder_spec
-from specdec.model.names import expected_tensors, gguf_name
+from specdec.model.names import expected_tensors
 from specdec.model.quantized import load_or_quantize
-from specdec.model.spec import DecoderSpec
 from specdec.weights.safetensors import INDEX
 
 _SHAPE: dict[str, Any] = {
@@ -72,6 +76,14 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+_MEDIA: dict[str, Any] = {  # patches of 6 x 6 pixels, frames of 32 samples
+    "vision_config": {"patch_size": 2, "mm_embed_dim": 32, "output_proj_dims": 32, "mm_posemb_size": 8},
+    "audio_config": {"audio_embed_dim": 32},
+    **{"image_token_id": 10, "audio_token_id": 11, "video_token_id": 12, "boi_token_id": 13, "eoi_token_id": 14},
+    **{"boa_token_id": 15, "eoa_token_index": 16},
+}
+
+
 def write_seeds(folder: Path) -> None:
     """Write the whole files that cases are copies of."""
     for name, (kind, arguments) in _MODELS.items():
@@ -79,6 +91,8 @@ def write_seeds(folder: Path) -> None:
         write_model(config, None, folder / f"hf-{name}")
         if f"gguf-{name}" in GGUF:
             _write_gguf(folder / f"gguf-{name}", name, config)
+    text = transformers.Gemma4UnifiedTextConfig(**{**_SHAPE, **_GEMMA4})
+    write_model(transformers.Gemma4UnifiedConfig(text_config=text, **_MEDIA), None, folder / "gguf-media", gguf="q8_0")
     world = World(folder)
     _write_sharded(folder / "hf-llama", folder / "sharded")
     _write_packed(folder)
@@ -86,6 +100,7 @@ def write_seeds(folder: Path) -> None:
     _write_head(folder / "head", world.model().decoder)
     _write_assistant(folder / "assistant", world.model("hf-gemma4"))
     _write_shards(folder / "shards", world.model().decoder)
+    write_media(folder)
     (folder / "prompts").mkdir()
     lines = (
         {"prompt": "Hello", "id": 1, "category": "chat"},
@@ -155,69 +170,16 @@ def _write_shards(folder: Path, backbone: Decoder) -> None:
 def _write_gguf(folder: Path, name: str, config: Any) -> None:
     """Write a .gguf file of random weights, with the tokenizer that files of such models have."""
     folder.mkdir()
-    spec = decoder_spec(config)
     architecture = name.partition("-")[0]
-    writer = gguf.GGUFWriter(folder / "model.gguf", architecture)
-    _add_sizes(writer, spec, config)
     if architecture in ("llama", "qwen3"):
-        _add_byte_tokenizer(writer)
+        tokenizer: Callable[[gguf.GGUFWriter], None] = _add_byte_level
     else:
-        _add_pieces(writer, "llama" if architecture == "gemma3" else "gemma4")
-    for canonical, shape in expected_tensors(spec).items():
-        values = random_tensor(canonical, shape).float().numpy()
-        if len(shape) == 2 and shape[1] % 32 == 0:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(gguf_name(spec, canonical), gguf.quants.quantize(values, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(gguf_name(spec, canonical), values)
-    if architecture == "gemma4":
-        divisors = torch.ones(spec.layers[-1].head_dim // 2, dtype=torch.float32)
-        divisors[2:] = 1e30
-        writer.add_tensor("rope_freqs.weight", divisors.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+        tokenizer = functools.partial(_add_pieces, model="llama" if architecture == "gemma3" else "gemma4")
+    write_gguf(folder / "model.gguf", architecture, config, tokenizer)
 
 
-def _add_sizes(writer: gguf.GGUFWriter, spec: DecoderSpec, config: Any) -> None:
-    full = spec.layers[spec.shared_kv_layers["full_attention"]]
-    writer.add_context_length(spec.max_positions)
-    writer.add_embedding_length(spec.hidden_size)
-    writer.add_block_count(len(spec.layers))
-    writer.add_feed_forward_length(
-        [layer.intermediate_size for layer in spec.layers] if spec.v_norm else full.intermediate_size
-    )
-    writer.add_head_count(full.heads)
-    writer.add_head_count_kv([layer.kv_heads for layer in spec.layers] if spec.v_norm else full.kv_heads)
-    writer.add_layer_norm_rms_eps(spec.norm_eps)
-    writer.add_key_length(full.head_dim)
-    writer.add_rope_freq_base(10000.0)
-    if spec.layers[0].window is not None:
-        writer.add_sliding_window(spec.layers[0].window)
-        writer.add_sliding_window_pattern([layer.window is not None for layer in spec.layers])
-    if spec.final_softcap is not None:
-        writer.add_final_logit_softcapping(spec.final_softcap)
-    if spec.v_norm:
-        writer.add_key_length_swa(spec.layers[0].head_dim)
-        writer.add_shared_kv_layers(config.num_kv_shared_layers)
-        writer.add_embedding_length_per_layer_input(spec.per_layer_input)
-
-
-def _add_byte_tokenizer(writer: gguf.GGUFWriter) -> None:
-    vocab = byte_tokenizer(VOCAB).get_vocab()
-    tokens = [f"<unused{i}>" for i in range(VOCAB)]
-    for token, number in vocab.items():
-        tokens[number] = token
-    tokens[6:8] = "he", "ll"
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3 if i < 6 else 1 for i in range(VOCAB)])
-    writer.add_token_merges(["h e", "l l"])
-    writer.add_bos_token_id(2)
-    writer.add_eos_token_id(1)
-    writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+def _add_byte_level(writer: gguf.GGUFWriter) -> None:
+    add_byte_tokenizer(writer, VOCAB, merges=["h e", "l l"])
 
 
 def _add_pieces(writer: gguf.GGUFWriter, model: str) -> None:

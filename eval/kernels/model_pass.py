@@ -131,6 +131,9 @@ def decode_speed(model: SpecdecForCausalLM, prompt_tokens: int, tokens: int) -> 
 
 
 def random_tokens(decoder: Decoder, count: int) -> Tensor:
-    """Return random token ids [count] int64 on the decoder's device; the same ids for the same count and vocabulary."""
-    generator = torch.Generator().manual_seed(count)
-    return torch.randint(0, decoder.spec.vocab_size, (count,), generator=generator).to(decoder.device)
+    """Return random token ids [count] int64 on the decoder's device, none of them of media; the same ids for the same
+    count and vocabulary."""
+    generator, spec = torch.Generator().manual_seed(count), decoder.spec
+    ids = torch.randint(0, spec.vocab_size, (count,), generator=generator)
+    ids[torch.isin(ids, torch.tensor(sorted(spec.media_ids), dtype=torch.int64))] = 0
+    return ids.to(decoder.device)

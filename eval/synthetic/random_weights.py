@@ -23,6 +23,7 @@ from specdec.weights.checkpoint import find
 from specdec.weights.tensors import BlockWeight, DenseWeight, Storage, Weight, stored_bytes
 
 PATTERN = 256  # rows that are packed; a multiple of the 16 that the layout interleaves
+PRIME = 509  # rows that are drawn for a checkpoint; a prime, so that blocks of rows do not repeat
 
 
 def random_blocks(rows: int, columns: int, bits: int, minimum: bool = False, seed: int = 0) -> BlockTensor:
@@ -43,6 +44,30 @@ def random_blocks(rows: int, columns: int, bits: int, minimum: bool = False, see
     groups = -(-rows // GROUP)
     whole: dict[str, Any] = {name: _repeated(tensor, groups) for name, tensor in _tensors(part).items()}
     return replace(part, rows=rows, **whole)
+
+
+def random_tensor(name: str, shape: tuple[int, ...], norm_offset: float = 0.0) -> Tensor:
+    """Return a random bfloat16 tensor: a matrix whose products are about as large as its inputs, or a norm or scalar
+    that leaves sizes as they are. `norm_offset`: what the family adds to a norm's weight."""
+    if len(shape) == 3:
+        return random_tensor(name, (math.prod(shape[:2]), shape[2])).view(shape)
+    if len(shape) != 2:
+        return torch.full(shape, 0.0 if name.endswith(".bias") else 1.0 - norm_offset, dtype=torch.bfloat16)
+    pattern, scale = random_rows(name, *shape)
+    out = torch.empty(shape, dtype=torch.bfloat16)
+    for start in range(0, shape[0], PRIME):
+        part = scale[start : start + PRIME]
+        out[start : start + PRIME] = pattern[: len(part)] * part
+    return out
+
+
+def random_rows(name: str, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Return what a random matrix [rows, columns] is made of: PRIME rows or fewer [n, columns], which repeat, and a
+    scale for each of its rows [rows, 1]; both float32."""
+    seed = sum(name.rpartition("model.")[2].encode())  # of the canonical name: every format holds the same numbers
+    generator = torch.Generator().manual_seed(seed)
+    pattern = torch.randn(min(rows, PRIME), columns, generator=generator, dtype=torch.float32) / math.sqrt(columns)
+    return pattern, 0.5 + torch.rand(rows, 1, generator=generator, dtype=torch.float32)
 
 
 def copies(w: BlockTensor, total: int) -> list[BlockTensor]:

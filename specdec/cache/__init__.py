@@ -1,7 +1,7 @@
 """KV-cache manager: where keys and values live, how rejected ones are forgotten, and which ones are used again."""
 
 from specdec.cache.kv_cache import MAX_ROWS, KVCache, RingCheckpoint
-from specdec.cache.reuse import CacheProvider, Conversation, Conversations
+from specdec.cache.reuse import CacheProvider, Conversation, Conversations, MediaKey
 from specdec.cache.stores import LayerStore, StoreShape
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Conversations",
     "KVCache",
     "LayerStore",
+    "MediaKey",
     "RingCheckpoint",
     "StoreShape",
 ]

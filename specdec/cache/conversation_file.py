@@ -1,8 +1,9 @@
 """A conversation's cache on disk: it goes on in another process, or another day, without being computed again.
 
 What: a safetensors file with the tokens, the used positions of every store, and the rings of the marks. Its metadata
-says whose cache it is, because K and V mean something to one model, stored in one way, with one arithmetic. Left out:
-compression; files for machines with another byte order.
+says whose cache it is, because K and V mean something to one model, stored in one way, with one arithmetic, and has the
+keys of the text's media. A text without media is written as format 1, which programs without media read. Left out:
+compression; files for machines with another byte order; pictures and sound themselves.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from specdec.cache.kv_cache import KVCache, RingCheckpoint
-from specdec.cache.reuse import Conversation
+from specdec.cache.reuse import Conversation, MediaKey
 from specdec.cache.stores import LayerStore
 from specdec.util.atomic import is_foreign, replacing, user_path
 from specdec.weights.metadata import LARGEST, Values, foreign, naming
 
 _FORMATS = "specdec conversation "  # of all versions
-FORMAT = f"{_FORMATS}1"
+TEXT, MEDIA = (f"{_FORMATS}{number}" for number in (1, 2))
 
 
 def save_conversation(conversation: Conversation, path: Path, identity: str, notes: dict[str, Any]) -> None:
@@ -62,9 +64,15 @@ def save_conversation(conversation: Conversation, path: Path, identity: str, not
         "marks": [[mark.length, mark.reach, len(mark.rings)] for mark in conversation.marks],
         "checksums": {name: _checksum(tensor) for name, tensor in tensors.items()},
     }
+    if conversation.media:
+        about["media"] = [[*one[:2], one.key.hex()] for one in conversation.media]
     try:
         with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"format": FORMAT, "about": json.dumps(about)})
+            save_file(
+                tensors,
+                temporary,
+                metadata={"format": MEDIA if conversation.media else TEXT, "about": json.dumps(about)},
+            )
     except Exception as error:  # safetensors has errors of its own
         raise ValueError(f"{path}: the conversation cannot be saved ({error})") from error
 
@@ -94,7 +102,7 @@ def load_conversation(path: Path, identity: str, new_cache: Callable[[], KVCache
         with foreign(path, advice, "damaged"):
             stored = stack.enter_context(safe_open(path, "pt"))
             metadata = stored.metadata() or {}
-        if metadata.get("format") != FORMAT:
+        if metadata.get("format") not in (TEXT, MEDIA):
             raise ValueError("it is not a conversation, or one of another version")
         with foreign(path, advice, "damaged"):
             about = Values({"about": json.loads(metadata["about"])}).inner("about")
@@ -142,7 +150,18 @@ def _read(stored: _Stored, about: Values, cache: KVCache) -> Conversation:
             store.put_back(parts)
     cache.restore(len(tokens), about.whole("reach", len(tokens)))
     marks = [_mark(stored, m, entry, cache) for m, entry in enumerate(about.sequence("marks"))]
-    return Conversation(cache, marks, tokens, notes=about.mapping("notes"))
+    media = tuple(map(_media_key, about.sequence("media"))) if about.has("media") else ()
+    if any(one.end > after.start for one, after in pairwise(media)) or (media and media[-1].start >= len(tokens)):
+        raise ValueError("its media overlap, or lie behind its tokens")
+    return Conversation(cache, marks, tokens, notes=about.mapping("notes"), media=media)
+
+
+def _media_key(entry: Any) -> MediaKey:
+    start, end, key = entry
+    start, end = Values({"media": [start, end]}).wholes("media", length=2)
+    if not start < end:
+        raise ValueError(f"a block of media is at {start} to {end}")
+    return MediaKey(start, end, bytes.fromhex(key))
 
 
 def _mark(stored: _Stored, number: int, entry: Any, cache: KVCache) -> RingCheckpoint:

@@ -3,6 +3,10 @@
 The rows of one pass can overwrite, in a ring, only positions that no row from the pass's first one on may see. So
 forgetting rejected rows is a smaller length and never a copy. The stores themselves are in `stores.py`.
 
+A picture goes through the layers whole, so a pass may have more rows than rings have room for beside their windows. The
+rings then are larger until the next ordinary pass, or until the cache is marked, copied, rewound or given back: a video
+is many long passes in a row. Otherwise every cache has the same layout.
+
 A cache can also go back to an earlier length, as far as its rings still hold all that a row there sees. A
 `RingCheckpoint`, a copy of the rings at an earlier length, takes it further back. Rows computed from there on have the
 bits that they would have had anyway: a position's K and V depend on the tokens up to it and on nothing else.
@@ -19,7 +23,7 @@ from torch import Tensor
 
 from specdec.cache.stores import LayerStore, StoreShape
 
-MAX_ROWS = 64  # rows of one pass; fixed, so that the layout of a ring never depends on settings
+MAX_ROWS = 64  # rows of an ordinary pass; fixed, so that the layout of a ring never depends on settings
 
 
 class RingCheckpoint(NamedTuple):
@@ -53,20 +57,24 @@ class KVCache:
         device: torch.device,
         max_rows: int = MAX_ROWS,
     ) -> None:
-        """Allocate empty stores. `shapes`: None for a layer that reads another one's K/V; `max_rows`: of one pass."""
+        """Allocate empty stores. `shapes`: None for a layer that reads another one's K/V; `max_rows`: of an ordinary
+        pass."""
         self.max_rows = max_rows
         self.length = 0
-        self.reach = 0  # one past the last position that was ever written
+        self.reach = 0  # rings hold what a pass leaves whose rows end here: one past the last position ever written
         self._pending = 0
+        self._room = max_rows  # rows of a pass that the rings have room for now
         self._made = shapes, dtype, device, max_rows
         self.stores = [None if s is None else LayerStore(s, max_rows, dtype, device) for s in shapes]
         self._look()
 
     def begin(self, rows: int) -> int:
         """Open a pass of `rows` rows, and return the position of its first row."""
-        assert 0 < rows <= self.max_rows, f"{rows} rows in a pass; the cache was made for {self.max_rows}"
+        assert rows > 0, "a pass has rows"
         # A pass that was never committed (Ctrl-C, an error inside a layer) is forgotten like a rejected draft.
         self._pending = rows
+        if rows > self._room or rows <= self.max_rows < self._room:
+            self._make_room(max(rows, self.max_rows))
         if self.length + rows > self._capacity:
             for store in self.stores:
                 if store is not None:
@@ -87,6 +95,18 @@ class KVCache:
         self.length += rows
         self._pending = 0
 
+    def settle(self) -> None:
+        """Forget the rows that are not committed, and the room in the rings that a long pass took."""
+        self._pending = 0
+        if self._room != self.max_rows:
+            self._make_room(self.max_rows)
+
+    def _make_room(self, rows: int) -> None:
+        """Give all rings room for `rows` rows of a pass beside their windows."""
+        reach = [ring.resize(ring.window - 1 + rows, self.length, self.reach) for ring in self.rings if ring.window]
+        self.reach, self._room = max(reach, default=self.length), rows
+        self._look()
+
     # Going back
 
     @property
@@ -101,11 +121,13 @@ class KVCache:
     @torch.inference_mode()
     def mark(self) -> RingCheckpoint:
         """Make a ring checkpoint of the cache as it is now."""
+        self.settle()
         return RingCheckpoint(self.length, self.reach, tuple(ring.copy_of_parts() for ring in self.rings))
 
     @torch.inference_mode()  # in place: the cache may have been made in that mode
     def rewind(self, length: int, mark: RingCheckpoint | None = None) -> None:
         """Forget all from position `length` on; where it is not `rewindable`, by way of `mark`, made at that length."""
+        self.settle()
         if mark is None:
             assert self.rewindable(length), f"the rings no longer hold what position {length} sees"
         else:
@@ -113,11 +135,12 @@ class KVCache:
             for ring, parts in zip(self.rings, mark.rings, strict=True):
                 ring.put_back(parts)
             self.reach = mark.reach
-        self.length, self._pending = length, 0
+        self.length = length
 
     @torch.inference_mode()
     def fork(self, length: int, mark: RingCheckpoint | None = None) -> KVCache:
         """Return another cache that holds the first `length` positions, under the conditions of `rewind`."""
+        self.settle()
         assert mark is not None or self.rewindable(length)
         copy = KVCache(*self._made)
         for mine, theirs in zip(self.stores, copy.stores, strict=True):

@@ -3,6 +3,8 @@
 What: `Conversations` gives out a cache for every text, with as much of its beginning in it as some earlier text shares,
 and takes the cache back when the text ends. The conversation that was used least recently is forgotten first. Why it is
 exact: keys and values of a position depend on the tokens up to it alone, to the bit, wherever our kernels compute them.
+All pictures have the same token ids, so a text is its ids and the `MediaKey`s of its media. Rows of a picture depend on
+all of the picture, so two texts have all of it in common or none.
 
 Sliding layers overwrite the beginning of a long text, so their caches go back a few positions only. A `RingCheckpoint`,
 taken near the end of a prompt, takes a cache back to there: to ask again, to ask something else about the same
@@ -19,7 +21,7 @@ until it ends, so no other text can go on from a cache that is being written. Le
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -29,6 +31,17 @@ from torch import Tensor
 
 from specdec.cache.kv_cache import KVCache, RingCheckpoint
 from specdec.util.heap import trim_heap
+
+
+class MediaKey(NamedTuple):
+    """Tells a run of soft tokens from others: its positions start .. end - 1, and a hash of what it shows."""
+
+    start: int
+    end: int
+    key: bytes
+
+
+Keys = Sequence[MediaKey]
 
 TAIL = 64  # positions that a text which goes on may drop of its conversation; with more to lose, it gets a copy
 MARKS = 3  # per conversation, besides those at its pins: a ring's worth of memory each
@@ -40,11 +53,11 @@ EARLY = 256  # tokens before the end of a prompt where the first of them is made
 class Conversation:
     """A cache, the tokens that it holds, and the marks that it can go back to.
 
-    `tokens` [n] int64: the text, whose first `cache.length` tokens are in the cache. `reserved`: bytes that the budget
-    counts for the cache while it is decoded. `marking`: whether its rings will overwrite the beginning of the text.
-    `pins`: lengths at which later texts are likely to part from this one; its marks there are dropped last. `turns`:
-    how often it was gone on from, and `used`: the number of the release that was its last. `notes`: the JSON that was
-    saved with it.
+    `tokens` [n] int64: the text, whose first `cache.length` tokens are in the cache. `media`: the text's pictures and
+    sound, in their order. `reserved`: bytes that the budget counts for the cache while it is decoded. `marking`:
+    whether its rings will overwrite the beginning of the text. `pins`: lengths at which later texts are likely to part
+    from this one; its marks there are dropped last. `turns`: how often it was gone on from, and `used`: the number of
+    the release that was its last. `notes`: the JSON that was saved with it.
     """
 
     cache: KVCache
@@ -56,6 +69,7 @@ class Conversation:
     turns: int = 0
     used: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
+    media: tuple[MediaKey, ...] = ()
 
     @property
     def marked(self) -> int:
@@ -85,9 +99,9 @@ class _Found(NamedTuple):
 class CacheProvider(Protocol):
     """Gives a cache to every text that begins, and takes it back when the text ends, from any thread."""
 
-    def acquire(self, prompt: Tensor, longest: int) -> Conversation:
+    def acquire(self, prompt: Tensor, longest: int, media: Keys = ()) -> Conversation:
         """Return a conversation for a text of at most `longest` tokens. Its cache holds at most the first n - 1 tokens
-        of prompt [n]. Nobody else has it until `release`."""
+        of prompt [n], whose soft tokens are those of `media`. Nobody else has it until `release`."""
 
     def before_chunk(self, conversation: Conversation, left: int, chunk: int) -> None:
         """Take note that `left` tokens of the prompt are still to be read, and that `chunk` of them come next."""
@@ -116,12 +130,14 @@ class Conversations:
         """Return the bytes of the kept conversations, without those of texts that are being decoded."""
         return sum(conversation.nbytes for conversation in list(self.kept))
 
-    def acquire(self, prompt: Tensor, longest: int) -> Conversation:
-        """Return a conversation for a text that begins with prompt [n] and has `longest` tokens at most. Its cache
-        holds some of the prompt's first n - 1 positions: the last token's state has to be computed anew."""
+    def acquire(self, prompt: Tensor, longest: int, media: Keys = ()) -> Conversation:
+        """Return a conversation for a text that begins with prompt [n], whose soft tokens are those of `media`, and has
+        `longest` tokens at most. Its cache holds some of the prompt's first n - 1 positions: the last token's state has
+        to be computed anew."""
         prompt = prompt.cpu()
         with self._lock:
-            mine = self._take(self._best(prompt), len(prompt), longest)
+            mine = self._take(self._best(prompt, media), len(prompt), longest)
+            mine.media = tuple(media)
             mine.marking = bool(mine.cache.rings) and longest > min(ring.slots for ring in mine.cache.rings)
             if self.limit:
                 self._playing.append(mine)
@@ -137,8 +153,9 @@ class Conversations:
         if not conversation.marking:
             return
         marks, here = conversation.marks, conversation.cache.length
+        after_media = bool(conversation.media) and here == conversation.media[-1].end
         pinned = here in conversation.pins
-        if left > chunk and not left - chunk < EARLY <= left and not pinned:
+        if left > chunk and not left - chunk < EARLY <= left and not pinned and not after_media:
             return
         rings = sum(ring.nbytes for ring in conversation.cache.rings)
         if here == (marks[-1].length if marks else 0):
@@ -163,7 +180,9 @@ class Conversations:
             if conversation not in self._playing:
                 return
             self._playing.remove(conversation)
+            conversation.cache.settle()
             conversation.tokens = conversation.tokens[: conversation.cache.length].cpu().clone()
+            conversation.media = tuple(one for one in conversation.media if one.start < conversation.cache.length)
             conversation.reserved = 0
             self._released += 1
             conversation.used = self._released
@@ -173,16 +192,19 @@ class Conversations:
     def add(self, conversation: Conversation) -> None:
         """Keep `conversation`, as the one used last; drop the conversations that it can replace."""
         with self._lock:
-            served = [old for old in self.kept if _usable(conversation, old.tokens)[0] == len(old.tokens)]
+            served = [old for old in self.kept if _usable(conversation, old.tokens, old.media)[0] == len(old.tokens)]
             self.kept = [old for old in self.kept if old not in served] + [conversation]
             self._make_room()
 
     @contextmanager
-    def lent(self, tokens: Tensor | None = None) -> Iterator[Conversation]:
+    def lent(self, tokens: Tensor | None = None, media: Keys | None = None) -> Iterator[Conversation]:
         """Lend a conversation to be read while the block runs: the one that has most of tokens [n], or the one used
-        last. No text that begins meanwhile goes on from it. Raises ValueError when there is none."""
+        last. `media`: of these tokens; None: whatever they show. No text that begins meanwhile goes on from it. Raises
+        ValueError when there is none."""
         with self._lock:
-            found = (self.kept[-1] if self.kept else None) if tokens is None else self._best(tokens.cpu()).conversation
+            found = self.kept[-1] if self.kept else None
+            if tokens is not None:
+                found = self._best(tokens.cpu(), media).conversation
             if found is None:
                 raise ValueError(
                     "no such conversation is kept; generate first, and with reuse=True, or wait: a text that another "
@@ -206,10 +228,10 @@ class Conversations:
             self.kept.clear()
         trim_heap()
 
-    def _best(self, prompt: Tensor) -> _Found:
+    def _best(self, prompt: Tensor, media: Keys | None) -> _Found:
         best = _Found()
         for conversation in self.kept:
-            length, mark = _usable(conversation, prompt[:-1])
+            length, mark = _usable(conversation, prompt[:-1], media)
             if length >= max(1, best.length):  # among equals the conversation used last
                 best = _Found(length, mark, conversation)
         return best
@@ -273,17 +295,22 @@ class Conversations:
         return playing + more + (self.nbytes if spare else 0) <= self.limit
 
 
-def _usable(conversation: Conversation, tokens: Tensor) -> tuple[int, RingCheckpoint | None]:
-    """Return how many of tokens [n] the cache can begin with, and the mark that this takes, if any."""
-    shared = shared_beginning(tokens, conversation.tokens)
+def _usable(conversation: Conversation, tokens: Tensor, media: Keys | None) -> tuple[int, RingCheckpoint | None]:
+    """Return how many of tokens [n] the cache can begin with, and the mark that this takes, if any. `media`: of the
+    tokens; None: those that the cache has."""
+    media = conversation.media if media is None else media
+    shared = shared_beginning(tokens, conversation.tokens, media, conversation.media)
     if conversation.cache.rewindable(shared):
         return shared, None
     marks = [mark for mark in conversation.marks if mark.length <= shared]
     return (marks[-1].length, marks[-1]) if marks else (0, None)
 
 
-def shared_beginning(a: Tensor, b: Tensor) -> int:
-    """Count the tokens that a [n] and b [m] begin with alike."""
+def shared_beginning(a: Tensor, b: Tensor, media_a: Keys = (), media_b: Keys = ()) -> int:
+    """Count the tokens that a [n] and b [m] begin with alike, up to the first block that is not wholly in both."""
     most = min(len(a), len(b))
     differs = (a[:most] != b[:most]).nonzero()
-    return int(differs[0]) if len(differs) else most
+    shared = int(differs[0]) if len(differs) else most
+    both = {*media_a} & {*media_b}
+    cut = (one.start for one in (*media_a, *media_b) if one.end > shared or one not in both)
+    return min(shared, min(cut, default=shared))

@@ -2,8 +2,8 @@
 
 Position p lives in slot `p % slots`, in full and sliding layers alike. A full layer has at least as many slots as
 positions, so it never wraps, and grows a block at a time. A sliding layer is a ring of `window - 1 + max_rows` slots
-and never grows. Why V alone: Gemma 4's full layers make K and V from one projection, so that K = rope(V * weight), and
-half of a long text's memory is saved.
+and larger only for the time of passes with more rows. Why V alone: Gemma 4's full layers make K and V from one
+projection, so that K = rope(V * weight), and half of a long text's memory is saved.
 
 K and V are rounded to the store's dtype before any row reads them, also in the pass that wrote them: a row's bits do
 not depend on which pass it came with.
@@ -102,6 +102,21 @@ class LayerStore:
         self.key_scale = None if self.key_scale is None else _grown(self.key_scale, slots)
         self._look()
 
+    def resize(self, slots: int, length: int, reach: int) -> int:
+        """Give a ring `slots` slots, with the last positions below `length` that it holds; return its reach then.
+
+        `reach`: as in `holds`. `view` becomes another object.
+        """
+        assert self.window is not None, "a full layer grows by `reserve`"
+        low = max(0, reach - self.slots, length - slots)
+        # One part at a time: only one part of one layer is in memory twice.
+        self.values = _relaid(self.values, slots, low, length)
+        self.keys = None if self.keys is None else _relaid(self.keys, slots, low, length)
+        self.value_scale = None if self.value_scale is None else _relaid(self.value_scale, slots, low, length)
+        self.key_scale = None if self.key_scale is None else _relaid(self.key_scale, slots, low, length)
+        self._look()
+        return max(length, low + slots) if low else length
+
     def write(self, start: int, keys: Tensor | None, values: Tensor) -> None:
         """Store K and V [T, kv_heads, head_dim] of positions start .. start + T - 1; a store of V alone takes no K."""
         for store, scale, rows in (
@@ -143,6 +158,17 @@ def _put(store: Tensor, start: int, rows: Tensor) -> None:
     store[:, first : first + head] = rows[:, :head]
     if head < count:  # the rows wrap around the end of the ring
         store[:, : count - head] = rows[:, head:]
+
+
+def _relaid(ring: Tensor, slots: int, low: int, high: int) -> Tensor:
+    """Return a ring [H, slots, ...] with positions low .. high - 1 of `ring` [H, S, ...]."""
+    relaid = _zeros((ring.shape[0], slots, *ring.shape[2:]), ring.dtype, ring.device)
+    while low < high:
+        first = low % ring.shape[1]
+        count = min(high - low, ring.shape[1] - first)
+        _put(relaid, low, ring[:, first : first + count])
+        low += count
+    return relaid
 
 
 def _zeros(size: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -43,8 +43,9 @@ class CompositeDrafter:
         return self.other.aux_layers
 
     def bind(self, backbone: Decoder) -> None:
-        """Bind the other drafter. Raises ValueError as that drafter does."""
-        self.other.bind(backbone)
+        """Bind all drafters. Raises ValueError as the other drafter does."""
+        for one in (self.suffix, self.short, self.other):
+            one.bind(backbone)
 
     def start(self, cache: KVCache, noise: Noise | None = None) -> CompositeProposer:
         """Return the proposer of one text, around those of all sources."""

@@ -40,8 +40,9 @@ class Proposer(Protocol):
     def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
         """Return up to `k` tokens to follow `tokens`.
 
-        `tokens`: the whole text so far, the pending token last. `states`: of the row that chose the pending token, the
-        backbone's last state and the outputs of the drafter's `aux_layers`, [hidden] each.
+        `tokens`: the whole text so far, the pending token last; pictures and sound are runs of their soft tokens' ids,
+        which say nothing of what is in them. `states`: of the row that chose the pending token, the backbone's last
+        state and the outputs of the drafter's `aux_layers`, [hidden] each.
         """
 
 

@@ -22,7 +22,8 @@ class SuffixDrafter:
     summaries, code, JSON). transformers, vLLM and llama.cpp call it prompt lookup or n-gram drafting.
 
     `min_match`, `max_match`: the least and the most tokens of the ending that are compared. Among the latest
-    occurrences of a `min_match`-gram (at most `candidates` of them) the longest match wins, then the latest.
+    occurrences of a `min_match`-gram (at most `candidates` of them) the longest match wins, then the latest. A draft
+    ends before a token of pictures or sound: a prompt has such tokens, and no answer does.
     """
 
     max_draft = 16
@@ -33,9 +34,11 @@ class SuffixDrafter:
         if not 1 <= min_match <= max_match:
             raise ValueError(f"need 1 <= min_match <= max_match, got {min_match} and {max_match}")
         self.name, self.min_match, self.max_match, self.candidates = name, min_match, max_match, candidates
+        self.never = frozenset[int]()  # tokens that are not proposed
 
     def bind(self, backbone: Decoder) -> None:
-        """Do nothing: matches need no model."""
+        """Note which tokens stand for media in the model's prompts."""
+        self.never = backbone.spec.media_ids
 
     def start(self, cache: KVCache | None = None, noise: Noise | None = None) -> SuffixMatches:
         """Return the proposer of one text, which has no n-grams yet."""
@@ -48,6 +51,7 @@ class SuffixMatches:
     def __init__(self, drafter: SuffixDrafter) -> None:
         self.name, self.max_draft = drafter.name, drafter.max_draft
         self.min_match, self.max_match, self.candidates = drafter.min_match, drafter.max_match, drafter.candidates
+        self._never = drafter.never
         self._ends: dict[tuple[int, ...], list[int]] = {}
         self._indexed = 0
 
@@ -74,7 +78,9 @@ class SuffixMatches:
             if match > length:
                 best, length = end, match
         # A match is worth about as many tokens as it is long: a short one is often a coincidence.
-        return tokens[best : best + min(k, 2 * length)] if length else ()
+        following = tokens[best : best + min(k, 2 * length)] if length else ()
+        cut = next((i for i, token in enumerate(following) if token in self._never), len(following))
+        return following[:cut]
 
     def _index(self, tokens: Sequence[int]) -> None:
         """Note the end of every n-gram, but for the text's own ending: it must not find itself."""

@@ -227,7 +227,9 @@ class Engine:
             self._draft(going_on, prompt_rows)
             draft_seconds = clock.lap("draft")
             rows = [sequence.rows().to(backbone.device) for sequence in batch]
-            states = backbone.forward_many(rows, [one.conversation.cache for one in batch], self._aux_layers)
+            media = [one.media for one in batch] if any(one.media for one in batch) else ()
+            caches = [one.conversation.cache for one in batch]
+            states = backbone.forward_many(rows, caches, self._aux_layers, media)
             states_of = dict(zip(batch, states.split(list(map(len, rows))), strict=True))
             if choosing:
                 chosen_from = [states_of[one].last[-len(one.draft.tokens) - 1 :] for one in choosing]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from specdec.engine.constraints import Constraint, ForcedTokens, constrained
 from specdec.engine.sampling import Sampler
 from specdec.engine.stats import GenerationStats
 from specdec.engine.verify import Choice, Verdict, verify
+from specdec.model.media import MediaBlock, check_media, chunk_end
 from specdec.model.states import States
 
 
@@ -28,9 +30,12 @@ class Request:
     the prompt. `limit`: tokens at which the row is full, padding included. `stop(tokens, choice)` is asked after every
     emitted token, in order. `on_states`, where given, receives the states of the rows that are committed to the
     cache, prompt included, in order, with those of the drafter's `aux_layers`. Rows that the cache had before are not
-    among them. `stats`: counts this text besides the engine's own statistics. `constraint`: says which tokens may
-    follow which; the text ends where it says that nothing may. `pins`: lengths at which later texts are likely to part
-    from this one; the cache can go back there.
+    among them. `stats`: counts this text besides the engine's own statistics. `media`: the prompt's pictures and sound,
+    in their order, at positions that do not count padding. `constraint`: says which tokens may follow which; the text
+    ends where it says that nothing may. `pins`: lengths at which later texts are likely to part from this one; the
+    cache can go back there.
+
+    Raises ValueError when the blocks of `media` are out of order or outside of the prompt.
     """
 
     row: Tensor
@@ -40,8 +45,12 @@ class Request:
     padding: int = 0
     on_states: Callable[[States], None] | None = None
     stats: GenerationStats | None = None
+    media: tuple[MediaBlock, ...] = ()
     constraint: Constraint | None = None
     pins: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        check_media(self.media, len(self.row) - self.padding)
 
 
 class RowsChooser(Protocol):
@@ -95,10 +104,11 @@ class Sequence:
         self._matcher = request.constraint.start() if request.constraint is not None else None
         self._forced = ForcedTokens(())  # what the constraint says of the next tokens
         self.states: States | None = None  # of the row that chose the pending token; None: a prompt to read
-        self.chunk = MAX_ROWS  # rows of the prompt that the next pass reads at most
+        self.chunk = MAX_ROWS  # rows of the prompt that the next pass reads, but for the edges of media
         self._ids = request.row[request.padding :].tolist()  # the tokens that proposers see, kept as they grow
         self._conversation: Conversation | None = None
         self._unread = len(self._ids)  # prompt tokens that no pass has read
+        self._media = deque(block.embedded_once() for block in request.media)  # but for those that were read
 
     def __repr__(self) -> str:
         return f"<Sequence of {self.length} tokens, {self.finish or 'in flight'}>"
@@ -139,11 +149,10 @@ class Sequence:
         """Return how many of the sequence's rows the next pass has."""
         if self.decoding:
             return len(self.draft.tokens) + 1
-        rows = min(self._unread, self.chunk)
+        read, rows = self.prompt_tokens - self._unread, min(self._unread, self.chunk)
         if self.request.pins and self.conversation.marking:  # a mark is made between two chunks
-            here = self.prompt_tokens - self._unread
-            rows = min((pin - here for pin in self.request.pins if here < pin < here + rows), default=rows)
-        return rows
+            rows = min((pin - read for pin in self.request.pins if read < pin < read + rows), default=rows)
+        return rows if not self._media else chunk_end(self._media, read, self.prompt_tokens, rows) - read
 
     @property
     def last_chunk(self) -> bool:
@@ -154,9 +163,11 @@ class Sequence:
         """Take a cache from `caches`, with as much of the prompt in it as `caches` has."""
         request = self.request
         prompt = request.row[request.padding :]
-        self._conversation = caches.acquire(prompt, request.limit - request.padding)
+        places = [block.place for block in request.media]
+        self._conversation = caches.acquire(prompt, request.limit - request.padding, places)
         self.reused = self.conversation.cache.length
         self._unread -= self.reused
+        self._forget_media()
         self.conversation.tokens = self.tokens[request.padding :]
         self.conversation.pins = request.pins
 
@@ -173,6 +184,11 @@ class Sequence:
         """Return the rows of the next pass, [rows] int64: a chunk of the prompt, or the pending token and the draft."""
         begin = self.length - (1 if self.decoding else self._unread)
         return self.tokens[begin : begin + self.next_rows]
+
+    @property
+    def media(self) -> Tokens[MediaBlock]:
+        """Return the blocks of the prompt that no pass has read whole."""
+        return self._media
 
     def before_chunk(self, caches: CacheProvider) -> None:
         """Tell `caches` that a chunk of the prompt comes next."""
@@ -222,6 +238,7 @@ class Sequence:
         """Keep a chunk of the prompt, whose rows have these `states`; more of the prompt follows."""
         self._commit(len(states), states)
         self._unread -= len(states)
+        self._forget_media()
 
     def commit(self, verdict: Verdict, states: States) -> None:
         """Keep the rows of a pass that `verdict` emits. `states`: of all rows of this text in the pass."""
@@ -229,6 +246,7 @@ class Sequence:
         committed = len(states) - len(self.draft.tokens) - 1 + len(emitted)
         self._commit(committed, states)
         self._unread = 0
+        self._media.clear()
         self.length += len(emitted)
         self._ids.extend(emitted)
         self.states, self.draft = states[committed - 1], Draft()
@@ -236,6 +254,11 @@ class Sequence:
             self.finish = "stop"
         elif self.length >= self.request.limit:
             self.finish = "length"
+
+    def _forget_media(self) -> None:
+        """Let go of the media that the cache holds, with their rows."""
+        while self._media and self._media[0].end <= self.prompt_tokens - self._unread:
+            self._media.popleft()
 
     def _commit(self, rows: int, states: States) -> None:
         self.conversation.cache.commit(rows)

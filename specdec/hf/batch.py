@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from collections.abc import Sequence as Several
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -32,8 +33,11 @@ from specdec.engine.verify import Choice
 from specdec.hf.in_step import RowsInStep, needs_all_rows
 from specdec.hf.options import Options
 from specdec.hf.settings import refuse_unsupported
-from specdec.memory.plan import cache_bytes
+from specdec.memory.plan import cache_bytes, picture_bytes
 from specdec.model.decoder import Decoder
+from specdec.model.embedder.blocks import media_blocks
+from specdec.model.embedder.inputs import MediaInputs
+from specdec.model.media import MediaBlock
 from specdec.util.threads import turn_to_compute
 
 MAX_BATCH = 32  # texts in a pass: more take memory, and on a CPU win no more
@@ -43,7 +47,8 @@ Config = Any  # transformers' GenerationConfig, after generate() prepared it
 
 @dataclass(frozen=True)
 class Batch:
-    """The arguments that transformers' `generate` hands to a decoding method. `input_ids`: [rows, n] int64."""
+    """The arguments that transformers' `generate` hands to a decoding method. `input_ids`: [rows, n] int64; `media`:
+    the pictures and sound of each row, where there are any."""
 
     input_ids: Tensor
     attention_mask: Tensor | None
@@ -51,6 +56,7 @@ class Batch:
     criteria: StoppingCriteriaList
     config: Config
     streamer: Any = None
+    media: Several[tuple[MediaBlock, ...]] = ()
 
     @property
     def keeps_scores(self) -> bool:
@@ -120,6 +126,19 @@ def run_batch(
     return _output(batch, rows, in_step)
 
 
+def media_of_rows(
+    backbone: Decoder, ids: Tensor, mask: Tensor | None, inputs: Mapping[str, Any], copies: int = 1
+) -> list[tuple[MediaBlock, ...]]:
+    """Return the media of each row of ids [rows, n], from the keyword arguments of a processor among `inputs`.
+
+    `copies`: rows in a row that have one prompt; `inputs` are those of each prompt once. Raises ValueError where media
+    and prompts do not fit.
+    """
+    once = None if mask is None else mask[::copies]
+    prompts = media_blocks(ids[::copies], once, MediaInputs.of(inputs), backbone.media)
+    return [media for media in prompts for _ in range(copies)]
+
+
 class _Streamed:
     """Feeds a streamer: token by token; for rows in lockstep step by step, once the last row's token was emitted."""
 
@@ -139,12 +158,14 @@ class _Streamed:
 
 @dataclass
 class _Row:
-    """A row of a batch: its prompt as it was `given` [n]; `tokens` [n] int64, which begin as the same prompt with its
-    padding on the left; `scores` and `logits` of each emitted token, [vocab], where they are asked for."""
+    """A row of a batch: its prompt as it was `given` [n], with its `media`; `tokens` [n] int64, which begin as the same
+    prompt with its padding on the left; `scores` and `logits` of each emitted token, [vocab], where they are asked
+    for."""
 
     given: Tensor
     tokens: Tensor
     padding: int
+    media: tuple[MediaBlock, ...] = ()
     scores: list[Tensor] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
 
@@ -181,7 +202,7 @@ def _request(backbone: Decoder, batch: Batch, row: _Row, seed: int | None, const
     processors = None if not batch.processors else process if moved else batch.processors
     warping = Warping(config.temperature or 1.0, config.top_k or 0, config.top_p or 1.0, config.min_p or 0.0)
     sampler = Sampler(processors, seed, padding, warping)
-    return Request(row.tokens, limit, sampler, stop, padding, constraint=constraint)
+    return Request(row.tokens, limit, sampler, stop, padding, media=row.media, constraint=constraint)
 
 
 def _in_step(batch: Batch, requests: Several[Request]) -> tuple[RowsInStep, list[Request]]:
@@ -235,7 +256,7 @@ def _row(backbone: Decoder, batch: Batch, row: int) -> _Row:
         raise ValueError(f"the prompt has {len(prompt)} tokens, which exceeds {_context(backbone)}; shorten it")
     if int(prompt.min()) < 0 or int(prompt.max()) >= vocabulary:
         raise ValueError(f"token ids must lie in 0..{vocabulary - 1}; is the tokenizer this model's own?")
-    return _Row(given, ids, padding)
+    return _Row(given, ids, padding, batch.media[row] if batch.media else ())
 
 
 def _context(backbone: Decoder) -> str:
@@ -255,7 +276,10 @@ def _max_batch(backbone: Decoder, batch: Batch, requests: Several[Request], in_s
     if backbone.room is None:
         return most
     longest = max(request.limit for request in requests)
-    fit = max(1, backbone.room.cache // cache_bytes(backbone.spec, longest, backbone.kv_dtype))
+    largest = max((block.end - block.start for one in requests for block in one.media if block.whole), default=0)
+    each = cache_bytes(backbone.spec, longest, backbone.kv_dtype)
+    each += picture_bytes(backbone.spec, largest, backbone.kv_dtype, backbone.dtype)
+    fit = max(1, backbone.room.cache // each)
     if in_step is not None and fit < most:
         raise ValueError(
             f"the memory budget has room for {fit} texts of {longest} tokens at a time, and a logits processor or "

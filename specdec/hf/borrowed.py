@@ -16,13 +16,16 @@ from specdec.drafting.registry import DrafterLike, resolve_drafter
 from specdec.engine.constraints import Constraint
 from specdec.engine.stats import GenerationStats, Round
 from specdec.hf.autocast import no_autocast, refuse_autocast
-from specdec.hf.batch import Batch, run_batch
+from specdec.hf.batch import Batch, media_of_rows, run_batch
 from specdec.hf.options import Options
 from specdec.hf.plain_model import refuse_more_than_weights
 from specdec.hf.settings import make_plain, refuse_inputs
 from specdec.model.build import Source, build_decoder
 from specdec.model.decoder import Decoder
+from specdec.model.embedder.inputs import MediaInputs
 from specdec.model.families import decoder_spec
+from specdec.model.media import MediaBlock
+from specdec.model.names import with_present_media
 from specdec.model.spec import DecoderSpec, RopeSpec
 from specdec.weights.state_dict import StateDictCheckpoint
 
@@ -72,6 +75,7 @@ def speculative(
             stopping_criteria,
             generation_config,
             streamer if streamer is not None else _callers_streamer(),
+            _media(decoder, input_ids, generation_config, model_kwargs),
         )
         options = Options(speculation, draft_length, seed, on_round=on_round, constraint=constraint)
         try:
@@ -80,13 +84,24 @@ def speculative(
             model.last_stats = stats  # calls that were made meanwhile, from callbacks, have ended before
 
 
+def _media(
+    decoder: Decoder, ids: Tensor, config: GenerationConfig, inputs: dict[str, Any]
+) -> list[tuple[MediaBlock, ...]]:
+    if MediaInputs.of(inputs).given and (config.num_return_sequences or 1) > 1:
+        raise ValueError(
+            "num_return_sequences with pictures or sound: transformers repeats the clips of a prompt one by one; "
+            "repeat the prompts instead, or use specdec.load"
+        )
+    return media_of_rows(decoder, ids, inputs.get("attention_mask"), inputs)
+
+
 def decoder_of(model: PreTrainedModel) -> Decoder:
     """Make a decoder whose weights share the memory of a transformers model's parameters.
 
     Raises ValueError as `speculative` does.
     """
-    spec = decoder_spec(model.config)
     state = model.state_dict()
+    spec = with_present_media(decoder_spec(model.config), state)
     checkpoint = StateDictCheckpoint(state, type(model).__name__)
     refuse_more_than_weights(model)
     spec = replace(spec, ropes=_ropes(model, spec), tied_head=_tied(model))

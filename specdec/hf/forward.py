@@ -14,6 +14,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from specdec.hf.settings import refuse_inputs, usual_positions
 from specdec.model.decoder import Decoder
+from specdec.model.embedder.blocks import media_blocks
+from specdec.model.embedder.inputs import MediaInputs
+from specdec.model.media import Media, chunk_end
 from specdec.model.states import States
 from specdec.util.threads import turn_to_compute
 
@@ -50,6 +53,8 @@ def forward(
 ) -> CausalLMOutputWithPast:
     """Run the decoder over token ids [B, n]; `SpecdecForCausalLM.forward` says what the arguments mean.
 
+    `others`: media, and arguments that are refused.
+
     Raises:
         ValueError: an argument that cannot be honoured; the message says what to do instead.
     """
@@ -59,7 +64,8 @@ def forward(
     mask = _new_columns(attention_mask, ids, past)  # [B, n]
     following = _positions(position_ids, mask, past)
     wanted = range(len(decoder.layers) - 1) if output_hidden_states else ()
-    states = _states(decoder, ids, mask, past, wanted)  # [B, n, hidden] each
+    media = media_blocks(ids, mask, MediaInputs.of(others), decoder.media)
+    states = _states(decoder, ids, mask, past, wanted, media)  # [B, n, hidden] each
     past.mask, past.following = torch.cat((past.mask, mask.cpu()), dim=1), following
 
     rows, columns = ids.shape
@@ -75,7 +81,7 @@ def forward(
         loss=loss,
         logits=torch.cat(logits) if flat else torch.stack(logits),
         past_key_values=past if use_cache else None,
-        hidden_states=_per_layer(decoder, ids, mask, states) if output_hidden_states else None,
+        hidden_states=_per_layer(decoder, ids, mask, states, media) if output_hidden_states else None,
     )
 
 
@@ -141,17 +147,23 @@ def _positions(positions: Tensor | None, mask: Tensor, past: ForwardCache) -> li
     ]
 
 
-def _states(decoder: Decoder, ids: Tensor, mask: Tensor, past: ForwardCache, wanted: Sequence[int]) -> States:
-    """Return last states and outputs of `wanted` layers, [B, n, hidden] each; zeros where `mask` is false."""
+def _states(
+    decoder: Decoder, ids: Tensor, mask: Tensor, past: ForwardCache, wanted: Sequence[int], media: Sequence[Media]
+) -> States:
+    """Return last states and outputs of `wanted` layers, [B, n, hidden] each; zeros where `mask` is false.
+
+    `media`: of each row, at positions among the tokens of `ids` that `mask` keeps.
+    """
     shape = (*ids.shape, decoder.spec.hidden_size)
     every = [torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for _ in range(1 + len(wanted))]
     for row, cache in enumerate(past.caches):
-        done = []
-        for chunk in torch.split(ids[row, mask[row]], cache.max_rows):
-            if len(chunk):  # a row of padding alone has nothing to run
-                with turn_to_compute():
-                    done.append(decoder.forward(chunk, cache, wanted))
-                cache.commit(len(chunk))
+        done, kept, begin = [], ids[row, mask[row]], cache.length  # a row of padding alone has nothing to run
+        blocks = [block.moved(begin).embedded_once() for block in media[row]]
+        while (at := cache.length - begin) < len(kept):
+            end = chunk_end(blocks, cache.length, begin + len(kept), cache.max_rows) - begin
+            with turn_to_compute():
+                done.append(decoder.forward(kept[at:end], cache, wanted, blocks))
+            cache.commit(end - at)
         if done:
             found = States.cat(done)
             for whole, part in zip(every, (found.last, *found.aux), strict=True):
@@ -196,7 +208,13 @@ def _loss(logits: Tensor, labels: Tensor, items: int | Tensor | None) -> Tensor:
     return torch.nn.functional.cross_entropy(ahead, following, reduction="sum") / items
 
 
-def _per_layer(decoder: Decoder, ids: Tensor, mask: Tensor, states: States) -> tuple[Tensor, ...]:
+def _per_layer(
+    decoder: Decoder, ids: Tensor, mask: Tensor, states: States, media: Sequence[Media]
+) -> tuple[Tensor, ...]:
     """Return hidden states [B, n, hidden] in transformers' order: embeddings, each layer's output, the normed last."""
     embedded = decoder.embed(ids.flatten()).view(*ids.shape, -1) * mask[..., None]  # [B, n, hidden]
+    for row, blocks in enumerate(media):
+        columns = mask[row].nonzero().squeeze(1)  # [kept]
+        for block in blocks:
+            embedded[row, columns[block.start : block.end]] = block.rows().to(embedded)
     return (embedded, *states.aux, states.last)

@@ -14,7 +14,10 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from specdec.cache import Conversation, Conversations
 from specdec.cache.conversation_file import load_conversation, save_conversation
@@ -25,7 +28,7 @@ from specdec.engine.constraints import Constraint
 from specdec.engine.stats import GenerationStats, Round
 from specdec.hf import forward as passes
 from specdec.hf.autocast import no_autocast
-from specdec.hf.batch import Batch, run_batch
+from specdec.hf.batch import Batch, media_of_rows, run_batch
 from specdec.hf.fixed_weights import FixedWeights
 from specdec.hf.forward import ForwardCache
 from specdec.hf.options import Options
@@ -34,6 +37,7 @@ from specdec.hf.settings import INSTEAD, make_plain, refuse_inputs, refuse_unsup
 from specdec.hf.weights import storage
 from specdec.memory.plan import conversations_of
 from specdec.model.decoder import Decoder
+from specdec.model.embedder.inputs import MEDIA_INPUTS
 from specdec.util.threads import LastOf
 
 _POSITIONAL = list(inspect.signature(GenerationMixin.generate).parameters)[3:-1]  # after self, inputs and the config
@@ -144,10 +148,11 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
         of last positions, or the positions. `labels` [B, n] add the mean cross-entropy of the next token, -100 left
         out. `output_hidden_states` adds the embeddings and the output of each layer, [B, n, hidden] each.
         `return_dict=False` makes a tuple. Masked positions get zeros. `position_ids` may be given where they leave no
-        gap.
+        gap. Media come as for `generate`.
 
         Raises:
-            ValueError: attention maps, embeddings as a prompt, a transformers cache, token ids outside the vocabulary.
+            ValueError: attention maps, embeddings as a prompt, a transformers cache, token ids outside the vocabulary,
+                media that do not fit the ids.
         """
         config = self.config
         with no_autocast(self.device):
@@ -179,6 +184,14 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
         reuse: bool = True,
         drafter: DrafterLike = None,
         on_round: Callable[[Round], None] | None = None,
+        pixel_values: Tensor | None = None,
+        image_position_ids: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_position_ids: Tensor | None = None,
+        num_frames_per_video: Tensor | None = None,
+        input_features: Tensor | None = None,
+        input_features_mask: Tensor | None = None,
+        mm_token_type_ids: Tensor | None = None,
         constraint: Constraint | None = None,
     ) -> dict[str, Any]:
         """Take the keyword arguments that `generate` passes to the loop: transformers checks names against these."""
@@ -189,14 +202,17 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
     ) -> Tensor | GenerateDecoderOnlyOutput:
         """Generate as transformers' `generate` does, with the same output, decoded speculatively.
 
-        Besides everything that transformers accepts: `speculation` (False decodes plainly), `draft_length` ("adaptive"
-        or a number), `seed`, `reuse` (False: compute the whole prompt, and keep nothing for the next one), `drafter`
-        (another drafter for this call), `on_round` (called with a `specdec.Round` after every round), and `constraint`
-        (what each text must look like: a `specdec.engine.grammar.Grammar`, say). `last_stats` is this call's
-        `GenerationStats` afterwards, also after an interrupt.
+        Pictures, videos and sound come as the model's processor in transformers makes them (`pixel_values`,
+        `input_features` and so on). Besides everything that transformers accepts: `speculation` (False decodes
+        plainly), `draft_length` ("adaptive" or a number), `seed`, `reuse` (False: compute the whole prompt, and keep
+        nothing for the next one), `drafter` (another drafter for this call), `on_round` (called with a
+        `specdec.Round` after every round), and `constraint` (what each text must look like: a
+        `specdec.engine.grammar.Grammar`, say). `last_stats` is this call's `GenerationStats` afterwards, also after an
+        interrupt.
 
         Raises:
             ValueError: beam search and other methods that this loop does not have; the message says what to use.
+                Media for a model that has no embedder for them, or that do not fit the prompts.
         """
         given = {**dict(zip(_POSITIONAL, args, strict=False)), **kwargs}
         refuse_inputs({name: given[name] for name in INSTEAD if name in given}, given.get("attention_mask"))
@@ -218,6 +234,14 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
         if config.guidance_scale not in (None, 1):
             raise ValueError("guidance_scale needs a transformers model, and custom_generate=specdec.speculative")
         return config, model_kwargs
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
+        # transformers would repeat each picture by itself, and two pictures of a prompt would change places.
+        media = {name: kwargs.pop(name) for name in MEDIA_INPUTS if name in kwargs}
+        ids, expanded = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        return ids, expanded | media
 
     def _refuse_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError("pass the prompts as one padded batch to generate(): its rows share their passes")
@@ -272,7 +296,11 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
         refuse_inputs(kwargs, attention_mask)
         chosen = self.drafter if drafter is None else resolve_drafter(drafter)
         stats = GenerationStats()
-        batch = Batch(input_ids, attention_mask, logits_processor, stopping_criteria, generation_config, streamer)
+        copies = generation_config.num_return_sequences or 1
+        media = media_of_rows(self.decoder, input_ids, attention_mask, kwargs, copies)
+        batch = Batch(
+            input_ids, attention_mask, logits_processor, stopping_criteria, generation_config, streamer, media
+        )
         options = Options(speculation, draft_length, seed, reuse, on_round, constraint)
         self._stats.set(stats)  # so that `last_stats` shows this call while it runs
         try:
@@ -282,4 +310,5 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
 
 
 # pipeline() looks class names up here, and prints an error with a few hundred of them when it finds none.
-MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["specdec"] = SpecdecForCausalLM.__name__
+for _names in (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES):
+    _names["specdec"] = SpecdecForCausalLM.__name__

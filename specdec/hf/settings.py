@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from specdec.model.embedder.inputs import MEDIA_INPUTS
+
 Config = Any  # transformers' GenerationConfig
 
 
@@ -133,16 +135,13 @@ def plain(value: Any) -> Any:
     return value
 
 
-_TAKEN = frozenset({"attention_mask", "use_cache", "logits_to_keep", "tokenizer", "assistant_tokenizer"})
+_TAKEN = frozenset({"attention_mask", "use_cache", "logits_to_keep", "tokenizer", "assistant_tokenizer", *MEDIA_INPUTS})
 INSTEAD: Mapping[str, str] = {
     "past_key_values": "the loop keeps its own cache; pass the whole prompt, and no cache",
     "inputs_embeds": "pass input_ids; prompts that are embeddings are not supported",
-    "pixel_values": "images are not supported; pass text only",
-    "mm_encoder_outputs": "images are not supported; pass text only",
-    "input_features": "audio is not supported; pass text only",
     "assistant_model": "pass drafter= (a checkpoint or a Drafter) to specdec.load or to generate",
     "position_ids": "positions count the tokens that attention_mask keeps; leave position_ids out",
-    "token_type_ids": "images are not supported; pass text only, whose token types are all 0",
+    "token_type_ids": "images of models that mark them so are not supported; pass text only, whose types are all 0",
     "output_attentions": REFUSED["output_attentions"].instead,
     "output_hidden_states": REFUSED["output_hidden_states"].instead,
 }
@@ -150,18 +149,19 @@ INSTEAD: Mapping[str, str] = {
 
 
 def refuse_inputs(inputs: Mapping[str, Any], mask: Tensor | None) -> None:
-    """Raise a ValueError for model inputs besides token ids that would change the text, saying what to use instead.
+    """Raise a ValueError for model inputs besides token ids and media that would change the text, saying what to use
+    instead.
 
     `inputs`: the keyword arguments that reach a decoding method. `mask`: the attention mask [rows, n], None: all ones.
     """
     for name, value in inputs.items():
         if name in _TAKEN or value is None or value is (name == "is_causal"):  # a switch at its default
             continue
-        if name in ("token_type_ids", "mm_token_type_ids") and not bool(torch.as_tensor(value).any()):
+        if name == "token_type_ids" and not bool(torch.as_tensor(value).any()):
             continue
         if name == "position_ids" and usual_positions(value, mask):
             continue
-        if (name == "past_key_values" and not _from_outside(value)) or (name == "mm_encoder_outputs" and not value):
+        if name == "past_key_values" and not _from_outside(value):
             continue
         raise ValueError(f"{name} is not supported: {INSTEAD.get(name, 'this loop has no use for it; leave it out')}")
 

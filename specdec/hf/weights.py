@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from specdec.model.decoder import Decoder
+from specdec.model.embedder.spec import is_media
 from specdec.model.names import expected_tensors
 from specdec.model.stack import Linear
-from specdec.weights.tensors import BlockWeight, DenseWeight
+from specdec.weights.tensors import BlockWeight, DenseWeight, Weight
 
 _LAYER = {
     "input_layernorm": "input_norm",
@@ -63,14 +64,21 @@ def named_weights(decoder: Decoder) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _tensor(decoder: Decoder, name: str) -> Tensor:
+    if is_media(name):
+        assert decoder.media is not None
+        found = decoder.media.part(name)
+        return found if isinstance(found, Tensor) else _dense(found, decoder)
     stem, kind = name.rsplit(".", 1)
     found = _find(decoder, stem)
     if isinstance(found, Linear):
         found = found.bias if kind == "bias" else found.weight
     if isinstance(found, Tensor):
         return found - decoder.spec.norm_offset if stem.endswith("norm") and decoder.spec.norm_offset else found
-    assert isinstance(found, (DenseWeight, BlockWeight))
-    return found.tensor if isinstance(found, DenseWeight) else found.dequantize().to(decoder.dtype)
+    return _dense(found, decoder)
+
+
+def _dense(weight: Weight, decoder: Decoder) -> Tensor:
+    return (weight.tensor if isinstance(weight, DenseWeight) else weight.dequantize()).to(decoder.dtype)
 
 
 def _find(decoder: Decoder, stem: str) -> Any:

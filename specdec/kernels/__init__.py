@@ -24,9 +24,10 @@ from torch import Tensor
 
 from specdec.kernels import native as _native
 from specdec.kernels import reference as _reference
+from specdec.kernels.abi import Work
 from specdec.kernels.blocks import BLOCK, GROUP, BlockTensor, pack_blocks, unpack_blocks
 from specdec.kernels.draft import FusedDraft
-from specdec.kernels.layers import FusedLayers, LayerWeights, Span, StoreRows, fits
+from specdec.kernels.layers import FusedLayers, FusedPiece, LayerWeights, Span, StoreRows, fits
 from specdec.kernels.records import DraftSampling, Matrix, plain, readable
 from specdec.kernels.store import KeyFromValue, KVView
 
@@ -38,12 +39,14 @@ __all__ = [
     "DraftSampling",
     "FusedDraft",
     "FusedLayers",
+    "FusedPiece",
     "KVView",
     "KeyFromValue",
     "LayerWeights",
     "Matrix",
     "Span",
     "StoreRows",
+    "Work",
     "active",
     "arithmetic",
     "attention",

@@ -12,11 +12,18 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import CDLL, Structure, c_char_p, c_double, c_float, c_int, c_int64, c_uint64, c_void_p
+from enum import IntEnum
 from pathlib import Path
 
 from specdec.kernels.sources import sources_hash
 
 ACTIVATIONS = ("silu", "gelu_tanh")  # `Activation` of abi.h
+
+
+class Work(IntEnum):
+    """Say what a call does of its layers, as `Work` of abi.h: all, K and V of the rows, or the rest."""
+
+    ALL, KEYS, REST = range(3)
 
 
 class Weights(Structure):
@@ -104,7 +111,11 @@ _ARGUMENTS = {
     "specdec_best": [c_void_p, c_int64, c_void_p],
     "specdec_gumbel_candidates": [c_void_p, c_void_p, c_int64, c_float, c_double, c_uint64, c_void_p],
     "specdec_attention": [c_void_p] * 4 + [c_float, c_void_p] + [c_int64] * 3 + [c_int],
-    "specdec_layers": [c_void_p, c_int64] * 2 + [c_void_p] * 4 + [c_int64] * 2 + [c_void_p, c_int64, c_void_p, c_int],
+    "specdec_layers": [c_void_p, c_int64] * 2
+    + [c_void_p] * 5
+    + [c_int64] * 2
+    + [c_void_p, c_int64, c_void_p]
+    + [c_int] * 2,
     "specdec_draft": [c_void_p] * 2
     + [c_int64]
     + [c_void_p] * 4

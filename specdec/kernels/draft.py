@@ -9,7 +9,7 @@ from torch import Tensor
 
 from specdec.kernels import abi
 from specdec.kernels.blocks import BlockTensor
-from specdec.kernels.layers import FusedLayers, Span, StoreRows, Views
+from specdec.kernels.layers import FusedLayers, Span, Views
 from specdec.kernels.records import DraftSampling, Matrix, address, matrix_record, plain_ids, weights_record
 
 
@@ -68,7 +68,7 @@ class FusedDraft:
         stores of the backbone's cache. `sampling`: how the tokens are sampled; None: the largest logit wins.
         """
         layers = self._layers
-        stores, (table, _kept) = layers.stores([StoreRows(1, views)]), layers.spans(spans, 1)
+        stores, (table, _kept) = layers.stores([views]), layers.spans(spans, 1)
         assert len(aux) == self._drafter.aux
         return layers.library.draft(
             self._drafter, layers.records, table, stores, layers.norm, state, aux, newest, steps, sampling

@@ -107,8 +107,8 @@ def fits(layer: LayerWeights[Any]) -> bool:
 class Span:
     """Place the rows of a pass, for the layers of one kind.
 
-    `cos`, `sin` [T, head_dim]; row t sees positions first[t] .. end[t] - 1, and layers that store K/V put its own at
-    position end[t] - 1.
+    `cos`, `sin` [T, head_dim], of the rows' own positions; row t sees positions first[t] .. end[t] - 1. A row of a
+    picture sees later rows of the picture in sliding layers, so `end` says nothing of where the row itself is.
     """
 
     cos: Tensor
@@ -124,11 +124,12 @@ class Span:
 class StoreRows(NamedTuple):
     """Count the rows of one text, and name its cache's stores (None: not read).
 
-    `views` stays the same object until a store changes.
+    `views` stays the same object until a store changes. `start`: the position of the first row.
     """
 
     rows: int
     views: Views
+    start: int
 
 
 class _Tables(threading.local):
@@ -136,6 +137,23 @@ class _Tables(threading.local):
 
     def __init__(self) -> None:
         self.kept: dict[int, tuple[Views, Array[abi.KV]]] = {}
+
+
+@dataclass(frozen=True)
+class FusedPiece:
+    """Take some rows of a pass through one layer at a time. `rows` [T, hidden]: changed in place, and never normed."""
+
+    layers: FusedLayers
+    rows: Tensor
+    arguments: tuple[Array[Any], Array[Any], Array[Any], Array[Any]]
+    extra: Tensor | None
+    kept: object  # what the records in `arguments` point into
+
+    def __call__(self, number: int, work: abi.Work) -> None:
+        """Do `work` of the layer `number`."""
+        record = (abi.Layer * 1)(self.layers.records[number])
+        extra = None if self.extra is None else self.extra[:, number : number + 1].contiguous()  # [T, 1, width]
+        self.layers.library.layers(record, *self.arguments, None, self.rows, extra, work=work)
 
 
 class FusedLayers:
@@ -178,27 +196,41 @@ class FusedLayers:
         `texts`: whose rows these are, in their order. `extra` [T, layers, width] float32: per-layer inputs of the
         layers that want them.
         """
-        rows = x.shape[0]
-        assert sum(text.rows for text in texts) == rows
-        starts = (c_int64 * (len(texts) + 1))(0, *accumulate(text.rows for text in texts))
-        stores, (table, _kept) = self.stores(texts), self.spans(spans, rows)
+        places = self._places(texts, x.shape[0])
+        stores, (table, _kept) = self.stores([text.views for text in texts]), self.spans(spans, x.shape[0])
         if extra is not None:
             extra = extra.contiguous()
         if not aux_layers:
-            self.library.layers(self.records, table, starts, stores, self.norm, x, extra)
+            self.library.layers(self.records, table, *places, stores, self.norm, x, extra)
             return (x,)
         outputs = {layer: torch.empty_like(x) for layer in aux_layers}
         wanted = (c_void_p * len(self.records))(
             *(outputs[i].data_ptr() if i in outputs else None for i in range(len(self.records)))
         )
-        self.library.layers(self.records, table, starts, stores, self.norm, x, extra, wanted)
+        self.library.layers(self.records, table, *places, stores, self.norm, x, extra, wanted)
         return x, *(outputs[layer] for layer in aux_layers)
 
-    def stores(self, texts: Sequence[StoreRows]) -> Array[c_void_p]:
+    def piece(
+        self, x: Tensor, spans: Mapping[str, Span], texts: Sequence[StoreRows], extra: Tensor | None = None
+    ) -> FusedPiece:
+        """Prepare some rows of a pass, which goes through the layers piece by piece; arguments as in a call of all
+        layers."""
+        stores, (table, kept) = self.stores([text.views for text in texts]), self.spans(spans, x.shape[0])
+        starts, positions = self._places(texts, x.shape[0])
+        arguments = table, starts, positions, stores
+        return FusedPiece(self, x, arguments, extra, (kept, self._tables.kept))
+
+    def _places(self, texts: Sequence[StoreRows], rows: int) -> tuple[Array[c_int64], Array[c_int64]]:
+        """Return the first row of each text, with the number of rows after them, and the position of each such row."""
+        starts = (c_int64 * (len(texts) + 1))(0, *accumulate(text.rows for text in texts))
+        assert starts[len(texts)] == rows
+        return starts, (c_int64 * len(texts))(*(text.start for text in texts))
+
+    def stores(self, texts: Sequence[Views]) -> Array[c_void_p]:
         """Return the addresses of each text's stores."""
         # Kept as long as they are in use: to make a text's table anew costs as much as a small pass.
-        self._tables.kept = {id(text.views): self._table(text.views) for text in texts}
-        return (c_void_p * len(texts))(*(addressof(self._tables.kept[id(text.views)][1]) for text in texts))
+        self._tables.kept = {id(views): self._table(views) for views in texts}
+        return (c_void_p * len(texts))(*(addressof(self._tables.kept[id(views)][1]) for views in texts))
 
     def spans(self, spans: Mapping[str, Span], rows: int) -> tuple[Array[abi.Span], list[Any]]:
         """Return the records of `spans`, and the objects that have to live as long as the records do."""

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from specdec.kernels import abi
 from specdec.kernels.blocks import BlockTensor
-from specdec.kernels.records import DraftSampling, plain, plain_ids, store_record
+from specdec.kernels.records import DraftSampling, address, plain, plain_ids, store_record
 from specdec.kernels.sources import what_to_install
 from specdec.kernels.store import KVView
 
@@ -179,31 +179,36 @@ class Native:
         layers: Array[abi.Layer],
         spans: Array[abi.Span],
         starts: Array[Any],
+        positions: Array[Any],
         stores: Array[Any],
-        norm: Tensor,
+        norm: Tensor | None,
         x: Tensor,
         extra: Tensor | None,
         aux: Array[Any] | None = None,
+        work: abi.Work = abi.Work.ALL,
     ) -> None:
-        """Take rows x float32 [T, hidden] (contiguous) through layers and a norm, in place.
+        """Take rows x float32 [T, hidden] (contiguous) through layers and a norm (None: no norm), in place.
 
-        `starts`: the first row of each text, and T at the end. `stores`: where each text's stores are. `extra` [T,
-        layers, width]: per-layer inputs. `aux`: for each layer where its output [T, hidden] goes too; null: nowhere.
+        `starts`: the first row of each text, and T at the end. `positions`: that of each text's first row. `stores`:
+        where each text's stores are. `extra` [T, layers, width]: per-layer inputs. `aux`: for each layer where its
+        output [T, hidden] goes too; null: nowhere. `work` KEYS writes K and V and leaves x as it is.
         """
-        assert plain(norm) and plain(x) and (extra is None or plain(extra))
+        assert plain(x) and all(part is None or plain(part) for part in (norm, extra))
         code = self._layers(
             layers,
             len(layers),
             spans,
             len(stores),
             starts,
+            positions,
             stores,
-            norm.data_ptr(),
+            address(norm),
             x.data_ptr(),
             *x.shape,
-            None if extra is None else extra.data_ptr(),
+            address(extra),
             0 if extra is None else extra.shape[2],
             aux,
+            work,
             torch.get_num_threads(),
         )
         assert code != 2, "a row sees positions that a ring does not hold"

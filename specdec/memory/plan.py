@@ -2,7 +2,8 @@
 
 What: `needs` adds up weights, drafter, cache, workspace and the program itself; `longest` turns it around. The cache's
 part is exact: it comes from the rules by which `specdec.cache` allocates. Weights are the bytes of their storage. The
-workspace is what a pass over the longest chunk needs: attention's scores, logits, rotations.
+workspace is what a pass over the longest chunk needs: attention's scores, logits, rotations. Media are the pixels of a
+prompt, and what a pass over a whole picture needs besides. Left out: sound, 2,560 bytes a token.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ LEAST = 512  # positions that a budget must leave room for
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 LOGIT_ROWS = 27  # of the vocabulary, float32: a pass over nine rows, and two copies that processors and sampling make
 KEPT_SHARE = 8  # one part in so many of the free memory is for the caches of former conversations
+FRAME_TOKENS = 70  # of a frame of video, padding included
+LARGEST_PICTURE = 1120  # soft tokens: the largest budget of Gemma 4's processor
 LATER = 22_000_000  # parts of libraries that a generation is the first to need; measured with eval.memory
 
 
@@ -47,11 +50,12 @@ class Needs:
     cache: int
     workspace: int
     program: int
+    media: int = 0
 
     @property
     def total(self) -> int:
         """Return the bytes of all parts."""
-        return self.weights + self.drafter + self.cache + self.workspace + self.program
+        return self.weights + self.drafter + self.cache + self.workspace + self.program + self.media
 
     def to_dict(self) -> dict[str, int | str]:
         """Return the parts and their total in JSON types."""
@@ -60,13 +64,16 @@ class Needs:
 
 @dataclass(frozen=True)
 class Planner:
-    """The figures that do not depend on the length: the model's spec, and bytes of weights, drafter and program."""
+    """The figures that do not depend on the length: the model's spec, bytes of weights, drafter and program, and the
+    media that a prompt may have: a picture of so many soft tokens, so many frames of video."""
 
     spec: DecoderSpec
     weights: int
     drafter: int = 0
     program: int = 0
     dtype: torch.dtype = torch.float32  # of activations
+    picture: int = 0
+    frames: int = 0
 
     def needs(self, positions: int, kv_dtype: str = "float32") -> Needs:
         """Return the memory needs of a context of `positions`. Raises ValueError for an unknown `kv_dtype`."""
@@ -74,7 +81,8 @@ class Planner:
             raise ValueError(f"there is no cache of {kv_dtype!r}; choose one of {', '.join(KV_DTYPES)}")
         cache = cache_bytes(self.spec, positions, KV_DTYPES[kv_dtype])
         workspace = workspace_bytes(self.spec, positions, self.dtype)
-        return Needs(positions, kv_dtype, self.weights, self.drafter, cache, workspace, self.program)
+        media = media_bytes(self.spec, positions, KV_DTYPES[kv_dtype], self.dtype, self.picture, self.frames)
+        return Needs(positions, kv_dtype, self.weights, self.drafter, cache, workspace, self.program, media)
 
     def longest(self, budget: int, kv_dtype: str = "float32") -> int:
         """Return the longest context whose total is within `budget` bytes; 0 where not even the weights are."""
@@ -91,10 +99,11 @@ class Planner:
             found = self.needs(positions, kv_dtype)
             return MemoryLimits(positions, found.cache + budget - found.total)
         least = self.needs(min(LEAST, self.spec.max_positions), kv_dtype)
+        media = f", a picture {least.media / 1e9:.2f}" if least.media else ""
         raise ValueError(
             f"a memory budget of {budget / 1e9:.2f} GB is too small: weights {least.weights / 1e9:.2f}, drafter "
             f"{least.drafter / 1e9:.2f}, {least.positions} positions of context {least.cache / 1e9:.2f}, workspace "
-            f"{least.workspace / 1e9:.2f} and Python with its libraries {least.program / 1e9:.2f} make "
+            f"{least.workspace / 1e9:.2f}{media} and Python with its libraries {least.program / 1e9:.2f} make "
             f"{least.total / 1e9:.2f} GB; allow as much, or quantise (quantize='int4', kv_dtype='int8')"
         )
 
@@ -137,6 +146,39 @@ def workspace_bytes(spec: DecoderSpec, positions: int, dtype: torch.dtype, max_r
         if any(layer.kind == kind and spec.keeps_values_alone(layer) for layer in spec.layers):
             turned += slots_for(positions) * 2 * spec.ropes[kind].rotating_pairs * 4
     return 4 * (scores + rows + LOGIT_ROWS * spec.vocab_size) + turned
+
+
+def media_bytes(
+    spec: DecoderSpec, positions: int, kept: torch.dtype, dtype: torch.dtype, picture: int, frames: int
+) -> int:
+    """Return the bytes that media take in a context of `positions`: a picture of `picture` soft tokens, a video of
+    `frames` frames.
+
+    Pixels are the caller's, in float32. Embedding is over before the layers begin, and takes less than they do.
+    """
+    vision = None if spec.media is None else spec.media.vision
+    largest = max(picture, FRAME_TOKENS if frames else 0)
+    if vision is None or not largest:
+        return 0
+    pixels = 4 * vision.patch * (picture + FRAME_TOKENS * frames)
+    longer = max(MAX_ROWS, min(largest, 3 * MAX_ROWS // 2))  # rows of the pieces that a long pass is cut into
+    workspace = workspace_bytes(spec, positions, dtype, longer) - workspace_bytes(spec, positions, dtype)
+    return pixels + workspace + picture_bytes(spec, min(largest, positions), kept, dtype)
+
+
+def picture_bytes(spec: DecoderSpec, rows: int, kept: torch.dtype, dtype: torch.dtype) -> int:
+    """Return the bytes that a pass over a picture of `rows` rows takes besides those of a pass over text.
+
+    Rings have room for all of its rows, and four tensors of all rows are held at a time: the picture's own rows, the
+    residual stream and its norm, and what one of them is made from.
+    """
+    rings = sum(
+        store_bytes(layer.kv_heads, layer.head_dim, max(0, rows - MAX_ROWS), kept, False)
+        for layer in spec.layers
+        if layer.kv_layer is None and layer.window is not None
+    )
+    turned = sum(2 * 2 * len(rope.frequencies) for rope in spec.ropes.values())
+    return rings + rows * (4 * spec.hidden_size + turned) * dtype.itemsize
 
 
 def conversations_of(decoder: Decoder) -> Conversations:

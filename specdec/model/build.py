@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from specdec.model.decoder import Decoder, MemoryLimits, PerLayerEmbedding
+from specdec.model.embedder.embedder import AudioEmbedder, LayerNorm, MediaEmbedder, VisionEmbedder
+from specdec.model.embedder.spec import MediaSpec, is_media
 from specdec.model.names import expected_tensors, gguf_name, hf_names, ignorable
 from specdec.model.spec import DecoderSpec
 from specdec.model.stack import Layer, Linear
@@ -42,7 +44,8 @@ class Source:
     def gguf(cls, checkpoint: Checkpoint, spec: DecoderSpec) -> Source:
         """Return the source of a GGUF file, whose norms have their offset already and whose Llama rows are
         interleaved."""
-        names = {canonical: gguf_name(spec, canonical) for canonical in expected_tensors(spec)}
+        # `MmprojCheckpoint` has an embedder's tensors under their canonical names.
+        names = {name: name if is_media(name) else gguf_name(spec, name) for name in expected_tensors(spec)}
         return cls(checkpoint, names, 0.0, spec.model_type == "llama")
 
 
@@ -100,7 +103,8 @@ def assemble(
         )
     layers = [build_layer(spec, i, read) for i in range(len(spec.layers))]
     head = embedding if spec.tied_head else read.matrix("lm_head.weight")
-    return Decoder(spec, embedding, layers, norm, head, per_layer, kv_dtype, room)
+    media = None if spec.media is None else build_embedder(spec.media, read, norm)
+    return Decoder(spec, embedding, layers, norm, head, per_layer, kv_dtype, room, media)
 
 
 def build_layer(spec: DecoderSpec, index: int, read: Reader) -> Layer:
@@ -147,6 +151,35 @@ def build_layer(spec: DecoderSpec, index: int, read: Reader) -> Layer:
     )
 
 
+def build_embedder(spec: MediaSpec, read: Reader, like: Tensor) -> MediaEmbedder:
+    """Build the embedder of `spec`, whose rows have the dtype and the device of `like`."""
+
+    def vector(name: str) -> Tensor:
+        found = read.vector(name)
+        assert found is not None, name
+        return found
+
+    def norm(name: str) -> LayerNorm:
+        return LayerNorm(vector(f"vision_embedder.{name}.weight"), vector(f"vision_embedder.{name}.bias"))
+
+    vision = audio = None
+    if spec.vision is not None:
+        dense = "vision_embedder.patch_dense"
+        vision = VisionEmbedder(
+            patch_ln1=norm("patch_ln1"),
+            patch_dense=Linear(read.matrix(f"{dense}.weight"), vector(f"{dense}.bias")),
+            patch_ln2=norm("patch_ln2"),
+            pos_embedding=vector("vision_embedder.pos_embedding"),
+            pos_norm=norm("pos_norm"),
+            embedding_projection=Linear(read.matrix("embed_vision.embedding_projection.weight")),
+            eps=spec.vision.eps,
+        )
+    if spec.audio is not None:
+        projection = Linear(read.matrix("embed_audio.embedding_projection.weight"))
+        audio = AudioEmbedder(projection, spec.audio.eps)
+    return MediaEmbedder(spec, vision, audio, like.dtype, like.device)
+
+
 def check_tensors(spec: DecoderSpec, source: Source, more: Mapping[str, tuple[int, ...]] | None = None) -> None:
     """Raise a ValueError that lists every missing, surplus and misshapen tensor.
 
@@ -176,7 +209,12 @@ def check_tensors(spec: DecoderSpec, source: Source, more: Mapping[str, tuple[in
 
 
 def storage_of(name: str, quantize: Quantize) -> Storage:
-    """Return the storage of the matrix of this canonical name in a model that is quantised with `quantize`."""
+    """Return the storage of the matrix of this canonical name in a model that is quantised with `quantize`.
+
+    An embedder takes 8 bits in every quantised model: it is small, and all that a model sees goes through it.
+    """
+    if is_media(name) and quantize in ("int4", "int4-all"):
+        return "int8"
     if quantize == "int4-all":
         return "int4"
     return "int8" if quantize == "int4" and name in ("embed_tokens.weight", "lm_head.weight") else quantize

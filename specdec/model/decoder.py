@@ -1,6 +1,7 @@
 """The decoder: one implementation for every family, described by a `DecoderSpec`.
 
-A pass takes T token ids and returns the `States` of T rows, through the layers of `stack.py`.
+A pass takes T token ids and returns the `States` of T rows, through the layers of `stack.py`. Rows of media come from
+elsewhere than the embedding, and rows of a picture see all of the picture in sliding layers (`media.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from torch import Tensor
 from specdec import kernels
 from specdec.cache import MAX_ROWS, KVCache, StoreShape
 from specdec.kernels import KeyFromValue, Span
-from specdec.model.spec import DecoderSpec
+from specdec.model.embedder.embedder import MediaEmbedder
+from specdec.model.media import Media, within
+from specdec.model.spec import SLIDING, DecoderSpec
 from specdec.model.stack import Layer, Linear, Rotations, SequenceRows, Stack
 from specdec.model.states import States
 from specdec.weights.tensors import Weight
@@ -64,9 +67,11 @@ class Decoder:
         per_layer: PerLayerEmbedding | None = None,
         kv_dtype: torch.dtype | None = None,
         room: MemoryLimits | None = None,
+        media: MediaEmbedder | None = None,
     ) -> None:
         """Make a decoder of its parts. `kv_dtype`: the type in which its caches keep K and V, a float type or int8;
-        None: the compute dtype. `room`: the memory limits; None without a memory budget."""
+        None: the compute dtype. `room`: the memory limits; None without a memory budget. `media`: what embeds pictures
+        and sound; None: the decoder reads text alone."""
         self.spec = spec
         self.embedding = embedding
         stores = [i if kv is None else kv for i, kv in enumerate(layer.spec.kv_layer for layer in layers)]
@@ -78,6 +83,7 @@ class Decoder:
         self.device = norm.device
         self.dtype = norm.dtype
         self.kv_dtype, self.room = kv_dtype or self.dtype, room
+        self.media = media
         self.rotations = Rotations(spec.ropes, self.dtype, self.device)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Decoder:
@@ -104,6 +110,7 @@ class Decoder:
         parts += [getattr(layer, f.name) for layer in self.layers for f in fields(layer)]
         if self.per_layer is not None:
             parts += [self.per_layer.embedding, self.per_layer.projection]
+        parts += [] if self.media is None else [self.media]
         return sum(int(getattr(getattr(part, "weight", part), "nbytes", 0)) for part in parts)
 
     @cached_property
@@ -164,19 +171,27 @@ class Decoder:
         return key_from_value
 
     @torch.inference_mode()
-    def forward(self, ids: Tensor, cache: KVCache, aux_layers: Sequence[int] = ()) -> States:
+    def forward(self, ids: Tensor, cache: KVCache, aux_layers: Sequence[int] = (), media: Media = ()) -> States:
         """Run one pass over ids [T] (int64) at the cache's next positions, and return the states of its rows.
 
-        The rows' K/V are written; `cache.commit(n)` keeps the first n of them. `aux_layers`: see `forward_many`.
+        The rows' K/V are written; `cache.commit(n)` keeps the first n of them. `aux_layers`, `media`: see
+        `forward_many`.
         """
-        return self.forward_many([ids], [cache], aux_layers)
+        return self.forward_many([ids], [cache], aux_layers, [media] if media else ())
 
     @torch.inference_mode()
-    def forward_many(self, ids: Sequence[Tensor], caches: Sequence[KVCache], aux_layers: Sequence[int] = ()) -> States:
+    def forward_many(
+        self,
+        ids: Sequence[Tensor],
+        caches: Sequence[KVCache],
+        aux_layers: Sequence[int] = (),
+        media: Sequence[Media] = (),
+    ) -> States:
         """Run one pass over rows of several texts: ids[i] [T_i] at the next positions of caches[i], each another cache.
 
         The weights are read once for all texts. Returns the states of T_0 + T_1 + ... rows, bit for bit those of a
-        `forward` for each text, with the outputs of `aux_layers` (the residual stream).
+        `forward` for each text, with the outputs of `aux_layers` (the residual stream). media[i]: the blocks of text i,
+        those without rows in this pass too; (): no text has any. A whole block is in one pass, of however many rows.
         """
         texts = [
             SequenceRows(cache, cache.begin(len(rows)), len(rows)) for rows, cache in zip(ids, caches, strict=True)
@@ -184,7 +199,23 @@ class Decoder:
         flat = ids[0] if len(ids) == 1 else torch.cat(tuple(ids))  # [T]
         x = self.embed(flat)
         extra = None if self.per_layer is None else self.per_layer(flat, x)
-        return self.stack(x, self.spans([(text.start, text.rows) for text in texts]), texts, extra, aux_layers)
+        places = [(text.start, text.rows) for text in texts]
+        if media:
+            self._put_media(x, places, media)
+        return self.stack(x, self.spans(places, media), texts, extra, aux_layers)
+
+    def _put_media(self, x: Tensor, texts: Sequence[tuple[int, int]], media: Sequence[Media]) -> None:
+        """Replace the rows of media among x [T, hidden], which are not scaled as embeddings are."""
+        assert self.per_layer is None, "what per-layer inputs of soft tokens are is not known"
+        row = 0
+        for (start, rows), blocks in zip(texts, media, strict=True):
+            for block in within(blocks, start, start + rows):
+                low, high = max(start, block.start), min(start + rows, block.end)
+                assert not block.whole or high - low == block.end - block.start, "a whole block is cut"
+                made = block.rows()  # [end - start, hidden]
+                assert made.shape == (block.end - block.start, x.shape[1]), f"{tuple(made.shape)} rows of media"
+                x[row + low - start : row + high - start] = made[low - block.start : high - block.start].to(x)
+            row += rows
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -203,14 +234,27 @@ class Decoder:
         # transformers rounds Gemma's scale to the dtype before it multiplies (55.4256 becomes 55.5 in bf16).
         return x if self.spec.embed_scale == 1.0 else x * _scalar(self.spec.embed_scale, x)
 
-    def spans(self, texts: Sequence[tuple[int, int]]) -> dict[str, Span]:
-        """Return the span of each layer kind, for rows of several texts (first position, rows)."""
-        end = [start + t + 1 for start, rows in texts for t in range(rows)]
+    def spans(self, texts: Sequence[tuple[int, int]], media: Sequence[Media] = ()) -> dict[str, Span]:
+        """Return the span of each layer kind, for rows of several texts (first position, rows), with their media."""
+        own = [start + t + 1 for start, rows in texts for t in range(rows)]
+        sliding = _ends(texts, media, own) if media else own
         spans = {}
         for kind, window in self._windows.items():
-            first = [0 if window is None else max(0, e - window) for e in end]
-            spans[kind] = Span(*self.rotations(kind, texts), first, end)
+            first = [0 if window is None else max(0, e - window) for e in own]
+            spans[kind] = Span(*self.rotations(kind, texts), first, sliding if kind == SLIDING else own)
         return spans
+
+
+def _ends(texts: Sequence[tuple[int, int]], media: Sequence[Media], own: Sequence[int]) -> list[int]:
+    """Return the ends of what rows of sliding layers see: their `own`, or that of the whole block that they are in."""
+    ends, row = list(own), 0
+    for (start, rows), blocks in zip(texts, media, strict=True):
+        for block in within(blocks, start, start + rows):
+            if block.whole:
+                at = row + block.start - start
+                ends[at : at + block.end - block.start] = [block.end] * (block.end - block.start)
+        row += rows
+    return ends
 
 
 def _scalar(value: float, like: Tensor) -> Tensor:

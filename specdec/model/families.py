@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from specdec.model.embedder.config import media_spec
 from specdec.model.spec import Activation, DecoderSpec, LayerSpec, RopeSpec
 from specdec.weights.metadata import Values, finite, foreign, quote
 
@@ -34,7 +35,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 
 def decoder_spec(config: Config) -> DecoderSpec:
-    """Return the spec of the text decoder that `config` describes.
+    """Return the spec of the decoder that `config` describes, with its embedder of media where it has one.
 
     Raises:
         ValueError: the architecture, or a feature of it (experts, an unusual rope or activation), is not supported, or
@@ -46,7 +47,9 @@ def decoder_spec(config: Config) -> DecoderSpec:
         raise ValueError(
             f"architecture {quote(text.model_type)} is not supported; supported are: {', '.join(sorted(_FAMILIES))}"
         )
-    return family(text)
+    spec = family(text)
+    media = media_spec(config, spec.hidden_size, spec.vocab_size)
+    return spec if media is None else replace(spec, media=media, media_ids=media.tokens.ids)
 
 
 def supported_families() -> tuple[str, ...]:

@@ -8,8 +8,10 @@ adds Gemma 3's "1 +" to the norms.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from dataclasses import replace
 
+from specdec.model.embedder.spec import media_names, present_parts
 from specdec.model.spec import DecoderSpec
 
 _GGUF_TOP = {
@@ -58,7 +60,7 @@ def expected_tensors(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
         shapes["per_layer_projection_norm.weight"] = (width,)
     for i in range(len(spec.layers)):
         shapes.update({f"layers.{i}.{name}": shape for name, shape in layer_tensors(spec, i)})
-    return shapes
+    return shapes | ({} if spec.media is None else spec.media.tensors())
 
 
 def layer_tensors(spec: DecoderSpec, index: int) -> Iterable[tuple[str, tuple[int, ...]]]:
@@ -120,7 +122,15 @@ def hf_names(spec: DecoderSpec, names: Iterable[str]) -> dict[str, str]:
     if not spec.tied_head:
         heads = ("lm_head.weight", "language_model.lm_head.weight")
         mapped["lm_head.weight"] = next((head for head in heads if head in present), heads[0])
-    return mapped
+    return mapped if spec.media is None else mapped | media_names(spec.media, present)
+
+
+def with_present_media(spec: DecoderSpec, names: Container[str]) -> DecoderSpec:
+    """Return `spec` with those parts of its embedder of which a checkpoint that holds `names` has tensors.
+
+    A config may describe parts that a conversion to a text model left out.
+    """
+    return spec if spec.media is None else replace(spec, media=present_parts(spec.media, names))
 
 
 def ignorable(spec: DecoderSpec, name: str) -> bool:

@@ -1,7 +1,7 @@
 """A decoder as data: every family differs from the others only in the values of these records.
 
 `families.py` makes a `DecoderSpec` of a transformers config, and `decoder.py` looks at nothing else. Left out on
-purpose: mixture-of-experts blocks, and vision and audio towers.
+purpose: mixture-of-experts blocks, and vision and audio towers with attention.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from specdec.model.embedder.spec import MediaSpec
+
+SLIDING = "sliding_attention"  # the kind of layers whose rows see all of the picture that they are in
 Activation = Literal["silu", "gelu_tanh"]
 
 
@@ -70,6 +73,8 @@ class DecoderSpec:
     tied_head: bool = True
     per_layer_input: int = 0  # Gemma 4 E2B/E4B: width of the extra embedding fed to every layer
     per_layer_vocab: int = 0
+    media: MediaSpec | None = None  # the embedder of pictures and sound; None: it reads text alone
+    media_ids: frozenset[int] = frozenset()  # tokens around and inside of pictures and sound, which a prompt alone has
     reads_backbone: bool = False  # a drafter without K/V of its own: `kv_layer` counts the layers of its backbone
 
     @property

@@ -7,7 +7,7 @@ op gives a row the same bits whatever the other rows are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from specdec import kernels
-from specdec.cache import KVCache, LayerStore
-from specdec.kernels import FusedLayers, LayerWeights, Matrix, Span, StoreRows
+from specdec.cache import MAX_ROWS, KVCache, LayerStore
+from specdec.kernels import FusedLayers, FusedPiece, LayerWeights, Matrix, Span, StoreRows, Work
 from specdec.model.spec import LayerSpec, RopeSpec
 from specdec.model.states import States
 from specdec.weights.tensors import Weight
@@ -52,12 +52,25 @@ class Layer(LayerWeights[Linear]):
     spec: LayerSpec
 
     def __call__(
-        self, x: Tensor, span: Span, store: LayerStore, start: int, per_layer_input: Tensor | None = None
+        self,
+        x: Tensor,
+        span: Span,
+        store: LayerStore,
+        start: int,
+        per_layer_input: Tensor | None = None,
+        work: Work = Work.ALL,
     ) -> Tensor:
         """Take rows [T, hidden] at positions start .. start + T - 1 through the layer; write their K/V if it has its
-        own."""
-        y = self.attend(kernels.rms_norm(x, self.input_norm, self.eps), span, store, start)
-        x = x + self._norm(y, self.attention_post_norm)
+        own.
+
+        `work` KEYS writes K/V and returns x; REST finds them written.
+        """
+        normed = kernels.rms_norm(x, self.input_norm, self.eps)
+        if work is not Work.REST and self.k is not None:
+            self._write(normed, span, store, start)
+        if work is Work.KEYS:
+            return x
+        x = x + self._norm(self._attend(normed, span, store), self.attention_post_norm)
         y = kernels.rms_norm(x, self.mlp_norm, self.eps)
         y = self.down(kernels.gated(self.gate(y), self.up(y), self.activation))
         x = x + self._norm(y, self.mlp_post_norm)
@@ -67,17 +80,20 @@ class Layer(LayerWeights[Linear]):
             x = x + self._norm(self.ple_projection(y), self.ple_norm)
         return x if self.scalar is None else x * self.scalar
 
-    def attend(self, x: Tensor, span: Span, store: LayerStore, start: int) -> Tensor:
-        """Attend with normed rows x [T, hidden] at positions from `start` on: [T, hidden]; K/V of its own are written
-        first."""
+    def _write(self, x: Tensor, span: Span, store: LayerStore, start: int) -> None:
+        """Store K and V of normed rows x [T, hidden] at positions from `start` on."""
+        rows, spec = x.shape[0], self.spec
+        assert self.k is not None
+        raw = self.k(x).view(rows, spec.kv_heads, spec.head_dim)  # [T, Hkv, D]
+        v = raw if self.v is None else self.v(x).view(rows, spec.kv_heads, spec.head_dim)  # [T, Hkv, D]
+        k = kernels.rope(self._norm(raw, self.k_norm), span.cos, span.sin)
+        store.write(start, k, kernels.rms_norm(v, None, self.eps) if self.norm_values else v)
+
+    def _attend(self, x: Tensor, span: Span, store: LayerStore) -> Tensor:
+        """Attend with normed rows x [T, hidden]: [T, hidden]."""
         rows, spec = x.shape[0], self.spec
         q = self._norm(self.q(x).view(rows, spec.heads, spec.head_dim), self.q_norm)  # [T, H, D]
         q = kernels.rope(q, span.cos, span.sin)
-        if self.k is not None:
-            raw = self.k(x).view(rows, spec.kv_heads, spec.head_dim)  # [T, Hkv, D]
-            v = raw if self.v is None else self.v(x).view(rows, spec.kv_heads, spec.head_dim)  # [T, Hkv, D]
-            k = kernels.rope(self._norm(raw, self.k_norm), span.cos, span.sin)
-            store.write(start, k, kernels.rms_norm(v, None, self.eps) if self.norm_values else v)
         y = kernels.attention(q, store.view, span.first, span.end, self.scale)  # [T, H, D]
         return self.o(y.reshape(rows, spec.heads * spec.head_dim))  # [T, H * D] -> [T, hidden]
 
@@ -144,6 +160,10 @@ class Stack:
     """Decoder layers one after the other, and the norm after the last: in one native call where the kernels can, else
     op by op, to the same bits.
 
+    A pass in which a text has more than `MAX_ROWS` rows goes through each layer in pieces of about as many rows: K and
+    V of all pieces first, because rows of a picture see later ones, then the rest. Only the residual stream is then
+    held for all rows. The bits are those of a pass without pieces.
+
     `stores`: for each layer the index of the K/V in the cache that it reads, and writes where it has a k_proj.
     """
 
@@ -170,31 +190,58 @@ class Stack:
         `extra` [T, layers, width]: per-layer inputs. Returns the states of the T rows, with the outputs of `aux_layers`
         (the residual stream).
         """
-        if self._fused is not None and self._fused.usable(text.cache.views for text in texts):
-            stores = [StoreRows(text.rows, text.cache.views) for text in texts]
-            last, *aux = self._fused(x, spans, stores, extra, aux_layers)
+        pieces = pieces_of(texts)
+        fused = self._fused
+        if fused is not None and not fused.usable(text.cache.views for text in texts):
+            fused = None
+        if fused is not None and len(pieces) == 1:
+            last, *aux = fused(x, spans, [text.at_stores for text in texts], extra, aux_layers)
             return States(last, tuple(aux))
-        ends = list(accumulate(text.rows for text in texts))
-        parts = [slice(end - text.rows, end) for text, end in zip(texts, ends, strict=True)]
-        done = [
-            self._op_by_op(x[part], {kind: span.part(part) for kind, span in spans.items()}, text, extra, part)
-            for text, part in zip(texts, parts, strict=True)
-        ]
-        last, *aux = (torch.cat([outputs[i] for outputs in done]) for i in (-1, *aux_layers))  # [T, hidden] each
-        return States(kernels.rms_norm(last, self.norm, self.eps), tuple(aux))
+        made: list[FusedPiece | _OpByOp] = []
+        for rows, cut in pieces:
+            part = {kind: span.part(rows) for kind, span in spans.items()}
+            per_layer = None if extra is None else extra[rows]
+            if fused is None:
+                made += [_OpByOp(self, *one) for one in _apart(x[rows], part, cut, per_layer)]
+            else:
+                made.append(fused.piece(x[rows], part, [text.at_stores for text in cut], per_layer))
+        outputs = {}
+        for i in range(len(self.layers)):
+            for work in (Work.ALL,) if len(pieces) == 1 else (Work.KEYS, Work.REST):
+                for piece in made:
+                    piece(i, work)
+            if i in aux_layers:
+                outputs[i] = torch.cat([piece.rows for piece in made])
+        last = torch.cat([piece.rows for piece in made]) if fused is None else x  # [T, hidden]; native calls change x
+        return States(kernels.rms_norm(last, self.norm, self.eps), tuple(outputs[i] for i in aux_layers))
 
-    def _op_by_op(
-        self, x: Tensor, spans: Mapping[str, Span], text: SequenceRows, extra: Tensor | None, part: slice
-    ) -> list[Tensor]:
-        """Return the output of each layer, [rows, hidden]."""
-        outputs = []
-        for i, layer in enumerate(self.layers):
-            store = text.cache.stores[self.stores[i]]
-            assert store is not None
-            slice_i = None if extra is None else extra[part, i].contiguous()  # [T, width]
-            x = layer(x, spans[layer.spec.kind], store, text.start, slice_i)
-            outputs.append(x)
-        return outputs
+
+@dataclass
+class _OpByOp:
+    """Take rows [T, hidden] of one text through one layer at a time, op by op."""
+
+    stack: Stack
+    rows: Tensor
+    spans: Mapping[str, Span]
+    text: SequenceRows
+    extra: Tensor | None
+
+    def __call__(self, number: int, work: Work) -> None:
+        """Do `work` of the layer `number`."""
+        layer, store = self.stack.layers[number], self.text.cache.stores[self.stack.stores[number]]
+        assert store is not None
+        extra = None if self.extra is None else self.extra[:, number].contiguous()  # [T, width]
+        self.rows = layer(self.rows, self.spans[layer.spec.kind], store, self.text.start, extra, work)
+
+
+def _apart(
+    x: Tensor, spans: Mapping[str, Span], texts: Sequence[SequenceRows], extra: Tensor | None
+) -> Iterator[tuple[Tensor, Mapping[str, Span], SequenceRows, Tensor | None]]:
+    """Yield the rows of each of `texts` with what belongs to them."""
+    for text, end in zip(texts, accumulate(text.rows for text in texts), strict=True):
+        part = slice(end - text.rows, end)
+        cut = {kind: span.part(part) for kind, span in spans.items()}
+        yield x[part], cut, text, None if extra is None else extra[part]
 
 
 class SequenceRows(NamedTuple):
@@ -203,3 +250,39 @@ class SequenceRows(NamedTuple):
     cache: KVCache
     start: int
     rows: int
+
+    @property
+    def at_stores(self) -> StoreRows:
+        """Return the rows as native calls take them."""
+        return StoreRows(self.rows, self.cache.views, self.start)
+
+
+class Piece(NamedTuple):
+    """Some rows of a pass, and the texts that they belong to, with those of their rows that are among them."""
+
+    rows: slice
+    texts: list[SequenceRows]
+
+
+def pieces_of(texts: Sequence[SequenceRows]) -> list[Piece]:
+    """Cut a pass over the rows of `texts` into pieces: one, unless a text has more than `MAX_ROWS` rows.
+
+    Pieces have a multiple of eight rows, as products take them, and at most half as many again as `MAX_ROWS`: a few
+    rows over cost less in a longer piece than in one of their own, for which the weights are read once more.
+    """
+    total, longest = sum(text.rows for text in texts), max(text.rows for text in texts)
+    count = 1 if longest <= MAX_ROWS else max(1, round(total / MAX_ROWS))
+    if count == 1:
+        return [Piece(slice(0, total), list(texts))]
+    size = -(-total // (8 * count)) * 8
+    return [_piece(texts, low, min(low + size, total)) for low in range(0, total, size)]
+
+
+def _piece(texts: Sequence[SequenceRows], low: int, high: int) -> Piece:
+    cut, end = [], 0
+    for text in texts:
+        begin, end = end, end + text.rows
+        first, last = max(low, begin), min(high, end)
+        if first < last:
+            cut.append(SequenceRows(text.cache, text.start + first - begin, last - first))
+    return Piece(slice(low, high), cut)

@@ -52,6 +52,38 @@ class Checkpoint(Protocol):
         """
 
 
+class JoinedCheckpoint:
+    """Two checkpoints as one, the second of which has tensors that the first lacks: parts of a model in two files."""
+
+    def __init__(self, first: Checkpoint, second: Checkpoint) -> None:
+        self.first, self.second = first, second
+        self._second = frozenset(second.shapes()) - frozenset(first.shapes())
+
+    @property
+    def path(self) -> Path:
+        """Return the file of the first."""
+        return self.first.path
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return every tensor's name and shape."""
+        return {**self.second.shapes(), **self.first.shapes()}
+
+    def loaded_bytes(self, name: str, dtype: torch.dtype, quantize: Storage = None) -> int:
+        """Return the bytes in memory of the tensor, as its checkpoint counts them."""
+        return self._of(name).loaded_bytes(name, dtype, quantize)
+
+    def tensor(self, name: str) -> Tensor:
+        """Return the whole tensor as float32."""
+        return self._of(name).tensor(name)
+
+    def weight(self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None) -> Weight:
+        """Return the matrix `name`, as its checkpoint makes it."""
+        return self._of(name).weight(name, dtype, quantize, rows)
+
+    def _of(self, name: str) -> Checkpoint:
+        return self.second if name in self._second else self.first
+
+
 def find(name: str, entries: Mapping[str, Entry], path: Path) -> Entry:
     """Return `entries[name]`. Raises ValueError, naming the nearest tensors, where there is none."""
     if name in entries:

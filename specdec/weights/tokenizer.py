@@ -28,7 +28,7 @@ from specdec.weights.gguf.tokenizer import (
 )
 from specdec.weights.hf_config import tokenizer_config
 from specdec.weights.hub.paths import NAMED_MODELS, cache_folder, local_path, model_path
-from specdec.weights.metadata import foreign, naming
+from specdec.weights.metadata import Values, foreign, naming
 
 _CONVERTER = 1  # raised when gguf/tokenizer.py writes something else: older cache entries are void then
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -76,7 +76,8 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerB
 
 
 def generation_config_from_gguf(metadata: dict[str, Any]) -> GenerationConfig:
-    """Return the generation config of the metadata of `read_header`: bos, pad, and every token that ends a turn.
+    """Return the generation config of the metadata of `read_header`: bos, pad, every token that ends a turn, and the
+    tokens that are never chosen.
 
     `eos_token_id` is an int, or a list when several tokens end the text: the file's own eos first.
     """
@@ -92,7 +93,11 @@ def generation_config_from_gguf(metadata: dict[str, Any]) -> GenerationConfig:
     ends = list(dict.fromkeys([*named, *spelled]))
     pad = ids.get("pad", ends[0] if ends else None)
     eos = ends if len(ends) > 1 else (ends[0] if ends else None)
-    return GenerationConfig(bos_token_id=ids.get("bos"), pad_token_id=pad, eos_token_id=eos)
+    values = Values(metadata, "tokenizer.ggml.")
+    never = values.wholes("suppress_tokens", 0, len(tokens) - 1) if values.has("suppress_tokens") else None
+    return GenerationConfig(
+        bos_token_id=ids.get("bos"), pad_token_id=pad, eos_token_id=eos, suppress_tokens=never or None
+    )
 
 
 def _from_pretrained(name: str, **options: Any) -> PreTrainedTokenizerBase:

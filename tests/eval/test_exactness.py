@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from eval.exactness import main
-from eval.scripted import ScriptedDrafter
+from eval.exactness.checker import ScriptedDrafter
+from eval.exactness.command import main
+from eval.synthetic.command import write_model
+from eval.synthetic.full_size import full_size_config, full_size_drafter
 from specdec.engine.verify import Choice, Verdict, verify
+from specdec.model.embedder import inputs
 from specdec.model.states import States
 
 STATES = States(torch.empty(0))
@@ -168,3 +171,39 @@ def test_the_scripted_drafter_ends_with_the_answer() -> None:
     drafter = ScriptedDrafter([1, 2, 3], vocabulary=4)
     assert drafter.propose([1, 2, 3], STATES, 8).tokens == ()
     assert drafter.propose([1, 2], STATES, 8).tokens == (0,)  # its second turn is all wrong, and no longer
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that sees and hears, with its assistant."""
+    made = tmp_path_factory.mktemp("seeing") / "model"
+    write_model(full_size_config("gemma-4-tiny"), full_size_drafter("gemma-4-tiny"), made)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("kept", "options"), [("float32", []), ("bfloat16", ["--reuse"]), ("int8", ["--quantize", "int4"])]
+)
+def test_texts_with_media_pass(kept: str, options: list[str], seeing: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drafters = ["--drafter", "suffix", str(seeing / "assistant")]
+    words = ["--media", "--prompts", "3", "--tokens", "8", "--kv-dtype", kept, *drafters, *options]
+    assert check(seeing, *words) == 0
+    record = recorded(capsys)
+    assert record["media"] and (record["identical"], record["total"]) == (15, 15)  # 3 prompts x 2 x 2 drafters, a batch
+    assert [c["drafter"] for c in record["configurations"]].count("one batch") == 1
+    assert record["configurations"][0]["reused"] > 300  # the first picture, asked about again
+
+
+def test_a_picture_that_answers_for_another_is_caught(
+    seeing: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "hash_of", lambda identity, *tensors: b"all alike")
+    words = ["--media", "--prompts", "2", "--tokens", "6", "--temperature", "0", "--drafter", "suffix"]
+    assert check(seeing, *words) == 1
+    record = recorded(capsys)
+    assert record["configurations"][0]["first"]["prompt"] == "picture, another"
+
+
+def test_a_model_without_an_embedder_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(folder, "--media") == 2
+    assert "this model does not take pictures and sound" in capsys.readouterr().err

@@ -11,6 +11,8 @@ import torch
 
 from eval.memory import Case, Measured, fill_conversation, main
 from eval.plan import Asked, plan_memory
+from eval.synthetic.command import write_model
+from eval.synthetic.full_size import full_size_config
 from specdec.memory.plan import cache_bytes
 from tests.support.tiny_decoder import of
 from tests.support.tiny_folder import make_folder
@@ -59,3 +61,16 @@ def test_a_case_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert measured["ratio"] == measured["peak"] / measured["plan"]["total"]
     assert min(measured["per_token"], measured["prefill_per_second"], measured["drafted"]) > 0
     assert code == int(abs(measured["ratio"] - 1) > 0.05)
+
+
+def test_a_picture_and_a_video_are_computed_and_planned(tmp_path: Path) -> None:
+    write_model(full_size_config("gemma-4-tiny"), None, tmp_path / "model")
+    arguments = ["--model", str(tmp_path / "model"), "--drafter", "suffix", "--threads", "1", "--prefill", "9"]
+    arguments += ["--tokens", "4", "--picture", "70", "--frames", "2", "--kv-dtype", "int8"]
+    main([*arguments, "--context", "400", "--json", str(tmp_path / "record")])
+    record = json.loads((tmp_path / "record").read_text())
+    (measured,) = record["measured"]
+    assert (record["picture"], record["frames"]) == (70, 2)
+    assert measured["plan"]["media"] > (70 + 2 * 70) * 6912 * 4
+    assert measured["prefill_per_second"] > 0
+    assert main([*arguments, "--context", "100"]) == 2

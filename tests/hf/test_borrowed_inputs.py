@@ -87,7 +87,7 @@ def test_a_model_for_images_too_answers_text() -> None:
     with pytest.raises(ValueError, match=r"token_type_ids is not supported: images"):
         generated(model, token_type_ids=torch.ones(1, 12, dtype=torch.long), **SPECULATIVE)
     image = torch.cat((torch.full((1, 4), 250), prompt(12)), dim=1)
-    with pytest.raises(ValueError, match="images are not supported"):
+    with pytest.raises(ValueError, match="Images and sound of other models are not supported"):
         model.generate(image, pixel_values=torch.zeros(1, 3, 28, 28), **GREEDY, **SPECULATIVE)
     model.model.vision_tower = nn.Identity()
     with pytest.raises(ValueError, match="vision_tower is a Identity"):

@@ -120,7 +120,7 @@ REFUSALS: dict[str, dict[str, Any]] = {
     "attention maps": {"output_attentions": True},
     "input_ids": {"input_ids": None, "inputs_embeds": torch.zeros(1, 5, 64)},
     "needs input_ids": {"input_ids": None},
-    "images": {"pixel_values": torch.zeros(1, 3, 8, 8)},
+    "Images and sound of other models": {"pixel_values": torch.zeros(1, 3, 8, 8)},
     "returned before, got a DynamicCache": {"past_key_values": DynamicCache()},
     "positions with a gap": {"position_ids": torch.tensor([[0, 1, 2, 30, 31]])},
     "positions": {"position_ids": torch.zeros(3, 2, 5, dtype=torch.long)},

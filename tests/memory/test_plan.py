@@ -14,11 +14,14 @@ import specdec
 from drafter import load_drafter
 from eval.synthetic.full_size import full_size_config
 from specdec.hf import decoder_of
-from specdec.memory.plan import KV_DTYPES, Planner, cache_bytes
+from specdec.memory.plan import KV_DTYPES, LARGEST_PICTURE, Planner, cache_bytes, picture_bytes
 from specdec.model.decoder import Decoder
 from specdec.model.families import decoder_spec
+from tests.support.media.prompts import media_prompt, picture
+from tests.support.media.tiny_media import tiny_media_model
 from tests.support.tiny import FAMILIES, prompt, tiny_model
 from tests.support.tiny_assistant import save_assistant
+from tests.support.tiny_decoder import of
 
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
@@ -31,6 +34,28 @@ def test_the_cache_takes_what_was_planned(family: str, kv_dtype: str) -> None:
         decoder.forward(part, cache)
         cache.commit(len(part))
         assert cache.nbytes == cache_bytes(decoder.spec, cache.length, kept)
+
+
+@pytest.mark.parametrize("kept", [torch.float32, torch.int8])
+def test_a_picture_takes_no_more_than_what_was_planned(kept: torch.dtype) -> None:
+    decoder = of("gemma4_unified", kept, "int8")
+    cache, rows = decoder.new_cache(), 300
+    given = media_prompt(20, picture(rows), 5)
+    before = cache.nbytes
+    ids = given.ids[:321]
+    decoder.forward(ids, cache, media=given.media)
+    grown = cache_bytes(decoder.spec, len(ids), kept) - before
+    rings = cache.nbytes - before - grown
+    hidden = decoder.spec.hidden_size
+    assert picture_bytes(decoder.spec, len(ids), kept, torch.float32) >= rings + 3 * len(ids) * hidden * 4
+    cache.commit(len(ids))
+    cache.settle()
+    assert cache.nbytes == cache_bytes(decoder.spec, len(ids), kept)
+    big = decoder_spec(full_size_config("gemma-4-12b"))
+    assert 0.2e9 < picture_bytes(big, LARGEST_PICTURE, torch.int8, torch.float32) < 0.3e9
+    seeing = Planner(big, 0, picture=LARGEST_PICTURE).needs(8192, "int8")
+    assert seeing.media > picture_bytes(big, LARGEST_PICTURE, torch.int8, torch.float32) + 4 * 1120 * 6912
+    assert Planner(big, 0).needs(8192, "int8").media == 0
 
 
 def test_gemma_4_keeps_half_of_its_full_layers_and_an_eighth_of_a_gigabyte_in_rings() -> None:
@@ -112,3 +137,53 @@ def test_a_budget_is_kept_at_load_and_at_prefill(tmp_path: Path, monkeypatch: py
             specdec.load(tmp_path, device="cpu", memory_budget=small)
     with pytest.raises(ValueError, match="not an amount of memory"):
         specdec.load(tmp_path, device="cpu", memory_budget="lots")
+
+
+def test_a_picture_and_a_video_of_12b_take_what_their_pixels_and_rows_take() -> None:
+    spec = decoder_spec(full_size_config("gemma-4-12b"))
+    text, picture, video = (
+        Planner(spec, 7_900_000_000, picture=tokens, frames=frames).needs(32768, "int8")
+        for tokens, frames in ((0, 0), (1120, 0), (0, 300))
+    )
+    assert text.media == 0 and text.total == picture.total - picture.media
+    rings = 40 * (1120 - 64) * 8 * 2 * (256 + 4)
+    pixels = 1120 * 6912 * 4
+    assert rings + pixels < picture.media < rings + pixels + 250_000_000
+    assert 300 * 70 * 6912 * 4 < video.media < 300 * 70 * 6912 * 4 + 40_000_000
+    longest = Planner(spec, 7_900_000_000, picture=1120).longest(9_500_000_000, "int8")
+    assert 0 < longest < Planner(spec, 7_900_000_000).longest(9_500_000_000, "int8")
+
+
+def test_the_plan_command_counts_media(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--model", "gemma-4-tiny", "--quantize", "int8", "--budget", "2GB"]
+    assert run.main([*words, "--picture", "280", "--frames", "4", "--json", "-"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["media"] > (280 + 4 * 70) * 6912 * 4
+    assert planned["total"] == sum(
+        planned[part] for part in ("weights", "drafter", "cache", "workspace", "program", "media")
+    )
+    assert run.main([*words, "--picture", "280"]) == 0
+    assert "pictures and video" in capsys.readouterr().out
+    assert run.main(words) == 0
+    assert "pictures and video" not in capsys.readouterr().out
+
+
+def test_a_budget_leaves_room_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_media_model().save_pretrained(tmp_path)
+    monkeypatch.setattr(sys.modules["specdec.load"], "program_bytes", lambda: 0)
+    monkeypatch.setattr("specdec.memory.plan.LEAST", 64)
+    whole = specdec.load(tmp_path, device="cpu").decoder
+    planner = Planner(whole.spec, whole.nbytes, 0, 0, picture=LARGEST_PICTURE)
+    budget = planner.needs(100).total
+    room = specdec.load(tmp_path, drafter="suffix", device="cpu", memory_budget=budget).decoder.room
+    assert room is not None and room.positions == planner.longest(budget) < Planner(whole.spec, whole.nbytes).longest(
+        budget
+    )
+    with pytest.raises(ValueError, match=r"workspace [\d.]+, a picture [\d.]+ and Python"):
+        specdec.load(tmp_path, device="cpu", memory_budget="1KB")
+
+
+def test_a_model_of_text_has_no_plan_for_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    assert run.main(["plan", "--model", str(tmp_path), "--picture", "280", "--context", "100"]) == 2
+    assert "takes no pictures" in capsys.readouterr().err

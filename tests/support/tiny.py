@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel
 WINDOW = 16
 VOCAB = 256
 
-_SHAPE: dict[str, Any] = {
+SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -40,7 +40,7 @@ _GEMMA4 = {
     "hidden_size_per_layer_input": 0,
 }
 
-# name -> (config class, model class, config arguments on top of _SHAPE)
+# name -> (config class, model class, config arguments on top of SHAPE)
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", {"tie_word_embeddings": True}),
     "llama-bias-untied": (
@@ -119,7 +119,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
 def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
     """A random transformers model of `family`, in float32 and evaluation mode. Shared: do not change it."""
     config_class, model_class, arguments = FAMILIES[family]
-    config = getattr(transformers, config_class)(**{**_SHAPE, **arguments})
+    config = getattr(transformers, config_class)(**{**SHAPE, **arguments})
     config._attn_implementation = "eager"  # the plainest of transformers' arithmetic
     torch.manual_seed(seed)
     model = getattr(transformers, model_class)(config).float().eval()

@@ -72,14 +72,18 @@ def sentencepiece(path: Path, **extra: Any) -> Path:
     return write(path, {key: value for key, value in metadata.items() if value is not None})
 
 
-def write_model(path: Path, family: str, kind: GGMLQuantizationType) -> Path:
-    """`tiny_model(family)` as llama.cpp's converter writes it: names, metadata, Llama's row order, Gemma 3's norms."""
+def write_model(path: Path, family: str, kind: GGMLQuantizationType, tokens: list[str] | None = None) -> Path:
+    """`tiny_model(family)` as llama.cpp's converter writes it: names, metadata, Llama's row order, Gemma 3's norms.
+
+    `tokens`: texts of a vocabulary, without the rest of a tokenizer."""
     model = tiny_model(family)
     config, spec = model.config, decoder_spec(model.config)
     known = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}
     arch = known.get(spec.model_type, "gemma4")
     writer = GGUFWriter(path, arch)
     writer.add_vocab_size(config.vocab_size)
+    if tokens is not None:
+        writer.add_token_list(tokens)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(len(spec.layers))

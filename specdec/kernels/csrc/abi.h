@@ -62,14 +62,17 @@ struct Layer {
   float eps, scale;
 };
 
-// One kind of layer's rotations [rows, head_dim], and what its rows see: positions first[t] .. end[t] - 1. A layer
-// with keys of its own stores row t at position end[t] - 1.
+// One kind of layer's rotations [rows, head_dim], and what its rows see: positions first[t] .. end[t] - 1, which may be
+// later ones than a row's own.
 struct Span {
   const float* cos;
   const float* sin;
   const int64_t* first;
   const int64_t* end;
 };
+
+// What a call does of its layers: all of it; K and V of the rows alone; or the rest, where K and V are stored already.
+enum Work { kAll, kKeys, kRest };
 
 // The parts of a head around its layers. `ids` [head.outputs]: the tokens of its rows; null: their own numbers. `fuse`:
 // what the states of `aux` other layers, each of norm one, add to the backbone's.

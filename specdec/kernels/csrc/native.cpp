@@ -165,14 +165,17 @@ API int64_t specdec_gumbel_candidates(const float* scores, const int64_t* ids, i
   return chosen->gumbel_candidates(scores, ids, count, top, floor, key, found);
 }
 
-// x [rows, hidden] through `count` decoder layers and a last norm of weight `final_norm` [hidden], in place. The rows
-// belong to `texts` texts, one after the other: those of text i begin at starts[i], and Layer::store indexes stores[i].
-// `spans` are indexed by Layer::kind; `extra` [rows, count, extra width] or null; `aux`: see Stack. 1 when out of
-// memory, 2 when a row sees more positions than a store has slots.
+// x [rows, hidden] through `count` decoder layers and a last norm of weight `final_norm` [hidden] or null, in place. The
+// rows belong to `texts` texts, one after the other: those of text i begin at starts[i] and have the positions from
+// positions[i] on, and Layer::store indexes stores[i]. `spans` are indexed by Layer::kind; `extra` [rows, count, extra
+// width] or null; `aux`: see Stack; `work`: see Work. 1 when out of memory, 2 when a row sees more positions than a
+// store has slots.
 API int specdec_layers(const Layer* layers, int64_t count, const Span* spans, int64_t texts, const int64_t* starts,
-                       const KV* const* stores, const float* final_norm, float* x, int64_t rows,
-                       int64_t hidden, const float* extra, int64_t extra_width, float* const* aux, int threads) {
-  Stack stack{layers, count, spans, {texts, starts, stores}, final_norm, x, rows, hidden, extra, extra_width, aux};
+                       const int64_t* positions, const KV* const* stores, const float* final_norm, float* x,
+                       int64_t rows, int64_t hidden, const float* extra, int64_t extra_width, float* const* aux,
+                       int work, int threads) {
+  Stack stack{layers, count,  spans, {texts, starts, positions, stores}, final_norm, x,
+              rows,   hidden, extra, extra_width,                        aux,        Work(work)};
   return stack.run(threads);
 }
 
@@ -185,6 +188,6 @@ API int specdec_draft(const Drafter* drafter, const Layer* layers, int64_t count
                       const float* const* aux, int64_t newest, int64_t steps, const DraftSampling* sampling,
                       int64_t* tokens, int threads) {
   const int64_t starts[2] = {0, 1};
-  const Stack stack{layers, count, spans, {1, starts, stores}, final_norm, x, 1, hidden, nullptr, 0, nullptr};
+  const Stack stack{layers, count, spans, {1, starts, nullptr, stores}, final_norm, x, 1, hidden, nullptr, 0, nullptr};
   return draft(*drafter, stack, state, aux, newest, steps, sampling, tokens, threads);
 }

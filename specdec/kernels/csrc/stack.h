@@ -19,10 +19,12 @@
 
 namespace {
 
-// The texts that the rows of a pass belong to: rows starts[i] .. starts[i + 1] - 1 are text i's, stores[i] its stores.
+// The texts that the rows of a pass belong to: rows starts[i] .. starts[i + 1] - 1 are text i's, from position
+// positions[i] on (null where no layer stores K and V), and stores[i] its stores.
 struct Texts {
   int64_t count;
   const int64_t* starts;
+  const int64_t* positions;
   const KV* const* stores;
 };
 
@@ -31,12 +33,13 @@ struct Stack {
   int64_t count;
   const Span* spans;
   Texts texts;
-  const float* final_norm;
+  const float* final_norm;  // null: no norm after the last layer
   float* x;
   int64_t rows, hidden;
   const float* extra;
   int64_t extra_width;
   float* const* aux;  // [count]: where a layer's output [rows, hidden] is wanted too, else null; null: nowhere
+  Work work = kAll;   // kKeys leaves x as it is
 
   // The widest of everything, over all layers.
   int64_t columns = 0, queries = 0, keys = 0, inner = 0;
@@ -186,6 +189,7 @@ struct Stack {
     expect(team, &out, 1);
     multiply(team, narrow, projections, made);
     each_row(team, (l.heads + 2 * l.kv_heads) * l.head_dim, [&](int64_t r, int thread) { place(l, r, thread); });
+    if (work == kKeys) return;
     attend_all(team, l, attention);
     attended.quantise(team, y, l.heads * l.head_dim);
     expect(team, &gate, 1);
@@ -209,7 +213,7 @@ struct Stack {
       if (aux && aux[index]) std::memcpy(aux[index] + r * hidden, x + r * hidden, sizeof(float) * hidden);
       if (index + 1 < count) {
         prepare(layers[index + 1], layers[index + 1].input_norm, r, narrow, thread);
-      } else {
+      } else if (final_norm) {
         float* normed = space + 2 * thread * part;
         norm(l, x + r * hidden, final_norm, hidden, normed, thread);
         std::memcpy(x + r * hidden, normed, sizeof(float) * hidden);
@@ -220,7 +224,8 @@ struct Stack {
   // The projections of attention, and how many they are.
   int projections_of(const Layer& l, Product (&products)[3]) const {
     int made = 0;
-    products[made++] = {&l.q, q};
+    if (work != kKeys) products[made++] = {&l.q, q};
+    if (work == kRest) return made;
     if (l.k.present()) products[made++] = {&l.k, k};
     if (l.v.present()) products[made++] = {&l.v, v};
     return made;
@@ -271,10 +276,12 @@ struct Stack {
       chosen->rope_row(one, cos, sin, 1, width, to);
     };
     float* queries = q + row * l.heads * width;
-    for (int64_t h = 0; h < l.heads; ++h) turned(queries + h * width, l.q_norm, queries + h * width);
-    if (!l.k.present()) return;
-    const KV& s = store_of(l, owner[row]);
-    const int64_t slot = (span.end[row] - 1) % s.slots;
+    for (int64_t h = 0; work != kKeys && h < l.heads; ++h)
+      turned(queries + h * width, l.q_norm, queries + h * width);
+    if (work == kRest || !l.k.present()) return;
+    const int64_t text = owner[row];
+    const KV& s = store_of(l, text);
+    const int64_t slot = (texts.positions[text] + row - texts.starts[text]) % s.slots;
     float* made = space + (2 * thread + 1) * part;  // the norm's own scratch, free again
     for (int64_t h = 0; h < l.kv_heads; ++h) {
       const float* raw = k + (row * l.kv_heads + h) * width;

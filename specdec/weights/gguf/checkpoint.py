@@ -113,6 +113,10 @@ class GGUFCheckpoint:
 
         return pack(count, columns, 8, again, label)
 
+    def float_type(self, name: str) -> torch.dtype | None:
+        """Return the type of a tensor of floats; None where it is in blocks."""
+        return _FLOATS.get(find(name, self.header.tensors, self.path).type)
+
     def loaded_bytes(self, name: str, dtype: torch.dtype, quantize: Storage = None) -> int:
         """Return the bytes in memory of a matrix that `weight` makes, or of a vector that `tensor` makes, in
         `dtype`."""

@@ -29,6 +29,8 @@ MAX_DIMENSIONS = 4
 _ABSURD = 1 << 50  # a "missing" byte beyond this means a damaged length, not a file that was cut short
 _PREAMBLE = struct.Struct("<4sIQQ")  # magic, version, tensor count, metadata count
 _LENGTH = struct.Struct("<Q")
+_ARCHITECTURE = b"general.architecture"
+_FIRST_KEY = _LENGTH.pack(len(_ARCHITECTURE)) + _ARCHITECTURE + struct.pack("<I", GGUFValueType.STRING)
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,25 @@ def _read(file: Path) -> GGUFHeader:
         raise ValueError(str(error)) from None
     except (ValueError, KeyError, OverflowError) as error:  # raised by the package: they do not name the file
         raise _damaged(file, str(error).strip("'")) from error
+
+
+def architecture(path: str | os.PathLike[str]) -> str:
+    """Return `general.architecture` of a GGUF file, of which the first bytes alone are read where it is the first key.
+
+    Writers put it first, and a vocabulary takes long to read. Raises ValueError as `read_header` does.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"{file}: there is no such file")
+    _check_preamble(file)
+    with file.open("rb") as stream:
+        start = stream.read(_PREAMBLE.size + len(_FIRST_KEY) + 8 + MAX_NAME)[_PREAMBLE.size :]
+    if start.startswith(_FIRST_KEY) and len(start) >= len(_FIRST_KEY) + 8:
+        begin = len(_FIRST_KEY) + 8
+        name = start[begin : begin + _LENGTH.unpack_from(start, begin - 8)[0]]
+    else:
+        name = str(read_header(file).metadata.get("general.architecture", "")).encode()
+    return name.decode("utf-8", "replace")
 
 
 class _BadHeaderError(Exception):

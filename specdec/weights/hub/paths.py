@@ -157,8 +157,11 @@ def _from_folder(folder: Path) -> Path:
     files = sorted(entry for entry in folder.iterdir() if entry.is_file())
     if any(file.suffix == ".safetensors" for file in files):
         return folder
-    # An "mmproj" file is the image or audio encoder that llama.cpp keeps beside a model.
-    models = [file for file in files if file.suffix == ".gguf" and not file.name.startswith("mmproj")]
+    models = [file for file in files if file.suffix == ".gguf"]
+    if len(models) > 1:
+        from specdec.weights.gguf.mmproj import is_mmproj
+
+        models = [file for file in models if not is_mmproj(file)]  # llama.cpp keeps such a file beside a model
     if len(models) > 1:
         names = ", ".join(file.name for file in models)
         raise ValueError(f"{folder}: {len(models)} .gguf files; name one of them: {names}")

@@ -7,8 +7,9 @@ import re
 import pytest
 
 import run
-from eval import exactness
-from eval.cli.options import KV_DTYPES, module_parser
+from eval.cli.options import KV_DTYPES, PICTURES, module_parser
+from eval.exactness import command as exactness
+from eval.prompts.media import FULL
 from specdec.memory import plan
 
 
@@ -67,3 +68,8 @@ def test_options_of_others_are_no_suggestion(capsys: pytest.CaptureFixture[str])
 
 def test_the_types_of_a_cache_are_those_that_memory_is_planned_for() -> None:
     assert tuple(plan.KV_DTYPES) == KV_DTYPES
+
+
+def test_the_budgets_of_a_picture_are_those_that_prompts_have() -> None:
+    assert tuple(FULL) == PICTURES and PICTURES[-1] == plan.LARGEST_PICTURE
+    assert all(columns * rows == budget for budget, (columns, rows) in FULL.items())

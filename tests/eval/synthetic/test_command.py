@@ -13,7 +13,8 @@ import specdec
 from drafter.config import MTPHeadConfig
 from drafter.files.assistant import assistant_config
 from eval.synthetic import command as synthetic
-from eval.synthetic.command import byte_tokenizer, main, model_bytes, write_model
+from eval.synthetic.byte_tokenizer import byte_tokenizer
+from eval.synthetic.command import main, model_bytes, write_model
 from specdec.model.families import decoder_spec
 from tests.support.tiny import FAMILIES, tiny_model
 
@@ -84,3 +85,45 @@ def test_full_size_is_what_was_published() -> None:
 def test_a_vocabulary_needs_room_for_bytes() -> None:
     with pytest.raises(ValueError, match="no room"):
         byte_tokenizer(256)
+
+
+@pytest.mark.parametrize("gguf", [None, "q8_0", "q4_0"])
+def test_the_tiny_model_sees_and_hears_in_every_format(gguf: str | None, tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    words = ["--config", "gemma-4-tiny", "--out", str(folder), "--json", str(tmp_path / "record")]
+    assert main([*words, *(["--gguf", gguf] if gguf else [])]) == 0
+    record = json.loads((tmp_path / "record").read_text())
+    files = [file for file in folder.rglob("*") if file.suffix in (".gguf", ".safetensors")]
+    assert record["bytes"] < sum(file.stat().st_size for file in files) < record["bytes"] + 100_000
+    assert {file.suffix for file in folder.glob("*.*")} >= ({".gguf"} if gguf else {".safetensors"})
+    model = specdec.load(folder, drafter=str(folder / "assistant"), device="cpu")
+    media = model.decoder.media
+    assert media is not None
+    published = decoder_spec(synthetic.full_size_config("gemma-4-tiny")).media
+    assert published is not None
+    assert media.spec.tensors() == published.tensors() and media.spec.tokens == published.tokens
+    assert model.generation_config.suppress_tokens == sorted(media.spec.tokens.ids)
+    assert model.config.get_text_config().hidden_size == media.spec.hidden
+    assert json.loads((folder / "processor_config.json").read_text())["processor_class"] == "Gemma4UnifiedProcessor"
+    tokenizer = specdec.load_tokenizer(folder)
+    content = [{"type": "image"}, {"type": "text", "text": "hé"}, {"type": "audio"}]
+    text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    assert text == "<bos><start>user\n<|image|>hé<|audio|><end>\n"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    tokens = media.spec.tokens
+    assert tokens.image in ids and tokens.audio in ids and tokenizer.decode(ids[-5:-2]) == "é<|audio|>"
+
+
+def test_the_two_formats_of_the_tiny_model_hold_the_same_numbers(tmp_path: Path) -> None:
+    config = synthetic.full_size_config("gemma-4-tiny")
+    write_model(config, None, tmp_path / "folder")
+    write_model(config, None, tmp_path / "file", gguf="q8_0")
+    ours, theirs = (specdec.load(tmp_path / name, drafter=None, quantize="none", device="cpu").decoder for name in
+                    ("folder", "file"))  # fmt: skip
+    for one, other in (
+        (ours.layers[0].q.weight, theirs.layers[0].q.weight),
+        (ours.embedding, theirs.embedding),
+        (ours.media.audio.embedding_projection.weight, theirs.media.audio.embedding_projection.weight),
+    ):
+        a, b = one.dequantize(), other.dequantize()
+        assert (a - b).abs().max() < 0.02 * a.abs().max()

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from gguf import GGMLQuantizationType as Type
 
 from specdec.weights.hub.paths import (
     NAMED_MODELS,
@@ -16,6 +17,7 @@ from specdec.weights.hub.paths import (
     model_path,
 )
 from specdec.weights.tokenizer import load_tokenizer
+from tests.support.media.tiny_media import write_mmproj
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +43,8 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def test_local_paths(tmp_path: Path) -> None:
-    one = touch(tmp_path / "one", "m.gguf", "mmproj-m.gguf", "tokenizer.json")
+    one = touch(tmp_path / "one", "m.gguf", "tokenizer.json")
+    write_mmproj(one / "seeing.gguf", Type.F16)  # known by what it holds, not by its name
     both = touch(tmp_path / "both", "m.gguf", "model.safetensors", "config.json")
     bare = touch(tmp_path / "bare", "config.json")
     assert model_path(one / "m.gguf") == one / "m.gguf"

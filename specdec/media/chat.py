@@ -1,0 +1,87 @@
+"""Conversations with media: the parts of messages that are pictures, sound and video.
+
+What: `take_media` returns a conversation in which such a part says only its type, as chat templates expect it, and the
+media in the order of their parts. A part is written as transformers takes it (`{"type": "image", "url": ...}`) or as
+OpenAI's interface does (`image_url`, `input_audio`, `video_url`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from specdec.media.sound import has_sound
+from specdec.media.source import as_source
+
+_TYPES = {
+    "image": "image",
+    "image_url": "image",
+    "audio": "audio",
+    "input_audio": "audio",
+    "audio_url": "audio",
+    "video": "video",
+    "video_url": "video",
+}
+_BASE64 = ("base64", "data")
+
+
+@dataclass
+class Media:
+    """The media of a conversation, in the order of their parts."""
+
+    image: list[Any] = field(default_factory=list)
+    audio: list[Any] = field(default_factory=list)
+    video: list[Any] = field(default_factory=list)
+
+
+def take_media(conversation: Iterable[Any], sound_of_videos: bool = False) -> tuple[list[Any], Media]:
+    """Return the conversation with bare parts, and its media. None stands for a part that names no medium.
+
+    `sound_of_videos` adds a part for the sound of each video that has a sound track, at the end of the video's message.
+    """
+    media = Media()
+    return [
+        _bare(message, media, sound_of_videos) for message in getattr(conversation, "messages", conversation)
+    ], media
+
+
+def _bare(message: Any, media: Media, sound_of_videos: bool) -> Any:
+    if not isinstance(message, Mapping) or not isinstance(message.get("content"), (list, tuple)):
+        return message
+    parts, videos = [], []
+    for part in message["content"]:
+        kind = _TYPES.get(part.get("type", "")) if isinstance(part, Mapping) else None
+        if kind is None:
+            parts.append(part)
+            continue
+        medium = _medium(part, kind)
+        getattr(media, kind).append(medium)
+        videos += [medium] if kind == "video" else []
+        parts.append({"type": kind})
+    if sound_of_videos:
+        for video in videos:
+            source = as_source(video, "video")
+            if source is not None and has_sound(source):
+                media.audio.append(source)
+                parts.append({"type": "audio"})
+    return {**message, "content": parts}
+
+
+def medium_of(part: Mapping[str, Any]) -> tuple[str, Any]:
+    """Return the type of a part, "image", "audio" or "video", and its medium. Raises ValueError for another part."""
+    kind = _TYPES.get(part.get("type", ""))
+    if kind is None:
+        raise ValueError(f"{part.get('type')!r} is no type of media; write one of {', '.join(_TYPES)}")
+    return kind, _medium(part, kind)
+
+
+def _medium(part: Mapping[str, Any], kind: str) -> Any:
+    for key in (kind, "url", "path", *_BASE64, part["type"]):
+        value = part.get(key)
+        if isinstance(value, Mapping):  # OpenAI's: {"url": ...} or {"data": ..., "format": ...}
+            return _medium({**value, "type": kind}, kind)
+        if value is not None:
+            encoded = key in _BASE64 and isinstance(value, str) and not value.startswith("data:")
+            return f"data:;base64,{value}" if encoded else value
+    return None

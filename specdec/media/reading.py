@@ -1,0 +1,80 @@
+"""Media read with the settings of a call, as a processor stacks them.
+
+What: `read_picture` and `read_video` decode, pick frames and cut them. A medium that was read before, with the same
+settings, is taken as it is: a conversation about a long video decodes it once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers.video_utils import VideoMetadata
+
+from specdec.media.pictures import Tiles, cut_tiles, read_pixels
+from specdec.media.settings import MediaSettings
+from specdec.media.video import ASSUMED_RATE, Clip, choose_frames, open_clip, timestamps
+
+
+@dataclass(frozen=True)
+class ReadVideo:
+    """The picked frames of a video, and when they are."""
+
+    frames: list[Tiles]
+    metadata: VideoMetadata
+
+    @property
+    def times(self) -> list[str]:
+        """Return the time of each frame as a prompt writes it."""
+        return timestamps(self.metadata.frames_indices, self.metadata.fps)
+
+
+def read_picture(given: Any, settings: MediaSettings) -> Tiles:
+    """Return the picture `given`, cut for the call's budget. Raises ValueError when it cannot be read."""
+    tiles = given if isinstance(given, Tiles) else cut_tiles(read_pixels(given), settings.image_tokens)
+    return _of_budget(tiles, settings.image_tokens)
+
+
+def read_video(given: Any, metadata: VideoMetadata | None, settings: MediaSettings) -> ReadVideo:
+    """Return the frames of the video `given` that the settings pick. Raises ValueError when it cannot be read, or when
+    `metadata` speak of other frames."""
+    if isinstance(given, ReadVideo):
+        for frame in given.frames:
+            _of_budget(frame, settings.frame_tokens)
+        return given
+    clip = open_clip(given)
+    metadata = metadata or _metadata_of(clip)
+    if settings.sample:
+        taken = choose_frames(metadata.total_num_frames, metadata.fps, settings.num_frames, settings.fps)
+        metadata.frames_indices = taken
+    else:
+        taken = list(range(clip.total))
+        if metadata.frames_indices is None:
+            metadata.frames_indices = taken
+    if len(metadata.frames_indices) != len(taken) or taken[-1] >= clip.total:
+        raise ValueError(
+            f"video_metadata speaks of {len(metadata.frames_indices)} frames of {metadata.total_num_frames}, "
+            f"and the video has {clip.total}; correct it, or leave it out"
+        )
+    metadata.fps = metadata.fps or ASSUMED_RATE
+    return ReadVideo([cut_tiles(frame, settings.frame_tokens) for frame in clip.frames(taken)], metadata)
+
+
+def _metadata_of(clip: Clip) -> VideoMetadata:
+    return VideoMetadata(
+        total_num_frames=clip.total,
+        fps=clip.rate,
+        width=clip.width,
+        height=clip.height,
+        duration=clip.total / clip.rate if clip.rate else None,
+        video_backend="pyav" if clip.source else None,
+    )
+
+
+def _of_budget(tiles: Tiles, budget: int) -> Tiles:
+    if tiles.budget != budget:
+        raise ValueError(
+            f"a medium was prepared for {tiles.budget} soft tokens, and the call asks for {budget}; pass the same "
+            "max_soft_tokens to both"
+        )
+    return tiles

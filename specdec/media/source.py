@@ -1,0 +1,132 @@
+"""Media as users hold them: a path, bytes, an open file, a data URI, base64.
+
+What: `as_source` tells these from arrays and Pillow's images; a `MediaSource` opens as a file and has a name for
+messages. `readable` stands around reading: whatever a library raises for a damaged file becomes a ValueError that names
+the file and the way out. `media_library` imports a library of the extra `media`. Left out: addresses of the web,
+because a prompt must not make this machine fetch anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import io
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from specdec.util.atomic import user_path
+from specdec.util.text import printable
+from specdec.weights.metadata import foreign, quote
+
+_PACKAGES = {"PIL": "Pillow", "av": "PyAV", "soundfile": "soundfile", "soxr": "soxr"}
+_WEB = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
+_LEAST_BASE64 = 64  # characters: no picture, sound or video is shorter, and most paths are
+_ADVICE = {
+    "picture": "save it again as PNG or JPEG",
+    "sound": "convert it to WAV, FLAC, OGG or MP3",
+    "video": "convert it to MP4",
+}
+
+
+@dataclass(frozen=True)
+class MediaSource:
+    """A medium in a file or in memory, and its name in messages."""
+
+    name: str
+    content: Path | bytes
+
+    def open(self) -> BinaryIO:
+        """Open the medium for reading. Raises ValueError when the file cannot be opened, or is empty."""
+        with foreign(self.name, "check the path and who may read it"):
+            stream = io.BytesIO(self.content) if isinstance(self.content, bytes) else self.content.open("rb")
+        if not stream.read(1):
+            stream.close()
+            raise ValueError(f"{self.name}: is empty; save or fetch it again")
+        stream.seek(0)
+        return stream
+
+
+def as_source(given: Any, kind: str) -> MediaSource | None:
+    """Return the source that `given` is, a "picture", "sound" or "video"; None for arrays and anything else.
+
+    Raises ValueError for an address of the web, and for a text that is neither a file's path, nor a data URI, nor
+    base64.
+    """
+    if isinstance(given, MediaSource):
+        return given
+    if isinstance(given, (bytes, bytearray, memoryview)):
+        return _of_bytes(bytes(given), kind)
+    if hasattr(given, "read") and hasattr(given, "seek") and not isinstance(given, os.PathLike):
+        given.seek(0)
+        return _of_bytes(bytes(given.read()), kind)
+    if not isinstance(given, (str, os.PathLike)):
+        return None
+    text = os.fspath(given)
+    if text.startswith("data:"):
+        return _of_bytes(_decoded(text.partition(",")[2], kind), kind)
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+    elif _WEB.match(text):
+        raise ValueError(f"{quote(text)}: nothing is fetched from the web; download it, and pass its path or its bytes")
+    if len(text) >= _LEAST_BASE64 and not _is_file(text) and _seems_base64(text):
+        return _of_bytes(_decoded(text, kind), kind)
+    path = user_path(text)
+    if not path.exists():
+        name = printable(str(path))
+        raise ValueError(f"{name}: there is no such file; a {kind} is a path, bytes, a data URI or an array")
+    return MediaSource(str(path), path)
+
+
+def _of_bytes(content: bytes, kind: str) -> MediaSource:
+    return MediaSource(f"a {kind} of {len(content):,} bytes", content)
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return os.path.isfile(text)
+    except ValueError:
+        return False
+
+
+def _seems_base64(text: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9+/\s]+={0,2}\s*", text) is not None
+
+
+def _decoded(text: str, kind: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except ValueError:
+        raise ValueError(f"a {kind} in base64 is damaged: {quote(text)}; encode it again, or pass its bytes") from None
+
+
+class MediaError(ValueError):
+    """A medium cannot be used; the message names it and says what to do, and `readable` leaves it as it is."""
+
+
+@contextmanager
+def readable(source: MediaSource, kind: str) -> Iterator[None]:
+    """Turn any error of a library in the block into a ValueError that names `source` and says what to do."""
+    told = None
+    with foreign(source.name, _ADVICE[kind], f"cannot be read as a {kind}"):
+        try:
+            yield
+        except MediaError as error:
+            told = error
+    if told is not None:
+        raise ValueError(str(told)) from told
+
+
+def media_library(name: str, kind: str) -> Any:
+    """Import the library `name` for media of `kind`. Raises ImportError, with the command that installs it."""
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:  # soundfile raises OSError without libsndfile
+        package = _PACKAGES[name.partition(".")[0]]
+        raise ImportError(
+            f"a {kind} needs {package} ({error}): pip install -c constraints.txt -e '.[media]'"
+        ) from error

@@ -1,0 +1,1 @@
+"""Tiny multimodal models, and inputs as processors make them."""
