@@ -10,8 +10,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from eval.cli.parser import Parser
+
+if TYPE_CHECKING:
+    from eval.cli.options import GenerationSettings
 
 EXAMPLES = """\
 examples:
@@ -23,7 +27,9 @@ examples:
   python run.py bench --modes adaptive transformers llama.cpp --limit 2 --threads 2
   python run.py generate "Explain recursion." --stats
   cat notes.txt | python run.py generate - --max-new-tokens 400
+  python run.py generate "What is this?" --image cat.png --model google/gemma-4-12B-it --quantize int4
   python run.py chat --draft-length 4        then type; /help lists its commands
+  python run.py serve --port 8080            then point a client at http://127.0.0.1:8080/v1
   python run.py train --model gemma-3-270m --minutes 40 --out heads/gemma-3-270m
 
 Drafting never changes the text: a drafted token is kept only when it is the one that the model itself chooses.
@@ -35,6 +41,7 @@ COMMANDS = {
     "report": "draw benches as an HTML page",
     "generate": "answer one prompt",
     "chat": "converse",
+    "serve": "answer agents and editors, through OpenAI's and Anthropic's interfaces",
     "train": "train a draft head for a model",
     "plan": "say what a model takes in memory, before it is loaded",
 }
@@ -78,9 +85,18 @@ def run(arguments: argparse.Namespace) -> int:
         check_names(settings, getattr(arguments, "modes", ()), full_size_names() if arguments.command == "plan" else ())
     if arguments.command == "train":
         check_head_folder(arguments.out)
-    if arguments.command in ("bench", "generate", "chat", "train"):
+    if arguments.command == "serve":
+        from eval.serve.command import check_installed
+
+        check_installed()
+    if arguments.command in ("bench", "generate", "chat", "serve", "train"):
         say_loading(settings.model)
-    if arguments.command in ("bench", "generate", "train"):  # chat does it where keys that are pressed meanwhile wait
+    if arguments.command in (
+        "bench",
+        "generate",
+        "serve",
+        "train",
+    ):  # chat does it where keys that are pressed meanwhile wait
         import_libraries()
     if arguments.command == "bench":
         from eval.bench.command import BenchOptions, bench
@@ -98,19 +114,32 @@ def run(arguments: argparse.Namespace) -> int:
 
         return report(arguments.files, arguments.out)
     if arguments.command == "generate":
-        from eval.chat.answer import answer
-
-        plain = arguments.no_speculation
-        return answer(settings, arguments.prompt, not plain, arguments.stats, arguments.raw, arguments.json)
+        return run_generate(settings, arguments)
     if arguments.command == "train":
-        from eval.train.command import options_from, train
+        from eval.train.command import options_from as train_options_from
+        from eval.train.command import train
 
-        return train(settings, options_from(arguments), arguments.json)
+        return train(settings, train_options_from(arguments), arguments.json)
+    if arguments.command == "serve":
+        from eval.serve.command import options_from, serve
+
+        return serve(settings, options_from(arguments))
     if arguments.command == "plan":
         return run_plan(arguments)
     from eval.chat.command import chat
 
-    return chat(settings, arguments.dashboard, not arguments.plain, not arguments.no_history)
+    a = arguments
+    return chat(settings, a.dashboard, not a.plain, not a.no_history, a.image_tokens, a.frames)
+
+
+def run_generate(settings: GenerationSettings, a: argparse.Namespace) -> int:
+    """Run `run.py generate`. Raises ValueError: see `eval.chat.answer.answer`."""
+    from eval.chat.answer import Question, answer
+    from eval.chat.media import MediaOptions
+
+    files = tuple((kind, path) for kind in ("image", "video", "audio") for path in getattr(a, kind))
+    question = Question(a.prompt, a.raw, files, MediaOptions(a.image_tokens, a.frames, not a.no_sound))
+    return answer(settings, question, not a.no_speculation, a.stats, a.json)
 
 
 def run_plan(a: argparse.Namespace) -> int:

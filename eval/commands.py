@@ -11,6 +11,7 @@ from eval.cli.options import (
     DEFAULT_MODEL,
     DTYPES,
     KV_DTYPES,
+    PICTURES,
     QUANTIZE,
     add_drafting_options,
     add_json_option,
@@ -19,6 +20,7 @@ from eval.cli.options import (
     add_prometheus_option,
     add_sampling_options,
     fraction,
+    number,
     whole_number,
 )
 from eval.cli.output import file_name
@@ -42,9 +44,22 @@ them: try --limit 2 first. Leave the machine idle meanwhile: one busy core can m
 threads ten times slower."""
 
 
+MEDIA_TEXT = """\
+For models that take them, with pip install -c constraints.txt -e '.[media]'. Each option may be given several times."""
 REPORT_TEXT = """\
 Draw what bench --json wrote, several runs side by side, as one HTML page: speed-up by task, acceptance by position,
 latencies, where rounds spend their time, what passes cost, memory. The page needs no network and no other file."""
+SERVE_TEXT = """\
+Answer agents and editors on this machine: OpenAI's chat completions, completions and responses, and Anthropic's
+messages, streamed or not. Texts are those of generate(): greedy and seeded answers depend on nothing but the request.
+
+  python run.py serve --model gemma-3-270m
+  OPENAI_BASE_URL=http://127.0.0.1:8080/v1 OPENAI_API_KEY=none your-agent
+  curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{"messages": [{"role": "user", "content": "Name three rivers."}], "stream": true}'
+
+docs/server.md has the endpoints, the fields, and how clients are pointed here. Needs the extra:
+pip install -c constraints.txt -e '.[serve]'"""
 PLAN_TEXT = """\
 Say what a model, its drafter and a context take in memory, and the longest context that fits, from headers alone. The
 exit code is 1 when the context does not fit."""
@@ -112,11 +127,33 @@ def add_generate_options(generate: argparse.ArgumentParser) -> None:
     generate.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
     generate.add_argument("--stats", action="store_true", help="say on stderr what drafting did")
     generate.add_argument("--no-speculation", action="store_true", help="decode plainly")
+    media = generate.add_argument_group("pictures, sound and video", MEDIA_TEXT)
+    for kind, what in (("image", "a picture"), ("audio", "a sound"), ("video", "a video, with its sound")):
+        media.add_argument(f"--{kind}", type=file_name, action="append", default=[], metavar="FILE", help=what)
+    media.add_argument("--no-sound", action="store_true", help="do not listen to the videos")
+    add_media_options(media)
     add_json_option(generate, "text, token ids and figures")
     add_prometheus_option(generate)
     add_sampling_options(generate, max_new_tokens=256, seed=None)
     add_drafting_options(generate)
     add_model_options(generate)
+
+
+def add_media_options(media: argparse._ArgumentGroup) -> None:
+    """Add the options that say how much of the context media take."""
+    media.add_argument(
+        "--image-tokens",
+        type=whole_number(1),
+        choices=PICTURES,
+        metavar="N",
+        help=f"soft tokens that a picture may take: {', '.join(map(str, PICTURES))} (default: the model's, 280)",
+    )
+    media.add_argument(
+        "--frames",
+        type=whole_number(1),
+        metavar="N",
+        help="frames of a video, spread evenly (default: the model's, 32)",
+    )
 
 
 def add_chat_options(chat: argparse.ArgumentParser) -> None:
@@ -132,6 +169,7 @@ def add_chat_options(chat: argparse.ArgumentParser) -> None:
         "--plain", action="store_true", help="show answers as the model wrote them: no Markdown, no wrapping"
     )
     chat.add_argument("--no-history", action="store_true", help="keep nothing of what is typed for the next session")
+    add_media_options(chat.add_argument_group("pictures, sound and video", "For /image, /audio and /video."))
     add_prometheus_option(chat)
     add_sampling_options(chat, max_new_tokens=512, seed=None)
     add_drafting_options(chat)
@@ -168,11 +206,78 @@ def add_plan_options(planned: argparse.ArgumentParser) -> None:
     add_json_option(planned, "the figures")
 
 
+def add_serve_options(serve: argparse.ArgumentParser) -> None:
+    """Add the options of `run.py serve`."""
+    serve.description = SERVE_TEXT
+    serve.formatter_class = argparse.RawDescriptionHelpFormatter
+    serve.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="default 127.0.0.1; another one needs --api-key"
+    )
+    serve.add_argument("--port", type=whole_number(0), default=8080, metavar="N", help="default 8080; 0: a free one")
+    serve.add_argument("--alias", metavar="NAME", help="what the model is called in replies (default: --model)")
+    serve.add_argument(
+        "--max-sequences",
+        type=whole_number(1),
+        default=4,
+        metavar="N",
+        help="answers that are decoded at a time (default 4)",
+    )
+    serve.add_argument(
+        "--max-waiting",
+        type=whole_number(0),
+        default=32,
+        metavar="N",
+        help="requests that may wait besides; the next one is told to come back later (default 32)",
+    )
+    serve.add_argument(
+        "--grace",
+        type=number,
+        default=30.0,
+        metavar="SECONDS",
+        help="for answers to end after the first Ctrl-C or SIGTERM (default 30); the second ends them",
+    )
+    serve.add_argument(
+        "--cache-dir",
+        type=file_name,
+        metavar="FOLDER",
+        help="keep the newest conversations there when the server ends, and go on with them when it starts again",
+    )
+    serve.add_argument(
+        "--debug", action="store_true", help="show at /debug/cache what is cached, and where prompts parted from it"
+    )
+    access = serve.add_argument_group("access")
+    access.add_argument(
+        "--api-key",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="ask for this key, as a bearer token or in x-api-key; several times: for one of them. Other users of this "
+        "machine can see a command line: the environment variable SPECDEC_API_KEY does the same",
+    )
+    access.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name under which the server is reached, besides localhost, this machine's name and addresses",
+    )
+    access.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="a site whose pages may ask, like https://example.org; *: every site",
+    )
+    add_drafting_options(serve)
+    add_model_options(serve)
+
+
 ADD_OPTIONS = {
     "bench": add_bench_options,
     "report": add_report_options,
     "generate": add_generate_options,
     "chat": add_chat_options,
+    "serve": add_serve_options,
     "train": add_train_command_options,
     "plan": add_plan_options,
 }

@@ -224,7 +224,7 @@ def test_what_the_library_would_misread_does_not_reach_it(folders: tuple[Path, P
     store = decoder.new_cache()
     with torch.inference_mode():
         ids = prompt(4)[0]
-        fused, spans, texts = decoder.stack.fused, decoder.spans([(0, 4)]), [kernels.StoreRows(4, store.views)]
+        fused, spans, texts = decoder.stack.fused, decoder.spans([(0, 4)]), [kernels.StoreRows(4, store.views, 0)]
         assert fused is not None
         x = decoder.embed(ids).clone()
         for wrong in (x.double(), x.bfloat16(), x.t().contiguous().t()):

@@ -32,6 +32,7 @@ LAYERS = (
     ("specdec.hf",),
     ("specdec.load",),
     ("specdec",),
+    ("specdec.server",),
     ("drafter.settings",),
     ("drafter.config",),
     ("drafter.inference",),
@@ -42,7 +43,7 @@ LAYERS = (
     ("eval.prompts",),
     ("eval.cli",),
     ("eval.live", "eval.synthetic"),
-    ("eval.kernels", "eval.chat", "eval.bench", "eval.report", "eval.train", "eval.fuzz"),
+    ("eval.kernels", "eval.chat", "eval.serve", "eval.bench", "eval.report", "eval.train", "eval.fuzz"),
     ("eval",),
     ("run",),
 )

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from transformers import TextStreamer
 
+from eval.chat.media import Media, MediaOptions, media_of, message_of
 from eval.chat.view import Raw
 from eval.cli.metrics import TimedRun, summarise
 from eval.cli.options import GenerationSettings
 from eval.cli.output import check_writable, put_record
 from eval.cli.provenance import provenance
 from eval.cli.session import Session, open_session
-from eval.prompts.sets import Message
 from specdec.util.text import check_text
 
 
@@ -32,14 +33,31 @@ class Spoken(TextStreamer):  # type: ignore[misc]
         self.show(text)
 
 
-def answer(
-    settings: GenerationSettings, prompt: str, speculation: bool, stats: bool, raw: bool, json_file: Path | None
-) -> int:
-    """Print the answer to `prompt` ("-": the text on stdin); return exit code 0.
+@dataclass(frozen=True)
+class Question:
+    """Keep what is asked: a prompt ("-": the text on stdin), with files of media, each with its kind. `raw`: the prompt
+    is continued, without the chat template."""
 
-    Raises ValueError: the model or the prompt is not usable.
+    prompt: str
+    raw: bool = False
+    files: tuple[tuple[str, Path], ...] = ()
+    media: MediaOptions | None = None
+
+
+def answer(
+    settings: GenerationSettings, question: Question, speculation: bool, stats: bool, json_file: Path | None
+) -> int:
+    """Print the answer to `question`; return exit code 0.
+
+    Raises ValueError: the model, the prompt or a file is not usable.
     """
     check_writable(json_file)
+    prompt, raw = question.prompt, question.raw
+    if raw and question.files:
+        raise ValueError("--raw continues text alone; leave it out, or the pictures, sound and video")
+    for _, path in question.files:
+        if not path.is_file():
+            raise ValueError(f"{path}: there is no such file")
     where = "the prompt"
     if prompt == "-":
         prompt, where = sys.stdin.read(), "stdin"
@@ -47,10 +65,12 @@ def answer(
         raise ValueError('the prompt is empty; give it as an argument, or "-" to read it from stdin')
     check_text(prompt, where)
     session = open_session(settings, remember=True)
-    messages: list[Message] = [{"role": "user", "content": prompt}]
+    media = Media(session, question.media)
+    message = message_of(prompt, [part for kind, path in question.files for part in media.parts(kind, path)])
+    ids, inputs = (session.encode([message], raw), {}) if raw else media.inputs([message])
     with Raw(Console()) as view:
         spoken = Spoken(session, view.feed)
-        run = session.run(session.encode(messages, raw), speculation=speculation, streamer=spoken)
+        run = session.run(ids, speculation=speculation, streamer=spoken, **inputs)
     if stats:
         print(f"[{one_line(run)}]", file=sys.stderr)
     if json_file:
@@ -60,6 +80,7 @@ def answer(
             "speculation": speculation,
             "raw": raw,
             "prompt": prompt,
+            "media": [{**part, "soft_tokens": media.tokens([part])} for part in media_of(message)],
             "text": spoken.text,
             "tokens": list(run.tokens),
             "figures": summarise([run]),

@@ -22,19 +22,29 @@ if TYPE_CHECKING:
     from eval.chat.commands import Chat
 
 
-def chat(settings: GenerationSettings, dashboard: bool = False, markdown: bool = True, history: bool = True) -> int:
+def chat(
+    settings: GenerationSettings,
+    dashboard: bool = False,
+    markdown: bool = True,
+    history: bool = True,
+    image_tokens: int | None = None,
+    frames: int | None = None,
+) -> int:
     """Converse until /quit or the end of stdin; return exit code 0.
 
     `markdown`: show answers as styled text on a terminal. `history`: keep the typed messages, for later sessions.
+    `image_tokens`, `frames`: see `MediaOptions`.
 
     Raises ValueError: the model is not usable, or has no chat template.
     """
     with keys_waiting() if edits() else contextlib.nullcontext():
         import_libraries()
         from eval.chat.commands import Chat
+        from eval.chat.media import MediaOptions
         from eval.cli.session import open_session
 
-        conversation = Chat(open_session(settings, remember=True), Console(), dashboard, markdown)
+        session, media = open_session(settings, remember=True), MediaOptions(image_tokens, frames)
+        conversation = Chat(session, Console(), dashboard, markdown, media)
         _converse(conversation, _history_file() if history else None)
     return 0
 

@@ -7,6 +7,7 @@ import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from rich.cells import cell_len
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from eval.chat.answer import one_line
 from eval.chat.input import Typed, written_in_editor
+from eval.chat.media import MediaOptions, dragged, files_in
 from eval.chat.turns import Turns
 from eval.cli import options as cli
 from eval.cli.metrics import summarise
@@ -41,9 +43,16 @@ class Command(NamedTuple):
 class Chat:
     """Lead a conversation by lines of text: `turns`, and the commands about them."""
 
-    def __init__(self, session: Session, console: Console, dashboard: bool = False, markdown: bool = True) -> None:
+    def __init__(
+        self,
+        session: Session,
+        console: Console,
+        dashboard: bool = False,
+        markdown: bool = True,
+        media: MediaOptions | None = None,
+    ) -> None:
         """Begin a conversation. Raises ValueError: see `Turns`."""
-        self.turns = Turns(session, console, dashboard, markdown)
+        self.turns = Turns(session, console, dashboard, markdown, media)
         self.commands: dict[str, Command] = {
             "/help": Command(lambda _: self._help(), "", "this list"),
             "/regenerate": Command(lambda _: self.turns.ask_again(), "", "another answer to the last question"),
@@ -61,6 +70,9 @@ class Chat:
             "/markdown": Command(
                 self._switch_markdown, "[on|off]", "styles and whole words; off: as the model wrote it"
             ),
+            "/image": Command(partial(self._attach, "image"), "[FILE ...]", "pictures for the next message; none: no"),
+            "/audio": Command(partial(self._attach, "audio"), "[FILE ...]", "the same for sound"),
+            "/video": Command(partial(self._attach, "video"), "[FILE ...]", "the same for videos, with their sound"),
             "/save": Command(self.turns.save, "FILE", "keep the conversation and its cache"),
             "/load": Command(self.turns.load, "FILE", "go on with a saved one, without computing it again"),
             "/quit": Command(lambda _: None, "", "leave"),
@@ -84,10 +96,26 @@ class Chat:
             if name:
                 self.commands[name].run(rest)
             else:
-                self.turns.ask(text if message else re.sub(r"\A//(?=[A-Za-z?])", "/", text))
+                self._say(text if message else re.sub(r"\A//(?=[A-Za-z?])", "/", text), message)
         except (ValueError, argparse.ArgumentTypeError) as error:
             self.turns.say(f"{name}: {error}" if name else str(error))
         return True
+
+    def _say(self, text: str, message: bool) -> None:
+        """Ask; files that the text begins with, as a terminal writes those that are dropped on it, go with it."""
+        files, rest = ([], text) if message else dragged(text)
+        if files and self.turns.media.welcome:
+            for kind, path in files:
+                self.turns.attach(kind, path)
+            text = rest
+        if text:
+            self.turns.ask(text)
+
+    def _attach(self, kind: str, text: str) -> None:
+        if not text:
+            self.turns.detach(kind)
+        for path in files_in(text) if text else ():
+            self.turns.attach(kind, path)
 
     def _help(self) -> None:
         names = [f"{name} {command.arguments}".rstrip() for name, command in self.commands.items()]

@@ -30,6 +30,7 @@ MARK = "> "
 _MORE = "  "  # before the second line of a message, and the following ones
 _OPENING = re.compile(r'\s*(/system\s+)?"""')
 _CLOSING = re.compile(r'"""[ \t]*$', re.MULTILINE)
+_WITH_FILES = ("/save", "/load", "/image", "/audio", "/video")
 _EDITORS = ("nano", "vim", "vi", "emacs", "notepad")
 
 
@@ -92,7 +93,7 @@ class Prompt:
     """Edit messages at a terminal: Enter sends, Alt-Enter and Ctrl-J begin another line, the arrows bring former
     messages.
 
-    Tab completes `commands`, and the file names behind `/save` and `/load`. `history`: where messages are kept for
+    Tab completes `commands`, and the file names behind those that take a file. `history`: where messages are kept for
     later sessions; None: nowhere.
     """
 
@@ -164,7 +165,7 @@ def _completions(document: Document, event: Any, commands: Collection[str], file
         return
     if not space:
         yield from (Completion(name, -len(word)) for name in commands if name.startswith(word))
-    elif word in ("/save", "/load"):
+    elif word in _WITH_FILES:
         yield from files.get_completions(Document(rest), event)
 
 

@@ -9,11 +9,11 @@ from typing import Any, TypeGuard
 from rich.console import Console
 
 from eval.chat.answer import Spoken, one_line
+from eval.chat.media import KINDS, Media, MediaOptions, Message, Part, is_message, media_of, message_of, text_of
 from eval.chat.view import moves_the_cursor, shorten, view_of
 from eval.cli.metrics import TimedRun
 from eval.cli.session import Session
 from eval.live.dashboard import Dashboard
-from eval.prompts.sets import Message
 from specdec.util.atomic import user_path
 from specdec.util.text import visible
 
@@ -29,7 +29,14 @@ class Turns:
     Raises ValueError: the model has no chat template.
     """
 
-    def __init__(self, session: Session, console: Console, dashboard: bool = False, markdown: bool = True) -> None:
+    def __init__(
+        self,
+        session: Session,
+        console: Console,
+        dashboard: bool = False,
+        markdown: bool = True,
+        media: MediaOptions | None = None,
+    ) -> None:
         if not session.converses:
             raise ValueError(
                 f"{session.settings.model} has no chat template: it continues texts and does not converse; "
@@ -37,6 +44,8 @@ class Turns:
             )
         self.session, self.console = session, console
         self.messages: list[Message] = []
+        self.media = Media(session, media)
+        self.attached: list[Part] = []  # media that go with the next question
         self.system = ""
         self.speculation = True
         self.runs: list[TimedRun] = []
@@ -47,12 +56,26 @@ class Turns:
     @property
     def question(self) -> str:
         """Return the last question; "" before the first."""
-        return self.messages[-2]["content"] if self.messages else ""
+        return text_of(self.messages[-2]) if self.messages else ""
+
+    def attach(self, kind: str, path: Path) -> None:
+        """Read a file that goes with the next question. Raises ValueError: it cannot be used."""
+        parts = self.media.parts(kind, path)
+        self.attached += parts
+        about = " and ".join(f"a {KINDS[part['type']]} of {self.media.tokens([part]):,} tokens" for part in parts)
+        self.say(f"{path.name}: {about}, with the next message")
+
+    def detach(self, kind: str) -> None:
+        """Forget the files of `kind` that would go with the next question, a video with its sound."""
+        paths = {part["path"] for part in self.attached if part["type"] == kind}
+        self.attached = [part for part in self.attached if part["path"] not in paths]
+        self.say(f"{len(paths)} taken away" if paths else f"no {KINDS[kind]} was to go with the next message")
 
     def ask(self, question: str) -> None:
-        """Decode the answer to `question`, and add both."""
+        """Decode the answer to `question` and what is attached, and add both."""
         self._again = 0
-        self._answer(self.messages, question)
+        if self._answer(self.messages, message_of(question, self.attached)):
+            self.attached = []
 
     def ask_again(self) -> None:
         """Put another answer in the place of the last one; where that fails, the last answer stays.
@@ -68,7 +91,7 @@ class Turns:
         elif s.seed is not None:
             options["seed"] = s.seed + self._again
             self.say(f"(seed {options['seed']})")
-        self._answer(self.messages[:-2], self.question, **options)
+        self._answer(self.messages[:-2], self.messages[-2], **options)
 
     def take_back(self) -> None:
         """Forget the last question and its answer. Raises ValueError: there is no answer yet."""
@@ -81,18 +104,19 @@ class Turns:
         if not self.messages:
             raise ValueError("no answers yet")
 
-    def _answer(self, before: list[Message], question: str, **options: Any) -> None:
+    def _answer(self, before: list[Message], question: Message, **options: Any) -> bool:
         """Decode the answer to `question` after the turns `before`; the conversation is then `before`, question and
-        answer.
+        answer. Return whether there is an answer.
 
         An answer that is stopped counts as far as it came. A turn that fails leaves the conversation as it was.
         """
-        asked: list[Message] = [*before, {"role": "user", "content": question}]
+        asked: list[Message] = [*before, question]
         role: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         view = view_of(self.console, self.dashboard if self.shown else None, self.markdown)
         spoken = Spoken(self.session, view.feed)
         try:
-            ids = self.session.encode(role + asked)
+            ids, inputs = self.media.inputs(role + asked)
+            self.dashboard.media_tokens = self.media.tokens([part for one in asked for part in media_of(one)])
             if ids.shape[1] >= self.session.context:
                 raise ValueError(
                     f"the conversation has reached {ids.shape[1]} tokens and the model's context is "
@@ -105,18 +129,19 @@ class Turns:
                     streamer=spoken,
                     reuse=True,
                     on_round=self.dashboard.on_round,
+                    **inputs,
                     **options,
                 )
         except KeyboardInterrupt:
             if not spoken.text.strip():
                 self.say("(stopped before the first word; the conversation is as it was)")
-                return
+                return False
             self.say("(stopped)")
         except BrokenPipeError:  # the reader of the output has left
             raise
         except _FAILURES as error:
             self.say(f"error: {error}")
-            return
+            return False
         else:
             self.runs.append(run)
             self.say(f"({one_line(run)})")
@@ -126,10 +151,12 @@ class Turns:
         elif self.shown:
             for line in self.dashboard.lines():
                 self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        return True
 
     def reset(self) -> None:
         """Forget the conversation and its figures; the role stays."""
-        self.messages = []
+        self.messages, self.attached = [], []
+        self.media = Media(self.session, self.media.options)
         self.runs.clear()
         self.dashboard = Dashboard(self.session.costs, self.session.memory)
         self._again = 0
@@ -158,8 +185,8 @@ class Turns:
         self.reset()
         self.system, self.messages = system, messages
         self.say(f"{len(messages)} messages, {len(found.tokens):,} tokens; the last ones:")
-        self.say(f"> {shorten(messages[-2]['content'])}")
-        self.say(shorten(messages[-1]["content"]))
+        self.say(f"> {shorten(text_of(messages[-2]))}")
+        self.say(shorten(text_of(messages[-1])))
 
     def say(self, text: str) -> None:
         """Print a line that is about the conversation and no part of it."""
@@ -179,9 +206,7 @@ def _is_conversation(messages: Any) -> TypeGuard[list[Message]]:
         and len(messages) >= 2
         and len(messages) % 2 == 0
         and all(
-            isinstance(message, dict)
-            and message.get("role") == ("user", "assistant")[i % 2]
-            and isinstance(message.get("content"), str)
+            is_message(message) and message.get("role") == ("user", "assistant")[i % 2]
             for i, message in enumerate(messages)
         )
     )

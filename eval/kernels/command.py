@@ -86,8 +86,9 @@ class Measured:
         timing = prefill_speed(decoder, tokens, Effort(most=5 if self.quick else 7, seconds=2.0))
         self.model |= {"prefill_tokens": tokens, "prefill_tokens_per_second": tokens / timing.median}
 
-    def full_size(self, name: str, report: Report) -> None:
-        """Build the shape `name`, decode plainly, and time passes. Raises ValueError: see `full_size_model`."""
+    def full_size(self, name: str, context: int, report: Report) -> None:
+        """Build the shape `name`, decode plainly, and time passes after `context` positions. Raises ValueError: see
+        `full_size_model`."""
         model = full_size_model(name, lambda tensor: report(f"random weights: {tensor}"))
         bytes_read = bytes_per_pass(model.decoder)
         self.model = {"name": name, "weight_bytes": model.decoder.nbytes, "bytes_per_pass": bytes_read}
@@ -96,7 +97,7 @@ class Measured:
         decoding = decode_speed(model, FULL_PROMPT, 8 if self.quick else FULL_TOKENS)
         ceiling = max(before, self.bandwidth.measure())
         self.model["decoding"] = decoding_dict(decoding, bytes_read, ceiling)
-        self.passes(model.decoder, FULL_PROMPT, FULL_ROWS, report)
+        self.passes(model.decoder, context, FULL_ROWS, report)
 
 
 def measure(arguments: argparse.Namespace) -> int:
@@ -118,7 +119,7 @@ def measure(arguments: argparse.Namespace) -> int:
 
         try:
             if arguments.full_size:
-                measured.full_size(arguments.full_size, report)
+                measured.full_size(arguments.full_size, arguments.context, report)
             else:
                 measured.kernels(only, report)
                 if MODEL in only:

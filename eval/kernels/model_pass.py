@@ -29,7 +29,7 @@ def bytes_per_pass(decoder: Decoder) -> int:
 
 
 def pass_costs(decoder: Decoder, context: int, rows: Sequence[int], effort: Effort) -> dict[int, KernelTiming]:
-    """Time V(T) for every T of `rows`, in turn, after `context` positions.
+    """Time V(T) for every T of `rows`, in turn, after `context` positions of random K and V.
 
     Raises ValueError when the model has no room for these positions.
     """
@@ -38,19 +38,36 @@ def pass_costs(decoder: Decoder, context: int, rows: Sequence[int], effort: Effo
             f"{context} positions and {max(rows)} rows exceed the model's {decoder.spec.max_positions}: "
             "ask for a smaller --context"
         )
-    ids = random_tokens(decoder, context + max(rows))
-    cache = decoder.new_cache()
-    _prefill(decoder, ids[:context], cache)
+    ids = random_tokens(decoder, max(rows))
+    cache = _filled_cache(decoder, context)
 
     def one(count: int) -> Callable[[], object]:
         def run() -> Tensor:
-            logits = decoder.logits(decoder.forward(ids[context : context + count], cache).last)
+            logits = decoder.logits(decoder.forward(ids[:count], cache).last)
             cache.commit(0)
             return logits
 
         return run
 
     return alternate({count: one(count) for count in rows if count <= cache.max_rows}, effort)
+
+
+@torch.inference_mode()
+def _filled_cache(decoder: Decoder, context: int) -> KVCache:
+    """Return a cache of `context` positions with random K and V, which cost what computed ones cost: to compute 16,000
+    positions of a 12B model takes most of an hour."""
+    cache, generator = decoder.new_cache(), torch.Generator(decoder.device).manual_seed(context)
+    for store in cache.stores:
+        if store is None:
+            continue
+        store.reserve(context)
+        for part in store.parts:
+            if part.dtype == torch.int8:
+                part.random_(-127, 128, generator=generator)
+            else:
+                part.uniform_(-0.02, 0.02, generator=generator)
+    cache.restore(context, context)
+    return cache
 
 
 def _prefill(decoder: Decoder, ids: Tensor, cache: KVCache) -> Tensor:

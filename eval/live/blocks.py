@@ -32,7 +32,8 @@ class Figures:
     """Keep the figures of one moment: the counts of all rounds, and of the newest rounds.
 
     `course`: pairs of rounds and the tokens accepted in them, oldest first. `costs`: None where they were not measured.
-    `measured`: tokens/s of plain decoding, None where they were not measured either.
+    `measured`: tokens/s of plain decoding, None where they were not measured either. `media_tokens`: soft tokens of the
+    prompt.
     """
 
     stats: GenerationStats
@@ -41,6 +42,7 @@ class Figures:
     costs: Costs | None
     memory: Memory
     measured: float | None
+    media_tokens: int = 0
 
     @property
     def plain(self) -> float | None:
@@ -136,10 +138,11 @@ def round_block(f: Figures, width: int) -> list[Text]:
 
 
 def memory_block(f: Figures, width: int) -> list[Text]:
-    """Return three lines: the memory that is taken, as a bar where there is a budget."""
+    """Return three lines: the memory that is taken, as a bar where there is a budget, and the media in the prompt."""
     now, budget = f.memory
     bar = _bar(now / budget, width) if now is not None and budget else Text()
-    return [_title("memory", width), bar, Text(memory_text(f.memory))]
+    title = f"memory; media: {f.media_tokens:,}" if f.media_tokens else "memory"
+    return [_title(title, width), bar, Text(memory_text(f.memory))]
 
 
 def positions_block(f: Figures, width: int) -> list[Text]:

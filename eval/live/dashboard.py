@@ -66,6 +66,7 @@ class Dashboard:
         self._course: list[list[int]] = []
         self._per_cell = 1  # rounds
         self._known: Costs | None = None
+        self.media_tokens = 0  # of the prompt whose answer comes
 
     def on_round(self, done: Round) -> None:
         """Count a finished round. The method only counts, because it is called between two passes."""
@@ -91,7 +92,7 @@ class Dashboard:
             count(now, one)
         with suppress(RuntimeError):  # the decoding thread adds a figure just now: costs as they were a moment ago
             self._known = self.costs()
-        return Figures(stats, now, course, self._known, self.memory(), self.plain)
+        return Figures(stats, now, course, self._known, self.memory(), self.plain, self.media_tokens)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self.draw(options.max_width)
@@ -145,5 +146,5 @@ class Dashboard:
             "a round: " + ", ".join(f"{phase} {ms} ms ({part})" for (phase, _, _), ms, part in phases),
             f"V(1) to V({ROWS}): {passes} ms" if passes else "V(T): not measured",
             f"rounds by draft length: {lengths or '-'}; {sources or 'nothing drafted'}",
-            f"memory: {memory_text(f.memory)}",
+            f"memory: {memory_text(f.memory)}" + (f"; {f.media_tokens:,} media tokens" if f.media_tokens else ""),
         ]

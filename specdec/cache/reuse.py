@@ -11,6 +11,9 @@ taken near the end of a prompt, takes a cache back to there: to ask again, to as
 document, or because a chat template repeats an answer in other words than the model's. vLLM and llama.cpp ("context
 checkpoints") keep such copies too.
 
+What goes on is worth more than what was asked once: a conversation that was gone on from lately is not dropped, nor cut
+short, for a text that begins anew. Programs ask such texts beside a chat, for a title say.
+
 Several texts may be decoded at the same time, from several threads. The caller that begins a text owns its conversation
 until it ends, so no other text can go on from a cache that is being written. Left out: sharing between such texts.
 """
@@ -41,7 +44,8 @@ class MediaKey(NamedTuple):
 Keys = Sequence[MediaKey]
 
 TAIL = 64  # positions that a text which goes on may drop of its conversation; with more to lose, it gets a copy
-MARKS = 3  # per conversation: a ring's worth of memory each
+MARKS = 3  # per conversation, besides those at its pins: a ring's worth of memory each
+RECENT = 8  # releases of other texts, after which a conversation that was gone on from counts like any other
 EARLY = 256  # tokens before the end of a prompt where the first of them is made: a question about a document is shorter
 
 
@@ -51,7 +55,9 @@ class Conversation:
 
     `tokens` [n] int64: the text, whose first `cache.length` tokens are in the cache. `media`: the text's pictures and
     sound, in their order. `reserved`: bytes that the budget counts for the cache while it is decoded. `marking`:
-    whether its rings will overwrite the beginning of the text. `notes`: the JSON that was saved with it.
+    whether its rings will overwrite the beginning of the text. `pins`: lengths at which later texts are likely to part
+    from this one; its marks there are dropped last. `turns`: how often it was gone on from, and `used`: the number of
+    the release that was its last. `notes`: the JSON that was saved with it.
     """
 
     cache: KVCache
@@ -59,6 +65,9 @@ class Conversation:
     tokens: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     reserved: int = 0
     marking: bool = False
+    pins: frozenset[int] = frozenset()
+    turns: int = 0
+    used: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
     media: tuple[MediaKey, ...] = ()
 
@@ -66,6 +75,11 @@ class Conversation:
     def marked(self) -> int:
         """Return the bytes of its marks."""
         return sum(mark.nbytes for mark in self.marks)
+
+    @property
+    def loose(self) -> list[RingCheckpoint]:
+        """Return its marks that stand at no pin."""
+        return [mark for mark in self.marks if mark.length not in self.pins]
 
     @property
     def nbytes(self) -> int:
@@ -108,6 +122,7 @@ class Conversations:
         self._new_cache, self.limit, self._bytes_for = new_cache, limit, bytes_for
         self.kept: list[Conversation] = []
         self._playing: list[Conversation] = []  # whose texts are being decoded, each by its own caller
+        self._released = 0  # how many texts have ended
         self._lock = threading.RLock()  # of both lists; nothing but caches is touched while it is held
 
     @property
@@ -121,13 +136,13 @@ class Conversations:
         to be computed anew."""
         prompt = prompt.cpu()
         with self._lock:
-            mine = self._take(self._best(prompt, media), longest)
+            mine = self._take(self._best(prompt, media), len(prompt), longest)
             mine.media = tuple(media)
             mine.marking = bool(mine.cache.rings) and longest > min(ring.slots for ring in mine.cache.rings)
             if self.limit:
                 self._playing.append(mine)
                 try:
-                    self._fit()
+                    self._make_room()
                 except BaseException:  # Ctrl-C: nobody would give it back
                     self._playing.remove(mine)
                     raise
@@ -139,7 +154,8 @@ class Conversations:
             return
         marks, here = conversation.marks, conversation.cache.length
         after_media = bool(conversation.media) and here == conversation.media[-1].end
-        if left > chunk and not left - chunk < EARLY <= left and not after_media:
+        pinned = here in conversation.pins
+        if left > chunk and not left - chunk < EARLY <= left and not pinned and not after_media:
             return
         rings = sum(ring.nbytes for ring in conversation.cache.rings)
         if here == (marks[-1].length if marks else 0):
@@ -147,10 +163,12 @@ class Conversations:
         with self._lock:
             if conversation not in self._playing:
                 return
-            if len(marks) == MARKS:  # drop the mark whose successor is nearest: it is missed least
-                after = [*(mark.length for mark in marks[1:]), here]
-                del marks[min(range(MARKS), key=lambda i: after[i] - marks[i].length)]
-            if conversation.nbytes + rings <= self.limit and self._fit(rings):
+            loose = conversation.loose
+            if len(loose) == MARKS and not pinned:  # drop the mark whose successor is nearest: it is missed least
+                after = [*(mark.length for mark in loose[1:]), here]
+                nearest = min(range(MARKS), key=lambda i: after[i] - loose[i].length)
+                marks[:] = [mark for mark in marks if mark is not loose[nearest]]
+            if conversation.nbytes + rings <= self.limit and self._fit(rings, not conversation.turns):
                 marks.append(conversation.cache.mark())
 
     def release(self, conversation: Conversation) -> None:
@@ -166,6 +184,8 @@ class Conversations:
             conversation.tokens = conversation.tokens[: conversation.cache.length].cpu().clone()
             conversation.media = tuple(one for one in conversation.media if one.start < conversation.cache.length)
             conversation.reserved = 0
+            self._released += 1
+            conversation.used = self._released
             if len(conversation.tokens):
                 self.add(conversation)
 
@@ -174,7 +194,7 @@ class Conversations:
         with self._lock:
             served = [old for old in self.kept if _usable(conversation, old.tokens, old.media)[0] == len(old.tokens)]
             self.kept = [old for old in self.kept if old not in served] + [conversation]
-            self._fit()
+            self._make_room()
 
     @contextmanager
     def lent(self, tokens: Tensor | None = None, media: Keys | None = None) -> Iterator[Conversation]:
@@ -196,6 +216,12 @@ class Conversations:
         finally:
             self.add(found)
 
+    def nearest(self, tokens: Tensor) -> tuple[int, Tensor]:
+        """Return how many of tokens [n] the kept conversation that is most like them shares, and its tokens [m]."""
+        with self._lock:
+            found = [(shared_beginning(tokens, one.tokens), one.tokens) for one in self.kept]
+        return max(found, key=lambda one: one[0], default=(0, tokens[:0]))
+
     def forget(self) -> None:
         """Give all memory back."""
         with self._lock:
@@ -210,39 +236,63 @@ class Conversations:
                 best = _Found(length, mark, conversation)
         return best
 
-    def _take(self, found: _Found, longest: int) -> Conversation:
+    def _take(self, found: _Found, prompt: int, longest: int) -> Conversation:
+        """Return a conversation of what was `found` for a text that begins with `prompt` tokens."""
         length, mark, source = found
         reserved = self._bytes_for(longest) if self._bytes_for is not None else 0
         if source is None:
             return Conversation(self._new_cache(), reserved=reserved)
+        goes_on = 2 * length >= prompt  # most of the text is there: it is the same conversation
+        lost, turns = source.cache.length - length, source.turns + 1 if goes_on else 0
         self.kept.remove(source)  # so that it is not dropped to make room for its own copy
         marks = [each for each in source.marks if each.length <= length]
-        if source.cache.length - length > TAIL and self._fit(source.nbytes + max(reserved, source.cache.nbytes)):
+        if lost > TAIL and self._fit(source.nbytes + max(reserved, source.cache.nbytes), not goes_on):
             try:
-                return Conversation(source.cache.fork(length, mark), marks, reserved=reserved)
+                return Conversation(source.cache.fork(length, mark), marks, reserved=reserved, turns=turns)
             finally:
+                source.turns = 0 if goes_on else source.turns
                 self.kept.append(source)
+        if lost > TAIL and not goes_on and self._is_going_on(source):
+            self.kept.append(source)
+            return Conversation(self._new_cache(), reserved=reserved)
         source.cache.rewind(length, mark)
-        source.marks, source.tokens, source.reserved = marks, source.tokens[:length], reserved
+        source.marks, source.tokens, source.reserved, source.turns = marks, source.tokens[:length], reserved, turns
         return source
 
-    def _fit(self, more: int = 0) -> bool:
+    def _is_going_on(self, conversation: Conversation) -> bool:
+        """Return whether `conversation` was gone on from, and lately."""
+        return conversation.turns > 0 and self._released - conversation.used < RECENT
+
+    def _make_room(self) -> None:
+        """Forget what is beyond the limit: conversations that are going on last."""
+        if not self._fit(spare=True):
+            self._fit()
+
+    def _fit(self, more: int = 0, spare: bool = False) -> bool:
         """Forget the least recently used conversations until `more` bytes are free; return whether they are.
 
-        Marks go before conversations: without them a conversation still goes on.
+        `spare`: leave conversations that are going on as they are. Marks at no pin go before conversations: without
+        them a conversation still goes on.
         """
         kept = len(self.kept)
         whole = self._bytes_for is not None
         playing = sum(c.nbytes if whole else c.marked for c in self._playing)
-        while self.kept and playing + self.nbytes + more > self.limit:
-            marked = next((each for each in self.kept if each.marks), None)
-            if marked is not None:
-                marked.marks.pop(0)
+        while playing + self.nbytes + more > self.limit:
+            order = sorted(self.kept, key=self._is_going_on)  # stable: else the least recently used first
+            if spare:
+                order = [each for each in order if not self._is_going_on(each)]
+            if not order:
+                break
+            if (loose := next((each for each in order if each.loose), None)) is not None:
+                first = loose.loose[0]
+                loose.marks = [mark for mark in loose.marks if mark is not first]
+            elif order[0].marks:
+                order[0].marks.pop(0)
             else:
-                self.kept.pop(0)
+                self.kept.remove(order[0])
         if len(self.kept) < kept:
             trim_heap()
-        return playing + more <= self.limit
+        return playing + more + (self.nbytes if spare else 0) <= self.limit
 
 
 def _usable(conversation: Conversation, tokens: Tensor, media: Keys | None) -> tuple[int, RingCheckpoint | None]:

@@ -96,7 +96,8 @@ class Engine:
     def add_lockstep(self, requests: Several[Request], chooser: RowsChooser) -> list[Sequence]:
         """Queue rows of one length whose tokens `chooser` picks together; return their sequences.
 
-        None of them is drafted for. The rows run in one batch, whatever `max_batch` is, and end together."""
+        None of them is drafted for. The rows run in one batch, whatever `max_batch` is, and end together. A request's
+        own constraint is not looked at."""
         lockstep = Lockstep(chooser, [])
         lockstep.members = [Sequence(request, lockstep) for request in requests]
         with self._work:
@@ -258,12 +259,14 @@ class Engine:
         return events
 
     def _draft(self, sequences: list[Sequence], prompt_rows: int) -> None:
-        """Let the drafter propose drafts for `sequences`, beside `prompt_rows` rows of prompts."""
+        """Let constraints, where they leave no choice, and the drafter propose drafts for `sequences`, beside
+        `prompt_rows` rows of prompts."""
         alone = [sequence for sequence in sequences if sequence.lockstep is None]
-        if self.drafter.max_draft == 0 or not alone:
-            return
         beside = prompt_rows + len(sequences) - len(alone)
-        if not self.lengths.may_draft(len(alone), beside):
+        if not alone or not self.lengths.may_draft(len(alone), beside):
+            return
+        forced = [sequence for sequence in alone if sequence.find_forced()]
+        if self.drafter.max_draft == 0 and not forced:
             return
         for sequence in alone:
             if sequence.proposer is None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from specdec.cache import MAX_ROWS, CacheProvider, Conversation
 from specdec.drafting.propose import OpenEnd
 from specdec.drafting.protocol import Draft, Proposer
+from specdec.engine.constraints import Constraint, ForcedTokens, constrained
 from specdec.engine.sampling import Sampler
 from specdec.engine.stats import GenerationStats
 from specdec.engine.verify import Choice, Verdict, verify
@@ -30,7 +31,9 @@ class Request:
     emitted token, in order. `on_states`, where given, receives the states of the rows that are committed to the
     cache, prompt included, in order, with those of the drafter's `aux_layers`. Rows that the cache had before are not
     among them. `stats`: counts this text besides the engine's own statistics. `media`: the prompt's pictures and sound,
-    in their order, at positions that do not count padding.
+    in their order, at positions that do not count padding. `constraint`: says which tokens may follow which; the text
+    ends where it says that nothing may. `pins`: lengths at which later texts are likely to part from this one; the
+    cache can go back there.
 
     Raises ValueError when the blocks of `media` are out of order or outside of the prompt.
     """
@@ -43,6 +46,8 @@ class Request:
     on_states: Callable[[States], None] | None = None
     stats: GenerationStats | None = None
     media: tuple[MediaBlock, ...] = ()
+    constraint: Constraint | None = None
+    pins: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         check_media(self.media, len(self.row) - self.padding)
@@ -96,6 +101,8 @@ class Sequence:
         self.reused = 0
         self.draft = Draft()  # the draft that the next pass checks
         self.proposer: Proposer | None = None
+        self._matcher = request.constraint.start() if request.constraint is not None else None
+        self._forced = ForcedTokens(())  # what the constraint says of the next tokens
         self.states: States | None = None  # of the row that chose the pending token; None: a prompt to read
         self.chunk = MAX_ROWS  # rows of the prompt that the next pass reads, but for the edges of media
         self._ids = request.row[request.padding :].tolist()  # the tokens that proposers see, kept as they grow
@@ -142,10 +149,10 @@ class Sequence:
         """Return how many of the sequence's rows the next pass has."""
         if self.decoding:
             return len(self.draft.tokens) + 1
-        if not self._media:
-            return min(self._unread, self.chunk)
-        read = self.prompt_tokens - self._unread
-        return chunk_end(self._media, read, self.prompt_tokens, self.chunk) - read
+        read, rows = self.prompt_tokens - self._unread, min(self._unread, self.chunk)
+        if self.request.pins and self.conversation.marking:  # a mark is made between two chunks
+            rows = min((pin - read for pin in self.request.pins if read < pin < read + rows), default=rows)
+        return rows if not self._media else chunk_end(self._media, read, self.prompt_tokens, rows) - read
 
     @property
     def last_chunk(self) -> bool:
@@ -162,6 +169,7 @@ class Sequence:
         self._unread -= self.reused
         self._forget_media()
         self.conversation.tokens = self.tokens[request.padding :]
+        self.conversation.pins = request.pins
 
     def end(self, caches: CacheProvider) -> None:
         """Give the cache back to `caches`."""
@@ -186,15 +194,32 @@ class Sequence:
         """Tell `caches` that a chunk of the prompt comes next."""
         caches.before_chunk(self.conversation, self._unread, self.next_rows)
 
+    def find_forced(self) -> bool:
+        """Find out which tokens have to come next; return whether there are any."""
+        if self._matcher is None:
+            return False
+        self._follow()
+        self._forced = ForcedTokens(self._matcher.forced())
+        return self._forced.max_draft > 0
+
+    def _follow(self) -> None:
+        """Bring the constraint to the end of the text: a pass that was interrupted may have gone beyond."""
+        assert self._matcher is not None
+        self._matcher.rewind(self.length - len(self.request.row))
+
     def open_end(self) -> OpenEnd:
         """Return the open end that a draft follows, with no more room than the request's limit and the cache leave."""
-        assert self.proposer is not None
+        proposer = self._forced if self._forced.max_draft else self.proposer
+        assert proposer is not None
         assert self.states is not None
         room = min(self.request.limit - self.length, self.conversation.cache.max_rows) - 1
-        return OpenEnd(self.proposer, self._ids, self.states, room)
+        return OpenEnd(proposer, self._ids, self.states, room)
 
     def take(self, draft: Draft) -> None:
-        """Let the next pass check `draft`."""
+        """Let the next pass check `draft`, as far as the constraint allows it."""
+        if self._matcher is not None and draft.tokens:
+            valid = self._matcher.valid(draft.tokens)
+            draft = Draft(draft.tokens[:valid], draft.sources[:valid])
         self.draft = draft
         if draft.tokens:
             end = self.length + len(draft.tokens)
@@ -203,7 +228,11 @@ class Sequence:
     def verify(self, logits: Tensor) -> Verdict:
         """Return the verdict of a pass, from logits [k + 1, vocab] of its last rows."""
         text = self.tokens[: self.length + len(self.draft.tokens) + 1]
-        return verify(self.draft.tokens, logits, text, self.request.sampler.choose, self.request.stop)
+        sampler, stop = self.request.sampler, self.request.stop
+        if self._matcher is None:
+            return verify(self.draft.tokens, logits, text, sampler.choose, stop)
+        self._follow()
+        return verify(self.draft.tokens, logits, text, *constrained(self._matcher, sampler, stop))
 
     def commit_chunk(self, states: States) -> None:
         """Keep a chunk of the prompt, whose rows have these `states`; more of the prompt follows."""

@@ -24,6 +24,7 @@ from specdec.cache import Conversations
 from specdec.drafting.calibrate import calibrate
 from specdec.drafting.draft_length import AdaptiveLength
 from specdec.drafting.protocol import Drafter, NoDraft, bind_drafter
+from specdec.engine.constraints import Constraint
 from specdec.engine.engine import Engine, Event
 from specdec.engine.sampling import Sampler, Warping
 from specdec.engine.sequence import Request
@@ -76,7 +77,8 @@ def run_batch(
     """Decode every row of `batch`, and return the output of transformers' `generate`, with the same padding.
 
     Raises:
-        ValueError: an empty or too long prompt, token ids outside the vocabulary, an unsupported option.
+        ValueError: an empty or too long prompt, token ids outside the vocabulary, an unsupported option, a constraint
+            beside processors that look at all rows at once.
     """
     refuse_unsupported(batch.config)
     if not options.speculation:
@@ -91,9 +93,15 @@ def run_batch(
             calibrate(adaptive, backbone, drafter, texts)
     seeds = options.seeds(batch.input_ids.shape[0], bool(batch.config.do_sample))
     rows = [_row(backbone, batch, row) for row in range(len(seeds))]
-    requests = [_request(backbone, batch, row, seed) for row, seed in zip(rows, seeds, strict=True)]
+    constraint = options.constraint
+    requests = [_request(backbone, batch, row, seed, constraint) for row, seed in zip(rows, seeds, strict=True)]
     in_step = None
     if len(rows) > 1 and needs_all_rows(batch.processors, batch.criteria):
+        if constraint is not None:
+            raise ValueError(
+                "a logits processor or stopping criterion of this call looks at all rows at once, and a constraint "
+                "follows each row by itself; give one prompt at a time"
+            )
         in_step, requests = _in_step(batch, requests)
     most = _max_batch(backbone, batch, requests, in_step)
     kept = conversations if options.reuse else None
@@ -162,7 +170,7 @@ class _Row:
     logits: list[Tensor] = field(default_factory=list)
 
 
-def _request(backbone: Decoder, batch: Batch, row: _Row, seed: int | None) -> Request:
+def _request(backbone: Decoder, batch: Batch, row: _Row, seed: int | None, constraint: Constraint | None) -> Request:
     config, given, padding = batch.config, row.given, row.padding
     limit = min(config.max_length, padding + backbone.context)
     if limit < config.max_length:
@@ -194,7 +202,7 @@ def _request(backbone: Decoder, batch: Batch, row: _Row, seed: int | None) -> Re
     processors = None if not batch.processors else process if moved else batch.processors
     warping = Warping(config.temperature or 1.0, config.top_k or 0, config.top_p or 1.0, config.min_p or 0.0)
     sampler = Sampler(processors, seed, padding, warping)
-    return Request(row.tokens, limit, sampler, stop, padding, media=row.media)
+    return Request(row.tokens, limit, sampler, stop, padding, media=row.media, constraint=constraint)
 
 
 def _in_step(batch: Batch, requests: Several[Request]) -> tuple[RowsInStep, list[Request]]:

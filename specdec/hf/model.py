@@ -24,6 +24,7 @@ from specdec.cache.conversation_file import load_conversation, save_conversation
 from specdec.drafting.draft_length import AdaptiveLength
 from specdec.drafting.protocol import Drafter, bind_drafter
 from specdec.drafting.registry import DrafterLike, resolve_drafter
+from specdec.engine.constraints import Constraint
 from specdec.engine.stats import GenerationStats, Round
 from specdec.hf import forward as passes
 from specdec.hf.autocast import no_autocast
@@ -46,9 +47,9 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
     """A causal language model that decodes speculatively; made by `specdec.load`.
 
     `generate(**anything transformers accepts, speculation=True, draft_length="adaptive", seed=None, reuse=True,
-    on_round=None)`; the text depends on prompt, settings and seed, never on the other arguments. `last_stats` holds the
-    counts of the last call. `lengths` holds the measured costs and acceptance. `conversations` holds the caches of
-    former conversations, which a prompt that continues one need not fill again.
+    on_round=None, constraint=None)`; the text depends on prompt, settings, seed and constraint, never on the other
+    arguments. `last_stats` holds the counts of the last call. `lengths` holds the measured costs and acceptance.
+    `conversations` holds the caches of former conversations, which a prompt that continues one need not fill again.
     """
 
     main_input_name = "input_ids"
@@ -191,6 +192,7 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
         input_features: Tensor | None = None,
         input_features_mask: Tensor | None = None,
         mm_token_type_ids: Tensor | None = None,
+        constraint: Constraint | None = None,
     ) -> dict[str, Any]:
         """Take the keyword arguments that `generate` passes to the loop: transformers checks names against these."""
         return {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -203,8 +205,9 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
         Pictures, videos and sound come as the model's processor in transformers makes them (`pixel_values`,
         `input_features` and so on). Besides everything that transformers accepts: `speculation` (False decodes
         plainly), `draft_length` ("adaptive" or a number), `seed`, `reuse` (False: compute the whole prompt, and keep
-        nothing for the next one), `drafter` (another drafter for this call), and `on_round` (called with a
-        `specdec.Round` after every round). `last_stats` is this call's `GenerationStats` afterwards, also after an
+        nothing for the next one), `drafter` (another drafter for this call), `on_round` (called with a
+        `specdec.Round` after every round), and `constraint` (what each text must look like: a
+        `specdec.engine.grammar.Grammar`, say). `last_stats` is this call's `GenerationStats` afterwards, also after an
         interrupt.
 
         Raises:
@@ -287,6 +290,7 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
         reuse: bool = True,
         drafter: DrafterLike = None,
         on_round: Callable[[Round], None] | None = None,
+        constraint: Constraint | None = None,
         **kwargs: Any,
     ) -> Tensor | GenerateDecoderOnlyOutput:
         refuse_inputs(kwargs, attention_mask)
@@ -297,7 +301,7 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
         batch = Batch(
             input_ids, attention_mask, logits_processor, stopping_criteria, generation_config, streamer, media
         )
-        options = Options(speculation, draft_length, seed, reuse, on_round)
+        options = Options(speculation, draft_length, seed, reuse, on_round, constraint)
         self._stats.set(stats)  # so that `last_stats` shows this call while it runs
         try:
             return run_batch(self.decoder, chosen, self.lengths, batch, options, stats, self.conversations)

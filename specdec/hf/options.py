@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from specdec.drafting.draft_length import AdaptiveLength, DraftLength, FixedLength
+from specdec.engine.constraints import Constraint
 from specdec.engine.sampling import mix
 from specdec.engine.stats import Round
 
@@ -21,7 +22,7 @@ class Options:
     `speculation`: False decodes plainly. `draft_length`: "adaptive", or a number of tokens. `seed`: of the noise that
     sampling uses; None draws a seed from torch's global generator, so that `torch.manual_seed` rules. `reuse`: False
     computes the whole prompt, even where an earlier text began with it, and keeps nothing of this text. `on_round` is
-    called with a `Round` after every round.
+    called with a `Round` after every round. `constraint` says what the text of each row must look like.
     """
 
     speculation: bool = True
@@ -29,6 +30,7 @@ class Options:
     seed: int | None = None
     reuse: bool = True
     on_round: Callable[[Round], None] | None = None
+    constraint: Constraint | None = None
 
     def lengths(self, adaptive: AdaptiveLength) -> DraftLength:
         """Return what chooses draft lengths: `adaptive` itself, or a fixed length, 0 without speculation.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
 from specdec.media.processor import Processor
@@ -22,11 +22,12 @@ from specdec.weights.tokenizer import load_tokenizer
 _MODEL_TYPE = "gemma4_unified"
 
 
-def load_processor(name_or_path: str | os.PathLike[str]) -> Processor:
+def load_processor(name_or_path: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase | None = None) -> Processor:
     """Load what turns text, pictures, sound and video into the inputs of a multimodal model.
 
-    `name_or_path` is what `specdec.load` takes. Raises ValueError when the model reads text alone, or has a picture
-    encoder of its own, and ImportError without the extra `media`.
+    `name_or_path` is what `specdec.load` takes; `tokenizer` is the model's, where it has been loaded before. Raises
+    ValueError when the model reads text alone, or has a picture encoder of its own, and ImportError without the extra
+    `media`.
     """
     media_library("PIL", "picture")
     name = os.fspath(name_or_path)
@@ -39,6 +40,6 @@ def load_processor(name_or_path: str | os.PathLike[str]) -> Processor:
             config = ProcessorMixin.get_processor_dict(place)[0]
         if model_type != _MODEL_TYPE:
             raise ValueError(f"{place}: a {model_type} model; pictures and sound are read for {_MODEL_TYPE} alone")
-    tokenizer = load_tokenizer(name_or_path)
+    tokenizer = load_tokenizer(name_or_path) if tokenizer is None else tokenizer
     with naming(place):
         return Processor(tokenizer, config.get("chat_template") or tokenizer.chat_template, from_config(config))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from specdec.util.atomic import user_path
+from specdec.util.text import printable
 from specdec.weights.metadata import foreign, quote
 
 _PACKAGES = {"PIL": "Pillow", "av": "PyAV", "soundfile": "soundfile", "soxr": "soxr"}
@@ -76,7 +77,8 @@ def as_source(given: Any, kind: str) -> MediaSource | None:
         return _of_bytes(_decoded(text, kind), kind)
     path = user_path(text)
     if not path.exists():
-        raise ValueError(f"{quote(text)}: there is no such file; a {kind} is a path, bytes, a data URI or an array")
+        name = printable(str(path))
+        raise ValueError(f"{name}: there is no such file; a {kind} is a path, bytes, a data URI or an array")
     return MediaSource(str(path), path)
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from eval.checker import ScriptedDrafter
-from eval.exactness import main
+from eval.exactness.checker import ScriptedDrafter
+from eval.exactness.command import main
 from eval.synthetic.command import write_model
 from eval.synthetic.full_size import full_size_config, full_size_drafter
 from specdec.engine.verify import Choice, Verdict, verify

@@ -15,8 +15,10 @@ from specdec.media import source
 from specdec.media.processor import Processor
 from specdec.media.settings import MediaSettings
 from tests.support.media.clips import moving
-from tests.support.media.tokenizer import MEDIA_TEMPLATE, media_tokenizer
+from tests.support.media.pictures import noise
+from tests.support.media.tokenizer import MEDIA_TEMPLATE, MEDIA_TOKENS, VIDEO_TOKEN, media_tokenizer
 from tests.support.tiny_folder import make_folder, tiny_tokenizer
+from tests.support.tiny_gguf import ALPHABET, byte_level
 
 
 def save(folder: Path, settings: MediaSettings | None = None, model_type: str = "gemma4_unified") -> Path:
@@ -73,6 +75,22 @@ def test_a_model_of_text_alone_or_with_an_encoder_is_refused(tmp_path: Path) -> 
         specdec.load_processor(tmp_path / "no tokens")
     with pytest.raises(ValueError, match="there is no such file"):
         specdec.load_processor("no/such/folder/anywhere")
+
+
+def test_a_gguf_file_has_tokens_and_template_and_no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path / "cache"))
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *ALPHABET, "he", *MEDIA_TOKENS.values(), VIDEO_TOKEN]
+    about = {"tokens": tokens, "token_type": [3] * 3 + [1] * 257 + [3] * 7, "merges": ["h e"]}
+    file = byte_level(tmp_path / "m.gguf", **about, **{"tokenizer.chat_template": MEDIA_TEMPLATE})
+    processor = specdec.load_processor(file)
+    assert processor.settings == MediaSettings()
+    prompt = [
+        {"role": "user", "content": [{"type": "image", "image": noise(100, 150, 3)}, {"type": "text", "text": "a"}]}
+    ]
+    ids = processor.apply_chat_template(prompt, tokenize=True, processor_kwargs={"max_soft_tokens": 70})[0]
+    assert processor.image_token_id == tokens.index("<|image|>") and ids.count(processor.image_token_id) == 60
+    with pytest.raises(ValueError, match="reads text alone"):
+        specdec.load_processor(byte_level(tmp_path / "text.gguf"))
 
 
 def test_a_damaged_folder_is_named(tmp_path: Path) -> None:

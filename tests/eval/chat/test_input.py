@@ -198,12 +198,12 @@ def test_edit_begins_with_the_last_message_and_sends_what_was_written(
 def test_loading_is_said_before_torch_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "torch" in sys.modules, "of other tests; the command is tried in a process of its own"
     program = (
-        "import sys, run\n"
+        "import sys, run, eval.cli.terminal\n"
         "def told(name):\n"
         "    heavy = [m for m in ('torch', 'transformers', 'prompt_toolkit') if m in sys.modules]\n"
         "    print(name, heavy)\n"
         "    raise ValueError('enough')\n"
-        "run.say_loading = told\n"
+        "eval.cli.terminal.say_loading = told\n"
         "for words in (['chat'], ['generate', 'x'], ['bench'], ['train', '--out', 'none', '--minutes', '1']):\n"
         "    run.main([*words, '--model', 'gemma-3-270m'])\n"
     )
@@ -219,8 +219,9 @@ def test_options_reach_the_chat(monkeypatch: pytest.MonkeyPatch) -> None:
         return 0
 
     monkeypatch.setattr("eval.chat.command.chat", noted)
-    assert run.main(["chat"]) == run.main(["chat", "--plain", "--no-history", "--dashboard"]) == 0
-    assert taken == [(False, True, True), (True, False, False)]
+    other = ["chat", "--plain", "--no-history", "--dashboard", "--image-tokens", "1120", "--frames", "8"]
+    assert run.main(["chat"]) == run.main(other) == 0
+    assert taken == [(False, True, True, None, None), (True, False, False, 1120, 8)]
 
 
 def test_no_home_means_no_history(monkeypatch: pytest.MonkeyPatch) -> None:

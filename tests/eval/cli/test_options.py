@@ -7,8 +7,8 @@ import re
 import pytest
 
 import run
-from eval import exactness
 from eval.cli.options import KV_DTYPES, PICTURES, module_parser
+from eval.exactness import command as exactness
 from eval.prompts.media import FULL
 from specdec.memory import plan
 

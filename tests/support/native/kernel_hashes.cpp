@@ -202,9 +202,9 @@ struct Decoder {
 };
 
 void layers(Random& random) {
-  const auto run = function<int(const Layer*, int64_t, const Span*, int64_t, const int64_t*, const KV* const*,
-                                const float*, float*, int64_t, int64_t, const float*, int64_t, float* const*, int)>(
-      "specdec_layers");
+  const auto run = function<int(const Layer*, int64_t, const Span*, int64_t, const int64_t*, const int64_t*,
+                                const KV* const*, const float*, float*, int64_t, int64_t, const float*, int64_t,
+                                float* const*, int, int)>("specdec_layers");
   constexpr int64_t kHidden = Decoder::kHidden, kWidth = Decoder::kWidth, kSlots = 40;
   for (const Kind kind : kKinds)
     for (int64_t type : {kFloat32, kBfloat16, kInt8})
@@ -215,6 +215,7 @@ void layers(Random& random) {
         both[1].store = 1;
         // two texts, of which the second begins in the middle
         const int64_t middle = count / 2, texts = middle ? 2 : 1, starts[3] = {0, middle ? middle : count, count};
+        const int64_t positions[2] = {middle ? 50 : 3, 3};
         std::vector<Stored> kept;
         for (int i = 0; i < 4; ++i)
           kept.emplace_back(random, type, i % 2 == 0 || !values_alone, Decoder::kKvHeads, kSlots, kWidth, kWidth, 100);
@@ -232,8 +233,8 @@ void layers(Random& random) {
         const Span span{cos.data(), sin.data(), low.data(), high.data()};
         float* const wanted[2] = {aux.data(), nullptr};
         Hash hash;
-        must(run(both, 2, &span, texts, starts, stores, last.data(), x.data(), count, kHidden, extra.data(),
-                 Decoder::kExtra, wanted, int(1 + count % 3)));
+        must(run(both, 2, &span, texts, starts, positions, stores, last.data(), x.data(), count, kHidden, extra.data(),
+                 Decoder::kExtra, wanted, kAll, int(1 + count % 3)));
         hash.add(x), hash.add(aux);
         for (const Stored& store : kept) store.add_to(hash);
         print(hash, "layers %d bits%s %s rows %d", kind.bits, kind.minimum ? " minimum" : "", name_of(type),

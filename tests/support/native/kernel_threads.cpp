@@ -17,12 +17,12 @@ namespace {
 constexpr int64_t kRows = 5, kColumns_ = 256, kOutputs = 1024;
 
 // A product that is worth sharing, and rows that go through shared steps of their own.
-struct Work {
+struct Sums {
   std::vector<uint8_t> q;
   std::vector<uint16_t> scale;
   std::vector<float> x, product, normed;
 
-  Work() : q(kOutputs * kColumns_ / 2), scale(kOutputs * kColumns_ / 32, 0x2e66), x(kRows * kColumns_) {
+  Sums() : q(kOutputs * kColumns_ / 2), scale(kOutputs * kColumns_ / 32, 0x2e66), x(kRows * kColumns_) {
     unsigned state = 1;
     const auto next = [&] { return state = state * 1664525u + 1013904223u, state >> 24; };
     for (uint8_t& value : q) value = uint8_t(next());
@@ -68,7 +68,7 @@ bool counts(int turns) {
 }  // namespace
 
 int main() {
-  const Work work;
+  const Sums work;
   bool right = counts(50);
   std::vector<char> found(4);
   std::vector<std::thread> callers;

@@ -16,7 +16,7 @@ import specdec
 from specdec import kernels
 from specdec.load import _warn_of_slowness
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

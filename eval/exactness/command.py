@@ -18,11 +18,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from eval.checker import Checker, Tally
 from eval.cli import options as cli
 from eval.cli.output import DIFFERS, INTERRUPTED, check_writable, put_record, run_guarded
 from eval.cli.provenance import provenance
 from eval.cli.session import open_session
+from eval.exactness.checker import Checker, Tally
 from eval.live.parts import count_bar
 from eval.prompts.media import MediaPrompt, media_prompts
 from eval.prompts.sets import exactness_prompts

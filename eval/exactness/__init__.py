@@ -1,0 +1,1 @@
+"""`python -m eval.exactness`: drafted text compared with plain text, token for token."""

@@ -1,0 +1,1 @@
+"""`run.py serve`: a server for agents and editors on this machine."""

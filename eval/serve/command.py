@@ -1,0 +1,102 @@
+"""`run.py serve`: load a model, and answer OpenAI's and Anthropic's clients until Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from eval.cli.options import GenerationSettings
+
+NEEDED = ("starlette", "uvicorn", "llguidance")
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Where to listen, whom to answer, and how much at a time."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    api_key: tuple[str, ...] = ()
+    allow_host: tuple[str, ...] = ()
+    allow_origin: tuple[str, ...] = ()
+    alias: str | None = None
+    max_sequences: int = 4
+    max_waiting: int = 32
+    grace: float = 30.0
+    cache_dir: Path | None = None
+    debug: bool = False
+
+
+def options_from(arguments: argparse.Namespace) -> ServeOptions:
+    """Return the options among parsed `arguments`."""
+    known = ServeOptions.__dataclass_fields__
+    found: dict[str, Any] = {name: value for name, value in vars(arguments).items() if name in known}
+    found |= {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+    options = ServeOptions(**found)
+    if not options.api_key and (key := os.environ.get("SPECDEC_API_KEY")):
+        options = replace(options, api_key=(key,))
+    return options
+
+
+def check_installed() -> None:
+    """Raise a ValueError when the packages of a server are missing."""
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise ValueError(
+            f"serve needs {', '.join(missing)}; install them with: pip install -c constraints.txt -e '.[serve]'"
+        )
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder of conversations, for its owner alone. Raises ValueError when that cannot be."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--cache-dir {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--cache-dir {folder}: cannot be written")
+
+
+def serve(settings: GenerationSettings, options: ServeOptions) -> int:
+    """Serve until a signal comes; return exit code 0.
+
+    Raises ValueError: the address cannot be listened at, or the model is not usable.
+    """
+    check_installed()
+    if options.cache_dir is not None:
+        check_folder(options.cache_dir)
+    from eval.cli.session import open_session
+    from specdec.drafting.draft_length import FixedLength
+    from specdec.server.generation.service import Service
+    from specdec.server.guard import Access
+    from specdec.server.listen import Listening, listen
+
+    def load() -> Service:
+        session = open_session(settings, remember=True)
+        lengths = None if isinstance(settings.draft_length, str) else FixedLength(settings.draft_length)
+        return Service(
+            session.model,
+            session.tokenizer,
+            options.alias or settings.model,
+            options.max_sequences,
+            options.max_waiting,
+            lengths,
+            options.cache_dir,
+        )
+
+    def started(address: str, service: Service) -> None:
+        print(f"{service.name}, drafter {service.model.drafter.name}, is served at {address}/v1", file=sys.stderr)
+        print(f"what it does is drawn at {address}/", file=sys.stderr)
+        print(
+            f"{options.max_sequences} answers at a time, {service.context:,} tokens of context each; "
+            f"{'a key is asked for' if options.api_key else 'no key is asked for'}; Ctrl-C ends",
+            file=sys.stderr,
+        )
+
+    access = Access(options.api_key, (options.host, *options.allow_host), options.allow_origin)
+    listen(load, Listening(options.host, options.port, access, options.grace, options.debug), started)
+    return 0

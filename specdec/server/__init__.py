@@ -1,0 +1,1 @@
+"""The server: OpenAI's and Anthropic's endpoints over one engine, for agents and editors on this machine."""

@@ -1,0 +1,119 @@
+"""What a request wants its answer to look like: tools that may or must be called, and the form of the content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from specdec.server.formats.messages import FieldError, functions
+
+ANYTHING: dict[str, Any] = {"type": "object"}
+NOTHING: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that may be called. `index`: its place in the request. `strict`: its schema must be kept to the
+    letter, or refused; otherwise keywords that a grammar does not know are left out."""
+
+    index: int
+    name: str
+    parameters: dict[str, Any]
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an answer may be. `calls`: "auto", "none" or "required"; `parallel`: more than one call; `schema`: of the
+    content, JSON then, None for any text."""
+
+    tools: tuple[Tool, ...] = ()
+    calls: str = "auto"
+    parallel: bool = True
+    schema: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, body: Mapping[str, Any]) -> Wanted:
+        """Read `tools`, `tool_choice`, `parallel_tool_calls` and `response_format` of a body in OpenAI's form. Raises
+        FieldError."""
+        tools = _tools(body.get("tools"))
+        calls, tools = _choice(body.get("tool_choice"), tools)
+        parallel = body.get("parallel_tool_calls")
+        if parallel is not None and not isinstance(parallel, bool):
+            raise FieldError("parallel_tool_calls", "must be true or false")
+        return cls(tools, calls, parallel is not False, _schema(body.get("response_format")))
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names that may be called, as a parser takes them."""
+        return [] if self.calls == "none" else [tool.name for tool in self.tools]
+
+    @property
+    def free(self) -> bool:
+        """Return whether the answer may be anything, and no constraint is needed."""
+        return not self.tools and self.schema is None
+
+
+def _tools(given: Any) -> tuple[Tool, ...]:
+    functions(given)  # which checks their shape
+    found = []
+    for i, tool in enumerate(given or ()):
+        if tool.get("type", "function") == "function":
+            function = tool["function"]
+            parameters = dict(function.get("parameters") or NOTHING)
+            found.append(Tool(i, function["name"], parameters, function.get("strict") is True))
+    return tuple(found)
+
+
+def _choice(choice: Any, tools: tuple[Tool, ...]) -> tuple[str, tuple[Tool, ...]]:
+    """Return how calls are wanted, and the tools that may be called."""
+    if choice is None or choice == "auto":
+        return "auto", tools
+    if choice == "none":
+        return "none", tools
+    if choice in ("required", "any"):
+        names, mode = [tool.name for tool in tools], "required"
+    elif isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
+        allowed = choice.get("allowed_tools")
+        inner = allowed if isinstance(allowed, Mapping) else choice
+        names = [_named(one) for one in inner.get("tools") or ()]
+        mode = "required" if inner.get("mode") == "required" else "auto"
+    elif isinstance(choice, Mapping):
+        names, mode = [_named(choice)], "required"
+    else:
+        raise FieldError("tool_choice", "must be auto, none, required, or name a function")
+    known = {tool.name for tool in tools}
+    if unknown := [name for name in names if name not in known]:
+        raise FieldError("tool_choice", f"there is no tool {unknown[0]!r} in tools")
+    if not names:
+        raise FieldError("tool_choice", "needs tools, and there are none")
+    return mode, tuple(tool for tool in tools if tool.name in names)
+
+
+def _named(choice: Any) -> str:
+    function = choice.get("function") if isinstance(choice, Mapping) else None
+    name = (function if isinstance(function, Mapping) else choice).get("name") if isinstance(choice, Mapping) else None
+    if not isinstance(name, str):
+        raise FieldError("tool_choice.function.name", "must be a string")
+    return name
+
+
+def _schema(given: Any) -> dict[str, Any] | None:
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise FieldError("response_format", "must be an object")
+    kind = given.get("type")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        schema = given.get("schema")
+        return dict(schema) if isinstance(schema, Mapping) else ANYTHING
+    if kind != "json_schema":
+        raise FieldError("response_format.type", "must be text, json_object or json_schema")
+    inner = given.get("json_schema", given)
+    schema = inner.get("schema") if isinstance(inner, Mapping) else None
+    if not isinstance(schema, Mapping):
+        raise FieldError("response_format.json_schema.schema", "must be a JSON schema")
+    return dict(schema)

@@ -1,0 +1,1 @@
+"""From a prompt to an answer: the engine's thread, samplers, pieces of text, and what becomes of caches."""

@@ -1,0 +1,171 @@
+"""The engine's thread: it steps while anything is in flight, and tells each text's listener what a pass gave.
+
+`submit` and `cancel` come from any thread, the web server's event loop above all, and never wait for a pass. Texts wait
+in a bounded queue until there is room: at most `engine.max_batch` at a time, and no more than their caches' memory
+allows. An error of one text ends that text; an error of a pass ends those in flight; neither ends the thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+from specdec.engine.engine import Engine, Event
+from specdec.engine.sequence import Request, Sequence
+from specdec.server.errors import ApiError
+
+_log = logging.getLogger(__name__)
+
+Listener = Callable[["Event | ApiError | Exception"], None]
+"""Called in the engine's thread: with every event of a text, or with the error that ended it."""
+
+
+class Ticket:
+    """A text that was submitted. `sequence` is None while it waits for room."""
+
+    def __init__(self, request: Request, listener: Listener, cache_bytes: int) -> None:
+        self.request, self.listener, self.cache_bytes = request, listener, cache_bytes
+        self.sequence: Sequence | None = None
+        self.began = 0.0  # when the engine got it, on the clock of `time.perf_counter`
+        self.over = False
+
+
+class EngineThread:
+    """Runs `engine` in a thread of its own.
+
+    `max_waiting`: texts that may wait for room; the next one is refused. `cache_room`: bytes that the caches of texts
+    in flight may take together, each at its limit (None: as many as come).
+    """
+
+    def __init__(self, engine: Engine, max_waiting: int = 32, cache_room: int | None = None) -> None:
+        self.engine, self.max_waiting, self.cache_room = engine, max_waiting, cache_room
+        self._waiting: deque[Ticket] = deque()
+        self._running: dict[Sequence, Ticket] = {}
+        self._lock = threading.RLock()  # guards these two; never held during a pass
+        self.closing: ApiError | None = None  # why no text is taken any more
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="specdec engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> int:
+        """Return how many texts the engine has."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Return how many texts wait for room."""
+        return len(self._waiting)
+
+    def texts(self) -> list[dict[str, float]]:
+        """Return the texts that the engine has: prompt tokens, those from the cache, emitted ones, and seconds."""
+        with self._lock:
+            running, now = list(self._running.items()), time.perf_counter()
+        return [
+            {
+                "prompt": sequence.prompt_tokens,
+                "cached": sequence.reused,
+                "emitted": sequence.length - sequence.prompt_tokens,
+                "seconds": now - ticket.began,
+            }
+            for sequence, ticket in running
+        ]
+
+    def submit(self, requests: list[tuple[Request, Listener, int]]) -> list[Ticket]:
+        """Queue requests, each with its listener and the bytes that its cache may take; return their tickets.
+
+        All of them are taken or none. Raises ApiError when the queue is full, or the thread is being closed.
+        """
+        with self._lock:
+            if self.closing is not None:
+                raise self.closing
+            free = self.engine.max_batch - len(self._running) + self.max_waiting - len(self._waiting)
+            if len(requests) > free:
+                raise ApiError(
+                    429,
+                    f"{len(self._running)} answers are under way and {len(self._waiting)} wait; try again later",
+                    code="queue_full",
+                )
+            tickets = [Ticket(*one) for one in requests]
+            self._waiting.extend(tickets)
+            self._admit()
+        return tickets
+
+    def cancel(self, ticket: Ticket) -> None:
+        """End a text before the next pass; its listener hears no more. Nothing happens when it has ended."""
+        with self._lock:
+            if ticket.over:
+                return
+            ticket.over = True
+            with suppress(ValueError):
+                self._waiting.remove(ticket)
+            if ticket.sequence is not None:
+                self._running.pop(ticket.sequence, None)
+                self.engine.cancel(ticket.sequence)
+            self._admit()
+
+    def fail_all(self, error: ApiError) -> None:
+        """End every text with `error`."""
+        with self._lock:
+            tickets = [*self._running.values(), *self._waiting]
+            for ticket in tickets:
+                self.cancel(ticket)
+        for ticket in tickets:
+            self._tell(ticket, error)
+
+    def close(self, seconds: float = 10) -> None:
+        """End every text and the thread; wait for the pass that is under way."""
+        self.closing = ApiError(503, "the server is shutting down", code="shutting_down")
+        self.fail_all(self.closing)
+        self._ended.wait(seconds)
+
+    def _admit(self) -> None:
+        """Hand texts that wait to the engine, the oldest first, as far as there is room. The lock is held."""
+        while self._waiting and len(self._running) < self.engine.max_batch:
+            ticket = self._waiting[0]
+            taken = sum(each.cache_bytes for each in self._running.values())
+            if self._running and self.cache_room is not None and taken + ticket.cache_bytes > self.cache_room:
+                return
+            self._waiting.popleft()
+            ticket.began = time.perf_counter()
+            ticket.sequence = self.engine.add(ticket.request)
+            self._running[ticket.sequence] = ticket
+
+    def _run(self) -> None:
+        try:
+            while self.closing is None or self.engine.in_flight:
+                if self.engine.wait(0.2):
+                    self._step()
+        finally:
+            self.engine.close()  # what was cancelled during the last pass gives its cache back
+            self._ended.set()
+
+    def _step(self) -> None:
+        try:
+            events = self.engine.step()
+        except Exception as error:  # out of memory, a drafter's own error: these texts end, the next ones may go well
+            _log.exception("a pass failed")
+            self.fail_all(ApiError(500, f"a pass failed: {error or type(error).__name__}", code="pass_failed"))
+            return
+        self.engine.stats.timeline.clear()  # of one generation; here it would grow for ever
+        for event in events:
+            with self._lock:
+                ticket = self._running.get(event.sequence)
+                if event.sequence.ended:
+                    self._running.pop(event.sequence, None)
+                    if ticket is not None:
+                        ticket.over = True
+                    self._admit()
+            if ticket is not None:
+                self._tell(ticket, event if event.sequence.error is None else event.sequence.error)
+
+    def _tell(self, ticket: Ticket, what: Event | ApiError | Exception) -> None:
+        try:
+            ticket.listener(what)
+        except Exception:  # its event loop has ended, say
+            _log.debug("a listener failed", exc_info=True)
+            self.cancel(ticket)

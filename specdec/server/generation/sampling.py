@@ -1,0 +1,187 @@
+"""The settings of a request that decide which tokens are chosen: read, checked, and made into a sampler.
+
+The processors are transformers' own, in the order in which its `generate` has them, so that a request and a call of
+`generate` with the same settings and seed give the same text.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from specdec.engine.sampling import Sampler, Warping, mix
+from specdec.server.errors import bad_request
+from specdec.server.fields import Fields
+
+MOST_TOP_LOGPROBS = 20
+MOST_CHOICES = 16
+MOST_STOPS = 16
+MOST_BIASES = 1024
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What holds where a request says nothing: the model's own generation settings."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    @classmethod
+    def of(cls, generation_config: Any) -> Defaults:
+        """Return the defaults of a model's generation config; what it leaves open does not narrow the choice."""
+        found = {name: getattr(generation_config, name, None) for name in cls.__dataclass_fields__}
+        return cls(**{name: value for name, value in found.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The settings of one request. `logprobs`: how many alternatives to report (None: no logprobs at all)."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    max_tokens: int | None = None
+    ignore_eos: bool = False
+    choices: int = 1
+    logprobs: int | None = None
+
+    def seeds(self, texts: int) -> list[int | None]:
+        """Return a seed for each of `texts`, the request's own for the first: those of a batch of `generate`."""
+        if self.temperature == 0:
+            return [None] * texts
+        seed = secrets.randbits(62) if self.seed is None else self.seed
+        return [seed if i == 0 else mix(mix(seed) + i) for i in range(texts)]
+
+    def sampler(self, prompt_tokens: int, seed: int | None) -> Sampler:
+        """Return the sampler of a text whose prompt has so many tokens."""
+        processors = LogitsProcessorList()
+        if self.repetition_penalty != 1:
+            processors.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
+        if self.presence_penalty or self.frequency_penalty:
+            processors.append(_Penalties(prompt_tokens, self.presence_penalty, self.frequency_penalty))
+        if self.logit_bias:
+            processors.append(_Bias(self.logit_bias))
+        if seed is not None:
+            if self.temperature != 1:
+                processors.append(TemperatureLogitsWarper(self.temperature))
+            if self.top_k:
+                processors.append(TopKLogitsWarper(self.top_k))
+            if self.top_p < 1:
+                processors.append(TopPLogitsWarper(self.top_p))
+            if self.min_p > 0:
+                processors.append(MinPLogitsWarper(self.min_p))
+        warping = Warping(self.temperature or 1.0, self.top_k, self.top_p, self.min_p)
+        return Sampler(processors or None, seed, warping=warping)
+
+
+def read_sampling(body: Fields, defaults: Defaults, vocabulary: int) -> Sampling:
+    """Return the sampling settings in a request's body; raises ApiError for one that is out of range."""
+    seed = body.whole("seed", -(2**63), 2**64 - 1)
+    logprobs = None
+    if isinstance(body.get("logprobs"), bool) or not body.has("logprobs"):  # of chat
+        if body.flag("logprobs"):
+            logprobs = body.whole("top_logprobs", 0, MOST_TOP_LOGPROBS, 0)
+        elif body.whole("top_logprobs", 0, MOST_TOP_LOGPROBS, 0):
+            raise bad_request("top_logprobs needs logprobs: true", "top_logprobs")
+    else:
+        logprobs = body.whole("logprobs", 0, MOST_TOP_LOGPROBS)
+    temperature = _kept(body.number("temperature", 0, 100), defaults.temperature)
+    return Sampling(
+        temperature=0.0 if temperature < 1e-5 else temperature,  # smaller ones overflow, and are greedy anyway
+        top_p=_kept(body.number("top_p", 0, 1), defaults.top_p) or 1e-9,
+        top_k=max(0, int(_kept(body.whole("top_k", -1, 2**31 - 1), defaults.top_k))),
+        min_p=_kept(body.number("min_p", 0, 1), defaults.min_p),
+        repetition_penalty=_kept(body.number("repetition_penalty", 0.01, 100), defaults.repetition_penalty),
+        presence_penalty=_kept(body.number("presence_penalty", -2, 2), 0.0),
+        frequency_penalty=_kept(body.number("frequency_penalty", -2, 2), 0.0),
+        logit_bias=_biases(body, vocabulary),
+        seed=None if seed is None else seed % 2**63,
+        stop=_stops(body),
+        max_tokens=_max_tokens(body),
+        ignore_eos=body.flag("ignore_eos"),
+        choices=int(_kept(body.whole("n", 1, MOST_CHOICES), 1)),
+        logprobs=logprobs,
+    )
+
+
+def _kept(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _max_tokens(body: Fields) -> int | None:
+    for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
+        if (value := body.whole(name, -1, 2**31 - 1)) is not None:
+            if value == 0:
+                raise bad_request(f"{body.path(name)} must be at least 1, got 0", body.path(name))
+            return None if value == -1 else value
+    return None
+
+
+def _stops(body: Fields) -> tuple[str, ...]:
+    name = "stop_sequences" if body.has("stop_sequences") else "stop"
+    stops = [body.text(name)] if isinstance(body.get(name), str) else list(body.items(name))
+    if len(stops) > MOST_STOPS or not all(isinstance(stop, str) for stop in stops):
+        raise bad_request(f"{name} must be a string, or a list of at most {MOST_STOPS} strings", name)
+    return tuple(stop for stop in stops if stop)
+
+
+def _biases(body: Fields, vocabulary: int) -> dict[int, float]:
+    found = body.mapping("logit_bias")
+    if len(found) > MOST_BIASES:
+        raise bad_request(f"logit_bias may have at most {MOST_BIASES} tokens, got {len(found)}", "logit_bias")
+    biases = {}
+    for token, bias in found.items():
+        if not token.isascii() or not token.isdigit() or int(token) >= vocabulary:
+            raise bad_request(f"logit_bias: {token[:40]!r} is no token id below {vocabulary}", "logit_bias")
+        if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not math.isfinite(bias):
+            raise bad_request(f"logit_bias of {token} must be a number from -100 to 100", "logit_bias")
+        biases[int(token)] = max(-100.0, min(100.0, float(bias)))
+    return biases
+
+
+class _Penalties:
+    """Lower the scores of tokens that the answer has already: once for being there, and once for each time."""
+
+    def __init__(self, prompt_tokens: int, presence: float, frequency: float) -> None:
+        self.prompt_tokens, self.presence, self.frequency = prompt_tokens, presence, frequency
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        tokens, counts = torch.unique(input_ids[0, self.prompt_tokens :], return_counts=True)  # [distinct], [distinct]
+        scores[0, tokens] -= self.presence + self.frequency * counts.to(scores.dtype)
+        return scores
+
+
+class _Bias:
+    """Add to the scores of given tokens."""
+
+    def __init__(self, biases: Mapping[int, float]) -> None:
+        self._ids = torch.tensor(list(biases), dtype=torch.int64)  # [biased]
+        self._values = torch.tensor(list(biases.values()), dtype=torch.float32)  # [biased]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores[0, self._ids.to(scores.device)] += self._values.to(scores.device)
+        return scores

@@ -1,0 +1,181 @@
+"""What every endpoint shares: the model, its tokenizer and chat format, and the way from a prompt to an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from specdec.drafting.calibrate import calibrate
+from specdec.drafting.draft_length import DraftLength
+from specdec.drafting.protocol import bind_drafter
+from specdec.engine.constraints import Constraint
+from specdec.engine.engine import Engine
+from specdec.engine.sequence import Request
+from specdec.hf import SpecdecForCausalLM
+from specdec.memory.plan import cache_bytes
+from specdec.server.conversation import Conversation
+from specdec.server.errors import bad_request, too_long
+from specdec.server.formats import ChatFormat, Wanted, constraint_for, format_for
+from specdec.server.formats.base import OutputParser
+from specdec.server.generation import warm
+from specdec.server.generation.answer import Answer, Output
+from specdec.server.generation.detokenizer import StopStrings
+from specdec.server.generation.engine_thread import EngineThread, Listener
+from specdec.server.generation.partings import Partings
+from specdec.server.generation.sampling import Defaults, Sampling
+from specdec.util.threads import turn_to_compute
+
+T = TypeVar("T")
+
+
+class Service:
+    """A model that answers requests: its engine runs in a thread of its own until `close`.
+
+    `name`: what the model is called in replies. `max_sequences`: texts that are decoded at a time; `max_waiting`: those
+    that may wait besides. `lengths`: what chooses draft lengths (None: the model's own adaptive lengths).
+    `kept_in`: the folder where conversations are kept between runs (None: nowhere).
+    """
+
+    def __init__(
+        self,
+        model: SpecdecForCausalLM,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        max_sequences: int = 4,
+        max_waiting: int = 32,
+        lengths: DraftLength | None = None,
+        kept_in: Path | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self.decoder = model.decoder
+        ends = _ids(model.generation_config.eos_token_id) or _ids(tokenizer.eos_token_id)
+        self.format: ChatFormat = format_for(tokenizer, ends, self.decoder.spec.vocab_size)
+        self.created = int(time.time())
+        self.partings = Partings(model.conversations)
+        self.kept_in = kept_in
+        if kept_in is not None:
+            warm.load(model, kept_in)
+        self.defaults = Defaults.of(model.generation_config)
+        self.ends = frozenset(self.format.ends)
+        with turn_to_compute(), bind_drafter(model.drafter, self.decoder):
+            if lengths is None:
+                calibrate(model.lengths, self.decoder, model.drafter, max_sequences)
+        self.engine = Engine(self.decoder, model.drafter, lengths or model.lengths, model.conversations, max_sequences)
+        room = None if self.decoder.room is None else self.decoder.room.cache
+        self.thread = EngineThread(self.engine, max_waiting, room)
+        self._encoding = ThreadPoolExecutor(1, "specdec encoding")  # long prompts take a while, and others must go on
+
+    @property
+    def context(self) -> int:
+        """Return how many tokens prompt and answer may have together."""
+        return self.decoder.context
+
+    async def prompt(self, conversation: Conversation) -> list[int]:
+        """Return the token ids of a conversation. Raises ApiError when it cannot be written."""
+        return await self.encoded(
+            lambda: self.format.prompt(conversation.messages, conversation.tools, conversation.options)
+        )
+
+    async def converse(self, conversation: Conversation, sampling: Sampling, streamed: bool) -> Answer:
+        """Queue the answer to a conversation; return the answer. Raises ApiError as `prompt` and `ask` do, and for
+        tools or a schema that cannot be kept to."""
+
+        def prepare() -> tuple[list[int], Wanted, Constraint | None]:
+            wanted = Wanted.of(conversation.wanted)
+            prompt = self.format.prompt(conversation.messages, conversation.tools, conversation.options)
+            return prompt, wanted, constraint_for(self.format, prompt, wanted)
+
+        prompt, wanted, constraint = await self.encoded(prepare)
+        # Under a constraint no call can be malformed, and its arguments may come as they are written.
+        piecemeal = streamed and constraint is not None
+        return self.ask(
+            [prompt],
+            sampling,
+            lambda: self.format.parser(prompt, wanted.names, piecemeal),
+            constraint,
+            self.format.pins(prompt),
+        )
+
+    async def encoded(self, encode: Callable[[], T]) -> T:
+        """Return what `encode` makes of a request's text, in a thread of its own. Its ValueErrors are a client's."""
+        if self.thread.closing is not None:
+            raise self.thread.closing
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._encoding, encode)
+        except ValueError as error:
+            raise bad_request(str(error), getattr(error, "param", None)) from error
+
+    def tokens(self, text: str, special: bool = True) -> list[int]:
+        """Return the token ids of a text, with the tokens that begin every text of the model where `special`."""
+        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+
+    def ask(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        parser: Callable[[], OutputParser],
+        constraint: Constraint | None = None,
+        pins: Sequence[int] = (),
+    ) -> Answer:
+        """Queue `sampling.choices` texts for each of `prompts`; return the answer, whose choices come prompt by prompt.
+
+        `constraint`: what the texts must look like. `pins`: lengths at which later prompts are likely to part from
+        these.
+        Raises ApiError: a prompt that is empty, too long or no text of this model, or a full queue.
+        """
+        for prompt in prompts:
+            self._check(prompt)
+        outputs = [
+            Output(i, parser(), StopStrings(sampling.stop), self.ends, sampling.ignore_eos)
+            for i in range(len(prompts) * sampling.choices)
+        ]
+        answer = Answer(outputs, sum(map(len, prompts)), sampling.logprobs)
+        queued: list[tuple[Request, Listener, int]] = []
+        for i, (output, seed) in enumerate(zip(outputs, sampling.seeds(len(outputs)), strict=True)):
+            prompt = prompts[i // sampling.choices]
+            limit = min(len(prompt) + (sampling.max_tokens or self.context), self.context)
+            row = torch.tensor(prompt, dtype=torch.int64)  # [n]
+            sampler = sampling.sampler(len(prompt), seed)
+            request = Request(
+                row,
+                limit,
+                sampler,
+                output.stop,
+                stats=output.stats,
+                constraint=constraint,
+                pins=frozenset(pins),
+            )
+            room = self.decoder.room
+            taken = 0 if room is None else cache_bytes(self.decoder.spec, limit, self.decoder.kv_dtype)
+            queued.append((request, partial(answer.hear, output), taken))
+        self.partings.note(prompts[0], answer)
+        answer.begin(self.thread, self.thread.submit(queued))
+        return answer
+
+    def close(self) -> None:
+        """End all answers and the engine's thread; keep the newest conversations where a folder was named."""
+        self.thread.close()
+        if self.kept_in is not None:
+            warm.save(self.model, self.kept_in)
+        self._encoding.shutdown(cancel_futures=True)
+
+    def _check(self, prompt: Sequence[int]) -> None:
+        if not prompt:
+            raise bad_request("the prompt is empty", "prompt")
+        if len(prompt) >= self.context:
+            raise too_long(len(prompt), self.context)
+        if min(prompt) < 0 or max(prompt) >= self.decoder.spec.vocab_size:
+            raise bad_request(f"token ids must lie in 0..{self.decoder.spec.vocab_size - 1}", "prompt")
+
+
+def _ids(known: Any) -> list[int]:
+    """Return the token ids of a setting that is an id, a list of ids, or None."""
+    return [known] if isinstance(known, int) else list(known or ())

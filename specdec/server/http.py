@@ -1,0 +1,130 @@
+"""Replies that end when the client leaves: server-sent events, and JSON that is waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from specdec.server.errors import ApiError, bad_request, of_exception
+from specdec.server.fields import Fields
+
+KEEP_ALIVE = 10.0  # seconds without an event, after which a comment is sent: clients and proxies give up on silence
+CLIENT_LEFT = 499  # the status that nobody reads
+
+T = TypeVar("T")
+
+
+class GoneError(Exception):
+    """The client has left."""
+
+
+class EventStream(Response):
+    """Server-sent events. A client that leaves ends them at once, during a long prompt too.
+
+    `events`: the texts of the events. `failed` makes the event of an error, with which the stream ends. `close` is
+    called in the end, however it comes.
+    """
+
+    def __init__(
+        self,
+        events: AsyncIterator[str],
+        failed: Callable[[ApiError], str],
+        close: Callable[[], None],
+    ) -> None:
+        super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        del self.headers["content-length"]
+        self._events, self._failed, self._close = events, failed, close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        gone = asyncio.ensure_future(_left(receive))
+        coming: asyncio.Future[str] | None = None
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            while True:
+                coming = coming or asyncio.ensure_future(_next(self._events))
+                waited: set[asyncio.Future[Any]] = {coming, gone}
+                await asyncio.wait(waited, timeout=KEEP_ALIVE, return_when=asyncio.FIRST_COMPLETED)
+                if gone.done():
+                    return
+                text, last = ": keep-alive\n\n", False
+                if coming.done():
+                    text, last = self._outcome(coming)
+                    coming = None
+                await send({"type": "http.response.body", "body": text.encode(), "more_body": not last})
+                if last:
+                    return
+        finally:
+            gone.cancel()
+            if coming is not None:
+                coming.cancel()
+            self._close()
+
+    def _outcome(self, coming: asyncio.Future[str]) -> tuple[str, bool]:
+        try:
+            return coming.result(), False
+        except _OverError:
+            return "", True
+        except Exception as error:
+            return self._failed(of_exception(error)), True
+
+
+async def _next(events: AsyncIterator[str]) -> str:
+    try:
+        return await anext(events)
+    except StopAsyncIteration:
+        raise _OverError from None
+
+
+class _OverError(Exception):
+    """The events are over. A task must not end with StopAsyncIteration itself."""
+
+
+async def unless_gone(request: Request, work: Awaitable[T], close: Callable[[], None]) -> T:
+    """Return the result of `work`. Raises GoneError, after `close`, when the client leaves before."""
+    gone = asyncio.ensure_future(_left(request.receive))
+    working = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise GoneError
+        return working.result()
+    finally:
+        gone.cancel()
+        working.cancel()
+        close()
+
+
+async def _left(receive: Receive) -> None:
+    """Return when the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def json_body(request: Request) -> Fields:
+    """Return the fields of a request's JSON body. Raises ApiError when it is none."""
+    text = await request.body()
+    try:
+        values = json.loads(text)
+        if b"\\ud" in text.lower():
+            json.dumps(values, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        return Fields(values)
+    except (ValueError, RecursionError) as error:
+        raise bad_request(f"the body is not JSON: {error}", code="invalid_json") from error
+
+
+def event(data: dict[str, Any], name: str | None = None) -> str:
+    """Return a server-sent event."""
+    head = "" if name is None else f"event: {name}\n"
+    return f"{head}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def reply(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Return a JSON reply."""
+    return JSONResponse(data, status, headers)

@@ -1,0 +1,218 @@
+"""Media in a conversation: files that are named or dropped, how messages keep them, and what the model gets."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+from PIL import Image
+from rich.console import Console
+
+import run
+from eval.chat.commands import Chat
+from eval.chat.media import MediaOptions, dragged, files_in, is_message, media_of, message_of, text_of
+from eval.cli.options import GenerationSettings
+from eval.cli.session import Session, open_session
+from eval.synthetic.command import write_model
+from eval.synthetic.full_size import full_size_config
+from specdec.media import reading
+from tests.support.media.clips import moving, tones, write_video
+from tests.support.media.pictures import smooth
+from tests.support.tiny_folder import make_folder, threads_restored
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    write_model(full_size_config("gemma-4-tiny"), None, folder)
+    with threads_restored():
+        yield open_session(GenerationSettings(model=str(folder), device="cpu", threads=1, max_new_tokens=4))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder with a picture, a sound and a video."""
+    Image.fromarray(smooth(100, 150)).save(tmp_path / "my cat.png")
+    soundfile.write(tmp_path / "clip.wav", tones(16_000)[:, 0], 16_000)
+    write_video(tmp_path / "talk.mp4", moving(6), sound=tones(48_000, seconds=0.25)[:, 0])
+    return tmp_path
+
+
+@pytest.fixture
+def chat(session: Session) -> Chat:
+    session.settings = replace(session.settings, temperature=0.0, seed=0)
+    options = MediaOptions(image_tokens=70, frames=2)
+    return Chat(session, Console(file=io.StringIO(), width=200), dashboard=True, media=options)
+
+
+def said(chat: Chat) -> str:
+    text: str = chat.turns.console.file.getvalue()
+    return text
+
+
+def test_dropped_files_are_told_from_words(files: Path) -> None:
+    cat, clip = files / "my cat.png", files / "clip.wav"
+    image, audio = ("image", cat), ("audio", clip)
+    escaped = str(cat).replace(" ", "\\ ")
+    for typed, found, rest in (
+        (f"'{cat}' what is it?", [image], "what is it?"),
+        (f'"{cat}"', [image], ""),
+        (str(cat), [image], ""),
+        (f"file://{str(cat).replace(' ', '%20')}\nwhat is it?", [image], "what is it?"),
+        (f"{clip} '{cat}' both?", [audio, image], "both?"),
+        (f"look at {clip}", [], f"look at {clip}"),
+        (f"{files}/none.png what?", [], f"{files}/none.png what?"),
+        (f"{files} what?", [], f"{files} what?"),
+        ("it's 'so'", [], "it's 'so'"),
+        ("x\0.png", [], "x\0.png"),
+        ("a" * 5000, [], "a" * 5000),
+    ):
+        assert dragged(typed) == (found, rest)
+    if os.name == "posix":
+        assert dragged(f"{escaped} what?") == ([image], "what?")
+    assert files_in(str(cat)) == [cat] and files_in(f"{clip} '{cat}'") == [clip, cat]
+
+
+def test_pictures_come_before_the_text_and_sound_after_it() -> None:
+    picture, sound = {"type": "image", "path": "a"}, {"type": "audio", "path": "b"}
+    message = message_of("what?", [sound, picture])
+    assert message["content"] == [picture, {"type": "text", "text": "what?"}, sound]
+    assert text_of(message) == "what?" and media_of(message) == [picture, sound]
+    assert message_of("hi", []) == {"role": "user", "content": "hi"}
+
+
+@pytest.mark.parametrize(
+    "content", [None, 3, [], ["a"], [{"type": "text"}], [{"type": "image", "path": 3}], [{"type": "x", "path": "a"}]]
+)
+def test_what_is_no_message_is_not_taken_from_a_file(content: Any) -> None:
+    assert not is_message({"role": "user", "content": content})
+
+
+def test_a_picture_goes_with_the_next_message(chat: Chat, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Any] = []
+    honest = reading.read_pixels
+    monkeypatch.setattr(reading, "read_pixels", lambda given: read.append(given) or honest(given))
+    chat.line(f"/image {files / 'my cat.png'}")
+    assert "my cat.png: a picture of 60 tokens, with the next message" in said(chat)
+    for line in ("what is it?", "and now?"):
+        chat.line(line)
+    first, _, second, _ = chat.turns.messages
+    part = {"type": "image", "path": str(files / "my cat.png")}
+    assert first["content"] == [part, {"type": "text", "text": "what is it?"}]
+    assert second["content"] == "and now?" and chat.turns.attached == []
+    assert len(read) == 1, "the second question reads no file"
+    assert "60 media tokens" in said(chat)
+    prompt = len(chat.turns.media.inputs(chat.turns.messages[:3])[0][0])
+    assert prompt > 60 and len(chat.turns.runs) == 2
+    chat.line("/undo")
+    chat.line("/regenerate")
+    assert chat.turns.messages[0] == first
+
+
+def test_what_the_model_gets(chat: Chat, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    got: list[dict[str, Any]] = []
+    honest = Session.run
+
+    def noting(self: Session, ids: Any, **options: Any) -> Any:
+        got.append({"ids": ids, **options})
+        return honest(self, ids, **options)
+
+    monkeypatch.setattr(Session, "run", noting)
+    chat.line(f"{files / 'talk.mp4'} '{files / 'my cat.png'}' what is said?")
+    assert len(chat.turns.messages) == 2, said(chat)
+    shapes = {name: tuple(got[0][name].shape) for name in ("pixel_values", "pixel_values_videos", "input_features")}
+    assert shapes == {
+        "pixel_values": (1, 70, 6912),
+        "pixel_values_videos": (2, 70, 6912),
+        "input_features": (1, 7, 640),
+    }
+    kinds = [part["type"] for part in chat.turns.messages[0]["content"]]
+    assert kinds == ["video", "image", "text", "audio"]
+
+
+def test_files_are_taken_away_again(chat: Chat, files: Path) -> None:
+    for line in (f"/video {files / 'talk.mp4'}", f"/audio {files / 'clip.wav'}", "/video"):
+        chat.line(line)
+    assert [part["type"] for part in chat.turns.attached] == ["audio"] and "1 taken away" in said(chat)
+    chat.line("/image")
+    assert "no picture was to go" in said(chat)
+    chat.line("/reset")
+    assert chat.turns.attached == []
+
+
+def test_a_file_that_cannot_be_used_is_told_and_nothing_is_attached(chat: Chat, files: Path) -> None:
+    (files / "text.png").write_text("no picture")
+    for line in (f"/image {files / 'text.png'}", f"/audio {files / 'none.wav'}", f"{files / 'text.png'} what?"):
+        chat.line(line)
+    assert said(chat).count("text.png: cannot be read as a picture") == 2 and "none.wav" in said(chat)
+    assert chat.turns.attached == [] and chat.turns.messages == []
+
+
+def test_a_turn_that_fails_keeps_the_files_for_the_next(chat: Chat, files: Path) -> None:
+    chat.line(f"/image {files / 'my cat.png'}")
+    chat.line("<|image|> what?")  # one place more than there are pictures
+    assert "places" in said(chat) and len(chat.turns.attached) == 1
+    chat.line("what?")
+    assert chat.turns.attached == [] and len(chat.turns.messages) == 2
+
+
+def test_a_saved_conversation_reads_its_files_again(chat: Chat, files: Path) -> None:
+    saved = files / "saved"
+    for line in (f"/image {files / 'my cat.png'}", "what?", f"/save {saved}", "/reset", f"/load {saved}", "and now?"):
+        chat.line(line)
+    assert len(chat.turns.messages) == 4 and media_of(chat.turns.messages[0])
+    (files / "my cat.png").unlink()
+    for line in (f"/load {saved}", "and now?"):
+        chat.line(line)
+    assert "my cat.png: there is no such file" in said(chat) and len(chat.turns.messages) == 2
+
+
+def test_a_model_of_text_alone_takes_no_files(tmp_path: Path, files: Path) -> None:
+    folder = make_folder(tmp_path / "text")
+    with threads_restored():
+        session = open_session(GenerationSettings(model=str(folder), device="cpu", threads=1, max_new_tokens=2))
+        chat = Chat(session, Console(file=io.StringIO(), width=200))
+        chat.line(f"/image {files / 'my cat.png'}")
+        chat.line(f"{files / 'clip.wav'} is a path")
+    assert "/image: " in said(chat) and "a gemma3_text model" in said(chat)
+    assert chat.turns.messages[0]["content"] == f"{files / 'clip.wav'} is a path"
+
+
+def generated(session: Session, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with threads_restored():
+        usual = ("--model", session.settings.model, "--device", "cpu", "--threads", "1", "--max-new-tokens", "3")
+        code = run.main(["generate", "what?", *arguments, *usual])
+    return code, *capsys.readouterr()
+
+
+def test_generate_takes_files(session: Session, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cat, clip, talk = (str(files / name) for name in ("my cat.png", "clip.wav", "talk.mp4"))
+    media = ("--image", cat, "--audio", clip, "--video", talk, "--frames", "3", "--image-tokens", "140")
+    code, output, _ = generated(session, capsys, *media, "--json", "-")
+    record = json.loads(output.splitlines()[-1])
+    assert code == 0 and [(part["type"], part["soft_tokens"]) for part in record["media"]] == [
+        ("image", 126), ("video", 180), ("audio", 7), ("audio", 13),
+    ]  # fmt: skip
+    _, output, _ = generated(session, capsys, "--video", talk, "--no-sound", "--json", "-")
+    assert [part["type"] for part in json.loads(output.splitlines()[-1])["media"]] == ["video"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--image", "no/such/cat.png"), "no/such/cat.png: there is no such file"),
+        (("--raw", "--image", "cat.png"), "--raw continues text alone"),
+    ],
+)
+def test_generate_refuses_what_cannot_be_asked(
+    session: Session, arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, errors = generated(session, capsys, *arguments)
+    assert code == 2 and words in errors

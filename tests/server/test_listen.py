@@ -1,0 +1,102 @@
+"""run.py serve as a process: it answers while it loads, and ends in good order."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import run
+from eval.serve.command import check_folder
+from tests.support.serving.served import events, until
+from tests.support.tiny_folder import hears_ctrl_c
+
+ROOT = Path(run.__file__).parent
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
+
+
+@contextmanager
+def serving(folder: Path, log: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """The process, and where it listens, once the model is loaded."""
+    words = ["run.py", "serve", "--model", str(folder), "--port", "0", "--threads", "1", "--device", "cpu", *options]
+    with log.open("wb") as file:
+        process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=file, preexec_fn=hears_ctrl_c)
+    try:
+        until(lambda: "Ctrl-C ends" in log.read_text() or process.poll() is not None, 120)
+        found = re.search(r"served at http://([\d.:]+)/v1", log.read_text())
+        assert found is not None, log.read_text()
+        yield process, found[1]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def post(address: str, **body: object) -> http.client.HTTPConnection:
+    connection = http.client.HTTPConnection(address, timeout=60)
+    text = json.dumps({"messages": [{"role": "user", "content": "hello"}], "temperature": 0, **body})
+    connection.request("POST", "/v1/chat/completions", text, {"Content-Type": "application/json"})
+    return connection
+
+
+def test_ctrl_c_lets_answers_end_and_keeps_conversations(folder: Path, tmp_path: Path) -> None:
+    kept, log = tmp_path / "kept", tmp_path / "log"
+    with serving(folder, log, "--cache-dir", str(kept), "--alias", "mine") as (process, address):
+        assert "mine, drafter" in log.read_text()
+        running = post(address, max_tokens=300, ignore_eos=True, stream=True).getresponse()
+        first = running.readline()
+        process.send_signal(signal.SIGINT)
+        found = events((first + running.read()).decode())
+        assert found[-1] == "[DONE]" and found[-2]["timings"]["predicted_n"] == 300
+        assert process.wait(60) == 0
+    assert "Traceback" not in log.read_text()
+    assert len(list(kept.iterdir())) == 1 and kept.stat().st_mode & 0o077 == 0
+
+
+def test_the_second_signal_ends_streams_with_an_error(folder: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with serving(folder, log) as (process, address):
+        running = post(address, max_tokens=8000, ignore_eos=True, stream=True).getresponse()
+        running.readline()
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert process.poll() is None, "the answer may go on for a while"
+        process.send_signal(signal.SIGTERM)
+        found = events(running.read().decode())
+        assert found[-1]["error"]["code"] == "shutting_down"
+        assert process.wait(60) == 0
+    assert "Traceback" not in log.read_text()
+
+
+def test_what_cannot_be_served_is_told_in_a_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SPECDEC_API_KEY", raising=False)
+    assert run.main(["serve", "--model", str(folder), "--host", "0.0.0.0", "--port", "0"]) == 2
+    assert "--api-key" in capsys.readouterr().err.splitlines()[-1]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="--cache-dir"):
+        check_folder(tmp_path / "file")
+    done = subprocess.run(
+        [sys.executable, "run.py", "serve", "--model", str(empty), "--port", "0"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert (
+        done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
+    )
