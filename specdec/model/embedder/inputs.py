@@ -145,6 +145,8 @@ def _pictures(inputs: MediaInputs, argument: str, where: str, embedder: MediaEmb
 
     def picture(patches: Tensor, at: Tensor) -> Medium:
         patches, at = _kept((at != -1).all(dim=-1), patches, at)
+        if len(at) > vision.positions:  # the memory of a pass is planned for the largest budget
+            raise ValueError(f"{argument}: a picture of {len(at)} patches; the largest one has {vision.positions}")
         return Medium(len(at), hash_of(embedder.identity, patches, at), lambda: embedder.patches(patches, at))
 
     return [picture(*one) for one in zip(pixels, positions, strict=True)]

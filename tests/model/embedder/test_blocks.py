@@ -168,6 +168,14 @@ def test_what_transformers_has_embedded_is_taken(embedder: MediaEmbedder) -> Non
             r"must lie in 0\.\.1119",
         ),
         (
+            prompt_ids(soft(IMAGE, 1121)),
+            {
+                "pixel_values": torch.zeros(1, 1, 1).expand(1, 1121, PATCH),
+                "image_position_ids": torch.zeros(1, 1121, 2),
+            },
+            "a picture of 1121 patches; the largest one has 1120",
+        ),
+        (
             prompt_ids(soft(VIDEO, 6)),
             {**pictures((3, 2), video=True), "num_frames_per_video": torch.tensor([2])},
             "has 1 frames, and num_frames_per_video says 2",
