@@ -156,6 +156,13 @@ def test_rows_are_embedded_once_and_only_when_they_are_read() -> None:
     again = counting(long.and_then(torch.tensor([9, 9])), "again")
     texts(decoder, [request(again)], caches=kept)
     assert made == ["first", "first"], "the cache has what they made"
+    engine, left = Engine(decoder), list[int]()
+    sequence = engine.add(request(long))
+    while not sequence.decoding:
+        left.append(len(sequence.media))
+        engine.step()
+    assert left == sorted(left, reverse=True)
+    assert {*left} == {2, 1, 0}, "what was read is let go"
 
 
 @pytest.mark.parametrize("storage", [None, "int8"], ids=["op by op", "native"])
