@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 import specdec
 from eval.fuzz.damage_gguf import read_gguf, write_gguf
 
-TOKENS = 64
+TOKENS = 32
 
 pytestmark = pytest.mark.model
 

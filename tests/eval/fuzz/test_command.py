@@ -24,7 +24,7 @@ from eval.fuzz.damage import damage
 from eval.fuzz.runner import Case, Runner, make_case
 from tests.support.tiny_folder import threads_restored
 
-CASES, SEED, JOBS = 2000, 20, 2
+CASES, SEED, JOBS = 1000, 20, 2
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of memory and time are those of Linux")
 
