@@ -34,7 +34,7 @@ def wants_usage(body: Fields) -> bool:
     return body.inner("stream_options").flag("include_usage")
 
 
-def usage(answer: Answer, reasoning_tokens: int = 0) -> dict[str, Any]:
+def usage(answer: Answer) -> dict[str, Any]:
     """Return the counts of an answer."""
     found = answer.usage
     return {
@@ -42,7 +42,7 @@ def usage(answer: Answer, reasoning_tokens: int = 0) -> dict[str, Any]:
         "completion_tokens": found.completion,
         "total_tokens": found.prompt + found.completion,
         "prompt_tokens_details": {"cached_tokens": found.cached},
-        "completion_tokens_details": {"reasoning_tokens": reasoning_tokens},
+        "completion_tokens_details": {"reasoning_tokens": found.reasoning},
     }
 
 
