@@ -76,8 +76,8 @@ class DraftLength(Protocol):
         `beside`: the rows of the pass that are not this text's."""
 
     def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
-        """Learn the outcome of each text's draft in a pass, and the seconds of its two halves. `beside`: as in
-        `plan`."""
+        """Learn the outcome of each text's draft in a pass, and the seconds of its two halves (of drafts 0: not known).
+        `beside`: as in `plan`."""
 
 
 class FixedLength:
@@ -215,7 +215,7 @@ class AdaptiveLength:
             self._costs.correct_pass(rows, verify_seconds, texts)
             # Tokens that a composite added to a draft cost nothing.
             own = [(sources[0], sources.count(sources[0])) for sources, _ in drafts if sources]
-            if own:
+            if own and draft_seconds > 0:
                 self._costs.correct_drafts(own, draft_seconds)
             # From the averages: that a neighbour slowed the machine down for a round says nothing about drafts.
             seconds = self._costs.of_pass(rows, texts) + sum(self._costs.of_draft(*draft) for draft in own)
