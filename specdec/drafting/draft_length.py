@@ -31,7 +31,7 @@ from copy import deepcopy
 from heapq import heapify, heappop, heapreplace
 from typing import Any, NamedTuple, Protocol
 
-from specdec.drafting.acceptance import AcceptanceRecord
+from specdec.drafting.acceptance import FORCED, AcceptanceRecord
 from specdec.drafting.costs import Costs, LiveCosts
 from specdec.drafting.planned_pass import DraftTotal, PlannedPass
 
@@ -243,7 +243,7 @@ class AdaptiveLength:
                 alone[key], best, top = (key[0][0], 0), 0, 1.0
                 for source, limit in key:
                     for k, rate, passes in planned.lengths(source, limit):
-                        if rate > top and self._affordable(passes):
+                        if rate > top and self._affordable(passes - (k if source == FORCED else 0)):
                             alone[key], best, top = (source, limit), k, rate
                 if len(limits) == 1:
                     return [(alone[key][0], best)]
@@ -302,7 +302,7 @@ class AdaptiveLength:
 
     def _record(self, source: str) -> AcceptanceRecord:
         if source not in self._records:
-            self._records[source] = AcceptanceRecord(self.longest)
+            self._records[source] = AcceptanceRecord(self.longest, source)
         return self._records[source]
 
     def _affordable(self, passes: float) -> bool:
