@@ -7,6 +7,8 @@ from copy import copy
 from typing import Any
 
 PRIOR = 0.65  # a_1 before anything was seen
+FORCED = "grammar"  # the source of tokens that a constraint leaves no choice about, in statistics and in records
+CERTAIN = 0.99  # its a_1: the model may write the same characters in other tokens, and hardly ever does
 PRIOR_ROUNDS, MISFIT = 6, 4.0  # what a prior counts for; half of it where rounds * (seen - prior)^2 is `MISFIT`
 MEMORY = 24  # rounds that an average of acceptance goes back: one of fewer is mostly noise, one of more is slow
 RETRY, RETRY_MOST = 12, 48  # rounds until a position that is not drafted is tried again; twice as many after a failure
@@ -19,8 +21,9 @@ class AcceptanceRecord:
     source's round of the last draft (`drafted`). A try is due after `patience` rounds without a draft, or `streaks`
     drafts in a row that were wholly right."""
 
-    def __init__(self, longest: int) -> None:
-        """Begin without outcomes, for drafts of up to `longest` tokens."""
+    def __init__(self, longest: int, source: str = "") -> None:
+        """Begin without outcomes, for drafts of up to `longest` tokens; of forced ones the best is expected."""
+        self._prior = CERTAIN if source == FORCED else PRIOR
         self.rounds = 0  # in which the source could have drafted
         self.average, self.seen = [0.0] * longest, [0] * longest
         self.drafted, self.patience, self.streaks = [0] * longest, [RETRY] * longest, [STREAK] * longest
@@ -36,9 +39,10 @@ class AcceptanceRecord:
         return {name: copy(getattr(self, name)) for name in names}
 
     @classmethod
-    def from_dict(cls, kept: Mapping[str, Any], longest: int) -> AcceptanceRecord:
-        """Make a record of what `to_dict` returned. Raises ValueError, TypeError or KeyError where it is damaged."""
-        record = cls(longest)
+    def from_dict(cls, kept: Mapping[str, Any], longest: int, source: str) -> AcceptanceRecord:
+        """Make the record of `source` of what `to_dict` returned. Raises ValueError, TypeError or KeyError where that
+        is damaged."""
+        record = cls(longest, source)
         record.rounds = int(kept["rounds"])
         record.average = [float(one) for one in kept["average"]]
         record.seen, record.drafted = list(map(int, kept["seen"])), list(map(int, kept["drafted"]))
@@ -58,7 +62,7 @@ class AcceptanceRecord:
         """Return a_i of every position, from 0."""
         if self._chances:
             return self._chances
-        before, chances = PRIOR, self._chances
+        before, chances = self._prior, self._chances
         for average, seen in zip(self.average, self.seen, strict=True):
             misfit = seen * (average - before) ** 2
             weight = PRIOR_ROUNDS / (1 + misfit / MISFIT)

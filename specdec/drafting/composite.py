@@ -1,16 +1,17 @@
-"""Several drafters that compete for every round: suffix matches, and a trained one.
+"""Several drafters that compete for every round: suffix matches, and a trained one; and a text's prediction.
 
-What: `CompositeDrafter`, and `CompositeProposer`, its proposer of one text. The draft length decides which of them
-drafts, from the acceptance record of each.
+What: `CompositeDrafter`, and `CompositeProposer`, its proposer of one text; `PredictedProposer`, which adds an expected
+answer to whatever else proposes. The draft length decides which of them drafts, from the acceptance record of each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from specdec.cache import KVCache
-from specdec.drafting.protocol import Draft, Drafter, Proposer
-from specdec.drafting.suffix import SuffixDrafter, SuffixMatches
+from specdec.drafting.protocol import Composite, Draft, Drafter, Proposer
+from specdec.drafting.suffix import PredictionMatches, SuffixDrafter, SuffixMatches
 from specdec.engine.sampling import Noise
 from specdec.model.decoder import Decoder
 from specdec.model.states import States
@@ -76,3 +77,34 @@ class CompositeProposer:
         if draft.sources[0] != self.other.name:
             return Draft()
         return self.suffix.extend(tokens, draft, k)
+
+
+class PredictedProposer:
+    """Propose from a text's `prediction`, or as `other` does.
+
+    Suffix matches and the prediction are looked up alike, and of the two the longer match counts: a file that stands in
+    the prompt and in the prediction is one source, and a prediction that does not fit leaves suffix matches alone.
+    """
+
+    def __init__(self, prediction: PredictionMatches, other: Proposer) -> None:
+        self.prediction, self.other = prediction, other
+        self._composite = cast(Composite, other) if hasattr(other, "able") else None
+        self.name, self.max_draft = other.name, max(prediction.max_draft, other.max_draft)
+
+    def able(self, tokens: Sequence[int]) -> tuple[Proposer, ...]:
+        """Return the sources that can draft now: the prediction before the others where its match is long."""
+        others = (self.other,) if self._composite is None else self._composite.able(tokens)
+        length = self.prediction.match(tokens)
+        matches = [one for one in others if isinstance(one, SuffixMatches)]
+        if length == 0 or any(one.match(tokens) > length for one in matches):
+            return others
+        rest = tuple(one for one in others if one not in matches and one.max_draft > 0)
+        return (self.prediction, *rest) if length >= CompositeDrafter.LONG else (*rest, self.prediction)
+
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
+        """Return the draft of the preferred source."""
+        return self.able(tokens)[0].propose(tokens, states, k)
+
+    def extend(self, tokens: Sequence[int], draft: Draft, k: int) -> Draft:
+        """Return up to `k` more tokens as `other` does, where `draft` is its own."""
+        return Draft() if self._composite is None else self._composite.extend(tokens, draft, k)

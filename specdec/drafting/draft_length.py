@@ -31,7 +31,7 @@ from copy import deepcopy
 from heapq import heapify, heappop, heapreplace
 from typing import Any, NamedTuple, Protocol
 
-from specdec.drafting.acceptance import AcceptanceRecord
+from specdec.drafting.acceptance import FORCED, AcceptanceRecord
 from specdec.drafting.costs import Costs, LiveCosts
 from specdec.drafting.planned_pass import DraftTotal, PlannedPass
 
@@ -76,8 +76,8 @@ class DraftLength(Protocol):
         `beside`: the rows of the pass that are not this text's."""
 
     def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
-        """Learn the outcome of each text's draft in a pass, and the seconds of its two halves. `beside`: as in
-        `plan`."""
+        """Learn the outcome of each text's draft in a pass, and the seconds of its two halves (of drafts 0: not known).
+        `beside`: as in `plan`."""
 
 
 class FixedLength:
@@ -215,7 +215,7 @@ class AdaptiveLength:
             self._costs.correct_pass(rows, verify_seconds, texts)
             # Tokens that a composite added to a draft cost nothing.
             own = [(sources[0], sources.count(sources[0])) for sources, _ in drafts if sources]
-            if own:
+            if own and draft_seconds > 0:
                 self._costs.correct_drafts(own, draft_seconds)
             # From the averages: that a neighbour slowed the machine down for a round says nothing about drafts.
             seconds = self._costs.of_pass(rows, texts) + sum(self._costs.of_draft(*draft) for draft in own)
@@ -243,7 +243,7 @@ class AdaptiveLength:
                 alone[key], best, top = (key[0][0], 0), 0, 1.0
                 for source, limit in key:
                     for k, rate, passes in planned.lengths(source, limit):
-                        if rate > top and self._affordable(passes):
+                        if rate > top and self._affordable(passes - (k if source == FORCED else 0)):
                             alone[key], best, top = (source, limit), k, rate
                 if len(limits) == 1:
                     return [(alone[key][0], best)]
@@ -302,7 +302,7 @@ class AdaptiveLength:
 
     def _record(self, source: str) -> AcceptanceRecord:
         if source not in self._records:
-            self._records[source] = AcceptanceRecord(self.longest)
+            self._records[source] = AcceptanceRecord(self.longest, source)
         return self._records[source]
 
     def _affordable(self, passes: float) -> bool:

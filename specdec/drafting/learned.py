@@ -111,7 +111,7 @@ def _learned(found: Mapping[str, Any], longest: int) -> Learned:
         raise ValueError("costs of passes")
     if max(len(steps), len(starts), len(records)) > MOST_SOURCES:
         raise ValueError("sources")
-    kept = {str(name): AcceptanceRecord.from_dict(record, longest) for name, record in records.items()}
+    kept = {str(name): AcceptanceRecord.from_dict(record, longest, str(name)) for name, record in records.items()}
     return Learned(Costs(passes, steps, starts, text), (int(threads), int(texts)), kept, _seconds(found["credit"]))
 
 

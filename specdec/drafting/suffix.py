@@ -1,11 +1,13 @@
 """Suffix matches: drafts that repeat the tokens after an earlier occurrence of the text's ending.
 
-What: `SuffixDrafter`, and `SuffixMatches`, its proposer of one text. Why an index of short n-grams and not a suffix
-automaton: only the latest few occurrences are looked at, and a dictionary of lists grows by one entry a token.
+What: `SuffixDrafter`, and `SuffixMatches`, its proposer of one text; `PredictionMatches`, which looks for the ending in
+a text that somebody expects as the answer. Why an index of short n-grams and not a suffix automaton: only a few
+occurrences are looked at, and a dictionary of lists grows by one entry a token.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from specdec.cache import KVCache
@@ -13,6 +15,9 @@ from specdec.drafting.protocol import Draft
 from specdec.engine.sampling import Noise
 from specdec.model.decoder import Decoder
 from specdec.model.states import States
+
+PREDICTION = "prediction"  # the source of drafts from an expected answer
+_START = -1  # stands before the first token of an answer, and of its prediction; no token
 
 
 class SuffixDrafter:
@@ -71,16 +76,23 @@ class SuffixMatches:
         self._index(tokens)
         return tuple(tokens[-self.min_match :]) in self._ends
 
+    def match(self, tokens: Sequence[int]) -> int:
+        """Return how many tokens of the ending of `tokens` occurred before."""
+        self._index(tokens)
+        return self._longest(tokens)[1]
+
     def _following(self, tokens: Sequence[int], k: int) -> Sequence[int]:
-        best, length = 0, 0
+        end, length = self._longest(tokens)
+        return following(tokens, end, length, k, self._never)
+
+    def _longest(self, tokens: Sequence[int]) -> tuple[int, int]:
+        """Return the end of the longest match of the ending of `tokens`, and how many tokens matched."""
+        best, longest = 0, 0
         for end in reversed(self._ends.get(tuple(tokens[-self.min_match :]), [])[-self.candidates :]):
-            match = self._match(tokens, end)
-            if match > length:
-                best, length = end, match
-        # A match is worth about as many tokens as it is long: a short one is often a coincidence.
-        following = tokens[best : best + min(k, 2 * length)] if length else ()
-        cut = next((i for i, token in enumerate(following) if token in self._never), len(following))
-        return following[:cut]
+            length = match_length(tokens, end, tokens, self.min_match, self.max_match)
+            if length > longest:
+                best, longest = end, length
+        return best, longest
 
     def _index(self, tokens: Sequence[int]) -> None:
         """Note the end of every n-gram, but for the text's own ending: it must not find itself."""
@@ -89,10 +101,65 @@ class SuffixMatches:
             self._ends.setdefault(tuple(tokens[end - n : end]), []).append(end)
         self._indexed = max(self._indexed, len(tokens) - 1)
 
-    def _match(self, tokens: Sequence[int], end: int) -> int:
-        """Return how many tokens before `end` equal the text's ending."""
-        length = self.min_match
-        limit = min(self.max_match, end)
-        while length < limit and tokens[end - length - 1] == tokens[-length - 1]:
-            length += 1
-        return length
+
+class PredictionMatches:
+    """Propose from an expected answer: what follows there where the answer's ending occurs.
+
+    The answer and its prediction begin at the same place, and where they part, a match of `MIN` tokens brings them
+    together again. Of matches of one length, the first from there on wins: a text with repetitions is followed in its
+    order.
+    """
+
+    MIN, MAX = 2, 24  # tokens that are compared
+    CANDIDATES = 16  # occurrences of the ending that are looked at, half of them before the place where both parted
+    name, max_draft = PREDICTION, SuffixDrafter.max_draft
+
+    def __init__(self, prediction: Sequence[int], prompt: int, never: frozenset[int] = frozenset()) -> None:
+        """Prepare for an answer after a prompt of `prompt` tokens. `never`: tokens that are not proposed."""
+        self._text, self._prompt, self._never = [_START, *prediction], prompt, never
+        self._ends: dict[tuple[int, ...], list[int]] = {}
+        for end in range(self.MIN, len(self._text)):
+            self._ends.setdefault(tuple(self._text[end - self.MIN : end]), []).append(end)
+        self._at, self._seen = 1, prompt  # how far the prediction was followed, and tokens of the text by then
+
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
+        """Return what follows the longest match of the answer's ending: up to `k` tokens, two for each that matched."""
+        end, length = self._longest(tokens)
+        return Draft.by(self.name, following(self._text, end, length, k, self._never))
+
+    def match(self, tokens: Sequence[int]) -> int:
+        """Return how many tokens of the answer's ending the prediction has; the place before the first token counts."""
+        return self._longest(tokens)[1]
+
+    def _longest(self, tokens: Sequence[int]) -> tuple[int, int]:
+        """Return the end of the longest match of the answer's ending, and how many tokens matched."""
+        while self._seen < len(tokens) and self._text[self._at : self._at + 1] == [tokens[self._seen]]:
+            self._at, self._seen = self._at + 1, self._seen + 1
+        begin = max(self._prompt, len(tokens) - self.MAX)
+        ending = [_START, *tokens[begin:]] if begin == self._prompt else tokens[begin:]
+        ends = self._ends.get(tuple(ending[-self.MIN :]), [])
+        middle, half = bisect_left(ends, self._at), self.CANDIDATES // 2
+        best, longest = 0, 0
+        for end in (*ends[middle : middle + half], *reversed(ends[max(0, middle - half) : middle])):
+            length = match_length(self._text, end, ending, self.MIN, self.MAX)
+            if length > longest:
+                best, longest = end, length
+        if longest:
+            self._at, self._seen = best, len(tokens)
+        return best, longest
+
+
+def match_length(text: Sequence[int], end: int, ending: Sequence[int], least: int, most: int) -> int:
+    """Return how many tokens of `text` before `end` equal the last ones of `ending`; `least` of them are known to."""
+    length = least
+    limit = min(most, end, len(ending))
+    while length < limit and text[end - length - 1] == ending[-length - 1]:
+        length += 1
+    return length
+
+
+def following(text: Sequence[int], end: int, length: int, k: int, never: frozenset[int]) -> Sequence[int]:
+    """Return up to `k` tokens of `text` from `end` on, where a match of `length` tokens ends; none of `never`."""
+    # A match is worth about as many tokens as it is long: a short one is often a coincidence.
+    found = text[end : end + min(k, 2 * length)] if length else ()
+    return found[: next((i for i, token in enumerate(found) if token in never), len(found))]

@@ -14,12 +14,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from specdec.drafting.acceptance import FORCED
 from specdec.drafting.protocol import Draft
 from specdec.engine.sampling import Sampler
 from specdec.engine.verify import Choice
 from specdec.model.states import States
-
-FORCED = "grammar"  # the source of forced tokens, in statistics and in acceptance records
 
 
 class Matcher(Protocol):

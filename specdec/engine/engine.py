@@ -22,9 +22,11 @@ import torch
 from torch import Tensor
 
 from specdec.cache import CacheProvider, Conversations
+from specdec.drafting.composite import PredictedProposer
 from specdec.drafting.draft_length import Drafted, DraftLength, FixedLength
 from specdec.drafting.propose import propose_together
-from specdec.drafting.protocol import Drafter, NoDraft, bind_drafter, proposer_for
+from specdec.drafting.protocol import Drafter, NoDraft, Proposer, bind_drafter, proposer_for
+from specdec.drafting.suffix import PredictionMatches
 from specdec.engine.clock import PassClock
 from specdec.engine.schedule import DRAFT_ROWS, next_batch
 from specdec.engine.sequence import Lockstep, Request, RowsChooser, Sequence, verify_all
@@ -224,7 +226,7 @@ class Engine:
                 if not sequence.decoding:
                     sequence.before_chunk(self.caches)
             prompt_rows = sum(sequence.next_rows for sequence in batch if not sequence.decoding)
-            self._draft(going_on, prompt_rows)
+            prepared = self._draft(going_on, prompt_rows)
             draft_seconds = clock.lap("draft")
             rows = [sequence.rows().to(backbone.device) for sequence in batch]
             media = [one.media for one in batch] if any(one.media for one in batch) else ()
@@ -246,7 +248,7 @@ class Engine:
                 elif sequence not in choosing:
                     sequence.commit_chunk(states_of[sequence])
         verify_seconds = clock.lap_pass(prompt_rows / len(states))
-        self._count(verdicts, rounds, (draft_seconds, verify_seconds, other_seconds), prompt_rows)
+        self._count(verdicts, rounds, (draft_seconds, verify_seconds, other_seconds), prompt_rows, prepared)
         events = [
             Event(one, verdicts[one], part[: len(verdicts[one].tokens)]) if one in verdicts else Event(one, Verdict(()))
             for one, part in zip(choosing, parts, strict=True)
@@ -258,25 +260,33 @@ class Engine:
             sequence.end(self.caches)
         return events
 
-    def _draft(self, sequences: list[Sequence], prompt_rows: int) -> None:
+    def _draft(self, sequences: list[Sequence], prompt_rows: int) -> bool:
         """Let constraints, where they leave no choice, and the drafter propose drafts for `sequences`, beside
-        `prompt_rows` rows of prompts."""
+        `prompt_rows` rows of prompts; return whether proposers were made, which look through whole texts first."""
         alone = [sequence for sequence in sequences if sequence.lockstep is None]
         beside = prompt_rows + len(sequences) - len(alone)
         if not alone or not self.lengths.may_draft(len(alone), beside):
-            return
+            return False
         forced = [sequence for sequence in alone if sequence.find_forced()]
-        if self.drafter.max_draft == 0 and not forced:
-            return
-        for sequence in alone:
-            if sequence.proposer is None:
-                cache, noise = sequence.conversation.cache, sequence.request.sampler.noise
-                sequence.proposer = proposer_for(self.drafter, self.backbone, cache, noise)
+        if self.drafter.max_draft == 0 and not forced and not any(one.request.prediction for one in alone):
+            return False
+        fresh = [sequence for sequence in alone if sequence.proposer is None]
+        for sequence in fresh:
+            sequence.proposer = self._proposer(sequence)
         most = max(0, DRAFT_ROWS - len(sequences))
         for sequence, draft in zip(
             alone, propose_together([one.open_end() for one in alone], self.lengths, beside, most), strict=True
         ):
             sequence.take(draft)
+        return bool(fresh)
+
+    def _proposer(self, sequence: Sequence) -> Proposer:
+        request = sequence.request
+        proposer = proposer_for(self.drafter, self.backbone, sequence.conversation.cache, request.sampler.noise)
+        if not request.prediction:
+            return proposer
+        never = self.backbone.spec.media_ids
+        return PredictedProposer(PredictionMatches(request.prediction, sequence.prompt_tokens, never), proposer)
 
     def _count(
         self,
@@ -284,8 +294,10 @@ class Engine:
         rounds: dict[Sequence, tuple[tuple[str, ...], Verdict]],
         seconds: tuple[float, float, float],
         prompt_rows: int,
+        prepared: bool,
     ) -> None:
-        """Add a pass to the statistics: all `verdicts`, and the `rounds` among them, of sequences that had a token."""
+        """Add a pass to the statistics: all `verdicts`, and the `rounds` among them, of sequences that had a token.
+        `prepared`: proposers were made in this pass, and its drafts took longer for it."""
         for sequence, verdict in verdicts.items():
             for stats in self._stats_of(sequence):
                 stats.emitted += len(verdict.tokens)
@@ -294,7 +306,7 @@ class Engine:
             return
         draft_seconds, verify_seconds, _ = seconds
         drafted = [Drafted(sources, verdict.accepted) for sources, verdict in rounds.values()]
-        self.lengths.observe(drafted, prompt_rows, draft_seconds, verify_seconds)
+        self.lengths.observe(drafted, prompt_rows, 0.0 if prepared else draft_seconds, verify_seconds)
         for sequence, (sources, verdict) in rounds.items():
             share = [one / len(rounds) for one in seconds]  # so that the rounds add up to the pass's time
             done = Round(sources, verdict.accepted, len(verdict.tokens), *share)

@@ -33,7 +33,7 @@ class Request:
     among them. `stats`: counts this text besides the engine's own statistics. `media`: the prompt's pictures and sound,
     in their order, at positions that do not count padding. `constraint`: says which tokens may follow which; the text
     ends where it says that nothing may. `pins`: lengths at which later texts are likely to part from this one; the
-    cache can go back there.
+    cache can go back there. `prediction`: the tokens of an expected answer, of which drafts are made where it fits.
 
     Raises ValueError when the blocks of `media` are out of order or outside of the prompt.
     """
@@ -48,6 +48,7 @@ class Request:
     media: tuple[MediaBlock, ...] = ()
     constraint: Constraint | None = None
     pins: frozenset[int] = frozenset()
+    prediction: Tokens[int] = ()
 
     def __post_init__(self) -> None:
         check_media(self.media, len(self.row) - self.padding)

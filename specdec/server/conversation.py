@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specdec.server.errors import bad_request
-from specdec.server.fields import Fields
+from specdec.server.fields import Fields, shown
 
 EFFORTS = {"none": False, "minimal": False, "low": True, "medium": True, "high": True, "xhigh": True, "max": True}
 """Words for how much a model should think, and whether it then thinks at all."""
@@ -16,11 +16,13 @@ EFFORTS = {"none": False, "minimal": False, "low": True, "medium": True, "high":
 @dataclass(frozen=True)
 class Conversation:
     """What is asked. `messages` and `tools` as in OpenAI's chat completions; `wanted`: `tools`, `tool_choice`,
-    `parallel_tool_calls` and `response_format`; `options`: `thinking` and `chat_template_kwargs`, for the template."""
+    `parallel_tool_calls` and `response_format`; `options`: `thinking` and `chat_template_kwargs`, for the template;
+    `prediction`: the answer that the client expects, as far as it knows."""
 
     messages: Sequence[dict[str, Any]]
     wanted: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    prediction: str = ""
 
     @property
     def tools(self) -> list[dict[str, Any]]:
@@ -34,7 +36,21 @@ def read_conversation(body: Fields) -> Conversation:
     messages, tools = list(body.items("messages")), list(body.items("tools"))
     names = ("tool_choice", "parallel_tool_calls", "response_format")
     wanted = {"tools": tools} | {name: body.get(name) for name in names}
-    return Conversation(messages, wanted, read_options(body))
+    return Conversation(messages, wanted, read_options(body), read_prediction(body))
+
+
+def read_prediction(body: Fields) -> str:
+    """Return the expected answer in a body: `content` of `prediction`, a string or parts of text."""
+    prediction = body.inner("prediction")
+    kind = prediction.text("type", "content")
+    if kind != "content":
+        raise bad_request(f"prediction.type must be content, got {shown(kind)}", "prediction.type")
+    if isinstance(prediction.get("content"), str):
+        return prediction.text("content")
+    parts = [Fields(part, f"prediction.content[{i}]") for i, part in enumerate(prediction.items("content"))]
+    if other := next((part for part in parts if part.text("type", "text") != "text"), None):
+        raise bad_request(f"{other.where} is no text", other.where)
+    return "".join(part.text("text") for part in parts)
 
 
 def read_options(body: Fields) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import threading
 import pytest
 import torch
 
-from specdec.drafting.acceptance import MEMORY, RETRY, RETRY_MOST
+from specdec.drafting.acceptance import FORCED, MEMORY, RETRY, RETRY_MOST
 from specdec.drafting.costs import Costs
 from specdec.drafting.draft_length import FLOOR, AdaptiveLength, Drafted, DraftLength, FixedLength
 from specdec.drafting.suffix import SuffixDrafter
@@ -254,3 +254,13 @@ def test_what_was_learned_outlives_the_request() -> None:
     records = {name: list(record.seen) for name, record in model.lengths._records.items()}
     model.generate(ids, max_new_tokens=40, do_sample=False, reuse=False)
     assert records and any(list(model.lengths._records[name].seen) != seen for name, seen in records.items())
+
+
+def test_forced_tokens_are_certain_from_the_first_on_until_they_are_wrong() -> None:
+    costs = Costs({1: 1.0, 2: 1.2, 9: 2.6})
+    assert AdaptiveLength(costs).plan([{"suffix": 5}]) == [("suffix", 0)], "nothing was won yet that could be lost"
+    lengths = AdaptiveLength(costs)
+    assert lengths.plan([{FORCED: 5}]) == [(FORCED, 5)]
+    for _ in range(6):
+        lengths.observe([Drafted((FORCED,) * 5, 0)], 0, 0.0, costs.of_pass(6))
+    assert lengths.plan([{FORCED: 5}])[0][1] < 2

@@ -131,6 +131,10 @@ def test_null_and_unknown_fields_are_passed_over(client: TestClient) -> None:
         ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "a\ud800"}]}, None),
         ({"reasoning_effort": "heroic"}, "reasoning_effort"),
+        ({"prediction": "x"}, "prediction"),
+        ({"prediction": {"type": "guess", "content": "x"}}, "prediction.type"),
+        ({"prediction": {"content": 7}}, "prediction.content"),
+        ({"prediction": {"content": [{"type": "image_url"}]}}, "prediction.content[0]"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///x"}}]}]},
             "messages[0].content[0]",
@@ -212,3 +216,34 @@ def test_cached_tokens_are_exact(tiny: Served, client: TestClient) -> None:
     assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == again["timings"]["cache_n"]
     assert 0 < again["timings"]["cache_n"] < prompt
     assert again["timings"]["cache_n"] + again["timings"]["prompt_n"] == prompt
+
+
+def test_a_prediction_is_drafted_from_counted_and_changes_nothing(tiny: Served, client: TestClient) -> None:
+    """Behaviour 16: a right prediction is accepted, a wrong one changes nothing."""
+    limits: dict[str, Any] = {"max_tokens": 300, "temperature": 0.7, "seed": 11}
+    whole = ask(client, **limits)
+    text = content(whole)
+    details = whole["usage"]["completion_tokens_details"]
+    assert (details["accepted_prediction_tokens"], details["rejected_prediction_tokens"]) == (0, 0)
+
+    def predicted(found: Any) -> tuple[int, int]:
+        again = ask(client, **limits, prediction={"type": "content", "content": found})
+        assert content(again) == text
+        assert again["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"] == 300
+        details = again["usage"]["completion_tokens_details"]
+        rejected = details["rejected_prediction_tokens"]
+        assert details["accepted_prediction_tokens"] + rejected <= again["timings"].get("draft_n", 0)
+        return details["accepted_prediction_tokens"], rejected
+
+    accepted, rejected = predicted(text)
+    assert accepted > 100 and rejected < accepted / 4
+    halves = [{"type": "text", "text": text[:150]}, {"type": "text", "text": text[150:]}]
+    assert predicted(halves)[0] > 100
+    accepted, rejected = predicted("something else " * 40)
+    assert accepted + rejected < 60
+    assert predicted(None) == predicted("") == predicted([]) == (0, 0)
+    chunks = stream(
+        client, **limits, prediction={"type": "content", "content": text}, stream_options={"include_usage": True}
+    )
+    assert streamed_text(chunks) == text
+    assert chunks[-2]["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] > 100

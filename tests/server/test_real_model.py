@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from specdec.drafting.suffix import PREDICTION
 from specdec.server.generation.plain_text import PlainText
 from tests.support.serving.served import Served, events, served, streamed_text
 
@@ -77,3 +78,25 @@ def test_a_title_beside_a_chat_and_the_next_turn_from_the_cache(real: Served, cl
     chat += [{"role": "assistant", "content": text}, {"role": "user", "content": "And moons?"}]
     usage = ask(client, messages=chat, temperature=0, max_tokens=4)["usage"]
     assert usage["prompt_tokens_details"]["cached_tokens"] >= first["usage"]["prompt_tokens"] - 1
+
+
+def test_a_prediction_of_an_edited_file(real: Served, client: TestClient) -> None:
+    """Behaviour 16: most of a right prediction is accepted, whether the file stands in the prompt or not; none of it
+    changes the text, and a wrong one is soon left alone."""
+    file = "\n".join(f"timeout_{i} = {i * 7 % 90}" for i in range(200))
+    asked = f"Rename timeout_0 to limit_0 and print the whole file.\n```python\n{file}\n```"
+    new = 200
+    for messages in ([{"role": "user", "content": asked}], ASKED):
+        body = {"messages": messages, "temperature": 0, "max_tokens": new, "ignore_eos": True}
+        text = ask(client, **body)["choices"][0]["message"]["content"]
+        for guess in (text, text[: len(text) // 3] + " or not " + text[len(text) // 3 :], "all is well, and " * 300):
+            before = real.service.engine.stats.draft_sources.get(PREDICTION, [0, 0])[0]
+            again = ask(client, **body, prediction={"type": "content", "content": guess})
+            assert again["choices"][0]["message"]["content"] == text
+            details = again["usage"]["completion_tokens_details"]
+            accepted, rejected = details["accepted_prediction_tokens"], details["rejected_prediction_tokens"]
+            assert real.service.engine.stats.draft_sources.get(PREDICTION, [0, 0])[0] - before == accepted + rejected
+            if guess.startswith("all"):
+                assert rejected < 0.1 * new
+            else:
+                assert accepted > 0.5 * new and rejected < 0.2 * accepted

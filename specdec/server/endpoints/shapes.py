@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from specdec.drafting.suffix import PREDICTION
 from specdec.engine.telemetry import speculative_decoding
 from specdec.server.errors import ApiError
 from specdec.server.fields import Fields
@@ -34,15 +35,20 @@ def wants_usage(body: Fields) -> bool:
     return body.inner("stream_options").flag("include_usage")
 
 
-def usage(answer: Answer, reasoning_tokens: int = 0) -> dict[str, Any]:
-    """Return the counts of an answer."""
+def usage(answer: Answer) -> dict[str, Any]:
+    """Return the counts of an answer. Of its prediction, the tokens that were drafted are counted."""
     found = answer.usage
+    drafted, accepted = answer.stats.draft_sources.get(PREDICTION, (0, 0))
     return {
         "prompt_tokens": found.prompt,
         "completion_tokens": found.completion,
         "total_tokens": found.prompt + found.completion,
         "prompt_tokens_details": {"cached_tokens": found.cached},
-        "completion_tokens_details": {"reasoning_tokens": reasoning_tokens},
+        "completion_tokens_details": {
+            "reasoning_tokens": found.reasoning,
+            "accepted_prediction_tokens": accepted,
+            "rejected_prediction_tokens": drafted - accepted,
+        },
     }
 
 

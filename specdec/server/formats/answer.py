@@ -65,9 +65,10 @@ class AnswerParser:
         stream_calls: bool = True,
     ) -> None:
         """Begin in a thought where `thinking`. `tools`: names that may be called; `stream_calls`: see `ChatFormat`."""
-        self.calls, self.cut = 0, False
+        self.calls, self.cut, self.thoughts = 0, False, 0
         self._reader, self._style, self._tools, self._stream = reader, style, frozenset(tools), stream_calls
         self._thinking = thinking
+        self._undecided = 0  # tokens that may be a mark together
         self._header: str | None = None  # of the thought, as far as it was read; None: it was read
         self._breaks = ""  # line breaks at the end of content or thought, which a mark may swallow
         self._leading = False  # line breaks at the beginning belong to the format
@@ -79,14 +80,26 @@ class AnswerParser:
 
     def feed(self, tokens: Sequence[int]) -> list[Delta]:
         """Return the pieces that `tokens` complete."""
-        for item in self._reader.feed(tokens):
-            self._take(item)
+        for token in tokens:
+            thinking = self._thinking
+            for item in self._reader.feed([token]):
+                self._take(item)
+            self._count(thinking, 1)
         return self._pieces()
+
+    def _count(self, thinking: bool, newest: int = 0) -> None:
+        """Count the tokens that were settled by the `newest` ones: those of a thought that goes on where `thinking`, or
+        of a mark that began one."""
+        settled = self._undecided + newest - self._reader.undecided
+        self._undecided = self._reader.undecided
+        self.thoughts += settled if thinking or self._thinking else 0
 
     def finish(self, by_length: bool = False) -> list[Delta]:
         """Return what was held back; the answer has ended. `by_length`: half a call is no content."""
+        thinking = self._thinking
         for item in self._reader.finish():
             self._take(item)
+        self._count(thinking)
         if self._call is not None:
             self._end_call(closed=False, by_length=by_length)
         if self._header:

@@ -40,6 +40,9 @@ class OutputParser(Protocol):
     cut: bool
     """Whether the answer ended within a call, of which nothing, or only a beginning, was given."""
 
+    thoughts: int
+    """Tokens of thoughts, those that are their marks included."""
+
     def feed(self, tokens: Sequence[int]) -> list[Delta]:
         """Return the pieces that `tokens` complete."""
 

@@ -56,6 +56,12 @@ class Reader:
         self._pieces, self._marks, self._dropped, self._strings = pieces, marks, dropped, strings
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""  # characters with which a mark could begin
+        self._lengths: list[int] = []  # characters of the newest tokens, as far as some of them are held
+
+    @property
+    def undecided(self) -> int:
+        """Return how many of the newest tokens may belong to a mark that has begun."""
+        return len(self._lengths)
 
     def feed(self, tokens: Sequence[int]) -> Iterator[Item]:
         """Yield the characters and marks that `tokens` complete."""
@@ -64,7 +70,11 @@ class Reader:
                 yield from self.finish()
                 yield mark
             elif token not in self._dropped and 0 <= token < len(self._pieces):
-                yield from self._scan(self._decoder.decode(self._pieces[token]))
+                text = self._decoder.decode(self._pieces[token])
+                self._lengths.append(len(text))
+                yield from self._scan(text)
+                while self._lengths and sum(self._lengths[1:]) >= len(self._held):
+                    self._lengths.pop(0)
 
     def finish(self) -> Iterator[Item]:
         """Yield what was held back, bytes that make no character as U+FFFD."""
@@ -72,7 +82,7 @@ class Reader:
         self._decoder.reset()
         if self._held:
             yield self._held
-            self._held = ""
+        self._held, self._lengths = "", []
 
     def _scan(self, text: str) -> Iterator[Item]:
         text = self._held + text

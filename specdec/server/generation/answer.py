@@ -121,11 +121,16 @@ class Parting:
 
 @dataclass
 class Usage:
-    """The counts of an answer; `cached` of the `prompt` tokens came from an earlier text's cache."""
+    """The counts of an answer.
+
+    `cached` of the `prompt` tokens came from an earlier text's cache, and `reasoning` of the `completion` tokens are
+    thoughts, with the marks around them.
+    """
 
     prompt: int
     cached: int
     completion: int
+    reasoning: int
 
 
 class Answer:
@@ -185,7 +190,8 @@ class Answer:
     def usage(self) -> Usage:
         """Return the counts so far."""
         cached = self.tickets[0].cached if self.tickets else 0
-        return Usage(self.prompt_tokens, cached, sum(output.tokens for output in self.outputs))
+        completion = sum(output.tokens for output in self.outputs)
+        return Usage(self.prompt_tokens, cached, completion, sum(output.parser.thoughts for output in self.outputs))
 
     def timings(self) -> dict[str, Any]:
         """Return counts and milliseconds of the first choice, under llama-server's names."""

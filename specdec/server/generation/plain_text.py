@@ -14,7 +14,7 @@ class PlainText:
     """Turns tokens into content: an `OutputParser` that knows no markup."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.calls, self.cut = 0, False
+        self.calls, self.cut, self.thoughts = 0, False, 0
         self._reader = Marks(tokenizer, {}).reader()
 
     def feed(self, tokens: Sequence[int]) -> list[Delta]:

@@ -88,12 +88,13 @@ class Service:
         """Queue the answer to a conversation; return the answer. Raises ApiError as `prompt` and `ask` do, and for
         tools or a schema that cannot be kept to."""
 
-        def prepare() -> tuple[list[int], Wanted, Constraint | None]:
+        def prepare() -> tuple[list[int], Wanted, Constraint | None, list[int]]:
             wanted = Wanted.of(conversation.wanted)
             prompt = self.format.prompt(conversation.messages, conversation.tools, conversation.options)
-            return prompt, wanted, constraint_for(self.format, prompt, wanted)
+            prediction = self.tokens(conversation.prediction, special=False) if conversation.prediction else []
+            return prompt, wanted, constraint_for(self.format, prompt, wanted), prediction
 
-        prompt, wanted, constraint = await self.encoded(prepare)
+        prompt, wanted, constraint, prediction = await self.encoded(prepare)
         # Under a constraint no call can be malformed, and its arguments may come as they are written.
         piecemeal = streamed and constraint is not None
         return self.ask(
@@ -102,6 +103,7 @@ class Service:
             lambda: self.format.parser(prompt, wanted.names, piecemeal),
             constraint,
             self.format.pins(prompt),
+            prediction,
         )
 
     async def encoded(self, encode: Callable[[], T]) -> T:
@@ -124,11 +126,12 @@ class Service:
         parser: Callable[[], OutputParser],
         constraint: Constraint | None = None,
         pins: Sequence[int] = (),
+        prediction: Sequence[int] = (),
     ) -> Answer:
         """Queue `sampling.choices` texts for each of `prompts`; return the answer, whose choices come prompt by prompt.
 
         `constraint`: what the texts must look like. `pins`: lengths at which later prompts are likely to part from
-        these.
+        these. `prediction`: the tokens of an expected answer, which drafts are made of.
         Raises ApiError: a prompt that is empty, too long or no text of this model, or a full queue.
         """
         for prompt in prompts:
@@ -152,6 +155,7 @@ class Service:
                 stats=output.stats,
                 constraint=constraint,
                 pins=frozenset(pins),
+                prediction=tuple(prediction[: self.context]),  # no answer is longer
             )
             room = self.decoder.room
             taken = 0 if room is None else cache_bytes(self.decoder.spec, limit, self.decoder.kv_dtype)

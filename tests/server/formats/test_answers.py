@@ -10,8 +10,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from specdec.server.formats import ChatFormat, format_for
+from specdec.server.formats.answer import AnswerParser, Style
 from specdec.server.formats.base import Delta
+from specdec.server.formats.chatml import JSONCall
 from specdec.server.formats.gemma4.syntax import written
+from specdec.server.formats.reader import Marks
 from tests.support.formats.tiny_chat import byte_tokenizer, gemma_tokenizer
 
 AWKWARD = "a \"quote\" {brace} [x], y:z\\ \n\t</tool_call> <|x|> é漢字🙂 'null' 1e5 "
@@ -97,6 +100,30 @@ def thought(chat: ChatFormat, text: str) -> list[int]:
     return ids_of(
         chat, f"<|channel>thought\n{text}\n<channel|>" if chat.name == "gemma4" else f"<think>\n{text}\n</think>\n\n"
     )
+
+
+def test_tokens_of_thoughts_are_counted(chat: ChatFormat) -> None:
+    inside, content = thought(chat, "Let me < see 🙂") if thinks(chat) else [], ids_of(chat, "a < b <tool")
+    parser = chat.parser((), TOOLS)
+    parser.feed([*content, *inside, *content, *call(chat, "look", {"a": 1}), *inside])
+    expected = 2 * len(inside) - (
+        0 if chat.name == "gemma4" else 4
+    )  # the line breaks after a tag are not the thought's
+    assert parser.thoughts == (expected if inside else 0)
+    begun = chat.parser((), TOOLS)
+    begun.feed(inside[:-9])
+    begun.finish(by_length=True)
+    assert begun.thoughts == len(inside[:-9])
+
+
+def test_a_tag_of_several_tokens_belongs_to_its_thought() -> None:
+    chat = formats()["strings"]
+    marks = Marks(chat.tokenizer, {"<think>": "<think>", "</think>": "</think>"})
+    style = Style("<think>", "</think>", "<call>", "</call>", "", True, JSONCall)
+    parser = AnswerParser(marks.reader(), style, False, ())
+    parser.feed(ids_of(chat, "x<thin<think>because</thi</think>so <t"))
+    parser.finish()
+    assert parser.thoughts == len("<think>because</thi</think>")
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
