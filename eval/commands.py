@@ -21,6 +21,7 @@ from eval.cli.options import (
     add_sampling_options,
     fraction,
     number,
+    positive,
     whole_number,
 )
 from eval.cli.output import file_name
@@ -235,6 +236,13 @@ def add_serve_options(serve: argparse.ArgumentParser) -> None:
         default=30.0,
         metavar="SECONDS",
         help="for answers to end after the first Ctrl-C or SIGTERM (default 30); the second ends them",
+    )
+    serve.add_argument(
+        "--keep-alive",
+        type=positive,
+        default=10.0,
+        metavar="SECONDS",
+        help="of silence, after which a stream gets a comment (default 10): proxies give up on silent connections",
     )
     serve.add_argument(
         "--cache-dir",

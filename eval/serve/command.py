@@ -28,6 +28,7 @@ class ServeOptions:
     max_sequences: int = 4
     max_waiting: int = 32
     grace: float = 30.0
+    keep_alive: float = 10.0
     cache_dir: Path | None = None
     debug: bool = False
 
@@ -98,5 +99,6 @@ def serve(settings: GenerationSettings, options: ServeOptions) -> int:
         )
 
     access = Access(options.api_key, (options.host, *options.allow_host), options.allow_origin)
-    listen(load, Listening(options.host, options.port, access, options.grace, options.debug), started)
+    where = Listening(options.host, options.port, access, options.grace, options.debug, options.keep_alive)
+    listen(load, where, started)
     return 0

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from specdec.server.errors import ApiError, bad_request, of_exception
 from specdec.server.fields import Fields
 
-KEEP_ALIVE = 10.0  # seconds without an event, after which a comment is sent: clients and proxies give up on silence
+KEEP_ALIVE = 10.0  # seconds: clients and proxies give up on silence
 CLIENT_LEFT = 499  # the status that nobody reads
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ class EventStream(Response):
     """Server-sent events. A client that leaves ends them at once, during a long prompt too.
 
     `events`: the texts of the events. `failed` makes the event of an error, with which the stream ends. `close` is
-    called in the end, however it comes.
+    called in the end, however it comes. `keep_alive`: seconds without an event, after which a comment is sent.
     """
 
     def __init__(
@@ -36,10 +36,11 @@ class EventStream(Response):
         events: AsyncIterator[str],
         failed: Callable[[ApiError], str],
         close: Callable[[], None],
+        keep_alive: float = KEEP_ALIVE,
     ) -> None:
         super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         del self.headers["content-length"]
-        self._events, self._failed, self._close = events, failed, close
+        self._events, self._failed, self._close, self._keep_alive = events, failed, close, keep_alive
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
@@ -50,7 +51,7 @@ class EventStream(Response):
             while True:
                 coming = coming or asyncio.ensure_future(_next(self._events))
                 waited: set[asyncio.Future[Any]] = {coming, gone}
-                await asyncio.wait(waited, timeout=KEEP_ALIVE, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(waited, timeout=self._keep_alive, return_when=asyncio.FIRST_COMPLETED)
                 if gone.done():
                     return
                 text, last = ": keep-alive\n\n", False

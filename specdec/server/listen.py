@@ -23,6 +23,7 @@ from specdec.server.app import create_app
 from specdec.server.errors import ApiError
 from specdec.server.generation.service import Service
 from specdec.server.guard import Access
+from specdec.server.http import KEEP_ALIVE
 from specdec.server.state import ServerState
 
 GRACE = 30.0  # seconds for answers to end after the first signal
@@ -31,13 +32,15 @@ _IDLE = 75  # seconds until a connection without a request is closed: longer tha
 
 @dataclass(frozen=True)
 class Listening:
-    """Where to listen, whom to answer, and how long answers may take to end when the server is told to."""
+    """Where to listen, whom to answer, how long answers may take to end when the server is told to, and after how long
+    a silence a stream gets a comment."""
 
     host: str = "127.0.0.1"
     port: int = 8080
     access: Access = field(default_factory=Access)
     grace: float = GRACE
     debug: bool = False
+    keep_alive: float = KEEP_ALIVE
 
     def open(self) -> socket.socket:
         """Return a socket that listens. Raises ValueError: the address is taken, or open to others without a key."""
@@ -70,7 +73,7 @@ def listen(load: Callable[[], Service], listening: Listening, started: Callable[
     opened = listening.open()
     host, port = opened.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    state = ServerState(debug=listening.debug)
+    state = ServerState(debug=listening.debug, keep_alive=listening.keep_alive)
     failures: list[BaseException] = []
 
     def begin() -> None:

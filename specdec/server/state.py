@@ -12,6 +12,7 @@ from specdec.engine.telemetry import PREFIX, prometheus
 from specdec.server.errors import ApiError
 from specdec.server.generation.answer import Answer
 from specdec.server.generation.service import Service
+from specdec.server.http import KEEP_ALIVE
 
 NEWEST = 1024  # latencies that percentiles are taken of
 QUANTILES = (0.5, 0.9, 0.99)
@@ -41,9 +42,10 @@ def quantiles(values: Iterable[float]) -> dict[float, float]:
 class ServerState:
     """The state that endpoints share. `service` is None while the model is loaded."""
 
-    def __init__(self, service: Service | None = None, debug: bool = False) -> None:
-        """Begin with `service`, if it is there already. `debug`: show clients' texts to those who ask for them."""
-        self.service, self.debug = service, debug
+    def __init__(self, service: Service | None = None, debug: bool = False, keep_alive: float = KEEP_ALIVE) -> None:
+        """Begin with `service`, if it is there already. `debug`: show clients' texts to those who ask for them;
+        `keep_alive`: seconds of silence after which a stream gets a comment."""
+        self.service, self.debug, self.keep_alive = service, debug, keep_alive
         self.draining = False
         self.began = time.time()
         self.replies: Counter[tuple[str, int]] = Counter()  # by path and status

@@ -167,7 +167,7 @@ def test_texts_beside_each_other_are_those_of_texts_alone(tiny: Served, client: 
 def test_keep_alive_comments_come_while_a_prompt_is_read(
     tiny: Served, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("specdec.server.http.KEEP_ALIVE", 0.03)
+    monkeypatch.setattr(tiny.state, "keep_alive", 0.03)
     tiny.model.conversations.forget()
     with slow_passes(0.05):
         body = {"messages": [{"role": "user", "content": "y" * 300}], "max_tokens": 2, "stream": True}

@@ -5,41 +5,20 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import run
 from eval.serve.command import check_folder
-from tests.support.serving.served import events, until
-from tests.support.tiny_folder import hears_ctrl_c
-
-ROOT = Path(run.__file__).parent
+from tests.support.serving.process import ROOT, serving
+from tests.support.serving.served import events
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
-
-
-@contextmanager
-def serving(folder: Path, log: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """The process, and where it listens, once the model is loaded."""
-    words = ["run.py", "serve", "--model", str(folder), "--port", "0", "--threads", "1", "--device", "cpu", *options]
-    with log.open("wb") as file:
-        process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=file, preexec_fn=hears_ctrl_c)
-    try:
-        until(lambda: "Ctrl-C ends" in log.read_text() or process.poll() is not None, 120)
-        found = re.search(r"served at http://([\d.:]+)/v1", log.read_text())
-        assert found is not None, log.read_text()
-        yield process, found[1]
-    finally:
-        process.kill()
-        process.wait()
 
 
 def post(address: str, **body: object) -> http.client.HTTPConnection:

@@ -39,7 +39,7 @@ async def chat_completions(state: ServerState, request: Request) -> Response:
     close = partial(state.ended, answer)
     head = {"id": new_id("chatcmpl-"), "created": int(time.time()), "model": model_name(body, service.name)}
     if streamed:
-        return EventStream(_chunks(service, answer, head, counted), failed, close)
+        return EventStream(_chunks(service, answer, head, counted), failed, close, state.keep_alive)
     choices = await unless_gone(request, collect(answer), close)
     return reply(
         {

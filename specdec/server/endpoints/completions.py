@@ -53,7 +53,7 @@ async def completions(state: ServerState, request: Request) -> Response:
         "model": model_name(body, service.name),
     }
     if streamed:
-        return EventStream(_chunks(service, answer, head, before, counted), failed, close)
+        return EventStream(_chunks(service, answer, head, before, counted), failed, close, state.keep_alive)
     choices = await unless_gone(request, collect(answer), close)
     found = [_choice(service, answer, i, choice, before[i]) for i, choice in enumerate(choices)]
     return reply({**head, "choices": found, "usage": usage(answer), **figures(answer)})

@@ -34,7 +34,7 @@ async def messages(state: ServerState, request: Request) -> Response:
     close = partial(state.ended, answer)
     head = {"id": new_id("msg_"), "type": "message", "role": "assistant", "model": model_name(body, service.name)}
     if streamed:
-        return EventStream(_Blocks(answer, head).events(), _failed, close)
+        return EventStream(_Blocks(answer, head).events(), _failed, close, state.keep_alive)
     (choice,) = await unless_gone(request, collect(answer), close)
     return reply({**head, "content": _content(choice), **_ending(answer, choice.finish), **figures(answer)})
 
@@ -67,6 +67,7 @@ def read_turns(body: Fields) -> Conversation:
         "tools": [_tool(Fields(tool, f"tools[{i}]")) for i, tool in enumerate(body.items("tools"))],
         "tool_choice": named if kind == "tool" else _CHOICES[kind],
         "parallel_tool_calls": not choice.flag("disable_parallel_tool_use"),
+        "response_format": body.inner("output_config").get("format") or body.get("output_format"),
     }
     options = read_options(body)
     if (thinking := body.inner("thinking").text("type")) in ("enabled", "adaptive", "disabled"):

@@ -34,7 +34,7 @@ async def responses(state: ServerState, request: Request) -> Response:
     made = _Response(answer, body, sampling, model_name(body, service.name))
     close = partial(state.ended, answer)
     if streamed:
-        return EventStream(made.events(), made.failed, close)
+        return EventStream(made.events(), made.failed, close, state.keep_alive)
 
     async def whole() -> dict[str, Any]:
         async for piece in answer.pieces():
