@@ -1,8 +1,9 @@
-"""Pictures for the documentation: a report as a headless Chromium draws it, and tables as a terminal shows them.
+"""Pictures for the documentation: pages as a headless Chromium draws them, and tables as a terminal shows them.
 
-`python -m eval.screenshots --report report.html --bench run.json --dashboard` writes to docs/images: report.png, 1,200
-px wide, and report-narrow.png, 400 px wide; bench.svg, the tables of a bench's record; dashboard.svg, the live
-dashboard. For the dashboard the default model answers the bench's own prompts, here and now.
+`python -m eval.screenshots --report report.html --bench run.json --dashboard --server` writes to docs/images:
+report.png, 1,200 px wide, and report-narrow.png, 400 px wide; bench.svg, the tables of a bench's record; dashboard.svg,
+the live dashboard; server.png, the page of `run.py serve` while three clients ask at once. For the last two the default
+model answers prompts of the bench, here and now.
 """
 
 from __future__ import annotations
@@ -10,53 +11,29 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 
 from rich.console import Console
 
+from eval.browser import browse, find_browser, opened
 from eval.cli.options import GenerationSettings, module_parser, whole_number
 from eval.cli.output import file_name, run_guarded
 from specdec.util.atomic import replacing
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-PICTURES = {"report.png": 1200, "report-narrow.png": 400}
+_WIDE = 1200  # px
+PICTURES = {"report.png": _WIDE, "report-narrow.png": 400}
 _TALLEST = 16_000  # px that Chromium draws in one picture
-_SECONDS = 120
-
-
-def find_browser() -> str:
-    """Return the path of a browser. Raises ValueError when there is none."""
-    for name in BROWSERS:
-        if path := shutil.which(name):
-            return path
-    raise ValueError(f"no browser to draw with ({', '.join(BROWSERS)}): apt install chromium")
-
-
-def browse(browser: str, address: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Open `address` headless with a profile of its own; raise ValueError when the browser fails."""
-    # Chromium's sandbox refuses to run as root, as in a container; the page is a file of ours and has no network.
-    as_root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        fixed = ["--headless", "--disable-gpu", "--hide-scrollbars", "--no-first-run", f"--user-data-dir={profile}"]
-        command = [browser, *fixed, *as_root, *options, address]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise ValueError(
-                f"{browser} did not finish in {_SECONDS} s; try again on a machine with less to do"
-            ) from None
-    if done.returncode != 0:
-        raise ValueError(f"{browser} ended with code {done.returncode}: {done.stderr.strip()[-300:]}")
-    return done
-
+_CLIENTS, _LOAD_SECONDS, _ANSWER = 3, 45, 240  # clients at once, seconds until the picture, tokens an answer
 
 _FRAME = """<iframe src="{}" width="{}" height="100"></iframe><script>
 document.querySelector("iframe").addEventListener("load", (event) => {{
@@ -137,15 +114,76 @@ def draw_dashboard(picture: Path) -> None:
     terminal(lambda console: console.print(dashboard), "python run.py chat --dashboard", picture)
 
 
+@contextmanager
+def _serving(*options: str) -> Iterator[str]:
+    """Give the address of `run.py serve` in a process of its own, once its model is loaded."""
+    command = [sys.executable, "-m", "specdec", "serve", "--port", "0", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            told = []
+            for line in process.stderr:
+                told.append(line)
+                if found := re.search(r"drawn at (http://[^/]+)/", line):
+                    yield found[1]
+                    return
+            raise ValueError(f"run.py serve has ended: {''.join(told[-3:]).strip()}")
+        finally:
+            process.terminate()
+            threading.Thread(target=process.stderr.read, daemon=True).start()
+
+
+def _converse(address: str, turns: Sequence[str], over: threading.Event) -> None:
+    """Ask for one answer after another in a conversation, and begin again, until it is over."""
+    messages: list[dict[str, str]] = []
+    while not over.is_set():
+        messages = [] if len(messages) > 6 else messages
+        messages.append({"role": "user", "content": turns[len(messages) // 2 % len(turns)]})
+        body = json.dumps({"messages": messages, "max_tokens": _ANSWER, "temperature": 0}).encode()
+        asked = urllib.request.Request(f"{address}/v1/chat/completions", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(asked) as reply:
+            messages.append(json.load(reply)["choices"][0]["message"])
+
+
+def draw_server(browser: str, picture: Path, theme: str, *options: str, seconds: float = _LOAD_SECONDS) -> None:
+    """Draw the page of a server, started with `options`, after so many seconds in which clients ask at once.
+
+    Raises ValueError: the server or the browser failed, or the page complained of something.
+    """
+    from eval.prompts.sets import suite_prompts
+
+    prompts = [prompt.turns for prompt in suite_prompts() if len(prompt.turns) > 1][:_CLIENTS]
+    with _serving(*options) as address, opened(browser) as new_page:
+        page, over = new_page(), threading.Event()
+        page.show(_WIDE, 900, theme)
+        page.open(f"{address}/dashboard")
+        clients = [threading.Thread(target=_converse, args=(address, turns, over)) for turns in prompts]
+        for client in clients:
+            client.start()
+        try:
+            page.wait("document.querySelectorAll('#latencies tr').length > 0")
+            time.sleep(seconds)
+            page.wait(f"document.querySelectorAll('#texts tr').length >= {_CLIENTS}")
+            page.show(_WIDE, page.value("document.documentElement.scrollHeight"), theme)
+            page.picture(picture)
+            if page.complaints:
+                raise ValueError(f"the page complains: {page.complaints}")
+        finally:
+            over.set()
+            for client in clients:
+                client.join()
+
+
 def _parser() -> argparse.ArgumentParser:
     root = module_parser("screenshots", __doc__)
     root.add_argument("--report", type=file_name, metavar="FILE", help="a page that run.py report wrote")
     root.add_argument("--bench", type=file_name, metavar="FILE", help="what run.py bench --json wrote")
     root.add_argument("--dashboard", action="store_true", help="answer prompts and draw what chat --dashboard shows")
+    root.add_argument("--server", action="store_true", help="ask a server and draw its page meanwhile")
     root.add_argument(
         "--out", type=file_name, default=Path("docs/images"), metavar="FOLDER", help="default docs/images"
     )
-    root.add_argument("--theme", choices=("light", "dark"), default="light", help="of the report; default light")
+    root.add_argument("--theme", choices=("light", "dark"), default="light", help="of pages; default light")
     root.add_argument("--height", type=whole_number(100), metavar="PX", help="only the first PX of the report")
     return root
 
@@ -156,8 +194,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises ValueError: nothing is asked for, a file is not what it should be, or there is no browser.
     """
     a = _parser().parse_args(argv)
-    if not (a.report or a.bench or a.dashboard):
-        raise ValueError("nothing to draw: name a --report, a --bench record, or --dashboard")
+    if not (a.report or a.bench or a.dashboard or a.server):
+        raise ValueError("nothing to draw: name a --report, a --bench record, --dashboard or --server")
     if a.report:
         if not a.report.is_file():
             raise ValueError(
@@ -173,6 +211,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if a.dashboard:
         draw_dashboard(a.out / "dashboard.svg")
         print(a.out / "dashboard.svg")
+    if a.server:
+        draw_server(find_browser(), a.out / "server.png", a.theme)
+        print(a.out / "server.png")
     return 0
 
 

@@ -16,14 +16,17 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from specdec.engine.stats import GenerationStats
-from specdec.memory.system import resident_bytes
+from specdec.memory.system import available_bytes, resident_bytes
 from specdec.server.errors import ApiError
 from specdec.server.generation.service import Service
 from specdec.server.http import EventStream, event
 from specdec.server.state import ServerState, quantiles
 
 PERIOD = 1.0  # seconds between two events
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 async def page(state: ServerState, request: Request) -> Response:
@@ -71,20 +74,24 @@ def figures(state: ServerState, service: Service) -> dict[str, Any]:
     stats, conversations = GenerationStats(), service.model.conversations
     stats.merge(service.engine.stats)
     costs = service.model.lengths.costs if service.model.lengths.measured_for is not None else None
+    running = service.thread.running
+    texts = max(1, running)
     return {
         "model": service.name,
         "drafter": service.model.drafter.name,
         "context": service.context,
         "seconds_up": time.time() - state.began,
-        "running": service.thread.running,
+        "running": running,
         "waiting": service.thread.waiting,
         "places": service.engine.max_batch,
-        "plain_tokens_per_second": None if costs is None else 1 / costs.of_pass(1),
+        "plain_tokens_per_second": None if costs is None else texts / costs.of_pass(texts, texts),
+        "prompts": stats.prompts,
         "emitted": stats.emitted,
         "rounds": stats.rounds,
         "mean_acceptance_length": stats.mean_acceptance_length,
         "acceptance_rate": stats.acceptance_rate,
-        "acceptance_per_position": stats.acceptance_per_position,
+        # A round that is being counted may have made one of them longer already.
+        "positions": [*zip(stats.drafted_per_position, stats.accepted_per_position, strict=False)],
         "sources": stats.draft_sources,
         "first": quantiles(list(state.latencies.first)),
         "between": quantiles(list(state.latencies.between)),
@@ -94,5 +101,6 @@ def figures(state: ServerState, service: Service) -> dict[str, Any]:
         "conversations_bytes": conversations.nbytes,
         "conversations_limit": conversations.limit,
         "resident_bytes": resident_bytes(),
+        "available_bytes": available_bytes(),
         "texts": service.thread.texts(),
     }

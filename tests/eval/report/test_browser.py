@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from eval import screenshots
+from eval import browser
+from eval.browser import browse, find_browser
 from eval.report.command import page
 from eval.report.record import Node, label_runs
-from eval.screenshots import browse, find_browser, height_of, shoot
+from eval.screenshots import height_of, shoot
 from tests.support.bench_record import MANY, record
 
 try:
@@ -155,6 +156,6 @@ def test_only_a_report_has_a_height(report: Path, tmp_path: Path) -> None:
 
 
 def test_without_a_browser_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(screenshots, "BROWSERS", ("no-such-browser",))
+    monkeypatch.setattr(browser, "BROWSERS", ("no-such-browser",))
     with pytest.raises(ValueError, match="apt install chromium"):
         find_browser()
