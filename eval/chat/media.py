@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from torch import Tensor
 
@@ -23,7 +22,7 @@ import specdec
 from eval.cli.session import Session
 from specdec.media.processor import Processor
 from specdec.media.sound import FRAME, has_sound
-from specdec.media.source import MediaSource
+from specdec.media.source import MediaSource, file_path
 from specdec.util.atomic import user_path
 from specdec.util.text import check_text
 
@@ -35,7 +34,9 @@ _SUFFIXES = {
 }
 _KIND_OF = {suffix: kind for kind, suffixes in _SUFFIXES.items() for suffix in suffixes.split()}
 _QUOTED = re.compile(r"""(["'])(.+?)\1(?=\s|$)""")
-_BARE = re.compile(r"(?:\\.|[^\s\\])+" if os.name == "posix" else r"\S+")
+# As a shell writes a word: pieces in quotation marks, escaped characters, and all others.
+_PIECE = re.compile(r"""'([^']*)'|"((?:\\.|[^"\\])*)"|\\(.)""", re.DOTALL)
+_SHELL = re.compile(rf"(?:{_PIECE.pattern}|[^\s\\'\"])+(?=\s|$)", re.DOTALL)
 
 Part = dict[str, str]
 Message = dict[str, Any]
@@ -172,19 +173,19 @@ def files_in(text: str) -> list[Path]:
     Raises ValueError for a word that no file can be called.
     """
     whole = user_path(text)
-    return [whole] if whole.is_file() else [_path(word) for word, _ in _words(text)]
+    return [whole] if whole.is_file() else [file_path(word) for word, _ in _words(text)]
 
 
 def dragged(text: str) -> tuple[list[tuple[str, Path]], str]:
     """Return the media files that a message begins with, each with its kind, and the rest of the message."""
     if kind := _kind(text):  # a name with spaces, as it is
-        return [(kind, _path(text))], ""
+        return [(kind, file_path(text))], ""
     found: list[tuple[str, Path]] = []
     for word, rest in _words(text):
         kind = _kind(word)
         if kind is None:
             break
-        found.append((kind, _path(word)))
+        found.append((kind, file_path(word)))
         text = rest
     return found, text
 
@@ -192,25 +193,27 @@ def dragged(text: str) -> tuple[list[tuple[str, Path]], str]:
 def _words(text: str) -> Iterator[tuple[str, str]]:
     """Yield each word of `text` as a terminal writes a path, without its quotation marks, and the text behind it."""
     while text := text.strip():
-        found = _QUOTED.match(text) or _BARE.match(text)
-        end = found.end() if found else len(text)
-        word, text = text[:end], text[end:]
-        if found and found.re is _QUOTED:
+        if os.name == "posix" and (found := _SHELL.match(text)):
+            word = _PIECE.sub(_unquoted, found[0])
+        elif found := _QUOTED.match(text):
             word = found[2]
-        elif os.name == "posix":
-            word = re.sub(r"\\(.)", r"\1", word)
+        else:
+            word = text.split(maxsplit=1)[0]
+        text = text[found.end() if found else len(word) :]
         yield word, text.strip()
 
 
-def _path(word: str) -> Path:
-    return Path(unquote(word.removeprefix("file://"))) if word.startswith("file://") else user_path(word)
+def _unquoted(piece: re.Match[str]) -> str:
+    """Return what a piece of a shell's word says: in quotation marks, in double ones, or behind a backslash."""
+    single, double, escaped = piece.groups()
+    return single or escaped or re.sub(r'\\(["\\$`])', r"\1", double or "")
 
 
 def _kind(word: str) -> str | None:
     """Return the kind of the media file at the path `word`; None where there is no such file."""
     kind = _KIND_OF.get(os.path.splitext(word)[1].lower())
     try:
-        return kind if kind and _path(word).is_file() else None
+        return kind if kind and file_path(word).is_file() else None
     except (OSError, ValueError):
         return None
 

@@ -38,6 +38,7 @@ from specdec.weights.metadata import one_line
 SECONDS = 5.0  # of processor time that reading a case may take
 BYTES = 1 << 30  # that a case may take in memory
 _CLOCK = 300.0  # seconds after which a case that does not compute either is stopped
+_NAP = 1.0  # seconds of those that count at once: the clock goes on while a system holds all processes, or sleeps
 _PRINTED = 1 << 14  # bytes of a case's output that are looked at
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _MEMORY = re.compile(r"MemoryError|allocate memory|not enough memory|out of memory", re.IGNORECASE)
@@ -183,14 +184,16 @@ def _limit() -> int:
 
 def _wait(child: int, told: int) -> int:
     """Return the status with which `child` ends; stop a child that has written no result for long."""
-    size, since, pause = 0, time.monotonic(), 0.001
+    size, waited, last, pause = 0, 0.0, time.monotonic(), 0.001
     while True:
         found, status = os.waitpid(child, os.WNOHANG)
         if found:
             return status
         if (now := os.fstat(told).st_size) > size:
-            size, since = now, time.monotonic()
-        if time.monotonic() - since > _CLOCK:
+            size, waited = now, 0.0
+        last, before = time.monotonic(), last
+        waited += min(last - before, _NAP)
+        if waited > _CLOCK:
             os.kill(child, signal.SIGKILL)
             return os.waitpid(child, 0)[1]
         time.sleep(pause)

@@ -35,6 +35,25 @@ class Media:
     video: list[Any] = field(default_factory=list)
 
 
+def list_conversations(given: Any) -> tuple[list[Any], bool]:
+    """Return the conversations of a call, one or a list of them, and whether it was a list.
+
+    Raises ValueError for what is no conversation: a list of messages, each a dict with a role and a content.
+    """
+    first = given[0] if isinstance(given, (list, tuple)) and given else None
+    batched = isinstance(first, (list, tuple)) or hasattr(first, "messages")
+    found = list(given) if batched else [given]
+    for conversation in found:
+        messages = getattr(conversation, "messages", conversation)
+        if not isinstance(messages, (list, tuple)) or not messages or not all(map(_is_message, messages)):
+            raise ValueError('a conversation is a list of messages like {"role": "user", "content": "..."}')
+    return found, batched
+
+
+def _is_message(given: Any) -> bool:
+    return not isinstance(given, (str, bytes, int, float, list, tuple, type(None)))
+
+
 def take_media(conversation: Iterable[Any], sound_of_videos: bool = False) -> tuple[list[Any], Media]:
     """Return the conversation with bare parts, and its media. None stands for a part that names no medium.
 
@@ -51,7 +70,7 @@ def _bare(message: Any, media: Media, sound_of_videos: bool) -> Any:
         return message
     parts, videos = [], []
     for part in message["content"]:
-        kind = _TYPES.get(part.get("type", "")) if isinstance(part, Mapping) else None
+        kind = _TYPES.get(str(part.get("type"))) if isinstance(part, Mapping) else None
         if kind is None:
             parts.append(part)
             continue
@@ -70,7 +89,7 @@ def _bare(message: Any, media: Media, sound_of_videos: bool) -> Any:
 
 def medium_of(part: Mapping[str, Any]) -> tuple[str, Any]:
     """Return the type of a part, "image", "audio" or "video", and its medium. Raises ValueError for another part."""
-    kind = _TYPES.get(part.get("type", ""))
+    kind = _TYPES.get(str(part.get("type")))
     if kind is None:
         raise ValueError(f"{part.get('type')!r} is no type of media; write one of {', '.join(_TYPES)}")
     return kind, _medium(part, kind)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from specdec.media.source import MediaSource, media_library, readable
+from specdec.media.source import ADVICE, MediaError, MediaSource, media_library, readable
 
 
 @contextmanager
@@ -22,3 +22,10 @@ def open_container(source: MediaSource, kind: str) -> Iterator[Any]:
             container = library.open(stream, options={"protocol_whitelist": ""})
         with container:
             yield container
+
+
+def decodable(source: MediaSource, stream: Any, kind: str) -> Any:
+    """Return a stream of a container. Raises ValueError where FFmpeg has no decoder for it."""
+    if stream.codec_context is None:
+        raise MediaError(f"{source.name}: has a {kind} track of an unknown codec; {ADVICE[kind]}")
+    return stream

@@ -11,6 +11,7 @@ file, where transformers drops the transparency and shows the colour below it, m
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
-from specdec.media.source import MediaError, MediaSource, as_source, media_library, readable
+from specdec.media.source import ADVICE, MediaError, MediaSource, as_source, media_library, readable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,7 +30,9 @@ SIDE = 48  # pixels of a patch's side; each patch is a soft token
 VALUES = 3 * SIDE * SIDE
 BUDGETS = (70, 140, 280, 560, 1120)
 
-_MOST_PIXELS = 1 << 27  # of a file; they take 7 bytes each while they are read
+_MOST_PIXELS = 1 << 27  # of a file; they take 7 bytes each while they are read, 8 while they are turned
+_LONGEST_SIDE = 1 << 20  # pixels; resizing first widens each row of a picture to 48 pixels or more
+_BAND = 1 << 20  # pixels that are converted at once
 _RUNS_PROGRAMS = {"EPS"}  # Pillow would start Ghostscript
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -71,33 +74,45 @@ def _open(source: MediaSource) -> Image:
     images = media_library("PIL.Image", "picture")
     operations = media_library("PIL.ImageOps", "picture")
     with source.open() as stream, readable(source, "picture"):
-        image: Image = images.open(stream)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", images.DecompressionBombWarning)  # the sizes are checked below
+                image: Image = images.open(stream)
+        except images.DecompressionBombError:
+            raise MediaError(f"{source.name}: has more than {_MOST_PIXELS:,} pixels; make it smaller") from None
+        except media_library("PIL", "picture").UnidentifiedImageError:
+            raise MediaError(
+                f"{source.name}: cannot be read as a picture (its format is unknown); {ADVICE['picture']}"
+            ) from None
         if image.format in _RUNS_PROGRAMS:
             raise MediaError(f"{source.name}: is a program for a printer ({image.format}); save it as PNG or JPEG")
-        if image.width * image.height > _MOST_PIXELS:
-            raise MediaError(f"{source.name}: has {image.width} x {image.height} pixels; make it smaller")
+        if image.width * image.height > _MOST_PIXELS or max(image.size) > _LONGEST_SIDE:
+            raise MediaError(f"{source.name}: has {image.width:,} x {image.height:,} pixels; make it smaller")
         upright: Image = operations.exif_transpose(image)
         upright.load()
         return upright
 
 
 def _of_image(image: Image) -> Tensor:
+    pixels = torch.empty((3, image.height, image.width), dtype=torch.uint8)
+    height = max(1, _BAND // max(1, image.width))
+    for top in range(0, image.height, height):
+        band = image.crop((0, top, image.width, min(top + height, image.height)))
+        rows = torch.from_numpy(np.array(_as_rgb(band)))  # [height, width, 3]
+        pixels[:, top : top + height] = rows.permute(2, 0, 1)
+    return _checked(pixels)
+
+
+def _as_rgb(image: Image) -> Image:
     images = media_library("PIL.Image", "picture")
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         image = images.alpha_composite(images.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    rows = torch.from_numpy(np.array(image.convert("RGB")))  # [height, width, 3]
-    return _checked(rows.permute(2, 0, 1))
+    return image.convert("RGB")
 
 
 def _of_array(array: np.ndarray[Any, Any] | Tensor) -> Tensor:
-    try:
-        pixels = torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array.cpu()
-        known = pixels.is_floating_point() or pixels.dtype in _INTEGERS
-    except TypeError:  # numpy's types that torch does not have
-        known = False
-    if not known:
-        raise ValueError(f"a picture as an array holds uint8 from 0 to 255, not {array.dtype}; convert it")
+    pixels = as_pixels(array, "picture")
     if pixels.ndim == 2:
         pixels = pixels[None]
     elif pixels.ndim != 3:
@@ -107,6 +122,20 @@ def _of_array(array: np.ndarray[Any, Any] | Tensor) -> Tensor:
     if pixels.shape[0] == 1:
         pixels = pixels.repeat(3, 1, 1)
     return _checked(on_white(pixels) if pixels.shape[0] == 4 else pixels)
+
+
+def as_pixels(array: np.ndarray[Any, Any] | Tensor, kind: str) -> Tensor:
+    """Return an array of pixels as a tensor. Raises ValueError for types and values that no pixels have."""
+    try:
+        pixels = torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array.cpu()
+        known = pixels.is_floating_point() or pixels.dtype in _INTEGERS
+    except TypeError:  # numpy's types that torch does not have
+        known = False
+    if not known:
+        raise ValueError(f"a {kind} as an array holds uint8 from 0 to 255, not {array.dtype}; convert it")
+    if pixels.is_floating_point() and not bool(pixels.isfinite().all()):
+        raise ValueError(f"a {kind} as an array holds pixels that are no finite numbers; compute it again")
+    return pixels
 
 
 def channels_first(pixels: Tensor) -> Tensor:
@@ -131,8 +160,11 @@ def on_white(pixels: Tensor) -> Tensor:
 
 
 def _checked(pixels: Tensor) -> Tensor:
+    size = f"{pixels.shape[-1]:,} x {pixels.shape[-2]:,}"
     if not pixels.numel():
-        raise ValueError(f"a picture of {pixels.shape[-1]} x {pixels.shape[-2]} pixels shows nothing; pass another one")
+        raise ValueError(f"a picture of {size} pixels shows nothing; pass another one")
+    if max(pixels.shape[-2:]) > _LONGEST_SIDE:
+        raise ValueError(f"a picture of {size} pixels is longer than {_LONGEST_SIDE:,}; make it smaller")
     return pixels
 
 

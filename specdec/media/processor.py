@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase
 
-from specdec.media.chat import medium_of, take_media
+from specdec.media.chat import list_conversations, medium_of, take_media
 from specdec.media.grouping import group_pictures, group_videos, list_sounds
 from specdec.media.pictures import stack_tiles
 from specdec.media.reading import ReadVideo, read_picture, read_video
 from specdec.media.settings import MediaSettings, known_arguments, sort_arguments, to_config, with_metadata
 from specdec.media.sound import FRAME, cut_frames, read_sound
 from specdec.media.video import open_clip
+from specdec.weights.metadata import quote
 
 _TOKENS = {
     "boi": "<|image>",
@@ -92,7 +93,9 @@ class Processor:
         if text is None:
             per_text = picture_counts or [len(pictures)] if pictures else []
             text = [" ".join([self.image_token] * count) for count in per_text] or [self.audio_token] * len(sounds)
-        prompts = [text] if isinstance(text, str) else list(text)
+        prompts = [text] if isinstance(text, str) else text
+        if not isinstance(prompts, (list, tuple)) or not all(isinstance(prompt, str) for prompt in prompts):
+            raise ValueError(f"text is a string or a list of strings, not {quote(text)}")
         if not prompts:
             raise ValueError("there is nothing to process; pass text=, images= or audio=")
         self._check_places("image", prompts, len(pictures), picture_counts)
@@ -138,8 +141,7 @@ class Processor:
             raise ValueError("this model has no chat template; pass chat_template=, or call the processor with text=")
         if isinstance(self.chat_template, dict):
             chat_template = self.chat_template.get(chat_template or "default", chat_template)
-        batched = isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "messages")
-        conversations = list(conversation) if batched else [conversation]
+        conversations, batched = list_conversations(conversation)
         taken = [take_media(each, load_audio_from_video and tokenize) for each in conversations]
         options = {**(processor_kwargs or {}), **{key: kwargs[key] for key in kwargs.keys() & known_arguments()}}
         prompts: list[str] = self.tokenizer.apply_chat_template(
@@ -215,7 +217,7 @@ class Processor:
             (Path(folder) / "chat_template.jinja").write_text(self.chat_template, "utf-8")
         (Path(folder) / "processor_config.json").write_text(json.dumps(to_config(self.settings), indent=2), "utf-8")
 
-    def _check_places(self, kind: str, prompts: list[str], given: int, counts: list[int] | None) -> None:
+    def _check_places(self, kind: str, prompts: Sequence[str], given: int, counts: list[int] | None) -> None:
         """Raise a ValueError when texts have more or fewer places for media of `kind` than are given."""
         token = {"image": self.image_token, "video": self.video_token, "audio": self.audio_token}[kind]
         places = [prompt.count(token) for prompt in prompts]
@@ -269,7 +271,7 @@ class Processor:
         data["input_features_mask"] = mask.numpy() if as_numpy else mask
         return (f"{self.boa_token}{self.audio_token * count}{self.eoa_token}" for count in counts.tolist())
 
-    def _tokenize(self, prompts: list[str], arguments: dict[str, Any], settings: MediaSettings) -> dict[str, Any]:
+    def _tokenize(self, prompts: Sequence[str], arguments: dict[str, Any], settings: MediaSettings) -> dict[str, Any]:
         texts = dict(self.tokenizer(prompts, **{"padding": True, **arguments}))
         types = {
             self.image_token_id: _TYPE_IDS["image"],

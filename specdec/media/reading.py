@@ -14,6 +14,7 @@ from transformers.video_utils import VideoMetadata
 from specdec.media.pictures import Tiles, cut_tiles, read_pixels
 from specdec.media.settings import MediaSettings
 from specdec.media.video import ASSUMED_RATE, Clip, choose_frames, open_clip, timestamps
+from specdec.weights.metadata import naming
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,11 @@ def read_video(given: Any, metadata: VideoMetadata | None, settings: MediaSettin
         return given
     clip = open_clip(given)
     metadata = metadata or _metadata_of(clip)
-    if settings.sample:
-        taken = choose_frames(metadata.total_num_frames, metadata.fps, settings.num_frames, settings.fps)
+    asked = (metadata.total_num_frames, metadata.fps, settings.num_frames, settings.fps)
+    with naming("a video" if clip.source is None else clip.source.name):
+        taken = choose_frames(*(asked if settings.sample else (clip.total, None, None, None)))
+    if settings.sample or metadata.frames_indices is None:
         metadata.frames_indices = taken
-    else:
-        taken = list(range(clip.total))
-        if metadata.frames_indices is None:
-            metadata.frames_indices = taken
     if len(metadata.frames_indices) != len(taken) or taken[-1] >= clip.total:
         raise ValueError(
             f"video_metadata speaks of {len(metadata.frames_indices)} frames of {metadata.total_num_frames}, "

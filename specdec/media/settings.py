@@ -9,8 +9,10 @@ and resampling methods of other models; the one value that this model has is acc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
 from transformers.video_utils import VideoMetadata
@@ -19,7 +21,7 @@ from specdec.media.pictures import BUDGETS
 from specdec.media.sound import RATE
 from specdec.media.video import FRAMES
 from specdec.util.text import did_you_mean
-from specdec.weights.metadata import Values
+from specdec.weights.metadata import Values, quote
 
 _MEDIA = ("images_kwargs", "videos_kwargs", "audio_kwargs")
 _GROUPS = ("text_kwargs", *_MEDIA, "common_kwargs")
@@ -79,12 +81,12 @@ class MediaSettings:
 
     def __post_init__(self) -> None:
         for tokens in (self.image_tokens, self.frame_tokens):
-            if tokens not in BUDGETS:
+            if not isinstance(tokens, Integral) or tokens not in BUDGETS:
                 raise ValueError(f"max_soft_tokens is one of {', '.join(map(str, BUDGETS))}, not {tokens!r}")
-        if self.num_frames is not None and self.num_frames < 1:
-            raise ValueError(f"num_frames is at least 1, not {self.num_frames}")
-        if self.fps is not None and not self.fps > 0:
-            raise ValueError(f"fps is more than 0, not {self.fps}")
+        if self.num_frames is not None and not (isinstance(self.num_frames, Integral) and self.num_frames >= 1):
+            raise ValueError(f"num_frames is a whole number, at least 1, not {self.num_frames!r}")
+        if self.fps is not None and not (isinstance(self.fps, Real) and 0 < self.fps < math.inf):
+            raise ValueError(f"fps is a number, more than 0, not {self.fps!r}")
 
 
 def from_config(config: Mapping[str, Any]) -> MediaSettings:
@@ -173,13 +175,19 @@ def _each(given: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str, Any]
     """Yield each argument with the groups that it is for: a flat one is for all that know it."""
     for key, value in given.items():
         if key in ("text_kwargs", *_MEDIA):
-            for name, inner in (value or {}).items():
+            for name, inner in _arguments(key, value):
                 yield (key,), name, inner
         elif key == "common_kwargs":
-            for name, inner in (value or {}).items():
+            for name, inner in _arguments(key, value):
                 yield ("text_kwargs", *_MEDIA), name, inner
         else:
             yield ("text_kwargs", *_MEDIA), key, value
+
+
+def _arguments(key: str, value: Any) -> Iterable[tuple[str, Any]]:
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"{key} is a dict of arguments, not {type(value)}")
+    return (value or {}).items()
 
 
 def _put(values: dict[str, Any], name: str, value: Any) -> None:
@@ -189,13 +197,37 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
 
 
 def with_metadata(given: Any, count: int) -> list[VideoMetadata | None]:
-    """Return the metadata of each of `count` videos: objects or dicts, flat or nested as conversations are."""
+    """Return the metadata of each of `count` videos: objects or dicts, flat or nested as conversations are.
+
+    Raises ValueError for others, and for those of another number of videos.
+    """
     if given is None:
         return [None] * count
     items = list(_flat(given))
     if len(items) != count:
         raise ValueError(f"video_metadata describes {len(items)} videos, and {count} are given; describe each of them")
-    return [VideoMetadata(**item) if isinstance(item, dict) else item for item in items]
+    return [_metadata(item) for item in items]
+
+
+def _metadata(given: Any) -> VideoMetadata | None:
+    """Return the metadata of a video, the caller's own unchanged. Raises ValueError for what no video has."""
+    if given is None:
+        return None
+    try:
+        found = VideoMetadata(**given) if isinstance(given, Mapping) else replace(given)
+        about: tuple[Any, Any, Any] = (found.total_num_frames, found.fps, found.frames_indices)
+        total, fps, indices = about
+        right = isinstance(total, Integral) and int(total) > 0
+        right &= fps is None or (isinstance(fps, Real) and 0 < float(fps) < math.inf)
+        right &= indices is None or all(isinstance(index, Integral) and int(index) >= 0 for index in indices)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"video_metadata is a dict, or an object of transformers, for each video ({error})") from None
+    if not right:
+        raise ValueError(
+            f"video_metadata has {total!r} frames and {fps!r} a second, and takes those at {quote(indices)}; numbers "
+            "of frames are whole and not negative, and a rate is more than 0"
+        )
+    return found
 
 
 def _flat(given: Any) -> Iterator[Any]:

@@ -3,14 +3,15 @@
 What: `read_sound` decodes, mixes down to one channel and resamples; `cut_frames` cuts samples into the frames of which
 each is one soft token (40 ms). How: soundfile decodes WAV, FLAC, OGG and MP3 and soxr resamples, with the settings of
 transformers' `load_audio`; what soundfile does not know (AAC, the sound of a video) PyAV decodes. An array is taken as
-it is, as 16 kHz. Samples are mixed down block by block, so that memory holds one channel of a long recording.
+it is, as 16 kHz. Samples are mixed down and resampled block by block, so that memory holds what the model hears of a
+long recording, and nothing else.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from specdec.media.container import open_container
+from specdec.media.container import decodable, open_container
 from specdec.media.source import MediaError, MediaSource, as_source, media_library, readable
 
 RATE = 16_000
 FRAME = 640  # samples of a soft token
 
 _LONGEST = 3 * 3600  # seconds: 270,000 soft tokens, more than a context holds
-_BLOCK = 1 << 20  # samples of each channel that are decoded at once
+_BLOCK = 1 << 18  # samples of all channels that are decoded at once
 
 Samples = NDArray[np.float32]
 
@@ -35,8 +36,7 @@ def read_sound(given: Any) -> Samples:
     source = as_source(given, "sound")
     if source is None:
         return _of_array(given)
-    samples, rate = _decode(source)
-    return _resampled(samples, rate)
+    return _decode(source)
 
 
 def has_sound(source: MediaSource) -> bool:
@@ -63,53 +63,79 @@ def _of_array(given: Any) -> Samples:
     if values.ndim != 1 or not len(values):
         shape = list(values.shape)
         raise ValueError(f"a sound as an array is one channel at {RATE:,} Hz, [samples], not {shape}; mix it down")
-    return _finite(np.ascontiguousarray(values, dtype=np.float32), "a sound as an array")
+    with np.errstate(over="ignore"):
+        return _finite(np.ascontiguousarray(values, dtype=np.float32), "a sound as an array")
 
 
-def _decode(source: MediaSource) -> tuple[Samples, int]:
-    """Return the samples of a file, mixed down, and their rate."""
+def _decode(source: MediaSource) -> Samples:
+    """Return the samples of a file, mixed down, at 16 kHz."""
     library = media_library("soundfile", "sound")
     with source.open() as stream, readable(source, "sound"):
         try:
             file = library.SoundFile(stream)
         except library.LibsndfileError:  # not one of its formats
-            return _decode_container(source)
-        with file:
-            _check_length(source, file.frames / file.samplerate)
-            # soundfile seeks after each block, and a seek in an MP3 loses what the decoder holds.
-            size = file.frames if file.format == "MP3" else _BLOCK
-            blocks = file.blocks(max(1, size), dtype="float32", always_2d=True)
-            return _joined(source, (_mixed(block.T) for block in blocks), file.samplerate), file.samplerate
+            file = None
+        if file is not None:
+            with file:
+                _check_length(source, file.frames / file.samplerate)
+                return _joined(source, map(_mixed, _blocks(file)), file.samplerate)
+    return _decode_container(source)
 
 
-def _decode_container(source: MediaSource) -> tuple[Samples, int]:
+def _blocks(file: Any) -> Iterator[NDArray[np.float32]]:
+    """Yield the samples [channels, n] of an open sound file, to the last one that is there.
+
+    Its header may speak of more: `SoundFile.blocks` would hand out whatever memory held for the others. And soundfile
+    seeks after each block, where a seek in an MP3 loses what the decoder holds; it does not seek in a stream.
+    """
+    file.seekable = lambda: False
+    size = max(1, _BLOCK // file.channels)
+    while len(block := file.read(size, dtype="float32", always_2d=True)):
+        yield block.T
+
+
+def _decode_container(source: MediaSource) -> Samples:
     library = media_library("av", "sound")
-    with open_container(source, "sound") as container:
+    with open_container(source, "sound") as container, readable(source, "sound"):
         if not container.streams.audio:
             raise MediaError(f"{source.name}: has no sound track; leave its sound out")
-        stream = container.streams.audio[0]
+        stream = decodable(source, container.streams.audio[0], "sound")
+        frames = container.decode(stream)
+        first = next(frames, None)
         planes = library.AudioResampler(format="fltp")  # the same rate and channels, as one kind of number
-        decoded = itertools.chain(container.decode(stream), [None])  # None hands out what the resampler still holds
+        decoded = itertools.chain([] if first is None else [first], frames, [None])  # None: what the resampler holds
         parts = (_mixed(part.to_ndarray()) for frame in decoded for part in planes.resample(frame))
-        return _joined(source, parts, stream.rate), stream.rate
+        return _joined(source, parts, RATE if first is None else first.sample_rate)
 
 
 def _mixed(channels: NDArray[np.float32]) -> Samples:
     """Return the mean of [channels, samples]."""
-    mean: Samples = channels[0] if len(channels) == 1 else channels.mean(axis=0)
+    with np.errstate(over="ignore"):  # `_joined` looks for infinite samples
+        mean: Samples = channels[0] if len(channels) == 1 else channels.mean(axis=0)
     return mean
 
 
-def _joined(source: MediaSource, parts: Iterator[Samples], rate: int) -> Samples:
-    """Return the parts of a sound in one array. Raises ValueError when they hold nothing, or are too long."""
-    held, count = [], 0
+def _joined(source: MediaSource, parts: Iterable[Samples], rate: int) -> Samples:
+    """Return the parts of a sound at `rate` in one array at 16 kHz: as many samples as the sound is long.
+
+    Raises ValueError when they hold nothing, or are too long, or are no finite numbers.
+    """
+    resampler = None
+    if rate != RATE:
+        resampler = media_library("soxr", "sound").ResampleStream(rate, RATE, 1, dtype="float32", quality="HQ")
+    held, count = bytearray(), 0  # bytes, because they grow in place
     for part in parts:
-        held.append(part)
         count += len(part)
         _check_length(source, count / rate)
+        held += (part if resampler is None else resampler.resample_chunk(part)).tobytes()
     if not count:
-        raise MediaError(f"{source.name}: holds no samples; record it again")
-    return _finite(np.concatenate(held), source.name)
+        raise MediaError(f"{source.name}: holds no samples; fetch or record it again")
+    if resampler is not None:
+        held += resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True).tobytes()
+    size = math.ceil(count * (float(RATE) / rate)) * np.dtype(np.float32).itemsize
+    del held[size:]  # soxr may give one more or less
+    held += bytes(size - len(held))
+    return _finite(np.frombuffer(held, dtype=np.float32), source.name)
 
 
 def _finite(samples: Samples, name: str) -> Samples:
@@ -121,14 +147,3 @@ def _finite(samples: Samples, name: str) -> Samples:
 def _check_length(source: MediaSource, seconds: float) -> None:
     if seconds > _LONGEST:
         raise MediaError(f"{source.name}: lasts longer than {_LONGEST // 3600} hours; cut it into parts")
-
-
-def _resampled(samples: Samples, rate: int) -> Samples:
-    if rate == RATE:
-        return np.ascontiguousarray(samples)
-    resampled = media_library("soxr", "sound").resample(samples, rate, RATE, quality="HQ")
-    # As many samples as the sound is long; soxr may give one more or less.
-    count = math.ceil(len(samples) * (float(RATE) / rate))
-    fitted: Samples = np.zeros(count, dtype=np.float32)
-    fitted[: len(resampled)] = resampled[:count]
-    return fitted

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import unquote, unquote_to_bytes
 
 from specdec.util.atomic import user_path
 from specdec.util.text import printable
@@ -25,8 +26,9 @@ from specdec.weights.metadata import foreign, quote
 
 _PACKAGES = {"PIL": "Pillow", "av": "PyAV", "soundfile": "soundfile", "soxr": "soxr"}
 _WEB = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
+_FILE = "file://"
 _LEAST_BASE64 = 64  # characters: no picture, sound or video is shorter, and most paths are
-_ADVICE = {
+ADVICE = {
     "picture": "save it again as PNG or JPEG",
     "sound": "convert it to WAV, FLAC, OGG or MP3",
     "video": "convert it to MP4",
@@ -41,7 +43,11 @@ class MediaSource:
     content: Path | bytes
 
     def open(self) -> BinaryIO:
-        """Open the medium for reading. Raises ValueError when the file cannot be opened, or is empty."""
+        """Open the medium for reading. Raises ValueError when the file cannot be opened, is empty, or is no file."""
+        if isinstance(self.content, Path) and self.content.exists() and not self.content.is_file():
+            # A pipe would be waited for, and a device has no end.
+            kind = "a folder" if self.content.is_dir() else "a pipe or a device"
+            raise ValueError(f"{self.name}: is {kind}; save the medium to a file, and pass its path or its bytes")
         with foreign(self.name, "check the path and who may read it"):
             stream = io.BytesIO(self.content) if isinstance(self.content, bytes) else self.content.open("rb")
         if not stream.read(1):
@@ -62,24 +68,37 @@ def as_source(given: Any, kind: str) -> MediaSource | None:
     if isinstance(given, (bytes, bytearray, memoryview)):
         return _of_bytes(bytes(given), kind)
     if hasattr(given, "read") and hasattr(given, "seek") and not isinstance(given, os.PathLike):
-        given.seek(0)
-        return _of_bytes(bytes(given.read()), kind)
+        with foreign(f"a {kind} in an open file", 'open it for reading with "rb", or pass its path'):
+            given.seek(0)
+            return _of_bytes(bytes(given.read()), kind)
     if not isinstance(given, (str, os.PathLike)):
         return None
     text = os.fspath(given)
+    if not text:
+        raise ValueError(f"a {kind} has an empty path; pass the path of a file")
     if text.startswith("data:"):
-        return _of_bytes(_decoded(text.partition(",")[2], kind), kind)
-    if text.startswith("file://"):
-        text = text.removeprefix("file://")
-    elif _WEB.match(text):
+        head, _, body = text.partition(",")
+        encoded = head.endswith(";base64")
+        return _of_bytes(_decoded(unquote(body), kind) if encoded else unquote_to_bytes(body), kind)
+    if _WEB.match(text) and not text.startswith(_FILE):
         raise ValueError(f"{quote(text)}: nothing is fetched from the web; download it, and pass its path or its bytes")
     if len(text) >= _LEAST_BASE64 and not _is_file(text) and _seems_base64(text):
         return _of_bytes(_decoded(text, kind), kind)
-    path = user_path(text)
+    path = file_path(text)
     if not path.exists():
         name = printable(str(path))
         raise ValueError(f"{name}: there is no such file; a {kind} is a path, bytes, a data URI or an array")
     return MediaSource(str(path), path)
+
+
+def file_path(text: str) -> Path:
+    """Return the path that a user's `text` means: one as shells take it, or a file: address, as desktops hand it over.
+
+    Raises ValueError for a text that no file can be called.
+    """
+    if not text.startswith(_FILE):
+        return user_path(text)
+    return user_path(unquote(text.removeprefix(_FILE).removeprefix("localhost")))
 
 
 def _of_bytes(content: bytes, kind: str) -> MediaSource:
@@ -112,7 +131,7 @@ class MediaError(ValueError):
 def readable(source: MediaSource, kind: str) -> Iterator[None]:
     """Turn any error of a library in the block into a ValueError that names `source` and says what to do."""
     told = None
-    with foreign(source.name, _ADVICE[kind], f"cannot be read as a {kind}"):
+    with foreign(source.name, ADVICE[kind], f"cannot be read as a {kind}"):
         try:
             yield
         except MediaError as error:

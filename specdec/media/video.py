@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specdec.media.container import open_container
-from specdec.media.pictures import channels_first, on_white, read_pixels
+from specdec.media.container import decodable, open_container
+from specdec.media.pictures import as_pixels, channels_first, on_white, read_pixels
 from specdec.media.source import MediaError, MediaSource, as_source, readable
 
 FRAMES = 32  # of a clip, when neither a number nor a rate is asked for
+MOST_FRAMES = 4096  # that are taken of a clip: 300,000 tokens, more than a context holds
+_MOST_PIXELS = 1 << 26  # of a frame, twice those of 8K; each thread of the decoder holds some frames
 ASSUMED_RATE = 24.0  # frames a second of frames that come without a rate
 
 
@@ -66,13 +68,16 @@ def open_clip(given: Any) -> Clip:
 def choose_frames(total: int, rate: float | None, number: int | None, per_second: float | None) -> list[int]:
     """Return the indices of frames spread evenly over `total`: `number` of them, or `per_second` for each second.
 
-    All frames, where neither is given. Never more than there are, and at least one.
+    All frames, where neither is given. Never more than there are, and at least one. Raises ValueError when a rate is
+    asked for and the video's own is unknown, and when more frames are asked for than a context holds.
     """
     if per_second is not None:
         if rate is None:
             raise ValueError("fps= needs the video's own rate; pass video_metadata with fps, or num_frames=")
-        number = max(1, int(total / rate * per_second))
+        number = max(1, int(min(total / rate * per_second, total)))
     number = total if number is None else min(number, total)
+    if number > MOST_FRAMES:
+        raise ValueError(f"no context holds {number:,} frames of a video; ask for {MOST_FRAMES:,} or fewer")
     return [i * total // number for i in range(number)]
 
 
@@ -83,9 +88,7 @@ def timestamps(indices: Sequence[int], rate: float | None) -> list[str]:
 
 
 def _of_array(array: np.ndarray[Any, Any] | Tensor) -> Clip:
-    if isinstance(array, np.ndarray):
-        array = torch.from_numpy(np.ascontiguousarray(array))
-    frames = channels_first(array.cpu())
+    frames = channels_first(as_pixels(array, "video"))
     if frames.shape[1] == 1:
         frames = frames.repeat(1, 3, 1, 1)
     return _of_frames(on_white(frames) if frames.shape[1] == 4 else frames)
@@ -101,7 +104,9 @@ def _open(source: MediaSource) -> Clip:
     with open_container(source, "video") as container, readable(source, "video"):
         if not container.streams.video:
             raise MediaError(f"{source.name}: has no pictures; pass it as a sound")
-        stream = container.streams.video[0]
+        stream = decodable(source, container.streams.video[0], "video")
+        if stream.width * stream.height > _MOST_PIXELS:
+            raise MediaError(f"{source.name}: has frames of {stream.width} x {stream.height} pixels; make them smaller")
         # Some containers do not say how many frames they hold.
         total = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
         if not total:
@@ -116,6 +121,7 @@ def _decode(source: MediaSource, indices: Sequence[int]) -> Iterator[Tensor]:
     with open_container(source, "video") as container, readable(source, "video"):
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
+        stream.codec_context.options = {"max_pixels": str(_MOST_PIXELS)}  # frames may be larger than the header says
         for number, frame in enumerate(container.decode(stream)):
             while due is not None and number == due:
                 rows = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)  # [height, width, 3]

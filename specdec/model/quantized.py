@@ -2,12 +2,14 @@
 
 What: `load_or_quantize` opens the packed file of a checkpoint, and writes it first where there is none. Tensors are
 read, quantised and written one at a time, so that this takes no more memory than a tensor. The weights are then mapped
-from the packed file, the first time as well: there is one way in. Left out: deleting files of checkpoints that are
+from the packed file, the first time as well: there is one way in. A checkpoint that is written again takes its old
+file's place, so that the disk holds one file for each folder and storage. Left out: deleting files of folders that are
 gone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -25,7 +27,7 @@ from specdec.model.build import Quantize, Source, TensorReader, check_tensors, s
 from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
 from specdec.weights.hub.paths import cache_folder
-from specdec.weights.packed import PackedFile, packing
+from specdec.weights.packed import PackedFile, StaleError, packing
 from specdec.weights.tensors import Weight, stored_bytes
 
 FORMAT = 1  # of the packed files; another number makes all of them anew
@@ -69,15 +71,19 @@ def load_or_quantize(
     check_tensors(spec, source)
     files = sorted(folder.glob("*.safetensors"))
     made_from = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    about = {"format": FORMAT, "quantize": quantize, "dtype": str(dtype), "from": made_from}
-    digest = hashlib.sha256(json.dumps([str(folder.resolve()), about]).encode()).hexdigest()[:12]
+    # The config says which tensors of the files are a model's, and what is added to a norm.
+    tensors = _digest([sorted(expected_tensors(spec).items()), source.norm_offset])
+    kind = {"format": FORMAT, "quantize": quantize, "dtype": str(dtype)}
+    about = {**kind, "from": made_from, "tensors": tensors}
     where = "the cache folder"
     try:
-        path = cache_folder() / "quantized" / f"{folder.name}-{quantize}-{digest}.packed"
+        name = f"{folder.name}-{quantize}-{_digest([str(folder.resolve()), kind])}.packed"
+        path = cache_folder() / "quantized" / name
         where = str(path.parent)
         # Without a lock: in a folder that can only be read none can be taken.
-        if found := _opened(path, about, spec, bar):
-            return found
+        with contextlib.suppress(ValueError):
+            if path.is_file():
+                return open_packed(path, about, spec, bar)
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             return _opened(path, about, spec, bar) or _made(path, about, spec, source, quantize, dtype, bar)
@@ -88,10 +94,14 @@ def load_or_quantize(
         return None
 
 
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
+
+
 def open_packed(path: Path, about: dict[str, Any], spec: DecoderSpec, bar: Bar) -> PackedFile:
     """Return the packed file `path` of a model, once it is known to be whole and to hold what `spec` needs.
 
-    Raises ValueError when it is damaged, or was made from something else than `about`.
+    Raises ValueError when it is damaged, StaleError when it was made from something else than `about`.
     """
     file = PackedFile(path, about)
     if file.shapes() != expected_tensors(spec):
@@ -102,13 +112,14 @@ def open_packed(path: Path, about: dict[str, Any], spec: DecoderSpec, bar: Bar) 
 
 
 def _opened(path: Path, about: dict[str, Any], spec: DecoderSpec, bar: Bar) -> PackedFile | None:
-    """Return the file if it is there, whole and of such a model; delete another one, with a warning."""
+    """Return the file if it is there, whole and of this model; delete another one, if it is damaged with a warning."""
     if not path.is_file():
         return None
     try:
         return open_packed(path, about, spec, bar)
     except ValueError as error:
-        warnings.warn(str(error), stacklevel=2)
+        if not isinstance(error, StaleError):
+            warnings.warn(str(error), stacklevel=2)
         path.unlink(missing_ok=True)
         return None
 

@@ -35,7 +35,11 @@ def user_path(name: str | os.PathLike[str]) -> Path:
     text = os.fspath(name)
     if "\0" in text:
         raise ValueError(f"{text!r}: holds a NUL character, and no file can be called so")
-    if max(map(len, map(os.fsencode, text.split(os.sep)))) > _LONGEST_NAME:
+    try:
+        parts = list(map(os.fsencode, text.split(os.sep)))
+    except UnicodeEncodeError:
+        raise ValueError(f"{text!a}: holds half of a surrogate pair, and no file can be called so") from None
+    if max(map(len, parts)) > _LONGEST_NAME:
         raise ValueError(f"{text[:40]}...: a name of {len(text):,} characters; no file can be called so")
     try:
         return Path(name).expanduser()

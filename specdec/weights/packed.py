@@ -147,11 +147,16 @@ def packing(path: Path, about: dict[str, Any]) -> Iterator[PackedWriter]:
         writer.finish()
 
 
+class StaleError(ValueError):
+    """A packed file is whole, and was made from something else than what is there now."""
+
+
 class PackedFile:
     """A packed file, mapped: its tensors are pages of the file, and take memory once they are read."""
 
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
-        """Map the file `path`. Raises ValueError when it is damaged, or was made from something else than `about`."""
+        """Map the file `path`. Raises ValueError when it is damaged, StaleError when it was made from something else
+        than `about`."""
         self.path = path
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -168,7 +173,7 @@ class PackedFile:
             raise self._damaged("its index was changed")
         found = self._parsed(index)
         if found.get("about") != {**about, "byte_order": sys.byteorder}:
-            raise ValueError(f"{path}: was made from something else; delete it, and it is made again")
+            raise StaleError(f"{path}: was made from something else; delete it, and it is made again")
         # The hash does not tell whether `PackedWriter` or somebody else wrote the index.
         try:
             self._tensors = read_index(Values(found).mapping("tensors"), size - _FOOTER - length)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import struct
 import zlib
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from specdec.media import pictures
 from specdec.media.pictures import BUDGETS, SIDE, cut_tiles, fitted_size, read_pixels, stack_tiles
+from specdec.media.sound import read_sound
+from specdec.media.video import open_clip
 from tests.support.media.pictures import exif_rotated, noise, odd_pictures, picture_files, smooth
 from tests.support.media.reference import EXPECTED, digest
 
@@ -116,8 +121,9 @@ def damaged(folder: Path, kind: str) -> Path:
         path.write_text("no picture at all\n" * 50)
     elif kind == "program":
         path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
-    elif kind in ("bomb", "large"):
-        size = (30_000, 30_000) if kind == "bomb" else (13_000, 11_000)  # Pillow refuses the one by itself
+    elif kind in ("bomb", "large", "long"):
+        # Pillow refuses the first by itself. A row of the last would be widened to 48 pixels: to 3 GB.
+        size = {"bomb": (30_000, 30_000), "large": (13_000, 11_000), "long": (1, 20_000_000)}[kind]
         Image.new("1", (3, 3)).save(path)
         content = path.read_bytes()
         header = b"IHDR" + struct.pack(">II", *size) + content[24:29]
@@ -127,13 +133,61 @@ def damaged(folder: Path, kind: str) -> Path:
     return path
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("kind", ["truncated", "empty", "text", "program", "bomb", "large", "folder", "missing"])
+WAYS_OUT = {
+    **dict.fromkeys(("truncated", "empty", "text", "program", "folder"), "save"),
+    **dict.fromkeys(("bomb", "large", "long"), "smaller"),
+    "missing": "is a path",
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", WAYS_OUT)
 def test_a_picture_that_cannot_be_used_is_named_with_the_way_out(kind: str, tmp_path: Path) -> None:
     path = damaged(tmp_path, kind)
-    with pytest.raises(ValueError, match=rf"{kind}\.png.*(save|check|is a path|smaller)") as caught:
+    with pytest.raises(ValueError, match=rf"{kind}\.png.*{WAYS_OUT[kind]}") as caught:
         read_pixels(path)
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes in folders")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    writer = os.open(tmp_path / "pipe.png", os.O_RDWR)  # or a reader would wait, and this test with it
+    os.write(writer, b"x" * 100)
+    for read in (read_pixels, read_sound, open_clip):
+        with pytest.raises(ValueError, match=r"pipe\.png: is a pipe or a device; save the medium to a file"):
+            read(tmp_path / "pipe.png")
+    os.close(writer)
+
+
+@pytest.mark.parametrize("name", ["palette, transparent", "RGBA", "16-bit grey", "CMYK", "bits"])
+def test_pictures_are_converted_in_bands(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = read_pixels(ODD[name])
+    monkeypatch.setattr(pictures, "_BAND", 1000)
+    assert torch.equal(read_pixels(ODD[name]), whole)
+
+
+def test_names_as_desktops_and_addresses_write_them(tmp_path: Path) -> None:
+    path = tmp_path / "my cat, 100%.png"
+    Image.fromarray(smooth(30, 40)).save(path)
+    pixels, encoded = read_pixels(path), base64.b64encode(path.read_bytes()).decode()
+    for given in (
+        path.as_uri(),
+        path.as_uri().replace("file://", "file://localhost"),
+        f"data:image/png;base64,{quote(encoded, safe='')}",
+        f"data:image/png,{quote(path.read_bytes())}",
+    ):
+        assert torch.equal(read_pixels(given), pixels)
+
+
+def test_open_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a" * 100)
+    with (tmp_path / "a").open() as text, (tmp_path / "b").open("wb") as written:
+        for given in (text, written):
+            with pytest.raises(ValueError, match=r"a picture in an open file: .*open it for reading"):
+                read_pixels(given)
+    with pytest.raises(ValueError, match=r"a picture in an open file: .*closed"):
+        read_pixels(text)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +201,10 @@ def test_a_picture_that_cannot_be_used_is_named_with_the_way_out(kind: str, tmp_
         (np.zeros((5, 5, 7), np.uint8), "channels"),
         (np.zeros((2, 5, 5, 3), np.uint8), "2 or 3 dimensions"),
         (np.zeros((5, 5), bool), "convert it"),
+        (np.full((5, 5, 3), np.nan, np.float32), "no finite numbers"),
+        (np.zeros((1 << 21, 1, 3), np.uint8), "smaller"),
+        ("", "empty path"),
+        ("\ud800.png", "no file can be called so"),
         (np.array(["a"]), "convert it"),
         (42, "a picture is a path"),
         (None, "a picture is a path"),

@@ -254,13 +254,32 @@ def test_text_alone_and_the_template_s_own_arguments(processor: Processor) -> No
         ({"text": "x", "max_soft_token": 70}, "max_soft_tokens"),
         ({"text": "x", "num_frames": 3, "fps": 1}, "leave one out"),
         ({"text": "x", "num_frames": 0}, "at least 1"),
+        ({"text": "x", "num_frames": "8"}, "at least 1"),
+        ({"text": "x", "num_frames": 2.5}, "at least 1"),
         ({"text": "x", "fps": -1}, "more than 0"),
+        ({"text": "x", "fps": float("inf")}, "more than 0"),
+        ({"text": "x", "fps": "1"}, "more than 0"),
+        ({"text": "x", "max_soft_tokens": 280.0}, "one of 70"),
+        ({"text": "x", "images_kwargs": 5}, "dict of arguments"),
+        ({"text": 5}, "a list of strings"),
+        ({"text": [None]}, "a list of strings"),
         ({"text": "x", "do_resize": False}, "do_resize is True"),
         ({"text": "x", "sampling_rate": 44_100}, "sampling_rate is 16000"),
         ({"text": "x", "max_length": 3, "text_kwargs": {"max_length": 4}}, "given twice"),
         ({"text": "<|audio|>", "audio": TONE, "truncation": True, "max_length": 3}, "cut inside its media"),
         ({"text": "<|video|>", "videos": moving(2), "video_metadata": [{}, {}]}, "describes 2 videos"),
         ({"text": "<|video|>", "videos": moving(2), "video_metadata": [{"total_num_frames": 90}]}, "correct it"),
+        *(
+            ({"text": "<|video|>", "videos": moving(2), "video_metadata": [given]}, "video_metadata")
+            for given in (
+                {"total_num_frames": 0},
+                {"total_num_frames": None},
+                {"total_num_frames": 2, "fps": 0},
+                {"total_num_frames": 2, "frames_indices": [-1, "x"]},
+                {"frames": 2},
+                "two",
+            )
+        ),
         ({"text": "<|video|>", "videos": moving(2), "fps": 1}, "num_frames"),
         ({"text": "<|image|>", "images": "https://example.org/a.png"}, "download it"),
         ({}, "nothing to process"),
@@ -274,6 +293,12 @@ def test_what_does_not_fit_is_refused_with_the_way_out(processor: Processor, giv
 def test_a_part_without_its_medium_is_refused(processor: Processor) -> None:
     with pytest.raises(ValueError, match='part of type "image" names no picture'):
         inputs_of(processor, chat({"type": "image"}))
+
+
+@pytest.mark.parametrize("given", [None, [], 5, "hi", [5], ["hi"], [[]]])
+def test_what_is_no_conversation_is_refused(processor: Processor, given: Any) -> None:
+    with pytest.raises(ValueError, match="a conversation is a list of messages"):
+        inputs_of(processor, given)
 
 
 def test_a_model_without_template_or_without_tokens_for_media_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,35 @@ def test_frames_hold_640_samples_and_the_last_ends_in_silence(count: int, frames
     assert torch.equal(cut.flatten()[:count], torch.from_numpy(samples)) and not cut.flatten()[count:].any()
 
 
+@pytest.mark.parametrize("ending", ["mp3", "wav"])
+def test_a_sound_that_is_cut_short_ends_there(ending: str, tmp_path: Path) -> None:
+    """Its header still tells of the whole: what memory held must not be heard in place of what is missing."""
+    path = tmp_path / f"cut.{ending}"
+    soundfile.write(path, tones(44_100, 2, seconds=4), 44_100)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    samples = read_sound(path)
+    assert np.array_equal(samples, whole_reading(path)) and RATE < len(samples) < 3 * RATE
+
+
+def test_memory_holds_what_is_heard_and_no_more(tmp_path: Path) -> None:
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.zeros((10 * 192_000, 8), np.int16), 192_000)  # 61 MB as floats
+    tracemalloc.start()
+    heard = read_sound(path).nbytes
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert heard == 10 * RATE * 4 and most < 4 * heard + 8 * sound._BLOCK * 4
+
+
+def test_features_are_those_of_transformers() -> None:
+    from transformers.models.gemma4_unified.feature_extraction_gemma4_unified import Gemma4UnifiedAudioFeatureExtractor
+
+    clips = [tones(RATE, seconds=seconds)[:, 0] for seconds in (0.5, 0.04, 1e-3)]
+    theirs = Gemma4UnifiedAudioFeatureExtractor()(clips, return_tensors="pt")
+    for features, mask, clip in zip(theirs["input_features"], theirs["input_features_mask"], clips, strict=True):
+        assert torch.equal(features[mask], cut_frames(read_sound(clip)))
+
+
 def test_silence_is_a_sound(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "silence.flac", np.zeros(44_100), 44_100)
     assert read_sound(tmp_path / "silence.flac").tolist() == [0.0] * RATE
@@ -101,6 +131,8 @@ def damaged(folder: Path, kind: str) -> Path:
         path.touch()
     elif kind == "text":
         path.write_text("la la la\n" * 500)
+    elif kind == "folder":
+        path.mkdir()
     elif kind == "picture":
         path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(500))
     elif kind == "truncated":
@@ -112,6 +144,10 @@ def damaged(folder: Path, kind: str) -> Path:
         soundfile.write(path, np.full(100, np.nan, np.float32), 16_000, format="WAV", subtype="FLOAT")
     elif kind == "video":
         write_video(path.with_suffix(".mp4"), moving(5)).rename(path)
+    elif kind == "unknown codec":
+        soundfile.write(path, tones(RATE), RATE, format="WAV")
+        content = path.read_bytes()
+        path.write_bytes(content[:20] + b"\x99\x00" + content[22:])
     elif kind == "playlist":
         path.write_text("ffconcat version 1.0\nfile other.wav\n")
         soundfile.write(folder / "other.wav", tones(RATE), RATE)
@@ -128,14 +164,17 @@ def damaged(folder: Path, kind: str) -> Path:
         ("no samples", "record"),
         ("not finite", "record"),
         ("video", "leave its sound out"),
+        ("unknown codec", "unknown codec; convert"),
         ("playlist", "convert"),
+        ("folder", "is a folder; save"),
         ("missing", "is a path"),
     ],
 )
 def test_a_sound_that_cannot_be_used_is_named_with_the_way_out(kind: str, way_out: str, tmp_path: Path) -> None:
     path = damaged(tmp_path, kind)
-    with pytest.raises(ValueError, match=rf"{kind}\.mp3.*{way_out}"):
+    with pytest.raises(ValueError, match=rf"{kind}\.mp3.*{way_out}") as caught:
         read_sound(path)
+    assert str(caught.value).count("cannot be read") <= 1
 
 
 def test_a_sound_longer_than_any_context_is_refused_before_it_fills_the_memory(
@@ -154,6 +193,7 @@ def test_a_sound_longer_than_any_context_is_refused_before_it_fills_the_memory(
         (np.zeros((2, 100), np.float32), "mix it down"),
         (np.zeros(0, np.float32), "mix it down"),
         (np.array([np.inf]), "finite"),
+        (np.array([1e300]), "finite"),
         (np.array(["a"]), "a sound is a path"),
         (None, "a sound is a path"),
         ([[1.0], [1.0, 2.0]], "one number for each sample"),

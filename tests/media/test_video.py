@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from specdec.media import video
 from specdec.media.sound import has_sound
 from specdec.media.source import MediaSource
-from specdec.media.video import choose_frames, open_clip, timestamps
+from specdec.media.video import MOST_FRAMES, choose_frames, open_clip, timestamps
 from tests.support.media.clips import moving, tones, turn_clockwise, write_video
 
 
@@ -119,6 +120,23 @@ def damaged(folder: Path, kind: str) -> Path:
     return path
 
 
+def test_more_frames_than_a_context_holds_are_refused() -> None:
+    assert len(choose_frames(1 << 40, 25.0, MOST_FRAMES, None)) == MOST_FRAMES
+    for number, per_second in ((MOST_FRAMES + 1, None), (None, 1), (None, None)):
+        with pytest.raises(ValueError, match=r"no context holds .* ask for 4,096 or fewer"):
+            choose_frames(1 << 40, 25.0, number, per_second)
+
+
+def test_frames_too_large_to_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "large.mp4", moving(3))
+    clip = open_clip(path)
+    monkeypatch.setattr(video, "_MOST_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"large\.mp4: has frames of 80 x 48 pixels; make them smaller"):
+        open_clip(path)
+    with pytest.raises(ValueError, match=r"large\.mp4: cannot be read"):  # a header that told of smaller ones
+        list(clip.frames([0]))
+
+
 def all_frames(path: Path) -> list[torch.Tensor]:
     clip = open_clip(path)
     return list(clip.frames(range(clip.total)))
@@ -147,6 +165,8 @@ def test_a_video_that_cannot_be_used_is_named_with_the_way_out(kind: str, way_ou
     [
         (np.zeros((0, 4, 4, 3), np.uint8), "shows nothing"),
         (np.zeros((2, 5, 5, 9), np.uint8), "channels"),
+        (np.zeros((2, 5, 5, 3), bool), "convert it"),
+        (np.full((2, 5, 5, 3), np.inf), "no finite numbers"),
         ([np.zeros((4, 4, 3), np.uint8), np.zeros((5, 4, 3), np.uint8)], "differ in size"),
         ([], "a video is a path"),
         (3, "a video is a path"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 import specdec
+from eval.synthetic.command import write_model
+from eval.synthetic.full_size import full_size_config
 from specdec.model import quantized
 from specdec.weights.packed import ALIGNMENT, PackedFile, packing
 from specdec.weights.tensors import BlockWeight, DenseWeight, quantize, stored_bytes
@@ -100,14 +103,29 @@ def test_the_kept_model_is_the_one_that_is_quantised_in_memory(
     assert text(folder, storage) == first
 
 
-def test_a_changed_checkpoint_and_another_storage_have_files_of_their_own(folder: Path) -> None:
-    text(folder, "int4")
+@pytest.mark.filterwarnings("error")
+def test_another_storage_has_its_own_file_and_a_changed_checkpoint_takes_the_old_one_s_place(folder: Path) -> None:
+    first = text(folder, "int4")
     text(folder, "int8")
     assert len(packed(folder)) == 2
     tiny_model("gemma4_unified", seed=1).save_pretrained(folder)
     other = text(folder, "int4")
-    assert len(packed(folder)) == 3
+    assert len(packed(folder)) == 2 and other != first
     assert other == text(folder, "int4")
+    assert len(packed(folder)) == 2
+
+
+@pytest.mark.filterwarnings("error")
+def test_files_that_the_config_reads_otherwise_are_not_called_damaged(folder: Path) -> None:
+    """The same files of weights, and a config that says first that the model sees and hears, and then does not."""
+    seeing = folder.parent / "seeing"
+    write_model(full_size_config("gemma-4-tiny"), None, seeing)
+    assert specdec.load(seeing, drafter=None, quantize="int4", device="cpu").decoder.media is not None
+    config = json.loads((seeing / "config.json").read_text())
+    (seeing / "config.json").write_text(json.dumps(config | {"vision_config": None, "audio_config": None}))
+    for _ in range(2):
+        assert specdec.load(seeing, drafter=None, quantize="int4", device="cpu").decoder.media is None
+    assert len(packed(folder)) == 1
 
 
 def test_a_damaged_file_is_made_again(folder: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -77,6 +79,10 @@ def test_dropped_files_are_told_from_words(files: Path) -> None:
         assert dragged(typed) == (found, rest)
     if os.name == "posix":
         assert dragged(f"{escaped} what?") == ([image], "what?")
+        its = files / "it's (1).JPG"
+        its.touch()
+        for typed in (shlex.quote(str(its)), re.sub(r"([ '()])", r"\\\1", str(its)), f'"{its}"', its.as_uri()):
+            assert dragged(f"{typed} {clip} what's it?") == ([("image", its), audio], "what's it?")
     assert files_in(str(cat)) == [cat] and files_in(f"{clip} '{cat}'") == [clip, cat]
 
 

@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 
@@ -133,6 +134,28 @@ def test_what_must_not_happen_is_seen(
     assert [outcome.result == "failed" for outcome in outcomes] == [False, True, False]
     assert why in outcomes[1].why
     assert [kept.name for kept in (tmp_path / "kept").iterdir()] == ["prompts-0-1"]
+
+
+def test_a_case_that_neither_computes_nor_ends_is_stopped(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eval.fuzz.runner._CLOCK", 0.3)
+    monkeypatch.setitem(KINDS, "prompts", replace(KINDS["prompts"], read=lambda folder, world: time.sleep(60)))
+    (outcome,) = runner.run([Case("prompts", 0, 0)], tmp_path)
+    assert outcome.result == "failed" and "SIGKILL" in outcome.why
+
+
+def test_time_in_which_no_process_runs_is_not_the_case_s(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that goes on by ten minutes at each look: so it is after a stop of all processes, or a lid that shut."""
+    looks = iter(range(1 << 30))
+    monkeypatch.setattr("eval.fuzz.runner.time", SimpleNamespace(
+        monotonic=lambda: 600.0 * next(looks), sleep=time.sleep, process_time=time.process_time,
+    ))  # fmt: skip
+    monkeypatch.setitem(KINDS, "prompts", replace(KINDS["prompts"], read=lambda folder, world: time.sleep(0.1)))
+    (outcome,) = runner.run([Case("prompts", 0, 0)], tmp_path)
+    assert outcome.result == "loaded"
 
 
 def test_the_command(
