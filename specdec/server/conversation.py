@@ -8,6 +8,7 @@ from typing import Any
 
 from specdec.server.errors import bad_request
 from specdec.server.fields import Fields, shown
+from specdec.server.media import read_content
 
 EFFORTS = {"none": False, "minimal": False, "low": True, "medium": True, "high": True, "xhigh": True, "max": True}
 """Words for how much a model should think, and whether it then thinks at all."""
@@ -33,7 +34,8 @@ class Conversation:
 
 def read_conversation(body: Fields) -> Conversation:
     """Return the conversation of a chat completion's body. Raises ApiError for settings that cannot be used."""
-    messages, tools = list(body.items("messages")), list(body.items("tools"))
+    messages = [_message(one, f"messages[{i}]") for i, one in enumerate(body.items("messages"))]
+    tools = list(body.items("tools"))
     names = ("tool_choice", "parallel_tool_calls", "response_format")
     wanted = {"tools": tools} | {name: body.get(name) for name in names}
     return Conversation(messages, wanted, read_options(body), read_prediction(body))
@@ -51,6 +53,14 @@ def read_prediction(body: Fields) -> str:
     if other := next((part for part in parts if part.text("type", "text") != "text"), None):
         raise bad_request(f"{other.where} is no text", other.where)
     return "".join(part.text("text") for part in parts)
+
+
+def _message(message: Any, where: str) -> Any:
+    return (
+        {**message, "content": read_content(Fields(message, where), "content")}
+        if isinstance(message, dict)
+        else message
+    )
 
 
 def read_options(body: Fields) -> dict[str, Any]:
