@@ -69,6 +69,10 @@ def read_options(body: Fields) -> dict[str, Any]:
     if effort and effort not in EFFORTS:
         raise bad_request(f"reasoning_effort must be one of {', '.join(EFFORTS)}, got {effort!r}", "reasoning_effort")
     thinking = EFFORTS.get(effort)
-    if isinstance(body.get("think"), bool):
-        thinking = body.get("think")
+    told = body.get("thinking")
+    if isinstance(told, dict) and told.get("type") in ("enabled", "adaptive", "between_tools", "disabled"):
+        thinking = told["type"] != "disabled"
+    for name in ("think", "enable_thinking"):
+        if isinstance(body.get(name), bool):
+            thinking = body.get(name)
     return {"thinking": thinking, "chat_template_kwargs": dict(body.mapping("chat_template_kwargs"))}

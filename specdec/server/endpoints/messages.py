@@ -70,10 +70,7 @@ def read_turns(body: Fields) -> Conversation:
         "parallel_tool_calls": not choice.flag("disable_parallel_tool_use"),
         "response_format": body.inner("output_config").get("format") or body.get("output_format"),
     }
-    options = read_options(body)
-    if (thinking := body.inner("thinking").text("type")) in ("enabled", "adaptive", "disabled"):
-        options["thinking"] = thinking != "disabled"
-    return Conversation(made, wanted, options)
+    return Conversation(made, wanted, read_options(body))
 
 
 def _tool(tool: Fields) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,8 @@ def eyes(seeing: Served) -> Iterator[TestClient]:
         yield client
 
 
-def generated(seeing: Served, *content: Any, **options: Any) -> str:
-    """The text of `generate` with the processor. Its own text must not have marks of media, and ours may."""
+def generated_ids(seeing: Served, *content: Any, **options: Any) -> list[int]:
+    """The tokens of `generate` with the processor. Its text must not have marks of media, and ours may."""
     model, processor = seeing.model, seeing.service.processor
     assert isinstance(processor, Processor)
     inputs = processor.apply_chat_template(
@@ -87,7 +88,12 @@ def generated(seeing: Served, *content: Any, **options: Any) -> str:
     )  # fmt: skip
     output = model.generate(**inputs, max_new_tokens=12, **options)
     assert isinstance(output, torch.Tensor)
-    return str(processor.decode(output[0, inputs["input_ids"].shape[1] :].tolist(), skip_special_tokens=True))
+    return [int(token) for token in output[0, inputs["input_ids"].shape[1] :]]
+
+
+def generated(seeing: Served, *content: Any, **options: Any) -> str:
+    ids = generated_ids(seeing, *content, **options)
+    return str(seeing.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def ask(client: TestClient, *content: Any, **more: Any) -> Any:
@@ -101,7 +107,9 @@ def text_of(reply: Any) -> str:
     return reply["choices"][0]["message"]["content"]  # type: ignore[no-any-return]
 
 
-def test_the_text_is_that_of_generate_with_the_processor(seeing: Served, eyes: TestClient) -> None:
+def test_the_text_is_that_of_generate_with_the_processor(
+    seeing: Served, eyes: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     picture, sound = {"type": "image", "image": CAT}, {"type": "audio", "audio": CLIP}
     question = {"type": "text", "text": "what?"}
     for given, sent in (
@@ -115,6 +123,12 @@ def test_the_text_is_that_of_generate_with_the_processor(seeing: Served, eyes: T
     sampled = {"temperature": 0.9, "seed": 3}
     expected = generated(seeing, picture, question, do_sample=True, top_k=0, **sampled)
     assert text_of(ask(eyes, CAT_PART, question, **sampled)) == expected
+    never = [*seeing.service.defaults.suppress_tokens, *generated_ids(seeing, picture, question)]
+    with monkeypatch.context() as patched:
+        patched.setattr(seeing.service, "defaults", replace(seeing.service.defaults, suppress_tokens=never))
+        without = text_of(ask(eyes, CAT_PART, question))
+    assert without == generated(seeing, picture, question, suppress_tokens=never)
+    assert without != generated(seeing, picture, question)
     answers = {text_of(ask(eyes, part, question)) for part in (CAT_PART, CLIP_PART, question)}
     assert len(answers) > 1, "what is shown and heard counts"
     listed = ask(eyes, CAT_PART, question, logprobs=True, top_logprobs=2)["choices"][0]["logprobs"]["content"]
