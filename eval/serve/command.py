@@ -8,9 +8,13 @@ import sys
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eval.cli.options import GenerationSettings
+
+if TYPE_CHECKING:
+    from eval.cli.session import Session
+    from specdec.media.processor import Processor
 
 NEEDED = ("starlette", "uvicorn", "llguidance")
 
@@ -87,6 +91,7 @@ def serve(settings: GenerationSettings, options: ServeOptions) -> int:
             options.max_waiting,
             lengths,
             options.cache_dir,
+            _processor(session),
         )
 
     def started(address: str, service: Service) -> None:
@@ -102,3 +107,16 @@ def serve(settings: GenerationSettings, options: ServeOptions) -> int:
     where = Listening(options.host, options.port, access, options.grace, options.debug, options.keep_alive)
     listen(load, where, started)
     return 0
+
+
+def _processor(session: Session) -> Processor | None:
+    """Return what reads pictures and sound for a model that takes them. Says so where a library for that is missing."""
+    if session.model.decoder.media is None:
+        return None
+    import specdec
+
+    try:
+        return specdec.load_processor(session.settings.model, session.tokenizer)
+    except (ImportError, ValueError) as error:
+        print(f"pictures and sound are refused: {error}", file=sys.stderr)
+        return None

@@ -8,6 +8,7 @@ from typing import Any
 
 from specdec.server.errors import bad_request
 from specdec.server.fields import Fields, shown
+from specdec.server.media import read_content
 
 EFFORTS = {"none": False, "minimal": False, "low": True, "medium": True, "high": True, "xhigh": True, "max": True}
 """Words for how much a model should think, and whether it then thinks at all."""
@@ -33,7 +34,8 @@ class Conversation:
 
 def read_conversation(body: Fields) -> Conversation:
     """Return the conversation of a chat completion's body. Raises ApiError for settings that cannot be used."""
-    messages, tools = list(body.items("messages")), list(body.items("tools"))
+    messages = [_message(one, f"messages[{i}]") for i, one in enumerate(body.items("messages"))]
+    tools = list(body.items("tools"))
     names = ("tool_choice", "parallel_tool_calls", "response_format")
     wanted = {"tools": tools} | {name: body.get(name) for name in names}
     return Conversation(messages, wanted, read_options(body), read_prediction(body))
@@ -53,12 +55,24 @@ def read_prediction(body: Fields) -> str:
     return "".join(part.text("text") for part in parts)
 
 
+def _message(message: Any, where: str) -> Any:
+    return (
+        {**message, "content": read_content(Fields(message, where), "content")}
+        if isinstance(message, dict)
+        else message
+    )
+
+
 def read_options(body: Fields) -> dict[str, Any]:
     """Return what a request says about thinking, and what it hands to the chat template."""
     effort = body.text("reasoning_effort") or body.inner("reasoning").text("effort")
     if effort and effort not in EFFORTS:
         raise bad_request(f"reasoning_effort must be one of {', '.join(EFFORTS)}, got {effort!r}", "reasoning_effort")
     thinking = EFFORTS.get(effort)
-    if isinstance(body.get("think"), bool):
-        thinking = body.get("think")
+    told = body.get("thinking")
+    if isinstance(told, dict) and told.get("type") in ("enabled", "adaptive", "between_tools", "disabled"):
+        thinking = told["type"] != "disabled"
+    for name in ("think", "enable_thinking"):
+        if isinstance(body.get(name), bool):
+            thinking = body.get(name)
     return {"thinking": thinking, "chat_template_kwargs": dict(body.mapping("chat_template_kwargs"))}

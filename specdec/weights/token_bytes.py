@@ -20,11 +20,12 @@ _SPACE = "\u2581"  # how sentencepiece writes a space
 
 @lru_cache(maxsize=4)
 def vocabulary_bytes(tokenizer: PreTrainedTokenizerBase) -> tuple[bytes, ...]:
-    """Return the bytes of every token by id, those of added tokens included.
+    """Return the bytes of every token by id, those of added tokens included; none of an id that has no token.
 
     Of three kinds of vocabularies each is known by its decoder: byte-level, sentencepiece's, and plain characters.
     """
-    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    longest = max(tokenizer.get_vocab().values(), default=-1)  # ids may have gaps
+    pieces = tokenizer.convert_ids_to_tokens(list(range(longest + 1)))
     added = tokenizer.added_tokens_decoder
     read = _reader(tokenizer)
     # Added tokens of a byte-level vocabulary are plain text. Those of sentencepiece write their spaces like all others.

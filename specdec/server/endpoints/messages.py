@@ -18,6 +18,7 @@ from specdec.server.formats.base import Delta
 from specdec.server.generation.answer import Answer, Collected, collect
 from specdec.server.generation.sampling import read_sampling
 from specdec.server.http import EventStream, event, json_body, reply, unless_gone
+from specdec.server.media import media_part, read_content
 from specdec.server.state import ServerState
 
 _BILLING = "x-anthropic-billing-header"  # begins a system block that differs in every request, and says nothing
@@ -69,10 +70,7 @@ def read_turns(body: Fields) -> Conversation:
         "parallel_tool_calls": not choice.flag("disable_parallel_tool_use"),
         "response_format": body.inner("output_config").get("format") or body.get("output_format"),
     }
-    options = read_options(body)
-    if (thinking := body.inner("thinking").text("type")) in ("enabled", "adaptive", "disabled"):
-        options["thinking"] = thinking != "disabled"
-    return Conversation(made, wanted, options)
+    return Conversation(made, wanted, read_options(body))
 
 
 def _tool(tool: Fields) -> dict[str, Any]:
@@ -90,13 +88,15 @@ def _messages(message: Fields) -> Iterator[dict[str, Any]]:
     if isinstance(content, str) or content is None:
         yield {"role": role, "content": content}
         return
-    texts, thoughts, calls = list[str](), list[str](), list[dict[str, Any]]()
+    parts, thoughts, calls = list[dict[str, Any]](), list[str](), list[dict[str, Any]]()
     for i, given in enumerate(message.items("content")):
         block = Fields(given, f"{message.path('content')}[{i}]")
         kind = block.text("type")
         if kind == "text":
             if not block.text("text").lstrip().startswith(_BILLING):
-                texts.append(block.text("text"))
+                parts.append({"type": "text", "text": block.text("text")})
+        elif kind == "image":
+            parts.append(media_part(block, kind))
         elif kind == "thinking":
             thoughts.append(block.text("thinking"))
         elif kind == "tool_use":
@@ -105,24 +105,24 @@ def _messages(message: Fields) -> Iterator[dict[str, Any]]:
         elif kind == "tool_result":
             yield {"role": "tool", "tool_call_id": block.text("tool_use_id"), "content": _result(block)}
         elif kind != "redacted_thinking":
-            raise bad_request(f"{block.where} is of type {kind!r}; this model reads text alone", block.where)
-    made: dict[str, Any] = {"role": role, "content": "".join(texts)}
+            raise bad_request(f"{block.where}: blocks of type {kind!r} are not read here", block.where)
+    made: dict[str, Any] = {"role": role, "content": parts}
     if thoughts:
         made["reasoning_content"] = "".join(thoughts)
     if calls:
         made["tool_calls"] = calls
-    if texts or thoughts or calls:
+    if parts or thoughts or calls:
         yield made
 
 
-def _result(block: Fields) -> str:
-    content = block.get("content")
-    if isinstance(content, list):
-        parts = [Fields(part, block.path("content")) for part in content]
-        if other := next((part.text("type") for part in parts if part.text("type", "text") != "text"), None):
-            raise bad_request(f"{block.path('content')}: {other!r} is not text", block.path("content"))
-        return "".join(part.text("text") for part in parts)
-    return block.text("content")
+def _result(block: Fields) -> Any:
+    """Return the content of a tool's result: a text, or parts that are text and pictures."""
+    if not isinstance(block.get("content"), list):
+        return block.text("content")
+    parts = [Fields(part, block.path("content")) for part in block.items("content")]
+    if other := next((kind for part in parts if (kind := part.text("type", "text")) not in ("text", "image")), None):
+        raise bad_request(f"{block.path('content')}: blocks of type {other!r} are not read here", block.path("content"))
+    return read_content(block, "content")
 
 
 def _content(choice: Collected) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from specdec.server.formats.base import Delta
 from specdec.server.generation.answer import Answer, Piece
 from specdec.server.generation.sampling import Sampling, read_sampling
 from specdec.server.http import EventStream, event, json_body, reply, unless_gone
+from specdec.server.media import read_content
 from specdec.server.state import ServerState
 
 
@@ -73,16 +74,15 @@ def _add(messages: list[dict[str, Any]], item: Fields) -> None:
         role = item.text("role")
         before = messages[-1] if messages else {}
         if role == "assistant" and before.get("role") == "assistant" and not before["content"]:
-            before["content"] = item.get("content")
+            before["content"] = read_content(item, "content")
         else:
-            messages.append({"role": role, "content": item.get("content")})
+            messages.append({"role": role, "content": read_content(item, "content")})
     elif kind == "function_call":
         call = {"name": item.text("name"), "arguments": item.get("arguments")}
         said = _assistant(messages)
         said.setdefault("tool_calls", []).append({"id": item.text("call_id"), "type": "function", "function": call})
     elif kind == "function_call_output":
-        output = item.get("output")
-        messages.append({"role": "tool", "tool_call_id": item.text("call_id"), "content": output})
+        messages.append({"role": "tool", "tool_call_id": item.text("call_id"), "content": read_content(item, "output")})
     elif kind == "reasoning":
         parts = [Fields(part, item.path("content")).text("text") for part in item.items("content")]
         if any(parts):

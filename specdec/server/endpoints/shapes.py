@@ -68,8 +68,10 @@ def failed(error: ApiError) -> str:
 def chat_logprobs(tokenizer: PreTrainedTokenizerBase, found: Sequence[TokenLogprob]) -> dict[str, Any]:
     """Return log probabilities in the shape of chat completions."""
 
+    known = vocabulary_bytes(tokenizer)
+
     def entry(token: int, logprob: float) -> dict[str, Any]:
-        raw = vocabulary_bytes(tokenizer)[token]
+        raw = _piece(known, token)
         shown = raw.decode("utf-8", "replace")
         return {"token": shown, "logprob": max(logprob, _LEAST_LOGPROB), "bytes": list(raw)}
 
@@ -83,7 +85,7 @@ def chat_logprobs(tokenizer: PreTrainedTokenizerBase, found: Sequence[TokenLogpr
 def text_logprobs(tokenizer: PreTrainedTokenizerBase, found: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
     """Return log probabilities in the shape of completions. `offset`: characters before the first token."""
     known = vocabulary_bytes(tokenizer)
-    shown = [known[one.token].decode("utf-8", "replace") for one in found]
+    shown = [_piece(known, one.token).decode("utf-8", "replace") for one in found]
     offsets = []
     for text in shown:
         offsets.append(offset)
@@ -92,8 +94,16 @@ def text_logprobs(tokenizer: PreTrainedTokenizerBase, found: Sequence[TokenLogpr
         "tokens": shown,
         "token_logprobs": [max(one.logprob, _LEAST_LOGPROB) for one in found],
         "top_logprobs": [
-            {known[token].decode("utf-8", "replace"): max(logprob, _LEAST_LOGPROB) for token, logprob in one.top}
+            {
+                _piece(known, token).decode("utf-8", "replace"): max(logprob, _LEAST_LOGPROB)
+                for token, logprob in one.top
+            }
             for one in found
         ],
         "text_offset": offsets,
     }
+
+
+def _piece(known: Sequence[bytes], token: int) -> bytes:
+    """Return the bytes of a token; none of one that the tokenizer does not have, as logits are often more."""
+    return known[token] if token < len(known) else b""

@@ -82,7 +82,7 @@ def closed(schema: Any) -> Any:
     if not isinstance(schema, dict) or {"anyOf", "oneOf", "allOf", "$ref", "if"} & {*schema}:
         return schema
     made = dict(schema)
-    if properties := schema.get("properties"):
+    if isinstance(properties := schema.get("properties"), dict):
         made["properties"] = {key: closed(one) for key, one in properties.items()}
         if "patternProperties" not in schema:
             made.setdefault("additionalProperties", False)

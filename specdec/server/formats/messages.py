@@ -1,7 +1,8 @@
 """Messages and tools as OpenAI's clients send them, in the one shape that chat templates take.
 
-Content is a string, null or a list of text parts; `developer` means `system`; arguments of earlier calls come as JSON
-text. The parts of one message are joined without anything between. System messages at the beginning are one.
+Content is a string, null or a list of parts; `developer` means `system`; arguments of earlier calls come as JSON text.
+The parts of one message are joined without anything between; with a picture or a sound among them they stay parts, for
+the template to say where it is. System messages at the beginning are one.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ class FieldError(ValueError):
         self.param = param
 
 
+_MEDIA = ("image", "audio")
 _ROLES = {"developer": "system", "function": "tool"} | {one: one for one in ("system", "user", "assistant", "tool")}
 
 
@@ -42,7 +44,9 @@ def _message(message: Any, where: str) -> Message:
     role = message.get("role")
     if not isinstance(role, str) or role not in _ROLES:
         raise FieldError(f"{where}.role", f"must be one of {', '.join(_ROLES)}, got {role!r}")
-    made: Message = {"role": _ROLES[role], "content": text_of(message.get("content"), f"{where}.content")}
+    made: Message = {"role": _ROLES[role], "content": content_of(message.get("content"), f"{where}.content")}
+    if isinstance(made["content"], list) and made["role"] not in ("user", "tool"):
+        raise FieldError(f"{where}.content", "pictures and sound belong to a user's message, or to a tool's result")
     if made["role"] == "assistant":
         if calls := _calls(message.get("tool_calls"), f"{where}.tool_calls"):
             made["tool_calls"] = calls
@@ -56,6 +60,21 @@ def _message(message: Any, where: str) -> Message:
             if isinstance(value := message.get(key), str):
                 made[key] = value
     return made
+
+
+def content_of(content: Any, where: str) -> str | list[Message]:
+    """Return a message's content: text, or parts where pictures and sound, of which only the type is kept, are among
+    them. Raises FieldError for other parts."""
+    if not isinstance(content, list) or not any(map(_is_medium, content)):
+        return text_of(content, where)
+    return [
+        {"type": part["type"]} if _is_medium(part) else {"type": "text", "text": text_of([part], where)}
+        for part in content
+    ]
+
+
+def _is_medium(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") in _MEDIA
 
 
 def text_of(content: Any, where: str) -> str:
@@ -145,9 +164,9 @@ def tagged(messages: Sequence[Message], tools: Sequence[Message]) -> list[Messag
             parts = [message["content"], *written] if message["content"] else written
             made.append({"role": "assistant", "content": "\n".join(parts)})
         elif message["role"] == "tool":
-            result = f"<tool_response>\n{message['content']}\n</tool_response>"
+            result = _joined("<tool_response>\n", message["content"], "\n</tool_response>")
             if made and made[-1].get("results"):
-                made[-1]["content"] += f"\n{result}"
+                made[-1]["content"] = _joined(made[-1]["content"], "\n", result)
             else:
                 made.append({"role": "user", "content": result, "results": True})
         else:
@@ -159,6 +178,17 @@ def tagged(messages: Sequence[Message], tools: Sequence[Message]) -> list[Messag
     if made and made[0]["role"] == "system":
         return [{"role": "system", "content": f"{made[0]['content']}\n\n{told}".lstrip()}, *made[1:]]
     return [{"role": "system", "content": told}, *made]
+
+
+def _joined(*contents: str | list[Message]) -> str | list[Message]:
+    """Return contents one after the other: text, or parts where one of them has parts."""
+    if all(isinstance(content, str) for content in contents):
+        return "".join(map(str, contents))
+    return [
+        part
+        for content in contents
+        for part in ([{"type": "text", "text": content}] if isinstance(content, str) else content)
+    ]
 
 
 def _written(function: Message) -> str:

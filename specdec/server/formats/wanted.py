@@ -25,8 +25,8 @@ class Tool:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What an answer may be. `calls`: "auto", "none" or "required"; `parallel`: more than one call; `schema`: of the
-    content, JSON then, None for any text."""
+    """What an answer may be. `calls`: "auto", "none" or "required"; `parallel`: more than one call, never where a
+    request names the tool; `schema`: of the content, JSON then, None for any text."""
 
     tools: tuple[Tool, ...] = ()
     calls: str = "auto"
@@ -38,11 +38,13 @@ class Wanted:
         """Read `tools`, `tool_choice`, `parallel_tool_calls` and `response_format` of a body in OpenAI's form. Raises
         FieldError."""
         tools = _tools(body.get("tools"))
-        calls, tools = _choice(body.get("tool_choice"), tools)
+        choice = body.get("tool_choice")
+        calls, tools = _choice(choice, tools)
+        named = isinstance(choice, Mapping) and choice.get("type") != "allowed_tools"
         parallel = body.get("parallel_tool_calls")
         if parallel is not None and not isinstance(parallel, bool):
             raise FieldError("parallel_tool_calls", "must be true or false")
-        return cls(tools, calls, parallel is not False, _schema(body.get("response_format")))
+        return cls(tools, calls, parallel is not False and not named, _schema(body.get("response_format")))
 
     @property
     def names(self) -> list[str]:

@@ -33,12 +33,13 @@ class Ticket:
     """A text that was submitted.
 
     `sequence` is None while the text waits for its first room, and when it is over: an answer that somebody still holds
-    must not hold a cache. `number`: tickets are numbered as they come.
+    must not hold a cache. `number`: tickets are numbered as they come. `block`: soft tokens of its largest picture.
     """
 
     def __init__(self, request: Request, listener: Listener, number: int = 0) -> None:
         self.request, self.listener, self.number = request, listener, number
         self.sequence: Sequence | None = None
+        self.block = max((block.end - block.start for block in request.media if block.whole), default=0)
         self.positions = 0  # that are reserved for it
         self.began = 0.0  # when the engine got it, on the clock of `time.perf_counter`
         self.over = False
@@ -64,8 +65,9 @@ class EngineThread:
     """Runs `engine` in a thread of its own.
 
     `max_waiting`: texts that may wait for room; the next one is refused. `cache_room`: bytes that the caches of texts
-    in flight may take together (None: as many as come), and `bytes_for`: those of a cache of so many positions. A text
-    gets room as it grows; where there is none left, the newest text waits until there is.
+    in flight may take together (None: as many as come), and `bytes_for`: those of a cache of so many positions, and of a
+    pass over a picture of so many soft tokens. A text gets room as it grows; where there is none left, the newest text
+    waits until there is.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class EngineThread:
         engine: Engine,
         max_waiting: int = 32,
         cache_room: int | None = None,
-        bytes_for: Callable[[int], int] = lambda positions: 0,
+        bytes_for: Callable[[int, int], int] = lambda positions, block: 0,
     ) -> None:
         self.engine, self.max_waiting, self.cache_room = engine, max_waiting, cache_room
         self._bytes_for, self._numbers = lru_cache(maxsize=256)(bytes_for), count()
@@ -174,7 +176,10 @@ class EngineThread:
 
     def _fit(self, tickets: Iterable[Ticket]) -> bool:
         """Return whether the caches of `tickets` have room together."""
-        return self.cache_room is None or sum(self._bytes_for(one.positions) for one in tickets) <= self.cache_room
+        return (
+            self.cache_room is None
+            or sum(self._bytes_for(one.positions, one.block) for one in tickets) <= self.cache_room
+        )
 
     def _make_room(self) -> None:
         """Give room to texts that have grown; where there is none, the newest text makes room and waits."""

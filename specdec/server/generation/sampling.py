@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,7 @@ class Defaults:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    suppress_tokens: Sequence[int] = ()
 
     @classmethod
     def of(cls, generation_config: Any) -> Defaults:
@@ -52,7 +53,8 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Sampling:
-    """The settings of one request. `logprobs`: how many alternatives to report (None: no logprobs at all)."""
+    """The settings of one request. `logprobs`: how many alternatives to report (None: no logprobs at all). `never`:
+    token ids that are no answer's, as the model's generation config says."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -68,6 +70,7 @@ class Sampling:
     ignore_eos: bool = False
     choices: int = 1
     logprobs: int | None = None
+    never: Sequence[int] = ()
 
     def seeds(self, texts: int) -> list[int | None]:
         """Return a seed for each of `texts`, the request's own for the first: those of a batch of `generate`."""
@@ -85,6 +88,8 @@ class Sampling:
             processors.append(_Penalties(prompt_tokens, self.presence_penalty, self.frequency_penalty))
         if self.logit_bias:
             processors.append(_Bias(self.logit_bias))
+        if self.never:
+            processors.append(_Bias(dict.fromkeys(self.never, -math.inf)))
         if seed is not None:
             if self.temperature != 1:
                 processors.append(TemperatureLogitsWarper(self.temperature))
@@ -125,6 +130,7 @@ def read_sampling(body: Fields, defaults: Defaults, vocabulary: int) -> Sampling
         ignore_eos=body.flag("ignore_eos"),
         choices=int(_kept(body.whole("n", 1, MOST_CHOICES), 1)),
         logprobs=logprobs,
+        never=defaults.suppress_tokens,
     )
 
 

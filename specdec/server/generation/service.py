@@ -20,7 +20,10 @@ from specdec.engine.constraints import Constraint
 from specdec.engine.engine import Engine
 from specdec.engine.sequence import Request
 from specdec.hf import SpecdecForCausalLM
-from specdec.memory.plan import cache_bytes
+from specdec.hf.batch import media_of_rows
+from specdec.media.processor import Processor
+from specdec.memory.plan import cache_bytes, picture_bytes
+from specdec.model.media import MediaBlock
 from specdec.server.conversation import Conversation
 from specdec.server.errors import bad_request, too_long
 from specdec.server.formats import ChatFormat, Wanted, constraint_for, format_for
@@ -31,6 +34,7 @@ from specdec.server.generation.engine_thread import EngineThread, Listener
 from specdec.server.generation.partings import Partings
 from specdec.server.generation.sampling import Defaults, Sampling
 from specdec.server.generation.stop_strings import StopStrings
+from specdec.server.media import Media, media_parts, put_media, read_media
 from specdec.util.threads import turn_to_compute
 
 T = TypeVar("T")
@@ -41,7 +45,8 @@ class Service:
 
     `name`: what the model is called in replies. `max_sequences`: texts that are decoded at a time; `max_waiting`: those
     that may wait besides. `lengths`: what chooses draft lengths (None: the model's own adaptive lengths).
-    `kept_in`: the folder where conversations are kept between runs (None: nowhere).
+    `kept_in`: the folder where conversations are kept between runs (None: nowhere). `processor`: reads pictures and
+    sound for the model (None: it reads text alone).
     """
 
     def __init__(
@@ -53,8 +58,9 @@ class Service:
         max_waiting: int = 32,
         lengths: DraftLength | None = None,
         kept_in: Path | None = None,
+        processor: Processor | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self.model, self.tokenizer, self.name, self.processor = model, tokenizer, name, processor
         self.decoder = model.decoder
         ends = _ids(model.generation_config.eos_token_id) or _ids(tokenizer.eos_token_id)
         self.format: ChatFormat = format_for(tokenizer, ends, self.decoder.spec.vocab_size)
@@ -70,9 +76,10 @@ class Service:
                 calibrate(model.lengths, self.decoder, model.drafter, max_sequences)
         self.engine = Engine(self.decoder, model.drafter, lengths or model.lengths, model.conversations, max_sequences)
         room = None if self.decoder.room is None else self.decoder.room.cache
-        bytes_for = partial(cache_bytes, self.decoder.spec, kept=self.decoder.kv_dtype)
-        self.thread = EngineThread(self.engine, max_waiting, room, bytes_for)
-        self._encoding = ThreadPoolExecutor(1, "specdec encoding")  # long prompts take a while, and others must go on
+        self.thread = EngineThread(self.engine, max_waiting, room, self._bytes)
+        # Long prompts and large pictures take a while, and others must go on.
+        self._encoding = ThreadPoolExecutor(1, "specdec encoding")
+        self._reading = ThreadPoolExecutor(1, "specdec media")
 
     @property
     def context(self) -> int:
@@ -81,21 +88,24 @@ class Service:
 
     async def prompt(self, conversation: Conversation) -> list[int]:
         """Return the token ids of a conversation. Raises ApiError when it cannot be written."""
-        return await self.encoded(
-            lambda: self.format.prompt(conversation.messages, conversation.tools, conversation.options)
-        )
+        media = await self._media(conversation)
+        return await self.encoded(lambda: self._written(conversation, media))
 
     async def converse(self, conversation: Conversation, sampling: Sampling, streamed: bool) -> Answer:
         """Queue the answer to a conversation; return the answer. Raises ApiError as `prompt` and `ask` do, and for
         tools or a schema that cannot be kept to."""
 
-        def prepare() -> tuple[list[int], Wanted, Constraint | None, list[int]]:
-            wanted = Wanted.of(conversation.wanted)
-            prompt = self.format.prompt(conversation.messages, conversation.tools, conversation.options)
-            prediction = self.tokens(conversation.prediction, special=False) if conversation.prediction else []
-            return prompt, wanted, constraint_for(self.format, prompt, wanted), prediction
+        media = await self._media(conversation)
 
-        prompt, wanted, constraint, prediction = await self.encoded(prepare)
+        def prepare() -> tuple[list[int], tuple[MediaBlock, ...], Wanted, Constraint | None, list[int]]:
+            wanted = Wanted.of(conversation.wanted)
+            prompt = self._written(conversation, media)
+            row = torch.tensor([prompt], dtype=torch.int64)  # [1, n]
+            (blocks,) = media_of_rows(self.decoder, row, None, media.inputs)
+            prediction = self.tokens(conversation.prediction, special=False) if conversation.prediction else []
+            return prompt, blocks, wanted, constraint_for(self.format, prompt, wanted), prediction
+
+        prompt, blocks, wanted, constraint, prediction = await self.encoded(prepare)
         # Under a constraint no call can be malformed, and its arguments may come as they are written.
         piecemeal = streamed and constraint is not None
         return self.ask(
@@ -105,14 +115,26 @@ class Service:
             constraint,
             self.format.pins(prompt),
             prediction,
+            blocks,
         )
 
-    async def encoded(self, encode: Callable[[], T]) -> T:
-        """Return what `encode` makes of a request's text, in a thread of its own. Its ValueErrors are a client's."""
+    async def _media(self, conversation: Conversation) -> Media:
+        """Return the pictures and sound of a conversation. Raises ApiError for those that cannot be used."""
+        if not (parts := media_parts(conversation.messages)):
+            return Media()
+        return await self.encoded(lambda: read_media(parts, self.processor, self.context), self._reading)
+
+    def _written(self, conversation: Conversation, media: Media) -> list[int]:
+        prompt = self.format.prompt(conversation.messages, conversation.tools, conversation.options)
+        return put_media(prompt, media, self.processor)
+
+    async def encoded(self, encode: Callable[[], T], thread: ThreadPoolExecutor | None = None) -> T:
+        """Return what `encode` makes of a request, in a thread for texts or in `thread`. Its ValueErrors are a
+        client's."""
         if self.thread.closing is not None:
             raise self.thread.closing
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._encoding, encode)
+            return await asyncio.get_running_loop().run_in_executor(thread or self._encoding, encode)
         except ValueError as error:
             raise bad_request(str(error), getattr(error, "param", None)) from error
 
@@ -128,11 +150,13 @@ class Service:
         constraint: Constraint | None = None,
         pins: Sequence[int] = (),
         prediction: Sequence[int] = (),
+        media: tuple[MediaBlock, ...] = (),
     ) -> Answer:
         """Queue `sampling.choices` texts for each of `prompts`; return the answer, whose choices come prompt by prompt.
 
         `constraint`: what the texts must look like. `pins`: lengths at which later prompts are likely to part from
-        these. `prediction`: the tokens of an expected answer, which drafts are made of.
+        these. `prediction`: the tokens of an expected answer, which drafts are made of. `media`: the pictures and sound
+        of each prompt.
         Raises ApiError: a prompt that is empty, too long or no text of this model, or a full queue.
         """
         for prompt in prompts:
@@ -154,6 +178,7 @@ class Service:
                 sampler,
                 output.stop,
                 stats=output.stats,
+                media=media,
                 constraint=constraint,
                 pins=frozenset(pins),
                 prediction=tuple(prediction[: self.context]),  # no answer is longer
@@ -169,6 +194,13 @@ class Service:
         if self.kept_in is not None:
             warm.save(self.model, self.kept_in)
         self._encoding.shutdown(cancel_futures=True)
+        self._reading.shutdown(cancel_futures=True)
+
+    def _bytes(self, positions: int, block: int) -> int:
+        """Return the bytes of a cache of `positions`, and of a pass over a picture of `block` soft tokens."""
+        decoder = self.decoder
+        pictures = picture_bytes(decoder.spec, block, decoder.kv_dtype, decoder.dtype) if block else 0
+        return cache_bytes(decoder.spec, positions, decoder.kv_dtype) + pictures
 
     def _check(self, prompt: Sequence[int]) -> None:
         if not prompt:

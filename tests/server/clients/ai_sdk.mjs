@@ -67,7 +67,7 @@ const results = (calls) =>
       type: "tool-result",
       toolCallId: call.id,
       toolName: call.name,
-      output: { type: "text", value: turns.results[i] },
+      output: { type: "text", value: turns.results[i % turns.results.length] },
     })),
   });
 const local = (options) => ({ providerOptions: { local: options } });

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -69,7 +70,7 @@ def results_of(calls: list[Any]) -> list[Any]:
     contents = [[{"type": "text", "text": turns["results"][0]}], turns["results"][1]]
     return [
         {"type": "tool_result", "tool_use_id": call.id, "content": content, "is_error": i == 1}
-        for i, (call, content) in enumerate(zip(calls, contents, strict=False))
+        for i, (call, content) in enumerate(zip(calls, cycle(contents), strict=False))
     ]
 
 

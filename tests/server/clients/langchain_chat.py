@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def ask(turn: str, chain: Any, messages: list[Any] | None = None, stream: bool =
 
 
 def results(reply: Any) -> None:
-    for call, text in zip(reply.tool_calls, turns["results"], strict=False):
+    for call, text in zip(reply.tool_calls, cycle(turns["results"]), strict=False):
         history.append(ToolMessage(text, tool_call_id=call["id"]))
 
 
@@ -55,8 +56,7 @@ history.append(HumanMessage("weather in Oslo?"))
 results(ask("call", model.bind_tools(tools, tool_choice="weather", parallel_tool_calls=False)))
 ask("result", bound)
 history.append(HumanMessage("and read the file"))
-extra = {"logit_bias": turns["two_calls"]["logit_bias"], "frequency_penalty": turns["two_calls"]["frequency_penalty"]}
-results(ask("calls", model.bind_tools(tools, tool_choice="required"), **extra))
+results(ask("calls", model.bind_tools(tools, tool_choice="required"), **turns["two_calls"]))
 ask("results", bound)
 history.append(HumanMessage("sum up as JSON"))
 schema = {"title": "summary", "description": "a summary", **turns["schema"]}

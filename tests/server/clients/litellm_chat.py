@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def say(text: str) -> None:
 
 
 def results(message: Any) -> None:
-    for call, text in zip(message.tool_calls, turns["results"], strict=False):
+    for call, text in zip(message.tool_calls, cycle(turns["results"]), strict=False):
         history.append({"role": "tool", "tool_call_id": call.id, "name": call.function.name, "content": text})
 
 

@@ -43,7 +43,7 @@ async function ask(turn, { messages, stream = true, ...body } = {}) {
 const say = (text) => history.push({ role: "user", content: text });
 const results = (message) =>
   message.tool_calls.forEach((call, i) =>
-    history.push({ role: "tool", tool_call_id: call.id, content: turns.results[i] }),
+    history.push({ role: "tool", tool_call_id: call.id, content: turns.results[i % turns.results.length] }),
   );
 
 say("hello");

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def say(text: str) -> None:
 
 
 def results(calls: list[Any]) -> None:
-    for call, text in zip(calls, turns["results"], strict=False):
+    for call, text in zip(calls, cycle(turns["results"]), strict=False):
         history.append({"type": "function_call_output", "call_id": call.call_id, "output": text})
 
 

@@ -51,7 +51,7 @@ const results = (calls) =>
       role: "toolResult",
       toolCallId: call.id,
       toolName: call.name,
-      content: [{ type: "text", text: turns.results[i] }],
+      content: [{ type: "text", text: turns.results[i % turns.results.length] }],
       isError: false,
       timestamp: Date.now(),
     }),

@@ -117,11 +117,11 @@ def test_arguments_fit_the_schema(chat: ChatFormat, number: int) -> None:
 
 def test_required_named_and_allowed_tools(chat: ChatFormat) -> None:
     dice = random.Random(1)
-    tools = [tool("a", SCHEMAS[2]), tool("b", None), tool("look-up.it", SCHEMAS[5])]
+    tools = [tool("a", SCHEMAS[2]), tool("b", {"type": "object", "properties": {}}), tool("look-up.it", SCHEMAS[5])]
     names = {name for _ in range(25) for name, _ in said(chat, {"tools": tools, "tool_choice": "required"}, dice)[1]}
     assert names == {"a", "b", "look-up.it"}
-    one = {"tools": tools, "tool_choice": {"type": "function", "function": {"name": "b"}}, "parallel_tool_calls": False}
-    assert [said(chat, one, dice)[1] for _ in range(3)] == [[("b", {})]] * 3
+    one = {"tools": tools, "tool_choice": {"type": "function", "function": {"name": "b"}}}
+    assert [said(chat, one, dice)[1] for _ in range(8)] == [[("b", {})]] * 8, "a tool that is named is called once"
     choice = {"mode": "required", "tools": [{"type": "function", "function": {"name": "b"}}]}
     some = {"tools": tools, "tool_choice": {"type": "allowed_tools", "allowed_tools": choice}}
     assert {name for name, _ in said(chat, some, dice)[1]} == {"b"}

@@ -83,7 +83,7 @@ def test_a_text_that_was_stopped_for_room_can_be_cancelled(thread: Callable[[int
 def test_answers_without_a_limit_run_side_by_side_in_the_room_of_one(tiny: Served) -> None:
     service = tiny.service
     room = service.thread.cache_room
-    service.thread.cache_room = service.thread._bytes_for(service.context)
+    service.thread.cache_room = service.thread._bytes_for(service.context, 0)
     try:
         with tiny.client() as client:
             found: list[Any] = []

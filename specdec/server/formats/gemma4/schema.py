@@ -153,7 +153,7 @@ class GemmaSchema:
     def _object(self, schema: dict[str, Any]) -> str:
         properties = schema.get("properties") or {}
         required = [key for key in schema.get("required") or [] if isinstance(key, str)]
-        further = schema.get("additionalProperties", not properties)
+        further = schema.get("additionalProperties", "properties" not in schema)
         known = {**dict.fromkeys(required, True if further is False else further), **properties}
         pairs = [
             (f'{self._literal(written_key(key))} ":" {self._value(known[key])}', key in required)

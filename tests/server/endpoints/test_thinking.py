@@ -1,0 +1,33 @@
+"""The ways in which clients say whether the model should think."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from specdec.server.conversation import read_options
+from specdec.server.endpoints.messages import read_turns
+from specdec.server.fields import Fields
+
+
+@pytest.mark.parametrize(
+    ("body", "thinks"),
+    [
+        ({}, None),
+        ({"reasoning_effort": "none"}, False),
+        ({"reasoning_effort": "low"}, True),
+        ({"reasoning": {"effort": "high"}}, True),
+        ({"think": False}, False),
+        ({"enable_thinking": True, "reasoning_effort": None}, True),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, True),
+        ({"thinking": {"type": "adaptive"}}, True),
+        ({"thinking": {"type": "disabled"}}, False),
+        ({"thinking": {"type": "unheard of"}}, None),
+        ({"thinking": True}, None),
+    ],
+)
+def test_whether_it_thinks(body: dict[str, Any], thinks: bool | None) -> None:
+    assert read_options(Fields(body))["thinking"] is thinks
+    turns = read_turns(Fields({**body, "messages": [{"role": "user", "content": "x"}]}))
+    assert turns.options["thinking"] is thinks
