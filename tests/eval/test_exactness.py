@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from eval.cli.options import KV_DTYPES
 from eval.exactness.checker import ScriptedDrafter
 from eval.exactness.command import main
 from eval.synthetic.command import write_model
@@ -182,16 +183,23 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kept", "options"), [("float32", []), ("bfloat16", ["--reuse"]), ("int8", ["--quantize", "int4"])]
+    ("kept", "options"),
+    [("int8", ["--quantize", "int4"]), *((kept, ["--reuse"]) for kept in KV_DTYPES)],
 )
 def test_texts_with_media_pass(kept: str, options: list[str], seeing: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    drafters = ["--drafter", "suffix", str(seeing / "assistant")]
-    words = ["--media", "--prompts", "3", "--tokens", "8", "--kv-dtype", kept, *drafters, *options]
+    """Two pictures in turn, from the other one's cache, and with --reuse from a file: by every drafter and store."""
+    drafters = ["suffix", "scripted", str(seeing / "assistant")]
+    words = ["--media", "--prompts", "3", "--tokens", "8", "--kv-dtype", kept, "--drafter", *drafters, *options]
     assert check(seeing, *words) == 0
     record = recorded(capsys)
-    assert record["media"] and (record["identical"], record["total"]) == (15, 15)  # 3 prompts x 2 x 2 drafters, a batch
-    assert [c["drafter"] for c in record["configurations"]].count("one batch") == 1
-    assert record["configurations"][0]["reused"] > 300  # the first picture, asked about again
+    assert record["media"] and (record["identical"], record["total"]) == (21, 21)  # 3 prompts x 2 x 3 drafters, a batch
+    *each, batch = record["configurations"]
+    assert batch["drafter"] == "one batch" and [c["drafter"] for c in each] == 2 * drafters
+    halves = 3 * (345 - 1) if options == ["--reuse"] else 0  # of each prompt the second half goes on from a file
+    for tally in each:
+        assert tally["drafter"] == "suffix" or tally["drafted"] > 0
+        assert tally["drafter"] != "scripted" or tally["accepted"] > 0
+        assert tally["reused"] > max(300, halves)  # the first picture, asked about again
 
 
 def test_a_picture_that_answers_for_another_is_caught(

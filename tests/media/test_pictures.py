@@ -23,7 +23,7 @@ from specdec.media.video import open_clip
 from tests.support.media.pictures import exif_rotated, noise, odd_pictures, picture_files, smooth
 from tests.support.media.reference import EXPECTED, digest
 
-RECORDED = json.loads(EXPECTED.read_text())
+RECORDED = json.loads(EXPECTED.read_text())["pictures"]
 ODD = odd_pictures()
 
 

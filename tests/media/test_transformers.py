@@ -18,6 +18,7 @@ if not HAS_TORCHVISION:
 from specdec.media.pictures import BUDGETS, cut_tiles, read_pixels, stack_tiles
 from specdec.media.processor import Processor
 from tests.support.media.clips import moving, tones, write_video
+from tests.support.media.conversations import conversations
 from tests.support.media.pictures import exif_rotated, noise, smooth
 from tests.support.media.reference import all_pictures, image_processor, transformers_processor
 from tests.support.media.tokenizer import MEDIA_TEMPLATE, media_tokenizer
@@ -75,43 +76,13 @@ def test_pictures_in_files(orientation: int, tmp_path: Path) -> None:
     assert torch.equal(expected["pixel_values"], stack_tiles([cut_tiles(read_pixels(path), 70)], 70).values)
 
 
-def messages() -> dict[str, Any]:
-    image, other = Image.fromarray(smooth(90, 140)), Image.fromarray(smooth(50, 40, 4), "RGBA")
-    sound = tones(16_000, seconds=0.3)[:, 0]
-    video = moving(40, 60, 90)
-    part = {
-        "image": {"type": "image", "image": image},
-        "other": {"type": "image", "image": other},
-        "sound": {"type": "audio", "audio": sound},
-        "short": {"type": "audio", "audio": sound[:100]},
-        "video": {"type": "video", "video": video},
-    }
-
-    def chat(*names: str) -> list[dict[str, Any]]:
-        return [{"role": "user", "content": [part.get(name, {"type": "text", "text": name}) for name in names]}]
-
-    return {
-        "text": chat("hello"),
-        "picture": chat("image", "what?"),
-        "all": chat("image", "and", "video", "or", "sound"),
-        "turns": [*chat("image", "first"), {"role": "assistant", "content": "one"}, *chat("other", "short", "second")],
-        "batch": [
-            chat("only text"),
-            chat("image", "other", "x"),
-            chat("a", "sound"),
-            chat("short"),
-            chat("video", "b"),
-        ],
-    }
-
-
-@pytest.mark.parametrize("name", messages())
+@pytest.mark.parametrize("name", conversations())
 @pytest.mark.parametrize("tensors", ["pt", "np", None])
 def test_conversations(both: tuple[Any, Processor], name: str, tensors: str | None) -> None:
     options: dict[str, Any] = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
     if tensors is not None or name != "batch":
         options["return_tensors"] = tensors
-    theirs, ours = (processor.apply_chat_template(messages()[name], **options) for processor in both)
+    theirs, ours = (processor.apply_chat_template(conversations()[name], **options) for processor in both)
     compare(theirs, ours)
 
 
@@ -129,7 +100,7 @@ def test_conversations(both: tuple[Any, Processor], name: str, tensors: str | No
     ],
 )
 def test_arguments_of_a_call(both: tuple[Any, Processor], given: dict[str, Any]) -> None:
-    conversation = messages()["all"]
+    conversation = conversations()["all"]
     options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     theirs, ours = (
         processor.apply_chat_template(conversation, processor_kwargs=dict(given), **options) for processor in both
@@ -180,6 +151,6 @@ def test_transformers_opens_what_we_save(both: tuple[Any, Processor], tmp_path: 
     opened = Gemma4UnifiedProcessor.from_pretrained(tmp_path)
     options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     compare(
-        opened.apply_chat_template(messages()["all"], **options),
-        both[1].apply_chat_template(messages()["all"], **options),
+        opened.apply_chat_template(conversations()["all"], **options),
+        both[1].apply_chat_template(conversations()["all"], **options),
     )
