@@ -1,8 +1,8 @@
 """Pictures: from a file, an image or an array to rows of 48 x 48 pixels, bit for bit as transformers makes them.
 
-What: `read_pixels` returns uint8 [3, height, width] of whatever a picture is given as; `fitted_size` is the size at
-which the picture fills a budget of soft tokens; `cut_patches` enlarges or shrinks a picture to that size and cuts it;
-`stack_patches` makes a model's inputs of several.
+What: `read_pixels` returns the pixels [3, height, width] of whatever a picture is given as; `fitted_size` is the size
+at which the picture fills a budget of soft tokens; `cut_patches` enlarges or shrinks a picture to that size and cuts
+it; `stack_patches` makes a model's inputs of several pictures.
 How: torch's bicubic, antialiased resampling of uint8 on the CPU, which transformers' processor calls through
 torchvision. Pillow's and a GPU's differ by some levels. A picture with transparency is put on white, also one from a
 file, where transformers drops the transparency and shows the colour below it, most often black.
@@ -57,7 +57,7 @@ def read_pixels(given: Any) -> Tensor:
     """Return the picture `given` as [3, height, width]: uint8, or the type of an array that holds other numbers.
 
     A file is turned upright as its EXIF data say; an image of Pillow is taken as it is. Of a moving picture it is the
-    first frame. Raises ValueError when there is no picture in it.
+    first frame. Raises ValueError when `given` holds no picture.
     """
     source = as_source(given, "picture")
     if source is not None:

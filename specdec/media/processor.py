@@ -179,7 +179,7 @@ class Processor:
     def prepare(self, part: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Return a part of a message with its medium read and cut, for a conversation that asks about it repeatedly.
 
-        `kwargs` are those of the call, and have to be the same there. Raises ValueError as the call does.
+        `kwargs` are those of the call, and have to be those of the later call too. Raises ValueError as the call does.
         """
         _, settings = sort_arguments(self.settings, kwargs)
         kind, medium = medium_of(part)

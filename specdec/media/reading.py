@@ -1,7 +1,7 @@
 """Media read with the settings of a call, as a processor stacks them.
 
-What: `read_picture` and `read_video` decode, pick frames and cut them. A medium that was read before, with the same
-settings, is taken as it is: a conversation about a long video decodes it once.
+What: `read_picture` and `read_video` decode a medium, pick frames and cut them into patches. A medium that was read
+before, with the same settings, is taken as it is: a conversation about a long video decodes the video once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from specdec.weights.metadata import naming
 
 @dataclass(frozen=True)
 class ReadVideo:
-    """The picked frames of a video, and when they are."""
+    """The picked frames of a video, and the metadata that say at what times the frames are."""
 
     frames: list[PicturePatches]
     metadata: VideoMetadata

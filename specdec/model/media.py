@@ -67,7 +67,7 @@ def chunk_end(media: MediaBlocks, start: int, end: int, most: int) -> int:
 
     A chunk does not cut a whole block. It ends at the block's start or at its end, whichever is nearer to `most`, and
     has rows in any case. A chunk also ends where the last block does: a later prompt may ask something else about the
-    same media, and the cache as it is there then serves.
+    same media, and then the cache at that length serves.
     """
     stop = min(start + most, end)
     if media and start < media[-1].end < stop:
