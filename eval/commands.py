@@ -78,13 +78,13 @@ def add_bench_options(bench: argparse.ArgumentParser) -> None:
     bench.description = BENCH_TEXT
     bench.add_argument("--prompts", type=file_name, metavar="FILE", help=PROMPTS_TEXT)
     bench.add_argument(
-        "--suite", action="store_true", help="128 prompts of eight tasks, Spec-Bench's six among them, instead of eight"
+        "--suite", action="store_true", help="ask 128 prompts of eight tasks, Spec-Bench's six among them"
     )
     bench.add_argument(
         "--media", action="store_true", help="time the first token after pictures, sound and video, by kind and size"
     )
     bench.add_argument("--limit", type=whole_number(1), metavar="N", help="only the first N prompts")
-    add_json_option(bench, "the JSON object")
+    add_json_option(bench, "all figures")
     add_prometheus_option(bench)
     add_sampling_options(bench, max_new_tokens=128, seed=0)
     add_drafting_options(bench)

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from transformers import TextStreamer
 
-from eval.chat.media import Media, MediaOptions, media_of, message_of
+from eval.chat.media import MediaOptions, MediaReader, media_of, message_of
 from eval.chat.view import Raw
 from eval.cli.metrics import TimedRun, summarise
 from eval.cli.options import GenerationSettings
@@ -65,7 +65,7 @@ def answer(
         raise ValueError('the prompt is empty; give it as an argument, or "-" to read it from stdin')
     check_text(prompt, where)
     session = open_session(settings, remember=True)
-    media = Media(session, question.media)
+    media = MediaReader(session, question.media)
     message = message_of(prompt, [part for kind, path in question.files for part in media.parts(kind, path)])
     ids, inputs = (session.encode([message], raw), {}) if raw else media.inputs([message])
     with Raw(Console()) as view:

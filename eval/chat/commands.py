@@ -70,7 +70,11 @@ class Chat:
             "/markdown": Command(
                 self._switch_markdown, "[on|off]", "styles and whole words; off: as the model wrote it"
             ),
-            "/image": Command(partial(self._attach, "image"), "[FILE ...]", "pictures for the next message; none: no"),
+            "/image": Command(
+                partial(self._attach, "image"),
+                "[FILE ...]",
+                "pictures for the next message; without FILE: take them away",
+            ),
             "/audio": Command(partial(self._attach, "audio"), "[FILE ...]", "the same for sound"),
             "/video": Command(partial(self._attach, "video"), "[FILE ...]", "the same for videos, with their sound"),
             "/save": Command(self.turns.save, "FILE", "keep the conversation and its cache"),

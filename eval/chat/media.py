@@ -1,7 +1,7 @@
 """Pictures, sound and video in a conversation: files that a person names, and what the model gets of them.
 
 What: a message with media has a list of parts as its content: `{"type": "image", "path": ...}` and `{"type": "text",
-...}`, which a saved conversation keeps as they are. `Media` reads the files, each once for all questions about it.
+...}`, which a saved conversation keeps as they are. `MediaReader` reads each file once for all questions about it.
 `dragged` finds paths at the beginning of what was typed, where terminals write a file that is dropped on them. Order:
 pictures and videos before the text, sound after it, as the model card of Gemma 4 advises.
 """
@@ -55,7 +55,7 @@ class MediaOptions:
     sound: bool = True
 
 
-class Media:
+class MediaReader:
     """Read the media of a conversation with the model of `session`."""
 
     def __init__(self, session: Session, options: MediaOptions | None = None) -> None:

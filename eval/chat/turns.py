@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 from rich.console import Console
 
 from eval.chat.answer import Spoken, one_line
-from eval.chat.media import KINDS, Media, MediaOptions, Message, Part, is_message, media_of, message_of, text_of
+from eval.chat.media import KINDS, MediaOptions, MediaReader, Message, Part, is_message, media_of, message_of, text_of
 from eval.chat.view import moves_the_cursor, shorten, view_of
 from eval.cli.metrics import TimedRun
 from eval.cli.session import Session
@@ -44,7 +44,7 @@ class Turns:
             )
         self.session, self.console = session, console
         self.messages: list[Message] = []
-        self.media = Media(session, media)
+        self.media = MediaReader(session, media)
         self.attached: list[Part] = []  # media that go with the next question
         self.system = ""
         self.speculation = True
@@ -156,7 +156,7 @@ class Turns:
     def reset(self) -> None:
         """Forget the conversation and its figures; the role stays."""
         self.messages, self.attached = [], []
-        self.media = Media(self.session, self.media.options)
+        self.media = MediaReader(self.session, self.media.options)
         self.runs.clear()
         self.dashboard = Dashboard(self.session.costs, self.session.memory)
         self._again = 0

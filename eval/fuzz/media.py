@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from specdec.media.pictures import cut_tiles, read_pixels, stack_tiles
+from specdec.media.pictures import cut_patches, read_pixels, stack_patches
 from specdec.media.sound import cut_frames, read_sound
 from specdec.media.video import choose_frames, open_clip
 
@@ -37,7 +37,7 @@ def write_media(folder: Path) -> None:
 
 def read_picture(folder: Path) -> None:
     """Read a picture as a processor does."""
-    stack_tiles([cut_tiles(read_pixels(_only(folder)), 70)], 70)
+    stack_patches([cut_patches(read_pixels(_only(folder)), 70)], 70)
 
 
 def read_sounds(folder: Path) -> None:
@@ -49,7 +49,7 @@ def read_video(folder: Path) -> None:
     """Read four frames of a video, and its sound where there is any, as a processor does."""
     clip = open_clip(_only(folder))
     taken = choose_frames(clip.total, clip.rate, 4, None)
-    stack_tiles([cut_tiles(frame, 70) for frame in clip.frames(taken)], 70)
+    stack_patches([cut_patches(frame, 70) for frame in clip.frames(taken)], 70)
 
 
 def _frames() -> Iterator[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:

@@ -1,4 +1,4 @@
-"""Where an engine's time goes: prompts, drafts, verification, or none of these."""
+"""Measure where an engine's time goes: prompts, drafts, verification, or none of these."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class PassClock:
         return seconds
 
     def after_pass(self, verdicts: Mapping[Sequence, Verdict], active: Several[Sequence]) -> None:
-        """Note the number of emitted tokens by now, and the bytes of the caches of `active` sequences."""
+        """Note how many tokens have been emitted by now, and the most bytes that caches of `active` sequences took."""
         if verdicts:
             self.stats.timeline.append((time.perf_counter() - self.began, self.stats.emitted))
         held = sum(sequence.conversation.cache.nbytes for sequence in active)

@@ -1,9 +1,9 @@
 """Constraints: which tokens a text may go on with, position by position.
 
 A constraint is applied inside the choice, before processors and noise: the choice at a position is then a function of
-logits, constraint, settings and seed, and drafts change it as little as without a constraint. `verify` chooses row by
-row, so that only emitted tokens move a matcher on, and nothing has to be taken back after a rejected draft. Tokens that
-the constraint leaves no choice about are drafts that cost nothing to make (`ForcedTokens`).
+logits, constraint, settings and seed, and drafts do not change it. `verify` chooses row by row, so that only emitted
+tokens move a matcher on, and nothing has to be taken back after a rejected draft. Tokens that the constraint leaves no
+choice about are drafts that cost nothing to make (`ForcedTokens`).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Matcher(Protocol):
         """Return whether the text ends here, because nothing may follow."""
 
     def allowed(self) -> Tensor | None:
-        """Return which tokens may come next, [vocab] bool; None where all may. Raises ValueError when that cannot be
-        found out."""
+        """Return which tokens may come next, [vocab] bool; None where all may. Raises ValueError when the constraint
+        cannot tell."""
 
     def advance(self, token: int) -> None:
         """Take the text's next token, an allowed one."""
@@ -41,7 +41,7 @@ class Matcher(Protocol):
     def forced(self) -> Sequence[int]:
         """Return the tokens that have to come next, as a tokenizer would write them; empty where there is a choice.
 
-        They are drafts. Another way to cut the same characters into tokens is allowed too.
+        Forced tokens become drafts. Another way to cut the same characters into tokens is allowed too.
         """
 
     def valid(self, tokens: Sequence[int]) -> int:

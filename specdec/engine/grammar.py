@@ -2,7 +2,7 @@
 
 What: `Grammar`, a constraint, and `grammar_tokens`, the vocabulary that grammars are matched against. Why llguidance:
 it makes a token mask from the grammar itself, without tables made beforehand, and it knows which tokens are forced. It
-is an optional dependency (`pip install '.[serve]'`), imported where it is used.
+is an optional dependency (the extra `serve`), imported where it is used.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class GrammarMatcher:
         """Return which tokens may come next, [vocab] bool. Raises ValueError where the grammar got too complex."""
         mask = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
-            raise ValueError(f"the grammar cannot be followed further: {self._matcher.get_error()}")
+            reason = self._matcher.get_error().partition("<state>")[0].strip()  # then comes the parser's whole state
+            raise ValueError(f"the grammar cannot be followed further: {reason}; write a simpler one")
         bits = np.unpackbits(mask, count=self._vocab_size, bitorder="little")  # [vocab / 8] -> [vocab]
         return torch.from_numpy(bits).view(torch.bool)
 
@@ -142,5 +143,7 @@ def _llguidance() -> Any:
     try:
         import llguidance
     except ImportError as error:
-        raise ValueError("grammars need llguidance; install it with: pip install '.[serve]'") from error
+        raise ValueError(
+            "grammars need llguidance; install it with: pip install -c constraints.txt -e '.[serve]'"
+        ) from error
     return llguidance

@@ -1,9 +1,9 @@
 """Which sequences the next pass has, and how many rows of their prompts it reads.
 
 Attention makes the last chunks of a long prompt up to twice as dear as the median one. Beside texts that decode a chunk
-has half as many rows, so that nobody waits for a token for much longer than a median chunk takes. A picture is read in
-one pass, however many rows it has; rows of text before it are left to a pass of their own where that is nearer to the
-number of rows that a chunk should have.
+has half as many rows, so that no text waits for a token for much longer than a median chunk takes. One pass reads a
+whole picture, however many rows it has. Rows of text before the picture get a pass of their own where the chunk's
+length is then nearer to the one that it should have.
 """
 
 from __future__ import annotations

@@ -89,8 +89,8 @@ class Lockstep:
 class Sequence:
     """A text in flight. `tokens[:length]` are emitted, prompt included; `finish` says how the text ended.
 
-    `reused` of the prompt's tokens were in the cache that it was given. The caller that added it may read
-    `conversation`, `row` and `finish`; everything else is the engine's.
+    `reused`: how many of the prompt's tokens were in the cache that the sequence was given. The caller that added the
+    sequence may read `conversation`, `row` and `finish`; everything else is the engine's.
     """
 
     def __init__(self, request: Request, lockstep: Lockstep | None = None) -> None:
@@ -159,7 +159,7 @@ class Sequence:
 
     @property
     def last_chunk(self) -> bool:
-        """Return whether the next pass, in which the sequence reads of its prompt, chooses a token."""
+        """Return whether the next pass reads the last of the prompt, and so chooses a token."""
         return self._conversation is not None and self._unread == self.next_rows
 
     def begin(self, caches: CacheProvider) -> bool:

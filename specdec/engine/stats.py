@@ -29,11 +29,11 @@ class Round(NamedTuple):
 class GenerationStats:
     """Counts of one generation, or of several merged.
 
-    `reused` of the `prompt_tokens` came from the cache of an earlier text. `rounds` excludes the prefill, whose logits
-    give the first token without a draft: emitted = prompts + rounds + accepted. `accepted_per_position[i]` and
-    `drafted_per_position[i]` count rounds in which draft i was accepted, and proposed. `draft_sources[name]` holds
-    [drafted, accepted] per drafter. `seconds` by phase; `timeline` holds (seconds since the request began, tokens
-    emitted by then) after the prefill and after every round.
+    `reused`: how many of the `prompt_tokens` came from the cache of an earlier text. `rounds` excludes the prefill,
+    whose logits give the first token without a draft: emitted = prompts + rounds + accepted.
+    `accepted_per_position[i]` and `drafted_per_position[i]` count rounds in which the draft's token i was accepted, and
+    drafted. `draft_sources[name]` holds [drafted, accepted] of a source. `seconds`: by phase. `timeline` holds (seconds
+    since the request began, tokens emitted by then) after the prefill and after every round.
     """
 
     prompts: int = 0

@@ -24,9 +24,9 @@ class Choice:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The choices that a round emits: the accepted drafts, then one choice of the backbone's own.
+    """The choices that a round emits: the accepted tokens of the draft, then one choice of the backbone's own.
 
-    `ended`: whether the text ends with the last of these tokens, which may then be an accepted draft.
+    `ended`: whether the text ends with the last of these tokens, which may then be a drafted one too.
     """
 
     choices: tuple[Choice, ...]
@@ -39,7 +39,7 @@ class Verdict:
 
     @property
     def accepted(self) -> int:
-        """Count the accepted drafts: all choices but the last, which counts as the backbone's own."""
+        """Return how many drafted tokens were accepted: all choices but the last, the backbone's own."""
         return len(self.choices) - 1
 
 
@@ -50,12 +50,11 @@ def verify(
     choose: Callable[[Tensor, Tensor], Choice],
     stop: Callable[[Tensor, Choice], bool] = lambda tokens, choice: False,
 ) -> Verdict:
-    """Walk down the rows of a pass until a draft differs from the backbone's choice, or the text ends; return the
-    verdict.
+    """Compare a draft with the backbone's choices, row by row, until one differs or the text ends; return the verdict.
 
     `logits`: [len(draft) + 1, vocab] float32; row i was computed from all tokens before draft[i]. `text`: [n +
-    len(draft) + 1] int64: the tokens before draft[0], the draft, and a slot. The choice that replaces a draft, or
-    follows all of them, is written into its place.
+    len(draft) + 1] int64: the tokens before draft[0], the draft, and a slot. The choice that replaces a drafted token,
+    or follows all of them, is written into `text`.
 
     `choose(row, tokens_before_it)` and then `stop(tokens, choice)`, `tokens` ending with that choice, are called once
     for every emitted token, in order, and for no other. So logits processors and stopping criteria that count or

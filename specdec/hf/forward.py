@@ -16,7 +16,7 @@ from specdec.hf.settings import refuse_inputs, usual_positions
 from specdec.model.decoder import Decoder
 from specdec.model.embedder.blocks import media_blocks
 from specdec.model.embedder.inputs import MediaInputs
-from specdec.model.media import Media, chunk_end
+from specdec.model.media import MediaBlocks, chunk_end
 from specdec.model.states import States
 from specdec.util.threads import turn_to_compute
 
@@ -148,7 +148,7 @@ def _positions(positions: Tensor | None, mask: Tensor, past: ForwardCache) -> li
 
 
 def _states(
-    decoder: Decoder, ids: Tensor, mask: Tensor, past: ForwardCache, wanted: Sequence[int], media: Sequence[Media]
+    decoder: Decoder, ids: Tensor, mask: Tensor, past: ForwardCache, wanted: Sequence[int], media: Sequence[MediaBlocks]
 ) -> States:
     """Return last states and outputs of `wanted` layers, [B, n, hidden] each; zeros where `mask` is false.
 
@@ -209,7 +209,7 @@ def _loss(logits: Tensor, labels: Tensor, items: int | Tensor | None) -> Tensor:
 
 
 def _per_layer(
-    decoder: Decoder, ids: Tensor, mask: Tensor, states: States, media: Sequence[Media]
+    decoder: Decoder, ids: Tensor, mask: Tensor, states: States, media: Sequence[MediaBlocks]
 ) -> tuple[Tensor, ...]:
     """Return hidden states [B, n, hidden] in transformers' order: embeddings, each layer's output, the normed last."""
     embedded = decoder.embed(ids.flatten()).view(*ids.shape, -1) * mask[..., None]  # [B, n, hidden]

@@ -27,7 +27,7 @@ _BASE64 = ("base64", "data")
 
 
 @dataclass
-class Media:
+class ConversationMedia:
     """The media of a conversation, in the order of their parts."""
 
     image: list[Any] = field(default_factory=list)
@@ -54,18 +54,18 @@ def _is_message(given: Any) -> bool:
     return not isinstance(given, (str, bytes, int, float, list, tuple, type(None)))
 
 
-def take_media(conversation: Iterable[Any], sound_of_videos: bool = False) -> tuple[list[Any], Media]:
+def take_media(conversation: Iterable[Any], sound_of_videos: bool = False) -> tuple[list[Any], ConversationMedia]:
     """Return the conversation with bare parts, and its media. None stands for a part that names no medium.
 
     `sound_of_videos` adds a part for the sound of each video that has a sound track, at the end of the video's message.
     """
-    media = Media()
+    media = ConversationMedia()
     return [
         _bare(message, media, sound_of_videos) for message in getattr(conversation, "messages", conversation)
     ], media
 
 
-def _bare(message: Any, media: Media, sound_of_videos: bool) -> Any:
+def _bare(message: Any, media: ConversationMedia, sound_of_videos: bool) -> Any:
     if not isinstance(message, Mapping) or not isinstance(message.get("content"), (list, tuple)):
         return message
     parts, videos = [], []

@@ -15,7 +15,7 @@ from specdec.media.source import ADVICE, MediaError, MediaSource, media_library,
 
 @contextmanager
 def open_container(source: MediaSource, kind: str) -> Iterator[Any]:
-    """Open the container `source`, for as long as the block runs. Raises ValueError when it is none."""
+    """Open the container `source`, for as long as the block runs. Raises ValueError when FFmpeg cannot read it."""
     library = media_library("av", kind)
     with source.open() as stream:
         with readable(source, kind):

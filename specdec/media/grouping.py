@@ -23,7 +23,7 @@ def group_videos(given: Any) -> Grouped:
 
 
 def list_sounds(given: Any) -> list[Any]:
-    """Return the sounds in `given`: a list of numbers is one sound. Transformers tells no texts apart here."""
+    """Return the sounds in `given`: a list of numbers is one sound. As in transformers, no text has its own list."""
     return list(_sounds(given))
 
 

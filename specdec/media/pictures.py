@@ -1,8 +1,8 @@
 """Pictures: from a file, an image or an array to rows of 48 x 48 pixels, bit for bit as transformers makes them.
 
-What: `read_pixels` returns uint8 [3, height, width] of whatever a picture is given as; `fitted_size` is the size at
-which the picture fills a budget of soft tokens; `cut_tiles` enlarges or shrinks a picture to that size and cuts it;
-`stack_tiles` makes a model's inputs of several.
+What: `read_pixels` returns the pixels [3, height, width] of whatever a picture is given as; `fitted_size` is the size
+at which the picture fills a budget of soft tokens; `cut_patches` enlarges or shrinks a picture to that size and cuts
+it; `stack_patches` makes a model's inputs of several pictures.
 How: torch's bicubic, antialiased resampling of uint8 on the CPU, which transformers' processor calls through
 torchvision. Pillow's and a GPU's differ by some levels. A picture with transparency is put on white, also one from a
 file, where transformers drops the transparency and shows the colour below it, most often black.
@@ -38,7 +38,7 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
-class Tiles:
+class PicturePatches:
     """A picture cut into patches [patches, 6912], in the type of its pixels; `across` of them lie in a row."""
 
     values: Tensor
@@ -46,8 +46,8 @@ class Tiles:
     budget: int
 
 
-class Patches(NamedTuple):
-    """Patches of several pictures, each padded to the budget."""
+class PatchBatch(NamedTuple):
+    """The patches of several pictures, each padded to the budget."""
 
     values: Tensor  # [pictures, budget, 6912] float32, 0 after a picture's last patch
     positions: Tensor  # [pictures, budget, 2] int64: column and row of a patch, -1 after the last
@@ -57,7 +57,7 @@ def read_pixels(given: Any) -> Tensor:
     """Return the picture `given` as [3, height, width]: uint8, or the type of an array that holds other numbers.
 
     A file is turned upright as its EXIF data say; an image of Pillow is taken as it is. Of a moving picture it is the
-    first frame. Raises ValueError when there is no picture in it.
+    first frame. Raises ValueError when `given` holds no picture.
     """
     source = as_source(given, "picture")
     if source is not None:
@@ -182,17 +182,17 @@ def fitted_size(height: int, width: int, budget: int) -> tuple[int, int]:
     return rows * SIDE, columns * SIDE
 
 
-def cut_tiles(picture: Tensor, budget: int) -> Tiles:
+def cut_patches(picture: Tensor, budget: int) -> PicturePatches:
     """Return the patches of a picture [3, height, width] that fills `budget` soft tokens."""
     pixels = _resize(picture, fitted_size(picture.shape[-2], picture.shape[-1], budget))
     down, across = pixels.shape[-2] // SIDE, pixels.shape[-1] // SIDE
-    tiles = pixels.reshape(3, down, SIDE, across, SIDE).permute(1, 3, 2, 4, 0)  # [down, across, 48, 48, 3]
-    return Tiles(tiles.reshape(down * across, VALUES), across, budget)
+    patches = pixels.reshape(3, down, SIDE, across, SIDE).permute(1, 3, 2, 4, 0)  # [down, across, 48, 48, 3]
+    return PicturePatches(patches.reshape(down * across, VALUES), across, budget)
 
 
-def stack_tiles(
-    pictures: Sequence[Tiles], budget: int, scale: Callable[[Tensor], Tensor] = lambda x: x * (1 / 255)
-) -> Patches:
+def stack_patches(
+    pictures: Sequence[PicturePatches], budget: int, scale: Callable[[Tensor], Tensor] = lambda x: x * (1 / 255)
+) -> PatchBatch:
     """Return the patches of pictures that were cut for `budget`; `scale` brings values from 0 to 255 to 0 to 1."""
     values = torch.zeros((len(pictures), budget, VALUES), dtype=torch.float32)
     positions = torch.full((len(pictures), budget, 2), -1, dtype=torch.int64)
@@ -202,7 +202,7 @@ def stack_tiles(
         rows[:count] = scale(picture.values if exact else picture.values.to(torch.float32))  # [count, 6912]
         places[:count, 0] = torch.arange(across, dtype=torch.int64).repeat(count // across)
         places[:count, 1] = torch.arange(count // across, dtype=torch.int64).repeat_interleave(across)
-    return Patches(values, positions)
+    return PatchBatch(values, positions)
 
 
 def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:

@@ -21,7 +21,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase
 
 from specdec.media.chat import list_conversations, medium_of, take_media
 from specdec.media.grouping import group_pictures, group_videos, list_sounds
-from specdec.media.pictures import stack_tiles
+from specdec.media.pictures import stack_patches
 from specdec.media.reading import ReadVideo, read_picture, read_video
 from specdec.media.settings import MediaSettings, known_arguments, sort_arguments, to_config, with_metadata
 from specdec.media.sound import FRAME, cut_frames, read_sound
@@ -179,7 +179,7 @@ class Processor:
     def prepare(self, part: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Return a part of a message with its medium read and cut, for a conversation that asks about it repeatedly.
 
-        `kwargs` are those of the call, and have to be the same there. Raises ValueError as the call does.
+        `kwargs` are those of the call, and have to be those of the later call too. Raises ValueError as the call does.
         """
         _, settings = sort_arguments(self.settings, kwargs)
         kind, medium = medium_of(part)
@@ -231,20 +231,22 @@ class Processor:
         """Add the inputs of pictures to `data`, and return the text that stands for each."""
         if not pictures:
             return iter(())
-        tiles = [read_picture(picture, settings) for picture in pictures]
-        cut = stack_tiles(tiles, settings.image_tokens)
-        data.update(pixel_values=cut.values, image_position_ids=cut.positions)
-        return (f"{self.boi_token}{self.image_token * len(each.values)}{self.eoi_token}" for each in tiles)
+        cut = [read_picture(picture, settings) for picture in pictures]
+        stacked = stack_patches(cut, settings.image_tokens)
+        data.update(pixel_values=stacked.values, image_position_ids=stacked.positions)
+        return (f"{self.boi_token}{self.image_token * len(each.values)}{self.eoi_token}" for each in cut)
 
     def _add_videos(self, data: dict[str, Any], videos: list[Any], settings: MediaSettings) -> Iterator[str]:
         if not videos:
             return iter(())
         described = with_metadata(settings.metadata, len(videos))
         read = [read_video(*one, settings) for one in zip(videos, described, strict=True)]
-        cut = stack_tiles(list(chain(*(video.frames for video in read))), settings.frame_tokens, lambda x: x / 255)
+        stacked = stack_patches(
+            list(chain(*(video.frames for video in read))), settings.frame_tokens, lambda x: x / 255
+        )
         data.update(
-            pixel_values_videos=cut.values,
-            video_position_ids=cut.positions,
+            pixel_values_videos=stacked.values,
+            video_position_ids=stacked.positions,
             num_frames_per_video=[len(video.frames) for video in read],
         )
         if settings.return_metadata:

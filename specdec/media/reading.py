@@ -1,7 +1,7 @@
 """Media read with the settings of a call, as a processor stacks them.
 
-What: `read_picture` and `read_video` decode, pick frames and cut them. A medium that was read before, with the same
-settings, is taken as it is: a conversation about a long video decodes it once.
+What: `read_picture` and `read_video` decode a medium, pick frames and cut them into patches. A medium that was read
+before, with the same settings, is taken as it is: a conversation about a long video decodes the video once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers.video_utils import VideoMetadata
 
-from specdec.media.pictures import Tiles, cut_tiles, read_pixels
+from specdec.media.pictures import PicturePatches, cut_patches, read_pixels
 from specdec.media.settings import MediaSettings
 from specdec.media.video import ASSUMED_RATE, Clip, choose_frames, open_clip, timestamps
 from specdec.weights.metadata import naming
@@ -19,9 +19,9 @@ from specdec.weights.metadata import naming
 
 @dataclass(frozen=True)
 class ReadVideo:
-    """The picked frames of a video, and when they are."""
+    """The picked frames of a video, and the metadata that say at what times the frames are."""
 
-    frames: list[Tiles]
+    frames: list[PicturePatches]
     metadata: VideoMetadata
 
     @property
@@ -30,10 +30,10 @@ class ReadVideo:
         return timestamps(self.metadata.frames_indices, self.metadata.fps)
 
 
-def read_picture(given: Any, settings: MediaSettings) -> Tiles:
+def read_picture(given: Any, settings: MediaSettings) -> PicturePatches:
     """Return the picture `given`, cut for the call's budget. Raises ValueError when it cannot be read."""
-    tiles = given if isinstance(given, Tiles) else cut_tiles(read_pixels(given), settings.image_tokens)
-    return _of_budget(tiles, settings.image_tokens)
+    patches = given if isinstance(given, PicturePatches) else cut_patches(read_pixels(given), settings.image_tokens)
+    return _of_budget(patches, settings.image_tokens)
 
 
 def read_video(given: Any, metadata: VideoMetadata | None, settings: MediaSettings) -> ReadVideo:
@@ -56,7 +56,7 @@ def read_video(given: Any, metadata: VideoMetadata | None, settings: MediaSettin
             f"and the video has {clip.total}; correct it, or leave it out"
         )
     metadata.fps = metadata.fps or ASSUMED_RATE
-    return ReadVideo([cut_tiles(frame, settings.frame_tokens) for frame in clip.frames(taken)], metadata)
+    return ReadVideo([cut_patches(frame, settings.frame_tokens) for frame in clip.frames(taken)], metadata)
 
 
 def _metadata_of(clip: Clip) -> VideoMetadata:
@@ -70,10 +70,10 @@ def _metadata_of(clip: Clip) -> VideoMetadata:
     )
 
 
-def _of_budget(tiles: Tiles, budget: int) -> Tiles:
-    if tiles.budget != budget:
+def _of_budget(patches: PicturePatches, budget: int) -> PicturePatches:
+    if patches.budget != budget:
         raise ValueError(
-            f"a medium was prepared for {tiles.budget} soft tokens, and the call asks for {budget}; pass the same "
+            f"a medium was prepared for {patches.budget} soft tokens, and the call asks for {budget}; pass the same "
             "max_soft_tokens to both"
         )
-    return tiles
+    return patches

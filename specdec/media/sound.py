@@ -3,8 +3,8 @@
 What: `read_sound` decodes, mixes down to one channel and resamples; `cut_frames` cuts samples into the frames of which
 each is one soft token (40 ms). How: soundfile decodes WAV, FLAC, OGG and MP3 and soxr resamples, with the settings of
 transformers' `load_audio`; what soundfile does not know (AAC, the sound of a video) PyAV decodes. An array is taken as
-it is, as 16 kHz. Samples are mixed down and resampled block by block, so that memory holds what the model hears of a
-long recording, and nothing else.
+it is, as 16 kHz. Samples are mixed down and resampled block by block, so that memory holds the 16 kHz
+samples of a long recording, and nothing else.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Samples = NDArray[np.float32]
 
 
 def read_sound(given: Any) -> Samples:
-    """Return the samples of the sound `given` at 16 kHz, one channel. Raises ValueError when there is none in it."""
+    """Return the samples of the sound `given` at 16 kHz, one channel. Raises ValueError when `given` holds no sound."""
     source = as_source(given, "sound")
     if source is None:
         return _of_array(given)

@@ -2,8 +2,8 @@
 
 What: `open_clip` returns a `Clip` of whatever a video is given as; `choose_frames` picks frames by number or by rate,
 as transformers does; `timestamps` writes the time of each. How: PyAV decodes, frame by frame, and only the picked
-frames are kept. A clip with fewer frames than asked for gives those that there are, where transformers refuses it. A
-frame of a telephone that was held upright is turned upright.
+frames are kept. A clip with fewer frames than asked for gives all of its frames, where transformers refuses the
+clip. Frames that the file says are to be turned, as telephones record them, are turned upright.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Clip:
 def open_clip(given: Any) -> Clip:
     """Return the video `given`: a source, an array of frames, or a list of pictures of one size.
 
-    Raises ValueError when there is no video in it.
+    Raises ValueError when `given` holds no video.
     """
     if isinstance(given, Clip):
         return given

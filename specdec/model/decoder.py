@@ -20,7 +20,7 @@ from specdec import kernels
 from specdec.cache import MAX_ROWS, KVCache, StoreShape
 from specdec.kernels import KeyFromValue, Span
 from specdec.model.embedder.embedder import MediaEmbedder
-from specdec.model.media import Media, within
+from specdec.model.media import MediaBlocks, within
 from specdec.model.spec import SLIDING, DecoderSpec
 from specdec.model.stack import Layer, Linear, Rotations, SequenceRows, Stack
 from specdec.model.states import States
@@ -172,7 +172,7 @@ class Decoder:
         return key_from_value
 
     @torch.inference_mode()
-    def forward(self, ids: Tensor, cache: KVCache, aux_layers: Sequence[int] = (), media: Media = ()) -> States:
+    def forward(self, ids: Tensor, cache: KVCache, aux_layers: Sequence[int] = (), media: MediaBlocks = ()) -> States:
         """Run one pass over ids [T] (int64) at the cache's next positions, and return the states of its rows.
 
         The rows' K/V are written; `cache.commit(n)` keeps the first n of them. `aux_layers`, `media`: see
@@ -186,7 +186,7 @@ class Decoder:
         ids: Sequence[Tensor],
         caches: Sequence[KVCache],
         aux_layers: Sequence[int] = (),
-        media: Sequence[Media] = (),
+        media: Sequence[MediaBlocks] = (),
     ) -> States:
         """Run one pass over rows of several texts: ids[i] [T_i] at the next positions of caches[i], each another cache.
 
@@ -205,7 +205,7 @@ class Decoder:
             self._put_media(x, places, media)
         return self.stack(x, self.spans(places, media), texts, extra, aux_layers)
 
-    def _put_media(self, x: Tensor, texts: Sequence[tuple[int, int]], media: Sequence[Media]) -> None:
+    def _put_media(self, x: Tensor, texts: Sequence[tuple[int, int]], media: Sequence[MediaBlocks]) -> None:
         """Replace the rows of media among x [T, hidden], which are not scaled as embeddings are."""
         assert self.per_layer is None, "what per-layer inputs of soft tokens are is not known"
         row = 0
@@ -238,7 +238,7 @@ class Decoder:
         # transformers rounds Gemma's scale to the dtype before it multiplies (55.4256 becomes 55.5 in bf16).
         return x if self.spec.embed_scale == 1.0 else x * _scalar(self.spec.embed_scale, x)
 
-    def spans(self, texts: Sequence[tuple[int, int]], media: Sequence[Media] = ()) -> dict[str, Span]:
+    def spans(self, texts: Sequence[tuple[int, int]], media: Sequence[MediaBlocks] = ()) -> dict[str, Span]:
         """Return the span of each layer kind, for rows of several texts (first position, rows), with their media."""
         own = [start + t + 1 for start, rows in texts for t in range(rows)]
         sliding = _ends(texts, media, own) if media else own
@@ -249,7 +249,7 @@ class Decoder:
         return spans
 
 
-def _ends(texts: Sequence[tuple[int, int]], media: Sequence[Media], own: Sequence[int]) -> list[int]:
+def _ends(texts: Sequence[tuple[int, int]], media: Sequence[MediaBlocks], own: Sequence[int]) -> list[int]:
     """Return the ends of what rows of sliding layers see: their `own`, or that of the whole block that they are in."""
     ends, row = list(own), 0
     for (start, rows), blocks in zip(texts, media, strict=True):

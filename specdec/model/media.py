@@ -42,10 +42,10 @@ class MediaBlock:
         return replace(self, rows=cache(self.rows))
 
 
-Media = Sequence[MediaBlock]
+MediaBlocks = Sequence[MediaBlock]
 
 
-def check_media(media: Media, length: int) -> None:
+def check_media(media: MediaBlocks, length: int) -> None:
     """Raise a ValueError where the blocks of a prompt of `length` tokens are empty, overlap, or are out of order."""
     end = 0
     for block in media:
@@ -57,17 +57,17 @@ def check_media(media: Media, length: int) -> None:
         end = block.end
 
 
-def within(media: Media, start: int, end: int) -> list[MediaBlock]:
+def within(media: MediaBlocks, start: int, end: int) -> list[MediaBlock]:
     """Return the blocks with rows at positions start .. end - 1."""
     return [block for block in media if block.start < end and start < block.end]
 
 
-def chunk_end(media: Media, start: int, end: int, most: int) -> int:
+def chunk_end(media: MediaBlocks, start: int, end: int, most: int) -> int:
     """Return where the chunk of a prompt ends that begins at `start`: `most` rows further, and at `end` at the latest.
 
     A chunk does not cut a whole block. It ends at the block's start or at its end, whichever is nearer to `most`, and
     has rows in any case. A chunk also ends where the last block does: a later prompt may ask something else about the
-    same media, and the cache as it is there then serves.
+    same media, and then the cache at that length serves.
     """
     stop = min(start + most, end)
     if media and start < media[-1].end < stop:

@@ -74,7 +74,7 @@ def host_name(host: str) -> str:
 
 
 class Guard:
-    """Middleware: refuses what `access` refuses, and bodies of more than `most_body` bytes; answers preflights."""
+    """Refuse what `access` refuses, and bodies of more than `most_body` bytes; answer preflights. A middleware."""
 
     def __init__(self, app: ASGIApp, access: Access, most_body: int = MOST_BODY) -> None:
         self.app, self.access, self.most_body = app, access, most_body

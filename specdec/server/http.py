@@ -15,7 +15,7 @@ from specdec.server.errors import ApiError, bad_request, of_exception
 from specdec.server.fields import Fields
 
 KEEP_ALIVE = 10.0  # seconds: clients and proxies give up on silence
-CLIENT_LEFT = 499  # the status that nobody reads
+CLIENT_LEFT = 499  # nginx's status for a reply that nobody reads
 
 T = TypeVar("T")
 
@@ -109,7 +109,7 @@ async def _left(receive: Receive) -> None:
 
 
 async def json_body(request: Request) -> Fields:
-    """Return the fields of a request's JSON body. Raises ApiError when it is none."""
+    """Return the fields of a request's JSON body. Raises ApiError when the body is no JSON object."""
     text = await request.body()
     try:
         values = json.loads(text)

@@ -1,4 +1,4 @@
-"""What a running server knows: its model once that is loaded, whether it still takes requests, and what it has done."""
+"""What a running server knows: its model once that is loaded, whether it still takes requests, what it has done."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def quantiles(values: Iterable[float]) -> dict[float, float]:
 
 
 class ServerState:
-    """The state that endpoints share. `service` is None while the model is loaded."""
+    """The state that endpoints share. `service` is None while the model is being loaded."""
 
     def __init__(self, service: Service | None = None, debug: bool = False, keep_alive: float = KEEP_ALIVE) -> None:
         """Begin with `service`, if it is there already. `debug`: show clients' texts to those who ask for them;

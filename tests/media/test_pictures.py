@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from specdec.media import pictures
-from specdec.media.pictures import BUDGETS, SIDE, cut_tiles, fitted_size, read_pixels, stack_tiles
+from specdec.media.pictures import BUDGETS, SIDE, cut_patches, fitted_size, read_pixels, stack_patches
 from specdec.media.sound import read_sound
 from specdec.media.video import open_clip
 from tests.support.media.pictures import exif_rotated, noise, odd_pictures, picture_files, smooth
@@ -30,7 +30,7 @@ ODD = odd_pictures()
 @pytest.mark.parametrize("name", RECORDED)
 def test_values_and_positions_are_those_of_transformers_at_every_budget(name: str) -> None:
     pixels = read_pixels(ODD.get(name) or Image.open(picture_files()[name]))
-    cut = [stack_tiles([cut_tiles(pixels, budget)], budget) for budget in BUDGETS]
+    cut = [stack_patches([cut_patches(pixels, budget)], budget) for budget in BUDGETS]
     assert " ".join(digest(each.values[0], each.positions[0]) for each in cut) == RECORDED[name]
 
 
@@ -40,7 +40,7 @@ def test_there_are_forty_pictures() -> None:
 
 def test_a_patch_is_48_rows_of_48_pixels_in_raster_order() -> None:
     pixels = torch.from_numpy(noise(3, 480, 576))  # 10 x 12 patches: fits 140 as it is
-    cut = stack_tiles([cut_tiles(pixels, 140)], 140)
+    cut = stack_patches([cut_patches(pixels, 140)], 140)
     assert cut.positions[0, [0, 13, 119, 120]].tolist() == [[0, 0], [1, 1], [11, 9], [-1, -1]]
     assert not cut.values[0, 120:].any()
     patch = cut.values[0, 13].reshape(SIDE, SIDE, 3)
@@ -64,9 +64,9 @@ def test_a_picture_fills_its_budget(height: int, width: int, budget: int, size: 
 
 def test_pictures_of_different_sizes_share_a_batch() -> None:
     both = [torch.from_numpy(noise(3, 40, 90)), torch.from_numpy(noise(3, 70, 30))]
-    together = stack_tiles([cut_tiles(pixels, 70) for pixels in both], 70)
+    together = stack_patches([cut_patches(pixels, 70) for pixels in both], 70)
     for number, pixels in enumerate(both):
-        alone = stack_tiles([cut_tiles(pixels, 70)], 70)
+        alone = stack_patches([cut_patches(pixels, 70)], 70)
         assert torch.equal(together.values[number], alone.values[0])
         assert torch.equal(together.positions[number], alone.positions[0])
 

@@ -15,7 +15,7 @@ from tests.support.media.operators import HAS_TORCHVISION
 if not HAS_TORCHVISION:
     pytest.skip("needs torchvision; tests/support/media/operators.py says how to get it", allow_module_level=True)
 
-from specdec.media.pictures import BUDGETS, cut_tiles, read_pixels, stack_tiles
+from specdec.media.pictures import BUDGETS, cut_patches, read_pixels, stack_patches
 from specdec.media.processor import Processor
 from tests.support.media.clips import moving, tones, write_video
 from tests.support.media.conversations import conversations
@@ -60,11 +60,11 @@ def test_pictures(name: str) -> None:
     picture, theirs = {**all_pictures(), **ARRAYS}[name], image_processor()
     for budget in BUDGETS:
         expected = theirs(np.ascontiguousarray(picture) if name == "mirrored" else picture, max_soft_tokens=budget)
-        tiles = cut_tiles(read_pixels(picture), budget)
-        cut = stack_tiles([tiles], budget)
-        assert torch.equal(expected["pixel_values"].to(torch.float32), cut.values)
-        assert torch.equal(expected["image_position_ids"], cut.positions)
-        assert expected["num_soft_tokens_per_image"] == [len(tiles.values)]
+        cut = cut_patches(read_pixels(picture), budget)
+        stacked = stack_patches([cut], budget)
+        assert torch.equal(expected["pixel_values"].to(torch.float32), stacked.values)
+        assert torch.equal(expected["image_position_ids"], stacked.positions)
+        assert expected["num_soft_tokens_per_image"] == [len(cut.values)]
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -73,7 +73,7 @@ def test_pictures_in_files(orientation: int, tmp_path: Path) -> None:
 
     path = exif_rotated(tmp_path / "turned.jpg", orientation)
     expected = image_processor()(load_image(str(path)), max_soft_tokens=70)
-    assert torch.equal(expected["pixel_values"], stack_tiles([cut_tiles(read_pixels(path), 70)], 70).values)
+    assert torch.equal(expected["pixel_values"], stack_patches([cut_patches(read_pixels(path), 70)], 70).values)
 
 
 @pytest.mark.parametrize("name", conversations())

@@ -159,7 +159,8 @@ def _runs(ids: Tensor, token: int | None) -> list[tuple[int, int, int]]:
 def _refuse_placeholders(ids: Tensor, runs: list[tuple[int, int, int]], kind: _Kind) -> None:
     """Raise a ValueError where a run stands behind its begin token: media were forgotten.
 
-    A soft token without one is no processor's: a model may have chosen it, and it then is a token as any other.
+    A soft token without a begin token is no processor's: a model may have chosen this token, which then is one as any
+    other.
     """
     for row, start, end in runs:
         if kind.begin is not None and start and int(ids[row, start - 1]) == kind.begin:

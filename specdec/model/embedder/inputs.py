@@ -39,7 +39,7 @@ class MediaInputs:
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any]) -> MediaInputs:
-        """Return those of `inputs` that are about media."""
+        """Return the media inputs among `inputs`."""
         return cls(**{name: inputs[name] for name in MEDIA_INPUTS if inputs.get(name) is not None})
 
     @property
@@ -153,7 +153,7 @@ def _pictures(inputs: MediaInputs, argument: str, where: str, embedder: MediaEmb
 
 
 def _kept(there: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Return the rows of `tensors` that are `there` [n]: views where padding is at the end, as processors put it."""
+    """Return the rows of `tensors` where `there` [n] is true: views where all padding is at the end."""
     count = int(there.sum())
     if bool(there[:count].all()):
         return tuple(tensor[:count] for tensor in tensors)

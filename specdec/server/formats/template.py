@@ -1,8 +1,8 @@
 """From messages to token ids through a chat template, with text that stays text.
 
 A template's own special tokens become tokens. The same characters in somebody's message must not: a file that contains
-`<|im_end|>` would end its turn. They are set aside before the template sees them, and encoded character by character's
-worth afterwards.
+`<|im_end|>` would end its turn. They are set aside before the template sees them, and then
+encoded in two parts, so that no token is the whole string.
 """
 
 from __future__ import annotations

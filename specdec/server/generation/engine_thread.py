@@ -65,9 +65,9 @@ class EngineThread:
     """Runs `engine` in a thread of its own.
 
     `max_waiting`: texts that may wait for room; the next one is refused. `cache_room`: bytes that the caches of texts
-    in flight may take together (None: as many as come), and `bytes_for`: those of a cache of so many positions, and of a
-    pass over a picture of so many soft tokens. A text gets room as it grows; where there is none left, the newest text
-    waits until there is.
+    in flight may take together (None: as many as come), and `bytes_for`: those of a cache of so many positions, and of
+    a pass over a picture of so many soft tokens. A text gets room as it grows; where there is none left, the newest
+    text waits until there is.
     """
 
     def __init__(

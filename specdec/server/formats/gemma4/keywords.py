@@ -50,7 +50,8 @@ def resolve(root: Any, reference: str) -> Any:
 
 
 def branches(root: Any, schema: Mapping[str, Any]) -> list[Any] | None:
-    """Return the schemas of which a value must fit one, by anyOf, oneOf and allOf; None where there is none of them.
+    """Return the schemas of which a value must fit one, by anyOf, oneOf and allOf; None where `schema`
+    has none of these keywords.
 
     Keywords beside these are part of each branch. One-of is taken as any-of.
     """
