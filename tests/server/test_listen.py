@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
 import signal
 import subprocess
@@ -18,8 +17,9 @@ import pytest
 
 import run
 from eval.serve.command import check_folder
+from tests.support.processes.forked import python
 from tests.support.serving.served import events, until
-from tests.support.tiny_folder import hears_ctrl_c
+from tests.support.tiny_folder import hears_ctrl_c, threads_restored
 
 ROOT = Path(run.__file__).parent
 
@@ -31,7 +31,7 @@ def serving(folder: Path, log: Path, *options: str) -> Iterator[tuple[subprocess
     """The process, and where it listens, once the model is loaded."""
     words = ["run.py", "serve", "--model", str(folder), "--port", "0", "--threads", "1", "--device", "cpu", *options]
     with log.open("wb") as file:
-        process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=file, preexec_fn=hears_ctrl_c)
+        process = subprocess.Popen([*python(), *words], cwd=ROOT, stderr=file, preexec_fn=hears_ctrl_c)
     try:
         until(lambda: "Ctrl-C ends" in log.read_text() or process.poll() is not None, 120)
         found = re.search(r"served at http://([\d.:]+)/v1", log.read_text())
@@ -89,14 +89,6 @@ def test_what_cannot_be_served_is_told_in_a_line(
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="--cache-dir"):
         check_folder(tmp_path / "file")
-    done = subprocess.run(
-        [sys.executable, "run.py", "serve", "--model", str(empty), "--port", "0"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert (
-        done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
-    )
+    with threads_restored():
+        assert run.main(["serve", "--model", str(empty), "--port", "0"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
