@@ -29,7 +29,8 @@ from specdec.weights.hub.paths import NAMED_MODELS, model_path
 from tests.support.tiny import VOCAB
 from tests.support.tiny_folder import make_folder, threads_restored
 
-USERS_CACHE = os.environ.get("SPECDEC_CACHE")
+# pytest-xdist's workers have the environment that its first process has changed already.
+USERS_CACHE = os.environ.setdefault("SPECDEC_USERS_CACHE", os.environ.get("SPECDEC_CACHE", ""))
 CACHE = Path(tempfile.mkdtemp(prefix="specdec-tests-"))
 os.environ["SPECDEC_CACHE"] = str(CACHE)  # commands that tests start have it too
 
@@ -46,10 +47,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def link_real_models() -> None:
     """Link the named models into the suite's cache folder, fetched into the user's where they are not there yet."""
     with pytest.MonkeyPatch.context() as patch, suppress(ValueError):  # not to be had: the test itself says why
-        if USERS_CACHE is None:
-            patch.delenv("SPECDEC_CACHE")
-        else:
+        if USERS_CACHE:
             patch.setenv("SPECDEC_CACHE", USERS_CACHE)
+        else:
+            patch.delenv("SPECDEC_CACHE")
         for file in map(model_path, NAMED_MODELS):
             for part in file.parent.glob(f"{file.name}*"):  # its stamp, without which it would be read through
                 (CACHE / part.name).symlink_to(part)

@@ -95,7 +95,7 @@ def _attention(shape: tuple[int, int, int, int], dtype: torch.dtype, rows: tuple
     wide = _random(kv_heads, context, width)
     stored, scale = kernels.quantise_store(wide) if dtype is torch.int8 else (wide.to(dtype), None)
     angles = _random(context, width // 8)
-    made = kernels.KeyFromValue(torch.ones(width), angles.cos(), angles.sin()) if alone else None
+    made = kernels.KeyFromValue(torch.ones(width, dtype=torch.float32), angles.cos(), angles.sin()) if alone else None
     bytes_stored = (1 if alone else 2) * stored.nbytes
 
     def copy() -> kernels.KVView:

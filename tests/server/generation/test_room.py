@@ -28,7 +28,7 @@ def thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], EngineTh
     def make(room: int) -> EngineThread:
         decoder = decoder_of(tiny_model("llama"))
         engine = Engine(decoder, caches=Conversations(decoder.new_cache, room, lambda n: n), max_batch=4)
-        made.append(EngineThread(engine, 8, room, lambda n: n))
+        made.append(EngineThread(engine, 8, room, lambda n, block: n))
         return made[0]
 
     yield make
