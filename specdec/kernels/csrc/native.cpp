@@ -3,8 +3,8 @@
 //
 // This file is the interface: addresses and scratch memory. abi.h says what comes in, shapes.h what is passed around,
 // steps.h and stack.h cut the work into pieces, threads.h says who does them, dispatch.h holds every instruction set
-// and asks the CPU which it has, and the arithmetic is in isa/: quantise.inl, product.inl, rows.inl and attention.inl,
-// on the sixteen floats of simd.inl.
+// and asks the CPU which it has, and the arithmetic is in isa/: quantise.inl, product.inl, rows.inl, store.inl and
+// attention.inl, on the sixteen floats of simd.inl.
 
 #include <cstddef>
 #include <cstdint>

@@ -37,8 +37,9 @@ struct Attention {
   float* scores = nullptr;
   float* over = nullptr;
 };
-constexpr int64_t kPositions = 64;  // slots expanded at once
-constexpr int64_t kColumns = 32;    // columns that one thread sums
+constexpr int64_t kPositions = 64;  // slots whose keys are expanded at once
+constexpr int64_t kColumns = 64;    // columns of values that are summed at once, at the most: a cache line of int8
+constexpr int64_t kSpread = 2048;   // values that are expanded at once: a part of the first-level cache
 
 // IEEE half to float, for CPUs (and compilers) without an instruction for it.
 [[maybe_unused]] inline float half_value(uint16_t half) {

@@ -172,7 +172,7 @@ struct AttentionScratch {
       : AttentionScratch(a.rows, a.heads, a.span, larger(a.store->width, a.store->value_width), threads, arena) {}
   AttentionScratch(int64_t all, int64_t heads, int64_t span, int64_t width, int threads, Arena& arena)
       : rows(smaller(all, larger(1, kScores / (heads * span)))),
-        tile(kPositions * larger(width, kColumns)),
+        tile(larger(kPositions * width, kSpread)),
         scores(arena.take<float>(rows * heads * span)),
         over(arena.take<float>(rows * heads)),
         tiles(arena.take<float>(tile * larger(1, threads))) {}
@@ -193,7 +193,8 @@ void attend(Team& team, const Attention& all, const AttentionScratch& space) {
     // some pieces for each thread, also of a short text
     const int64_t fair = a.span * a.kv_heads / (4 * team.threads()) & ~int64_t(15);
     const int64_t step = larger(16, smaller(fair, kPositions));
-    const int64_t tiles = (a.span + step - 1) / step, parts = (s.value_width + kColumns - 1) / kColumns;
+    const int64_t columns = a.kv_heads * s.value_width < 4 * team.threads() * kColumns ? kColumns / 2 : kColumns;
+    const int64_t tiles = (a.span + step - 1) / step, parts = (s.value_width + columns - 1) / columns;
     const double cost = cost_of(a) / 2;
     team.spread(a.kv_heads * tiles, 1, cost, [&](int64_t begin, int64_t end, int thread) {
       for (int64_t i = begin; i < end; ++i) {
@@ -206,9 +207,9 @@ void attend(Team& team, const Attention& all, const AttentionScratch& space) {
     });
     team.spread(a.kv_heads * parts, 1, cost, [&](int64_t begin, int64_t end, int thread) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t column = i % parts * kColumns;
-        chosen->weighted_values(a, i / parts, column, smaller(kColumns, s.value_width - column),
-                       space.tiles + thread * space.tile);
+        const int64_t column = i % parts * columns;
+        chosen->weighted_values(a, i / parts, column, smaller(columns, s.value_width - column),
+                                space.tiles + thread * space.tile);
       }
     });
   }

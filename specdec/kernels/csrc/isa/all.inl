@@ -4,6 +4,7 @@
 #include "quantise.inl"
 #include "product.inl"
 #include "rows.inl"
+#include "store.inl"
 #include "attention.inl"
 
 #undef EACH

@@ -3,99 +3,51 @@
 // is computed in one order (positions ascending, 16 lanes along the width, then the halving tree) however the work
 // is cut, so bits depend on neither threads nor rows.
 //
-// A store may hold float32, bfloat16 or int8 with a scale per head and position, or values alone, from which keys
-// are rebuilt (K = rope(V * weight): Gemma 4's full layers). What is not float32 is expanded a tile at a time and
-// shared by all rows and heads; the arithmetic after that is the same.
+// A query is one head of one row. Up to kQueries of those that share a key head are computed at a time: without fused
+// multiply-add, loads are what runs out first, and a key or value that is loaded serves all of them.
 
-// Slots of consecutive positions that do not cross the ring's end, as float32 rows.
-struct Rows {
-  const float* data;
-  int64_t stride;
+// Queries that share a key head: where each has its row of a [rows, heads] array, and the positions of a tile that it
+// sees, low .. high - 1.
+constexpr int kQueries = 4;
+struct Queries {
+  int64_t at[kQueries], low[kQueries], high[kQueries];
 };
 
-INLINE F widen(const uint16_t* x) {
-#if KERNEL_IS_NEON
-  F r;
-  EACH r.p[e] = (VF)vshll_n_u16(vld1_u16(x + 4 * e), 16);
-  return r;
-#else
-  uint32_t whole[16];
-  for (int i = 0; i < 16; ++i) whole[i] = uint32_t(x[i]) << 16;
-  return load(reinterpret_cast<const float*>(whole));
-#endif
+// How many queries of a key head are computed at a time, so that all groups are about as large.
+INLINE int group_size(const Attention& a) {
+  const int64_t all = a.rows * (a.heads / a.kv_heads), groups = (all + kQueries - 1) / kQueries;
+  return int((all + groups - 1) / groups);
 }
 
-INLINE F widen(const int8_t* x, float scale) {
-#if KERNEL_ISA == ISA_AVX512
-  return F{{(VF)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)x)))}} * splat(scale);
-#elif KERNEL_IS_NEON
-  const int8x16_t bytes = vld1q_s8(x);
-  const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_s8(vget_high_s8(bytes));
-  return convert(I{{(VI)vmovl_s16(vget_low_s16(low)), (VI)vmovl_s16(vget_high_s16(low)),
-                    (VI)vmovl_s16(vget_low_s16(high)), (VI)vmovl_s16(vget_high_s16(high))}}) * splat(scale);
-#else
-  float whole[16];
-  for (int i = 0; i < 16; ++i) whole[i] = float(x[i]);
-  return load(whole) * splat(scale);
-#endif
-}
-
-// Columns `column` .. `column + width` of `count` slots from `slot` on, head `head`; expanded into `buffer` [count,
-// width] where the store is not float32.
-INLINE Rows expand(const Plane& plane, int type, int64_t head, int64_t slot, int64_t count, int64_t column,
-                   int64_t width, int64_t slots, float* buffer) {
-  const int64_t at = head * plane.head + slot * plane.slot + column;
-  if (type == kFloat32) return Rows{static_cast<const float*>(plane.data) + at, plane.slot};
-  for (int64_t j = 0; j < count; ++j) {
-    float* to = buffer + j * width;
-    int64_t i = 0;
-    if (type == kBfloat16) {
-      const uint16_t* x = static_cast<const uint16_t*>(plane.data) + at + j * plane.slot;
-      for (; i + 16 <= width; i += 16) store(to + i, widen(x + i));
-      for (; i < width; ++i) {
-        const uint32_t whole = uint32_t(x[i]) << 16;
-        std::memcpy(to + i, &whole, 4);
-      }
-    } else {
-      const int8_t* x = static_cast<const int8_t*>(plane.data) + at + j * plane.slot;
-      const float scale = plane.scale[head * slots + slot + j];
-      for (; i + 16 <= width; i += 16) store(to + i, widen(x + i, scale));
-      for (; i < width; ++i) to[i] = float(x[i]) * scale;
+// body(queries, count) for all queries of key head `kv` that see any of positions from .. to - 1, `size` at a time.
+template <class Body>
+INLINE void each_group(const Attention& a, int64_t kv, int size, int64_t from, int64_t to, const Body& body) {
+  const int64_t group = a.heads / a.kv_heads;
+  Queries some;
+  int count = 0;
+  for (int64_t t = 0; t < a.rows; ++t) {
+    const int64_t low = larger(a.first[t], from), high = smaller(a.end[t], to);
+    if (low >= high) continue;
+    for (int64_t at = t * a.heads + kv * group, end = at + group; at < end; ++at) {
+      some.at[count] = at;
+      some.low[count] = low;
+      some.high[count] = high;
+      if (++count < size) continue;
+      body(some, count);
+      count = 0;
     }
   }
-  return Rows{buffer, width};
+  if (count) body(some, count);
 }
 
-// Keys of positions position .. position + count - 1, which lie in consecutive slots.
-INLINE Rows keys_of(const Attention& a, int64_t kv, int64_t position, int64_t count, float* buffer) {
-  const KV& s = *a.store;
-  const int64_t slot = position % s.slots;
-  if (s.keys.data) return expand(s.keys, s.type, kv, slot, count, 0, s.width, s.slots, buffer);
-  const Rows values = expand(s.values, s.type, kv, slot, count, 0, s.width, s.slots, buffer);
-  const int64_t half = s.width / 2;
-  for (int64_t j = 0; j < count; ++j) {
-    const float *v = values.data + j * values.stride, *cos = s.cos + (position + j) * s.pairs,
-                *sin = s.sin + (position + j) * s.pairs;
-    float* key = buffer + j * s.width;
-    for (int64_t i = 0; i < s.width; ++i) key[i] = v[i] * s.weight[i];
-    for (int64_t i = 0; i < s.pairs; ++i) {
-      const float low = key[i], high = key[i + half];
-      key[i] = low * cos[i] - high * sin[i];
-      key[i + half] = high * cos[i] + low * sin[i];
-    }
-  }
-  return Rows{buffer, s.width};
-}
-
-// Scores of HEADS query heads (`q_stride` apart) against `count` keys, to `to` (`to_stride` apart). A key that is
-// loaded serves every head: without fused multiply-add, loads are what runs out first.
-template <int HEADS>
-INLINE void scores_of(const float* q, int64_t q_stride, const Rows& keys, int64_t count, int64_t width, float scale,
-                      float* to, int64_t to_stride) {
+// Scores of N queries against `count` keys; STORED: `keys.stored`.
+template <int N, bool STORED>
+INLINE void scores_of(const float* const (&q)[N], const Rows& keys, int64_t count, int64_t width, float scale,
+                      float* const (&to)[N]) {
   const int64_t whole = width & ~int64_t(15);
   const int rest = int(width - whole);
   const auto dot = [&](int h, int64_t j) INLINE_LAMBDA {
-    const float *a = q + h * q_stride, *b = keys.data + j * keys.stride;
+    const float *a = q[h], *b = keys.data + j * keys.stride;
     F total = splat(0.0f);
     for (int64_t d = 0; d < whole; d += 16) total = total + load(a + d) * load(b + d);
     if (rest) total = total + load_part(a + whole, rest) * load_part(b + whole, rest);
@@ -103,82 +55,81 @@ INLINE void scores_of(const float* q, int64_t q_stride, const Rows& keys, int64_
   };
   int64_t j = 0;
 #if KERNEL_ISA == ISA_AVX512
-  constexpr int kKeys = 16 / HEADS;
+  constexpr int kKeys = 16 / N;
   for (; !rest && j + kKeys <= count; j += kKeys) {
     F total[16];
     for (int i = 0; i < 16; ++i) total[i] = splat(0.0f);
     const float* key = keys.data + j * keys.stride;
     for (int64_t d = 0; d < whole; d += 16) {
-      F query[HEADS];
-      for (int h = 0; h < HEADS; ++h) query[h] = load(q + h * q_stride + d);
+      F query[N];
+      for (int h = 0; h < N; ++h) query[h] = load(q[h] + d);
       for (int i = 0; i < kKeys; ++i) {
         const F k = load(key + i * keys.stride + d);
-        __builtin_prefetch(key + (i + kKeys) * keys.stride + d);
-        for (int h = 0; h < HEADS; ++h) total[h * kKeys + i] = total[h * kKeys + i] + query[h] * k;
+        if (STORED) __builtin_prefetch(key + (i + kKeys) * keys.stride + d);
+        for (int h = 0; h < N; ++h) total[h * kKeys + i] = total[h * kKeys + i] + query[h] * k;
       }
     }
     float found[16];
     store(found, sums(total) * splat(scale));
-    for (int h = 0; h < HEADS; ++h) std::memcpy(to + h * to_stride + j, found + h * kKeys, sizeof(float) * kKeys);
+    for (int h = 0; h < N; ++h) std::memcpy(to[h] + j, found + h * kKeys, sizeof(float) * kKeys);
   }
 #elif KERNEL_ISA != ISA_PORTABLE
-  constexpr int kKeys = kLanes;
-  for (; !rest && j + kKeys <= count; j += kKeys) {
-    VF folds[HEADS][kKeys];
-    for (int i = 0; i < kKeys; ++i) {
-      F total[HEADS];
-      for (int h = 0; h < HEADS; ++h) total[h] = splat(0.0f);
+  for (; !rest && j + kLanes <= count; j += kLanes) {
+    VF folds[N][kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      F total[N];
+      for (int h = 0; h < N; ++h) total[h] = splat(0.0f);
       const float* key = keys.data + (j + i) * keys.stride;
       for (int64_t d = 0; d < whole; d += 16) {
         const F k = load(key + d);
-        __builtin_prefetch(key + kKeys * keys.stride + d);
-        for (int h = 0; h < HEADS; ++h) total[h] = total[h] + load(q + h * q_stride + d) * k;
+        if (STORED) __builtin_prefetch(key + kLanes * keys.stride + d);
+        for (int h = 0; h < N; ++h) total[h] = total[h] + load(q[h] + d) * k;
       }
-      for (int h = 0; h < HEADS; ++h) folds[h][i] = folded(total[h]);
+      for (int h = 0; h < N; ++h) folds[h][i] = folded(total[h]);
     }
-    for (int h = 0; h < HEADS; ++h)
-      *reinterpret_cast<VF*>(to + h * to_stride + j) = sums(folds[h]) * splat(scale).p[0];
+    for (int h = 0; h < N; ++h) *reinterpret_cast<VF*>(to[h] + j) = sums(folds[h]) * splat(scale).p[0];
   }
 #endif
   for (; j < count; ++j)
-    for (int h = 0; h < HEADS; ++h) to[h * to_stride + j] = sum(dot(h, j)) * scale;
+    for (int h = 0; h < N; ++h) to[h][j] = sum(dot(h, j)) * scale;
 }
 
-// Scores of all rows and of the query heads that share key head `kv`, against positions from .. to - 1. `buffer`:
-// kPositions * width floats.
+// Scores of `some` queries, the first N, against the keys of positions from ..: all that any of them sees. What a query
+// does not see is never read.
+template <int N>
+void score_group(const Attention& a, const Queries& some, int64_t from, const Rows& keys) {
+  const int64_t width = a.store->width;
+  int64_t low = some.low[0], high = some.high[0];
+  for (int i = 1; i < N; ++i) low = smaller(low, some.low[i]), high = larger(high, some.high[i]);
+  const float* q[N];
+  float* to[N];
+  for (int i = 0; i < N; ++i) {
+    q[i] = a.q + some.at[i] * width;
+    to[i] = a.scores + some.at[i] * a.span + low - a.low;
+  }
+  const Rows seen = keys.from(low - from);
+  if (keys.stored) {
+    scores_of<N, true>(q, seen, high - low, width, a.scale, to);
+  } else {
+    scores_of<N, false>(q, seen, high - low, width, a.scale, to);
+  }
+}
+
+// Scores of the queries that share key head `kv`, against positions from .. to - 1. `buffer`: kPositions * width floats.
 void score(const Attention& a, int64_t kv, int64_t from, int64_t to, float* buffer) {
   const KV& s = *a.store;
-  const int64_t group = a.heads / a.kv_heads;
+  const int size = group_size(a);
   while (from < to) {
-    const int64_t left = s.slots - from % s.slots;
-    int64_t count = to - from < left ? to - from : left;
-    if (count > kPositions) count = kPositions;
+    const int64_t count = smaller(smaller(to - from, s.slots - from % s.slots), kPositions);
     const Rows keys = keys_of(a, kv, from, count, buffer);
-    for (int64_t t = 0; t < a.rows; ++t) {
-      const int64_t low = a.first[t] > from ? a.first[t] : from;
-      const int64_t high = a.end[t] < from + count ? a.end[t] : from + count;
-      if (low >= high) continue;
-      const Rows seen{keys.data + (low - from) * keys.stride, keys.stride};
-      for (int64_t h = kv * group, last = h + group; h < last;) {
-        const float* q = a.q + (t * a.heads + h) * s.width;
-        float* y = a.scores + (t * a.heads + h) * a.span + low - a.low;
-        if (last - h >= 4) {
-          scores_of<4>(q, s.width, seen, high - low, s.width, a.scale, y, a.span);
-          h += 4;
-#if KERNEL_ISA != ISA_PORTABLE && KERNEL_ISA != ISA_AVX512
-        } else if (last - h == 3) {
-          scores_of<3>(q, s.width, seen, high - low, s.width, a.scale, y, a.span);
-          h += 3;
-#endif
-        } else if (last - h >= 2) {
-          scores_of<2>(q, s.width, seen, high - low, s.width, a.scale, y, a.span);
-          h += 2;
-        } else {
-          scores_of<1>(q, s.width, seen, high - low, s.width, a.scale, y, a.span);
-          h += 1;
-        }
+    each_group(a, kv, size, from, from + count, [&](const Queries& some, int queries) INLINE_LAMBDA {
+      switch (queries) {
+        case 4: return score_group<4>(a, some, from, keys);
+        case 3: return score_group<3>(a, some, from, keys);
+        case 2: return score_group<2>(a, some, from, keys);
+        default: return score_group<1>(a, some, from, keys);
       }
-    }
+    });
     from += count;
   }
 }
@@ -209,83 +160,100 @@ void softmax_row(const Attention& a, int64_t t, int64_t head) {
   a.over[t * a.heads + head] = 1.0f / sum(total);
 }
 
-// HEADS query heads of one row: y += sum over `count` positions of weight * value, for PIECES * 16 columns.
-template <int HEADS, int PIECES>
-INLINE void add_weighted_values(const float* weights, int64_t weights_stride, const Rows& values, int64_t count,
-                                float* y, int64_t y_stride) {
-  F total[HEADS][PIECES];
-  for (int h = 0; h < HEADS; ++h)
-    for (int c = 0; c < PIECES; ++c) total[h][c] = load(y + h * y_stride + 16 * c);
-  for (int64_t j = 0; j < count; ++j) {
+// N queries: y += sum over `count` positions of weight * value, for PIECES * 16 columns from `column` on. STORED:
+// `values.stored`; what lies `next` rows further on is then asked for, because it is read later.
+template <int N, int PIECES, bool STORED>
+INLINE void add_weighted_values(const float* const (&weights)[N], const Rows& values, int64_t count,
+                                float* const (&y)[N], int64_t column, int64_t next) {
+  F total[N][PIECES];
+  for (int h = 0; h < N; ++h)
+    for (int c = 0; c < PIECES; ++c) total[h][c] = load(y[h] + column + 16 * c);
+  const float* value = values.data + column;
+  for (int64_t j = 0; j < count; ++j, value += values.stride) {
     F v[PIECES];
-    for (int c = 0; c < PIECES; ++c) __builtin_prefetch(values.data + (j + 16) * values.stride + 16 * c);
-    for (int c = 0; c < PIECES; ++c) v[c] = load(values.data + j * values.stride + 16 * c);
-    for (int h = 0; h < HEADS; ++h) {
-      const F w = splat(weights[h * weights_stride + j]);
+    for (int c = 0; STORED && c < PIECES; ++c) __builtin_prefetch(value + next * values.stride + 16 * c);
+    for (int c = 0; c < PIECES; ++c) v[c] = load(value + 16 * c);
+    for (int h = 0; h < N; ++h) {
+      const F w = splat(weights[h][j]);
       for (int c = 0; c < PIECES; ++c) total[h][c] = total[h][c] + w * v[c];
     }
   }
-  for (int h = 0; h < HEADS; ++h)
-    for (int c = 0; c < PIECES; ++c) store(y + h * y_stride + 16 * c, total[h][c]);
+  for (int h = 0; h < N; ++h)
+    for (int c = 0; c < PIECES; ++c) store(y[h] + column + 16 * c, total[h][c]);
 }
 
-// The same for kColumns columns: all at a time where there are registers for the sums of so many heads.
-template <int HEADS>
-INLINE void add_weighted_columns(const float* weights, int64_t weights_stride, const Rows& values, int64_t count,
-                                 float* y, int64_t y_stride) {
-  constexpr int kPieces = KERNEL_ISA == ISA_AVX512 || HEADS <= 2 ? kColumns / 16 : 1;
-  for (int64_t c = 0; c < kColumns; c += 16 * kPieces) {
-    const Rows columns{values.data + c, values.stride};
-    add_weighted_values<HEADS, kPieces>(weights, weights_stride, columns, count, y + c, y_stride);
+// The columns column .. column + width - 1 of the values of positions from .. on; `next`: as above.
+struct ValueTile {
+  Rows values;
+  int64_t from, column, width, next;
+};
+constexpr int64_t kSlotsAhead = 32;  // `next`, at the most
+
+// The same for a tile's columns, of N queries from the first of `some` on, and for positions low .. high - 1.
+template <int N>
+INLINE void add_weighted_columns(const Attention& a, const Queries& some, int first, int64_t low, int64_t high,
+                                 const ValueTile& tile) {
+  if (low >= high) return;
+  const float* weights[N];
+  float* y[N];
+  for (int i = 0; i < N; ++i) {
+    weights[i] = a.scores + some.at[first + i] * a.span + low - a.low;
+    y[i] = a.y + some.at[first + i] * a.store->value_width + tile.column;
   }
+  const Rows seen = tile.values.from(low - tile.from);
+  const int64_t count = high - low, width = tile.width;
+  constexpr int kPieces = KERNEL_ISA == ISA_AVX512 || N <= 2 ? 2 : 1;  // as many sums as registers are good for
+  int64_t c = 0;
+  for (; seen.stored && c + 16 * kPieces <= width; c += 16 * kPieces)
+    add_weighted_values<N, kPieces, true>(weights, seen, count, y, c, tile.next);
+  for (; c + 16 * kPieces <= width; c += 16 * kPieces)
+    add_weighted_values<N, kPieces, false>(weights, seen, count, y, c, 0);
+  for (; c + 16 <= width; c += 16) add_weighted_values<N, 1, false>(weights, seen, count, y, c, 0);
+  for (; c < width; ++c)
+    for (int i = 0; i < N; ++i)
+      for (int64_t j = 0; j < count; ++j) y[i][c] += weights[i][j] * seen.data[j * seen.stride + c];
 }
 
-// Columns column .. column + width of all rows and of the query heads that share key head `kv`; width <= kColumns.
-// `buffer`: kPositions * kColumns floats.
+// Together for the positions that all N queries see, and one by one for those before and after.
+template <int N>
+void weigh_group(const Attention& a, const Queries& some, const ValueTile& tile) {
+  int64_t low = some.low[0], high = some.high[0];
+  for (int i = 1; i < N; ++i) low = larger(low, some.low[i]), high = smaller(high, some.high[i]);
+  high = larger(low, high);
+  for (int i = 0; i < N; ++i) add_weighted_columns<1>(a, some, i, some.low[i], smaller(low, some.high[i]), tile);
+  add_weighted_columns<N>(a, some, 0, low, high, tile);
+  for (int i = 0; i < N; ++i) add_weighted_columns<1>(a, some, i, larger(high, some.low[i]), some.high[i], tile);
+}
+
+// Columns column .. column + width of the queries that share key head `kv`; width <= kColumns. `buffer`: kSpread
+// floats.
 void weighted_values(const Attention& a, int64_t kv, int64_t column, int64_t width, float* buffer) {
   const KV& s = *a.store;
   const int64_t group = a.heads / a.kv_heads, last = (kv + 1) * group;
+  const int size = group_size(a);
+  const int64_t groups = a.rows * group / size;
   const auto out = [&](int64_t t, int64_t h) INLINE_LAMBDA { return a.y + (t * a.heads + h) * s.value_width + column; };
   for (int64_t t = 0; t < a.rows; ++t)
     for (int64_t h = kv * group; h < last; ++h) std::memset(out(t, h), 0, sizeof(float) * width);
   for (int64_t from = a.low; from < a.high;) {
-    const int64_t left = s.slots - from % s.slots;
-    int64_t count = a.high - from < left ? a.high - from : left;
-    if (count > kPositions) count = kPositions;
-    const Rows values = expand(s.values, s.type, kv, from % s.slots, count, column, width, s.slots, buffer);
-    for (int64_t t = 0; t < a.rows; ++t) {
-      const int64_t low = a.first[t] > from ? a.first[t] : from;
-      const int64_t high = a.end[t] < from + count ? a.end[t] : from + count;
-      if (low >= high) continue;
-      const Rows seen{values.data + (low - from) * values.stride, values.stride};
-      const int64_t stride = s.value_width;
-      for (int64_t h = kv * group; h < last;) {
-        const float* weights = a.scores + (t * a.heads + h) * a.span + low - a.low;
-        float* y = out(t, h);
-        // several heads at a time: one sum alone would wait for each of its own additions
-        const int64_t heads = width == kColumns ? last - h : 0;
-        if (heads >= 4) {
-          add_weighted_columns<4>(weights, a.span, seen, high - low, y, stride);
-          h += 4;
-        } else if (heads == 3) {
-          add_weighted_columns<3>(weights, a.span, seen, high - low, y, stride);
-          h += 3;
-        } else if (heads == 2) {
-          add_weighted_columns<2>(weights, a.span, seen, high - low, y, stride);
-          h += 2;
-        } else if (heads == 1) {
-          add_weighted_columns<1>(weights, a.span, seen, high - low, y, stride);
-          h += 1;
-        } else {
-          int64_t c = 0;
-          for (; c + 16 <= width; c += 16)
-            add_weighted_values<1, 1>(weights, a.span, Rows{seen.data + c, seen.stride}, high - low, y + c, stride);
-          for (; c < width; ++c)
-            for (int64_t j = 0; j < high - low; ++j) y[c] += weights[j] * seen.data[j * seen.stride + c];
-          h += 1;
-        }
+    const int64_t slot = from % s.slots, left = smaller(a.high - from, s.slots - slot);
+    const int64_t count = smaller(left, kSpread / width), next = smaller(left - count, count);
+    const Rows values = expand(s.values, s.type, kv, slot, count, column, width, s.slots, nullptr, buffer);
+    const ValueTile tile{values, from, column, width, smaller(next, kSlotsAhead)};
+    // Before each group a share of what the next tile is expanded from: all at once is more than memory takes.
+    const int64_t share = values.stored ? 0 : next / groups + 1;
+    int64_t asked = 0;
+    each_group(a, kv, size, from, from + count, [&](const Queries& some, int queries) INLINE_LAMBDA {
+      const int64_t more = smaller(share, next - asked);
+      ask_for(s.values, s.type, kv, slot + count + asked, more, column, width);
+      asked += more;
+      switch (queries) {
+        case 4: return weigh_group<4>(a, some, tile);
+        case 3: return weigh_group<3>(a, some, tile);
+        case 2: return weigh_group<2>(a, some, tile);
+        default: return weigh_group<1>(a, some, tile);
       }
-    }
+    });
     from += count;
   }
   for (int64_t t = 0; t < a.rows; ++t)

@@ -1,7 +1,7 @@
 // Sixteen floats and what can be done with them, for one instruction set. all.inl includes this file, then
-// quantise.inl, product.inl, rows.inl and attention.inl, once per set, inside a namespace and under the compiler's
-// target pragma, with KERNEL_ISA set. They therefore have no include guards and include no library: dispatch.h has what
-// they need.
+// quantise.inl, product.inl, rows.inl, store.inl and attention.inl, once per set, inside a namespace and under the
+// compiler's target pragma, with KERNEL_ISA set. They therefore have no include guards and include no library:
+// dispatch.h has what they need.
 //
 // Every set gives the same bits: floats are combined in an order that does not depend on the vector width (16
 // lanes everywhere, in as many registers as that takes), no multiply-add is fused, and integer sums are exact.
