@@ -11,16 +11,16 @@ from specdec.util.lazy import lazy
 
 if TYPE_CHECKING:
     from drafter.files.bundled import bundled_head, largest_bundled_head
-    from drafter.files.checkpoint import load_drafter, stored_bytes
+    from drafter.files.checkpoint import load_drafter, stored_bytes, weights_state
     from drafter.mtp_drafter import MTPDrafter
 
-__all__ = ["MTPDrafter", "bundled_head", "largest_bundled_head", "load_drafter", "stored_bytes"]
+__all__ = ["MTPDrafter", "bundled_head", "largest_bundled_head", "load_drafter", "stored_bytes", "weights_state"]
 
 __getattr__ = lazy(
     __name__,
     {
         "files.bundled": ("bundled_head", "largest_bundled_head"),
-        "files.checkpoint": ("load_drafter", "stored_bytes"),
+        "files.checkpoint": ("load_drafter", "stored_bytes", "weights_state"),
         "mtp_drafter": ("MTPDrafter",),
     },
 )

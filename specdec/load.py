@@ -22,7 +22,7 @@ from specdec import kernels
 from specdec.drafting.calibrate import calibrate
 from specdec.drafting.learned import learned_file
 from specdec.drafting.protocol import bind_drafter
-from specdec.drafting.registry import DrafterLike, drafter_bytes, resolve_drafter
+from specdec.drafting.registry import DrafterLike, drafter_bytes, drafter_identity, resolve_drafter
 from specdec.hf import SpecdecForCausalLM
 from specdec.memory.plan import (
     LARGEST_PICTURE,
@@ -140,7 +140,9 @@ def load(
     if (reason := kernels.missing()) and where.type == "cpu" and _in_blocks(decoder):
         _warn_of_slowness(reason)
     model = SpecdecForCausalLM(decoder, config, generation_config, proposer, conversations_of(decoder))
-    kept_file = learned_file(decoder, proposer, drafter) if remember and proposer.max_draft else None
+    kept_file = None
+    if remember and proposer.max_draft:
+        kept_file = learned_file(decoder, proposer, drafter_identity(drafter, decoder))
     if kept_file is not None:
         kept_file.read_into(model.lengths)
         weakref.finalize(model, kept_file.write, model.lengths)  # also when the program ends

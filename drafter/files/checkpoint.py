@@ -125,6 +125,16 @@ def stored_bytes(name_or_path: str | os.PathLike[str], dtype: torch.dtype, quant
     return sum(stored.checkpoint.loaded_bytes(name, dtype, quantize) for name in stored.checkpoint.shapes())
 
 
+def weights_state(name_or_path: str | os.PathLike[str]) -> str:
+    """Return names, sizes and times of a drafter's files of weights: other weights have another state.
+
+    A hash of the weights would take longer than what is to be saved by knowing them.
+    """
+    folder = read_folder(name_or_path).folder
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".gguf", ".safetensors"))
+    return repr([(file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in (file.stat(),)])
+
+
 def read_folder(name_or_path: str | os.PathLike[str]) -> Stored:
     """Read a drafter's folder or hub id, without its weights.
 

@@ -1,8 +1,8 @@
 """What draft lengths learned, kept between runs: costs and acceptance records, in a small file in the cache folder.
 
-A file is of one machine, model, kernels, number of threads and drafter: its name is a hash of all of them, and its
-content repeats the hash. A file that is damaged, of another format or of something else is as good as none; a folder
-that cannot be written keeps nothing, and no run fails for it. The texts do not depend on any of it.
+A file is of one machine, model, kernels, number of threads and drafter, its weights included: the name is a hash of all
+of them, and the content repeats the hash. A file that is damaged, of another format or of something else is as good as
+none; a folder that cannot be written keeps nothing, and no run fails for it. The texts do not depend on any of it.
 """
 
 from __future__ import annotations
@@ -74,15 +74,14 @@ class LearnedFile(NamedTuple):
                 old.unlink(missing_ok=True)
 
 
-def learned_file(backbone: Decoder, drafter: Drafter, word: object) -> LearnedFile | None:
-    """Return the file of `backbone` and `drafter` on this machine; `word`: the name, path or object that `drafter` was
-    asked for with. None where there is no cache folder."""
-    asked = os.fspath(word) if isinstance(word, str | os.PathLike) else type(word).__qualname__
+def learned_file(backbone: Decoder, drafter: Drafter, identity: str) -> LearnedFile | None:
+    """Return the file of `backbone` and `drafter`, whose `drafter_identity` is `identity`, on this machine. None where
+    there is no cache folder."""
     about = [
         (platform.node(), platform.machine(), _processor(), os.cpu_count()),
         (backbone.identity, str(backbone.device)),
         (kernels.active(), torch.get_num_threads()),
-        (drafter.name, drafter.max_draft, asked),
+        (drafter.name, drafter.max_draft, identity),
     ]
     key = hashlib.sha256(repr(about).encode()).hexdigest()[:32]
     try:

@@ -33,6 +33,9 @@ class DrafterCheckpoints(Protocol):
     def stored_bytes(self, name_or_path: str, dtype: torch.dtype, quantized: bool) -> int:
         """Return the bytes of that drafter's weights, beside a backbone in `dtype` that is `quantized` or is not."""
 
+    def weights_state(self, name_or_path: str) -> str:
+        """Return what changes when the weights of that drafter do."""
+
     def bundled_head(self, fingerprint: str) -> Path | None:
         """Return the folder of the package's head for a backbone (`Decoder.fingerprint`); None where it has none."""
 
@@ -97,6 +100,19 @@ def drafter_bytes(drafter: DrafterLike, dtype: torch.dtype, quantized: bool) -> 
     if drafter == "auto":
         return checkpoints().largest_bundled_head()
     return checkpoints().stored_bytes(os.fspath(drafter), dtype, quantized)
+
+
+def drafter_identity(drafter: DrafterLike, backbone: Decoder) -> str:
+    """Return what tells the drafter that `drafter` names from others: its name, and the state of the weights that it
+    has beside `backbone`. Of an object it is the class."""
+    if not isinstance(drafter, str | os.PathLike):
+        return type(drafter).__qualname__
+    name: str | os.PathLike[str] | None = drafter
+    if drafter == "auto":
+        name = checkpoints().bundled_head(backbone.fingerprint)
+    if name in (None, "none", "suffix"):
+        return os.fspath(drafter)
+    return f"{os.fspath(drafter)} {checkpoints().weights_state(os.fspath(name))}"
 
 
 @cache

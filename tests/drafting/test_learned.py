@@ -40,8 +40,8 @@ def taught(right: int = 4) -> AdaptiveLength:
     return lengths
 
 
-def file_of(word: object = "suffix", family: str = "llama") -> LearnedFile:
-    found = learned_file(decoder_of(tiny_model(family)), SuffixDrafter(), word)
+def file_of(identity: str = "suffix", family: str = "llama") -> LearnedFile:
+    found = learned_file(decoder_of(tiny_model(family)), SuffixDrafter(), identity)
     assert found is not None
     return found
 
@@ -61,7 +61,13 @@ def test_what_was_learned_is_there_again(cache: Path) -> None:
 def test_other_machines_models_threads_kernels_and_drafters_have_other_files(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = [file_of(), file_of("auto"), file_of(Path("heads/mine")), file_of(object()), file_of(family="gemma3")]
+    files = [
+        file_of(),
+        file_of("auto"),
+        file_of("heads/mine"),
+        file_of("heads/mine, trained on"),
+        file_of(family="gemma3"),
+    ]
     with monkeypatch.context() as patched:
         patched.setattr("platform.node", lambda: "another")
         files.append(file_of())

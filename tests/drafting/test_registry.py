@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
@@ -12,11 +13,18 @@ import torch
 
 import drafter
 from drafter.config import MTPHeadConfig, head_spec
-from drafter.files.head import save_head
+from drafter.files.head import HEAD_FILE, save_head
 from drafter.train.initial import initial_tensors
 from specdec.drafting import registry
 from specdec.drafting.composite import CompositeDrafter
-from specdec.drafting.registry import CHECKPOINTS, GROUP, checkpoints, drafter_bytes, resolve_drafter
+from specdec.drafting.registry import (
+    CHECKPOINTS,
+    GROUP,
+    checkpoints,
+    drafter_bytes,
+    drafter_identity,
+    resolve_drafter,
+)
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.hf import SpecdecForCausalLM, decoder_of
 from tests.support.tiny import prompt, tiny_model
@@ -49,6 +57,30 @@ def test_auto_is_the_head_of_this_backbone_or_suffix_matching(tmp_path: Path, mo
         assert torch.equal(*texts) and "mtp" in ours.last_stats.draft_sources
     finally:
         drafter.files.bundled._heads.cache_clear()
+
+
+def test_a_head_has_another_identity_once_it_was_trained_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head, decoder = tmp_path / "mine", backbone("llama")
+    save(head, "llama")
+    monkeypatch.setattr("drafter.files.bundled.HEADS", tmp_path)
+    drafter.files.bundled._heads.cache_clear()
+    try:
+        before = [drafter_identity(word, decoder) for word in ("auto", str(head), head)]
+        assert before == [drafter_identity(word, decoder) for word in ("auto", str(head), head)]
+        assert before[0] != drafter_identity("auto", backbone("qwen3"))  # which has no head here
+        assert before[0] != before[1] == before[2]
+        written = (head / HEAD_FILE).stat().st_mtime_ns
+        save(head, "llama")  # of the same size
+        os.utime(head / HEAD_FILE, ns=(written, written + 1))
+        after = [drafter_identity(word, decoder) for word in ("auto", str(head))]
+        assert after[0] != before[0] and after[1] != before[1]
+    finally:
+        drafter.files.bundled._heads.cache_clear()
+
+
+def test_drafters_without_weights_are_known_by_name_or_class() -> None:
+    decoder, words = backbone("qwen3"), (None, "none", "suffix", SuffixDrafter())
+    assert [drafter_identity(word, decoder) for word in words] == ["NoneType", "none", "suffix", "SuffixDrafter"]
 
 
 @pytest.mark.parametrize("lacking", ["name", "max_draft", "aux_layers", "bind", "start"])
