@@ -1,13 +1,20 @@
 """Tiny models run on one thread, real ones on all that the other test processes leave: two threads cost a tiny model
 more than they win. Files with real models come first, or the longest would run alone at the end.
 
+Nothing that a test or one of its commands keeps goes into the user's cache folder: the suite has its own, into which
+the real models are linked.
+
 `folder` is a tiny model that converses, as commands take it; `tokenizer` one for tiny models that are made on the spot.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 # Before torch: its threads that wait would otherwise spin, on the processors that the other test processes need.
@@ -18,8 +25,13 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from specdec.weights.hub.paths import NAMED_MODELS, model_path
 from tests.support.tiny import VOCAB
 from tests.support.tiny_folder import make_folder, threads_restored
+
+USERS_CACHE = os.environ.get("SPECDEC_CACHE")
+CACHE = Path(tempfile.mkdtemp(prefix="specdec-tests-"))
+os.environ["SPECDEC_CACHE"] = str(CACHE)  # commands that tests start have it too
 
 ALL = torch.get_num_threads()
 SHARE = max(1, ALL // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
@@ -28,6 +40,29 @@ SHARE = max(1, ALL // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     long = {item.path for item in items if item.get_closest_marker("model")}
     items.sort(key=lambda item: item.path not in long)  # stable: files stay whole
+
+
+@cache
+def link_real_models() -> None:
+    """Link the named models into the suite's cache folder, fetched into the user's where they are not there yet."""
+    with pytest.MonkeyPatch.context() as patch, suppress(ValueError):  # not to be had: the test itself says why
+        if USERS_CACHE is None:
+            patch.delenv("SPECDEC_CACHE")
+        else:
+            patch.setenv("SPECDEC_CACHE", USERS_CACHE)
+        for file in map(model_path, NAMED_MODELS):
+            for part in file.parent.glob(f"{file.name}*"):  # its stamp, without which it would be read through
+                (CACHE / part.name).symlink_to(part)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("model"):
+        link_real_models()
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(CACHE, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
