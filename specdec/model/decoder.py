@@ -24,6 +24,7 @@ from specdec.model.media import Media, within
 from specdec.model.spec import SLIDING, DecoderSpec
 from specdec.model.stack import Layer, Linear, Rotations, SequenceRows, Stack
 from specdec.model.states import States
+from specdec.util.threads import one_torch_thread
 from specdec.weights.tensors import Weight
 
 
@@ -223,8 +224,11 @@ class Decoder:
         logits = self.head.linear(hidden).float()
         cap = self.spec.final_softcap
         if cap is not None:
-            for row in logits:  # a row at a time: a vectorised tanh's tail must not depend on the number of rows
-                row.copy_(torch.tanh(row / cap) * cap)
+            # A row at a time, on one thread: a vectorised tanh's tail must depend on neither rows nor threads. A second
+            # thread is no gain here, and would go on polling on a core that the next pass needs.
+            with one_torch_thread():
+                for row in logits:
+                    row.div_(cap).tanh_().mul_(cap)
         return logits
 
     @torch.inference_mode()
