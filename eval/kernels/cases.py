@@ -3,7 +3,7 @@
 What: shapes are those of SmolLM2 135M, Gemma 3 270M and Gemma 4 12B. Weights, and the K and V of attention, come out of
 memory as in a model: each call takes the next of many copies, which together exceed the last-level cache several times.
 The outputs of the layer before (activations) stay in the cache, as in a model. Left out: `dense_linear`, which is
-torch's own, `fuse`, which the passes of a whole model time, and 8-bit stores of K and V.
+torch's own, and `fuse`, which the passes of a whole model time.
 """
 
 from __future__ import annotations
@@ -44,14 +44,10 @@ class Case:
 MATRICES = ((15360, 3840), (3840, 15360), (4096, 3840), (2048, 640), (1536, 576), (576, 1536))
 QUICK_MATRICES = ((15360, 3840), (1536, 576))
 FORMATS = {"4 bit": (4, False), "4 bit, minimum": (4, True), "5 bit": (5, False), "8 bit": (8, False)}
-# query heads, key heads, head_dim, positions, dtype of the store
-ATTENTIONS = (
-    (9, 3, 64, 256, torch.float32),
-    (16, 8, 256, 1024, torch.float32),
-    (16, 8, 256, 1024, torch.bfloat16),
-    (16, 1, 512, 1024, torch.float32),
-    (16, 1, 512, 1024, torch.bfloat16),
-)
+# query heads, key heads, head_dim, positions; of each type that a store may have
+ATTENTIONS = ((9, 3, 64, 256), (16, 8, 256, 1024), (16, 1, 512, 1024), (16, 1, 512, 16384))
+STORES = (torch.float32, torch.bfloat16, torch.int8)
+VALUES_ALONE = 512  # head_dim of the layers that keep no keys: Gemma 4's full layers
 NAMES = ("block_linear", "attention", "rms_norm", "rope", "gated", "block_rows")
 
 
@@ -65,7 +61,8 @@ def cases(quick: bool = False, only: frozenset[str] = frozenset(NAMES)) -> Itera
                 yield _block_linear(size, name, bits, minimum, rows)
     if "attention" in only:
         for shape in ATTENTIONS[:1] if quick else ATTENTIONS:
-            yield _attention(shape, rows)
+            for dtype in STORES[:1] if quick else STORES:
+                yield _attention(shape, dtype, rows)
     if "rms_norm" in only:
         for width in (576, 3840):
             yield _rms_norm(width, rows)
@@ -90,22 +87,31 @@ def _block_linear(size: tuple[int, int], name: str, bits: int, minimum: bool, ro
     return Case("block_linear", f"{size[0]}x{size[1]} {name}", rows, first.nbytes, call)
 
 
-def _attention(shape: tuple[int, int, int, int, torch.dtype], rows: tuple[int, ...]) -> Case:
+def _attention(shape: tuple[int, int, int, int], dtype: torch.dtype, rows: tuple[int, ...]) -> Case:
     """Make a case in which row t of T sees positions 0 .. context - T + t, as in the last pass of a text of `context`
     positions."""
-    heads, kv_heads, width, context, dtype = shape
-    k = _random(kv_heads, context, width).to(dtype)
-    count = max(2, -(-_out_of_cache() // (2 * k.nbytes)))
-    rotation = itertools.cycle([kernels.KVView(k.clone(), k.clone()) for _ in range(count)])
+    heads, kv_heads, width, context = shape
+    alone = width == VALUES_ALONE
+    wide = _random(kv_heads, context, width)
+    stored, scale = kernels.quantise_store(wide) if dtype is torch.int8 else (wide.to(dtype), None)
+    angles = _random(context, width // 8)
+    made = kernels.KeyFromValue(torch.ones(width), angles.cos(), angles.sin()) if alone else None
+    bytes_stored = (1 if alone else 2) * stored.nbytes
+
+    def copy() -> kernels.KVView:
+        keys = None if alone else stored.clone()
+        return kernels.KVView(keys, stored.clone(), None if alone else scale, scale, made)
+
+    rotation = itertools.cycle([copy() for _ in range(max(2, -(-_out_of_cache() // bytes_stored)))])
 
     def call(t: int) -> Callable[[], object]:
         q = _random(t, heads, width)
         lo, hi = [0] * t, [context - t + i + 1 for i in range(t)]
         return lambda: kernels.attention(q, next(rotation), lo, hi, width**-0.5)
 
-    kind = str(dtype).removeprefix("torch.")
+    kind = f"{str(dtype).removeprefix('torch.')}{', values alone' if alone else ''}"
     what = f"{heads} heads, {kv_heads} of K/V x {width}, {context} positions, {kind}"
-    return Case("attention", what, tuple(t for t in rows if t <= context), 2 * k.nbytes, call)
+    return Case("attention", what, tuple(t for t in rows if t <= context), bytes_stored, call)
 
 
 def _rms_norm(width: int, rows: tuple[int, ...]) -> Case:
