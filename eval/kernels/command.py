@@ -86,12 +86,15 @@ class Measured:
         timing = prefill_speed(decoder, tokens, Effort(most=5 if self.quick else 7, seconds=2.0))
         self.model |= {"prefill_tokens": tokens, "prefill_tokens_per_second": tokens / timing.median}
 
-    def full_size(self, name: str, context: int, report: Report) -> None:
-        """Build the shape `name`, decode plainly, and time passes after `context` positions. Raises ValueError: see
-        `full_size_model`."""
-        model = full_size_model(name, lambda tensor: report(f"random weights: {tensor}"))
+    def full_size(self, name: str, context: int, kv_dtype: torch.dtype, report: Report) -> None:
+        """Build the shape `name`, decode plainly, and time passes after `context` positions of `kv_dtype`.
+
+        Raises ValueError: see `full_size_model`.
+        """
+        model = full_size_model(name, lambda tensor: report(f"random weights: {tensor}"), kv_dtype)
         bytes_read = bytes_per_pass(model.decoder)
         self.model = {"name": name, "weight_bytes": model.decoder.nbytes, "bytes_per_pass": bytes_read}
+        self.model["kv_dtype"] = str(model.decoder.kv_dtype).removeprefix("torch.")
         report("decoding")
         before = self.bandwidth.measure()
         decoding = decode_speed(model, FULL_PROMPT, 8 if self.quick else FULL_TOKENS)
@@ -119,7 +122,8 @@ def measure(arguments: argparse.Namespace) -> int:
 
         try:
             if arguments.full_size:
-                measured.full_size(arguments.full_size, arguments.context, report)
+                kv_dtype = getattr(torch, arguments.kv_dtype)
+                measured.full_size(arguments.full_size, arguments.context, kv_dtype, report)
             else:
                 measured.kernels(only, report)
                 if MODEL in only:
@@ -206,6 +210,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="SHAPE",
         help=f"instead of all that: a model of this shape ({', '.join(full_size_names())}) with random 4-bit weights "
         "in memory, about 10 GB for gemma-4-12b; decodes 32 tokens and times passes",
+    )
+    parser.add_argument(
+        "--kv-dtype",
+        choices=cli.KV_DTYPES,
+        default="float32",
+        help="how --full-size keeps K and V (default: float32)",
     )
     group = parser.add_argument_group("model")
     group.add_argument("--model", default=cli.DEFAULT_MODEL, metavar="NAME", help=f"default: {cli.DEFAULT_MODEL}")

@@ -46,8 +46,11 @@ def _config(file: str) -> Any:
     return AutoConfig.for_model(config.pop("model_type"), **config)
 
 
-def full_size_model(name: str, progress: Callable[[str], None] | None = None) -> SpecdecForCausalLM:
-    """Build a model of the shape `name` on the CPU, with random blocks; `progress(name)` after each tensor.
+def full_size_model(
+    name: str, progress: Callable[[str], None] | None = None, kv_dtype: torch.dtype | None = None
+) -> SpecdecForCausalLM:
+    """Build a model of the shape `name` on the CPU, with random blocks; `progress(name)` after each tensor. `kv_dtype`:
+    of K and V; None: float32.
 
     Raises ValueError for an unknown name, and when the model's weights do not fit into the memory that is free.
     """
@@ -62,6 +65,7 @@ def full_size_model(name: str, progress: Callable[[str], None] | None = None) ->
         device=torch.device("cpu"),
         quantize="int4",
         progress=progress,
+        kv_dtype=kv_dtype,
     )
     return SpecdecForCausalLM(decoder, config, GenerationConfig(), NoDraft())
 

@@ -266,9 +266,10 @@ def test_random_weights_are_stored_as_int4_would_be() -> None:
 
 @pytest.mark.usefixtures("tiny_shape")
 def test_the_full_size_command_decodes_and_times_passes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--full-size", "gemma-4-12b", "--threads", "1", "--json", "-"]) == 0
+    assert main(["--full-size", "gemma-4-12b", "--kv-dtype", "int8", "--threads", "1", "--json", "-"]) == 0
     written, output = capsys.readouterr()
     record = json.loads(written)
+    assert record["model"]["kv_dtype"] == "int8"
     decoding = record["model"]["decoding"]
     assert (decoding["tokens"], decoding["prompt_tokens"]) == (32, 64)
     assert decoding["bytes_per_token"] == record["model"]["bytes_per_pass"] == record["model"]["weight_bytes"]
