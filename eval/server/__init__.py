@@ -1,0 +1,1 @@
+"""`python -m eval.server`: what serving costs, and whether answers are what requests want."""
