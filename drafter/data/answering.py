@@ -22,7 +22,8 @@ from torch import Tensor
 from drafter.data.features import Features, best_of, kept_keys, likeliest, longest_text
 from drafter.data.patience import PATIENT, Patience
 from specdec.cache import Conversation, KVCache
-from specdec.cache.reuse import Keys, shared_beginning
+from specdec.cache.conversation import Keys
+from specdec.cache.reuse import shared_beginning
 from specdec.drafting.protocol import NoDraft
 from specdec.engine.engine import Engine
 from specdec.engine.sampling import Sampler
@@ -226,6 +227,9 @@ class Beginnings:
             cache.rewind(most)
             known = _Begun(tokens[:most], states[:most], best[:most], cache)
         return Conversation(known.cache, notes={"begun": known})
+
+    def reserve(self, conversation: Conversation, positions: int) -> None:
+        """Do nothing: nobody counts bytes here."""
 
     def before_chunk(self, conversation: Conversation, left: int, chunk: int) -> None:
         """Make no ring checkpoint: a cache only ever goes back as far as its rings allow."""

@@ -22,8 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from specdec.cache.conversation import Conversation, MediaKey
 from specdec.cache.kv_cache import KVCache, RingCheckpoint
-from specdec.cache.reuse import Conversation, MediaKey
 from specdec.cache.stores import LayerStore
 from specdec.util.atomic import is_foreign, replacing, user_path
 from specdec.weights.metadata import LARGEST, Values, foreign, naming

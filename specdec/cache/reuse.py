@@ -21,71 +21,20 @@ until it ends, so no other text can go on from a cache that is being written. Le
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from specdec.cache.conversation import Conversation, Keys, needed_positions
 from specdec.cache.kv_cache import KVCache, RingCheckpoint
 from specdec.util.heap import trim_heap
-
-
-class MediaKey(NamedTuple):
-    """Tells a run of soft tokens from others: its positions start .. end - 1, and a hash of what it shows."""
-
-    start: int
-    end: int
-    key: bytes
-
-
-Keys = Sequence[MediaKey]
 
 TAIL = 64  # positions that a text which goes on may drop of its conversation; with more to lose, it gets a copy
 MARKS = 3  # per conversation, besides those at its pins: a ring's worth of memory each
 RECENT = 8  # releases of other texts, after which a conversation that was gone on from counts like any other
 EARLY = 256  # tokens before the end of a prompt where the first of them is made: a question about a document is shorter
-
-
-@dataclass(eq=False)
-class Conversation:
-    """A cache, the tokens that it holds, and the marks that it can go back to.
-
-    `tokens` [n] int64: the text, whose first `cache.length` tokens are in the cache. `media`: the text's pictures and
-    sound, in their order. `reserved`: bytes that the budget counts for the cache while it is decoded. `marking`:
-    whether its rings will overwrite the beginning of the text. `pins`: lengths at which later texts are likely to part
-    from this one; its marks there are dropped last. `turns`: how often it was gone on from, and `used`: the number of
-    the release that was its last. `notes`: the JSON that was saved with it.
-    """
-
-    cache: KVCache
-    marks: list[RingCheckpoint] = field(default_factory=list)
-    tokens: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    reserved: int = 0
-    marking: bool = False
-    pins: frozenset[int] = frozenset()
-    turns: int = 0
-    used: int = 0
-    notes: dict[str, Any] = field(default_factory=dict)
-    media: tuple[MediaKey, ...] = ()
-
-    @property
-    def marked(self) -> int:
-        """Return the bytes of its marks."""
-        return sum(mark.nbytes for mark in self.marks)
-
-    @property
-    def loose(self) -> list[RingCheckpoint]:
-        """Return its marks that stand at no pin."""
-        return [mark for mark in self.marks if mark.length not in self.pins]
-
-    @property
-    def nbytes(self) -> int:
-        """Return the bytes that count towards the limit: the larger of its cache and what is reserved for it, and its
-        marks."""
-        return max(self.cache.nbytes, self.reserved) + self.marked
 
 
 class _Found(NamedTuple):
@@ -96,21 +45,6 @@ class _Found(NamedTuple):
     conversation: Conversation | None = None
 
 
-class CacheProvider(Protocol):
-    """Gives a cache to every text that begins, and takes it back when the text ends, from any thread."""
-
-    def acquire(self, prompt: Tensor, longest: int, media: Keys = ()) -> Conversation:
-        """Return a conversation for a text of at most `longest` tokens. Its cache holds at most the first n - 1 tokens
-        of prompt [n], whose soft tokens are those of `media`. Nobody else has it until `release`."""
-
-    def before_chunk(self, conversation: Conversation, left: int, chunk: int) -> None:
-        """Take note that `left` tokens of the prompt are still to be read, and that `chunk` of them come next."""
-
-    def release(self, conversation: Conversation) -> None:
-        """Take `conversation` back: its cache holds the first `cache.length` of its `tokens`. Nothing happens when it
-        was taken back before."""
-
-
 class Conversations:
     """The conversations that may go on, in at most `limit` bytes, the most recently used one last."""
 
@@ -118,7 +52,8 @@ class Conversations:
         self, new_cache: Callable[[], KVCache], limit: int = 0, bytes_for: Callable[[int], int] | None = None
     ) -> None:
         """Begin empty. `limit` 0 keeps nothing. `bytes_for(positions)`: bytes of a cache. With it, texts that are being
-        decoded count towards the limit too, at their largest size; without it their marks alone do."""
+        decoded count towards the limit too, with the size that they will soon have; without it their marks alone
+        do."""
         self._new_cache, self.limit, self._bytes_for = new_cache, limit, bytes_for
         self.kept: list[Conversation] = []
         self._playing: list[Conversation] = []  # whose texts are being decoded, each by its own caller
@@ -137,7 +72,7 @@ class Conversations:
         prompt = prompt.cpu()
         with self._lock:
             mine = self._take(self._best(prompt, media), len(prompt), longest)
-            mine.media = tuple(media)
+            mine.media, mine.positions = tuple(media), needed_positions(len(prompt), longest)
             mine.marking = bool(mine.cache.rings) and longest > min(ring.slots for ring in mine.cache.rings)
             if self.limit:
                 self._playing.append(mine)
@@ -147,6 +82,14 @@ class Conversations:
                     self._playing.remove(mine)
                     raise
         return mine
+
+    def reserve(self, conversation: Conversation, positions: int) -> None:
+        """Make room for the cache of `conversation` to grow to `positions`."""
+        conversation.positions = positions
+        if self._bytes_for is not None:
+            with self._lock:
+                conversation.reserved = self._bytes_for(positions)
+                self._make_room()
 
     def before_chunk(self, conversation: Conversation, left: int, chunk: int) -> None:
         """Make a mark where one is due: `left` tokens of the prompt are to come, and `chunk` of them come next."""
@@ -239,7 +182,7 @@ class Conversations:
     def _take(self, found: _Found, prompt: int, longest: int) -> Conversation:
         """Return a conversation of what was `found` for a text that begins with `prompt` tokens."""
         length, mark, source = found
-        reserved = self._bytes_for(longest) if self._bytes_for is not None else 0
+        reserved = 0 if self._bytes_for is None else self._bytes_for(needed_positions(prompt, longest))
         if source is None:
             return Conversation(self._new_cache(), reserved=reserved)
         goes_on = 2 * length >= prompt  # most of the text is there: it is the same conversation

@@ -16,10 +16,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from collections.abc import Sequence as Several
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from specdec.cache import CacheProvider, Conversations
 from specdec.drafting.composite import PredictedProposer
@@ -28,29 +26,13 @@ from specdec.drafting.propose import propose_together
 from specdec.drafting.protocol import Drafter, NoDraft, Proposer, bind_drafter, proposer_for
 from specdec.drafting.suffix import PredictionMatches
 from specdec.engine.clock import PassClock
+from specdec.engine.event import Event
 from specdec.engine.schedule import DRAFT_ROWS, next_batch
 from specdec.engine.sequence import Lockstep, Request, RowsChooser, Sequence, verify_all
 from specdec.engine.stats import GenerationStats, Round
 from specdec.engine.verify import Verdict
 from specdec.model.decoder import Decoder
 from specdec.util.threads import one_torch_thread, turn_to_compute
-
-
-class Event(NamedTuple):
-    """One sequence's result of a pass: the tokens that it emitted, and the logits [emitted, vocab] that chose them.
-
-    Without tokens the sequence has ended otherwise: it was cancelled, or `sequence.error` is what its own sampler or
-    stop condition raised. `sequence.finish` tells whether it has ended.
-    """
-
-    sequence: Sequence
-    verdict: Verdict
-    logits: Tensor | None = None
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        """Return the emitted token ids."""
-        return self.verdict.tokens
 
 
 class Engine:
@@ -120,6 +102,19 @@ class Engine:
             self._work.notify_all()
         if self._stepper is None:  # no call of `step` is under way, and perhaps none will come
             self._reap()
+
+    def pause(self, sequence: Sequence) -> None:
+        """Take the cache of `sequence`, which is in no pass, and leave it aside until `resume`."""
+        with self._lock:
+            self._waiting = deque(one for one in self._waiting if one is not sequence)
+            self._active = [one for one in self._active if one is not sequence]
+        sequence.pause(self.caches)
+
+    def resume(self, sequence: Sequence) -> None:
+        """Queue a paused sequence: its tokens are read again, as far as no cache holds them, and the text goes on."""
+        with self._work:
+            self._waiting.append(sequence)
+            self._work.notify_all()
 
     @property
     def in_flight(self) -> int:
@@ -211,8 +206,7 @@ class Engine:
             while self._waiting and (len(self._active) < self.max_batch or self._waiting[0].lockstep is not None):
                 self._active.append(self._waiting.popleft())
         for sequence in self._active:  # after Ctrl-C an earlier sequence may still have no cache
-            if sequence.waiting:
-                sequence.begin(self.caches)
+            if sequence.waiting and sequence.begin(self.caches):
                 for stats in self._stats_of(sequence):
                     stats.count_prompt(sequence.prompt_tokens, sequence.reused)
 
@@ -228,6 +222,8 @@ class Engine:
             prompt_rows = sum(sequence.next_rows for sequence in batch if not sequence.decoding)
             prepared = self._draft(going_on, prompt_rows)
             draft_seconds = clock.lap("draft")
+            for sequence in batch:
+                sequence.reserve(self.caches)
             rows = [sequence.rows().to(backbone.device) for sequence in batch]
             media = [one.media for one in batch] if any(one.media for one in batch) else ()
             caches = [one.conversation.cache for one in batch]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from specdec.cache import MAX_ROWS, CacheProvider, Conversation
+from specdec.cache.conversation import needed_positions
 from specdec.drafting.propose import OpenEnd
 from specdec.drafting.protocol import Draft, Proposer
 from specdec.engine.constraints import Constraint, ForcedTokens, constrained
@@ -108,8 +109,9 @@ class Sequence:
         self.chunk = MAX_ROWS  # rows of the prompt that the next pass reads, but for the edges of media
         self._ids = request.row[request.padding :].tolist()  # the tokens that proposers see, kept as they grow
         self._conversation: Conversation | None = None
-        self._unread = len(self._ids)  # prompt tokens that no pass has read
+        self._unread = len(self._ids)  # tokens that no pass has read; once the text is decoded, none
         self._media = deque(block.embedded_once() for block in request.media)  # but for those that were read
+        self._begun = False
 
     def __repr__(self) -> str:
         return f"<Sequence of {self.length} tokens, {self.finish or 'in flight'}>"
@@ -150,27 +152,37 @@ class Sequence:
         """Return how many of the sequence's rows the next pass has."""
         if self.decoding:
             return len(self.draft.tokens) + 1
-        read, rows = self.prompt_tokens - self._unread, min(self._unread, self.chunk)
+        read, rows = len(self._ids) - self._unread, min(self._unread, self.chunk)
         if self.request.pins and self.conversation.marking:  # a mark is made between two chunks
             rows = min((pin - read for pin in self.request.pins if read < pin < read + rows), default=rows)
-        return rows if not self._media else chunk_end(self._media, read, self.prompt_tokens, rows) - read
+        return rows if not self._media else chunk_end(self._media, read, len(self._ids), rows) - read
 
     @property
     def last_chunk(self) -> bool:
         """Return whether the next pass, in which the sequence reads of its prompt, chooses a token."""
         return self._conversation is not None and self._unread == self.next_rows
 
-    def begin(self, caches: CacheProvider) -> None:
-        """Take a cache from `caches`, with as much of the prompt in it as `caches` has."""
-        request = self.request
-        prompt = request.row[request.padding :]
+    def begin(self, caches: CacheProvider) -> bool:
+        """Take a cache from `caches`, with as much of the text in it as `caches` has; return whether it is the
+        sequence's first one."""
+        request, first = self.request, not self._begun
+        text = self.tokens[request.padding : self.length]
         places = [block.place for block in request.media]
-        self._conversation = caches.acquire(prompt, request.limit - request.padding, places)
-        self.reused = self.conversation.cache.length
-        self._unread -= self.reused
+        self._conversation = caches.acquire(text, request.limit - request.padding, places)
+        self._begun = True
+        self.reused = self.conversation.cache.length if first else self.reused
+        self._unread -= self.conversation.cache.length
         self._forget_media()
         self.conversation.tokens = self.tokens[request.padding :]
         self.conversation.pins = request.pins
+        return first
+
+    def pause(self, caches: CacheProvider) -> None:
+        """Give the cache back to `caches`; with the next one, the text's tokens are read again as a prompt is."""
+        self.end(caches)
+        self._conversation, self.states, self.proposer, self.draft = None, None, None, Draft()
+        self._unread = len(self._ids)
+        self._media = deque(block.embedded_once() for block in self.request.media)
 
     def end(self, caches: CacheProvider) -> None:
         """Give the cache back to `caches`."""
@@ -194,6 +206,12 @@ class Sequence:
     def before_chunk(self, caches: CacheProvider) -> None:
         """Tell `caches` that a chunk of the prompt comes next."""
         caches.before_chunk(self.conversation, self._unread, self.next_rows)
+
+    def reserve(self, caches: CacheProvider) -> None:
+        """Let `caches` make room for the rows of the next pass, where they are beyond what was reserved."""
+        end = self.conversation.cache.length + self.next_rows
+        if end > self.conversation.positions:
+            caches.reserve(self.conversation, needed_positions(end, self.request.limit - self.request.padding))
 
     def find_forced(self) -> bool:
         """Find out which tokens have to come next; return whether there are any."""
@@ -258,7 +276,7 @@ class Sequence:
 
     def _forget_media(self) -> None:
         """Let go of the media that the cache holds, with their rows."""
-        while self._media and self._media[0].end <= self.prompt_tokens - self._unread:
+        while self._media and self._media[0].end <= len(self._ids) - self._unread:
             self._media.popleft()
 
     def _commit(self, rows: int, states: States) -> None:

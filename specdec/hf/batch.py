@@ -25,7 +25,8 @@ from specdec.drafting.calibrate import calibrate
 from specdec.drafting.draft_length import AdaptiveLength
 from specdec.drafting.protocol import Drafter, NoDraft, bind_drafter
 from specdec.engine.constraints import Constraint
-from specdec.engine.engine import Engine, Event
+from specdec.engine.engine import Engine
+from specdec.engine.event import Event
 from specdec.engine.sampling import Sampler, Warping
 from specdec.engine.sequence import Request
 from specdec.engine.stats import GenerationStats

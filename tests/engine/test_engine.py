@@ -8,7 +8,7 @@ import torch
 from specdec.drafting.draft_length import AdaptiveLength, FixedLength
 from specdec.drafting.protocol import Drafter, NoDraft
 from specdec.drafting.suffix import SuffixDrafter
-from specdec.engine.engine import Event
+from specdec.engine.event import Event
 from specdec.engine.sampling import Sampler
 from specdec.engine.sequence import Request
 from specdec.engine.stats import GenerationStats

@@ -13,7 +13,8 @@ import specdec
 from specdec.cache import CacheProvider, KVCache
 from specdec.drafting.draft_length import DraftLength, FixedLength
 from specdec.drafting.protocol import Drafter, NoDraft
-from specdec.engine.engine import Engine, Event
+from specdec.engine.engine import Engine
+from specdec.engine.event import Event
 from specdec.engine.sampling import Sampler
 from specdec.engine.sequence import Request
 from specdec.engine.stats import GenerationStats

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from specdec.engine.engine import Event
+from specdec.engine.event import Event
 from specdec.engine.stats import GenerationStats
 from specdec.engine.verify import Choice
 from specdec.server.errors import ApiError, of_exception

@@ -11,10 +11,15 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import lru_cache
+from itertools import count
 
-from specdec.engine.engine import Engine, Event
+from specdec.cache import MAX_ROWS
+from specdec.cache.conversation import needed_positions
+from specdec.engine.engine import Engine
+from specdec.engine.event import Event
 from specdec.engine.sequence import Request, Sequence
 from specdec.server.errors import ApiError
 
@@ -27,13 +32,14 @@ Listener = Callable[["Event | ApiError | Exception"], None]
 class Ticket:
     """A text that was submitted.
 
-    `sequence` is None while the text waits for room, and when it is over: an answer that somebody still holds must not
-    hold a cache.
+    `sequence` is None while the text waits for its first room, and when it is over: an answer that somebody still holds
+    must not hold a cache. `number`: tickets are numbered as they come.
     """
 
-    def __init__(self, request: Request, listener: Listener, cache_bytes: int) -> None:
-        self.request, self.listener, self.cache_bytes = request, listener, cache_bytes
+    def __init__(self, request: Request, listener: Listener, number: int = 0) -> None:
+        self.request, self.listener, self.number = request, listener, number
         self.sequence: Sequence | None = None
+        self.positions = 0  # that are reserved for it
         self.began = 0.0  # when the engine got it, on the clock of `time.perf_counter`
         self.over = False
         self._cached = 0
@@ -44,6 +50,11 @@ class Ticket:
         sequence = self.sequence
         return self._cached if sequence is None else sequence.reused
 
+    def reserve(self) -> None:
+        """Take note of the positions that the text needs now, and soon."""
+        length = len(self.request.row) if self.sequence is None else self.sequence.length
+        self.positions = needed_positions(length, self.request.limit)
+
     def end(self) -> None:
         """Let go of the sequence."""
         self.over, self._cached, self.sequence = True, self.cached, None
@@ -53,11 +64,19 @@ class EngineThread:
     """Runs `engine` in a thread of its own.
 
     `max_waiting`: texts that may wait for room; the next one is refused. `cache_room`: bytes that the caches of texts
-    in flight may take together, each at its limit (None: as many as come).
+    in flight may take together (None: as many as come), and `bytes_for`: those of a cache of so many positions. A text
+    gets room as it grows; where there is none left, the newest text waits until there is.
     """
 
-    def __init__(self, engine: Engine, max_waiting: int = 32, cache_room: int | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        max_waiting: int = 32,
+        cache_room: int | None = None,
+        bytes_for: Callable[[int], int] = lambda positions: 0,
+    ) -> None:
         self.engine, self.max_waiting, self.cache_room = engine, max_waiting, cache_room
+        self._bytes_for, self._numbers = lru_cache(maxsize=256)(bytes_for), count()
         self._waiting: deque[Ticket] = deque()
         self._running: dict[Sequence, Ticket] = {}
         self._lock = threading.RLock()  # guards these two; never held during a pass
@@ -90,8 +109,8 @@ class EngineThread:
             for sequence, ticket in running
         ]
 
-    def submit(self, requests: list[tuple[Request, Listener, int]]) -> list[Ticket]:
-        """Queue requests, each with its listener and the bytes that its cache may take; return their tickets.
+    def submit(self, requests: list[tuple[Request, Listener]]) -> list[Ticket]:
+        """Queue requests, each with its listener; return their tickets.
 
         All of them are taken or none. Raises ApiError when the queue is full, or the thread is being closed.
         """
@@ -105,7 +124,7 @@ class EngineThread:
                     f"{len(self._running)} answers are under way and {len(self._waiting)} wait; try again later",
                     code="queue_full",
                 )
-            tickets = [Ticket(*one) for one in requests]
+            tickets = [Ticket(*one, next(self._numbers)) for one in requests]
             self._waiting.extend(tickets)
             self._admit()
         return tickets
@@ -142,18 +161,40 @@ class EngineThread:
         """Hand texts that wait to the engine, the oldest first, as far as there is room. The lock is held."""
         while self._waiting and len(self._running) < self.engine.max_batch:
             ticket = self._waiting[0]
-            taken = sum(each.cache_bytes for each in self._running.values())
-            if self._running and self.cache_room is not None and taken + ticket.cache_bytes > self.cache_room:
+            ticket.reserve()
+            if self._running and not self._fit([*self._running.values(), ticket]):
                 return
             self._waiting.popleft()
-            ticket.began = time.perf_counter()
-            ticket.sequence = self.engine.add(ticket.request)
+            if ticket.sequence is None:
+                ticket.began = time.perf_counter()
+                ticket.sequence = self.engine.add(ticket.request)
+            else:
+                self.engine.resume(ticket.sequence)
             self._running[ticket.sequence] = ticket
+
+    def _fit(self, tickets: Iterable[Ticket]) -> bool:
+        """Return whether the caches of `tickets` have room together."""
+        return self.cache_room is None or sum(self._bytes_for(one.positions) for one in tickets) <= self.cache_room
+
+    def _make_room(self) -> None:
+        """Give room to texts that have grown; where there is none, the newest text makes room and waits."""
+        if self.cache_room is None:
+            return
+        with self._lock:
+            for sequence, ticket in self._running.items():
+                if sequence.length + MAX_ROWS > ticket.positions:
+                    ticket.reserve()
+            while len(self._running) > 1 and not self._fit(self._running.values()):
+                sequence, newest = max(self._running.items(), key=lambda one: one[1].number)
+                self.engine.pause(sequence)
+                del self._running[sequence]
+                self._waiting.appendleft(newest)
 
     def _run(self) -> None:
         try:
             while self.closing is None or self.engine.in_flight:
                 if self.engine.wait(0.2):
+                    self._make_room()
                     self._step()
         finally:
             self.engine.close()  # what was cancelled during the last pass gives its cache back

@@ -70,7 +70,8 @@ class Service:
                 calibrate(model.lengths, self.decoder, model.drafter, max_sequences)
         self.engine = Engine(self.decoder, model.drafter, lengths or model.lengths, model.conversations, max_sequences)
         room = None if self.decoder.room is None else self.decoder.room.cache
-        self.thread = EngineThread(self.engine, max_waiting, room)
+        bytes_for = partial(cache_bytes, self.decoder.spec, kept=self.decoder.kv_dtype)
+        self.thread = EngineThread(self.engine, max_waiting, room, bytes_for)
         self._encoding = ThreadPoolExecutor(1, "specdec encoding")  # long prompts take a while, and others must go on
 
     @property
@@ -141,7 +142,7 @@ class Service:
             for i in range(len(prompts) * sampling.choices)
         ]
         answer = Answer(outputs, sum(map(len, prompts)), sampling.logprobs)
-        queued: list[tuple[Request, Listener, int]] = []
+        queued: list[tuple[Request, Listener]] = []
         for i, (output, seed) in enumerate(zip(outputs, sampling.seeds(len(outputs)), strict=True)):
             prompt = prompts[i // sampling.choices]
             limit = min(len(prompt) + (sampling.max_tokens or self.context), self.context)
@@ -157,9 +158,7 @@ class Service:
                 pins=frozenset(pins),
                 prediction=tuple(prediction[: self.context]),  # no answer is longer
             )
-            room = self.decoder.room
-            taken = 0 if room is None else cache_bytes(self.decoder.spec, limit, self.decoder.kv_dtype)
-            queued.append((request, partial(answer.hear, output), taken))
+            queued.append((request, partial(answer.hear, output)))
         answer.parting = self.partings.note(prompts[0])
         answer.begin(self.thread, self.thread.submit(queued))
         return answer
