@@ -39,7 +39,7 @@ def test_texts_share_the_room_and_none_is_lost(
     thread: Callable[[int], EngineThread], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = decoder_of(tiny_model("llama"))
-    asked = [request(prompt(20, seed=i)[0], 180, seed=i) for i in range(4)]
+    asked = [request(prompt(20, seed=i)[0], 120, seed=i) for i in range(4)]
     expected = [alone(decoder, one) for one in asked]
     pauses, most = Counter[Sequence](), list[int]()
     pause = Engine.pause
@@ -62,10 +62,10 @@ def test_texts_share_the_room_and_none_is_lost(
         return hear
 
     one.submit([(each, listener(i)) for i, each in enumerate(asked)])
-    assert one.running == 4, "each needs 100 now, though 200 in the end"
+    assert one.running == 4, "each needs 100 now, though 140 in the end"
     until(lambda: sum(heard.values()) == 4, 60)
     assert [texts[i] for i in range(4)] == [row[20:] for row in expected]
-    assert sum(pauses.values()) >= 2 and max(most) <= 420
+    assert sum(pauses.values()) >= 1 and max(most) <= 420
     assert asked[0] not in {sequence.request for sequence in pauses}, "the oldest is never stopped"
 
 
