@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,8 +13,9 @@ import pytest
 
 import run
 from eval.serve.command import check_folder
-from tests.support.serving.process import ROOT, serving
+from tests.support.serving.process import serving
 from tests.support.serving.served import events
+from tests.support.tiny_folder import threads_restored
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
 
@@ -68,14 +67,6 @@ def test_what_cannot_be_served_is_told_in_a_line(
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="--cache-dir"):
         check_folder(tmp_path / "file")
-    done = subprocess.run(
-        [sys.executable, "run.py", "serve", "--model", str(empty), "--port", "0"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert (
-        done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
-    )
+    with threads_restored():
+        assert run.main(["serve", "--model", str(empty), "--port", "0"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")

@@ -160,6 +160,16 @@ def test_choices_of_tools_hold_against_the_model(client: TestClient) -> None:
         assert not talks["choices"][0]["message"]["content"] and len(streamed_calls(chunks)) == 1
 
 
+@pytest.mark.parametrize("inside", ["call:look{s:", "look at", "call:look{s:1}<tool_call|>", ""])
+def test_a_call_that_nobody_can_take_is_content(client: TestClient, inside: str) -> None:
+    """Behaviour 24: neither an error nor an answer without anything."""
+    reply, chunks = ask(client, f"So: <|tool_call>{inside}<turn|>")
+    choice = reply["choices"][0]
+    assert choice["finish_reason"] == "stop" and "tool_calls" not in choice["message"]
+    expected = f"So: {inside.removesuffix('<tool_call|>')}"
+    assert choice["message"]["content"] == streamed_text(chunks) == expected
+
+
 @pytest.mark.parametrize("content", ["It is sunny.", ""])
 def test_thoughts_are_split_from_content(client: TestClient, content: str) -> None:
     """Behaviour 23: streamed and whole, counted, and none where thinking is off."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import run
+from tests.support.processes.forked import python
 from tests.support.serving.served import until
 from tests.support.tiny_folder import hears_ctrl_c
 
@@ -21,7 +21,7 @@ def serving(folder: Path, log: Path, *options: str) -> Iterator[tuple[subprocess
     """The process `run.py serve`, and where it listens, once the model is loaded."""
     words = ["run.py", "serve", "--model", str(folder), "--port", "0", "--threads", "1", "--device", "cpu", *options]
     with log.open("wb") as file:
-        process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=file, preexec_fn=hears_ctrl_c)
+        process = subprocess.Popen([*python(), *words], cwd=ROOT, stderr=file, preexec_fn=hears_ctrl_c)
     try:
         until(lambda: "Ctrl-C ends" in log.read_text() or process.poll() is not None, 120)
         found = re.search(r"served at http://([\d.:]+)/v1", log.read_text())
