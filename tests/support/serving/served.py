@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import uvicorn
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
@@ -17,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 import specdec
+from specdec.drafting.costs import Costs
 from specdec.model.decoder import Decoder
 from specdec.server.app import create_app
 from specdec.server.generation.service import Service
@@ -27,11 +29,14 @@ USER = {"role": "user", "content": "hello abc hello abc"}
 
 
 class Served:
-    """A loaded model, its service and its application."""
+    """A loaded model, its service and its application. Costs of a tiny model are given, not measured."""
 
     def __init__(self, folder: Path | str, access: Access | None = None, **settings: Any) -> None:
         drafter = settings.pop("drafter", "auto")
         self.model = specdec.load(folder, device="cpu", drafter=drafter)
+        if isinstance(folder, Path):  # a tiny model: measuring what its passes cost takes longer than a test
+            self.model.lengths.calibrate(Costs({1: 1e-3, 2: 1.05e-3}, text=1e-4))
+            self.model.lengths.measured_for = torch.get_num_threads(), 64
         self.tokenizer: PreTrainedTokenizerBase = specdec.load_tokenizer(folder)
         self.service = Service(self.model, self.tokenizer, "tiny", **settings)
         self.state = ServerState(self.service)
