@@ -18,6 +18,7 @@ stream
     10  stop strings and ends: generation/test_gemma.py::test_every_end_of_the_format_ends_an_answer
         generation/test_gemma.py::test_a_stop_string_across_tokens_and_rounds
     11  comments in a long prompt: test_life_cycle.py::test_keep_alive_comments_come_while_a_prompt_is_read
+        endpoints/test_agents.py::test_comments_stand_in_the_streams_that_clients_read
     12  errors in a stream: test_protocols.py::test_errors_in_each_protocols_stream
 same output, honest numbers
     13  the same text: generation/test_same_output.py::test_text_and_logprobs_are_the_same_with_every_drafter
@@ -64,6 +65,7 @@ security
         test_guard.py::test_bodies_must_be_declared_as_json test_guard.py::test_keys
         test_guard.py::test_another_address_needs_a_key
 clients
-    36  real clients: test_protocols.py::test_openai_chat test_protocols.py::test_openai_responses
+    36  real clients, ten turns: endpoints/test_agents.py::test_openai
+        endpoints/test_agents.py::test_other_python_clients endpoints/test_agents.py::test_clients_on_node
         test_protocols.py::test_anthropic_messages
 """
