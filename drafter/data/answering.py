@@ -31,7 +31,7 @@ from specdec.engine.sequence import Request, Sequence
 from specdec.engine.verify import Choice, Verdict
 from specdec.model.decoder import Decoder
 from specdec.model.states import States
-from specdec.util.threads import one_torch_thread
+from specdec.util.threads import keep_to_one_thread, one_torch_thread
 
 TOGETHER = 32  # texts at a time
 
@@ -267,7 +267,7 @@ def _side_by_side(
             yield found
 
     def run() -> None:
-        torch.set_num_threads(1)  # of this thread
+        keep_to_one_thread()
         try:
             for item in work(mine()):
                 made.put(item)
@@ -278,7 +278,7 @@ def _side_by_side(
         finally:
             made.put(None)
 
-    threads, before = [threading.Thread(target=run, daemon=True) for _ in range(workers)], torch.get_num_threads()
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(workers)]
     try:
         for thread in threads:
             thread.start()
@@ -295,4 +295,3 @@ def _side_by_side(
         stopped.set()
         for thread in threads:
             thread.join()
-        torch.set_num_threads(before)  # what threads that are to come begin with is the whole process's

@@ -48,6 +48,13 @@ def is_narrowed() -> bool:
     return getattr(_narrowed, "outside", None) is not None
 
 
+def keep_to_one_thread() -> None:
+    """Tell torch that the ops of the calling thread take this thread alone, for as long as it lives: for the threads
+    of a pool, each of which has work of its own. Threads that begin later take what they would have taken."""
+    torch.get_num_threads()  # a thread's first question sets its number, to that of the process
+    _set_own(1)
+
+
 def _set_own(threads: int) -> None:
     """Tell OpenMP how many threads the ops of the calling thread may take.
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from specdec.kernels import BLOCK, GROUP, BlockTensor, block_linear, block_rows, dense_linear, pack_blocks
-from specdec.util.threads import one_torch_thread
+from specdec.util.threads import keep_to_one_thread, one_torch_thread
 from specdec.weights.fit import Natural, fit_int4, fit_int8
 
 QuantizedStorage = Literal["int4", "int8"]
@@ -219,7 +219,7 @@ def pack(count: int, columns: int, bits: int, read: Callable[[int, int], Natural
         with one_torch_thread():
             return BlockWeight(made(*first))
     # A thread of its own for each chunk: torch's threads meet after every op, and wait there for the slower one.
-    with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(torch.get_num_threads(), initializer=keep_to_one_thread) as pool:
         part = pool.submit(made, *first).result()
         target = _empty(part, count)
         place(0, part)

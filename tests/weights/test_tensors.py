@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import gguf
 import numpy as np
 import pytest
@@ -111,6 +113,14 @@ def test_chunks_and_rows_do_not_change_the_blocks(storage, monkeypatch):
     few = quantize(w, storage, rows=order[:5])
     assert few.shape == (5, 64)
     assert torch.equal(few.dequantize(), whole.dequantize()[order[:5]])
+
+
+def test_chunks_leave_the_threads_that_begin_later_alone(monkeypatch):
+    monkeypatch.setattr(module, "_CHUNK", 1)
+    torch.set_num_threads(2)  # conftest puts it back
+    quantize(gaussian(70, 64), "int4")
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
