@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -41,50 +42,43 @@ class EventStream(Response):
         super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         del self.headers["content-length"]
         self._events, self._failed, self._close, self._keep_alive = events, failed, close, keep_alive
+        self._newest = time.monotonic()  # when something was sent
+        self._over = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
-        gone = asyncio.ensure_future(_left(receive))
-        coming: asyncio.Future[str] | None = None
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        # Tasks that live as long as the stream: one for each event would cost more than the event.
+        sending = asyncio.ensure_future(self._send_events(send))
+        gone, comments = asyncio.ensure_future(_left(receive)), asyncio.ensure_future(self._send_comments(send))
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            while True:
-                coming = coming or asyncio.ensure_future(_next(self._events))
-                waited: set[asyncio.Future[Any]] = {coming, gone}
-                await asyncio.wait(waited, timeout=self._keep_alive, return_when=asyncio.FIRST_COMPLETED)
-                if gone.done():
-                    return
-                text, last = ": keep-alive\n\n", False
-                if coming.done():
-                    text, last = self._outcome(coming)
-                    coming = None
-                await send({"type": "http.response.body", "body": text.encode(), "more_body": not last})
-                if last:
-                    return
+            await asyncio.wait({sending, gone, comments}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
         finally:
-            gone.cancel()
-            if coming is not None:
-                coming.cancel()
+            for task in (sending, gone, comments):
+                task.cancel()
             self._close()
 
-    def _outcome(self, coming: asyncio.Future[str]) -> tuple[str, bool]:
+    async def _send_events(self, send: Send) -> None:
         try:
-            return coming.result(), False
-        except _OverError:
-            return "", True
+            async for text in self._events:
+                await self._put(send, text)
+            last = ""
         except Exception as error:
-            return self._failed(of_exception(error)), True
+            last = self._failed(of_exception(error))
+        self._over = True
+        await self._put(send, last, more=False)
 
+    async def _send_comments(self, send: Send) -> None:
+        while not self._over:
+            await asyncio.sleep(self._newest + self._keep_alive - time.monotonic())
+            if not self._over and time.monotonic() >= self._newest + self._keep_alive:
+                await self._put(send, ": keep-alive\n\n")
 
-async def _next(events: AsyncIterator[str]) -> str:
-    try:
-        return await anext(events)
-    except StopAsyncIteration:
-        raise _OverError from None
-
-
-class _OverError(Exception):
-    """The events are over. A task must not end with StopAsyncIteration itself."""
+    async def _put(self, send: Send, text: str, more: bool = True) -> None:
+        self._newest = time.monotonic()
+        await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
 
 
 async def unless_gone(request: Request, work: Awaitable[T], close: Callable[[], None]) -> T:
