@@ -3,7 +3,7 @@
 What: the same prompts through `generate()` and over HTTP, in turns: tokens a second, and how long after the first token
 its bytes arrive. An answer of hundreds of tokens with a right prediction, one without every tenth line, a wrong one and
 none, in turns. The same questions with a JSON schema or tools, and without. Sampled answers by schemas and tools, each
-checked against its schema. The server runs in this process, with a client on a connection of its own.
+checked against its schema. The server runs in this process, and the client whose time is taken in one of its own.
 """
 
 from __future__ import annotations

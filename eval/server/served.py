@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from multiprocessing import get_context
 from typing import Any
 
 import uvicorn
 
 from eval.cli.session import Session
+from eval.server.client import Streamed, post, stream
 from specdec.drafting.draft_length import FixedLength
 from specdec.server.app import create_app
 from specdec.server.generation.answer import Answer
@@ -22,7 +23,6 @@ from specdec.server.guard import Access
 from specdec.server.state import ServerState
 
 AT_A_TIME = 4  # texts that are decoded at a time
-_SECONDS = 600  # a request may take
 
 
 class _Watched(ServerState):
@@ -39,35 +39,11 @@ class _Watched(ServerState):
         self.told.set()
 
 
-@dataclass
-class Streamed:
-    """Keep what came of a stream. Times are on the clock of `time.perf_counter`: `emitted` when the engine had the
-    first token, `first` when its bytes were here."""
-
-    began: float
-    text: str = ""
-    emitted: float = 0.0
-    first: float = 0.0
-    ended: float = 0.0
-    usage: dict[str, Any] = field(default_factory=dict)
-    timings: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def tokens(self) -> int:
-        """Return the number of emitted tokens."""
-        return int(self.usage["completion_tokens"])
-
-    @property
-    def seconds(self) -> float:
-        """Return the seconds from the request to the last byte."""
-        return self.ended - self.began
-
-
 class Served:
     """A running server, and a client of it."""
 
-    def __init__(self, session: Session, state: _Watched, port: int) -> None:
-        self.session, self.port, self._state = session, port, state
+    def __init__(self, session: Session, state: _Watched, port: int, client: Executor) -> None:
+        self.session, self.port, self._state, self._client = session, port, state, client
 
     def forget(self) -> None:
         """Let the next prompt be read as a whole."""
@@ -75,38 +51,16 @@ class Served:
 
     def ask(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return the reply to a chat completion. Raises ValueError where it is an error."""
-        found: dict[str, Any] = json.loads(self._post(body).read())
+        found: dict[str, Any] = json.loads(post(self.port, body).read())
         return found
 
     def stream(self, body: dict[str, Any]) -> Streamed:
         """Return what comes of a streamed chat completion. Raises ValueError where it is an error."""
         self._state.told.clear()
-        found = Streamed(time.perf_counter())
-        reply = self._post({**body, "stream": True, "stream_options": {"include_usage": True}})
-        for line in reply:
-            if not line.startswith(b"data: {"):
-                continue
-            chunk = json.loads(line[6:])
-            if "error" in chunk:
-                raise ValueError(chunk["error"]["message"])
-            found.usage = chunk.get("usage") or found.usage
-            found.timings = chunk.get("timings") or found.timings
-            for choice in chunk["choices"]:
-                if text := choice["delta"].get("content"):
-                    found.first = found.first or time.perf_counter()
-                    found.text += text
-        found.ended = time.perf_counter()
+        found = self._client.submit(stream, self.port, body).result()
         self._state.told.wait(10)
         found.emitted = self._state.first
         return found
-
-    def _post(self, body: dict[str, Any]) -> http.client.HTTPResponse:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_SECONDS)
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
-        reply = connection.getresponse()
-        if reply.status != 200:
-            raise ValueError(f"the server answered {reply.status}: {reply.read(500).decode(errors='replace')}")
-        return reply
 
 
 @contextmanager
@@ -124,7 +78,9 @@ def serving(session: Session) -> Iterator[Served]:
             time.sleep(0.01)
             if not thread.is_alive():
                 raise ValueError("the server did not start")
-        yield Served(session, state, server.servers[0].sockets[0].getsockname()[1])
+        # A client is a process of its own, as real ones are: in this one it would wait for Python's lock.
+        with ProcessPoolExecutor(1, get_context("spawn")) as client:
+            yield Served(session, state, server.servers[0].sockets[0].getsockname()[1], client)
     finally:
         server.should_exit = True
         service.close()

@@ -12,7 +12,8 @@ from statistics import median
 from typing import Any
 
 from eval.prompts.sets import Message
-from eval.server.served import Served, Streamed
+from eval.server.client import Streamed
+from eval.server.served import Served
 from eval.server.tasks import Task
 
 LINES = 200  # of the file that is edited
