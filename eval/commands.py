@@ -10,6 +10,7 @@ import argparse
 from eval.cli.options import (
     DEFAULT_MODEL,
     DTYPES,
+    FRAMES,
     KV_DTYPES,
     PICTURES,
     QUANTIZE,
@@ -151,7 +152,7 @@ def add_media_options(media: argparse._ArgumentGroup) -> None:
     )
     media.add_argument(
         "--frames",
-        type=whole_number(1),
+        type=whole_number(1, FRAMES),
         metavar="N",
         help="frames of a video, spread evenly (default: the model's, 32)",
     )

@@ -2,14 +2,20 @@
 
 What: `take_media` returns a conversation in which such a part says only its type, as chat templates expect it, and the
 media in the order of their parts. A part is written as transformers takes it (`{"type": "image", "url": ...}`) or as
-OpenAI's interface does (`image_url`, `input_audio`, `video_url`).
+OpenAI's interface does (`image_url`, `input_audio`, `video_url`). `template_variables` tells which arguments a chat
+template has a use for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
+
+from jinja2 import Environment, meta, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 
 from specdec.media.sound import has_sound
 from specdec.media.source import as_source
@@ -104,3 +110,21 @@ def _medium(part: Mapping[str, Any], kind: str) -> Any:
             encoded = key in _BASE64 and isinstance(value, str) and not value.startswith("data:")
             return f"data:;base64,{value}" if encoded else value
     return None
+
+
+class _Generation(Extension):
+    """Read `{% generation %}`, which chat templates put around an assistant's words, as what stands inside."""
+
+    tags = {"generation"}  # noqa: RUF012  # jinja2's own way
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """Return the nodes up to `{% endgeneration %}`: jinja2 calls this at the tag."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+@lru_cache(maxsize=16)
+def template_variables(template: str) -> frozenset[str]:
+    """Return the names of the variables that a chat template reads and does not set. Raises jinja2's errors."""
+    environment = Environment(extensions=[_Generation, "jinja2.ext.loopcontrols"])
+    return frozenset(meta.find_undeclared_variables(environment.parse(template)))

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
 from specdec.media.processor import Processor
-from specdec.media.settings import from_config
+from specdec.media.settings import READERS, from_config
 from specdec.media.source import media_library
 from specdec.weights.hub.paths import NAMED_MODELS, local_path
 from specdec.weights.metadata import foreign, naming
@@ -39,7 +39,7 @@ def load_processor(name_or_path: str | os.PathLike[str], tokenizer: PreTrainedTo
             model_type = PreTrainedConfig.get_config_dict(place)[0].get("model_type")
             config = ProcessorMixin.get_processor_dict(place)[0]
         if model_type != _MODEL_TYPE:
-            raise ValueError(f"{place}: a {model_type} model; pictures and sound are read for {_MODEL_TYPE} alone")
+            raise ValueError(f"{place}: a {model_type} model, of which text alone is read here; {READERS}")
     tokenizer = load_tokenizer(name_or_path) if tokenizer is None else tokenizer
     with naming(place):
         return Processor(tokenizer, config.get("chat_template") or tokenizer.chat_template, from_config(config))

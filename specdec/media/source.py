@@ -137,7 +137,7 @@ def readable(source: MediaSource, kind: str) -> Iterator[None]:
         except MediaError as error:
             told = error
     if told is not None:
-        raise ValueError(str(told)) from told
+        raise told
 
 
 def media_library(name: str, kind: str) -> Any:

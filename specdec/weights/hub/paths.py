@@ -190,10 +190,10 @@ def _from_hub(name: str) -> Path:
         ) from error
     except Exception as error:  # the kinds differ between versions of the hub client and of its transport
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .:")
         raise FetchError(
-            f"{name}: no such folder here, and the hub could not be reached{offline}: {reason} "
-            f"Name a local folder or .gguf file, or one of {', '.join(NAMED_MODELS)}"
+            f"{name}: there is no such folder here, and the hub could not be reached{offline} ({reason}); "
+            f"name a local folder, a .gguf file, or one of {', '.join(NAMED_MODELS)}"
         ) from error
     folder = Path(found)
     if not any(folder.glob("*.safetensors")):

@@ -19,7 +19,8 @@ from rich.console import Console
 
 import run
 from eval.chat.commands import Chat
-from eval.chat.media import MediaOptions, dragged, files_in, is_message, media_of, message_of, text_of
+from eval.chat.files import dragged, files_in
+from eval.chat.media import MediaOptions, is_message, media_of, message_of, text_of
 from eval.cli.options import GenerationSettings
 from eval.cli.session import Session, open_session
 from eval.synthetic.command import write_model
@@ -106,7 +107,7 @@ def test_a_picture_goes_with_the_next_message(chat: Chat, files: Path, monkeypat
     honest = reading.read_pixels
     monkeypatch.setattr(reading, "read_pixels", lambda given: read.append(given) or honest(given))
     chat.line(f"/image {files / 'my cat.png'}")
-    assert "my cat.png: a picture of 60 tokens, with the next message" in said(chat)
+    assert "my cat.png: a picture of 62 tokens, with the next message" in said(chat)
     for line in ("what is it?", "and now?"):
         chat.line(line)
     first, _, second, _ = chat.turns.messages
@@ -114,7 +115,7 @@ def test_a_picture_goes_with_the_next_message(chat: Chat, files: Path, monkeypat
     assert first["content"] == [part, {"type": "text", "text": "what is it?"}]
     assert second["content"] == "and now?" and chat.turns.attached == []
     assert len(read) == 1, "the second question reads no file"
-    assert "60 media tokens" in said(chat)
+    assert "62 media tokens" in said(chat)
     prompt = len(chat.turns.media.inputs(chat.turns.messages[:3])[0][0])
     assert prompt > 60 and len(chat.turns.runs) == 2
     chat.line("/undo")
@@ -146,11 +147,11 @@ def test_what_the_model_gets(chat: Chat, files: Path, monkeypatch: pytest.Monkey
 def test_files_are_taken_away_again(chat: Chat, files: Path) -> None:
     for line in (f"/video {files / 'talk.mp4'}", f"/audio {files / 'clip.wav'}", "/video"):
         chat.line(line)
-    assert [part["type"] for part in chat.turns.attached] == ["audio"] and "1 taken away" in said(chat)
+    assert [part["type"] for part in chat.turns.attached] == ["audio"] and "taken away: video talk.mp4 with its sound\n" in said(chat)
     chat.line("/image")
-    assert "no picture was to go" in said(chat)
+    assert "no picture waits for the next message; /image FILE adds one" in said(chat)
     chat.line("/reset")
-    assert chat.turns.attached == []
+    assert chat.turns.attached == [] and "begins anew, without sound clip.wav" in said(chat)
 
 
 def test_a_file_that_cannot_be_used_is_told_and_nothing_is_attached(chat: Chat, files: Path) -> None:

@@ -153,7 +153,7 @@ def test_hub_errors_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for error, message in (
         (GatedRepoError.__new__(GatedRepoError), "accept the model's terms"),
         (RepositoryNotFoundError.__new__(RepositoryNotFoundError), "check the spelling"),
-        (ConnectionError("no route"), "could not be reached: no route"),
+        (ConnectionError("no route"), "could not be reached \\(no route\\); name a local folder"),
     ):
 
         def fail(*_: object, error: Exception = error, **__: object) -> str:
