@@ -21,6 +21,7 @@ from eval.cli.options import (
     add_prometheus_option,
     add_sampling_options,
     fraction,
+    media_file,
     number,
     positive,
     whole_number,
@@ -131,7 +132,7 @@ def add_generate_options(generate: argparse.ArgumentParser) -> None:
     generate.add_argument("--no-speculation", action="store_true", help="decode plainly")
     media = generate.add_argument_group("pictures, sound and video", MEDIA_TEXT)
     for kind, what in (("image", "a picture"), ("audio", "a sound"), ("video", "a video, with its sound")):
-        media.add_argument(f"--{kind}", type=file_name, action="append", default=[], metavar="FILE", help=what)
+        media.add_argument(f"--{kind}", type=media_file, action="append", default=[], metavar="FILE", help=what)
     media.add_argument("--no-sound", action="store_true", help="do not listen to the videos")
     add_media_options(media)
     add_json_option(generate, "text, token ids and figures")

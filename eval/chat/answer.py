@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from transformers import TextStreamer
 
-from eval.chat.media import MediaOptions, MediaReader, Part, media_of, message_of
+from eval.chat.media import MediaOptions, MediaReader, Part, check_embedder, media_of, message_of
 from eval.chat.view import Raw
 from eval.cli.metrics import TimedRun, summarise
 from eval.cli.options import GenerationSettings
@@ -62,6 +62,7 @@ def answer(
     media = MediaReader(settings.model, question.media)
     message = message_of(prompt, _read(media, question.files))  # before the model loads, which may take minutes
     session = open_session(settings, remember=True)
+    check_embedder(session, media_of(message))
     ids, inputs = (session.encode([message], raw), {}) if raw else media.inputs([message], session)
     with Raw(Console()) as view:
         spoken = Spoken(session, view.feed)

@@ -74,7 +74,7 @@ class Chat:
             "/image": Command(
                 partial(self._attach, "image"),
                 "[FILE ...]",
-                "add pictures to the next message; without FILE: take back those that wait for it",
+                "add pictures to the next message; alone: take them back",
             ),
             "/audio": Command(partial(self._attach, "audio"), "[FILE ...]", "the same with sound"),
             "/video": Command(partial(self._attach, "video"), "[FILE ...]", "the same with videos and their sound"),

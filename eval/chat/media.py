@@ -166,6 +166,18 @@ class MediaReader:
         return {"images_kwargs": pictures, "videos_kwargs": videos}
 
 
+def check_embedder(session: Session, parts: Sequence[Part]) -> None:
+    """Raise a ValueError when the loaded model has no weights for media of these kinds, whatever its tokenizer has."""
+    embedder = session.model.decoder.media
+    for part in parts:
+        needed = embedder and (embedder.audio if part["type"] == "audio" else embedder.vision)
+        if needed is None:
+            raise ValueError(
+                f"{session.settings.model}: has no weights that read a {KINDS[part['type']]}; a .gguf file needs its "
+                "mmproj-*.gguf in the same folder, and a folder the tensors of its embedders"
+            )
+
+
 def message_of(text: str, parts: Sequence[Part]) -> Message:
     """Return the user's message of a text and media; without media its content is the text itself."""
     if not parts:

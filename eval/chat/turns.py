@@ -15,6 +15,7 @@ from eval.chat.media import (
     MediaReader,
     Message,
     Part,
+    check_embedder,
     is_message,
     media_of,
     message_of,
@@ -74,6 +75,7 @@ class Turns:
     def attach(self, kind: str, path: Path) -> None:
         """Read a file that goes with the next question. Raises ValueError: it cannot be used."""
         parts = self.media.parts(kind, path, "/")
+        check_embedder(self.session, parts)
         self.attached += parts
         about = " and ".join(f"a {KINDS[part['type']]} of {self.media.tokens([part]):,} tokens" for part in parts)
         self.say(f"{path.name}: {about}, with the next message")

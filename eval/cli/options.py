@@ -197,6 +197,16 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
     return parse
 
 
+def media_file(text: str) -> Path:
+    """Parse the path of a picture, sound or video, or a file: address: an argparse type."""
+    from specdec.media.source import file_path
+
+    try:
+        return file_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def threads(text: str) -> int:
     """Parse a number of threads that this machine can be asked for: an argparse type."""
     processors = os.cpu_count() or 1

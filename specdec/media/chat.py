@@ -19,6 +19,7 @@ from jinja2.parser import Parser
 
 from specdec.media.sound import has_sound
 from specdec.media.source import as_source
+from specdec.util.text import did_you_mean
 
 _TYPES = {
     "image": "image",
@@ -30,6 +31,7 @@ _TYPES = {
     "video_url": "video",
 }
 _BASE64 = ("base64", "data")
+_PLACES = {"path", "url", "base64"}  # where parts keep a medium, and no other parts anything
 
 
 @dataclass
@@ -78,6 +80,8 @@ def _bare(message: Any, media: ConversationMedia, sound_of_videos: bool) -> Any:
     for part in message["content"]:
         kind = _TYPES.get(str(part.get("type"))) if isinstance(part, Mapping) else None
         if kind is None:
+            if isinstance(part, Mapping) and part.keys() & _PLACES:
+                medium_of(part)  # raises: a template would drop it without a word
             parts.append(part)
             continue
         medium = _medium(part, kind)
@@ -97,8 +101,18 @@ def medium_of(part: Mapping[str, Any]) -> tuple[str, Any]:
     """Return the type of a part, "image", "audio" or "video", and its medium. Raises ValueError for another part."""
     kind = _TYPES.get(str(part.get("type")))
     if kind is None:
-        raise ValueError(f"{part.get('type')!r} is no type of media; write one of {', '.join(_TYPES)}")
-    return kind, _medium(part, kind)
+        name = str(part.get("type"))
+        raise ValueError(f"{name!r} is no type of media; write one of {', '.join(_TYPES)}.{did_you_mean(name, _TYPES)}")
+    medium = _medium(part, kind)
+    if medium is None:
+        raise ValueError(missing_medium(kind))
+    return kind, medium
+
+
+def missing_medium(kind: str) -> str:
+    """Return the message about a part of the type `kind` without a medium."""
+    what = {"image": "picture", "audio": "sound"}.get(kind, kind)
+    return f'a part of type "{kind}" names no {what}; write {{"type": "{kind}", "path": ...}}'
 
 
 def _medium(part: Mapping[str, Any], kind: str) -> Any:

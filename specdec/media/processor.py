@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase
 
-from specdec.media.chat import list_conversations, medium_of, take_media, template_variables
+from specdec.media.chat import list_conversations, medium_of, missing_medium, take_media, template_variables
 from specdec.media.grouping import group_pictures, group_videos, list_sounds
 from specdec.media.pictures import stack_patches
 from specdec.media.reading import ReadVideo, read_picture, read_video
-from specdec.media.settings import READERS, MediaSettings, sort_arguments, to_config, with_metadata
+from specdec.media.settings import READERS, MediaSettings, arguments_of, sort_arguments, to_config, with_metadata
 from specdec.media.sound import FRAME, cut_frames, read_sound
 from specdec.media.video import open_clip
 from specdec.weights.metadata import quote
@@ -147,7 +147,10 @@ class Processor:
         if not isinstance(template, str):
             raise ValueError("this model has no chat template; pass chat_template=, or call the processor with text=")
         variables = template_variables(template)
-        options = {**(processor_kwargs or {}), **{key: kwargs[key] for key in kwargs.keys() - variables}}
+        options = {
+            **dict(arguments_of("processor_kwargs", processor_kwargs)),
+            **{key: kwargs[key] for key in kwargs.keys() - variables},
+        }
         sort_arguments(self.settings, options, variables)
         conversations, batched = list_conversations(conversation)
         taken = [take_media(each, load_audio_from_video and tokenize) for each in conversations]
@@ -166,9 +169,7 @@ class Processor:
         media = [each for _, each in taken]
         for kind in _KINDS:
             if any(medium is None for each in media for medium in getattr(each, kind)):
-                raise ValueError(
-                    f'a part of type "{kind}" names no {_KINDS[kind]}; write {{"type": "{kind}", "path": ...}}'
-                )
+                raise ValueError(missing_medium(kind))
         bos = self.tokenizer.bos_token
         if bos is not None and prompts[0].startswith(bos):
             options["add_special_tokens"] = False

@@ -197,7 +197,15 @@ def _refusal(groups: tuple[str, ...], name: str, variables: Collection[str]) -> 
     homes = [group for group, fields in _FIELDS.items() if name in fields]
     if homes:
         return f"{where} takes no {name}; pass it in {' or '.join(homes)}"
-    known = {*_TEXT, *_BOTH, *_FIXED, *_GROUPS, *_TEMPLATE, *(name for fields in _FIELDS.values() for name in fields)}
+    known = {
+        *_TEXT,
+        *_BOTH,
+        *_FIXED,
+        *_GROUPS,
+        *_TEMPLATE,
+        *_CALL,
+        *(name for fields in _FIELDS.values() for name in fields),
+    }
     other = ", and neither does the chat template" if variables else ""
     return f"{where} takes no {name}{other}.{did_you_mean(name, {*known, *variables})}"
 
@@ -206,16 +214,17 @@ def _each(given: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str, Any]
     """Yield each argument with the groups that it is for: a flat one is for all that know it."""
     for key, value in given.items():
         if key in ("text_kwargs", *_MEDIA):
-            for name, inner in _arguments(key, value):
+            for name, inner in arguments_of(key, value):
                 yield (key,), name, inner
         elif key == "common_kwargs":
-            for name, inner in _arguments(key, value):
+            for name, inner in arguments_of(key, value):
                 yield ("text_kwargs", *_MEDIA), name, inner
         else:
             yield ("text_kwargs", *_MEDIA), key, value
 
 
-def _arguments(key: str, value: Any) -> Iterable[tuple[str, Any]]:
+def arguments_of(key: str, value: Any) -> Iterable[tuple[str, Any]]:
+    """Return the pairs of the argument `key`, a dict or None. Raises ValueError for anything else."""
     if value is not None and not isinstance(value, Mapping):
         raise ValueError(f"{key} is a dict of arguments, not {type(value)}")
     return (value or {}).items()

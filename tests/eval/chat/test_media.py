@@ -147,7 +147,9 @@ def test_what_the_model_gets(chat: Chat, files: Path, monkeypatch: pytest.Monkey
 def test_files_are_taken_away_again(chat: Chat, files: Path) -> None:
     for line in (f"/video {files / 'talk.mp4'}", f"/audio {files / 'clip.wav'}", "/video"):
         chat.line(line)
-    assert [part["type"] for part in chat.turns.attached] == ["audio"] and "taken away: video talk.mp4 with its sound\n" in said(chat)
+    assert [part["type"] for part in chat.turns.attached] == [
+        "audio"
+    ] and "taken away: video talk.mp4 with its sound\n" in said(chat)
     chat.line("/image")
     assert "no picture waits for the next message; /image FILE adds one" in said(chat)
     chat.line("/reset")
