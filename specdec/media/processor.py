@@ -147,10 +147,8 @@ class Processor:
         if not isinstance(template, str):
             raise ValueError("this model has no chat template; pass chat_template=, or call the processor with text=")
         variables = template_variables(template)
-        options = {
-            **dict(arguments_of("processor_kwargs", processor_kwargs)),
-            **{key: kwargs[key] for key in kwargs.keys() - variables},
-        }
+        options = dict(arguments_of("processor_kwargs", processor_kwargs))
+        options.update((key, value) for key, value in kwargs.items() if key not in variables)
         sort_arguments(self.settings, options, variables)
         conversations, batched = list_conversations(conversation)
         taken = [take_media(each, load_audio_from_video and tokenize) for each in conversations]

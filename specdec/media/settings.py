@@ -197,17 +197,10 @@ def _refusal(groups: tuple[str, ...], name: str, variables: Collection[str]) -> 
     homes = [group for group, fields in _FIELDS.items() if name in fields]
     if homes:
         return f"{where} takes no {name}; pass it in {' or '.join(homes)}"
-    known = {
-        *_TEXT,
-        *_BOTH,
-        *_FIXED,
-        *_GROUPS,
-        *_TEMPLATE,
-        *_CALL,
-        *(name for fields in _FIELDS.values() for name in fields),
-    }
-    other = ", and neither does the chat template" if variables else ""
-    return f"{where} takes no {name}{other}.{did_you_mean(name, {*known, *variables})}"
+    fields = {field for fields in _FIELDS.values() for field in fields}
+    known = {*_TEXT, *_BOTH, *_FIXED, *_GROUPS, *_TEMPLATE, *_CALL, *fields, *variables}
+    other = ", and neither does the chat template" if variables and len(groups) > 1 else ""
+    return f"{where} takes no {name}{other}.{did_you_mean(name, known)}"
 
 
 def _each(given: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str, Any]]:
