@@ -183,6 +183,7 @@ def main(argv: list[str] | None = None) -> int:
         console.print(f"{folder}: {byte_size(size)} of random weights in the shape of {arguments.config}")
         assistant, how = folder / "assistant", "" if arguments.gguf else " --quantize int4"
         console.print(f"python -m eval.memory --model {folder}{how} --drafter {assistant}", soft_wrap=True)
+        console.print(f'python run.py generate "Hello" --model {folder}{how} --max-new-tokens 20', soft_wrap=True)
         record = {"command": "synthetic", "config": arguments.config, "folder": str(folder), "bytes": size}
         put_record(arguments.json, record)
         return 0
