@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from eval.chat.answer import one_line
-from eval.chat.files import dragged, files_in
+from eval.chat.files import check_file, dragged, files_in
 from eval.chat.input import Typed, written_in_editor
 from eval.chat.media import MediaOptions, name_files
 from eval.chat.turns import Turns
@@ -122,7 +122,10 @@ class Chat:
     def _attach(self, kind: str, text: str) -> None:
         if not text:
             self.turns.detach(kind)
-        for path in files_in(text) if text else ():
+        paths = files_in(text) if text else []
+        for path in paths:
+            check_file(path)  # all of them first: a name that is mistyped attaches nothing
+        for path in paths:
             self.turns.attach(kind, path)
 
     def _help(self) -> None:

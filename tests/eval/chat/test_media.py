@@ -234,6 +234,8 @@ def test_a_file_of_another_kind_is_sent_to_the_right_command(chat: Chat, files: 
     assert f"/audio: {files}/my cat.png: is a picture; name it with /image" in said(chat)
     assert f"/image: {files}/talk.mp4: is a video; name it with /video" in said(chat)
     assert f"/video: {files}: is a folder; name a file in it" in said(chat)
+    chat.line(f"/image '{files / 'my cat.png'}' what?")
+    assert "/image: what?: there is no such file; check the path" in said(chat)
     assert chat.turns.attached == []
 
 
