@@ -48,7 +48,8 @@ threads ten times slower."""
 
 
 MEDIA_TEXT = """\
-For models that take them, with pip install -c constraints.txt -e '.[media]'. Each option may be given several times."""
+For models that take them, with pip install -c constraints.txt -e '.[media]'. Each option may be given several times.
+docs/media.md says how to try them with a tiny model."""
 REPORT_TEXT = """\
 Draw what bench --json wrote, several runs side by side, as one HTML page: speed-up by task, acceptance by position,
 latencies, where rounds spend their time, what passes cost, memory. The page needs no network and no other file."""
@@ -155,7 +156,7 @@ def add_media_options(media: argparse._ArgumentGroup) -> None:
         "--frames",
         type=whole_number(1, FRAMES),
         metavar="N",
-        help="frames of a video, spread evenly (default: the model's, 32)",
+        help=f"frames of a video, spread evenly, {FRAMES:,} at most (default: the model's, 32)",
     )
 
 
