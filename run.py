@@ -85,6 +85,10 @@ def run(arguments: argparse.Namespace) -> int:
         check_names(settings, getattr(arguments, "modes", ()), full_size_names() if arguments.command == "plan" else ())
     if arguments.command == "train":
         check_head_folder(arguments.out)
+    if arguments.command == "generate":
+        from eval.chat.files import check_media
+
+        check_media(arguments)
     if arguments.command == "serve":
         from eval.serve.command import check_installed
 

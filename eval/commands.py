@@ -10,6 +10,7 @@ import argparse
 from eval.cli.options import (
     DEFAULT_MODEL,
     DTYPES,
+    FRAMES,
     KV_DTYPES,
     PICTURES,
     QUANTIZE,
@@ -20,6 +21,7 @@ from eval.cli.options import (
     add_prometheus_option,
     add_sampling_options,
     fraction,
+    media_file,
     number,
     positive,
     whole_number,
@@ -46,7 +48,8 @@ threads ten times slower."""
 
 
 MEDIA_TEXT = """\
-For models that take them, with pip install -c constraints.txt -e '.[media]'. Each option may be given several times."""
+For models that take them, with pip install -c constraints.txt -e '.[media]'. Each option may be given several times.
+docs/media.md says how to try them with a tiny model."""
 REPORT_TEXT = """\
 Draw what bench --json wrote, several runs side by side, as one HTML page: speed-up by task, acceptance by position,
 latencies, where rounds spend their time, what passes cost, memory. The page needs no network and no other file."""
@@ -130,7 +133,7 @@ def add_generate_options(generate: argparse.ArgumentParser) -> None:
     generate.add_argument("--no-speculation", action="store_true", help="decode plainly")
     media = generate.add_argument_group("pictures, sound and video", MEDIA_TEXT)
     for kind, what in (("image", "a picture"), ("audio", "a sound"), ("video", "a video, with its sound")):
-        media.add_argument(f"--{kind}", type=file_name, action="append", default=[], metavar="FILE", help=what)
+        media.add_argument(f"--{kind}", type=media_file, action="append", default=[], metavar="FILE", help=what)
     media.add_argument("--no-sound", action="store_true", help="do not listen to the videos")
     add_media_options(media)
     add_json_option(generate, "text, token ids and figures")
@@ -151,9 +154,9 @@ def add_media_options(media: argparse._ArgumentGroup) -> None:
     )
     media.add_argument(
         "--frames",
-        type=whole_number(1),
+        type=whole_number(1, FRAMES),
         metavar="N",
-        help="frames of a video, spread evenly (default: the model's, 32)",
+        help=f"frames of a video, spread evenly, {FRAMES:,} at most (default: the model's, 32)",
     )
 
 

@@ -124,7 +124,7 @@ def _table(needs: Needs) -> Table:
         *([("pictures and video", needs.media)] if needs.media else []),
         ("in all", needs.total),
     ):
-        table.add_row(name, f"{value / 1e9:.2f}")
+        table.add_row(name, "<0.01" if 0 < value < 5e6 else f"{value / 1e9:.2f}")
     return table
 
 

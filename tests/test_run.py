@@ -159,7 +159,9 @@ def test_generate_gives_a_machine_its_json_alone(folder: Path, capsys: pytest.Ca
     assert run.main(tiny(folder, "generate", "abc", "--max-new-tokens", "5", "--json", "-")) == 0
     captured = capsys.readouterr()
     record = json.loads(captured.out)
-    assert captured.err.strip() == record["text"].strip()
+    text, note = captured.err.strip().rsplit("\n", 1)
+    assert text.strip() == record["text"].strip() and record["finish_reason"] == "length"
+    assert note == "[cut after 5 tokens, the limit; a larger --max-new-tokens gives longer answers]"
 
 
 def test_generated_control_characters_do_not_reach_a_terminal(folder: Path) -> None:

@@ -27,6 +27,7 @@ from eval.prompts.media import FRAMES_A_SECOND, FULL, MediaPrompt, Part, Picture
 from specdec.model.embedder.blocks import media_blocks
 from specdec.model.embedder.inputs import MediaInputs
 from specdec.util.terminal import Terminal
+from specdec.weights.metadata import naming
 
 QUESTION = 20  # tokens of text after a medium, and of a second question
 CASES: dict[str, Part] = {
@@ -66,7 +67,7 @@ def bench_media(settings: GenerationSettings, limit: int | None, repeat: int, js
     session = open_session(settings)
     console, found, interrupted = Terminal(), dict[str, Timed](), False
     try:
-        with console.status("timing") as status:
+        with naming(settings.model), console.status("timing") as status:
             for timed in measure(session, list(CASES)[:limit], repeat):
                 found[timed.name] = timed
                 status.update(f"timed {timed.name}, {len(timed.first)} of {repeat}")

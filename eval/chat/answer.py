@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from transformers import TextStreamer
 
-from eval.chat.media import MediaOptions, MediaReader, media_of, message_of
+from eval.chat.media import MediaOptions, MediaReader, Part, check_embedder, media_of, message_of
 from eval.chat.view import Raw
 from eval.cli.metrics import TimedRun, summarise
 from eval.cli.options import GenerationSettings
@@ -53,24 +53,22 @@ def answer(
     """
     check_writable(json_file)
     prompt, raw = question.prompt, question.raw
-    if raw and question.files:
-        raise ValueError("--raw continues text alone; leave it out, or the pictures, sound and video")
-    for _, path in question.files:
-        if not path.is_file():
-            raise ValueError(f"{path}: there is no such file")
     where = "the prompt"
     if prompt == "-":
         prompt, where = sys.stdin.read(), "stdin"
     if not prompt.strip():
         raise ValueError('the prompt is empty; give it as an argument, or "-" to read it from stdin')
     check_text(prompt, where)
+    media = MediaReader(settings.model, question.media)
+    message = message_of(prompt, _read(media, question.files))  # before the model loads, which may take minutes
     session = open_session(settings, remember=True)
-    media = MediaReader(session, question.media)
-    message = message_of(prompt, [part for kind, path in question.files for part in media.parts(kind, path)])
-    ids, inputs = (session.encode([message], raw), {}) if raw else media.inputs([message])
+    check_embedder(session, media_of(message))
+    ids, inputs = (session.encode([message], raw), {}) if raw else media.inputs([message], session)
     with Raw(Console()) as view:
         spoken = Spoken(session, view.feed)
         run = session.run(ids, speculation=speculation, streamer=spoken, **inputs)
+    if run.finish == "length":
+        print(f"[{cut_note(session, run)}]", file=sys.stderr)
     if stats:
         print(f"[{one_line(run)}]", file=sys.stderr)
     if json_file:
@@ -80,13 +78,42 @@ def answer(
             "speculation": speculation,
             "raw": raw,
             "prompt": prompt,
-            "media": [{**part, "soft_tokens": media.tokens([part])} for part in media_of(message)],
+            "media": [media.record(part) for part in media_of(message)],
+            "media_options": media.options_record() if question.files else None,
             "text": spoken.text,
             "tokens": list(run.tokens),
+            "finish_reason": run.finish,
             "figures": summarise([run]),
         }
         put_record(json_file, record)
     return 0
+
+
+def _read(media: MediaReader, files: Sequence[tuple[str, Path]]) -> list[Part]:
+    """Return the parts of the files that options name.
+
+    Raises ValueError: the model reads text alone, or a file cannot be used; the message then names the option.
+    """
+    if not files:
+        return []
+    assert media.processor  # a model of text alone is no fault of a file
+    found: list[Part] = []
+    for kind, path in files:
+        try:
+            found += media.parts(kind, path)
+        except ValueError as error:
+            raise ValueError(f"--{kind} {error}") from None
+    if note := media.shortage(found):
+        print(f"[{note}]", file=sys.stderr)
+    return found
+
+
+def cut_note(session: Session, run: TimedRun) -> str:
+    """Return a sentence about an answer that the limit of tokens, or the context, has cut."""
+    count = f"cut after {len(run.tokens):,} tokens"
+    if run.stats.prompt_tokens + len(run.tokens) >= session.context:
+        return f"{count}, where the context of {session.context:,} tokens ends"
+    return f"{count}, the limit; a larger --max-new-tokens gives longer answers"
 
 
 def one_line(run: TimedRun) -> str:

@@ -35,7 +35,7 @@ def chat(
     `markdown`: show answers as styled text on a terminal. `history`: keep the typed messages, for later sessions.
     `image_tokens`, `frames`: see `MediaOptions`.
 
-    Raises ValueError: the model is not usable, or has no chat template.
+    Raises ValueError: the model is not usable, has no chat template, or reads text alone and has options for media.
     """
     with keys_waiting() if edits() else contextlib.nullcontext():
         import_libraries()
@@ -45,6 +45,8 @@ def chat(
 
         session, media = open_session(settings, remember=True), MediaOptions(image_tokens, frames)
         conversation = Chat(session, Console(), dashboard, markdown, media)
+        if media != MediaOptions():
+            assert conversation.turns.media.processor  # options for a model of text alone are an error
         _converse(conversation, _history_file() if history else None)
     return 0
 

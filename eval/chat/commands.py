@@ -14,8 +14,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from eval.chat.answer import one_line
+from eval.chat.files import check_file, dragged, files_in
 from eval.chat.input import Typed, written_in_editor
-from eval.chat.media import MediaOptions, dragged, files_in
+from eval.chat.media import MediaOptions, name_files
 from eval.chat.turns import Turns
 from eval.cli import options as cli
 from eval.cli.metrics import summarise
@@ -73,10 +74,10 @@ class Chat:
             "/image": Command(
                 partial(self._attach, "image"),
                 "[FILE ...]",
-                "pictures for the next message; without FILE: take them away",
+                "add pictures to the next message; alone: take them back",
             ),
-            "/audio": Command(partial(self._attach, "audio"), "[FILE ...]", "the same for sound"),
-            "/video": Command(partial(self._attach, "video"), "[FILE ...]", "the same for videos, with their sound"),
+            "/audio": Command(partial(self._attach, "audio"), "[FILE ...]", "the same with sound"),
+            "/video": Command(partial(self._attach, "video"), "[FILE ...]", "the same with videos and their sound"),
             "/save": Command(self.turns.save, "FILE", "keep the conversation and its cache"),
             "/load": Command(self.turns.load, "FILE", "go on with a saved one, without computing it again"),
             "/quit": Command(lambda _: None, "", "leave"),
@@ -112,13 +113,19 @@ class Chat:
             for kind, path in files:
                 self.turns.attach(kind, path)
             text = rest
+        elif files:
+            model = self.turns.session.settings.model
+            self.turns.say(f"({model} reads text alone: the path goes as text, and the file does not)")
         if text:
             self.turns.ask(text)
 
     def _attach(self, kind: str, text: str) -> None:
         if not text:
             self.turns.detach(kind)
-        for path in files_in(text) if text else ():
+        paths = files_in(text) if text else []
+        for path in paths:
+            check_file(path)  # all of them first: a name that is mistyped attaches nothing
+        for path in paths:
             self.turns.attach(kind, path)
 
     def _help(self) -> None:
@@ -126,6 +133,8 @@ class Chat:
         width = max(map(cell_len, names)) + 2
         lines = (f"{name:<{width}}{one.about}" for name, one in zip(names, self.commands.values(), strict=True))
         self.turns.say("\n".join([*lines, KEYS]))
+        if waiting := name_files(self.turns.attached):
+            self.turns.say(f"With the next message: {waiting}.")
 
     def _edit(self, text: str) -> None:
         written = written_in_editor(text or self.turns.question)
@@ -135,8 +144,9 @@ class Chat:
         self.line(Typed(written, message=True))
 
     def _reset(self) -> None:
+        away = name_files(self.turns.attached)
         self.turns.reset()
-        self.turns.say("the conversation begins anew")
+        self.turns.say("the conversation begins anew" + (f", without {away}" if away else ""))
 
     def _draft(self, value: str) -> None:
         turns = self.turns

@@ -1,42 +1,29 @@
-"""Pictures, sound and video in a conversation: files that a person names, and what the model gets of them.
+"""Pictures, sound and video in a conversation: how messages keep them, and what the model gets of them.
 
 What: a message with media has a list of parts as its content: `{"type": "image", "path": ...}` and `{"type": "text",
 ...}`, which a saved conversation keeps as they are. `MediaReader` reads each file once for all questions about it.
-`dragged` finds paths at the beginning of what was typed, where terminals write a file that is dropped on them. Order:
-pictures and videos before the text, sound after it, as the model card of Gemma 4 advises.
+Order: pictures and videos before the text, sound after it, as the model card of Gemma 4 advises.
 """
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 import specdec
+from eval.chat.files import KINDS, check_file
 from eval.cli.session import Session
+from specdec.media.container import OtherKindError
 from specdec.media.processor import Processor
 from specdec.media.sound import FRAME, has_sound
-from specdec.media.source import MediaSource, file_path
-from specdec.util.atomic import user_path
+from specdec.media.source import MediaSource
 from specdec.util.text import check_text
-
-KINDS = {"image": "picture", "audio": "sound", "video": "video"}
-_SUFFIXES = {
-    "image": ".png .jpg .jpeg .webp .gif .bmp .tif .tiff .avif .ppm",
-    "audio": ".wav .flac .ogg .oga .opus .mp3 .m4a .aac .aiff .aif .au",
-    "video": ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ogv .3gp .wmv",
-}
-_KIND_OF = {suffix: kind for kind, suffixes in _SUFFIXES.items() for suffix in suffixes.split()}
-_QUOTED = re.compile(r"""(["'])(.+?)\1(?=\s|$)""")
-# As a shell writes a word: pieces in quotation marks, escaped characters, and all others.
-_PIECE = re.compile(r"""'([^']*)'|"((?:\\.|[^"\\])*)"|\\(.)""", re.DOTALL)
-_SHELL = re.compile(rf"(?:{_PIECE.pattern}|[^\s\\'\"])+(?=\s|$)", re.DOTALL)
 
 Part = dict[str, str]
 Message = dict[str, Any]
@@ -56,17 +43,22 @@ class MediaOptions:
 
 
 class MediaReader:
-    """Read the media of a conversation with the model of `session`."""
+    """Read the media of a conversation for the model `model`, which need not be loaded.
 
-    def __init__(self, session: Session, options: MediaOptions | None = None) -> None:
-        self.session, self.options = session, options or MediaOptions()
+    `tokenizer` is the model's, where it has been loaded before.
+    """
+
+    def __init__(
+        self, model: str, options: MediaOptions | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> None:
+        self.model, self.options, self.tokenizer = model, options or MediaOptions(), tokenizer
         self._read: dict[tuple[str, str], dict[str, Any]] = {}  # parts whose medium has been read
 
     @cached_property
     def processor(self) -> Processor:
         """Return the model's processor. Raises ValueError: the model takes text alone, or a library is missing."""
         try:
-            return specdec.load_processor(self.session.settings.model, self.session.tokenizer)
+            return specdec.load_processor(self.model, self.tokenizer)
         except ImportError as error:
             raise ValueError(str(error)) from error
 
@@ -78,29 +70,59 @@ class MediaReader:
         except ValueError:
             return False
 
-    def parts(self, kind: str, path: Path) -> list[Part]:
+    def parts(self, kind: str, path: Path, sign: str = "--") -> list[Part]:
         """Read a file, and return the parts of a message that stand for it: a video's sound is a part of its own.
 
-        Raises ValueError: the file cannot be used, or the model takes no media.
+        `sign`: what stands before a kind where the person names the file, as in --image or /image. Raises ValueError:
+        the file cannot be used, or the model takes no media.
         """
+        processor = self.processor  # first: no other file would do for a model of text alone
+        check_file(path)
         parts = [{"type": kind, "path": str(path.absolute())}]
-        self._prepared(parts[0])
+        try:
+            self._read[kind, parts[0]["path"]] = processor.prepare({"type": kind, "path": path}, **self._arguments)
+        except OtherKindError as error:
+            right = next(name for name, what in KINDS.items() if what == error.kind)
+            raise ValueError(f"{path}: is a {error.kind}; name it with {sign}{right}") from None
         if kind == "video" and self.options.sound and has_sound(MediaSource(str(path), path)):
             parts.append({**parts[0], "type": "audio"})
             self._prepared(parts[1])
         return parts
 
     def tokens(self, parts: Sequence[Part]) -> int:
-        """Return how many soft tokens media take."""
-        return sum(_soft_tokens(self._prepared(part)) for part in parts if part["type"] in KINDS)
+        """Return how many tokens of the context media take: soft tokens, their marks, and the times of frames."""
+        return sum(self.processor.count_tokens(self._prepared(part)) for part in parts if part["type"] in KINDS)
 
-    def inputs(self, messages: Sequence[Message]) -> tuple[Tensor, dict[str, Any]]:
-        """Return the token ids [1, n] of a conversation, ready for the answer, and the model's other inputs.
+    def record(self, part: Part) -> dict[str, Any]:
+        """Return a part with what the model gets of it, in JSON types: tokens, soft tokens, and frames of a video."""
+        read = self._prepared(part)
+        frames = {"frames": len(read["video"].frames)} if part["type"] == "video" else {}
+        return {**part, "tokens": self.tokens([part]), "soft_tokens": _soft_tokens(read), **frames}
 
-        Raises ValueError: a file cannot be used, or the chat template refuses the messages.
+    def options_record(self) -> dict[str, Any]:
+        """Return the options of all media as they were in effect, in JSON types."""
+        asked, usual = self.options, self.processor.settings
+        frames = {"frames": usual.num_frames, "fps": usual.fps} if asked.frames is None else {"frames": asked.frames}
+        return {"image_tokens": asked.image_tokens or usual.image_tokens, **frames, "no_sound": not asked.sound}
+
+    def shortage(self, parts: Sequence[Part]) -> str:
+        """Return a sentence about a video with fewer frames than were asked for; "" without such a video."""
+        for part in parts:
+            if part["type"] == "video" and self.options.frames is not None:
+                name, found = Path(part["path"]).name, len(self._prepared(part)["video"].frames)
+                if found < self.options.frames:
+                    return f"{name} has {found:,} frames, not {self.options.frames:,}: all of them are taken"
+        return ""
+
+    def inputs(self, messages: Sequence[Message], session: Session) -> tuple[Tensor, dict[str, Any]]:
+        """Return the token ids [1, n] of a conversation, ready for the answer, and the other inputs of the model of
+        `session`.
+
+        Raises ValueError: a file cannot be used, the chat template refuses the messages, or they are longer than the
+        context.
         """
         if all(isinstance(message["content"], str) for message in messages):
-            return self.session.encode(messages), {}
+            return session.encode(messages), {}
         for message in messages:
             check_text(text_of(message), f"the {message['role']}'s message")
         try:
@@ -116,6 +138,13 @@ class MediaReader:
             raise
         except Exception as error:  # templates raise jinja2's kinds, and what their authors thought of
             raise ValueError(f"the model's chat template refuses this conversation: {error}") from error
+        length = inputs["input_ids"].shape[1]
+        if length >= session.context:
+            media = self.tokens([part for message in messages for part in media_of(message)])
+            raise ValueError(
+                f"the prompt has {length:,} tokens, {media:,} of them for media, and the context ends at "
+                f"{session.context:,}; take fewer or shorter media, a smaller --frames or --image-tokens, or --no-sound"
+            )
         return inputs["input_ids"], {
             name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")
         }
@@ -135,6 +164,18 @@ class MediaReader:
     def _arguments(self) -> dict[str, Any]:
         pictures, videos = {"max_soft_tokens": self.options.image_tokens}, {"num_frames": self.options.frames}
         return {"images_kwargs": pictures, "videos_kwargs": videos}
+
+
+def check_embedder(session: Session, parts: Sequence[Part]) -> None:
+    """Raise a ValueError when the loaded model has no weights for media of these kinds, whatever its tokenizer has."""
+    embedder = session.model.decoder.media
+    for part in parts:
+        needed = embedder and (embedder.audio if part["type"] == "audio" else embedder.vision)
+        if needed is None:
+            raise ValueError(
+                f"{session.settings.model}: has no weights that read a {KINDS[part['type']]}; a .gguf file needs its "
+                "mmproj-*.gguf in the same folder, and a folder the tensors of its embedders"
+            )
 
 
 def message_of(text: str, parts: Sequence[Part]) -> Message:
@@ -159,63 +200,30 @@ def media_of(message: Mapping[str, Any]) -> list[Part]:
     return [] if isinstance(message["content"], str) else [part for part in message["content"] if "path" in part]
 
 
+def name_files(parts: Sequence[Part]) -> str:
+    """Return the kinds and names of media in words, a video and its sound as one."""
+    seen = {part["path"] for part in parts if part["type"] == "video"}
+    heard = {part["path"] for part in parts if part["type"] == "audio"}
+    return ", ".join(
+        f"{KINDS[part['type']]} {Path(part['path']).name}"
+        + (" with its sound" if part["type"] == "video" and part["path"] in heard else "")
+        for part in parts
+        if part["type"] != "audio" or part["path"] not in seen
+    )
+
+
+def quote_message(message: Mapping[str, Any]) -> str:
+    """Return what a message says, behind the names of its media in brackets."""
+    media = media_of(message)
+    return f"[{name_files(media)}] {text_of(message)}" if media else text_of(message)
+
+
 def is_message(message: Any) -> bool:
     """Tell whether `message`, read from a file, has a content as messages have it here."""
     if not isinstance(message, dict):
         return False
     content = message.get("content")
     return isinstance(content, str) or (isinstance(content, list) and bool(content) and all(map(_is_part, content)))
-
-
-def files_in(text: str) -> list[Path]:
-    """Return the paths in a text of nothing but paths, each bare, in quotation marks, or with escaped spaces.
-
-    Raises ValueError for a word that no file can be called.
-    """
-    whole = user_path(text)
-    return [whole] if whole.is_file() else [file_path(word) for word, _ in _words(text)]
-
-
-def dragged(text: str) -> tuple[list[tuple[str, Path]], str]:
-    """Return the media files that a message begins with, each with its kind, and the rest of the message."""
-    if kind := _kind(text):  # a name with spaces, as it is
-        return [(kind, file_path(text))], ""
-    found: list[tuple[str, Path]] = []
-    for word, rest in _words(text):
-        kind = _kind(word)
-        if kind is None:
-            break
-        found.append((kind, file_path(word)))
-        text = rest
-    return found, text
-
-
-def _words(text: str) -> Iterator[tuple[str, str]]:
-    """Yield each word of `text` as a terminal writes a path, without its quotation marks, and the text behind it."""
-    while text := text.strip():
-        if os.name == "posix" and (found := _SHELL.match(text)):
-            word = _PIECE.sub(_unquoted, found[0])
-        elif found := _QUOTED.match(text):
-            word = found[2]
-        else:
-            word = text.split(maxsplit=1)[0]
-        text = text[found.end() if found else len(word) :]
-        yield word, text.strip()
-
-
-def _unquoted(piece: re.Match[str]) -> str:
-    """Return what a piece of a shell's word says: in quotation marks, in double ones, or behind a backslash."""
-    single, double, escaped = piece.groups()
-    return single or escaped or re.sub(r'\\(["\\$`])', r"\1", double or "")
-
-
-def _kind(word: str) -> str | None:
-    """Return the kind of the media file at the path `word`; None where there is no such file."""
-    kind = _KIND_OF.get(os.path.splitext(word)[1].lower())
-    try:
-        return kind if kind and file_path(word).is_file() else None
-    except (OSError, ValueError):
-        return None
 
 
 def _soft_tokens(part: Mapping[str, Any]) -> int:

@@ -8,11 +8,25 @@ from typing import Any, TypeGuard
 
 from rich.console import Console
 
-from eval.chat.answer import Spoken, one_line
-from eval.chat.media import KINDS, MediaOptions, MediaReader, Message, Part, is_message, media_of, message_of, text_of
+from eval.chat.answer import Spoken, cut_note, one_line
+from eval.chat.files import KINDS
+from eval.chat.media import (
+    MediaOptions,
+    MediaReader,
+    Message,
+    Part,
+    check_embedder,
+    is_message,
+    media_of,
+    message_of,
+    name_files,
+    quote_message,
+    text_of,
+)
 from eval.chat.view import moves_the_cursor, shorten, view_of
 from eval.cli.metrics import TimedRun
 from eval.cli.session import Session
+from eval.cli.words import byte_size
 from eval.live.dashboard import Dashboard
 from specdec.util.atomic import user_path
 from specdec.util.text import visible
@@ -44,7 +58,7 @@ class Turns:
             )
         self.session, self.console = session, console
         self.messages: list[Message] = []
-        self.media = MediaReader(session, media)
+        self.media = MediaReader(session.settings.model, media, session.tokenizer)
         self.attached: list[Part] = []  # media that go with the next question
         self.system = ""
         self.speculation = True
@@ -60,16 +74,21 @@ class Turns:
 
     def attach(self, kind: str, path: Path) -> None:
         """Read a file that goes with the next question. Raises ValueError: it cannot be used."""
-        parts = self.media.parts(kind, path)
+        parts = self.media.parts(kind, path, "/")
+        check_embedder(self.session, parts)
         self.attached += parts
         about = " and ".join(f"a {KINDS[part['type']]} of {self.media.tokens([part]):,} tokens" for part in parts)
         self.say(f"{path.name}: {about}, with the next message")
+        if note := self.media.shortage(parts):
+            self.say(f"({note})")
 
     def detach(self, kind: str) -> None:
         """Forget the files of `kind` that would go with the next question, a video with its sound."""
         paths = {part["path"] for part in self.attached if part["type"] == kind}
+        away = [part for part in self.attached if part["path"] in paths]
         self.attached = [part for part in self.attached if part["path"] not in paths]
-        self.say(f"{len(paths)} taken away" if paths else f"no {KINDS[kind]} was to go with the next message")
+        none = f"no {KINDS[kind]} waits for the next message; /{kind} FILE adds one"
+        self.say(f"taken away: {name_files(away)}" if away else none)
 
     def ask(self, question: str) -> None:
         """Decode the answer to `question` and what is attached, and add both."""
@@ -96,7 +115,7 @@ class Turns:
     def take_back(self) -> None:
         """Forget the last question and its answer. Raises ValueError: there is no answer yet."""
         self._require_answer()
-        self.say(f"forgotten: {shorten(self.question, 60)}")
+        self.say(f"forgotten: {shorten(quote_message(self.messages[-2]), 60)}")
         del self.messages[-2:]
         self._again = 0
 
@@ -115,7 +134,7 @@ class Turns:
         view = view_of(self.console, self.dashboard if self.shown else None, self.markdown)
         spoken = Spoken(self.session, view.feed)
         try:
-            ids, inputs = self.media.inputs(role + asked)
+            ids, inputs = self.media.inputs(role + asked, self.session)
             self.dashboard.media_tokens = self.media.tokens([part for one in asked for part in media_of(one)])
             if ids.shape[1] >= self.session.context:
                 raise ValueError(
@@ -145,6 +164,8 @@ class Turns:
         else:
             self.runs.append(run)
             self.say(f"({one_line(run)})")
+            if run.finish == "length":
+                self.say(f"({cut_note(self.session, run)})")
         self.messages = [*asked, {"role": "assistant", "content": spoken.text.strip()}]
         if self.shown and moves_the_cursor(self.console):
             self.console.print(self.dashboard)
@@ -156,7 +177,7 @@ class Turns:
     def reset(self) -> None:
         """Forget the conversation and its figures; the role stays."""
         self.messages, self.attached = [], []
-        self.media = MediaReader(self.session, self.media.options)
+        self.media = MediaReader(self.session.settings.model, self.media.options, self.session.tokenizer)
         self.runs.clear()
         self.dashboard = Dashboard(self.session.costs, self.session.memory)
         self._again = 0
@@ -169,7 +190,9 @@ class Turns:
         self._require_answer()
         path = _file(name)
         self.session.model.save_conversation(path, notes={"system": self.system, "messages": self.messages})
-        self.say(f"saved in {path}, {path.stat().st_size / 1e6:.0f} MB")
+        self.say(f"saved in {path}, {byte_size(path.stat().st_size)}")
+        if self.attached:
+            self.say(f"not in it: {name_files(self.attached)}, which still waits for the next message")
 
     def load(self, name: str) -> None:
         """Go on with the conversation in the file `name`, and show its last messages.
@@ -182,11 +205,20 @@ class Turns:
         messages, system = notes.get("messages"), notes.get("system", "")
         if not _is_conversation(messages) or not isinstance(system, str):
             raise ValueError(f"{path}: holds a cache that was not saved here: nobody says who said what")
+        waiting = self.attached
         self.reset()
-        self.system, self.messages = system, messages
+        self.system, self.messages, self.attached = system, messages, waiting
         self.say(f"{len(messages)} messages, {len(found.tokens):,} tokens; the last ones:")
-        self.say(f"> {shorten(text_of(messages[-2]))}")
+        self.say(f"> {shorten(quote_message(messages[-2]))}")
         self.say(shorten(text_of(messages[-1])))
+        for number, message in enumerate(messages[:-2], 1):
+            if media := media_of(message):
+                self.say(f"message {number} of {len(messages)}: {name_files(media)}")
+        paths = {part["path"]: None for message in messages for part in media_of(message)}
+        if gone := [path for path in paths if not Path(path).is_file()]:
+            self.say(f"put back before the next message, which reads the files again: {', '.join(gone)}")
+        if waiting:
+            self.say(f"{name_files(waiting)} still waits for the next message")
 
     def say(self, text: str) -> None:
         """Print a line that is about the conversation and no part of it."""

@@ -23,11 +23,12 @@ NOISE = 1.25  # by how much two timings of the same work may differ before they 
 @dataclass(frozen=True)
 class TimedRun:
     """Keep one decoded prompt: the emitted token ids (empty for an engine that does not tell them), the seconds of the
-    whole call, and the counts of the decoding loop."""
+    whole call, the counts of the decoding loop, and how the text ended: "stop", "length" (cut), or None: not known."""
 
     tokens: tuple[int, ...]
     seconds: float
     stats: GenerationStats
+    finish: str | None = None
 
     @property
     def tokens_per_second(self) -> float:

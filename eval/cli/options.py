@@ -23,6 +23,7 @@ _THREADS_EACH, _THREADS = 4, 16  # of a processor, at most, where that is not le
 QUANTIZE = ("int4", "int4-all", "int8", "none")
 DTYPES = ("float32", "bfloat16", "float16")  # of activations
 PICTURES = (70, 140, 280, 560, 1120)  # soft tokens of a picture: the budgets that a processor has
+FRAMES = 4096  # of a video, at most, as `specdec.media.video` has them
 KV_DTYPES = (*DTYPES, "int8")  # as `specdec.memory.plan` has them, which imports torch
 
 
@@ -148,7 +149,11 @@ def add_media_size_options(parser: argparse.ArgumentParser) -> None:
         "--picture", type=int, choices=PICTURES, default=0, help="a picture of so many soft tokens (default: none)"
     )
     parser.add_argument(
-        "--frames", type=whole_number(0), default=0, metavar="N", help="a video of so many frames (default: none)"
+        "--frames",
+        type=whole_number(0, FRAMES),
+        default=0,
+        metavar="N",
+        help="a video of so many frames (default: none)",
     )
 
 
@@ -175,8 +180,8 @@ def add_prometheus_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """Return an argparse type: a whole number of at least `least`."""
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return an argparse type: a whole number of at least `least`, and at most `most`."""
 
     def parse(text: str) -> int:
         try:
@@ -185,9 +190,21 @@ def whole_number(least: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
         if value < least:
             raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
+        if most is not None and value > most:
+            raise argparse.ArgumentTypeError(f"must be at most {most}, got {value}")
         return value
 
     return parse
+
+
+def media_file(text: str) -> Path:
+    """Parse the path of a picture, sound or video, or a file: address: an argparse type."""
+    from specdec.media.source import file_path
+
+    try:
+        return file_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def threads(text: str) -> int:

@@ -107,7 +107,11 @@ class Session:
         if self.settings.prometheus is not None:
             self.counts.merge(self.model.last_stats)
             put_text(self.settings.prometheus, prometheus(self.counts, self.settings.model))
-        return TimedRun(tuple(output[0, ids.shape[1] :].tolist()), seconds, self.model.last_stats)
+        tokens = tuple(output[0, ids.shape[1] :].tolist())
+        ends = options.get("eos_token_id", self.model.generation_config.eos_token_id)
+        ended = bool(tokens) and tokens[-1] in (ends if isinstance(ends, (list, tuple)) else [ends])
+        finish = "length" if len(tokens) >= options["max_new_tokens"] and not ended else "stop"
+        return TimedRun(tokens, seconds, self.model.last_stats, finish)
 
     def costs(self) -> Costs | None:
         """Return V(T) and d as they are now, or None before they are measured."""

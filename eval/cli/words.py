@@ -1,4 +1,5 @@
-"""What tables, captions and the report say of a bench's record: counts in words, and when timings are unreliable."""
+"""What tables, captions and the report say of a bench's record: counts and sizes in words, and when timings are
+unreliable."""
 
 from __future__ import annotations
 
@@ -11,6 +12,14 @@ DISTURBED = 0.05  # cores that waiting engines may use before timings are called
 def count_noun(number: int, noun: str) -> str:
     """Return a count with its noun: "1 prompt", "2 prompts"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def byte_size(count: int) -> str:
+    """Return bytes in the largest unit of which there is one: "512 bytes", "3.1 KB", "24.10 GB"."""
+    for unit, size, digits in (("GB", 10**9, 2), ("MB", 10**6, 1), ("KB", 10**3, 1)):
+        if count >= size:
+            return f"{count / size:.{digits}f} {unit}"
+    return count_noun(count, "byte")
 
 
 def repetitions(record: Mapping[str, Any]) -> str:

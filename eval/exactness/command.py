@@ -27,6 +27,7 @@ from eval.live.parts import count_bar
 from eval.prompts.media import MediaPrompt, media_prompts
 from eval.prompts.sets import exactness_prompts
 from specdec.util.terminal import Terminal
+from specdec.weights.metadata import naming
 
 ABOUT = """\
 Decode prompts plainly and with drafting, greedily and sampled, and compare the token ids. Texts go on past EOS to the
@@ -140,7 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = cli.settings_from(arguments)
         session = open_session(replace(settings, drafter="none", max_new_tokens=arguments.tokens, temperature=0.0))
         if arguments.media:
-            prompts = media_prompts(session.model.decoder.spec)[: arguments.prompts]
+            with naming(arguments.model):
+                prompts = media_prompts(session.model.decoder.spec)[: arguments.prompts]
         else:
             prompts = [MediaPrompt(prompt.name, session.encode(prompt.opening())) for prompt in asked]
         checker = Checker(

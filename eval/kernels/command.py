@@ -22,6 +22,7 @@ from eval.cli import options as cli
 from eval.cli.names import full_size_names
 from eval.cli.output import INTERRUPTED, check_writable, put_record, run_guarded
 from eval.cli.provenance import machine
+from eval.cli.words import byte_size
 from eval.kernels.bandwidth import Bandwidth
 from eval.kernels.cases import DECODE, NAMES, QUICK_ROWS, cases
 from eval.kernels.model_pass import bytes_per_pass, decode_speed, pass_costs, prefill_speed
@@ -158,13 +159,13 @@ def _show(measured: Measured, record: dict[str, Any]) -> None:
         console.print(heading(series), style="bold", markup=False)
         console.print(series_table(series), "")
     if name := measured.model.get("name"):
-        console.print(f"{name}: {measured.model['weight_bytes'] / 1e9:.2f} GB of weights", markup=False)
+        console.print(f"{name}: {byte_size(measured.model['weight_bytes'])} of weights", markup=False)
     if speed := measured.model.get("prefill_tokens_per_second"):
         console.print(f"prefill of {measured.model['prefill_tokens']} tokens: {speed:,.0f} tokens/s")
     if decoding := measured.model.get("decoding"):
         console.print(
             f"plain decoding of {decoding['tokens']} tokens after {decoding['prompt_tokens']}: "
-            f"{decoding['tokens_per_second']:.2f} tokens/s, {decoding['bytes_per_token'] / 1e9:.2f} GB a token, "
+            f"{decoding['tokens_per_second']:.2f} tokens/s, {byte_size(decoding['bytes_per_token'])} a token, "
             f"{decoding['share_of_bandwidth']:.0%} of {decoding['bandwidth_gb_per_second']:.1f} GB/s "
             f"(by the median token {decoding['median_tokens_per_second']:.2f} tokens/s, "
             f"{decoding['median_share_of_bandwidth']:.0%})"

@@ -95,7 +95,7 @@ def media_prompt(name: str, parts: Sequence[Part], spec: DecoderSpec, seed: int 
     media = spec.media
     if media is None or media.vision is None or media.audio is None:
         raise ValueError(
-            "this model does not take pictures and sound; name one that does, as `python -m eval.synthetic` writes it"
+            "the model takes no pictures and no sound; name one that does, as `python -m eval.synthetic` writes it"
         )
     dice, ids, tokens = random.Random(seed), list[int](), media.tokens
     words = [token for token in range(min(spec.vocab_size, 1 << 12)) if token > 2 and token not in spec.media_ids]

@@ -27,6 +27,7 @@ from drafter.config import assistant_spec, extra_tensors
 from eval.cli import options as cli
 from eval.cli.names import full_size_names
 from eval.cli.output import check_writable, file_name, put_record, run_guarded
+from eval.cli.words import byte_size
 from eval.synthetic.byte_tokenizer import PROCESSOR, add_byte_tokenizer, byte_tokenizer
 from eval.synthetic.full_size import full_size_config, full_size_drafter
 from eval.synthetic.gguf_files import write_gguf, write_mmproj
@@ -63,7 +64,7 @@ def write_model(
     tokenizer = byte_tokenizer(spec.vocab_size, tokens)
     folder.mkdir(parents=True, exist_ok=True)
     if size > (free := shutil.disk_usage(folder).free):
-        raise ValueError(f"{folder}: {size / 1e9:.1f} GB are needed, and {free / 1e9:.1f} are free; name another disk")
+        raise ValueError(f"{folder}: {byte_size(size)} are needed, and {byte_size(free)} are free; name another disk")
     if spec.media is not None:
         (folder / "processor_config.json").write_text(json.dumps(PROCESSOR, indent=1) + "\n", encoding="utf-8")
     if drafter is not None:
@@ -179,9 +180,10 @@ def main(argv: list[str] | None = None) -> int:
             write_model(config, drafter, folder, count, arguments.gguf)
         size = sum(written)
         console = Terminal(highlight=False)
-        console.print(f"{folder}: {size / 1e9:.2f} GB of random weights in the shape of {arguments.config}")
+        console.print(f"{folder}: {byte_size(size)} of random weights in the shape of {arguments.config}")
         assistant, how = folder / "assistant", "" if arguments.gguf else " --quantize int4"
         console.print(f"python -m eval.memory --model {folder}{how} --drafter {assistant}", soft_wrap=True)
+        console.print(f'python run.py generate "Hello" --model {folder}{how} --max-new-tokens 20', soft_wrap=True)
         record = {"command": "synthetic", "config": arguments.config, "folder": str(folder), "bytes": size}
         put_record(arguments.json, record)
         return 0

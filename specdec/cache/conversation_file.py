@@ -99,7 +99,7 @@ def load_conversation(path: Path, identity: str, new_cache: Callable[[], KVCache
         raise ValueError(f"{path}: there is no such file; a conversation is saved with model.save_conversation")
     advice = "delete it, and the conversation is computed again"
     with naming(path), ExitStack() as stack:
-        with foreign(path, advice, "damaged"):
+        with foreign(path, "name a file that was saved so", "is no saved conversation, or a damaged one"):
             stored = stack.enter_context(safe_open(path, "pt"))
             metadata = stored.metadata() or {}
         if metadata.get("format") not in (TEXT, MEDIA):

@@ -13,9 +13,9 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
 from specdec.media.processor import Processor
-from specdec.media.settings import from_config
+from specdec.media.settings import READERS, from_config
 from specdec.media.source import media_library
-from specdec.weights.hub.paths import NAMED_MODELS, local_path
+from specdec.weights.hub.paths import NAMED_MODELS, local_path, settings_path
 from specdec.weights.metadata import foreign, naming
 from specdec.weights.tokenizer import load_tokenizer
 
@@ -33,13 +33,15 @@ def load_processor(name_or_path: str | os.PathLike[str], tokenizer: PreTrainedTo
     name = os.fspath(name_or_path)
     found = None if name in NAMED_MODELS else local_path(name)
     place = name if found is None else str(found)
+    if found is None and name not in NAMED_MODELS:
+        found = settings_path(name)
     config: dict[str, Any] = {}
-    if (found is None and name not in NAMED_MODELS) or (found is not None and (found / "config.json").is_file()):
+    if found is not None and (found / "config.json").is_file():
         with foreign(place):
-            model_type = PreTrainedConfig.get_config_dict(place)[0].get("model_type")
-            config = ProcessorMixin.get_processor_dict(place)[0]
+            model_type = PreTrainedConfig.get_config_dict(found)[0].get("model_type")
+            config = ProcessorMixin.get_processor_dict(found)[0]
         if model_type != _MODEL_TYPE:
-            raise ValueError(f"{place}: a {model_type} model; pictures and sound are read for {_MODEL_TYPE} alone")
+            raise ValueError(f"{place}: a {model_type} model, of which text alone is read here; {READERS}")
     tokenizer = load_tokenizer(name_or_path) if tokenizer is None else tokenizer
     with naming(place):
         return Processor(tokenizer, config.get("chat_template") or tokenizer.chat_template, from_config(config))

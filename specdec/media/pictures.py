@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
+from specdec.media.container import OtherKindError, plays
 from specdec.media.source import ADVICE, MediaError, MediaSource, as_source, media_library, readable
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ def _open(source: MediaSource) -> Image:
         except images.DecompressionBombError:
             raise MediaError(f"{source.name}: has more than {_MOST_PIXELS:,} pixels; make it smaller") from None
         except media_library("PIL", "picture").UnidentifiedImageError:
+            if other := plays(source):
+                raise OtherKindError(source.name, "picture", other) from None
             raise MediaError(
                 f"{source.name}: cannot be read as a picture (its format is unknown); {ADVICE['picture']}"
             ) from None

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase
 
-from specdec.media.chat import list_conversations, medium_of, take_media
+from specdec.media.chat import list_conversations, medium_of, missing_medium, take_media, template_variables
 from specdec.media.grouping import group_pictures, group_videos, list_sounds
 from specdec.media.pictures import stack_patches
 from specdec.media.reading import ReadVideo, read_picture, read_video
-from specdec.media.settings import MediaSettings, known_arguments, sort_arguments, to_config, with_metadata
+from specdec.media.settings import READERS, MediaSettings, arguments_of, sort_arguments, to_config, with_metadata
 from specdec.media.sound import FRAME, cut_frames, read_sound
 from specdec.media.video import open_clip
 from specdec.weights.metadata import quote
@@ -122,6 +122,7 @@ class Processor:
         documents: Any = None,
         add_generation_prompt: bool = False,
         continue_final_message: bool | str = False,
+        return_assistant_tokens_mask: bool = False,
         tokenize: bool = False,
         return_tensors: str | None = None,
         return_dict: bool = False,
@@ -134,34 +135,39 @@ class Processor:
         `conversation` is a list of messages or a list of such lists. A part of a message may be `{"type": "image",
         "path": ...}`, `"audio"` or `"video"`, with the medium under its type, "url", "path" or "base64", or a part of
         OpenAI's (`image_url`, `input_audio`). `load_audio_from_video` adds the sound of each video after its message's
-        other parts. `processor_kwargs` go to the processor's call, others to the template. With `return_dict=True` all
-        inputs are returned, else the token ids. Raises ValueError as the call does, and without a chat template.
+        other parts. `processor_kwargs` go to the processor's call, and so do other arguments that the template has no
+        use for. With `return_dict=True` all inputs are returned, else the token ids. Raises ValueError as the call
+        does, without a chat template, and for an argument that neither the call nor the template takes.
         """
-        if self.chat_template is None and chat_template is None:
-            raise ValueError("this model has no chat template; pass chat_template=, or call the processor with text=")
+        if return_assistant_tokens_mask:
+            raise ValueError("masks of an assistant's tokens are not made here; leave return_assistant_tokens_mask out")
         if isinstance(self.chat_template, dict):
             chat_template = self.chat_template.get(chat_template or "default", chat_template)
+        template = chat_template or self.chat_template
+        if not isinstance(template, str):
+            raise ValueError("this model has no chat template; pass chat_template=, or call the processor with text=")
+        variables = template_variables(template)
+        options = dict(arguments_of("processor_kwargs", processor_kwargs))
+        options.update((key, value) for key, value in kwargs.items() if key not in variables)
+        sort_arguments(self.settings, options, variables)
         conversations, batched = list_conversations(conversation)
         taken = [take_media(each, load_audio_from_video and tokenize) for each in conversations]
-        options = {**(processor_kwargs or {}), **{key: kwargs[key] for key in kwargs.keys() & known_arguments()}}
         prompts: list[str] = self.tokenizer.apply_chat_template(
             [messages for messages, _ in taken],
-            chat_template=chat_template or self.chat_template,
+            chat_template=template,
             tools=tools,
             documents=documents,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             tokenize=False,
-            **{key: value for key, value in kwargs.items() if key not in known_arguments()},
+            **{key: kwargs[key] for key in kwargs.keys() & variables},
         )
         if not tokenize:
             return prompts if batched else prompts[0]
         media = [each for _, each in taken]
         for kind in _KINDS:
             if any(medium is None for each in media for medium in getattr(each, kind)):
-                raise ValueError(
-                    f'a part of type "{kind}" names no {_KINDS[kind]}; write {{"type": "{kind}", "path": ...}}'
-                )
+                raise ValueError(missing_medium(kind))
         bos = self.tokenizer.bos_token
         if bos is not None and prompts[0].startswith(bos):
             options["add_special_tokens"] = False
@@ -189,6 +195,13 @@ class Processor:
             return {"type": kind, kind: read_video(medium, None, settings)}
         return {"type": kind, kind: read_sound(medium)}
 
+    def count_tokens(self, part: Mapping[str, Any]) -> int:
+        """Return how many tokens of a prompt a part of `prepare` takes: soft tokens, their marks, times of frames."""
+        kind, medium = medium_of(part)
+        if kind == "video":
+            return len(self.tokenizer(self._frames(medium), add_special_tokens=False).input_ids)
+        return 2 + len(medium.values if kind == "image" else cut_frames(medium))
+
     def decode(self, *args: Any, **kwargs: Any) -> Any:
         """Return the text of token ids, as the tokenizer's `decode` does."""
         return self.tokenizer.decode(*args, **kwargs)
@@ -197,9 +210,19 @@ class Processor:
         """Return the texts of rows of token ids, as the tokenizer's `batch_decode` does."""
         return self.tokenizer.batch_decode(*args, **kwargs)
 
-    def post_process_image_text_to_text(self, outputs: Any, skip_special_tokens: bool = True, **kwargs: Any) -> Any:
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> Any:
         """Return the texts of generated ids: a step of transformers' pipelines."""
-        return self.tokenizer.decode(outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+        return self.tokenizer.decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+
+    def post_process_multimodal_output(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, generation_mode: Any = None, **kwargs: Any
+    ) -> Any:
+        """Return the texts of generated ids: a step of the pipeline "any-to-any". Raises ValueError for other modes."""
+        if generation_mode not in (None, "text"):
+            raise ValueError(f"this model answers in text alone; leave out generation_mode={generation_mode!r}")
+        return self.post_process_image_text_to_text(generated_outputs, skip_special_tokens, **kwargs)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -275,11 +298,7 @@ class Processor:
 
     def _tokenize(self, prompts: Sequence[str], arguments: dict[str, Any], settings: MediaSettings) -> dict[str, Any]:
         texts = dict(self.tokenizer(prompts, **{"padding": True, **arguments}))
-        types = {
-            self.image_token_id: _TYPE_IDS["image"],
-            self.video_token_id: _TYPE_IDS["video"],
-            self.audio_token_id: _TYPE_IDS["audio"],
-        }
+        types = {getattr(self, f"{kind}_token_id"): number for kind, number in _TYPE_IDS.items()}
         rows = [[types.get(token, 0) for token in row] for row in texts["input_ids"]]
         due = [sum(map(prompt.count, (self.image_token, self.video_token, self.audio_token))) for prompt in prompts]
         if [sum(map(bool, row)) for row in rows] != due:
@@ -290,7 +309,7 @@ class Processor:
 def _id_of(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     number = tokenizer.convert_tokens_to_ids(token)
     if number is None or number == tokenizer.unk_token_id:
-        raise ValueError(f"the tokenizer has no {token}: this model reads text alone; name a multimodal one")
+        raise ValueError(f"its tokenizer has no {token}, so that it reads text alone; {READERS}")
     if len(tokenizer(token, add_special_tokens=False).input_ids) != 1:
         tokenizer.add_tokens(token, special_tokens=True)  # in the vocabulary, but cut into pieces
     return int(number)

@@ -10,7 +10,7 @@ and resampling methods of other models; the one value that this model has is acc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
@@ -23,6 +23,7 @@ from specdec.media.video import FRAMES
 from specdec.util.text import did_you_mean
 from specdec.weights.metadata import Values, quote
 
+READERS = "name a model that reads pictures, sound and video: Gemma 4 12B (google/gemma-4-12B-it)"
 _MEDIA = ("images_kwargs", "videos_kwargs", "audio_kwargs")
 _GROUPS = ("text_kwargs", *_MEDIA, "common_kwargs")
 _TEXT = {
@@ -62,6 +63,22 @@ _FIXED: dict[str, Any] = {
     "sampling_rate": RATE,
     "load_audio_backend": "auto",
     "timeout": None,
+}
+
+
+_CALL = {"text", "images", "videos", "audio"}
+_TEMPLATE = {
+    "add_generation_prompt",
+    "chat_template",
+    "continue_final_message",
+    "conversation",
+    "documents",
+    "load_audio_from_video",
+    "processor_kwargs",
+    "return_assistant_tokens_mask",
+    "return_dict",
+    "tokenize",
+    "tools",
 }
 
 
@@ -133,11 +150,13 @@ def to_config(settings: MediaSettings) -> dict[str, Any]:
     }
 
 
-def sort_arguments(defaults: MediaSettings, given: Mapping[str, Any]) -> tuple[dict[str, Any], MediaSettings]:
+def sort_arguments(
+    defaults: MediaSettings, given: Mapping[str, Any], variables: Collection[str] = ()
+) -> tuple[dict[str, Any], MediaSettings]:
     """Return the tokenizer's arguments and the settings of a call with the keyword arguments `given`.
 
-    Raises ValueError for a name that no medium has, for a value that this model does not have, and for two values of
-    one argument.
+    `variables`: what the chat template takes besides, for hints. Raises ValueError for a name that no medium has, for a
+    value that this model does not have, and for two values of one argument.
     """
     text: dict[str, Any] = {}
     fields: dict[str, Any] = {}
@@ -155,7 +174,7 @@ def sort_arguments(defaults: MediaSettings, given: Mapping[str, Any]) -> tuple[d
             for home in homes:
                 _put(fields, home, value)
         else:
-            raise ValueError(f"a processor takes no {name}.{did_you_mean(name, known_arguments())}")
+            raise ValueError(_refusal(groups, name, variables))
     fields = {name: value for name, value in fields.items() if value is not None}
     if {"num_frames", "fps"} <= fields.keys():
         raise ValueError("num_frames and fps both say how many frames; leave one out")
@@ -166,25 +185,39 @@ def sort_arguments(defaults: MediaSettings, given: Mapping[str, Any]) -> tuple[d
     return text, replace(defaults, **fields)
 
 
-def known_arguments() -> set[str]:
-    """Return the names of all arguments of a processor's call."""
-    return {*_TEXT, *_BOTH, *_FIXED, *_GROUPS, *(name for fields in _FIELDS.values() for name in fields)}
+def _refusal(groups: tuple[str, ...], name: str, variables: Collection[str]) -> str:
+    """Return what to do about an argument `name` that none of `groups` takes."""
+    if name in _TEMPLATE:
+        return f"{name} is an argument of apply_chat_template itself; pass it there, outside of processor_kwargs"
+    if name in _CALL:
+        return f"{name} goes into the parts of the messages, or as {name}= to the processor's call; leave it out here"
+    where = groups[0] if len(groups) == 1 else "a processor"
+    if name in _GROUPS:
+        return f"{where} takes no {name} inside; pass {name} beside it"
+    homes = [group for group, fields in _FIELDS.items() if name in fields]
+    if homes:
+        return f"{where} takes no {name}; pass it in {' or '.join(homes)}"
+    fields = {field for fields in _FIELDS.values() for field in fields}
+    known = {*_TEXT, *_BOTH, *_FIXED, *_GROUPS, *_TEMPLATE, *_CALL, *fields, *variables}
+    other = ", and neither does the chat template" if variables and len(groups) > 1 else ""
+    return f"{where} takes no {name}{other}.{did_you_mean(name, known)}"
 
 
 def _each(given: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str, Any]]:
     """Yield each argument with the groups that it is for: a flat one is for all that know it."""
     for key, value in given.items():
         if key in ("text_kwargs", *_MEDIA):
-            for name, inner in _arguments(key, value):
+            for name, inner in arguments_of(key, value):
                 yield (key,), name, inner
         elif key == "common_kwargs":
-            for name, inner in _arguments(key, value):
+            for name, inner in arguments_of(key, value):
                 yield ("text_kwargs", *_MEDIA), name, inner
         else:
             yield ("text_kwargs", *_MEDIA), key, value
 
 
-def _arguments(key: str, value: Any) -> Iterable[tuple[str, Any]]:
+def arguments_of(key: str, value: Any) -> Iterable[tuple[str, Any]]:
+    """Return the pairs of the argument `key`, a dict or None. Raises ValueError for anything else."""
     if value is not None and not isinstance(value, Mapping):
         raise ValueError(f"{key} is a dict of arguments, not {type(value)}")
     return (value or {}).items()

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from specdec.media.container import decodable, open_container
+from specdec.media.container import OtherKindError, decodable, is_picture, open_container
 from specdec.media.source import MediaError, MediaSource, as_source, media_library, readable
 
 RATE = 16_000
@@ -96,6 +96,8 @@ def _blocks(file: Any) -> Iterator[NDArray[np.float32]]:
 
 def _decode_container(source: MediaSource) -> Samples:
     library = media_library("av", "sound")
+    if is_picture(source):
+        raise OtherKindError(source.name, "sound", "picture")
     with open_container(source, "sound") as container, readable(source, "sound"):
         if not container.streams.audio:
             raise MediaError(f"{source.name}: has no sound track; leave its sound out")

@@ -80,8 +80,6 @@ def as_source(given: Any, kind: str) -> MediaSource | None:
         head, _, body = text.partition(",")
         encoded = head.endswith(";base64")
         return _of_bytes(_decoded(unquote(body), kind) if encoded else unquote_to_bytes(body), kind)
-    if _WEB.match(text) and not text.startswith(_FILE):
-        raise ValueError(f"{quote(text)}: nothing is fetched from the web; download it, and pass its path or its bytes")
     if len(text) >= _LEAST_BASE64 and not _is_file(text) and _seems_base64(text):
         return _of_bytes(_decoded(text, kind), kind)
     path = file_path(text)
@@ -94,8 +92,10 @@ def as_source(given: Any, kind: str) -> MediaSource | None:
 def file_path(text: str) -> Path:
     """Return the path that a user's `text` means: one as shells take it, or a file: address, as desktops hand it over.
 
-    Raises ValueError for a text that no file can be called.
+    Raises ValueError for a text that no file can be called, and for an address of the web.
     """
+    if _WEB.match(text) and not text.startswith(_FILE):
+        raise ValueError(f"{quote(text)}: nothing is fetched from the web; download it, and pass its path or its bytes")
     if not text.startswith(_FILE):
         return user_path(text)
     return user_path(unquote(text.removeprefix(_FILE).removeprefix("localhost")))
@@ -137,7 +137,7 @@ def readable(source: MediaSource, kind: str) -> Iterator[None]:
         except MediaError as error:
             told = error
     if told is not None:
-        raise ValueError(str(told)) from told
+        raise told
 
 
 def media_library(name: str, kind: str) -> Any:

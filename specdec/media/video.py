@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specdec.media.container import decodable, open_container
+from specdec.media.container import OtherKindError, decodable, is_picture, moving_pictures, open_container
 from specdec.media.pictures import as_pixels, channels_first, on_white, read_pixels
-from specdec.media.source import MediaError, MediaSource, as_source, readable
+from specdec.media.source import ADVICE, MediaError, MediaSource, as_source, readable
 
 FRAMES = 32  # of a clip, when neither a number nor a rate is asked for
 MOST_FRAMES = 4096  # that are taken of a clip: 300,000 tokens, more than a context holds
@@ -102,13 +102,18 @@ def _of_frames(frames: Tensor) -> Clip:
 
 def _open(source: MediaSource) -> Clip:
     with open_container(source, "video") as container, readable(source, "video"):
-        if not container.streams.video:
-            raise MediaError(f"{source.name}: has no pictures; pass it as a sound")
-        stream = decodable(source, container.streams.video[0], "video")
-        if stream.width * stream.height > _MOST_PIXELS:
-            raise MediaError(f"{source.name}: has frames of {stream.width} x {stream.height} pixels; make them smaller")
+        pictures = moving_pictures(container)
+        if not pictures and container.streams.audio:
+            raise OtherKindError(source.name, "video", "sound")
+        if not pictures:
+            raise MediaError(f"{source.name}: has neither pictures nor sound; {ADVICE['video']}")
+        stream = decodable(source, pictures[0], "video")
         # Some containers do not say how many frames they hold.
         total = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
+        if total == 1 and is_picture(source):
+            raise OtherKindError(source.name, "video", "picture")
+        if stream.width * stream.height > _MOST_PIXELS:
+            raise MediaError(f"{source.name}: has frames of {stream.width} x {stream.height} pixels; make them smaller")
         if not total:
             raise MediaError(f"{source.name}: holds no frames; record or convert it again")
         rate = stream.average_rate or stream.guessed_rate
@@ -119,7 +124,7 @@ def _decode(source: MediaSource, indices: Sequence[int]) -> Iterator[Tensor]:
     wanted = iter(indices)
     due = next(wanted, None)
     with open_container(source, "video") as container, readable(source, "video"):
-        stream = container.streams.video[0]
+        stream = moving_pictures(container)[0]
         stream.thread_type = "AUTO"
         stream.codec_context.options = {"max_pixels": str(_MOST_PIXELS)}  # frames may be larger than the header says
         for number, frame in enumerate(container.decode(stream)):

@@ -220,8 +220,9 @@ def _cut(text: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    strerror = getattr(error, "strerror", None)  # of an OSError, and of PyAV's, whose text names the file again
+    if isinstance(strerror, str) and strerror:
+        return strerror
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 

@@ -27,7 +27,7 @@ from specdec.weights.gguf.tokenizer import (
     vocabulary,
 )
 from specdec.weights.hf_config import tokenizer_config
-from specdec.weights.hub.paths import NAMED_MODELS, cache_folder, local_path, model_path
+from specdec.weights.hub.paths import NAMED_MODELS, cache_folder, local_path, model_path, settings_path
 from specdec.weights.metadata import Values, foreign, naming
 
 _CONVERTER = 1  # raised when gguf/tokenizer.py writes something else: older cache entries are void then
@@ -64,7 +64,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerB
     name = os.fspath(name_or_path)
     found = local_path(name)
     if found is None and name not in NAMED_MODELS:
-        return _from_pretrained(name)  # its weights are not needed here
+        return _from_pretrained(str(settings_path(name)))  # its weights are not needed here
     if found is not None and any((found / file).is_file() for file in _TOKENIZER_FILES):
         return _from_pretrained(str(found), config=tokenizer_config(found))
     path = model_path(name)

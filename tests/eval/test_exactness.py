@@ -214,4 +214,4 @@ def test_a_picture_that_answers_for_another_is_caught(
 
 def test_a_model_without_an_embedder_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(folder, "--media") == 2
-    assert "this model does not take pictures and sound" in capsys.readouterr().err
+    assert ": the model takes no pictures and no sound; name one that does" in capsys.readouterr().err

@@ -66,3 +66,25 @@ def test_transformers_pipeline(loaded: Loaded, parts: dict[str, Any]) -> None:
     inputs = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=True, return_dict=True)
     ids = model.generate(**inputs.convert_to_tensors("pt"), max_new_tokens=6)
     assert said == processor.decode(ids[0, len(inputs["input_ids"][0]) :], skip_special_tokens=True)
+
+
+def test_transformers_pipeline_for_any_medium(
+    loaded: Loaded, parts: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, processor = loaded
+    pipe = pipeline("any-to-any", model=model, processor=processor)
+    assert "not supported" not in capsys.readouterr().err
+    conversation = chat(*parts.values())
+    for options in ({}, {"processor_kwargs": {"num_frames": 2}}):
+        said = pipe(text=conversation, max_new_tokens=6, return_full_text=False, **options)[0]["generated_text"]
+        inputs = processor.apply_chat_template(
+            conversation, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **options
+        )
+        ids = model.generate(**inputs, max_new_tokens=6)
+        assert said == processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    whole = pipe(text=conversation, max_new_tokens=6)[0]["generated_text"]
+    assert whole[:-1] == conversation and whole[-1]["role"] == "assistant"
+    sound = pipe(text="<|audio|> what?", audio=parts["audio"]["path"], max_new_tokens=2, return_full_text=False)
+    assert isinstance(sound[0]["generated_text"], str)
+    with pytest.raises(ValueError, match="generation_mode"):
+        pipe(text=conversation, generation_mode="audio")

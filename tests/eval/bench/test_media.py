@@ -33,6 +33,6 @@ def test_media_are_timed_by_kind_and_size(tmp_path: Path, capsys: pytest.Capture
 def test_what_cannot_be_timed_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["bench", "--media", "--model", str(make_folder(tmp_path / "model")), "--drafter", "none"]
     assert run.main(words) == 2
-    assert "this model does not take pictures and sound" in capsys.readouterr().err
+    assert ": the model takes no pictures and no sound; name one that does" in capsys.readouterr().err
     assert run.main([*words, "--suite"]) == 2
     assert "--media has prompts of its own" in capsys.readouterr().err

@@ -227,7 +227,7 @@ def test_the_dashboard_follows_answers_as_lines_where_no_terminal_is(
     lines = output.splitlines()
     assert "\x1b" not in output and output.count("tokens/s: ") == 1
     first = next(i for i, line in enumerate(lines) if line.startswith("tokens/s: "))
-    assert "5 tokens in" in lines[first - 1]
+    assert "5 tokens in" in lines[first - 2] and "cut after 5 tokens" in lines[first - 1]
     assert [line.partition(":")[0] for line in lines[first : first + 7]] == [
         "tokens/s",
         "tokens per round",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import shlex
@@ -19,7 +18,8 @@ from rich.console import Console
 
 import run
 from eval.chat.commands import Chat
-from eval.chat.media import MediaOptions, dragged, files_in, is_message, media_of, message_of, text_of
+from eval.chat.files import dragged, files_in
+from eval.chat.media import MediaOptions, MediaReader, is_message, media_of, message_of, text_of
 from eval.cli.options import GenerationSettings
 from eval.cli.session import Session, open_session
 from eval.synthetic.command import write_model
@@ -106,7 +106,7 @@ def test_a_picture_goes_with_the_next_message(chat: Chat, files: Path, monkeypat
     honest = reading.read_pixels
     monkeypatch.setattr(reading, "read_pixels", lambda given: read.append(given) or honest(given))
     chat.line(f"/image {files / 'my cat.png'}")
-    assert "my cat.png: a picture of 60 tokens, with the next message" in said(chat)
+    assert "my cat.png: a picture of 62 tokens, with the next message" in said(chat)
     for line in ("what is it?", "and now?"):
         chat.line(line)
     first, _, second, _ = chat.turns.messages
@@ -114,8 +114,8 @@ def test_a_picture_goes_with_the_next_message(chat: Chat, files: Path, monkeypat
     assert first["content"] == [part, {"type": "text", "text": "what is it?"}]
     assert second["content"] == "and now?" and chat.turns.attached == []
     assert len(read) == 1, "the second question reads no file"
-    assert "60 media tokens" in said(chat)
-    prompt = len(chat.turns.media.inputs(chat.turns.messages[:3])[0][0])
+    assert "62 media tokens" in said(chat)
+    prompt = len(chat.turns.media.inputs(chat.turns.messages[:3], chat.turns.session)[0][0])
     assert prompt > 60 and len(chat.turns.runs) == 2
     chat.line("/undo")
     chat.line("/regenerate")
@@ -146,11 +146,13 @@ def test_what_the_model_gets(chat: Chat, files: Path, monkeypatch: pytest.Monkey
 def test_files_are_taken_away_again(chat: Chat, files: Path) -> None:
     for line in (f"/video {files / 'talk.mp4'}", f"/audio {files / 'clip.wav'}", "/video"):
         chat.line(line)
-    assert [part["type"] for part in chat.turns.attached] == ["audio"] and "1 taken away" in said(chat)
+    assert [part["type"] for part in chat.turns.attached] == [
+        "audio"
+    ] and "taken away: video talk.mp4 with its sound\n" in said(chat)
     chat.line("/image")
-    assert "no picture was to go" in said(chat)
+    assert "no picture waits for the next message; /image FILE adds one" in said(chat)
     chat.line("/reset")
-    assert chat.turns.attached == []
+    assert chat.turns.attached == [] and "begins anew, without sound clip.wav" in said(chat)
 
 
 def test_a_file_that_cannot_be_used_is_told_and_nothing_is_attached(chat: Chat, files: Path) -> None:
@@ -180,45 +182,75 @@ def test_a_saved_conversation_reads_its_files_again(chat: Chat, files: Path) -> 
     assert "my cat.png: there is no such file" in said(chat) and len(chat.turns.messages) == 2
 
 
-def test_a_model_of_text_alone_takes_no_files(tmp_path: Path, files: Path) -> None:
+def test_a_model_of_text_alone_takes_no_files(tmp_path: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_folder(tmp_path / "text")
     with threads_restored():
         session = open_session(GenerationSettings(model=str(folder), device="cpu", threads=1, max_new_tokens=2))
         chat = Chat(session, Console(file=io.StringIO(), width=200))
         chat.line(f"/image {files / 'my cat.png'}")
         chat.line(f"{files / 'clip.wav'} is a path")
-    assert "/image: " in said(chat) and "a gemma3_text model" in said(chat)
+        arguments = ["--model", str(folder), "--device", "cpu", "--threads", "1"]
+        assert run.main(["chat", "--frames", "3", *arguments]) == 2
+    refused = f"{folder}: a gemma3_text model, of which text alone is read here; name a model that reads pictures"
+    assert f"/image: {refused}" in said(chat) and f"error: {refused}" in capsys.readouterr().err
+    assert "reads text alone: the path goes as text, and the file does not" in said(chat)
     assert chat.turns.messages[0]["content"] == f"{files / 'clip.wav'} is a path"
 
 
-def generated(session: Session, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    with threads_restored():
-        usual = ("--model", session.settings.model, "--device", "cpu", "--threads", "1", "--max-new-tokens", "3")
-        code = run.main(["generate", "what?", *arguments, *usual])
-    return code, *capsys.readouterr()
+def test_files_that_wait_are_not_lost_without_a_word(chat: Chat, files: Path) -> None:
+    saved, talk = files / "saved", files / "talk.mp4"
+    for line in (f"/image {files / 'my cat.png'}", "what?", f"{talk} and this?", f"/audio {files / 'clip.wav'}"):
+        chat.line(line)
+    chat.line(f"/save {saved}")
+    assert "not in it: sound clip.wav, which still waits for the next message" in said(chat)
+    talk.unlink()
+    chat.turns.console.file = io.StringIO()
+    chat.line(f"/load {saved}")
+    loaded = said(chat)
+    assert "> [video talk.mp4 with its sound] and this?" in loaded
+    assert "message 1 of 4: picture my cat.png" in loaded
+    assert f"put back before the next message, which reads the files again: {talk}" in loaded
+    assert "sound clip.wav still waits for the next message" in loaded
+    chat.line("/help")
+    assert "With the next message: sound clip.wav." in said(chat)
+    chat.line("/undo")
+    assert "forgotten: [video talk.mp4 with its sound] and this?" in said(chat)
+    chat.line("now?")
+    assert [part["type"] for part in media_of(chat.turns.messages[2])] == ["audio"]
 
 
-def test_generate_takes_files(session: Session, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cat, clip, talk = (str(files / name) for name in ("my cat.png", "clip.wav", "talk.mp4"))
-    media = ("--image", cat, "--audio", clip, "--video", talk, "--frames", "3", "--image-tokens", "140")
-    code, output, _ = generated(session, capsys, *media, "--json", "-")
-    record = json.loads(output.splitlines()[-1])
-    assert code == 0 and [(part["type"], part["soft_tokens"]) for part in record["media"]] == [
-        ("image", 126), ("video", 180), ("audio", 7), ("audio", 13),
-    ]  # fmt: skip
-    _, output, _ = generated(session, capsys, "--video", talk, "--no-sound", "--json", "-")
-    assert [part["type"] for part in json.loads(output.splitlines()[-1])["media"]] == ["video"]
+def test_a_video_counts_with_the_times_of_its_frames(chat: Chat, files: Path) -> None:
+    chat.line(f"/video {files / 'talk.mp4'}")
+    parts = chat.turns.attached
+    with_video = chat.turns.media.inputs([message_of("what?", parts[:1])], chat.turns.session)[0].shape[1]
+    alone = chat.turns.session.encode([message_of("what?", [])]).shape[1]
+    assert with_video - alone == chat.turns.media.tokens(parts[:1]) == 2 * (60 + 2) + len("00:00  00:00 ")
+    assert f"a video of {with_video - alone} tokens and a sound of 9 tokens" in said(chat)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("--image", "no/such/cat.png"), "no/such/cat.png: there is no such file"),
-        (("--raw", "--image", "cat.png"), "--raw continues text alone"),
-    ],
-)
-def test_generate_refuses_what_cannot_be_asked(
-    session: Session, arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
+def test_a_file_of_another_kind_is_sent_to_the_right_command(chat: Chat, files: Path) -> None:
+    for line in (f"/audio {files / 'my cat.png'}", f"/image {files / 'talk.mp4'}", f"/video {files}"):
+        chat.line(line)
+    assert f"/audio: {files}/my cat.png: is a picture; name it with /image" in said(chat)
+    assert f"/image: {files}/talk.mp4: is a video; name it with /video" in said(chat)
+    assert f"/video: {files}: is a folder; name a file in it" in said(chat)
+    chat.line(f"/image '{files / 'my cat.png'}' what?")
+    assert "/image: what?: there is no such file; check the path" in said(chat)
+    assert chat.turns.attached == []
+
+
+def test_a_clip_with_fewer_frames_than_asked_for_is_said(chat: Chat, files: Path) -> None:
+    session = chat.turns.session
+    chat.turns.media = MediaReader(session.settings.model, MediaOptions(frames=7), session.tokenizer)
+    chat.line(f"/video {files / 'talk.mp4'}")
+    assert "(talk.mp4 has 6 frames, not 7: all of them are taken)" in said(chat)
+
+
+def test_media_that_exceed_the_context_are_said_with_the_options_that_help(
+    chat: Chat, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, _, errors = generated(session, capsys, *arguments)
-    assert code == 2 and words in errors
+    chat.line(f"/video {files / 'talk.mp4'}")
+    monkeypatch.setattr(Session, "context", 150)
+    chat.line("what?")
+    assert re.search("the prompt has 1.. tokens, 146 of them for media, .* at 150; .*--frames", said(chat))
+    assert len(chat.turns.attached) == 2 and not chat.turns.messages

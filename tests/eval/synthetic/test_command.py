@@ -67,13 +67,14 @@ def test_the_command_writes_what_it_names(
     monkeypatch.setattr(synthetic, "full_size_drafter", lambda name: None)
     assert main(["--out", str(tmp_path / "made"), "--json", str(tmp_path / "record")]) == 0
     record = json.loads((tmp_path / "record").read_text())
-    assert "{" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "{" not in said and f"{record['bytes'] / 1000:.1f} KB of random weights" in said
     assert record["bytes"] == model_bytes(config_of("gemma3"), None)
     assert main(["--out", str(tmp_path / "made")]) == 2
     assert "is there already" in capsys.readouterr().err
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     assert main(["--out", str(tmp_path / "other")]) == 2
-    assert "GB are needed" in capsys.readouterr().err
+    assert "KB are needed, and 1.0 KB are free" in capsys.readouterr().err
 
 
 def test_full_size_is_what_was_published() -> None:

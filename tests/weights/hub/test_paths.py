@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from gguf import GGMLQuantizationType as Type
 
+from specdec import load_processor
 from specdec.weights.hub.paths import (
     NAMED_MODELS,
     FetchError,
@@ -15,6 +16,7 @@ from specdec.weights.hub.paths import (
     drafter_path,
     local_path,
     model_path,
+    settings_path,
 )
 from specdec.weights.tokenizer import load_tokenizer
 from tests.support.media.tiny_media import write_mmproj
@@ -134,6 +136,11 @@ def test_hub_ids_fetch_safetensors_and_no_pickles(tmp_path: Path, monkeypatch: p
         files + others, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]
     )
     assert list(taken) == files
+    assert settings_path("owner/name") == tmp_path
+    taken = filter_repo_objects(
+        files + others, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]
+    )
+    assert list(taken) == files[1:]  # all but the weights
 
 
 def test_hub_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,15 +160,16 @@ def test_hub_errors_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for error, message in (
         (GatedRepoError.__new__(GatedRepoError), "accept the model's terms"),
         (RepositoryNotFoundError.__new__(RepositoryNotFoundError), "check the spelling"),
-        (ConnectionError("no route"), "could not be reached: no route"),
+        (ConnectionError("no route"), "could not be reached \\(no route\\); name a local folder"),
     ):
 
         def fail(*_: object, error: Exception = error, **__: object) -> str:
             raise error
 
         monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-        with pytest.raises(FetchError, match=message):
-            model_path("owner/name")
+        for load in (model_path, settings_path, load_tokenizer, load_processor):
+            with pytest.raises(FetchError, match=f"owner/name: .*{message}"):
+                load("owner/name")
 
 
 @pytest.mark.model
