@@ -54,6 +54,13 @@ def stream(port: int, body: dict[str, Any]) -> Streamed:
     return found
 
 
+def ask(port: int, body: dict[str, Any]) -> tuple[dict[str, Any], float]:
+    """Return the reply to a chat completion, and the seconds that it took. Raises ValueError where it is an error."""
+    began = time.perf_counter()
+    found: dict[str, Any] = json.loads(post(port, body).read())
+    return found, time.perf_counter() - began
+
+
 def post(port: int, body: dict[str, Any]) -> http.client.HTTPResponse:
     """Return the reply to a chat completion. Raises ValueError where it is an error."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_SECONDS)

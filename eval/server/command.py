@@ -3,7 +3,8 @@
 What: the same prompts through `generate()` and over HTTP, in turns: tokens a second, and how long after the first token
 its bytes arrive. An answer of hundreds of tokens with a right prediction, one without every tenth line, a wrong one and
 none, in turns. The same questions with a JSON schema or tools, and without. Sampled answers by schemas and tools, each
-checked against its schema. The server runs in this process, and the client whose time is taken in one of its own.
+checked against its schema. With `--parts replay`: ten turns of an agent against this server and llama.cpp's. The server
+runs in this process, and the client whose time is taken in one of its own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from eval.serve.command import check_installed
 from specdec.util.terminal import Terminal
 
 PARTS = ("http", "prediction", "constraint", "answers")
+REPLAY = "replay"  # asked for by name: it needs llama.cpp
 T = TypeVar("T")
 
 
@@ -32,13 +34,22 @@ def measure(arguments: argparse.Namespace, console: Console, bar: Console) -> in
         raise ValueError(
             "answers are checked by jsonschema; install it with: pip install -c constraints.txt jsonschema"
         )
+    import torch
+
+    from eval.bench.engines import check_packages
     from eval.cli.provenance import provenance
     from eval.cli.session import open_session
     from eval.prompts.sets import suite_prompts
-    from eval.server import speed, tasks
+    from eval.server import replay, speed, tasks
     from eval.server.served import serving
+    from specdec import model_path
 
+    if REPLAY in arguments.parts:
+        check_packages(["llama.cpp"])
     session = open_session(cli.settings_from(arguments))
+    file = model_path(session.settings.model)
+    if REPLAY in arguments.parts and file.suffix != ".gguf":
+        raise ValueError(f"--parts replay compares servers of one .gguf file, and {session.settings.model} is none")
     if not session.converses:
         raise ValueError(f"{session.settings.model} has no chat template, and is asked to converse")
     record: dict[str, Any] = {}
@@ -60,6 +71,9 @@ def measure(arguments: argparse.Namespace, console: Console, bar: Console) -> in
                 for kind, made in (("schema", tasks.schema_tasks), ("tool", tasks.tool_tasks)):
                     outcomes = _counted(bar, f"answers by {kind}", tasks.answers(served, made(arguments.answers)))
                     record.setdefault("answers", {})[kind] = tasks.answers_record(outcomes)
+            if REPLAY in arguments.parts:
+                turns = replay.replayed(served, file, torch.get_num_threads(), arguments.repeat)
+                record["replay"] = replay.replay_record(_counted(bar, "turns", turns))
         except KeyboardInterrupt:
             interrupted = True
     for table in _tables(record):
@@ -112,6 +126,15 @@ def _tables(record: dict[str, Any]) -> Iterator[FigureTable]:
         for kind, found in kinds.items():
             table.add(f"by {kind}", (str(found["valid"]), str(found["cut"]), str(found["total"])))
         yield table
+    if found := record.get("replay"):
+        table = FigureTable(
+            "ten turns of an agent",
+            [Column("seconds", 4), Column("ratio", 3), Column("prompt tokens", 2), Column("computed", 1)],
+        )
+        for name in ("llama.cpp", "specdec"):
+            one, ratio = found[name], f"{found['ratio']:.2f}x" if name == "specdec" else ""
+            table.add(name, (f"{one['seconds']:.2f}", ratio, f"{one['prompt_tokens']:,}", f"{one['computed']:,}"))
+        yield table
 
 
 def _first_bytes(found: dict[str, Any]) -> str:
@@ -138,12 +161,18 @@ def _wrong(record: dict[str, Any]) -> Sequence[str]:
 def main(argv: list[str] | None = None) -> int:
     """Run `python -m eval.server` with the words `argv` (None: the process's own); return its exit code."""
     parser = cli.module_parser("server", __doc__)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
+    parser.add_argument(
+        "--parts", nargs="+", choices=(*PARTS, REPLAY), default=PARTS, help="what to measure (default: all but replay)"
+    )
     parser.add_argument(
         "--prompts", type=cli.whole_number(1), default=24, metavar="N", help="of each comparison of speed (default 24)"
     )
     parser.add_argument(
-        "--repeat", type=cli.whole_number(1), default=3, metavar="N", help="of each prediction (default 3)"
+        "--repeat",
+        type=cli.whole_number(1),
+        default=3,
+        metavar="N",
+        help="of each prediction, and of the agent (default 3)",
     )
     parser.add_argument(
         "--predicted", type=cli.whole_number(2), default=800, metavar="N", help="tokens of those answers (default 800)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 import uvicorn
 
 from eval.cli.session import Session
-from eval.server.client import Streamed, post, stream
+from eval.server.client import Streamed, ask, stream
 from specdec.drafting.draft_length import FixedLength
 from specdec.server.app import create_app
 from specdec.server.generation.answer import Answer
@@ -51,8 +50,7 @@ class Served:
 
     def ask(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return the reply to a chat completion. Raises ValueError where it is an error."""
-        found: dict[str, Any] = json.loads(post(self.port, body).read())
-        return found
+        return ask(self.port, body)[0]
 
     def stream(self, body: dict[str, Any]) -> Streamed:
         """Return what comes of a streamed chat completion. Raises ValueError where it is an error."""
