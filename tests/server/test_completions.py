@@ -58,7 +58,7 @@ def test_logprobs_in_the_old_shape(client: TestClient) -> None:
 @pytest.mark.parametrize("prompt", [None, [], 7, [[1], 2.5], ["a", None], [10**9], "", [True]])
 def test_unusable_prompts(client: TestClient, prompt: Any) -> None:
     done = client.post("/v1/completions", json={"prompt": prompt, **GREEDY})
-    assert done.status_code == 400 and done.json()["error"]["param"] == "prompt"
+    assert done.status_code == 400 and done.json()["error"]["param"].partition("[")[0] == "prompt"
 
 
 def test_the_model_is_described(client: TestClient) -> None:

@@ -183,7 +183,7 @@ class Service:
                 pins=frozenset(pins),
                 prediction=tuple(prediction[: self.context]),  # no answer is longer
             )
-            queued.append((request, partial(answer.hear, output)))
+            queued.append((request, partial(answer.on_event, output)))
         answer.parting = self.partings.note(prompts[0])
         answer.begin(self.thread, self.thread.submit(queued))
         return answer
