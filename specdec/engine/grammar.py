@@ -27,6 +27,10 @@ _SHOWN = re.compile(r"\s*(\d+ \||\^+$)")
 LONGEST_PIECE = 64  # bytes of a token that a text is cut into where the tokenizer itself would change the text
 
 
+class GrammarError(ValueError):
+    """A grammar that was compiled cannot be followed to where a text has come."""
+
+
 class Grammar:
     """A Lark grammar in llguidance's dialect, as a constraint: the text ends where nothing may follow."""
 
@@ -62,11 +66,11 @@ class GrammarMatcher:
         return bool(self._matcher.is_stopped())
 
     def allowed(self) -> Tensor:
-        """Return which tokens may come next, [vocab] bool. Raises ValueError where the grammar got too complex."""
+        """Return which tokens may come next, [vocab] bool. Raises GrammarError where the grammar got too complex."""
         mask = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
             reason = self._matcher.get_error().partition("<state>")[0].strip()  # then comes the parser's whole state
-            raise ValueError(f"the grammar cannot be followed further: {reason}; write a simpler one")
+            raise GrammarError(f"the grammar cannot be followed further: {reason}; write a simpler one")
         bits = np.unpackbits(mask, count=self._vocab_size, bitorder="little")  # [vocab / 8] -> [vocab]
         return torch.from_numpy(bits).view(torch.bool)
 

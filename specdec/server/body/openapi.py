@@ -22,6 +22,11 @@ ANTHROPIC = "/v1/messages"  # with all below it: errors have another shape there
 _REFUSALS = (401, 403, 503)  # of any request: no key, a foreign name or page, a server that begins or ends
 _BODY_REFUSALS = (400, 413, 415)
 _EVENTS = "text/event-stream"
+_EVENT: Schema = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
 
 
 @dataclass(frozen=True)
@@ -80,12 +85,12 @@ def definitions(kind: Kind) -> dict[str, Schema]:
 def _described(method: str, path: str, operation: Operation) -> dict[str, Any]:
     error = {"$ref": f"#/components/schemas/{'AnthropicError' if path.startswith(ANTHROPIC) else 'Error'}"}
     content: dict[str, Any] = (
-        {operation.reply: {"schema": {"type": "string"}}}
+        {operation.reply: {"schema": _EVENT if operation.reply == _EVENTS else {"type": "string"}}}
         if isinstance(operation.reply, str)
         else {"application/json": {"schema": operation.reply}}
     )
     if operation.streams:
-        content[_EVENTS] = {"schema": {"type": "string"}}
+        content[_EVENTS] = {"schema": _EVENT}
     statuses = {*_REFUSALS, *operation.refusals, *(_BODY_REFUSALS if operation.body is not None else ())}
     responses: dict[str, Any] = {"200": {"description": operation.about, "content": content}}
     for status in sorted(statuses):

@@ -51,4 +51,7 @@ def _kept(chat: ChatFormat, prompt: Sequence[int], tool: Tool, tokens: LLTokeniz
 
 @lru_cache(maxsize=32)
 def _compiled(lark: str, tokens: LLTokenizer) -> Grammar:
-    return Grammar(lark, tokens)
+    grammar = Grammar(lark, tokens)
+    if not grammar.start().allowed().any():
+        raise ValueError("no text is allowed by it")
+    return grammar

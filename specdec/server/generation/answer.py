@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from specdec.engine.event import Event
+from specdec.engine.grammar import GrammarError
 from specdec.engine.stats import GenerationStats
 from specdec.engine.verify import Choice
 from specdec.server.errors import ApiError, of_exception
@@ -94,6 +95,12 @@ class Output:
                 self._deltas.append(delta)
 
 
+def _error(what: ApiError | Exception) -> ApiError:
+    if isinstance(what, GrammarError):  # of the request's own schema
+        return ApiError(400, str(what), code="grammar_too_complex")
+    return of_exception(what)
+
+
 def _logprobs(tokens: list[int], event: Event, count: int) -> Iterator[TokenLogprob]:
     assert event.logits is not None
     for token, row in zip(event.tokens, event.logits.float().log_softmax(-1), strict=True):
@@ -156,7 +163,7 @@ class Answer:
             if not (piece.deltas or piece.logprobs or piece.finish):
                 return
         else:
-            piece = Piece(output.index, error=of_exception(what))
+            piece = Piece(output.index, error=_error(what))
         self._loop.call_soon_threadsafe(self._queue.put_nowait, piece)
 
     async def pieces(self) -> AsyncIterator[Piece]:
