@@ -13,6 +13,7 @@ from specdec.server.body.bodies import DETOKENIZE, TOKENIZE
 from specdec.server.conversation import read_conversation
 from specdec.server.errors import ApiError, bad_request
 from specdec.server.generation.plain_text import decode
+from specdec.server.generation.sampling import Defaults
 from specdec.server.generation.service import Service
 from specdec.server.http import json_body, reply
 from specdec.server.state import ServerState
@@ -54,7 +55,8 @@ def _model(service: Service) -> dict[str, Any]:
 
 
 async def props(state: ServerState, request: Request) -> Response:
-    """Describe the settings, in llama-server's shape."""
+    """Describe the settings, in llama-server's shape. `model_settings`: those that the model says itself; others are
+    settings that leave its own probabilities as they are."""
     service = state.ready()
     defaults = service.defaults
     return reply(
@@ -69,6 +71,7 @@ async def props(state: ServerState, request: Request) -> Response:
                     "repeat_penalty": defaults.repetition_penalty,
                 },
             },
+            "model_settings": sorted(Defaults.told(service.model.generation_config)),
             "total_slots": service.engine.max_batch,
             "model_path": service.name,
             "model_alias": service.name,

@@ -42,8 +42,13 @@ class Defaults:
     @classmethod
     def of(cls, generation_config: Any) -> Defaults:
         """Return the defaults of a model's generation config; what it leaves open does not narrow the choice."""
+        return cls(**cls.told(generation_config))
+
+    @classmethod
+    def told(cls, generation_config: Any) -> dict[str, Any]:
+        """Return what a model's generation config says itself."""
         found = {name: getattr(generation_config, name, None) for name in cls.__dataclass_fields__}
-        return cls(**{name: value for name, value in found.items() if value is not None})
+        return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True)
