@@ -69,15 +69,18 @@ class GrammarMatcher:
         """Return which tokens may come next, [vocab] bool. Raises GrammarError where the grammar got too complex."""
         mask = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
-            reason = self._matcher.get_error().partition("<state>")[0].strip()  # then comes the parser's whole state
-            raise GrammarError(f"the grammar cannot be followed further: {reason}; write a simpler one")
+            raise self._error()
         bits = np.unpackbits(mask, count=self._vocab_size, bitorder="little")  # [vocab / 8] -> [vocab]
         return torch.from_numpy(bits).view(torch.bool)
 
+    def _error(self) -> GrammarError:
+        reason = self._matcher.get_error().partition("<state>")[0].strip()  # then comes the parser's whole state
+        return GrammarError(f"the grammar cannot be followed further: {reason}; write a simpler one")
+
     def advance(self, token: int) -> None:
-        """Take an allowed token."""
-        taken = self._matcher.consume_token(token)
-        assert taken, self._matcher.get_error()
+        """Take an allowed token. Raises GrammarError where the grammar got too complex."""
+        if not self._matcher.consume_token(token):
+            raise self._error()
         self._taken += 1
 
     def rewind(self, tokens: int) -> None:

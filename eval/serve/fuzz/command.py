@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import json
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -37,6 +38,7 @@ def fuzz(arguments: argparse.Namespace, console: Console) -> int:
     from eval.serve.fuzz.leaving import run_leaving
     from eval.serve.fuzz.target import target
 
+    faulthandler.enable()  # a crash of native code says at least where
     record: dict[str, Any] = {}
     interrupted = False
     with target() as on:

@@ -64,17 +64,16 @@ class Target:
         self.errors = _Errors()
         logging.getLogger("specdec").addHandler(self.errors)
 
-    @property
-    def idle(self) -> bool:
-        """Return whether nothing is in flight and nothing waits."""
-        thread = self.service.thread
-        return thread.running == thread.waiting == self.service.engine.in_flight == 0
+    def left(self, seconds: int = 10) -> dict[str, int]:
+        """Return the objects of requests that are alive, by class, and what the engine has: once nothing is left, or
+        after so many seconds. A handler may be at its end when the last byte has come."""
+        for _ in range(5 * seconds):
+            if not any((counts := self._alive()).values()):
+                break
+            time.sleep(0.2)
+        return counts
 
-    def left(self, seconds: float = 30) -> dict[str, int]:
-        """Return the objects that are alive once nothing is in flight: by class, with what the engine has."""
-        end = time.monotonic() + seconds
-        while not self.idle and time.monotonic() < end:
-            time.sleep(0.02)
+    def _alive(self) -> dict[str, int]:
         gc.collect()
         alive = [type(one) for one in gc.get_objects()]
         counts = {kind.__name__: alive.count(kind) for kind in COUNTED}
