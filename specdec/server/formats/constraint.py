@@ -25,7 +25,7 @@ def constraint_for(chat: ChatFormat, prompt: Sequence[int], wanted: Wanted) -> C
     """
     if wanted.free:
         return None
-    wanted.check_size()
+    wanted.check()
     tokens = grammar_tokens(chat.tokenizer, chat.vocab_size, chat.ends, chat.marks)
     try:
         return _compiled(chat.grammar(prompt, wanted), tokens)
