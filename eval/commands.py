@@ -62,7 +62,7 @@ messages, streamed or not. Texts are those of generate(): greedy and seeded answ
   curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '{"messages": [{"role": "user", "content": "Name three rivers."}], "stream": true}'
 
-docs/server.md has the endpoints, the fields, and how clients are pointed here. Needs the extra:
+docs/serve.md has the endpoints, the fields, and how clients are pointed here. Needs the extra:
 pip install -c constraints.txt -e '.[serve]'"""
 PLAN_TEXT = """\
 Say what a model, its drafter and a context take in memory, and the longest context that fits, from headers alone. The

@@ -27,12 +27,13 @@ RAW = 0.15  # of cases: bytes are changed without regard to their meaning
 def damage(path: Path, rng: Random) -> None:
     """Change the file `path`, whose suffix names its format."""
     data = path.read_bytes()
-    made = _raw(data, rng) if rng.random() < RAW else _FORMATS.get(path.suffix, _raw)(data, rng)
+    made = change_bytes(data, rng) if rng.random() < RAW else _FORMATS.get(path.suffix, change_bytes)(data, rng)
     path.unlink()  # it may be a link to the file that was whole
     path.write_bytes(made)
 
 
-def _raw(data: bytes, rng: Random) -> bytes:
+def change_bytes(data: bytes, rng: Random) -> bytes:
+    """Cut, stretch or overwrite `data`, without regard to what it means."""
     changed = bytearray(data)
     kind = rng.randrange(4)
     if kind == 0:
@@ -57,17 +58,17 @@ def _raw(data: bytes, rng: Random) -> bytes:
 def change(tree: Any, rng: Random) -> None:
     """Change one to three places of a JSON value, a list or an object, in place."""
     for _ in range(rng.choice((1, 1, 2, 3))):
-        places = list(_places(tree))
-        if not places:
+        found = list(places(tree))
+        if not found:
             return
-        holder, key = rng.choice(places)
+        holder, key = rng.choice(found)
         kind = rng.random()
         if kind < 0.65:
             holder[key] = strange(rng)
         elif kind < 0.75:
             del holder[key]
         elif kind < 0.85:
-            other, its = rng.choice(places)
+            other, its = rng.choice(found)
             holder[key] = deepcopy(other[its]) if its in other or isinstance(other, list) else None
         elif kind < 0.92 and isinstance(holder, dict):
             holder[rng.choice((ESCAPES, "x", "to_dict", "auto_map", "num_labels", "__class__"))] = strange(rng)
@@ -77,7 +78,7 @@ def change(tree: Any, rng: Random) -> None:
             holder[key] = -holder[key] if rng.random() < 0.3 else holder[key] + rng.choice((1, -1, 7))
 
 
-def _places(tree: Any) -> list[tuple[Any, Any]]:
+def places(tree: Any) -> list[tuple[Any, Any]]:
     """Return where values stand inside `tree`: (holder, key). A long list gives only some of its places, or nothing
     else were ever changed."""
     found = []

@@ -103,9 +103,14 @@ def serve(settings: GenerationSettings, options: ServeOptions) -> int:
             file=sys.stderr,
         )
 
+    def ending(answers: int) -> None:
+        under_way = f"{answers} under way may go on for {options.grace:g} s" if answers else "none is under way"
+        kept = "" if options.cache_dir is None else f"; conversations are kept in {options.cache_dir}"
+        print(f"the server ends: no more answers begin, {under_way}{kept}; Ctrl-C again ends at once", file=sys.stderr)
+
     access = Access(options.api_key, (options.host, *options.allow_host), options.allow_origin)
     where = Listening(options.host, options.port, access, options.grace, options.debug, options.keep_alive)
-    listen(load, where, started)
+    listen(load, where, started, ending)
     return 0
 
 

@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
         type=cli.whole_number(1),
         default=3,
         metavar="N",
-        help="of each prediction, and of the agent (default 3)",
+        help="of predictions and of the agent (default 3)",
     )
     parser.add_argument(
         "--predicted", type=cli.whole_number(2), default=800, metavar="N", help="tokens of those answers (default 800)"

@@ -159,10 +159,11 @@ class Conversations:
         finally:
             self.add(found)
 
-    def nearest(self, tokens: Tensor) -> tuple[int, Tensor]:
-        """Return how many of tokens [n] the kept conversation that is most like them shares, and its tokens [m]."""
+    def nearest(self, tokens: Tensor, media: Keys = ()) -> tuple[int, Tensor]:
+        """Return how many of tokens [n] the kept conversation that is most like them shares, and its tokens [m].
+        `media`: what the soft tokens among them show, which is compared too."""
         with self._lock:
-            found = [(shared_beginning(tokens, one.tokens), one.tokens) for one in self.kept]
+            found = [(shared_beginning(tokens, one.tokens, media, one.media), one.tokens) for one in self.kept]
         return max(found, key=lambda one: one[0], default=(0, tokens[:0]))
 
     def forget(self) -> None:

@@ -27,6 +27,10 @@ _SHOWN = re.compile(r"\s*(\d+ \||\^+$)")
 LONGEST_PIECE = 64  # bytes of a token that a text is cut into where the tokenizer itself would change the text
 
 
+class GrammarError(ValueError):
+    """A grammar that was compiled cannot be followed to where a text has come."""
+
+
 class Grammar:
     """A Lark grammar in llguidance's dialect, as a constraint: the text ends where nothing may follow."""
 
@@ -62,18 +66,21 @@ class GrammarMatcher:
         return bool(self._matcher.is_stopped())
 
     def allowed(self) -> Tensor:
-        """Return which tokens may come next, [vocab] bool. Raises ValueError where the grammar got too complex."""
+        """Return which tokens may come next, [vocab] bool. Raises GrammarError where the grammar got too complex."""
         mask = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
-            reason = self._matcher.get_error().partition("<state>")[0].strip()  # then comes the parser's whole state
-            raise ValueError(f"the grammar cannot be followed further: {reason}; write a simpler one")
+            raise self._error()
         bits = np.unpackbits(mask, count=self._vocab_size, bitorder="little")  # [vocab / 8] -> [vocab]
         return torch.from_numpy(bits).view(torch.bool)
 
+    def _error(self) -> GrammarError:
+        reason = self._matcher.get_error().partition("<state>")[0].strip()  # then comes the parser's whole state
+        return GrammarError(f"the grammar cannot be followed further: {reason}; write a simpler one")
+
     def advance(self, token: int) -> None:
-        """Take an allowed token."""
-        taken = self._matcher.consume_token(token)
-        assert taken, self._matcher.get_error()
+        """Take an allowed token. Raises GrammarError where the grammar got too complex."""
+        if not self._matcher.consume_token(token):
+            raise self._error()
         self._taken += 1
 
     def rewind(self, tokens: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 from functools import partial
 
 from starlette.applications import Starlette
@@ -15,6 +14,9 @@ from starlette.routing import Route
 from starlette.types import Lifespan
 
 from specdec.server import dashboard
+from specdec.server.body import openapi, replies
+from specdec.server.body.bodies import CHAT, COMPLETION, COUNT, DETOKENIZE, RESPONSE, TOKENIZE, TURN
+from specdec.server.body.openapi import Endpoint, Operation
 from specdec.server.endpoints import about
 from specdec.server.endpoints.chat import chat_completions
 from specdec.server.endpoints.completions import completions
@@ -27,41 +29,55 @@ from specdec.server.state import ServerState
 
 _log = logging.getLogger(__name__)
 
-Endpoint = Callable[[ServerState, Request], Awaitable[Response]]
+_CHAT = Operation(chat_completions, "Answer a conversation.", replies.CHAT, CHAT, (429,), streams=True)
+_COMPLETION = Operation(completions, "Continue one text or several.", replies.COMPLETION, COMPLETION, (429,), True)
+_RESPONSE = Operation(responses, "Answer a conversation; nothing is kept.", replies.RESPONSE, RESPONSE, (429,), True)
+_PAGE = Operation(dashboard.page, "The page of figures.", "text/html")
+_HEALTH = Operation(about.health, "Whether requests are taken.", replies.HEALTH)
+_MODELS = Operation(about.models, "The one model.", replies.MODELS)
+_PROPS = Operation(about.props, "The settings, as llama-server gives them.", replies.PROPS)
 
-GET: dict[str, Endpoint] = {
-    "/": dashboard.page,
-    "/dashboard": dashboard.page,
-    "/dashboard/events": dashboard.live,
-    "/health": about.health,
-    "/v1/health": about.health,
-    "/v1/models": about.models,
-    "/models": about.models,
-    "/v1/models/{name:path}": about.model,
-    "/props": about.props,
-    "/v1/props": about.props,
-    "/version": about.version,
-    "/metrics": about.metrics,
-    "/debug/cache": about.debug_cache,
+GET: dict[str, Operation] = {
+    "/": _PAGE,
+    "/dashboard": _PAGE,
+    "/dashboard/events": Operation(dashboard.live, "The figures, every second.", "text/event-stream"),
+    "/health": _HEALTH,
+    "/v1/health": _HEALTH,
+    "/v1/models": _MODELS,
+    "/models": _MODELS,
+    "/v1/models/{name:path}": Operation(about.model, "The model, if it is called so.", replies.MODEL, refusals=(404,)),
+    "/props": _PROPS,
+    "/v1/props": _PROPS,
+    "/version": Operation(about.version, "Which version this is.", replies.VERSION),
+    "/metrics": Operation(about.metrics, "Counters for Prometheus.", "text/plain"),
+    "/debug/cache": Operation(about.debug_cache, "What is cached, with --debug.", replies.ANY, refusals=(404,)),
+    "/openapi.json": Operation(lambda state, request: _openapi(), "This page.", replies.ANY),
 }
-POST: dict[str, Endpoint] = {
-    "/v1/chat/completions": chat_completions,
-    "/chat/completions": chat_completions,
-    "/v1/completions": completions,
-    "/completions": completions,
-    "/v1/responses": responses,
-    "/responses": responses,
-    "/v1/messages": messages,
-    "/v1/messages/count_tokens": count_tokens,
-    "/tokenize": about.tokenize,
-    "/detokenize": about.detokenize,
+POST: dict[str, Operation] = {
+    "/v1/chat/completions": _CHAT,
+    "/chat/completions": _CHAT,
+    "/v1/completions": _COMPLETION,
+    "/completions": _COMPLETION,
+    "/v1/responses": _RESPONSE,
+    "/responses": _RESPONSE,
+    "/v1/messages": Operation(messages, "Answer a conversation.", replies.TURN, TURN, (429,), streams=True),
+    "/v1/messages/count_tokens": Operation(count_tokens, "Count a conversation's tokens.", replies.COUNT, COUNT),
+    "/tokenize": Operation(about.tokenize, "Token ids of a text or a conversation.", replies.TOKENS, TOKENIZE),
+    "/detokenize": Operation(about.detokenize, "The text of token ids.", replies.TEXT, DETOKENIZE),
 }
+
+
+async def _openapi() -> Response:
+    return reply(openapi.page(GET, POST))
 
 
 def create_app(state: ServerState, access: Access, lifespan: Lifespan[Starlette] | None = None) -> Starlette:
     """Return the application that serves the model of `state` to those whom `access` lets in."""
-    routes = [Route(path, partial(_answer, state, endpoint), methods=["GET"]) for path, endpoint in GET.items()]
-    routes += [Route(path, partial(_answer, state, endpoint), methods=["POST"]) for path, endpoint in POST.items()]
+    routes = [
+        Route(path, partial(_answer, state, operation.endpoint), methods=[method])
+        for method, operations in (("GET", GET), ("POST", POST))
+        for path, operation in operations.items()
+    ]
     return Starlette(
         routes=routes,
         middleware=[Middleware(Guard, access=access)],

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from specdec.server.body.conversations import EFFORTS
+from specdec.server.body.objects import Fields
 from specdec.server.errors import bad_request
-from specdec.server.fields import Fields, shown
 from specdec.server.media import read_content
 
-EFFORTS = {"none": False, "minimal": False, "low": True, "medium": True, "high": True, "xhigh": True, "max": True}
-"""Words for how much a model should think, and whether it then thinks at all."""
+_SWITCHES = {"enabled": True, "adaptive": True, "between_tools": True, "disabled": False}
 
 
 @dataclass(frozen=True)
@@ -34,45 +34,31 @@ class Conversation:
 
 def read_conversation(body: Fields) -> Conversation:
     """Return the conversation of a chat completion's body. Raises ApiError for settings that cannot be used."""
-    messages = [_message(one, f"messages[{i}]") for i, one in enumerate(body.items("messages"))]
-    tools = list(body.items("tools"))
-    names = ("tool_choice", "parallel_tool_calls", "response_format")
-    wanted = {"tools": tools} | {name: body.get(name) for name in names}
+    messages = [{**message.values, "content": read_content(message, "content")} for message in body.get("messages", ())]
+    names = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
+    wanted = {name: body.raw(name) for name in names}
     return Conversation(messages, wanted, read_options(body), read_prediction(body))
 
 
 def read_prediction(body: Fields) -> str:
     """Return the expected answer in a body: `content` of `prediction`, a string or parts of text."""
-    prediction = body.inner("prediction")
-    kind = prediction.text("type", "content")
-    if kind != "content":
-        raise bad_request(f"prediction.type must be content, got {shown(kind)}", "prediction.type")
-    if isinstance(prediction.get("content"), str):
-        return prediction.text("content")
-    parts = [Fields(part, f"prediction.content[{i}]") for i, part in enumerate(prediction.items("content"))]
-    if other := next((part for part in parts if part.text("type", "text") != "text"), None):
+    content = prediction.get("content", "") if (prediction := body.get("prediction")) is not None else ""
+    if isinstance(content, str):
+        return content
+    if other := next((part for part in content if part.get("type", "text") != "text"), None):
         raise bad_request(f"{other.where} is no text", other.where)
-    return "".join(part.text("text") for part in parts)
-
-
-def _message(message: Any, where: str) -> Any:
-    return (
-        {**message, "content": read_content(Fields(message, where), "content")}
-        if isinstance(message, dict)
-        else message
-    )
+    return "".join(part.get("text", "") for part in content)
 
 
 def read_options(body: Fields) -> dict[str, Any]:
     """Return what a request says about thinking, and what it hands to the chat template."""
-    effort = body.text("reasoning_effort") or body.inner("reasoning").text("effort")
-    if effort and effort not in EFFORTS:
-        raise bad_request(f"reasoning_effort must be one of {', '.join(EFFORTS)}, got {effort!r}", "reasoning_effort")
-    thinking = EFFORTS.get(effort)
+    reasoning = body.get("reasoning")
+    effort = body.get("reasoning_effort") or (reasoning.get("effort") if reasoning is not None else None)
+    thinking = EFFORTS.get(effort or "")
     told = body.get("thinking")
-    if isinstance(told, dict) and told.get("type") in ("enabled", "adaptive", "between_tools", "disabled"):
-        thinking = told["type"] != "disabled"
-    for name in ("think", "enable_thinking"):
-        if isinstance(body.get(name), bool):
-            thinking = body.get(name)
-    return {"thinking": thinking, "chat_template_kwargs": dict(body.mapping("chat_template_kwargs"))}
+    if isinstance(told, Fields):
+        told = _SWITCHES.get(told.get("type"))
+    for said in (told, body.get("think"), body.get("enable_thinking")):
+        if said is not None:
+            thinking = EFFORTS[said] if isinstance(said, str) else said
+    return {"thinking": thinking, "chat_template_kwargs": body.get("chat_template_kwargs", {})}

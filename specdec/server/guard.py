@@ -19,7 +19,9 @@ from specdec.server.errors import ApiError
 from specdec.server.http import reply
 
 MOST_BODY = 32 * 2**20  # bytes
-OPEN_PATHS = frozenset({"/", "/dashboard", "/health"})  # hold nothing of anybody's: no key is asked for
+OPEN_PATHS = frozenset(
+    {"/", "/dashboard", "/health", "/openapi.json"}
+)  # hold nothing of anybody's: no key is asked for
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Guard:
 
 def _length(headers: Headers) -> int:
     text = headers.get("content-length", "0")
-    return int(text) if text.isdigit() else 0
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def _cors(origin: str) -> dict[str, str]:

@@ -12,8 +12,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from specdec.server.body.objects import Fields, Object
 from specdec.server.errors import ApiError, bad_request, of_exception
-from specdec.server.fields import Fields
+from specdec.util.json_text import parse_json
 
 KEEP_ALIVE = 10.0  # seconds: clients and proxies give up on silence
 CLIENT_LEFT = 499  # nginx's status for a reply that nobody reads
@@ -102,16 +103,13 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-async def json_body(request: Request) -> Fields:
-    """Return the fields of a request's JSON body. Raises ApiError when the body is no JSON object."""
-    text = await request.body()
+async def json_body(request: Request, declared: Object) -> Fields:
+    """Return the declared fields of a request's JSON body. Raises ApiError when the body is no such JSON object."""
     try:
-        values = json.loads(text)
-        if b"\\ud" in text.lower():
-            json.dumps(values, ensure_ascii=False).encode()  # half of a surrogate pair is no text
-        return Fields(values)
-    except (ValueError, RecursionError) as error:
-        raise bad_request(f"the body is not JSON: {error}", code="invalid_json") from error
+        values = parse_json(await request.body())
+    except ValueError as error:
+        raise bad_request(f"the body cannot be read: {error}", code="invalid_json") from error
+    return declared.read(values, "")
 
 
 def event(data: dict[str, Any], name: str | None = None) -> str:

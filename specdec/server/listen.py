@@ -1,7 +1,7 @@
 """The server as a process: it listens at once, loads the model meanwhile, and ends in good order.
 
-The first signal (Ctrl-C, SIGTERM) stops taking requests and lets answers end for a while; the second ends them, with an
-error event in each stream.
+The first signal (Ctrl-C, SIGTERM) stops taking requests, which then get 503, and lets answers end for a while; the
+second ends them, with an error event in each stream.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from specdec.server.http import KEEP_ALIVE
 from specdec.server.state import ServerState
 
 GRACE = 30.0  # seconds for answers to end after the first signal
+_LOOK = 0.05  # seconds between two looks at whether all answers have ended
 _IDLE = 75  # seconds until a connection without a request is closed: longer than clients keep them
 
 
@@ -65,8 +66,14 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def listen(load: Callable[[], Service], listening: Listening, started: Callable[[str, Service], None]) -> None:
-    """Serve the model that `load` loads, until a signal comes. `started` is told the address and the service.
+def listen(
+    load: Callable[[], Service],
+    listening: Listening,
+    started: Callable[[str, Service], None],
+    ending: Callable[[int], None] = lambda answers: None,
+) -> None:
+    """Serve the model that `load` loads, until a signal comes. `started` is told the address and the service, `ending`
+    at the first signal how many answers are under way.
 
     Raises ValueError: see `Listening.open`; and whatever `load` raises.
     """
@@ -97,7 +104,7 @@ def listen(load: Callable[[], Service], listening: Listening, started: Callable[
     config = uvicorn.Config(
         app, log_level=logging.WARNING, access_log=False, timeout_keep_alive=_IDLE, server_header=False
     )
-    server = _Server(config, state, listening.grace)
+    server = _Server(config, state, listening.grace, ending)
     with opened:
         server.run(sockets=[opened])
     if failures:
@@ -107,23 +114,41 @@ def listen(load: Callable[[], Service], listening: Listening, started: Callable[
 class _Server(uvicorn.Server):
     """uvicorn's server with the two signals. `loop` is set when it runs."""
 
-    def __init__(self, config: uvicorn.Config, state: ServerState, grace: float) -> None:
+    def __init__(self, config: uvicorn.Config, state: ServerState, grace: float, ending: Callable[[int], None]) -> None:
         super().__init__(config)
-        self.state, self.grace = state, grace
+        self.state, self.grace, self.ending = state, grace, ending
         self.loop: asyncio.AbstractEventLoop | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal: nothing but notes is made here, wherever the program just is."""
-        if self.loop is not None:
+        if self.loop is None:
+            self.should_exit = True
+        else:
             self.loop.call_soon_threadsafe(self._end_answers if self.state.draining else self._drain)
         self.state.draining = True
-        self.should_exit = True
 
     def _drain(self) -> None:
+        """Go on listening until the answers have ended, so that whoever asks is told what happens."""
         assert self.loop is not None
+        self.ending(self._answers)
         self.loop.call_later(self.grace, self._end_answers)
+        self._stop_when_idle()
+
+    def _stop_when_idle(self) -> None:
+        assert self.loop is not None
+        if self._answers == 0:
+            self.should_exit = True
+        elif not self.should_exit:
+            self.loop.call_later(_LOOK, self._stop_when_idle)
+
+    @property
+    def _answers(self) -> int:
+        if (service := self.state.service) is None:
+            return 0
+        return service.thread.running + service.thread.waiting
 
     def _end_answers(self) -> None:
+        self.should_exit = True
         if self.state.service is not None:
             self.state.service.thread.fail_all(ApiError(503, "the server was told to shut down", code="shutting_down"))
         else:

@@ -13,8 +13,8 @@ from typing import Any
 
 from specdec.media.processor import Processor
 from specdec.media.sound import FRAME
+from specdec.server.body.objects import Fields
 from specdec.server.errors import bad_request, too_long
-from specdec.server.fields import Fields
 from specdec.server.formats import FieldError
 
 MOST = 64  # of a request; each picture takes 8 MB while the prompt is read
@@ -34,7 +34,7 @@ Part = dict[str, Any]
 def read_content(fields: Fields, name: str) -> Any:
     """Return the content `name` of a message, in which a picture is a part `{"type": "image", "image": URI, "where":
     ...}`, and a sound such a part of the type "audio". Raises ApiError for one that does not come in the request."""
-    given = fields.get(name)
+    given = fields.raw(name)
     if not isinstance(given, list):
         return given
     return [_part(part, f"{fields.path(name)}[{i}]") for i, part in enumerate(given)]
@@ -42,25 +42,25 @@ def read_content(fields: Fields, name: str) -> Any:
 
 def _part(given: Any, where: str) -> Any:
     kind = _TYPES.get(str(given.get("type"))) if isinstance(given, dict) else None
-    return given if kind is None else media_part(Fields(given, where), kind)
+    return given if kind is None else media_part(given, kind, where)
 
 
-def media_part(part: Fields, kind: str) -> Part:
+def media_part(part: Part, kind: str, where: str) -> Part:
     """Return a part that is a picture or a sound, `kind` "image" or "audio", as `read_content` does."""
-    found = next(
-        (part.get(name) for name in ("source", part.text("type"), f"{kind}_url", kind) if part.has(name)), None
-    )
-    inner = Fields(found, part.where) if isinstance(found, dict) else Fields({"url": found}, part.where)
-    uri = inner.get("data") if inner.has("data") else inner.get("url")
-    if isinstance(uri, str) and inner.has("data") and not uri.startswith("data:"):
+    names = ("source", str(part.get("type")), f"{kind}_url", kind)
+    found = next((part[name] for name in names if part.get(name) is not None), None)
+    inner = found if isinstance(found, dict) else {"url": found}
+    data = inner.get("data")
+    uri = inner.get("url") if data is None else data
+    if isinstance(uri, str) and data is not None and not uri.startswith("data:"):
         uri = f"data:;base64,{uri}"
     if not isinstance(uri, str) or not uri.startswith("data:"):
         raise bad_request(
-            f"{part.where}: the {_WORDS[kind]} must come within the request, as a data URI or in base64; nothing is "
+            f"{where}: the {_WORDS[kind]} must come within the request, as a data URI or in base64; nothing is "
             "opened or fetched for a client",
-            part.where,
+            where,
         )
-    return {"type": kind, kind: uri, "where": part.where}
+    return {"type": kind, kind: uri, "where": where}
 
 
 def media_parts(messages: Sequence[Any]) -> list[Part]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+import run
 from tests.support.serving.served import Served, events
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
@@ -58,7 +61,7 @@ def test_logprobs_in_the_old_shape(client: TestClient) -> None:
 @pytest.mark.parametrize("prompt", [None, [], 7, [[1], 2.5], ["a", None], [10**9], "", [True]])
 def test_unusable_prompts(client: TestClient, prompt: Any) -> None:
     done = client.post("/v1/completions", json={"prompt": prompt, **GREEDY})
-    assert done.status_code == 400 and done.json()["error"]["param"] == "prompt"
+    assert done.status_code == 400 and done.json()["error"]["param"].partition("[")[0] == "prompt"
 
 
 def test_the_model_is_described(client: TestClient) -> None:
@@ -66,7 +69,9 @@ def test_the_model_is_described(client: TestClient) -> None:
     assert model["id"] == "tiny" and model["context_length"] == model["max_model_len"] == 8192
     assert client.get("/v1/models/tiny").json() == model
     assert client.get("/v1/models/other/name").json()["error"]["code"] == "model_not_found"
-    assert client.get("/props").json()["default_generation_settings"]["n_ctx"] == 8192
+    props = client.get("/props").json()
+    assert props["default_generation_settings"]["n_ctx"] == 8192
+    assert props["model_settings"] == [] and props["default_generation_settings"]["params"]["temperature"] == 1
     assert client.get("/health").json() == {"status": "ok"}
 
 
@@ -81,9 +86,30 @@ def test_text_to_ids_and_back(client: TestClient) -> None:
     assert client.post("/tokenize", json={}).status_code == 400
 
 
+def test_settings_that_the_model_says_are_told(
+    tiny: Served, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny.model.generation_config, "top_k", 64)
+    assert client.get("/props").json()["model_settings"] == ["top_k"]
+
+
+def test_a_long_prompt_is_no_warning(
+    tiny: Served, client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server counts tokens itself, and tells the client."""
+    monkeypatch.setattr(tiny.tokenizer, "model_max_length", 100)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    done = client.post("/v1/completions", json={"prompt": "x" * 9000})
+    assert done.json()["error"]["code"] == "context_length_exceeded"
+    assert "Token indices" not in caplog.text
+
+
 def test_metrics_are_prometheus_text(client: TestClient) -> None:
     ask(client)
     found = client.get("/metrics").text
+    docs = (Path(run.__file__).parent / "docs" / "serve.md").read_text(encoding="utf-8")
+    names = {line.split()[2] for line in found.splitlines() if line.startswith("# TYPE")}
+    assert len(names) > 10 and [name for name in sorted(names) if f"`{name}`" not in docs] == []
     for line in found.splitlines():
         assert line.startswith(("# HELP specdec:", "# TYPE specdec:", "specdec:")), line
     assert 'specdec:requests_total{path="/v1/completions",status="200"}' in found

@@ -16,7 +16,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from specdec.cache import KVCache
+from specdec.engine.grammar import GrammarMatcher
+from specdec.engine.sequence import Sequence
 from specdec.server.app import create_app
+from specdec.server.generation.answer import Answer
+from specdec.server.generation.engine_thread import Ticket
 from specdec.server.guard import Access
 from specdec.server.state import ServerState
 from tests.support.serving.served import USER, Served, events, listening, served, slow_passes, until
@@ -43,6 +47,12 @@ def idle(one: Served) -> bool:
 
 def caches() -> int:
     return sum(type(one) is KVCache for one in gc.get_objects())
+
+
+def alive() -> dict[str, int]:
+    """How many objects of requests there are, by class."""
+    found = [type(one).__name__ for one in gc.get_objects()]
+    return {kind.__name__: found.count(kind.__name__) for kind in (Answer, Ticket, Sequence, GrammarMatcher)}
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -193,13 +203,17 @@ def test_while_the_model_is_loaded_and_while_it_ends(tiny: Served) -> None:
 def test_random_requests_and_disconnects_leave_nothing_behind(tiny: Served, address: str) -> None:
     tiny.model.conversations.forget()
     gc.collect()  # what the errors of other tests hold
-    before = caches()
+    before, others = caches(), alive()
     chance = random.Random(5)
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
     kinds: list[dict[str, Any]] = [
         {**LONG, "max_tokens": 6},
         {**LONG, "max_tokens": 6, "stream": True},
         {**LONG, "n": 2, "max_tokens": 4, "logprobs": True},
         {**LONG, "temperature": -3},
+        {**LONG, "max_tokens": 6, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}},
+        {**LONG, "max_tokens": 6, "stream": True, "tools": [tool], "tool_choice": "required"},
     ]
     for _ in range(40):
         connections = [post(address, chance.choice(kinds)) for _ in range(3)]
@@ -216,6 +230,8 @@ def test_random_requests_and_disconnects_leave_nothing_behind(tiny: Served, addr
     tiny.model.conversations.forget()
     # Without a run of the collector: nothing that waits for one may hold a cache.
     until(lambda: caches() <= before)
+    gc.collect()
+    assert alive() == others
 
 
 def test_closing_ends_streams_with_an_error(folder: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import run
 from eval.serve.command import check_folder
 from tests.support.serving.process import serving
-from tests.support.serving.served import events
+from tests.support.serving.served import events, until
 from tests.support.tiny_folder import threads_restored
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
@@ -31,11 +31,19 @@ def test_ctrl_c_lets_answers_end_and_keeps_conversations(folder: Path, tmp_path:
     kept, log = tmp_path / "kept", tmp_path / "log"
     with serving(folder, log, "--cache-dir", str(kept), "--alias", "mine") as (process, address):
         assert "mine, drafter" in log.read_text()
-        running = post(address, max_tokens=300, ignore_eos=True, stream=True).getresponse()
+        running = post(address, max_tokens=3000, ignore_eos=True, stream=True).getresponse()
         first = running.readline()
         process.send_signal(signal.SIGINT)
+        until(lambda: "Ctrl-C again ends at once" in log.read_text())
+        said = log.read_text().splitlines()[-1]
+        assert "1 under way may go on for 30 s" in said and f"kept in {kept}" in said
+        asked = http.client.HTTPConnection(address, timeout=60)
+        asked.request("GET", "/health")
+        reply = asked.getresponse()
+        assert (reply.status, json.loads(reply.read())) == (503, {"status": "shutting down"})
+        assert post(address, max_tokens=3).getresponse().status == 503
         found = events((first + running.read()).decode())
-        assert found[-1] == "[DONE]" and found[-2]["timings"]["predicted_n"] == 300
+        assert found[-1] == "[DONE]" and found[-2]["timings"]["predicted_n"] == 3000
         assert process.wait(60) == 0
     assert "Traceback" not in log.read_text()
     assert len(list(kept.iterdir())) == 1 and kept.stat().st_mode & 0o077 == 0

@@ -9,9 +9,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 import specdec
+from specdec.server.body.bodies import DETOKENIZE, TOKENIZE
 from specdec.server.conversation import read_conversation
 from specdec.server.errors import ApiError, bad_request
 from specdec.server.generation.plain_text import decode
+from specdec.server.generation.sampling import Defaults
 from specdec.server.generation.service import Service
 from specdec.server.http import json_body, reply
 from specdec.server.state import ServerState
@@ -53,7 +55,8 @@ def _model(service: Service) -> dict[str, Any]:
 
 
 async def props(state: ServerState, request: Request) -> Response:
-    """Describe the settings, in llama-server's shape."""
+    """Describe the settings, in llama-server's shape. `model_settings`: those that the model says itself; others are
+    settings that leave its own probabilities as they are."""
     service = state.ready()
     defaults = service.defaults
     return reply(
@@ -68,6 +71,7 @@ async def props(state: ServerState, request: Request) -> Response:
                     "repeat_penalty": defaults.repetition_penalty,
                 },
             },
+            "model_settings": sorted(Defaults.told(service.model.generation_config)),
             "total_slots": service.engine.max_batch,
             "model_path": service.name,
             "model_alias": service.name,
@@ -99,15 +103,15 @@ async def debug_cache(state: ServerState, request: Request) -> Response:
 async def tokenize(state: ServerState, request: Request) -> Response:
     """Return the token ids of `content` (without special tokens, as llama-server), `prompt` or `messages`."""
     service = state.ready()
-    body = await json_body(request)
+    body = await json_body(request, TOKENIZE)
     if body.has("messages"):
         asked = read_conversation(body)
-        more = {"add_generation_prompt": body.flag("add_generation_prompt", True)}
+        more = {"add_generation_prompt": body.get("add_generation_prompt", True)}
         tokens = await service.prompt(replace(asked, options={**asked.options, **more}))
     elif body.has("content") or body.has("prompt"):
         name = "content" if body.has("content") else "prompt"
-        text = body.text(name)
-        special = body.flag("add_special" if name == "content" else "add_special_tokens", name == "prompt")
+        text = body.get(name)
+        special = body.get("add_special" if name == "content" else "add_special_tokens", name == "prompt")
         tokens = await service.encoded(lambda: service.tokens(text, special))
     else:
         raise bad_request("give content, prompt or messages", "content")
@@ -117,9 +121,9 @@ async def tokenize(state: ServerState, request: Request) -> Response:
 async def detokenize(state: ServerState, request: Request) -> Response:
     """Return the text of token ids."""
     service = state.ready()
-    tokens = (await json_body(request)).items("tokens")
+    tokens = (await json_body(request, DETOKENIZE)).get("tokens", ())
     most = service.decoder.spec.vocab_size
-    if not all(isinstance(t, int) and not isinstance(t, bool) and 0 <= t < most for t in tokens):
+    if max(tokens, default=0) >= most:
         raise bad_request(f"tokens must be token ids below {most}", "tokens")
     text = await service.encoded(lambda: decode(service.tokenizer, tokens))
     return reply({"content": text, "prompt": text})

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from specdec.server.body.bodies import CHAT
 from specdec.server.conversation import read_conversation
 from specdec.server.endpoints.shapes import (
     DONE,
@@ -23,7 +25,7 @@ from specdec.server.endpoints.shapes import (
 )
 from specdec.server.formats.base import Delta
 from specdec.server.generation.answer import Answer, Collected, TokenLogprob, collect
-from specdec.server.generation.sampling import read_sampling
+from specdec.server.generation.sampling import read_logprobs, read_sampling
 from specdec.server.generation.service import Service
 from specdec.server.http import EventStream, event, json_body, reply, unless_gone
 from specdec.server.state import ServerState
@@ -32,9 +34,10 @@ from specdec.server.state import ServerState
 async def chat_completions(state: ServerState, request: Request) -> Response:
     """Answer a conversation."""
     service = state.open()
-    body = await json_body(request)
+    body = await json_body(request, CHAT)
     sampling = read_sampling(body, service.defaults, service.decoder.spec.vocab_size)
-    counted, streamed = wants_usage(body), body.flag("stream")
+    sampling = replace(sampling, logprobs=read_logprobs(body))
+    counted, streamed = wants_usage(body), body.get("stream", False)
     answer = await service.converse(read_conversation(body), sampling, streamed)
     close = partial(state.ended, answer)
     head = {"id": new_id("chatcmpl-"), "created": int(time.time()), "model": model_name(body, service.name)}
@@ -86,10 +89,10 @@ async def _chunks(service: Service, answer: Answer, head: dict[str, Any], counte
     for index in held:
         yield chunk(index, {"role": "assistant", "content": ""})
     async for piece in answer.pieces():
-        held[piece.choice] += piece.logprobs
-        text = "".join(chunk(piece.choice, _delta(delta)) for delta in piece.deltas)
+        held[piece.index] += piece.logprobs
+        text = "".join(chunk(piece.index, _delta(delta)) for delta in piece.deltas)
         if piece.finish is not None:
-            text += chunk(piece.choice, {}, piece.finish, **figures(answer))
+            text += chunk(piece.index, {}, piece.finish, **figures(answer))
         if text:
             yield text
     if counted:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from specdec.server.body.bodies import COMPLETION, MOST_PROMPTS
+from specdec.server.body.objects import Fields
 from specdec.server.endpoints.shapes import (
     DONE,
     failed,
@@ -20,26 +23,22 @@ from specdec.server.endpoints.shapes import (
     usage,
     wants_usage,
 )
-from specdec.server.errors import ApiError, bad_request
-from specdec.server.fields import Fields
+from specdec.server.errors import bad_request
 from specdec.server.generation.answer import Answer, Collected, collect
 from specdec.server.generation.plain_text import PlainText, decode
-from specdec.server.generation.sampling import read_sampling
+from specdec.server.generation.sampling import read_logprobs, read_sampling
 from specdec.server.generation.service import Service
 from specdec.server.http import EventStream, event, json_body, reply, unless_gone
 from specdec.server.state import ServerState
-
-_MOST_PROMPTS = 64
 
 
 async def completions(state: ServerState, request: Request) -> Response:
     """Continue one text or several."""
     service = state.open()
-    body = await json_body(request)
-    if body.text("suffix"):
-        raise bad_request("suffix is not supported: this model does not fill in the middle", "suffix")
+    body = await json_body(request, COMPLETION)
     sampling = read_sampling(body, service.defaults, service.decoder.spec.vocab_size)
-    counted, streamed, echo = wants_usage(body), body.flag("stream"), body.flag("echo")
+    sampling = replace(sampling, logprobs=read_logprobs(body))
+    counted, streamed, echo = wants_usage(body), body.get("stream", False), body.get("echo", False)
     given = _given(body)
     prompts = await service.encoded(lambda: [service.tokens(p) if isinstance(p, str) else p for p in given])
     echoed = [p if isinstance(p, str) else decode(service.tokenizer, p) for p in given] if echo else [""] * len(given)
@@ -64,29 +63,12 @@ def _given(body: Fields) -> Sequence[str | list[int]]:
     prompt = body.get("prompt")
     if isinstance(prompt, str):
         return [prompt]
-    if isinstance(prompt, list) and prompt and all(_is_id(token) for token in prompt):
+    tokens = [isinstance(one, int) for one in prompt]
+    if all(tokens):
         return [prompt]
-    if not isinstance(prompt, list) or not prompt or len(prompt) > _MOST_PROMPTS:
-        raise _unusable()
-    return [_one(each) for each in prompt]
-
-
-def _one(prompt: Any) -> str | list[int]:
-    if isinstance(prompt, str):
-        return prompt
-    if isinstance(prompt, list) and all(_is_id(token) for token in prompt):
-        return prompt
-    raise _unusable()
-
-
-def _is_id(token: Any) -> bool:
-    return isinstance(token, int) and not isinstance(token, bool)
-
-
-def _unusable() -> ApiError:
-    return bad_request(
-        f"prompt must be a string, a list of token ids, or a list of at most {_MOST_PROMPTS} of these", "prompt"
-    )
+    if any(tokens) or len(prompt) > MOST_PROMPTS:
+        raise bad_request(f"prompt must be a text, token ids, or a list of at most {MOST_PROMPTS} of these", "prompt")
+    return prompt  # type: ignore[no-any-return]
 
 
 def _choice(service: Service, answer: Answer, index: int, choice: Collected, before: str) -> dict[str, Any]:
@@ -112,11 +94,11 @@ async def _chunks(
     async for piece in answer.pieces():
         logprobs = None
         if piece.logprobs:
-            logprobs = text_logprobs(service.tokenizer, piece.logprobs, written[piece.choice])
-            written[piece.choice] += sum(map(len, logprobs["tokens"]))
+            logprobs = text_logprobs(service.tokenizer, piece.logprobs, written[piece.index])
+            written[piece.index] += sum(map(len, logprobs["tokens"]))
         more = figures(answer) if piece.finish is not None else {}
         text = "".join(delta.content for delta in piece.deltas)
-        yield chunk(piece.choice, text, logprobs, piece.finish, **more)
+        yield chunk(piece.index, text, logprobs, piece.finish, **more)
     if counted:
         yield event({**head, "choices": [], "usage": usage(answer)})
     yield DONE

@@ -10,10 +10,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from specdec.server.body.bodies import COUNT, TURN
+from specdec.server.body.objects import Fields
 from specdec.server.conversation import Conversation, read_options
 from specdec.server.endpoints.shapes import figures, model_name, new_id
 from specdec.server.errors import ApiError, bad_request
-from specdec.server.fields import Fields
 from specdec.server.formats.base import Delta
 from specdec.server.generation.answer import Answer, Collected, collect
 from specdec.server.generation.sampling import read_sampling
@@ -29,8 +30,9 @@ _CHOICES = {"any": "required", "auto": "auto", "none": "none"}
 async def messages(state: ServerState, request: Request) -> Response:
     """Answer a conversation."""
     service = state.open()
-    body = await json_body(request)
-    sampling, streamed = read_sampling(body, service.defaults, service.decoder.spec.vocab_size), body.flag("stream")
+    body = await json_body(request, TURN)
+    sampling = read_sampling(body, service.defaults, service.decoder.spec.vocab_size)
+    streamed = body.get("stream", False)
     answer = await service.converse(read_turns(body), sampling, streamed)
     close = partial(state.ended, answer)
     head = {"id": new_id("msg_"), "type": "message", "role": "assistant", "model": model_name(body, service.name)}
@@ -43,67 +45,68 @@ async def messages(state: ServerState, request: Request) -> Response:
 async def count_tokens(state: ServerState, request: Request) -> Response:
     """Count the tokens of a conversation."""
     service = state.ready()
-    prompt = await service.prompt(read_turns(await json_body(request)))
+    prompt = await service.prompt(read_turns(await json_body(request, COUNT)))
     return reply({"input_tokens": len(prompt)})
 
 
 def read_turns(body: Fields) -> Conversation:
     """Return the conversation of a body, in OpenAI's form."""
     made: list[dict[str, Any]] = []
-    system = [{"type": "text", "text": body.get("system")}] if isinstance(body.get("system"), str) else None
-    blocks = [Fields(block, "system") for block in (system or body.items("system"))]
-    texts = [text for block in blocks if not (text := block.text("text")).lstrip().startswith(_BILLING)]
-    if texts:
+    system = body.get("system", ())
+    texts = [system] if isinstance(system, str) else [_text(block) for block in system]
+    if texts := [text for text in texts if not text.lstrip().startswith(_BILLING)]:
         made.append({"role": "system", "content": "\n\n".join(texts)})
-    for i, message in enumerate(body.items("messages")):
-        made += _messages(Fields(message, f"messages[{i}]"))
-    if not body.items("messages"):
-        raise bad_request("messages must be a list with at least one message", "messages")
-    choice = body.inner("tool_choice")
-    kind = choice.text("type", "auto")
-    named = {"type": "function", "function": {"name": choice.text("name")}}
-    if kind != "tool" and kind not in _CHOICES:
-        raise bad_request(f"tool_choice.type must be auto, any, tool or none, got {kind!r}", "tool_choice.type")
+    for message in body.get("messages", ()):
+        made += _messages(message)
+    choice, config = body.get("tool_choice"), body.get("output_config")
+    kind = "auto" if choice is None else choice.get("type", "auto")
     wanted = {
-        "tools": [_tool(Fields(tool, f"tools[{i}]")) for i, tool in enumerate(body.items("tools"))],
-        "tool_choice": named if kind == "tool" else _CHOICES[kind],
-        "parallel_tool_calls": not choice.flag("disable_parallel_tool_use"),
-        "response_format": body.inner("output_config").get("format") or body.get("output_format"),
+        "tools": [_tool(tool) for tool in body.get("tools", ())],
+        "tool_choice": _CHOICES[kind] if kind in _CHOICES else _named_choice(choice),
+        "parallel_tool_calls": choice is None or not choice.get("disable_parallel_tool_use"),
+        "response_format": (None if config is None else config.raw("format")) or body.raw("output_format"),
     }
     return Conversation(made, wanted, read_options(body))
 
 
+def _text(block: Fields | str) -> str:
+    return block if isinstance(block, str) else str(block.get("text", ""))
+
+
+def _named_choice(choice: Fields) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": choice.get("name", "")}}
+
+
 def _tool(tool: Fields) -> dict[str, Any]:
-    if tool.text("type", "custom") not in ("custom", "function"):
-        return {"type": tool.text("type")}  # run by Anthropic's servers alone
-    named = {"name": tool.text("name"), "parameters": tool.get("input_schema")}
+    if (kind := tool.get("type", "custom")) not in ("custom", "function"):
+        return {"type": kind}  # run by Anthropic's servers alone
+    named = {"name": tool.get("name", ""), "parameters": tool.get("input_schema")}
     if tool.has("description"):
-        named["description"] = tool.text("description")
+        named["description"] = tool.get("description")
     return {"type": "function", "function": named}
 
 
 def _messages(message: Fields) -> Iterator[dict[str, Any]]:
     """Yield the messages that a turn is in OpenAI's form: results of tools are messages of their own."""
-    role, content = message.text("role"), message.get("content")
+    role, content = message.get("role"), message.get("content")
     if isinstance(content, str) or content is None:
         yield {"role": role, "content": content}
         return
     parts, thoughts, calls = list[dict[str, Any]](), list[str](), list[dict[str, Any]]()
-    for i, given in enumerate(message.items("content")):
-        block = Fields(given, f"{message.path('content')}[{i}]")
-        kind = block.text("type")
+    for block in content:
+        kind = block.get("type", "")
         if kind == "text":
-            if not block.text("text").lstrip().startswith(_BILLING):
-                parts.append({"type": "text", "text": block.text("text")})
+            if not _text(block).lstrip().startswith(_BILLING):
+                parts.append({"type": "text", "text": _text(block)})
         elif kind == "image":
-            parts.append(media_part(block, kind))
+            parts.append(media_part(block.values, kind, block.where))
         elif kind == "thinking":
-            thoughts.append(block.text("thinking"))
+            thoughts.append(block.get("thinking", ""))
         elif kind == "tool_use":
-            function = {"name": block.text("name"), "arguments": dict(block.mapping("input"))}
-            calls.append({"id": block.text("id"), "type": "function", "function": function})
+            function = {"name": block.get("name", ""), "arguments": block.get("input", {})}
+            calls.append({"id": block.get("id", ""), "type": "function", "function": function})
         elif kind == "tool_result":
-            yield {"role": "tool", "tool_call_id": block.text("tool_use_id"), "content": _result(block)}
+            yield {"role": "tool", "tool_call_id": block.get("tool_use_id", ""), "content": _result(block)}
         elif kind != "redacted_thinking":
             raise bad_request(f"{block.where}: blocks of type {kind!r} are not read here", block.where)
     made: dict[str, Any] = {"role": role, "content": parts}
@@ -117,10 +120,10 @@ def _messages(message: Fields) -> Iterator[dict[str, Any]]:
 
 def _result(block: Fields) -> Any:
     """Return the content of a tool's result: a text, or parts that are text and pictures."""
-    if not isinstance(block.get("content"), list):
-        return block.text("content")
-    parts = [Fields(part, block.path("content")) for part in block.items("content")]
-    if other := next((kind for part in parts if (kind := part.text("type", "text")) not in ("text", "image")), None):
+    content = block.get("content", "")
+    if isinstance(content, str):
+        return content
+    if other := next((kind for part in content if (kind := part.get("type", "text")) not in ("text", "image")), None):
         raise bad_request(f"{block.path('content')}: blocks of type {other!r} are not read here", block.path("content"))
     return read_content(block, "content")
 

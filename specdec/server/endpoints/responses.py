@@ -10,10 +10,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from specdec.server.body.bodies import RESPONSE
+from specdec.server.body.objects import Fields
 from specdec.server.conversation import Conversation, read_options
 from specdec.server.endpoints.shapes import figures, model_name, new_id
-from specdec.server.errors import ApiError, bad_request
-from specdec.server.fields import Fields
+from specdec.server.errors import ApiError
 from specdec.server.formats.base import Delta
 from specdec.server.generation.answer import Answer, Piece
 from specdec.server.generation.sampling import Sampling, read_sampling
@@ -25,12 +26,9 @@ from specdec.server.state import ServerState
 async def responses(state: ServerState, request: Request) -> Response:
     """Answer a conversation."""
     service = state.open()
-    body = await json_body(request)
-    if body.has("previous_response_id"):
-        raise bad_request(
-            "nothing is kept between requests: send the whole conversation as input", "previous_response_id"
-        )
-    sampling, streamed = read_sampling(body, service.defaults, service.decoder.spec.vocab_size), body.flag("stream")
+    body = await json_body(request, RESPONSE)
+    sampling = read_sampling(body, service.defaults, service.decoder.spec.vocab_size)
+    streamed = body.get("stream", False)
     answer = await service.converse(read_input(body), sampling, streamed)
     made = _Response(answer, body, sampling, model_name(body, service.name))
     close = partial(state.ended, answer)
@@ -49,44 +47,48 @@ async def responses(state: ServerState, request: Request) -> Response:
 def read_input(body: Fields) -> Conversation:
     """Return the conversation of a body: `instructions`, and the items of `input`."""
     messages: list[dict[str, Any]] = []
-    if instructions := body.text("instructions"):
+    if instructions := body.get("instructions"):
         messages.append({"role": "system", "content": instructions})
-    given = body.get("input")
-    items = [{"role": "user", "content": given}] if isinstance(given, str) else body.items("input")
-    for i, item in enumerate(items):
-        _add(messages, Fields(item, f"input[{i}]"))
+    given = body.get("input", ())
+    if isinstance(given, str):
+        messages.append({"role": "user", "content": given})
+    else:
+        for item in given:
+            _add(messages, item)
     if not any(message["role"] != "system" for message in messages):
         messages.append({"role": "user", "content": ""})  # Codex asks so whether the server is there
-    form = body.inner("text").inner("format")
     wanted = {
-        "tools": [_tool(tool) for tool in body.items("tools")],
+        "tools": [_tool(tool) for tool in body.raw("tools") or ()],
         "tool_choice": _choice(body.get("tool_choice")),
         "parallel_tool_calls": body.get("parallel_tool_calls"),
-        "response_format": _format(form),
+        "response_format": _format(_inner(body, "text", "format")),
     }
     return Conversation(messages, wanted, read_options(body))
 
 
 def _add(messages: list[dict[str, Any]], item: Fields) -> None:
     """Add an item to the messages: calls and thoughts belong to the assistant's message before them."""
-    kind = item.text("type", "message")
+    kind = item.get("type", "message")
     if kind == "message":
-        role = item.text("role")
+        role = item.get("role", "")
         before = messages[-1] if messages else {}
         if role == "assistant" and before.get("role") == "assistant" and not before["content"]:
             before["content"] = read_content(item, "content")
         else:
             messages.append({"role": role, "content": read_content(item, "content")})
     elif kind == "function_call":
-        call = {"name": item.text("name"), "arguments": item.get("arguments")}
+        call = {"name": item.get("name"), "arguments": item.get("arguments")}
         said = _assistant(messages)
-        said.setdefault("tool_calls", []).append({"id": item.text("call_id"), "type": "function", "function": call})
+        said.setdefault("tool_calls", []).append({"id": item.get("call_id", ""), "type": "function", "function": call})
     elif kind == "function_call_output":
-        messages.append({"role": "tool", "tool_call_id": item.text("call_id"), "content": read_content(item, "output")})
+        messages.append(
+            {"role": "tool", "tool_call_id": item.get("call_id", ""), "content": read_content(item, "output")}
+        )
     elif kind == "reasoning":
-        parts = [Fields(part, item.path("content")).text("text") for part in item.items("content")]
-        if any(parts):
-            messages.append({"role": "assistant", "content": None, "reasoning_content": "".join(parts)})
+        content = item.get("content", ())
+        thought = content if isinstance(content, str) else "".join(map(_text, content))
+        if thought:
+            messages.append({"role": "assistant", "content": None, "reasoning_content": thought})
     # Other items are about tools that run elsewhere.
 
 
@@ -96,8 +98,18 @@ def _assistant(messages: list[dict[str, Any]]) -> dict[str, Any]:
     return messages[-1]
 
 
-def _tool(tool: Any) -> Any:
-    if not isinstance(tool, dict) or tool.get("type") != "function" or "function" in tool:
+def _text(part: Fields | str) -> str:
+    return part if isinstance(part, str) else str(part.get("text", ""))
+
+
+def _inner(body: Fields, name: str, inner: str) -> Fields | None:
+    """Return an object within an object of the body, where both are there."""
+    found: Fields | None = body.get(name)
+    return None if found is None else found.get(inner)
+
+
+def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+    if tool.get("type") != "function" or "function" in tool:
         return tool
     named = {key: tool[key] for key in ("name", "description", "parameters", "strict") if tool.get(key) is not None}
     return {"type": "function", "function": named}
@@ -109,9 +121,9 @@ def _choice(choice: Any) -> Any:
     return choice
 
 
-def _format(form: Fields) -> dict[str, Any] | None:
-    kind = form.text("type", "text")
-    if kind == "json_schema":
+def _format(form: Fields | None) -> dict[str, Any] | None:
+    kind = "text" if form is None else form.get("type", "text")
+    if form is not None and kind == "json_schema":
         return {"type": kind, "json_schema": {"name": form.get("name"), "schema": form.get("schema")}}
     return None if kind == "text" else {"type": kind}
 
@@ -120,7 +132,7 @@ class _Response:
     """A response object that grows with an answer's pieces, and the events of its growth."""
 
     def __init__(self, answer: Answer, body: Fields, sampling: Sampling, model: str) -> None:
-        self.answer = answer
+        self.answer, form = answer, _inner(body, "text", "format")
         self.object: dict[str, Any] = {
             "id": new_id("resp_"),
             "object": "response",
@@ -134,17 +146,17 @@ class _Response:
             "output": [],
             "parallel_tool_calls": body.get("parallel_tool_calls") is not False,
             "previous_response_id": None,
-            "reasoning": {"effort": body.inner("reasoning").get("effort"), "summary": None},
+            "reasoning": {"effort": _inner(body, "reasoning", "effort"), "summary": None},
             "store": False,
             "temperature": sampling.temperature,
-            "text": {"format": dict(body.inner("text").mapping("format")) or {"type": "text"}},
+            "text": {"format": {"type": "text"} if form is None else form.values},
             "tool_choice": body.get("tool_choice") or "auto",
-            "tools": list(body.items("tools")),
+            "tools": body.raw("tools") or [],
             "top_p": sampling.top_p,
             "truncation": "disabled",
             "usage": None,
             "user": body.get("user"),
-            "metadata": dict(body.mapping("metadata")),
+            "metadata": body.get("metadata", {}),
         }
         self._sent = 0
         self._open: tuple[str, int] | None = None  # kind of the item that grows, and the index of a call

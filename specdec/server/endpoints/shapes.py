@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from specdec.drafting.suffix import PREDICTION
 from specdec.engine.telemetry import speculative_decoding
+from specdec.server.body.objects import Fields
 from specdec.server.errors import ApiError
-from specdec.server.fields import Fields
 from specdec.server.generation.answer import Answer, TokenLogprob
 from specdec.server.http import event
 from specdec.weights.token_bytes import vocabulary_bytes
@@ -27,12 +27,13 @@ def new_id(prefix: str) -> str:
 
 def model_name(body: Fields, own: str) -> str:
     """Return the name that the reply has: the one that was asked for, since any will do."""
-    return body.text("model") or own
+    return body.get("model") or own
 
 
 def wants_usage(body: Fields) -> bool:
     """Return whether a stream ends with a chunk of counts."""
-    return body.inner("stream_options").flag("include_usage")
+    options = body.get("stream_options")
+    return options is not None and bool(options.get("include_usage"))
 
 
 def usage(answer: Answer) -> dict[str, Any]:

@@ -25,6 +25,7 @@ def constraint_for(chat: ChatFormat, prompt: Sequence[int], wanted: Wanted) -> C
     """
     if wanted.free:
         return None
+    wanted.check()
     tokens = grammar_tokens(chat.tokenizer, chat.vocab_size, chat.ends, chat.marks)
     try:
         return _compiled(chat.grammar(prompt, wanted), tokens)
@@ -51,4 +52,7 @@ def _kept(chat: ChatFormat, prompt: Sequence[int], tool: Tool, tokens: LLTokeniz
 
 @lru_cache(maxsize=32)
 def _compiled(lark: str, tokens: LLTokenizer) -> Grammar:
-    return Grammar(lark, tokens)
+    grammar = Grammar(lark, tokens)
+    if not grammar.start().allowed().any():
+        raise ValueError("no text is allowed by it")
+    return grammar

@@ -74,18 +74,18 @@ def compact(schema: dict[str, Any], strict: bool) -> dict[str, Any]:
     """Return the schema of a tool's arguments as a grammar takes it: spaces as `json.dumps` sets them, and no keys that
     it does not name, unless it asks for them."""
     options = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": not strict}
-    return {"x-guidance": options, **closed({"type": "object", **schema})}
+    return {"x-guidance": options, **without_others({"type": "object", **schema})}
 
 
-def closed(schema: Any) -> Any:
+def without_others(schema: Any) -> Any:
     """Return `schema` without keys that nobody named."""
     if not isinstance(schema, dict) or {"anyOf", "oneOf", "allOf", "$ref", "if"} & {*schema}:
         return schema
     made = dict(schema)
     if isinstance(properties := schema.get("properties"), dict):
-        made["properties"] = {key: closed(one) for key, one in properties.items()}
+        made["properties"] = {key: without_others(one) for key, one in properties.items()}
         if "patternProperties" not in schema:
             made.setdefault("additionalProperties", False)
     if "items" in schema:
-        made["items"] = closed(schema["items"])
+        made["items"] = without_others(schema["items"])
     return made

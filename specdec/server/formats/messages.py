@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from specdec.util.json_text import parse_json
+
 Message = dict[str, Any]
 
 
@@ -121,8 +123,8 @@ def _arguments(arguments: Any, where: str) -> dict[str, Any]:
         return {}
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError) as error:
+            arguments = parse_json(arguments)
+        except ValueError as error:
             raise FieldError(where, f"must be the text of a JSON object, and is not JSON ({error})") from error
     if not isinstance(arguments, dict):
         raise FieldError(where, "must be the text of a JSON object")

@@ -7,6 +7,7 @@ encoded in two parts, so that no token is the whole string.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from specdec.server.formats.messages import FieldError, Message
 
 _ASIDE = ("\U0010fffe", "\U0010ffff")  # noncharacters: no text may contain them
+# What is called so is no variable: a template of a stranger's, say, which need never end.
+_OWN = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters} - {"kwargs"} | {"messages"}
 _SET_ASIDE = re.compile(f"{_ASIDE[0]}([0-9]+){_ASIDE[1]}")
 
 
@@ -41,6 +44,8 @@ class Template:
     ) -> list[int]:
         """Return the token ids of a conversation; `prompt`: with the beginning of the answer. Raises FieldError where
         the template refuses the messages."""
+        if taken := sorted(_OWN & {*variables}):
+            raise FieldError(f"chat_template_kwargs.{taken[0]}", "is no variable of the chat template")
         aside: list[str] = []
         given = [self._without_special(message, aside) for message in messages]
         offered = [self._without_special(tool, aside) for tool in tools]

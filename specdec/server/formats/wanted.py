@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from specdec.server.formats.messages import FieldError, functions
 
+MOST_SCHEMA = 2**18  # characters of all schemas of a request, as JSON
+MOST_STRING = 2**12  # characters of a key or a value in a schema, but for what is said to people
+_SAID = ("description", "title", "$comment", "default", "examples", "example")
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 ANYTHING: dict[str, Any] = {"type": "object"}
 NOTHING: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
@@ -46,6 +51,19 @@ class Wanted:
             raise FieldError("parallel_tool_calls", "must be true or false")
         return cls(tools, calls, parallel is not False and not named, _schema(body.get("response_format")))
 
+    def check(self) -> None:
+        """Raise FieldError for schemas that take a grammar minutes, or end the process: llguidance 1.9 recurses without
+        end over the constant -2**63, as no whole number of 64 bits is its opposite."""
+        schemas = [(f"tools[{tool.index}].function.parameters", tool.parameters) for tool in self.tools]
+        schemas += [] if self.schema is None else [("response_format.json_schema.schema", self.schema)]
+        for field, schema in schemas:
+            if (longest := _longest(schema)) > MOST_STRING:
+                raise FieldError(field, f"has a string of {longest} characters; at most {MOST_STRING} can be kept to")
+            if _largest(schema) >= 2**63:
+                raise FieldError(field, "has a constant of more than 64 bits, which cannot be kept to")
+        if (size := sum(len(json.dumps(schema)) for _, schema in schemas)) > MOST_SCHEMA:
+            raise FieldError(schemas[-1][0], f"schemas have {size} characters together; at most {MOST_SCHEMA} are read")
+
     @property
     def names(self) -> list[str]:
         """Return the names that may be called, as a parser takes them."""
@@ -55,6 +73,25 @@ class Wanted:
     def free(self) -> bool:
         """Return whether the answer may be anything, and no constraint is needed."""
         return not self.tools and self.schema is None
+
+
+def _longest(schema: Any) -> int:
+    """Return the length of the longest string in a schema."""
+    if isinstance(schema, str):
+        return len(schema)
+    if isinstance(schema, Mapping):
+        inner = (one for key, one in schema.items() if not (key in _SAID and isinstance(one, str)))
+        return max((*map(len, schema), *map(_longest, inner)), default=0)
+    return max(map(_longest, schema), default=0) if isinstance(schema, list) else 0
+
+
+def _largest(schema: Any) -> float:
+    """Return the largest number in a schema, without its sign; bounds, which are often those of 64 bits, do no harm."""
+    if isinstance(schema, (int, float)):
+        return abs(schema)
+    if isinstance(schema, Mapping):
+        return max((_largest(one) for key, one in schema.items() if key not in _BOUNDS), default=0)
+    return max(map(_largest, schema), default=0) if isinstance(schema, list) else 0
 
 
 def _tools(given: Any) -> tuple[Tool, ...]:

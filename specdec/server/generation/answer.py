@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from specdec.engine.event import Event
+from specdec.engine.grammar import GrammarError
 from specdec.engine.stats import GenerationStats
 from specdec.engine.verify import Choice
 from specdec.server.errors import ApiError, of_exception
@@ -36,7 +37,7 @@ class TokenLogprob:
 class Piece:
     """What a pass gave for one choice. `finish`: how the choice ended ("stop", "length" or "tool_calls")."""
 
-    choice: int
+    index: int
     deltas: list[Delta] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str | None = None
@@ -50,9 +51,9 @@ class Output:
     """
 
     def __init__(
-        self, choice: int, parser: OutputParser, stops: StopStrings, ends: frozenset[int], ignore_eos: bool = False
+        self, index: int, parser: OutputParser, stops: StopStrings, ends: frozenset[int], ignore_eos: bool = False
     ) -> None:
-        self.choice, self.parser, self.stops, self.ends, self.ignore_eos = choice, parser, stops, ends, ignore_eos
+        self.index, self.parser, self.stops, self.ends, self.ignore_eos = index, parser, stops, ends, ignore_eos
         self.tokens = 0
         self.stats = GenerationStats()
         self.times: list[float] = []  # of the passes that emitted tokens, on the clock of `time.perf_counter`
@@ -81,7 +82,7 @@ class Output:
         logged, self._logged = self._logged, []
         reported = [] if logprobs is None or not logged else list(_logprobs(logged, event, logprobs))
         called = finish == "stop" and self.stops.found is None and self.parser.calls > 0
-        return Piece(self.choice, deltas, reported, "tool_calls" if called else finish)
+        return Piece(self.index, deltas, reported, "tool_calls" if called else finish)
 
     def _take(self, deltas: list[Delta]) -> None:
         for delta in deltas:
@@ -92,6 +93,12 @@ class Output:
                     self._deltas.append(Delta(content=text))
             else:
                 self._deltas.append(delta)
+
+
+def _error(what: ApiError | Exception) -> ApiError:
+    if isinstance(what, GrammarError):  # of the request's own schema
+        return ApiError(400, str(what), code="grammar_too_complex")
+    return of_exception(what)
 
 
 def _logprobs(tokens: list[int], event: Event, count: int) -> Iterator[TokenLogprob]:
@@ -149,14 +156,14 @@ class Answer:
         """Take note of where the texts are decoded."""
         self._thread, self.tickets = thread, tickets
 
-    def hear(self, output: Output, what: Event | ApiError | Exception) -> None:
+    def on_event(self, output: Output, what: Event | ApiError | Exception) -> None:
         """Pass on what a pass gave for `output`: the listener, in the engine's thread."""
         if isinstance(what, Event):
             piece = output.piece(what, self.logprobs)
             if not (piece.deltas or piece.logprobs or piece.finish):
                 return
         else:
-            piece = Piece(output.choice, error=of_exception(what))
+            piece = Piece(output.index, error=_error(what))
         self._loop.call_soon_threadsafe(self._queue.put_nowait, piece)
 
     async def pieces(self) -> AsyncIterator[Piece]:
@@ -243,5 +250,5 @@ async def collect(answer: Answer) -> list[Collected]:
     """Return the choices of `answer`, once all have ended. Raises the ApiError that ended one."""
     choices = [Collected() for _ in answer.outputs]
     async for piece in answer.pieces():
-        choices[piece.choice].take(piece)
+        choices[piece.index].take(piece)
     return choices

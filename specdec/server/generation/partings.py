@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from specdec.cache import Conversations
+from specdec.cache.conversation import Keys
 from specdec.server.generation.answer import Parting
 from specdec.server.generation.plain_text import decode
 
@@ -24,9 +25,9 @@ class Partings:
         self.conversations = conversations
         self._newest: deque[Parting] = deque(maxlen=NEWEST)
 
-    def note(self, prompt: Sequence[int]) -> Parting:
-        """Take note of a prompt, before its text begins."""
-        shared, kept = self.conversations.nearest(torch.tensor(prompt, dtype=torch.int64))
+    def note(self, prompt: Sequence[int], media: Keys = ()) -> Parting:
+        """Take note of a prompt with these pictures and sounds, before its text begins."""
+        shared, kept = self.conversations.nearest(torch.tensor(prompt, dtype=torch.int64), media)
         before, was = prompt[max(0, shared - _AROUND) : shared], kept[shared : shared + _AROUND]
         found = Parting(len(prompt), shared, list(before), was.tolist(), list(prompt[shared : shared + _AROUND]))
         self._newest.append(found)

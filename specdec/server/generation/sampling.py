@@ -24,13 +24,8 @@ from transformers.generation.logits_process import (
 )
 
 from specdec.engine.sampling import Sampler, Warping, mix
+from specdec.server.body.objects import Fields
 from specdec.server.errors import bad_request
-from specdec.server.fields import Fields
-
-MOST_TOP_LOGPROBS = 20
-MOST_CHOICES = 16
-MOST_STOPS = 16
-MOST_BIASES = 1024
 
 
 @dataclass(frozen=True)
@@ -47,8 +42,13 @@ class Defaults:
     @classmethod
     def of(cls, generation_config: Any) -> Defaults:
         """Return the defaults of a model's generation config; what it leaves open does not narrow the choice."""
+        return cls(**cls.told(generation_config))
+
+    @classmethod
+    def told(cls, generation_config: Any) -> dict[str, Any]:
+        """Return what a model's generation config says itself."""
         found = {name: getattr(generation_config, name, None) for name in cls.__dataclass_fields__}
-        return cls(**{name: value for name, value in found.items() if value is not None})
+        return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -104,69 +104,55 @@ class Sampling:
 
 
 def read_sampling(body: Fields, defaults: Defaults, vocabulary: int) -> Sampling:
-    """Return the sampling settings in a request's body; raises ApiError for one that is out of range."""
-    seed = body.whole("seed", -(2**63), 2**64 - 1)
-    logprobs = None
-    if isinstance(body.get("logprobs"), bool) or not body.has("logprobs"):  # of chat
-        if body.flag("logprobs"):
-            logprobs = body.whole("top_logprobs", 0, MOST_TOP_LOGPROBS, 0)
-        elif body.whole("top_logprobs", 0, MOST_TOP_LOGPROBS, 0):
-            raise bad_request("top_logprobs needs logprobs: true", "top_logprobs")
-    else:
-        logprobs = body.whole("logprobs", 0, MOST_TOP_LOGPROBS)
-    temperature = _kept(body.number("temperature", 0, 100), defaults.temperature)
+    """Return the sampling settings in a request's body; raises ApiError for those that do not go together."""
+    seed = body.get("seed")
+    temperature = body.get("temperature", defaults.temperature)
+    penalty = body.get("repetition_penalty", body.get("repeat_penalty", defaults.repetition_penalty))
     return Sampling(
         temperature=0.0 if temperature < 1e-5 else temperature,  # smaller ones overflow, and are greedy anyway
-        top_p=_kept(body.number("top_p", 0, 1), defaults.top_p) or 1e-9,
-        top_k=max(0, int(_kept(body.whole("top_k", -1, 2**31 - 1), defaults.top_k))),
-        min_p=_kept(body.number("min_p", 0, 1), defaults.min_p),
-        repetition_penalty=_kept(body.number("repetition_penalty", 0.01, 100), defaults.repetition_penalty),
-        presence_penalty=_kept(body.number("presence_penalty", -2, 2), 0.0),
-        frequency_penalty=_kept(body.number("frequency_penalty", -2, 2), 0.0),
+        top_p=body.get("top_p", defaults.top_p) or 1e-9,
+        top_k=max(0, body.get("top_k", defaults.top_k)),
+        min_p=body.get("min_p", defaults.min_p),
+        repetition_penalty=penalty,
+        presence_penalty=body.get("presence_penalty", 0.0),
+        frequency_penalty=body.get("frequency_penalty", 0.0),
         logit_bias=_biases(body, vocabulary),
         seed=None if seed is None else seed % 2**63,
         stop=_stops(body),
         max_tokens=_max_tokens(body),
-        ignore_eos=body.flag("ignore_eos"),
-        choices=int(_kept(body.whole("n", 1, MOST_CHOICES), 1)),
-        logprobs=logprobs,
+        ignore_eos=body.get("ignore_eos", False),
+        choices=body.get("n", 1),
         never=defaults.suppress_tokens,
     )
 
 
-def _kept(value: float | None, default: float) -> float:
-    return default if value is None else value
+def read_logprobs(body: Fields) -> int | None:
+    """Return how many alternatives are reported beside log probabilities; None where none are asked for. Raises
+    ApiError."""
+    told, alternatives = body.get("logprobs", False), body.get("top_logprobs", 0)
+    if told is False and alternatives:
+        raise bad_request("top_logprobs needs logprobs: true", "top_logprobs")
+    if isinstance(told, bool):
+        return alternatives if told else None
+    return int(told)
 
 
 def _max_tokens(body: Fields) -> int | None:
-    for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
-        if (value := body.whole(name, -1, 2**31 - 1)) is not None:
-            if value == 0:
-                raise bad_request(f"{body.path(name)} must be at least 1, got 0", body.path(name))
-            return None if value == -1 else value
-    return None
+    names = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+    limit: int | None = next((body.get(name) for name in names if body.has(name)), None)
+    return None if limit == -1 else limit
 
 
 def _stops(body: Fields) -> tuple[str, ...]:
-    name = "stop_sequences" if body.has("stop_sequences") else "stop"
-    stops = [body.text(name)] if isinstance(body.get(name), str) else list(body.items(name))
-    if len(stops) > MOST_STOPS or not all(isinstance(stop, str) for stop in stops):
-        raise bad_request(f"{name} must be a string, or a list of at most {MOST_STOPS} strings", name)
-    return tuple(stop for stop in stops if stop)
+    stops = body.get("stop_sequences", body.get("stop", ()))
+    return tuple(stop for stop in ([stops] if isinstance(stops, str) else stops) if stop)
 
 
 def _biases(body: Fields, vocabulary: int) -> dict[int, float]:
-    found = body.mapping("logit_bias")
-    if len(found) > MOST_BIASES:
-        raise bad_request(f"logit_bias may have at most {MOST_BIASES} tokens, got {len(found)}", "logit_bias")
-    biases = {}
-    for token, bias in found.items():
-        if not token.isascii() or not token.isdigit() or int(token) >= vocabulary:
-            raise bad_request(f"logit_bias: {token[:40]!r} is no token id below {vocabulary}", "logit_bias")
-        if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not math.isfinite(bias):
-            raise bad_request(f"logit_bias of {token} must be a number from -100 to 100", "logit_bias")
-        biases[int(token)] = max(-100.0, min(100.0, float(bias)))
-    return biases
+    found: dict[int, float] = body.get("logit_bias", {})
+    if (token := max(found, default=0)) >= vocabulary:
+        raise bad_request(f"logit_bias: {token} is no token id below {vocabulary}", "logit_bias")
+    return {token: max(-100.0, min(100.0, bias)) for token, bias in found.items()}
 
 
 class _Penalties:

@@ -70,6 +70,8 @@ class Service:
         if kept_in is not None:
             warm.load(model, kept_in)
         self.defaults = Defaults.of(model.generation_config)
+        # The server says itself that a prompt is too long for the context, to the client whose prompt it is.
+        tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
         self.ends = frozenset(self.format.ends)
         with turn_to_compute(), bind_drafter(model.drafter, self.decoder):
             if lengths is None:
@@ -183,8 +185,8 @@ class Service:
                 pins=frozenset(pins),
                 prediction=tuple(prediction[: self.context]),  # no answer is longer
             )
-            queued.append((request, partial(answer.hear, output)))
-        answer.parting = self.partings.note(prompts[0])
+            queued.append((request, partial(answer.on_event, output)))
+        answer.parting = self.partings.note(prompts[0], [block.place for block in media])
         answer.begin(self.thread, self.thread.submit(queued))
         return answer
 

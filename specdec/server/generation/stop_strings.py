@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from specdec.server.formats.reader import overlap
+
 
 class StopStrings:
     """Cuts a text where the first of several strings begins, and holds back what could be the beginning of one."""
@@ -23,7 +25,7 @@ class StopStrings:
             place, _, self.found = min(places)
             self._held = ""
             return text[:place]
-        held = max(_overlap(text, string) for string in self.strings)
+        held = max(overlap(text, string) for string in self.strings)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]
 
@@ -31,11 +33,3 @@ class StopStrings:
         """Return what was held back: the text has ended before a stop string."""
         held, self._held = self._held, ""
         return held
-
-
-def _overlap(text: str, string: str) -> int:
-    """Return the length of the longest end of `text` that `string` begins with."""
-    for length in range(min(len(string) - 1, len(text)), 0, -1):
-        if text.endswith(string[:length]):
-            return length
-    return 0

@@ -173,6 +173,8 @@ def test_a_picture_is_cached_by_what_it_shows(seeing: Served, eyes: TestClient) 
     dog = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded(png(seed=1))}"}}
     again, before = cached(dog, question)
     assert again == prompt and before <= 8, "all but what stands before the picture is read anew"
+    newest = [*seeing.service.partings._newest][-1]
+    assert newest.cached is not None and newest.cached <= newest.shared <= 8, "the view compares what pictures show"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from specdec.server.body.bodies import CHAT, TURN
 from specdec.server.conversation import read_options
 from specdec.server.endpoints.messages import read_turns
-from specdec.server.fields import Fields
 
 
 @pytest.mark.parametrize(
@@ -24,10 +24,12 @@ from specdec.server.fields import Fields
         ({"thinking": {"type": "adaptive"}}, True),
         ({"thinking": {"type": "disabled"}}, False),
         ({"thinking": {"type": "unheard of"}}, None),
-        ({"thinking": True}, None),
+        ({"thinking": True}, True),
+        ({"think": "high"}, True),
     ],
 )
 def test_whether_it_thinks(body: dict[str, Any], thinks: bool | None) -> None:
-    assert read_options(Fields(body))["thinking"] is thinks
-    turns = read_turns(Fields({**body, "messages": [{"role": "user", "content": "x"}]}))
+    asked = {**body, "messages": [{"role": "user", "content": "x"}]}
+    assert read_options(CHAT.read(asked, ""))["thinking"] is thinks
+    turns = read_turns(TURN.read(asked, ""))
     assert turns.options["thinking"] is thinks

@@ -216,6 +216,26 @@ def test_a_thought_may_come_before_a_schema() -> None:
 
 
 @pytest.mark.parametrize(
+    "schema",
+    [
+        {"const": "a" * 5000},
+        {"properties": {"a": {"enum": ["x", -(2**63)]}}},
+        {"const": {"a": [-1e19]}},
+        {"properties": {"a": {"enum": ["x", "a" * 5000]}}},
+        {"properties": {"a" * 5000: {}}},
+        {"properties": {f"key{i}": {"type": "string", "description": "x" * 4000} for i in range(70)}},
+    ],
+)
+def test_schemas_that_would_take_minutes_or_the_process_are_refused(schema: dict[str, Any]) -> None:
+    wanted = Wanted.of({"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}})
+    with pytest.raises(FieldError, match=r"at most|be kept to") as caught:
+        wanted.check()
+    assert caught.value.param == "response_format.json_schema.schema"
+    said = {"properties": {"a": {"description": "x" * 50_000, "type": "integer", "minimum": -(2**63)}}}
+    Wanted.of({"tools": [{"type": "function", "function": {"name": "f", "parameters": said}}]}).check()
+
+
+@pytest.mark.parametrize(
     ("body", "param"),
     [
         ({"tools": {}}, "tools"),
