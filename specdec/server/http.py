@@ -48,16 +48,17 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        # Tasks that live as long as the stream: one for each event would cost more than the event.
-        sending = asyncio.ensure_future(self._send_events(send))
-        gone, comments = asyncio.ensure_future(_left(receive)), asyncio.ensure_future(self._send_comments(send))
+        tasks: list[asyncio.Future[None]] = []
         try:
-            await asyncio.wait({sending, gone, comments}, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                sending.result()
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            # They live as long as the stream: a task for each event would cost more than the event.
+            tasks += map(asyncio.ensure_future, (self._send_events(send), _left(receive), self._send_comments(send)))
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()
         finally:
-            for task in (sending, gone, comments):
+            for task in tasks:
                 task.cancel()
             self._close()
 
