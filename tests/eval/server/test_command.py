@@ -11,6 +11,7 @@ import pytest
 from eval.cli.output import DIFFERS
 from eval.server import tasks
 from eval.server.command import main
+from eval.server.replay import Turn, replay_record
 from specdec.server.formats.answer import AnswerParser
 from specdec.server.formats.base import Delta
 
@@ -74,3 +75,39 @@ def test_tasks_are_many_and_valid_answers_are_known() -> None:
     assert tasks._wrong(call, {"tool_calls": [{"function": function}]}) == ""
     assert tasks._wrong(call, {"tool_calls": [{"function": {**function, "name": "make_up"}}]}) != ""
     assert tasks._wrong(call, {"content": "no"}) != ""
+
+
+def test_the_agent_needs_a_file_that_both_servers_read(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("eval.bench.engines.util.find_spec", lambda name: None)
+    assert main([*options, "--parts", "replay"]) == 2
+    assert "needs the package xllamacpp" in capsys.readouterr().err
+    monkeypatch.setattr("eval.bench.engines.util.find_spec", lambda name: True)
+    assert main([*options, "--parts", "replay"]) == 2
+    assert "compares servers of one .gguf file" in capsys.readouterr().err
+
+
+def test_conversations_are_added_up_and_their_median_taken() -> None:
+    turns = [
+        Turn(server, conversation, turn, seconds * (conversation + 1), 10, computed, 4)
+        for server, seconds, computed in (("specdec", 0.5, 3), ("llama.cpp", 1.5, 6))
+        for conversation in range(3)
+        for turn in range(2)
+    ]
+    record = replay_record(turns)
+    assert record["specdec"] == {"seconds": 2.0, "prompt_tokens": 20, "computed": 6, "emitted": 8}
+    assert record["llama.cpp"]["seconds"] == 6.0 and record["llama.cpp"]["computed"] == 12
+    assert record["ratio"] == 3.0 and len(record["turns"]) == 12
+
+
+@pytest.mark.model
+def test_an_agent_beside_llama_cpp(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    words = ["--parts", "replay", "--repeat", "1", "--max-new-tokens", "4", "--json", str(tmp_path / "out")]
+    assert main(words) == 0
+    record = json.loads((tmp_path / "out").read_text())["replay"]
+    for server in ("specdec", "llama.cpp"):
+        found = [one for one in record["turns"] if one["server"] == server]
+        assert len(found) == 10 and all(one["emitted"] == 4 for one in found)
+        assert record[server]["computed"] < record[server]["prompt_tokens"] / 2
