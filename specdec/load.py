@@ -45,6 +45,7 @@ from specdec.util.text import did_you_mean
 from specdec.util.threads import turn_to_compute
 from specdec.weights.checkpoint import Checkpoint, JoinedCheckpoint
 from specdec.weights.gguf.checkpoint import GGUFCheckpoint
+from specdec.weights.gguf.header import is_gguf
 from specdec.weights.gguf.mmproj import mmproj_beside
 from specdec.weights.gguf.tokenizer import vocabulary
 from specdec.weights.hf_config import CONFIG, read_config, read_generation_config
@@ -232,7 +233,7 @@ def open_checkpoint(path: Path) -> tuple[DecoderSpec, Source, Any, GenerationCon
     Raises ValueError, naming the file, when it is damaged or describes no model that is supported.
     """
     with naming(path):
-        if path.suffix == ".gguf":
+        if is_gguf(path):
             return _open_gguf(GGUFCheckpoint(path))
         checkpoint = SafetensorsCheckpoint(path)  # first: its tensors bound the config's numbers
         config = read_config(path, len(checkpoint.shapes()), supported_families())

@@ -30,7 +30,7 @@ from specdec.weights.hf_config import tokenizer_config
 from specdec.weights.hub.paths import NAMED_MODELS, cache_folder, local_path, model_path
 from specdec.weights.metadata import Values, foreign, naming
 
-_CONVERTER = 1  # raised when gguf/tokenizer.py writes something else: older cache entries are void then
+_CONVERTER = 2  # raised when gguf/tokenizer.py writes something else: older cache entries are void then
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 _TRIAL = "Hello, 1 + 1!\n"

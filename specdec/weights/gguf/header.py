@@ -29,19 +29,22 @@ MAX_DIMENSIONS = 4
 _ABSURD = 1 << 50  # a "missing" byte beyond this means a damaged length, not a file that was cut short
 _PREAMBLE = struct.Struct("<4sIQQ")  # magic, version, tensor count, metadata count
 _LENGTH = struct.Struct("<Q")
+_MAGIC = b"GGUF"
 _ARCHITECTURE = b"general.architecture"
 _FIRST_KEY = _LENGTH.pack(len(_ARCHITECTURE)) + _ARCHITECTURE + struct.pack("<I", GGUFValueType.STRING)
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor: `shape` in torch order, (out, in) for a matrix; `offset` in bytes from the file's start."""
+    """One tensor: `shape` in torch order, (out, in) for a matrix; `offset` in bytes from the file's start. `type`: a
+    plain number where the `gguf` package does not know it; `nbytes` is 0 then, and the tensor cannot be read."""
 
     name: str
     shape: tuple[int, ...]
-    type: GGMLQuantizationType
+    type: int
     offset: int
     nbytes: int
+    file: Path
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,20 @@ def _read(file: Path) -> GGUFHeader:
         raise ValueError(str(error)) from None
     except (ValueError, KeyError, OverflowError) as error:  # raised by the package: they do not name the file
         raise _damaged(file, str(error).strip("'")) from error
+
+
+def is_gguf(path: Path) -> bool:
+    """Return whether `path` is a GGUF file: by its name, or by its first bytes, for Ollama's are called by a hash.
+
+    A file of that name is one for whoever opens it, who says what is wrong with it.
+    """
+    if path.suffix == ".gguf":
+        return True
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
 
 
 def architecture(path: str | os.PathLike[str]) -> str:
@@ -114,7 +131,7 @@ def _check_preamble(file: Path) -> None:
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(_PREAMBLE.size)
-    if start[:4] != b"GGUF"[: len(start)]:
+    if start[:4] != _MAGIC[: len(start)]:
         raise ValueError(f"{file}: not a GGUF file (it starts with {start[:4]!r}); name a .gguf file")
     if len(start) < _PREAMBLE.size:
         raise ValueError(_cut_short(file, size, _PREAMBLE.size))
@@ -243,13 +260,10 @@ class _Reader(GGUFReader):  # type: ignore[misc]
         try:
             kind = GGMLQuantizationType(raw_type)
         except ValueError:
-            self._fail(
-                f"tensor {name!r} has the unknown ggml type {raw_type}; "
-                "if the file is newer than the `gguf` package, upgrade that"
-            )
+            return TensorInfo(name, tuple(reversed(dims)), raw_type, offset, 0, self.file)
         block, block_bytes = GGML_QUANT_SIZES[kind]
         if 0 in dims or (dims[0] if dims else 1) % block:
             self._fail(f"tensor {name!r} of shape {dims} cannot be {kind.name}, which has blocks of {block}")
         nbytes = prod(dims) // block * block_bytes
         # ggml lists the axis that varies fastest first, torch last.
-        return TensorInfo(name, tuple(reversed(dims)), kind, offset, nbytes)
+        return TensorInfo(name, tuple(reversed(dims)), kind, offset, nbytes, self.file)

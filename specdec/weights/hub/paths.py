@@ -148,9 +148,12 @@ def _from_file(path: Path) -> Path:
         )
     if path.suffix == ".safetensors":
         raise ValueError(f"{path}: name the folder that holds it ({path.parent})")
-    if path.suffix != ".gguf":
+    from specdec.weights.gguf.header import is_gguf
+    from specdec.weights.gguf.split import first_part
+
+    if not is_gguf(path):
         raise ValueError(f"{path}: not a model; name a .gguf file, or a folder with safetensors")
-    return path
+    return first_part(path)
 
 
 def _from_folder(folder: Path) -> Path:
