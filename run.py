@@ -44,6 +44,7 @@ COMMANDS = {
     "serve": "answer agents and editors, through OpenAI's and Anthropic's interfaces",
     "train": "train a draft head for a model",
     "plan": "say what a model takes in memory, before it is loaded",
+    "export": "write a drafter of a Gemma 4 model as a file for llama.cpp",
 }
 
 
@@ -66,9 +67,10 @@ def parser(*names: str) -> argparse.ArgumentParser:
     made = {name: commands.add_parser(name, help=summary) for name, summary in COMMANDS.items()}
     if names:
         from eval.commands import ADD_OPTIONS
+        from eval.files.options import ADD_OPTIONS as OF_FILES
 
         for name in names:
-            ADD_OPTIONS[name](made[name])
+            {**ADD_OPTIONS, **OF_FILES}[name](made[name])
     return root
 
 
@@ -126,6 +128,10 @@ def run(arguments: argparse.Namespace) -> int:
         return serve(settings, options_from(arguments))
     if arguments.command == "plan":
         return run_plan(arguments)
+    if arguments.command == "export":
+        from eval.files.export import export
+
+        return export(arguments.head, arguments.model, arguments.out, arguments.type, arguments.json)
     from eval.chat.command import chat
 
     a = arguments

@@ -111,7 +111,7 @@ def add_drafting_options(parser: argparse.ArgumentParser) -> None:
         "--drafter",
         default="auto",
         metavar="NAME",
-        help="auto (default), suffix, none, or the folder or hub id of a drafter checkpoint",
+        help="auto (default), suffix, none, or the folder, .gguf file or hub id of a drafter",
     )
     group.add_argument(
         "--draft-length",

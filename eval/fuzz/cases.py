@@ -22,6 +22,7 @@ import specdec
 from drafter import load_drafter
 from drafter.data.dataset import Dataset, frequent, size
 from drafter.files.checkpoint import provenance_of
+from drafter.files.gguf import DIALECTS
 from drafter.files.head import HEAD_FILE
 from drafter.prompts.generator import user_prompts
 from eval.fuzz.media import PICTURES, SOUNDS, VIDEOS, read_picture, read_sounds, read_video
@@ -193,6 +194,7 @@ KINDS: dict[str, Kind] = {
     "conversation": Kind(("conversation",), ("saved.safetensors",), _read_conversation),
     "head": Kind(("head",), ("config.json", HEAD_FILE), _drafter("hf-llama"), _rehash),
     "assistant": Kind(("assistant",), ("config.json", "model.safetensors", "specdec.json"), _drafter("hf-gemma4")),
+    "drafter": Kind(tuple(f"drafter-{dialect}" for dialect in DIALECTS), ("drafter.gguf",), _drafter("hf-gemma4")),
     "shards": Kind(("shards",), ("set.json", "00000.safetensors"), _read_shards),
     "prompts": Kind(("prompts",), ("prompts.jsonl",), _read_prompts),
     "picture": Kind(tuple(f"picture-{name}" for name in PICTURES), ("file.*",), lambda folder, _: read_picture(folder)),

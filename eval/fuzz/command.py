@@ -35,7 +35,7 @@ ValueError on one line that names it; anything else fails. The same seed makes t
 failed."""
 NAMES = (
     "gguf", "mmproj", "config", "generation", "tokenizer", "index", "safetensors", "packed", "conversation", "head",
-    "assistant", "shards", "prompts", "picture", "sound", "video",
+    "assistant", "drafter", "shards", "prompts", "picture", "sound", "video",
 )  # fmt: skip
 KEEP = Path("runs/fuzz")
 _SHOWN = 12  # failures that are printed

@@ -18,10 +18,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from drafter.config import MTPHeadConfig, MTPHeadSpec, assistant_spec, extra_tensors, head_spec
+from drafter.config import TOKEN_ORDERING, MTPHeadConfig, MTPHeadSpec, assistant_spec, extra_tensors, head_spec
 from drafter.data.dataset import DatasetWriter
 from drafter.data.features import read
 from drafter.files.assistant import assistant_config, save_assistant
+from drafter.files.gguf import DIALECTS
+from drafter.files.gguf_writer import TYPES, write_assistant
 from drafter.files.head import save_head
 from eval.fuzz.cases import GGUF, VOCAB, World, generate, no_bar
 from eval.fuzz.media import write_media
@@ -159,6 +161,13 @@ def _write_assistant(folder: Path, model: SpecdecForCausalLM) -> None:
     config = assistant_config(text, backbone.spec, MTPHeadConfig(32, 64, (0, 1), 4))
     spec = assistant_spec(config, backbone.spec)
     save_assistant(folder, config, spec, _tensors(spec), backbone, {"backbone_name": "tiny"}, 3)
+    config.use_ordered_embeddings, config.num_centroids, config.centroid_intermediate_top_k = True, 16, 4
+    spec = assistant_spec(config, backbone.spec)
+    tensors = {**_tensors(spec), TOKEN_ORDERING: torch.arange(VOCAB, dtype=torch.int64).flip(0)}
+    for dialect in DIALECTS:
+        path = folder.with_name(f"drafter-{dialect}") / "drafter.gguf"
+        clusters = dialect != "gemma4-assistant"
+        write_assistant(path, config, spec, tensors.__getitem__, TYPES["q8_0"], {}, dialect=dialect, centroids=clusters)
 
 
 def _write_shards(folder: Path, backbone: Decoder) -> None:

@@ -1,0 +1,1 @@
+"""Commands about files: `run.py export` writes a drafter for llama.cpp."""
