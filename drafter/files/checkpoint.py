@@ -23,6 +23,7 @@ from drafter.config import (
     CENTROIDS,
     FUSE,
     HEAD_TYPE,
+    MODEL_TYPES,
     POST_PROJECTION,
     PRE_PROJECTION,
     TOKEN_ORDERING,
@@ -34,6 +35,7 @@ from drafter.config import (
     head_spec,
 )
 from drafter.files.assistant import ABOUT_FILE, assistants_backbone
+from drafter.files.find import find_drafter
 from drafter.files.gguf import AssistantGGUF, backbone_in
 from drafter.files.head import ARCHITECTURE as HEAD_ARCHITECTURE
 from drafter.files.head import DRAFT_IDS, HEAD_FILE, check_weights
@@ -45,14 +47,11 @@ from specdec.model.spec import DecoderSpec
 from specdec.model.stack import Linear, Rotations, Stack
 from specdec.weights.checkpoint import Checkpoint
 from specdec.weights.gguf.checkpoint import GGUFCheckpoint
-from specdec.weights.gguf.header import architecture
+from specdec.weights.gguf.kind import architecture
 from specdec.weights.hf_config import CONFIG, read_config
-from specdec.weights.hub.paths import model_path
 from specdec.weights.metadata import Values, naming, one_line, quote, read_object
 from specdec.weights.safetensors import SafetensorsCheckpoint
 from specdec.weights.tensors import BlockWeight, Storage, Weight
-
-MODEL_TYPES = ("gemma4_assistant", "gemma4_unified_assistant")
 
 
 class Stored(NamedTuple):
@@ -156,7 +155,7 @@ def read_stored(name_or_path: str | os.PathLike[str]) -> Stored:
     Raises:
         ValueError: see `load_drafter`.
     """
-    found = model_path(name_or_path)
+    found = find_drafter(name_or_path)
     if found.is_file():
         with naming(found):
             if architecture(found) != HEAD_ARCHITECTURE:

@@ -84,8 +84,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         default=DEFAULT_MODEL,
         metavar="NAME",
-        help="smollm2-135m-instruct (default) or gemma-3-270m, both fetched on first use; a .gguf file; "
-        "a folder with safetensors; or a hub id (owner/name)",
+        help="smollm2-135m-instruct (default) or gemma-3-270m, both fetched on first use; a .gguf file or a folder; a "
+        "model of the hub (owner/name, owner/name:Q4_0, owner/name/FILE.gguf); or ollama:NAME:TAG",
     )
     group.add_argument(
         "--quantize",

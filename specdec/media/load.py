@@ -15,7 +15,8 @@ from transformers.processing_utils import ProcessorMixin
 from specdec.media.processor import Processor
 from specdec.media.settings import from_config
 from specdec.media.source import media_library
-from specdec.weights.hub.paths import NAMED_MODELS, local_path
+from specdec.weights.hub.names import HubName
+from specdec.weights.hub.paths import NAMED_MODELS, local_path, model_path
 from specdec.weights.metadata import foreign, naming
 from specdec.weights.tokenizer import load_tokenizer
 
@@ -32,6 +33,9 @@ def load_processor(name_or_path: str | os.PathLike[str], tokenizer: PreTrainedTo
     media_library("PIL", "picture")
     name = os.fspath(name_or_path)
     found = None if name in NAMED_MODELS else local_path(name)
+    hub = HubName.of(name) if found is None else None
+    if hub is not None and not hub.whole:
+        found = model_path(name)  # a .gguf file
     place = name if found is None else str(found)
     config: dict[str, Any] = {}
     if (found is None and name not in NAMED_MODELS) or (found is not None and (found / "config.json").is_file()):

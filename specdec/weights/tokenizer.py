@@ -27,6 +27,7 @@ from specdec.weights.gguf.tokenizer import (
     vocabulary,
 )
 from specdec.weights.hf_config import tokenizer_config
+from specdec.weights.hub.names import HubName
 from specdec.weights.hub.paths import NAMED_MODELS, cache_folder, local_path, model_path
 from specdec.weights.metadata import Values, foreign, naming
 
@@ -63,8 +64,14 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerB
     """
     name = os.fspath(name_or_path)
     found = local_path(name)
-    if found is None and name not in NAMED_MODELS:
-        return _from_pretrained(name)  # its weights are not needed here
+    hub = HubName.of(name)
+    if found is None and hub is not None and hub.whole and name not in NAMED_MODELS:
+        try:
+            return _from_pretrained(hub.repository)  # its weights are not needed here
+        except ValueError:
+            if not (path := model_path(name)).is_file():  # a repository of .gguf files has no other tokenizer
+                raise
+            return _from_gguf(path)
     if found is not None and any((found / file).is_file() for file in _TOKENIZER_FILES):
         return _from_pretrained(str(found), config=tokenizer_config(found))
     path = model_path(name)

@@ -30,8 +30,6 @@ _ABSURD = 1 << 50  # a "missing" byte beyond this means a damaged length, not a 
 _PREAMBLE = struct.Struct("<4sIQQ")  # magic, version, tensor count, metadata count
 _LENGTH = struct.Struct("<Q")
 _MAGIC = b"GGUF"
-_ARCHITECTURE = b"general.architecture"
-_FIRST_KEY = _LENGTH.pack(len(_ARCHITECTURE)) + _ARCHITECTURE + struct.pack("<I", GGUFValueType.STRING)
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"{file}: there is no such file")
-    _check_preamble(file)
+    check_preamble(file)
     with naming(file):
         return _read(file)
 
@@ -78,39 +76,6 @@ def _read(file: Path) -> GGUFHeader:
         raise ValueError(str(error)) from None
     except (ValueError, KeyError, OverflowError) as error:  # raised by the package: they do not name the file
         raise _damaged(file, str(error).strip("'")) from error
-
-
-def is_gguf(path: Path) -> bool:
-    """Return whether `path` is a GGUF file: by its name, or by its first bytes, for Ollama's are called by a hash.
-
-    A file of that name is one for whoever opens it, who says what is wrong with it.
-    """
-    if path.suffix == ".gguf":
-        return True
-    try:
-        with path.open("rb") as stream:
-            return stream.read(len(_MAGIC)) == _MAGIC
-    except OSError:
-        return False
-
-
-def architecture(path: str | os.PathLike[str]) -> str:
-    """Return `general.architecture` of a GGUF file, of which the first bytes alone are read where it is the first key.
-
-    Writers put it first, and a vocabulary takes long to read. Raises ValueError as `read_header` does.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"{file}: there is no such file")
-    _check_preamble(file)
-    with file.open("rb") as stream:
-        start = stream.read(_PREAMBLE.size + len(_FIRST_KEY) + 8 + MAX_NAME)[_PREAMBLE.size :]
-    if start.startswith(_FIRST_KEY) and len(start) >= len(_FIRST_KEY) + 8:
-        begin = len(_FIRST_KEY) + 8
-        name = start[begin : begin + _LENGTH.unpack_from(start, begin - 8)[0]]
-    else:
-        name = str(read_header(file).metadata.get("general.architecture", "")).encode()
-    return name.decode("utf-8", "replace")
 
 
 class _BadHeaderError(Exception):
@@ -127,7 +92,8 @@ def _cut_short(file: Path, size: int, needed: int) -> str:
     return f"{file}: the download is incomplete: {size} bytes, expected at least {needed}; delete it and fetch it again"
 
 
-def _check_preamble(file: Path) -> None:
+def check_preamble(file: Path) -> None:
+    """Raise a ValueError when a file does not begin as a GGUF file that is read here does."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(_PREAMBLE.size)

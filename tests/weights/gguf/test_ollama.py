@@ -10,7 +10,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 import specdec
-from specdec.weights.gguf.header import is_gguf
+from specdec.weights.gguf.kind import is_gguf
 from specdec.weights.hub.paths import model_path
 from specdec.weights.tokenizer import load_tokenizer
 from tests.support.tiny import prompt
