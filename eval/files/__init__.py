@@ -1,1 +1,2 @@
-"""Commands about files: `run.py export` writes a drafter for llama.cpp."""
+"""Commands about files: what models are here (`run.py models`, `show`), fetching and deleting them (`pull`, `remove`), and
+drafters for llama.cpp (`export`)."""

@@ -13,7 +13,7 @@ from drafter.files.gguf_writer import TYPES, write_assistant
 from eval.cli.output import STDOUT, check_writable, put_record
 from specdec.load import open_checkpoint, progress_bar
 from specdec.util.terminal import Terminal
-from specdec.weights.gguf.header import architecture
+from specdec.weights.gguf.kind import architecture
 from specdec.weights.gguf.vocabulary import tokenizer_keys
 from specdec.weights.hub.paths import model_path
 from specdec.weights.metadata import naming
