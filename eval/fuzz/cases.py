@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +35,9 @@ from specdec.load import load_decoder, open_checkpoint
 from specdec.model.build import assemble
 from specdec.model.decoder import Decoder
 from specdec.model.quantized import PackedReader, open_packed
+from specdec.weights.hub.folder import companions
+from specdec.weights.hub.ollama import models_in_store
+from specdec.weights.hub.paths import model_path
 from specdec.weights.safetensors import INDEX
 
 VOCAB = 320
@@ -149,6 +154,24 @@ def _drafter(backbone: str) -> Callable[[Path, World], None]:
     return read_drafter
 
 
+def _read_store(folder: Path, world: World) -> None:
+    """Find a model in Ollama's store, whose manifest is damaged, and the files beside the model."""
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        store = Path(temporary)
+        manifest = store / "manifests" / "registry.ollama.ai" / "library" / "tiny" / "latest"
+        (store / "blobs").mkdir()
+        manifest.parent.mkdir(parents=True)
+        manifest.write_bytes((folder / "manifest.json").read_bytes())
+        for blob in folder.glob("sha256-*"):
+            (store / "blobs" / blob.name).symlink_to(blob)
+        os.environ["OLLAMA_MODELS"] = str(store)
+        try:
+            models_in_store()
+            companions(model_path("ollama:tiny"))
+        finally:
+            del os.environ["OLLAMA_MODELS"]
+
+
 def _rehash(folder: Path) -> None:
     """Say in a head's config.json that the weights are the damaged ones: the hash is no secret."""
     config = folder / "config.json"
@@ -184,6 +207,7 @@ HF = ("hf-llama", "hf-qwen3", "hf-gemma3", "hf-gemma4", "hf-gemma4-shared")
 GGUF = ("gguf-llama", "gguf-qwen3", "gguf-gemma3", "gguf-gemma4-shared")
 KINDS: dict[str, Kind] = {
     "gguf": Kind(GGUF, ("model.gguf",), _read_both),
+    "manifest": Kind(("ollama",), ("manifest.json",), _read_store),
     "mmproj": Kind(("gguf-media",), ("mmproj-model.gguf",), _read_embedder),
     "config": Kind(HF, ("config.json",), _read_model),
     "generation": Kind(HF[:1], ("generation_config.json",), _read_model),

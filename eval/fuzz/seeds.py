@@ -7,6 +7,7 @@ What: `write_seeds`. The weights are random: a text means nothing here. `eval/fu
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,7 @@ def write_seeds(folder: Path) -> None:
             _write_gguf(folder / f"gguf-{name}", name, config)
     text = transformers.Gemma4UnifiedTextConfig(**{**_SHAPE, **_GEMMA4})
     write_model(transformers.Gemma4UnifiedConfig(text_config=text, **_MEDIA), None, folder / "gguf-media", gguf="q8_0")
+    _write_store(folder / "gguf-llama" / "model.gguf", folder / "ollama")
     world = World(folder)
     _write_sharded(folder / "hf-llama", folder / "sharded")
     _write_packed(folder)
@@ -174,6 +176,17 @@ def _write_shards(folder: Path, backbone: Decoder) -> None:
     texts = [torch.arange(3 + i, 12 + 2 * i, dtype=torch.int64) for i in range(4)]
     features = list(read(backbone, texts, (1,), aux_layers=(0,)))
     DatasetWriter(folder, {"backbone": backbone.fingerprint, "layers": [1]}).add(features, 1.5)
+
+
+def _write_store(model: Path, folder: Path) -> None:
+    """Write what Ollama keeps of a model: its file under its hash, and the manifest."""
+    folder.mkdir()
+    content = model.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    (folder / f"sha256-{digest}").write_bytes(content)
+    kind = "application/vnd.ollama.image.model"
+    layers = [{"mediaType": kind, "digest": f"sha256:{digest}", "size": len(content)}]
+    (folder / "manifest.json").write_text(json.dumps({"schemaVersion": 2, "layers": layers}))
 
 
 def _write_gguf(folder: Path, name: str, config: Any) -> None:

@@ -130,7 +130,9 @@ def _found(name: str, known: Sequence[str], heading: str, one: str) -> Path | No
         raise ValueError(f"{name}: cannot be read ({error.strerror})") from None
     if (stored := _in_stores(name)) is not None:
         return stored
-    if HubName.of(name) is not None:
+    hub = HubName.of(name)
+    # A file in a folder that is here is mistyped: the hub need not be asked.
+    if hub is not None and (hub.file is None or not Path(name.partition("/")[0]).is_dir()):
         return None
     raise ValueError(
         f"{name}: there is no such file or folder.{did_you_mean(name, known)} {heading}: {', '.join(known)}; "

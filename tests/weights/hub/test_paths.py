@@ -69,9 +69,10 @@ def test_paths_that_are_no_model(tmp_path: Path, files: list[str], name: str, me
         model_path(folder / name)
 
 
-@pytest.mark.parametrize("name", ["gemma", "models/missing.gguf", "./owner/name", "a/b/c"])
+@pytest.mark.parametrize("name", ["gemma", "models/missing.gguf", "./owner/name", "a/b/c", "files/gemma/m.gguf"])
 def test_names_that_are_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "files").mkdir()
     with pytest.raises(ValueError, match="owner/name"):
         model_path(name)
 
