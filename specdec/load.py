@@ -45,7 +45,7 @@ from specdec.util.text import did_you_mean
 from specdec.util.threads import turn_to_compute
 from specdec.weights.checkpoint import Checkpoint, JoinedCheckpoint
 from specdec.weights.gguf.checkpoint import GGUFCheckpoint
-from specdec.weights.gguf.kind import is_gguf
+from specdec.weights.gguf.kind import check_is_model, is_gguf
 from specdec.weights.gguf.mmproj import mmproj_for
 from specdec.weights.gguf.tokenizer import vocabulary
 from specdec.weights.hf_config import CONFIG, read_config, read_generation_config
@@ -250,6 +250,7 @@ def open_checkpoint(path: Path) -> tuple[DecoderSpec, Source, Any, GenerationCon
 
 
 def _open_gguf(file: GGUFCheckpoint) -> tuple[DecoderSpec, Source, Any, GenerationConfig]:
+    check_is_model(file.path)
     metadata, shapes = file.header.metadata, file.shapes()
     config = config_from_gguf(metadata, shapes)
     spec = decoder_spec(config)

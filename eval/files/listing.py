@@ -6,16 +6,19 @@ and llama.cpp. `needs_of` reads headers alone. Left out: folders that no program
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from drafter.files.checkpoint import stored_bytes
+from drafter.files.find import heads_in
 from specdec.drafting.registry import drafter_bytes
 from specdec.load import open_checkpoint
 from specdec.memory.plan import Needs, Planner, loaded_bytes
 from specdec.model.build import Quantize
+from specdec.weights.gguf.kind import kind_of
 from specdec.weights.gguf.split import part_names
 from specdec.weights.hub.folder import companions, sort_files, tag_of
 from specdec.weights.hub.ollama import SCHEME, models_in_store
@@ -27,11 +30,18 @@ POSITIONS = 4096  # of the context whose needs are shown
 
 
 class Here(NamedTuple):
-    """A model on this disk: the name that commands take, who keeps it, and its .gguf file or folder."""
+    """A model or drafter on this disk: the name that commands take, who keeps it, and its .gguf file or folder."""
 
     name: str
     keeper: str
     path: Path
+
+    @property
+    def is_drafter(self) -> bool:
+        """Tell whether it is a drafter, for `--drafter`."""
+        if self.path.is_dir():
+            return heads_in(self.path.parent).count(self.path) > 0
+        return kind_of(self.path) == "drafter"
 
     @property
     def files(self) -> list[Path]:
@@ -65,21 +75,27 @@ def models_here() -> Iterator[Here]:
         paths.setdefault(keeper, []).append(path)
     for keeper, those in paths.items():
         names = [path.name for path in those]
-        for path in sort_files(those).models:
+        for path in _models_and_drafters(those):
             yield Here(path.name if names.count(path.name) == 1 else str(path), keeper, path)
 
 
 def _of_repository(name: str, files: list[Path]) -> Iterator[Here]:
-    """Yield the models of a repository in the hub's cache: its safetensors, and each of its .gguf files."""
+    """Yield what a repository has in the hub's cache: its safetensors, and each of its .gguf files but embedders."""
     if any(file.suffix == ".safetensors" and (file.parent / "config.json").is_file() for file in files):
         folder = next(file.parent for file in files if file.suffix == ".safetensors")
         yield Here(name, "hub", folder)
-    models = sort_files(files).models
-    tags = [tag_of(path.name) for path in models]
-    for path, tag in zip(models, tags, strict=True):
+    models = _models_and_drafters(files)
+    tags = [tag_of(path.name) for path in models if kind_of(path) == "model"]
+    for path in models:
         snapshot = next(parent for parent in path.parents if parent.parent.name == "snapshots")
+        tag = tag_of(path.name) if kind_of(path) == "model" else None
         one = tag is not None and tags.count(tag) == 1
         yield Here(f"{name}:{tag}" if one else f"{name}/{path.relative_to(snapshot).as_posix()}", "hub", path)
+
+
+def _models_and_drafters(files: Iterable[Path]) -> list[Path]:
+    found = sort_files(files)
+    return [*found.models, *found.drafters]
 
 
 def needs_of(path: Path, quantize: Quantize, program: int) -> Needs:
@@ -93,6 +109,16 @@ def needs_of(path: Path, quantize: Quantize, program: int) -> Needs:
     weights = loaded_bytes(spec, source, quantize, dtype)
     drafter = drafter_bytes("auto", dtype, quantize is not None or path.is_file(), path)
     return Planner(spec, weights, drafter, program, dtype).needs(min(POSITIONS, spec.max_positions))
+
+
+def memory_of(here: Here, program: int) -> int:
+    """Return the bytes that a model takes in all, or a drafter beside a model in blocks.
+
+    Raises ValueError as `needs_of` does.
+    """
+    if here.is_drafter:
+        return stored_bytes(here.path, torch.float32, True)
+    return needs_of(here.path, quantize_of(here.path), program).total
 
 
 def quantize_of(path: Path) -> Quantize:

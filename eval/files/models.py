@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from eval.cli.output import check_writable, put_record
-from eval.files.listing import POSITIONS, Here, beside, models_here, needs_of, quantize_of
+from eval.files.listing import POSITIONS, Here, beside, memory_of, models_here, needs_of, quantize_of
 from eval.files.removal import files_of
 from specdec.load import open_checkpoint
 from specdec.memory.plan import program_bytes
@@ -35,7 +35,7 @@ def models(json_file: Path | None) -> int:
         record = _about(here, program)
         records.append(record)
         takes = f"{record['memory'] / 1e9:.2f}" if "memory" in record else "not supported"
-        words = ", ".join(record["beside"])
+        words = "(a drafter)" if record["kind"] == "drafter" else ", ".join(record["beside"])
         table.add_row(here.name, here.keeper, f"{here.nbytes / 1e9:.2f}", takes, words)
     console = Terminal(highlight=False)
     if records:
@@ -57,10 +57,11 @@ def _about(here: Here, program: int) -> dict[str, Any]:
         "kept_by": here.keeper,
         "path": str(here.path),
         "bytes": here.nbytes,
-        "beside": beside(here.path),
+        "kind": "drafter" if here.is_drafter else "model",
+        "beside": [] if here.is_drafter else beside(here.path),
     }
     try:
-        return {**record, "memory": needs_of(here.path, quantize_of(here.path), program).total}
+        return {**record, "memory": memory_of(here, program)}
     except ValueError as error:
         return {**record, "reason": str(error)}
 

@@ -19,6 +19,11 @@ Kind = Literal["model", "drafter", "embedder", "adapter", "other"]
 DRAFTERS = ("gemma4-assistant", "gemma4_assistant", "gemma4_mtp", "specdec-mtp")
 """The architectures of drafters that are read here."""
 _NOT_MODELS = {"clip": "embedder", "eagle3": "other", "dflash": "other", "dspark": "other", "": "other"}
+_INSTEAD = {
+    "drafter": "a drafter, which goes with a model: load the model, with drafter= this file, or this file beside it",
+    "embedder": "an embedder of pictures and sound: name the .gguf file of the model, and leave this one beside it",
+    "adapter": "an adapter (LoRA), which is not supported: name the .gguf file of a model",
+}
 _MAGIC = b"GGUF"
 _PREAMBLE = 24  # bytes of magic, version and counts
 _START = 1 << 16  # bytes that are looked at
@@ -64,6 +69,12 @@ def kind_of(path: Path) -> Kind:
     if name == "clip":
         return "embedder"
     return "other" if name in _NOT_MODELS else "model"
+
+
+def check_is_model(path: Path) -> None:
+    """Raise a ValueError that says what to do where the GGUF file `path` goes with a model and is none."""
+    if (instead := _INSTEAD.get(kind_of(path))) is not None:
+        raise ValueError(f"{path}: {instead}")
 
 
 def _first_texts(path: Path) -> dict[str, str]:

@@ -68,7 +68,9 @@ def test_a_model_is_pulled_shown_and_removed(hub: Hub, tmp_path: Path, capsys: p
     assert "tiny-Q4_0.gguf" not in said
     run("pull", f"{REPOSITORY}/tiny-Q4_0.gguf", capsys=capsys)
     found = listed(capsys)
-    assert {*found} == {f"{REPOSITORY}:Q8_0", f"{REPOSITORY}:Q4_0"}
+    drafter = f"{REPOSITORY}/mtp-tiny-Q8_0.gguf"
+    assert {*found} == {f"{REPOSITORY}:Q8_0", f"{REPOSITORY}:Q4_0", drafter}
+    assert found[drafter]["kind"] == "drafter" and 0 < found[drafter]["memory"] < 1e6
     whole = found[f"{REPOSITORY}:Q8_0"]
     assert whole["bytes"] == len(hub.repositories[REPOSITORY]["tiny-Q8_0.gguf"])
     assert whole["beside"] == ["drafter", "embedder"] and whole["kept_by"] == "hub"
@@ -78,7 +80,7 @@ def test_a_model_is_pulled_shown_and_removed(hub: Hub, tmp_path: Path, capsys: p
     assert "nobody is there to be asked" in run("remove", f"{REPOSITORY}:Q4_0", capsys=capsys, code=2)
     assert {*listed(capsys)} == {*found}
     assert "deleted 0.00 GB" in run("remove", f"{REPOSITORY}:Q4_0", "--yes", capsys=capsys)
-    assert {*listed(capsys)} == {f"{REPOSITORY}:Q8_0"}
+    assert {*listed(capsys)} == {f"{REPOSITORY}:Q8_0", drafter}
     run("remove", REPOSITORY, "--yes", capsys=capsys)
     assert listed(capsys) == {}
     left = [path for path in (tmp_path / "hub").rglob("*") if path.is_file() and path.stat().st_size > 1000]
