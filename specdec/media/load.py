@@ -17,6 +17,7 @@ from specdec.media.settings import from_config
 from specdec.media.source import media_library
 from specdec.weights.hub.names import HubName
 from specdec.weights.hub.paths import NAMED_MODELS, local_path, model_path
+from specdec.weights.hub.repository import has_gguf_alone
 from specdec.weights.metadata import foreign, naming
 from specdec.weights.tokenizer import load_tokenizer
 
@@ -34,7 +35,7 @@ def load_processor(name_or_path: str | os.PathLike[str], tokenizer: PreTrainedTo
     name = os.fspath(name_or_path)
     found = None if name in NAMED_MODELS else local_path(name)
     hub = HubName.of(name) if found is None else None
-    if hub is not None and not hub.whole:
+    if hub is not None and (not hub.whole or has_gguf_alone(hub.repository)):
         found = model_path(name)  # a .gguf file
     place = name if found is None else str(found)
     config: dict[str, Any] = {}

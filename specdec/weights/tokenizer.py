@@ -69,9 +69,11 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerB
         try:
             return _from_pretrained(hub.repository)  # its weights are not needed here
         except ValueError:
-            if not (path := model_path(name)).is_file():  # a repository of .gguf files has no other tokenizer
+            from specdec.weights.hub.repository import has_gguf_alone
+
+            if not has_gguf_alone(hub.repository):  # such a repository has no tokenizer but that of its files
                 raise
-            return _from_gguf(path)
+            return _from_gguf(model_path(name))
     if found is not None and any((found / file).is_file() for file in _TOKENIZER_FILES):
         return _from_pretrained(str(found), config=tokenizer_config(found))
     path = model_path(name)

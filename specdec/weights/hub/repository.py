@@ -56,6 +56,15 @@ def fetch(name: HubName, known: Sequence[str]) -> Path:
     return paths[0]
 
 
+def has_gguf_alone(repository: str) -> bool:
+    """Return whether a repository has .gguf files and no safetensors, as far as can be known now."""
+    try:
+        files = _files(repository, ())
+    except FetchError:
+        return False
+    return any(file.endswith(".gguf") for file in files) and not any(file.endswith(".safetensors") for file in files)
+
+
 class _File:
     """What the hub says of a file: bytes and SHA-256, None where it does not say; whether it is on this disk alone."""
 

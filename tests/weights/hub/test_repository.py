@@ -14,8 +14,10 @@ from specdec.weights.hub.folder import companions
 from specdec.weights.hub.names import HubName
 from specdec.weights.hub.paths import FetchError, model_path
 from specdec.weights.hub.repository import cached_repositories
+from specdec.weights.tokenizer import load_tokenizer
 from tests.support.processes.pseudo_terminal import PseudoTerminal
 from tests.support.stores.hub import COMMIT, Hub, serving
+from tests.support.tiny_gguf import gemma4_tokens
 
 UNSLOTH, TWO, SAFE = "unsloth/gemma-4-12b-it-GGUF", "me/two", "google/gemma-4-12B-it"
 
@@ -176,6 +178,17 @@ def test_without_the_hub_what_is_here_is_found(hub: Hub, monkeypatch: pytest.Mon
         model_path("nobody/nothing")
     names = {name: [file.name for file in files] for name, files in cached_repositories()}
     assert {*names} == {UNSLOTH, SAFE} and "gemma-4-12b-it-Q4_0.gguf" in names[UNSLOTH]
+
+
+def test_the_tokenizer_of_a_repository_of_gguf_files(hub: Hub, tmp_path: Path) -> None:
+    model = gemma4_tokens(tmp_path / "m").read_bytes()
+    hub.repositories["me/tokens"] = {"m-Q4_0.gguf": model}
+    for name in ("me/tokens", "me/tokens:Q4_0", "me/tokens/m-Q4_0.gguf"):
+        assert load_tokenizer(name)("abc").input_ids == load_tokenizer(tmp_path / "m")("abc").input_ids
+    hub.sent.clear()
+    with pytest.raises(ValueError, match=r"google/gemma-4-12B-it: its tokenizer could not be loaded"):
+        load_tokenizer(SAFE)  # which is damaged
+    assert not any(name.endswith(".safetensors") for name in fetched(hub)), "24 GB for nothing"
 
 
 def test_a_model_that_nobody_may_read_yet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
