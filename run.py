@@ -31,6 +31,8 @@ examples:
   python run.py chat --draft-length 4        then type; /help lists its commands
   python run.py serve --port 8080            then point a client at http://127.0.0.1:8080/v1
   python run.py train --model gemma-3-270m --minutes 40 --out heads/gemma-3-270m
+  python run.py pull unsloth/gemma-4-12b-it-GGUF:Q4_0   a model with its drafter; then --model with the same name
+  python run.py models                       what is here, and what each would take
 
 Drafting never changes the text: a drafted token is kept only when it is the one that the model itself chooses.
 `python run.py COMMAND --help` explains a command's options.
@@ -44,6 +46,11 @@ COMMANDS = {
     "serve": "answer agents and editors, through OpenAI's and Anthropic's interfaces",
     "train": "train a draft head for a model",
     "plan": "say what a model takes in memory, before it is loaded",
+    "models": "list the models on this disk, and what each would take",
+    "show": "say what a model is, and what lies beside it",
+    "pull": "fetch a model, with its drafter",
+    "remove": "delete a model that was fetched",
+    "export": "write a drafter of a Gemma 4 model as a file for llama.cpp",
 }
 
 
@@ -66,9 +73,10 @@ def parser(*names: str) -> argparse.ArgumentParser:
     made = {name: commands.add_parser(name, help=summary) for name, summary in COMMANDS.items()}
     if names:
         from eval.commands import ADD_OPTIONS
+        from eval.files.options import ADD_OPTIONS as OF_FILES
 
         for name in names:
-            ADD_OPTIONS[name](made[name])
+            {**ADD_OPTIONS, **OF_FILES}[name](made[name])
     return root
 
 
@@ -81,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     from eval.cli.terminal import say_loading
 
     settings = settings_from(arguments)
-    if arguments.command != "report":
+    if arguments.command not in ("report", "models", "show", "pull", "remove"):
         check_names(settings, getattr(arguments, "modes", ()), full_size_names() if arguments.command == "plan" else ())
     if arguments.command == "train":
         check_head_folder(arguments.out)
@@ -130,6 +138,8 @@ def run(arguments: argparse.Namespace) -> int:
         return serve(settings, options_from(arguments))
     if arguments.command == "plan":
         return run_plan(arguments)
+    if arguments.command in ("export", "models", "show", "pull", "remove"):
+        return run_files(arguments)
     from eval.chat.command import chat
 
     a = arguments
@@ -144,6 +154,21 @@ def run_generate(settings: GenerationSettings, a: argparse.Namespace) -> int:
     files = tuple((kind, path) for kind in ("image", "video", "audio") for path in getattr(a, kind))
     question = Question(a.prompt, a.raw, files, MediaOptions(a.image_tokens, a.frames, not a.no_sound))
     return answer(settings, question, not a.no_speculation, a.stats, a.json)
+
+
+def run_files(a: argparse.Namespace) -> int:
+    """Run a command about files. Raises ValueError: see `eval.files.models` and `eval.files.export`."""
+    if a.command == "export":
+        from eval.files.export import export
+
+        return export(a.head, a.model, a.out, a.type, a.json)
+    from eval.files import models
+
+    if a.command == "models":
+        return models.models(a.json)
+    if a.command == "remove":
+        return models.remove(a.name, a.yes)
+    return (models.show if a.command == "show" else models.pull)(a.name, a.json)
 
 
 def run_plan(a: argparse.Namespace) -> int:

@@ -12,15 +12,25 @@ from specdec.util.lazy import lazy
 if TYPE_CHECKING:
     from drafter.files.bundled import bundled_head, largest_bundled_head
     from drafter.files.checkpoint import load_drafter, stored_bytes, weights_state
+    from drafter.files.find import heads_in
     from drafter.mtp_drafter import MTPDrafter
 
-__all__ = ["MTPDrafter", "bundled_head", "largest_bundled_head", "load_drafter", "stored_bytes", "weights_state"]
+__all__ = [
+    "MTPDrafter",
+    "bundled_head",
+    "heads_in",
+    "largest_bundled_head",
+    "load_drafter",
+    "stored_bytes",
+    "weights_state",
+]
 
 __getattr__ = lazy(
     __name__,
     {
         "files.bundled": ("bundled_head", "largest_bundled_head"),
         "files.checkpoint": ("load_drafter", "stored_bytes", "weights_state"),
+        "files.find": ("heads_in",),
         "mtp_drafter": ("MTPDrafter",),
     },
 )

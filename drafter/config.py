@@ -22,6 +22,7 @@ PRE_PROJECTION, POST_PROJECTION = "pre_projection.weight", "post_projection.weig
 FUSE = "fuse.weight"
 BIGRAM_LEFT, BIGRAM_RIGHT = "bigram.left.weight", "bigram.right.weight"
 CENTROIDS, TOKEN_ORDERING = "masked_embedding.centroids.weight", "masked_embedding.token_ordering"
+MODEL_TYPES = ("gemma4_assistant", "gemma4_unified_assistant")  # `model_type` of Google's assistants
 HEAD_TYPE = "specdec_mtp"  # `model_type` in the config.json of a head of our own format
 
 

@@ -159,7 +159,7 @@ def reference_logits(name: str, by: str) -> Logits:
         ours = specdec.load(name, drafter=None, dtype="float32", quantize="none", device="cpu")
         return lambda window: ours(window[None]).logits[0]
     path = specdec.model_path(name)
-    folder, file = (path.parent, path.name) if path.suffix == ".gguf" else (path, None)
+    folder, file = (path.parent, path.name) if path.is_file() else (path, None)
     try:
         with redirect_stderr(StringIO()):  # its bars know no terminal from a file; what goes wrong is raised
             theirs = AutoModelForCausalLM.from_pretrained(

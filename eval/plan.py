@@ -82,33 +82,35 @@ def plan(asked: Asked, json_file: Path | None) -> int:
 
 def plan_memory(asked: Asked, program: int) -> Planner:
     """Return the planner for the model and the drafter of `asked`. Raises ValueError as `plan` does."""
-    spec, weights = _model(asked)
+    spec, weights, path = _model(asked)
     if asked.context > spec.max_positions:
         raise ValueError(f"{asked.context:,} positions; {asked.model} has a context of {spec.max_positions:,}")
     if (asked.picture or asked.frames) and (spec.media is None or spec.media.vision is None):
         raise ValueError(f"{asked.model} takes no pictures; leave --picture and --frames out")
-    return Planner(spec, weights, _drafter(asked, spec), program, asked.dtype, asked.picture, asked.frames)
+    return Planner(spec, weights, _drafter(asked, spec, path), program, asked.dtype, asked.picture, asked.frames)
 
 
-def _model(asked: Asked) -> tuple[DecoderSpec, int]:
-    """Return the decoder that would be loaded, and the bytes of its weights."""
+def _model(asked: Asked) -> tuple[DecoderSpec, int, Path | None]:
+    """Return the decoder that would be loaded, the bytes of its weights and its file or folder; None: a shape alone."""
     if asked.model in full_size_names():
         spec = decoder_spec(full_size_config(asked.model))
-        return spec, weight_bytes(expected_tensors(spec), asked.quantize or "int4", asked.dtype)
-    spec, source, _, _ = open_checkpoint(model_path(asked.model))
-    return spec, loaded_bytes(spec, source, asked.quantize, asked.dtype)
+        return spec, weight_bytes(expected_tensors(spec), asked.quantize or "int4", asked.dtype), None
+    path = model_path(asked.model)
+    spec, source, _, _ = open_checkpoint(path)
+    return spec, loaded_bytes(spec, source, asked.quantize, asked.dtype), path
 
 
-def _drafter(asked: Asked, spec: DecoderSpec) -> int:
-    """Return the bytes of the drafter's weights: of a folder, of the published assistant of a shape, of a bundled
-    head."""
+def _drafter(asked: Asked, spec: DecoderSpec, path: Path | None) -> int:
+    """Return the bytes of the drafter's weights: of a folder or file, of the published assistant of a shape, of the
+    drafter beside a model or a bundled head."""
     if asked.drafter == "auto" and asked.model in full_size_names():
         config = full_size_drafter(asked.model)
         if config is None:
             return 0
         head = assistant_spec(config, spec)
         return weight_bytes({**expected_tensors(head.text), **extra_tensors(head)}, "int8", asked.dtype)
-    return drafter_bytes(asked.drafter, asked.dtype, asked.quantize is not None)
+    quantized = asked.quantize is not None or (path is not None and path.is_file())
+    return drafter_bytes(asked.drafter, asked.dtype, quantized, path)
 
 
 def _table(needs: Needs) -> Table:

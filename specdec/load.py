@@ -45,9 +45,11 @@ from specdec.util.text import did_you_mean
 from specdec.util.threads import turn_to_compute
 from specdec.weights.checkpoint import Checkpoint, JoinedCheckpoint
 from specdec.weights.gguf.checkpoint import GGUFCheckpoint
-from specdec.weights.gguf.mmproj import mmproj_beside
+from specdec.weights.gguf.kind import check_is_model, is_gguf
+from specdec.weights.gguf.mmproj import mmproj_for
 from specdec.weights.gguf.tokenizer import vocabulary
 from specdec.weights.hf_config import CONFIG, read_config, read_generation_config
+from specdec.weights.hub.folder import companions
 from specdec.weights.hub.paths import model_path
 from specdec.weights.metadata import naming
 from specdec.weights.safetensors import SafetensorsCheckpoint
@@ -91,10 +93,11 @@ def load(
 
     Args:
         name_or_path: "smollm2-135m-instruct" or "gemma-3-270m" (fetched on first use), a .gguf file, a folder in the
-            Hugging Face format (safetensors), or a hub id ("owner/name").
-        drafter: "auto" (suffix matches, and the trained head that comes with the package for this model where there
-            is one), "suffix", None (plain decoding), a drafter checkpoint, or a `Drafter`. A drafter never changes the
-            text.
+            Hugging Face format (safetensors) or with one model as .gguf, a model of the hub ("owner/name",
+            "owner/name:Q4_0", "owner/name/file.gguf"), or one that Ollama keeps ("ollama:gemma4:12b").
+        drafter: "auto" (suffix matches, and a trained head: the one that lies beside the model, or the one that comes
+            with the package for it), "suffix", None (plain decoding), a drafter checkpoint, or a `Drafter`. A drafter
+            never changes the text.
         dtype: the type of activations and of weights that are not quantised; None: float32 on the CPU, bfloat16 on a
             GPU.
         quantize: "int4" (4 bits, the vocabulary in 8 bits), "int4-all" or "int8" quantise a float checkpoint while it
@@ -136,7 +139,9 @@ def load(
     proposer = resolve_drafter(drafter)  # before the minutes that a large model takes: a wrong name fails at once
     kept = None if kv_dtype is None else _kv_dtype(kv_dtype, where)
     budget = None if memory_budget is None else MemoryBudget(parse_bytes(memory_budget), drafter)
-    decoder, config, generation_config = load_decoder(model_path(name_or_path), kind, where, quantize, kept, budget)
+    path = model_path(name_or_path)
+    decoder, config, generation_config = load_decoder(path, kind, where, quantize, kept, budget)
+    decoder.path = path
     if (reason := kernels.missing()) and where.type == "cpu" and _in_blocks(decoder):
         _warn_of_slowness(reason)
     model = SpecdecForCausalLM(decoder, config, generation_config, proposer, conversations_of(decoder))
@@ -222,8 +227,11 @@ class MemoryBudget:
         weights = loaded_bytes(spec, source, quantize, dtype)
         blocks = weights < dtype.itemsize * sum(map(math.prod, expected_tensors(spec).values()))
         picture = 0 if spec.media is None else LARGEST_PICTURE
-        planner = Planner(spec, weights, drafter_bytes(self.drafter, dtype, blocks), program_bytes(), dtype, picture)
+        planner = Planner(spec, weights, self._drafter(source, dtype, blocks), program_bytes(), dtype, picture)
         return planner.room(self.total, str(kv_dtype).removeprefix("torch."))
+
+    def _drafter(self, source: Source, dtype: torch.dtype, quantized: bool) -> int:
+        return drafter_bytes(self.drafter, dtype, quantized, source.checkpoint.path)
 
 
 def open_checkpoint(path: Path) -> tuple[DecoderSpec, Source, Any, GenerationConfig]:
@@ -232,7 +240,7 @@ def open_checkpoint(path: Path) -> tuple[DecoderSpec, Source, Any, GenerationCon
     Raises ValueError, naming the file, when it is damaged or describes no model that is supported.
     """
     with naming(path):
-        if path.suffix == ".gguf":
+        if is_gguf(path):
             return _open_gguf(GGUFCheckpoint(path))
         checkpoint = SafetensorsCheckpoint(path)  # first: its tensors bound the config's numbers
         config = read_config(path, len(checkpoint.shapes()), supported_families())
@@ -242,6 +250,7 @@ def open_checkpoint(path: Path) -> tuple[DecoderSpec, Source, Any, GenerationCon
 
 
 def _open_gguf(file: GGUFCheckpoint) -> tuple[DecoderSpec, Source, Any, GenerationConfig]:
+    check_is_model(file.path)
     metadata, shapes = file.header.metadata, file.shapes()
     config = config_from_gguf(metadata, shapes)
     spec = decoder_spec(config)
@@ -251,7 +260,7 @@ def _open_gguf(file: GGUFCheckpoint) -> tuple[DecoderSpec, Source, Any, Generati
         raise ValueError(f"{file.path}: has no rope_freqs.weight, without which Gemma 4's rope is unknown")
     checkpoint: Checkpoint = file
     if spec.model_type == "gemma4_text" and not spec.per_layer_input:
-        mmproj = mmproj_beside(file.path, spec.hidden_size)
+        mmproj = mmproj_for(companions(file.path).embedders, spec.hidden_size)
         if mmproj is not None:
             with naming(mmproj.path):
                 config = with_mmproj(config, vocabulary(metadata)[0], mmproj.metadata, mmproj.shapes())

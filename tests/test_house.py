@@ -44,7 +44,7 @@ LAYERS = (
     ("eval.prompts",),
     ("eval.cli",),
     ("eval.live", "eval.synthetic"),
-    ("eval.kernels", "eval.chat", "eval.serve", "eval.bench", "eval.report", "eval.train", "eval.fuzz"),
+    ("eval.kernels", "eval.chat", "eval.serve", "eval.bench", "eval.report", "eval.train", "eval.fuzz", "eval.files"),
     ("eval",),
     ("run",),
 )

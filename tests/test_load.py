@@ -17,6 +17,7 @@ import specdec
 from specdec.load import resolve_device
 from specdec.model.families import decoder_spec
 from specdec.model.stack import Stack
+from tests.support.stores.gguf_kinds import write_kind
 from tests.support.tiny import FAMILIES, prompt, tiny_model
 from tests.support.tiny_gguf import write_model
 
@@ -139,6 +140,20 @@ def test_unknown_architectures_list_the_known_ones(tmp_path: Path, config: dict[
 
 def test_nothing_there() -> None:
     assert "smollm2-135m-instruct" in refusal("/no/such/model")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind", "message"),
+    [
+        ("gemma4-assistant", None, "a drafter, which goes with a model: load the model, with drafter= this file"),
+        ("clip", None, "an embedder of pictures and sound: name the .gguf file of the model"),
+        ("gemma4", "adapter", "an adapter (LoRA), which is not supported"),
+        ("rwkv7", None, "'rwkv7' is not supported; supported are: gemma3"),
+    ],
+)
+def test_files_that_are_no_models(tmp_path: Path, architecture: str, kind: str | None, message: str) -> None:
+    said = refusal(write_kind(tmp_path / "m.gguf", architecture, kind))
+    assert message in said and "m.gguf" in said
 
 
 def test_bad_arguments(folder: Path) -> None:

@@ -1,10 +1,10 @@
 """From a drafter's checkpoint to a `Drafter`.
 
 What: `load_drafter` reads a Gemma 4 assistant (transformers' `Gemma4AssistantForCausalLM` and
-`Gemma4UnifiedAssistantForCausalLM`, as published in safetensors), or a head of our own format: a folder with
-`config.json` (sizes, provenance, the backbone's fingerprint) and `mtp.gguf` (matrices of 8, 5 or 4 bits), see
-`head.py`. `bind` reads the weights, when the backbone's dtype and device are known. Of transformers only the config
-class is used: transformers 5.23.0 cannot build the model. Left out: GGUF files of Gemma 4's drafters.
+`Gemma4UnifiedAssistantForCausalLM`, as published in safetensors, or as a GGUF file, see `gguf.py`), or a head of our
+own format: a folder with `config.json` (sizes, provenance, the backbone's fingerprint) and `mtp.gguf` (matrices of 8, 5
+or 4 bits), see `head.py`. `bind` reads the weights, when the backbone's dtype and device are known. Of transformers
+only the config class is used: transformers 5.23.0 cannot build the model.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from drafter.config import (
     CENTROIDS,
     FUSE,
     HEAD_TYPE,
+    MODEL_TYPES,
     POST_PROJECTION,
     PRE_PROJECTION,
     TOKEN_ORDERING,
@@ -34,31 +35,33 @@ from drafter.config import (
     head_spec,
 )
 from drafter.files.assistant import ABOUT_FILE, assistants_backbone
+from drafter.files.find import find_drafter
+from drafter.files.gguf import AssistantGGUF, backbone_in
+from drafter.files.head import ARCHITECTURE as HEAD_ARCHITECTURE
 from drafter.files.head import DRAFT_IDS, HEAD_FILE, check_weights
 from drafter.inference import Bigram, CentroidHead, DenseHead, MTPHead, PrunedHead
 from drafter.mtp_drafter import MTPDrafter
 from specdec.model.build import Source, TensorReader, build_layer, check_tensors
 from specdec.model.decoder import Decoder
+from specdec.model.spec import DecoderSpec
 from specdec.model.stack import Linear, Rotations, Stack
 from specdec.weights.checkpoint import Checkpoint
 from specdec.weights.gguf.checkpoint import GGUFCheckpoint
+from specdec.weights.gguf.kind import architecture
 from specdec.weights.hf_config import CONFIG, read_config
-from specdec.weights.hub.paths import model_path
 from specdec.weights.metadata import Values, naming, one_line, quote, read_object
 from specdec.weights.safetensors import SafetensorsCheckpoint
 from specdec.weights.tensors import BlockWeight, Storage, Weight
 
-MODEL_TYPES = ("gemma4_assistant", "gemma4_unified_assistant")
-
 
 class Stored(NamedTuple):
-    """Describe a drafter's folder: `shape` is our `MTPHeadConfig` or transformers' config of an assistant.
+    """Describe a drafter's folder or GGUF file: `shape` is our `MTPHeadConfig` or transformers' config of an assistant.
 
     `meant`: fingerprint and name of the backbone that the head was trained for, where the folder names them.
     `draft_ids` [candidates] int64: the tokens of a pruned head.
     """
 
-    folder: Path
+    path: Path
     shape: MTPHeadConfig | Config
     checkpoint: Checkpoint
     meant: tuple[str, str] | None
@@ -70,14 +73,24 @@ class Stored(NamedTuple):
         Raises:
             ValueError: the head was made for another backbone (see `load_drafter`).
         """
-        with naming(self.folder):
+        with naming(self.path):
             return self._spec(backbone, strict)
 
+    def fit(self, backbone: DecoderSpec) -> MTPHeadSpec:
+        """Return the network's spec, for any backbone of the spec `backbone`, whoever the head was trained for.
+
+        Raises:
+            ValueError: the head does not fit such a backbone.
+        """
+        if isinstance(self.shape, MTPHeadConfig):
+            return head_spec(self.shape, backbone)
+        spec = assistant_spec(self.shape, backbone)
+        return self.checkpoint.for_backbone(spec, backbone) if isinstance(self.checkpoint, AssistantGGUF) else spec
+
     def _spec(self, backbone: Decoder, strict: bool) -> MTPHeadSpec:
-        own = isinstance(self.shape, MTPHeadConfig)
-        spec = head_spec(self.shape, backbone.spec) if own else assistant_spec(self.shape, backbone.spec)
+        spec = self.fit(backbone.spec)
         if self.meant is not None and backbone.fingerprint != self.meant[0]:
-            complaint = f"{self.folder}: this head was trained for another model ({self.meant[1]})"
+            complaint = f"{self.path}: this head was trained for another model ({self.meant[1]})"
             if strict:
                 raise ValueError(
                     f"{complaint}; train one for yours, or load it with strict=False to try it all the same"
@@ -87,7 +100,8 @@ class Stored(NamedTuple):
 
 
 def load_drafter(name_or_path: str | os.PathLike[str], quantize: Storage = None, *, strict: bool = True) -> MTPDrafter:
-    """Load a drafter from a folder or hub id ("google/gemma-4-12B-it-assistant"), not bound to a backbone yet.
+    """Load a drafter from a folder, a .gguf file or a hub id ("google/gemma-4-12B-it-assistant"), not bound to a
+    backbone yet.
 
     `quantize`: "int4" or "int8" quantise float weights while they stream in, "none" keeps them in the backbone's dtype;
     None: 8 bits when the backbone is quantised, else its dtype. `strict`: False warns, instead of raising an error,
@@ -97,14 +111,14 @@ def load_drafter(name_or_path: str | os.PathLike[str], quantize: Storage = None,
         ValueError: nothing is there, or the folder holds no drafter's checkpoint. `bind` finds out whether the drafter
             fits a backbone, and whether its tensors are complete.
     """
-    stored = read_folder(name_or_path)
+    stored = read_stored(name_or_path)
 
     def build(backbone: Decoder) -> MTPHead:
         storage = quantize
         float_weights = not isinstance(stored.shape, MTPHeadConfig)
         if storage is None and float_weights and isinstance(backbone.layers[0].q.weight, BlockWeight):
             storage = "int8"  # a draft's acceptance is the same at 8 bits, and the head is most of its cost
-        with naming(stored.folder):
+        with naming(stored.path):
             return build_assistant(
                 stored.spec(backbone, strict),
                 stored.checkpoint,
@@ -120,7 +134,7 @@ def load_drafter(name_or_path: str | os.PathLike[str], quantize: Storage = None,
 
 def stored_bytes(name_or_path: str | os.PathLike[str], dtype: torch.dtype, quantized: bool) -> int:
     """Return the bytes that the weights of a drafter take, bound to a backbone in `dtype`, `quantized` or not."""
-    stored = read_folder(name_or_path)
+    stored = read_stored(name_or_path)
     quantize: Storage = "int8" if quantized and not isinstance(stored.shape, MTPHeadConfig) else None
     return sum(stored.checkpoint.loaded_bytes(name, dtype, quantize) for name in stored.checkpoint.shapes())
 
@@ -130,21 +144,24 @@ def weights_state(name_or_path: str | os.PathLike[str]) -> str:
 
     A hash of the weights would take longer than what is to be saved by knowing them.
     """
-    folder = read_folder(name_or_path).folder
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".gguf", ".safetensors"))
+    path = read_stored(name_or_path).path
+    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in (".gguf", ".safetensors"))
     return repr([(file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in (file.stat(),)])
 
 
-def read_folder(name_or_path: str | os.PathLike[str]) -> Stored:
-    """Read a drafter's folder or hub id, without its weights.
+def read_stored(name_or_path: str | os.PathLike[str]) -> Stored:
+    """Read a drafter's folder, GGUF file or hub id, without its weights.
 
     Raises:
         ValueError: see `load_drafter`.
     """
-    found = model_path(name_or_path)
-    folder = found.parent if found.name == HEAD_FILE else found  # a folder resolves to its only .gguf file
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: drafters are read from a folder with config.json; name such a folder, or a hub id")
+    found = find_drafter(name_or_path)
+    if found.is_file():
+        with naming(found):
+            if architecture(found) != HEAD_ARCHITECTURE:
+                assistant = AssistantGGUF(found)
+                return Stored(found, assistant.config, assistant, backbone_in(assistant.metadata), None)
+    folder = found.parent if found.is_file() else found  # our own heads' weights lie beside their config
     with naming(folder):
         values = _config_json(folder)
         if values["model_type"] == HEAD_TYPE:
@@ -154,12 +171,12 @@ def read_folder(name_or_path: str | os.PathLike[str]) -> Stored:
         return Stored(folder, config, checkpoint, assistants_backbone(folder), None)
 
 
-def provenance_of(folder: Path) -> Any:
-    """Return how the head in a folder was made, as the folder says; None where it does not say.
+def provenance_of(path: Path) -> Any:
+    """Return how the head in a folder or GGUF file was made, as it says; None where it does not say.
 
-    `folder` is one that `read_folder` accepts.
+    `path` is one that `read_stored` has found.
     """
-    files = [path for name in (ABOUT_FILE, CONFIG) if (path := folder / name).is_file()]
+    files = [file for name in (ABOUT_FILE, CONFIG) if (file := path / name).is_file()]
     told = (read_object(path).get("provenance") for path in files)
     return next(filter(None, told), None)
 
@@ -196,6 +213,16 @@ def _config_json(folder: Path) -> dict[str, Any]:
     return values
 
 
+def checked_source(spec: MTPHeadSpec, checkpoint: Checkpoint) -> Source:
+    """Return the source of the head of `spec`, all of whose tensors are in `checkpoint`. Raises ValueError: tensors are
+    missing, surplus or misshapen."""
+    more = extra_tensors(spec)
+    names = {**Source.huggingface(checkpoint, spec.text).names, **{name: name for name in more}}
+    source = Source(checkpoint, names, 0.0, False)
+    check_tensors(spec.text, source, more)
+    return source
+
+
 def build_assistant(
     spec: MTPHeadSpec,
     checkpoint: Checkpoint,
@@ -213,10 +240,8 @@ def build_assistant(
     Raises:
         ValueError: tensors are missing, surplus or misshapen (all are listed), or a list of tokens is damaged.
     """
-    text, more = spec.text, extra_tensors(spec)
-    plain = Source.huggingface(checkpoint, text)
-    source = Source(checkpoint, {**plain.names, **{name: name for name in more}}, 0.0, False)
-    check_tensors(text, source, more)
+    text = spec.text
+    source = checked_source(spec, checkpoint)
     read = TensorReader(text, source, dtype, device, quantize, None)
     norm = read.vector("norm.weight")
     assert norm is not None

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from drafter.config import Config, MTPHeadConfig, MTPHeadSpec, assistant_spec, head_spec, head_tensors
 from drafter.files.assistant import assistant_config, save_assistant
-from drafter.files.checkpoint import provenance_of, read_folder
+from drafter.files.checkpoint import provenance_of, read_stored
 from drafter.files.head import save_head
 from drafter.settings import Shape
 from specdec.model.build import Source
@@ -124,7 +124,7 @@ class Start(NamedTuple):
 def read_start(
     name_or_path: str | os.PathLike[str], backbone: Decoder, bits: int = 8, aux_layers: tuple[int, ...] = ()
 ) -> Start:
-    """Read the head in a folder, or a released assistant by hub id, in float32, for training to go on from.
+    """Read a head from a folder, GGUF file or hub id (a released assistant), in float32, for training to go on from.
 
     `bits`: of the matrices of the head that training saves. `aux_layers`: the layers of the backbone whose outputs the
     head is to fuse from now on, where the head fuses none; their weights are zero at first.
@@ -133,25 +133,23 @@ def read_start(
         ValueError: there is no head, the head does not fit `backbone`, scores its vocabulary by clusters, or fuses
             other layers than `aux_layers`; or `aux_layers` are named for a Gemma 4 assistant, which fuses none.
     """
-    stored = read_folder(name_or_path)
+    stored = read_stored(name_or_path)
     spec = stored.spec(backbone)
     if spec.centroids:
-        raise ValueError(f"{stored.folder}: scores clusters of its vocabulary, and such heads cannot be trained here")
+        raise ValueError(f"{stored.path}: scores clusters of its vocabulary, and such heads cannot be trained here")
     source = Source.huggingface(stored.checkpoint, spec.text)
     tensors = {
         name: stored.checkpoint.tensor(source.names.get(name, name)).float().view(shape)
         for name, shape in head_tensors(spec).items()
     }
-    made = provenance_of(stored.folder)
+    made = provenance_of(stored.path)
     if not isinstance(stored.shape, MTPHeadConfig):
         if aux_layers:
             raise ValueError(_NO_AUX)
         return Start(MTPHeadFormat(stored.shape), tensors, None, made)
     config = stored.shape
     if aux_layers and config.aux_layers not in ((), aux_layers):
-        raise ValueError(
-            f"{stored.folder}: fuses the states of layers {list(config.aux_layers)}, and goes on with those"
-        )
+        raise ValueError(f"{stored.path}: fuses the states of layers {list(config.aux_layers)}, and goes on with those")
     if aux_layers and not config.aux_layers:
         config = replace(config, aux_layers=aux_layers)
         shapes = head_tensors(head_spec(config, backbone.spec))

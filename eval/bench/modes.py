@@ -205,7 +205,7 @@ def check_possible(names: Sequence[str], settings: GenerationSettings) -> None:
     if not others:
         return
     check_packages(sorted({name.partition("-")[0] for name in others}))
-    if specdec.model_path(settings.model).suffix != ".gguf":
+    if not specdec.model_path(settings.model).is_file():
         raise ValueError(
             f"--modes {others[0]} compares engines on one .gguf file, and {settings.model} is none: name such a file, "
             "or smollm2-135m-instruct or gemma-3-270m"

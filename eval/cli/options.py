@@ -85,8 +85,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         default=DEFAULT_MODEL,
         metavar="NAME",
-        help="smollm2-135m-instruct (default) or gemma-3-270m, both fetched on first use; a .gguf file; "
-        "a folder with safetensors; or a hub id (owner/name)",
+        help="smollm2-135m-instruct (default) or gemma-3-270m, both fetched on first use; a .gguf file or a folder; a "
+        "model of the hub (owner/name, owner/name:Q4_0, owner/name/FILE.gguf); or ollama:NAME:TAG",
     )
     group.add_argument(
         "--quantize",
@@ -112,7 +112,7 @@ def add_drafting_options(parser: argparse.ArgumentParser) -> None:
         "--drafter",
         default="auto",
         metavar="NAME",
-        help="auto (default), suffix, none, or the folder or hub id of a drafter checkpoint",
+        help="auto (default), suffix, none, or the folder, .gguf file or hub id of a drafter",
     )
     group.add_argument(
         "--draft-length",

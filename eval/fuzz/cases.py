@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ import specdec
 from drafter import load_drafter
 from drafter.data.dataset import Dataset, frequent, size
 from drafter.files.checkpoint import provenance_of
+from drafter.files.gguf import DIALECTS
 from drafter.files.head import HEAD_FILE
 from drafter.prompts.generator import user_prompts
 from eval.fuzz.media import PICTURES, SOUNDS, VIDEOS, read_picture, read_sounds, read_video
@@ -32,6 +35,9 @@ from specdec.load import load_decoder, open_checkpoint
 from specdec.model.build import assemble
 from specdec.model.decoder import Decoder
 from specdec.model.quantized import PackedReader, open_packed
+from specdec.weights.hub.folder import companions
+from specdec.weights.hub.ollama import models_in_store
+from specdec.weights.hub.paths import model_path
 from specdec.weights.safetensors import INDEX
 
 VOCAB = 320
@@ -148,6 +154,24 @@ def _drafter(backbone: str) -> Callable[[Path, World], None]:
     return read_drafter
 
 
+def _read_store(folder: Path, world: World) -> None:
+    """Find a model in Ollama's store, whose manifest is damaged, and the files beside the model."""
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        store = Path(temporary)
+        manifest = store / "manifests" / "registry.ollama.ai" / "library" / "tiny" / "latest"
+        (store / "blobs").mkdir()
+        manifest.parent.mkdir(parents=True)
+        manifest.write_bytes((folder / "manifest.json").read_bytes())
+        for blob in folder.glob("sha256-*"):
+            (store / "blobs" / blob.name).symlink_to(blob)
+        os.environ["OLLAMA_MODELS"] = str(store)
+        try:
+            models_in_store()
+            companions(model_path("ollama:tiny"))
+        finally:
+            del os.environ["OLLAMA_MODELS"]
+
+
 def _rehash(folder: Path) -> None:
     """Say in a head's config.json that the weights are the damaged ones: the hash is no secret."""
     config = folder / "config.json"
@@ -183,6 +207,7 @@ HF = ("hf-llama", "hf-qwen3", "hf-gemma3", "hf-gemma4", "hf-gemma4-shared")
 GGUF = ("gguf-llama", "gguf-qwen3", "gguf-gemma3", "gguf-gemma4-shared")
 KINDS: dict[str, Kind] = {
     "gguf": Kind(GGUF, ("model.gguf",), _read_both),
+    "manifest": Kind(("ollama",), ("manifest.json",), _read_store),
     "mmproj": Kind(("gguf-media",), ("mmproj-model.gguf",), _read_embedder),
     "config": Kind(HF, ("config.json",), _read_model),
     "generation": Kind(HF[:1], ("generation_config.json",), _read_model),
@@ -193,6 +218,7 @@ KINDS: dict[str, Kind] = {
     "conversation": Kind(("conversation",), ("saved.safetensors",), _read_conversation),
     "head": Kind(("head",), ("config.json", HEAD_FILE), _drafter("hf-llama"), _rehash),
     "assistant": Kind(("assistant",), ("config.json", "model.safetensors", "specdec.json"), _drafter("hf-gemma4")),
+    "drafter": Kind(tuple(f"drafter-{dialect}" for dialect in DIALECTS), ("drafter.gguf",), _drafter("hf-gemma4")),
     "shards": Kind(("shards",), ("set.json", "00000.safetensors"), _read_shards),
     "prompts": Kind(("prompts",), ("prompts.jsonl",), _read_prompts),
     "picture": Kind(tuple(f"picture-{name}" for name in PICTURES), ("file.*",), lambda folder, _: read_picture(folder)),

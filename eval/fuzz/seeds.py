@@ -7,6 +7,7 @@ What: `write_seeds`. The weights are random: a text means nothing here. `eval/fu
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +19,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from drafter.config import MTPHeadConfig, MTPHeadSpec, assistant_spec, extra_tensors, head_spec
+from drafter.config import TOKEN_ORDERING, MTPHeadConfig, MTPHeadSpec, assistant_spec, extra_tensors, head_spec
 from drafter.data.dataset import DatasetWriter
 from drafter.data.features import read
 from drafter.files.assistant import assistant_config, save_assistant
+from drafter.files.gguf import DIALECTS
+from drafter.files.gguf_writer import TYPES, write_assistant
 from drafter.files.head import save_head
 from eval.fuzz.cases import GGUF, VOCAB, World, generate, no_bar
 from eval.fuzz.media import write_media
@@ -93,6 +96,7 @@ def write_seeds(folder: Path) -> None:
             _write_gguf(folder / f"gguf-{name}", name, config)
     text = transformers.Gemma4UnifiedTextConfig(**{**_SHAPE, **_GEMMA4})
     write_model(transformers.Gemma4UnifiedConfig(text_config=text, **_MEDIA), None, folder / "gguf-media", gguf="q8_0")
+    _write_store(folder / "gguf-llama" / "model.gguf", folder / "ollama")
     world = World(folder)
     _write_sharded(folder / "hf-llama", folder / "sharded")
     _write_packed(folder)
@@ -159,12 +163,30 @@ def _write_assistant(folder: Path, model: SpecdecForCausalLM) -> None:
     config = assistant_config(text, backbone.spec, MTPHeadConfig(32, 64, (0, 1), 4))
     spec = assistant_spec(config, backbone.spec)
     save_assistant(folder, config, spec, _tensors(spec), backbone, {"backbone_name": "tiny"}, 3)
+    config.use_ordered_embeddings, config.num_centroids, config.centroid_intermediate_top_k = True, 16, 4
+    spec = assistant_spec(config, backbone.spec)
+    tensors = {**_tensors(spec), TOKEN_ORDERING: torch.arange(VOCAB, dtype=torch.int64).flip(0)}
+    for dialect in DIALECTS:
+        path = folder.with_name(f"drafter-{dialect}") / "drafter.gguf"
+        clusters = dialect != "gemma4-assistant"
+        write_assistant(path, config, spec, tensors.__getitem__, TYPES["q8_0"], {}, dialect=dialect, centroids=clusters)
 
 
 def _write_shards(folder: Path, backbone: Decoder) -> None:
     texts = [torch.arange(3 + i, 12 + 2 * i, dtype=torch.int64) for i in range(4)]
     features = list(read(backbone, texts, (1,), aux_layers=(0,)))
     DatasetWriter(folder, {"backbone": backbone.fingerprint, "layers": [1]}).add(features, 1.5)
+
+
+def _write_store(model: Path, folder: Path) -> None:
+    """Write what Ollama keeps of a model: its file under its hash, and the manifest."""
+    folder.mkdir()
+    content = model.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    (folder / f"sha256-{digest}").write_bytes(content)
+    kind = "application/vnd.ollama.image.model"
+    layers = [{"mediaType": kind, "digest": f"sha256:{digest}", "size": len(content)}]
+    (folder / "manifest.json").write_text(json.dumps({"schemaVersion": 2, "layers": layers}))
 
 
 def _write_gguf(folder: Path, name: str, config: Any) -> None:

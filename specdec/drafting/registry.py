@@ -6,7 +6,9 @@ Checkpoints of drafters are read by the package that is registered as the entry 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import warnings
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -18,6 +20,7 @@ from specdec.drafting.composite import CompositeDrafter
 from specdec.drafting.protocol import Drafter, NoDraft
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.model.decoder import Decoder
+from specdec.weights.hub.folder import companions
 from specdec.weights.hub.paths import NAMED_DRAFTERS, drafter_path
 
 DrafterLike = Drafter | str | os.PathLike[str] | None  # what `resolve_drafter` takes
@@ -36,6 +39,9 @@ class DrafterCheckpoints(Protocol):
     def weights_state(self, name_or_path: str) -> str:
         """Return what changes when the weights of that drafter do."""
 
+    def heads_in(self, folder: Path) -> list[Path]:
+        """Return the folders of drafters directly in `folder`."""
+
     def bundled_head(self, fingerprint: str) -> Path | None:
         """Return the folder of the package's head for a backbone (`Decoder.fingerprint`); None where it has none."""
 
@@ -44,27 +50,51 @@ class DrafterCheckpoints(Protocol):
 
 
 class AutoDrafter(CompositeDrafter):
-    """Suffix matches, and the trained head that comes with the package for the backbone, where there is one."""
+    """Suffix matches, and a trained head where there is one: that beside the model, or the package's own."""
 
     def __init__(self) -> None:
         super().__init__(NoDraft())
-        self._for: str | None = None  # fingerprint of the backbone that the head is for
+        self._for: tuple[str, Path | None] | None = None  # fingerprint and path of the backbone that the head is for
 
     def bind(self, backbone: Decoder) -> None:
-        """Load the bundled head of `backbone` where there is one, and bind it. Raises ValueError: the head is
-        damaged."""
-        if self._for != backbone.fingerprint:
-            folder = checkpoints().bundled_head(backbone.fingerprint)
-            self.take(NoDraft() if folder is None else checkpoints().load_drafter(str(folder)))
-            self._for = backbone.fingerprint
+        """Load and bind the first head of `heads_beside` that fits `backbone`, else the package's own. Raises
+        ValueError: the package's is damaged."""
+        key = (backbone.fingerprint, backbone.path)
+        if self._for != key:
+            self.take(NoDraft())
+            for head in heads_beside(backbone.path):
+                try:
+                    self.take(_bound(head, backbone))
+                except ValueError as error:
+                    warnings.warn(f"a drafter lies beside the model, and cannot be used: {error}", stacklevel=2)
+                else:
+                    break
+            else:
+                if (bundled := checkpoints().bundled_head(backbone.fingerprint)) is not None:
+                    self.take(checkpoints().load_drafter(str(bundled)))
+            self._for = key
         super().bind(backbone)
+
+
+def heads_beside(model: Path | None) -> list[Path]:
+    """Return the drafters beside the file or folder of a model: .gguf files, then folders in the model's folder."""
+    if model is None:
+        return []
+    return [*companions(model).drafters, *(checkpoints().heads_in(model) if model.is_dir() else ())]
+
+
+def _bound(head: Path, backbone: Decoder) -> Drafter:
+    drafter = checkpoints().load_drafter(str(head))
+    drafter.bind(backbone)
+    return drafter
 
 
 def resolve_drafter(drafter: DrafterLike) -> Drafter:
     """Return the drafter that `drafter` names: a fresh one, not bound to a backbone yet.
 
     None or "none": plain decoding. "auto": see `AutoDrafter`. "suffix": suffix matches. Any other string or path: the
-    folder or hub id of a drafter checkpoint (a trained head, a Gemma 4 assistant). An object is returned as is.
+    folder, .gguf file or hub id of a drafter checkpoint (a trained head, a Gemma 4 assistant). An object is returned as
+    is.
 
     Raises:
         ValueError: there is no such checkpoint, or it is not a drafter's; the object lacks a part of `Drafter`.
@@ -92,14 +122,19 @@ def resolve_drafter(drafter: DrafterLike) -> Drafter:
     return drafter
 
 
-def drafter_bytes(drafter: DrafterLike, dtype: torch.dtype, quantized: bool) -> int:
+def drafter_bytes(drafter: DrafterLike, dtype: torch.dtype, quantized: bool, model: Path | None = None) -> int:
     """Return the bytes of the weights of the drafter that `drafter` names, beside a backbone in `dtype`, quantised or
-    not. For "auto" they are at most those of the largest bundled head. An object has its memory already: 0."""
+    not, from the file or folder `model`. For "auto" they are at most the larger ones of the head beside the model and
+    of the largest bundled head. An object has its memory already: 0."""
     if not isinstance(drafter, str | os.PathLike) or drafter in ("none", "suffix"):
         return 0
-    if drafter == "auto":
-        return checkpoints().largest_bundled_head()
-    return checkpoints().stored_bytes(os.fspath(drafter), dtype, quantized)
+    if drafter != "auto":
+        return checkpoints().stored_bytes(os.fspath(drafter), dtype, quantized)
+    sizes = [checkpoints().largest_bundled_head()]
+    for head in heads_beside(model)[:1]:
+        with contextlib.suppress(ValueError):  # which whoever loads it is told
+            sizes.append(checkpoints().stored_bytes(str(head), dtype, quantized))
+    return max(sizes)
 
 
 def drafter_identity(drafter: DrafterLike, backbone: Decoder) -> str:
@@ -109,10 +144,16 @@ def drafter_identity(drafter: DrafterLike, backbone: Decoder) -> str:
         return type(drafter).__qualname__
     name: str | os.PathLike[str] | None = drafter
     if drafter == "auto":
-        name = checkpoints().bundled_head(backbone.fingerprint)
+        beside = heads_beside(backbone.path)
+        name = beside[0] if beside else checkpoints().bundled_head(backbone.fingerprint)
     if name in (None, "none", "suffix"):
         return os.fspath(drafter)
-    return f"{os.fspath(drafter)} {checkpoints().weights_state(os.fspath(name))}"
+    try:
+        return f"{os.fspath(drafter)} {checkpoints().weights_state(os.fspath(name))}"
+    except ValueError:
+        if drafter == "auto":
+            return os.fspath(drafter)  # what lies beside the model is no drafter that is read
+        raise
 
 
 @cache

@@ -206,6 +206,10 @@ def check_tensors(spec: DecoderSpec, source: Source, more: Mapping[str, tuple[in
             f"{source.checkpoint.path}: its tensors do not fit a {spec.model_type} decoder of this config. "
             f"{'. '.join(parts)}. Are config and weights of the same model?"
         )
+    for name in want:
+        source.checkpoint.loaded_bytes(
+            name, torch.float32
+        )  # raises for a type that is not read, before minutes of work
 
 
 def storage_of(name: str, quantize: Quantize) -> Storage:

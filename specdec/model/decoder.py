@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -85,6 +86,7 @@ class Decoder:
         self.dtype = norm.dtype
         self.kv_dtype, self.room = kv_dtype or self.dtype, room
         self.media = media
+        self.path: Path | None = None  # the file or folder that it was loaded from, beside which a drafter may lie
         self.rotations = Rotations(spec.ropes, self.dtype, self.device)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Decoder:

@@ -174,37 +174,49 @@ def _gemma4(keys: GGUFKeys, common: dict[str, Any], shapes: Mapping[str, tuple[i
     if any(".ffn_gate_inp." in name for name in shapes):
         raise ValueError("mixture-of-experts Gemma 4 (26B-A4B) is not supported; use a dense one")
     layers = common["num_hidden_layers"]
-    kinds = _layer_types(keys, layers, default=6)
+    sizes = gemma4_layers(keys, layers)
+    kinds, widths = sizes["layer_types"], _each(keys, "feed_forward_length", layers)
     if len(set(kinds)) < 2:
         raise ValueError(f"all layers of the GGUF file are {kinds[0]}; Gemma 4 has both kinds")
-    kv_heads, widths = _each(keys, "attention.head_count_kv", layers), _each(keys, "feed_forward_length", layers)
-    sliding, full = kinds.index("sliding_attention"), kinds.index("full_attention")
     per_layer = keys.whole("embedding_length_per_layer_input", default=0)
     table = shapes.get("per_layer_token_embd.weight", ())
     if per_layer and len(table) != 2:
         raise ValueError("the GGUF file has no per_layer_token_embd.weight, which its embedding_length_per_layer needs")
-    key_length = keys.whole("attention.key_length", 1, LARGEST_HEAD)
     return _made(
         Gemma4TextConfig,
         **common,
-        intermediate_size=widths[0],
-        num_key_value_heads=kv_heads[sliding],
-        num_global_key_value_heads=kv_heads[full],
-        head_dim=keys.whole("attention.key_length_swa", 1, LARGEST_HEAD, default=key_length),
-        global_head_dim=key_length,
-        attention_k_eq_v=f"blk.{full}.attn_v.weight" not in shapes,
-        sliding_window=keys.whole("attention.sliding_window", 1),
-        layer_types=kinds,
+        **sizes,
+        attention_k_eq_v=f"blk.{kinds.index('full_attention')}.attn_v.weight" not in shapes,
         num_kv_shared_layers=keys.whole("attention.shared_kv_layers", 0, layers - 1, default=0),
         use_double_wide_mlp=widths[-1] == 2 * widths[0],
         hidden_size_per_layer_input=per_layer,
         vocab_size_per_layer_input=table[0] if per_layer else common["vocab_size"],
         final_logit_softcapping=_softcap(keys),
-        rope_parameters={  # which dimensions of full layers rotate is in rope_freqs.weight
+    )
+
+
+def gemma4_layers(keys: GGUFKeys, layers: int) -> dict[str, Any]:
+    """Return the sizes of the layers of a Gemma 4 model, or of its assistant, as arguments of `Gemma4TextConfig`.
+
+    Which dimensions of full layers rotate is in `rope_freqs.weight`.
+    """
+    kinds = _layer_types(keys, layers, default=6)
+    kv_heads = dict(zip(kinds, _each(keys, "attention.head_count_kv", layers), strict=True))
+    any_heads = next(iter(kv_heads.values()))
+    key_length = keys.whole("attention.key_length", 1, LARGEST_HEAD)
+    return {
+        "intermediate_size": _each(keys, "feed_forward_length", layers)[0],
+        "num_key_value_heads": kv_heads.get("sliding_attention", any_heads),
+        "num_global_key_value_heads": kv_heads.get("full_attention", any_heads),
+        "head_dim": keys.whole("attention.key_length_swa", 1, LARGEST_HEAD, default=key_length),
+        "global_head_dim": key_length,
+        "sliding_window": keys.whole("attention.sliding_window", 1),
+        "layer_types": kinds,
+        "rope_parameters": {
             "full_attention": {"rope_type": "default", "rope_theta": _theta(keys, "rope.freq_base", 1_000_000.0)},
             "sliding_attention": {"rope_type": "default", "rope_theta": _theta(keys, "rope.freq_base_swa", 10_000.0)},
         },
-    )
+    }
 
 
 def _softcap(keys: GGUFKeys) -> float | None:

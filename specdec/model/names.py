@@ -42,6 +42,11 @@ _GGUF_LAYER = {
 _PREFIXES = ("model.language_model.", "language_model.model.", "model.", "language_model.", "")
 # Parts of a multimodal checkpoint that a text decoder does not use, and buffers that old exports carry.
 _NOT_TEXT = re.compile(r"(^|\.)(vision|visual|audio|embed_vision|embed_audio|multi_modal|vision_tower|audio_tower)")
+# Encoders inside of Ollama's files of Gemma 4, under the names that llama.cpp gives them in a file beside the model.
+_ENCODERS = re.compile(r"^(v|a|mm)\.")
+_UNUSED_KV = re.compile(
+    r"(?:layers|blk)\.(\d+)\.(?:self_attn\.(?:k_proj|v_proj|k_norm|v_norm)|attn_k|attn_v|attn_k_norm)\."
+)
 _DERIVED = re.compile(r"rotary_emb\.inv_freq$|masked_bias$|^rope_freqs\.weight$")
 
 
@@ -135,10 +140,10 @@ def with_present_media(spec: DecoderSpec, names: Container[str]) -> DecoderSpec:
 
 def ignorable(spec: DecoderSpec, name: str) -> bool:
     """Return whether a checkpoint may hold the tensor `name`, which the spec does not need."""
-    if _NOT_TEXT.search(name) or _DERIVED.search(name):
+    if _NOT_TEXT.search(name) or _DERIVED.search(name) or _ENCODERS.search(name):
         return True
     if spec.tied_head and name.endswith("lm_head.weight"):
         return True  # the embedding, saved twice
     # Layers that read another layer's K/V are saved with projections that nothing uses (transformers ignores them).
-    match = re.search(r"layers\.(\d+)\.self_attn\.(k_proj|v_proj|k_norm|v_norm)\.", name)
+    match = _UNUSED_KV.search(name)
     return bool(match and int(match[1]) < len(spec.layers) and spec.layers[int(match[1])].kv_layer is not None)

@@ -100,6 +100,14 @@ def checked_floats(tensor: Tensor, name: str) -> Tensor:
     return tensor
 
 
+def exact_floats(whole: Tensor, name: str) -> Tensor:
+    """Return `whole`, integers of any type, as float32. Raises ValueError when float32 cannot hold all of them."""
+    floats = whole.to(torch.float32)
+    if not torch.equal(floats.to(whole.dtype), whole):
+        raise ValueError(f"{name} holds integers beyond the exact range of float32")
+    return floats
+
+
 def check_request(name: str, shape: tuple[int, ...], quantize: Storage, rows: Tensor | None) -> None:
     """Check the arguments of `Checkpoint.weight` that need no file. Raises its ValueErrors."""
     if quantize is not None and quantize not in get_args(get_args(Storage)[0]):

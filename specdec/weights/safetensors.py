@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from specdec.weights.checkpoint import check_request, checked_floats, find
+from specdec.weights.checkpoint import check_request, checked_floats, exact_floats, find
 from specdec.weights.metadata import Values, naming, one_line, quote, read_object
 from specdec.weights.tensors import Storage, Weight, convert, stored_bytes
 
@@ -97,14 +97,10 @@ class SafetensorsCheckpoint:
         entry = find(name, self._entries, self.path)
         with safe_open(entry.shard, framework="pt") as file:
             stored: Tensor = file.get_tensor(name)
+        if entry.dtype in _INTEGERS:
+            return exact_floats(stored, f"{entry.shard}: tensor {name!r} ({entry.dtype})")
         floats = stored.to(torch.float32, copy=True)  # a copy: the file may be replaced afterwards
-        if entry.dtype not in _INTEGERS:
-            return checked_floats(floats, f"{entry.shard}: tensor {name!r}")
-        if not torch.equal(floats.to(stored.dtype), stored):
-            raise ValueError(
-                f"{entry.shard}: {name!r} ({entry.dtype}) holds integers beyond the exact range of float32"
-            )
-        return floats
+        return checked_floats(floats, f"{entry.shard}: tensor {name!r}")
 
     def weight(self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None) -> Weight:
         """Return the matrix `name`; `quantize` None and "none" both mean floats of `dtype` here."""

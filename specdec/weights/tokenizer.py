@@ -30,7 +30,7 @@ from specdec.weights.hf_config import tokenizer_config
 from specdec.weights.hub.paths import NAMED_MODELS, cache_folder, local_path, model_path, settings_path
 from specdec.weights.metadata import Values, foreign, naming
 
-_CONVERTER = 1  # raised when gguf/tokenizer.py writes something else: older cache entries are void then
+_CONVERTER = 2  # raised when gguf/tokenizer.py writes something else: older cache entries are void then
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 _TRIAL = "Hello, 1 + 1!\n"
@@ -64,9 +64,10 @@ def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerB
     name = os.fspath(name_or_path)
     found = local_path(name)
     if found is None and name not in NAMED_MODELS:
-        return _from_pretrained(str(settings_path(name)))  # its weights are not needed here
+        found = settings_path(name)  # its weights are not needed here
+        return _from_gguf(found) if found.is_file() else _from_pretrained(found, name)
     if found is not None and any((found / file).is_file() for file in _TOKENIZER_FILES):
-        return _from_pretrained(str(found), config=tokenizer_config(found))
+        return _from_pretrained(found, str(found), config=tokenizer_config(found))
     path = model_path(name)
     if path.is_dir():
         raise ValueError(
@@ -100,12 +101,12 @@ def generation_config_from_gguf(metadata: dict[str, Any]) -> GenerationConfig:
     )
 
 
-def _from_pretrained(name: str, **options: Any) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a folder or hub id, after a trial; code that it may need is refused."""
+def _from_pretrained(folder: Path, name: str, **options: Any) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a folder, called `name` in messages, after a trial; code that it may need is refused."""
     advice = f"name a folder with tokenizer.json, a .gguf file, or one of {', '.join(NAMED_MODELS)}"
     with foreign(name, advice, "its tokenizer could not be loaded"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            name, padding_side="left", trust_remote_code=False, **options
+            str(folder), padding_side="left", trust_remote_code=False, **options
         )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token

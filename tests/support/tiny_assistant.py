@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from gguf import GGMLQuantizationType as Type
 from safetensors.torch import save_file
 from torch import Tensor
 
 from drafter import MTPDrafter, load_drafter
 from drafter.config import MTPHeadConfig, MTPHeadSpec, assistant_spec, extra_tensors, head_spec, head_tensors
-from drafter.files.checkpoint import build_assistant
+from drafter.files.checkpoint import build_assistant, checked_source, read_stored
+from drafter.files.gguf_writer import write_assistant
 from drafter.inference import MTPHead
 from drafter.train.model import Network
 from specdec.cache import KVCache
@@ -96,6 +98,15 @@ def save_assistant(folder: Path, family: str, seed: int = 0, **top: Any) -> Path
         tensors["masked_embedding.token_ordering"] = torch.randperm(VOCAB, generator=generator)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def write_gguf(path: Path, folder: Path, family: str, kind: Type = Type.F32, **options: Any) -> Path:
+    """The assistant in `folder` as a GGUF file for the tiny backbone of `family`; `options` of `write_assistant`."""
+    stored = read_stored(folder)
+    spec = stored.spec(backbone(family))
+    names = checked_source(spec, stored.checkpoint).names
+    write_assistant(path, stored.shape, spec, lambda name: stored.checkpoint.tensor(names[name]), kind, {}, **options)
+    return path
 
 
 def backbone(family: str) -> Decoder:

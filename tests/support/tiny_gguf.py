@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,35 @@ def sentencepiece(path: Path, **extra: Any) -> Path:
     return write(path, {key: value for key, value in metadata.items() if value is not None})
 
 
-def write_model(path: Path, family: str, kind: GGMLQuantizationType, tokens: list[str] | None = None) -> Path:
+def gemma4_tokens(path: Path, **extra: Any) -> Path:
+    """Gemma 4's kind: merges over characters that are listed, in another order than the scores would put them."""
+    pieces = ["▁", "a", "b", "c", "ab", "bc", "abc", "▁a"]
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", *BYTES, *pieces, "<|turn>"]
+    metadata = {
+        "model": "gemma4",
+        "tokens": tokens,
+        "scores": [float(i) for i in range(len(tokens))],  # Ollama's: the place in the list
+        "token_type": [3, 3, 3, 3] + [6] * 256 + [1] * 8 + [4],
+        "merges": ["▁ a", "a b", "b c", "a bc", "ab c"],
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "padding_token_id": 0,
+        "unknown_token_id": 3,
+        **extra,
+    }
+    return write(path, {key: value for key, value in metadata.items() if value is not None})
+
+
+def write_model(
+    path: Path,
+    family: str,
+    kind: GGMLQuantizationType,
+    tokens: list[str] | None = None,
+    extra: Mapping[str, tuple[np.ndarray, GGMLQuantizationType | None]] | None = None,
+) -> Path:
     """`tiny_model(family)` as llama.cpp's converter writes it: names, metadata, Llama's row order, Gemma 3's norms.
 
-    `tokens`: texts of a vocabulary, without the rest of a tokenizer."""
+    `tokens`: texts of a vocabulary, without the rest of a tokenizer. `extra`: tensors besides, with their types."""
     model = tiny_model(family)
     config, spec = model.config, decoder_spec(model.config)
     known = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}
@@ -127,6 +153,8 @@ def write_model(path: Path, family: str, kind: GGMLQuantizationType, tokens: lis
             writer.add_tensor(gguf_name(spec, name), quants.quantize(array, kind), raw_dtype=kind)
         else:
             writer.add_tensor(gguf_name(spec, name), array)
+    for name, (array, stored) in (extra or {}).items():
+        writer.add_tensor(name, array, raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -29,19 +29,20 @@ MAX_DIMENSIONS = 4
 _ABSURD = 1 << 50  # a "missing" byte beyond this means a damaged length, not a file that was cut short
 _PREAMBLE = struct.Struct("<4sIQQ")  # magic, version, tensor count, metadata count
 _LENGTH = struct.Struct("<Q")
-_ARCHITECTURE = b"general.architecture"
-_FIRST_KEY = _LENGTH.pack(len(_ARCHITECTURE)) + _ARCHITECTURE + struct.pack("<I", GGUFValueType.STRING)
+_MAGIC = b"GGUF"
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor: `shape` in torch order, (out, in) for a matrix; `offset` in bytes from the file's start."""
+    """One tensor: `shape` in torch order, (out, in) for a matrix; `offset` in bytes from the file's start. `type`: a
+    plain number where the `gguf` package does not know it; `nbytes` is 0 then, and the tensor cannot be read."""
 
     name: str
     shape: tuple[int, ...]
-    type: GGMLQuantizationType
+    type: int
     offset: int
     nbytes: int
+    file: Path
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"{file}: there is no such file")
-    _check_preamble(file)
+    check_preamble(file)
     with naming(file):
         return _read(file)
 
@@ -75,25 +76,6 @@ def _read(file: Path) -> GGUFHeader:
         raise ValueError(str(error)) from None
     except (ValueError, KeyError, OverflowError) as error:  # raised by the package: they do not name the file
         raise _damaged(file, str(error).strip("'")) from error
-
-
-def architecture(path: str | os.PathLike[str]) -> str:
-    """Return `general.architecture` of a GGUF file, of which the first bytes alone are read where it is the first key.
-
-    Writers put it first, and a vocabulary takes long to read. Raises ValueError as `read_header` does.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"{file}: there is no such file")
-    _check_preamble(file)
-    with file.open("rb") as stream:
-        start = stream.read(_PREAMBLE.size + len(_FIRST_KEY) + 8 + MAX_NAME)[_PREAMBLE.size :]
-    if start.startswith(_FIRST_KEY) and len(start) >= len(_FIRST_KEY) + 8:
-        begin = len(_FIRST_KEY) + 8
-        name = start[begin : begin + _LENGTH.unpack_from(start, begin - 8)[0]]
-    else:
-        name = str(read_header(file).metadata.get("general.architecture", "")).encode()
-    return name.decode("utf-8", "replace")
 
 
 class _BadHeaderError(Exception):
@@ -110,11 +92,12 @@ def _cut_short(file: Path, size: int, needed: int) -> str:
     return f"{file}: the download is incomplete: {size} bytes, expected at least {needed}; delete it and fetch it again"
 
 
-def _check_preamble(file: Path) -> None:
+def check_preamble(file: Path) -> None:
+    """Raise a ValueError when a file does not begin as a GGUF file that is read here does."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(_PREAMBLE.size)
-    if start[:4] != b"GGUF"[: len(start)]:
+    if start[:4] != _MAGIC[: len(start)]:
         raise ValueError(f"{file}: not a GGUF file (it starts with {start[:4]!r}); name a .gguf file")
     if len(start) < _PREAMBLE.size:
         raise ValueError(_cut_short(file, size, _PREAMBLE.size))
@@ -243,13 +226,10 @@ class _Reader(GGUFReader):  # type: ignore[misc]
         try:
             kind = GGMLQuantizationType(raw_type)
         except ValueError:
-            self._fail(
-                f"tensor {name!r} has the unknown ggml type {raw_type}; "
-                "if the file is newer than the `gguf` package, upgrade that"
-            )
+            return TensorInfo(name, tuple(reversed(dims)), raw_type, offset, 0, self.file)
         block, block_bytes = GGML_QUANT_SIZES[kind]
         if 0 in dims or (dims[0] if dims else 1) % block:
             self._fail(f"tensor {name!r} of shape {dims} cannot be {kind.name}, which has blocks of {block}")
         nbytes = prod(dims) // block * block_bytes
         # ggml lists the axis that varies fastest first, torch last.
-        return TensorInfo(name, tuple(reversed(dims)), kind, offset, nbytes)
+        return TensorInfo(name, tuple(reversed(dims)), kind, offset, nbytes, self.file)

@@ -1,7 +1,7 @@
 """The file that llama.cpp keeps beside a multimodal model: the embedder of a Gemma 4 "unified" model.
 
 What: `MmprojCheckpoint` shows such a file under the names and in the layout of the published safetensors, so that one
-loader reads both; `mmproj_beside` finds the file of a model. A file is known by its `general.architecture` and its
+loader reads both; `mmproj_for` picks the file of a model. A file is known by its `general.architecture` and its
 projector types, never by its name. Where the layouts differ: llama.cpp's patches are planar (all red pixels, then all
 green ones), ours and transformers' have the channels of a pixel together, so the inputs of the patch matrix and of its
 norm stand in another order; and its table of positions is one of x, then one of y. Floats keep their type where it is
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from specdec.weights.checkpoint import check_request, find
 from specdec.weights.gguf.checkpoint import GGUFCheckpoint
-from specdec.weights.gguf.header import architecture, read_header
+from specdec.weights.gguf.header import read_header
 from specdec.weights.metadata import Values
 from specdec.weights.tensors import Storage, Weight, convert, stored_bytes
 
@@ -47,23 +47,15 @@ NAMES = {
 _PLANAR = (_PATCHES, "vision_embedder.patch_ln1.weight", "vision_embedder.patch_ln1.bias")
 
 
-def is_mmproj(path: Path) -> bool:
-    """Return whether the file at `path` is an embedder or encoder beside a model, of whatever model."""
-    try:
-        return architecture(path) == ARCHITECTURE
-    except ValueError:
-        return False  # no GGUF file, or a damaged one: to be told by whoever opens it as a model
-
-
-def mmproj_beside(model: Path, hidden: int) -> MmprojCheckpoint | None:
-    """Return the embedder in the folder of the GGUF file `model`, for rows of `hidden` numbers; None: there is none.
+def mmproj_for(files: Iterable[Path], hidden: int) -> MmprojCheckpoint | None:
+    """Return, of the embedders `files` that lie beside a model, the one for rows of `hidden` numbers; None: there is
+    none.
 
     Of several, the largest file is taken: its values are the most exact. Raises ValueError when a file is damaged.
     """
-    found = [path for path in sorted(model.parent.glob("*.gguf")) if path != model and is_mmproj(path)]
-    ours = [path for path in found if _parts(read_header(path).metadata)]
-    files = [MmprojCheckpoint(path) for path in sorted(ours, key=lambda path: -path.stat().st_size)]
-    return next((file for file in files if file.hidden == hidden), None)
+    ours = [path for path in files if _parts(read_header(path).metadata)]
+    found = [MmprojCheckpoint(path) for path in sorted(ours, key=lambda path: -path.stat().st_size)]
+    return next((file for file in found if file.hidden == hidden), None)
 
 
 def _parts(metadata: Mapping[str, Any]) -> list[str]:

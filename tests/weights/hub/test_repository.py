@@ -1,0 +1,254 @@
+"""Models of the hub, from one on this machine: which files are fetched, checked, gone on with; what goes wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+from specdec import load_processor
+from specdec.weights.hub.folder import companions
+from specdec.weights.hub.names import HubName
+from specdec.weights.hub.paths import FetchError, model_path, settings_path
+from specdec.weights.hub.repository import cached_repositories
+from specdec.weights.tokenizer import load_tokenizer
+from tests.support.processes.pseudo_terminal import PseudoTerminal
+from tests.support.stores.hub import COMMIT, Hub, serving
+from tests.support.tiny_gguf import gemma4_tokens
+
+UNSLOTH, TWO, SAFE = "unsloth/gemma-4-12b-it-GGUF", "me/two", "google/gemma-4-12B-it"
+
+
+def small(folder: Path, architecture: str, seed: int = 0) -> bytes:
+    """The bytes of a GGUF file of this architecture, which differ by `seed`."""
+    path = folder / "made.gguf"
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_tensor("w", np.full((4, 2048), seed, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path.read_bytes()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    model = [small(tmp_path, "gemma4", i) for i in range(4)]
+    drafter, embedder = small(tmp_path, "gemma4-assistant"), small(tmp_path, "clip")
+    files = {
+        "README.md": b"# a model",
+        "gemma-4-12b-it-Q4_0.gguf": model[0],
+        "gemma-4-12b-it-UD-Q4_K_XL.gguf": model[1],
+        "BF16/gemma-4-12b-it-BF16-00001-of-00002.gguf": model[2],
+        "BF16/gemma-4-12b-it-BF16-00002-of-00002.gguf": model[3],
+        "MTP/mtp-gemma-4-12b-it-BF16.gguf": drafter + b"more",
+        "MTP/mtp-gemma-4-12b-it-Q8_0.gguf": drafter,
+        "mmproj-BF16.gguf": embedder,
+        "mmproj-F32.gguf": embedder + b"more",
+        "imatrix_unsloth.gguf": b"GGUF",
+    }
+    safe = {
+        "config.json": b"{}",
+        "model-00001-of-00001.safetensors": b"weights",
+        "tokenizer.json": b"{}",
+        "merges.txt": b"",
+        "pytorch_model.bin": b"\x80",
+        "original/model.safetensors": b"weights",
+        "code.py": b"",
+    }
+    two = {"a.gguf": model[0], "b.gguf": model[1]}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("OLLAMA_MODELS", "LLAMA_CACHE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    with serving({UNSLOTH: files, SAFE: safe, TWO: two}) as made:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", made.url)
+        template = made.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS", True)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        yield made
+
+
+def fetched(hub: Hub) -> set[str]:
+    return {*hub.sent}
+
+
+@pytest.mark.parametrize("tag", ["Q4_0", "q4_0"])
+def test_a_tag_brings_the_model_its_drafter_and_its_embedder(hub: Hub, tag: str) -> None:
+    path = model_path(f"{UNSLOTH}:{tag}")
+    assert path.name == "gemma-4-12b-it-Q4_0.gguf"
+    assert path.read_bytes() == hub.repositories[UNSLOTH][path.name]
+    assert fetched(hub) == {path.name, "mmproj-BF16.gguf", "MTP/mtp-gemma-4-12b-it-Q8_0.gguf"}
+    beside = companions(path)
+    assert [file.name for file in beside.drafters] == ["mtp-gemma-4-12b-it-Q8_0.gguf"]
+    assert [file.name for file in beside.embedders] == ["mmproj-BF16.gguf"]
+    before = len(hub.asked)
+    assert model_path(f"{UNSLOTH}:{tag}") == path
+    assert not any(asked.startswith("GET") and "/resolve/" in asked for asked in hub.asked[before:])  # it is here
+
+
+def test_a_name_of_a_file(hub: Hub) -> None:
+    assert model_path(f"{UNSLOTH}/mmproj-F32.gguf").name == "mmproj-F32.gguf"
+    assert fetched(hub) == {"mmproj-F32.gguf"}
+    part = model_path(f"{UNSLOTH}/BF16/gemma-4-12b-it-BF16-00002-of-00002.gguf")
+    assert part.name == "gemma-4-12b-it-BF16-00001-of-00002.gguf"
+    assert {file.name for file in part.parent.iterdir()} == {
+        f"gemma-4-12b-it-BF16-0000{i}-of-00002.gguf" for i in (1, 2)
+    }
+
+
+def test_without_a_tag_one_of_four_bits(hub: Hub) -> None:
+    assert model_path(UNSLOTH).name == "gemma-4-12b-it-Q4_0.gguf"
+    assert model_path(f"{UNSLOTH}:UD-Q4_K_XL").name == "gemma-4-12b-it-UD-Q4_K_XL.gguf"
+    assert model_path(f"{UNSLOTH}:Q4_K_XL").name == "gemma-4-12b-it-UD-Q4_K_XL.gguf"
+    beside = companions(model_path(f"{UNSLOTH}:BF16"))  # in a folder of its own
+    assert [file.name for file in beside.drafters] == ["mtp-gemma-4-12b-it-Q8_0.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (f"{UNSLOTH}:Q5_K_M", r"no \.gguf file of 'Q5_K_M'; there are BF16, Q4_0, UD-Q4_K_XL"),
+        (f"{UNSLOTH}/other.gguf", r"there is no other\.gguf; there are BF16/gemma"),
+        (TWO, r"me/two: 2 \.gguf files: a\.gguf, b\.gguf; name one of them"),
+        ("no/such", "check the spelling"),
+        (f"{SAFE}:Q4_0", r"neither safetensors nor \.gguf files"),
+    ],
+)
+def test_names_that_are_none_of_its_files(hub: Hub, name: str, message: str) -> None:
+    with pytest.raises(FetchError, match=message):
+        model_path(name)
+    assert not fetched(hub)
+
+
+def test_safetensors_without_pickles(hub: Hub) -> None:
+    folder = model_path(SAFE)
+    assert {file.name for file in folder.iterdir()} == {
+        "config.json",
+        "model-00001-of-00001.safetensors",
+        "tokenizer.json",
+        "merges.txt",
+    }
+
+
+def test_a_download_that_broke_off_goes_on(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, cut = "gemma-4-12b-it-Q4_0.gguf", 20_000
+    whole = hub.repositories[UNSLOTH][name]
+    hub.breaks[name] = cut
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)  # what is written at a time
+    path = model_path(f"{UNSLOTH}/{name}")
+    assert path.read_bytes() == whole
+    assert hub.sent[name] == len(whole), "bytes were sent twice"
+    assert any(f"bytes={cut}-" in asked for asked in hub.asked)
+
+
+def test_what_arrives_damaged_is_not_kept(hub: Hub, tmp_path: Path) -> None:
+    name = "gemma-4-12b-it-Q4_0.gguf"
+    whole = hub.repositories[UNSLOTH][name]
+    hub.instead[name] = whole[:-1] + b"X"
+    with pytest.raises(FetchError, match=r"arrived with SHA-256 .*and the hub says .*not kept"):
+        model_path(f"{UNSLOTH}/{name}")
+    assert not [path for path in (tmp_path / "hub").rglob("*") if path.is_file() and path.stat().st_size == len(whole)]
+    hub.instead.clear()
+    assert model_path(f"{UNSLOTH}/{name}").read_bytes() == whole
+
+
+def test_too_little_room_is_told_first(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 1000})())
+    with pytest.raises(FetchError, match=r"0\.0 GB are to be fetched, and 0\.0 are free.*HF_HOME"):
+        model_path(f"{UNSLOTH}:Q4_0")
+    assert not fetched(hub)
+
+
+def test_without_the_hub_what_is_here_is_found(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = model_path(f"{UNSLOTH}:Q4_0")
+    safe = model_path(SAFE)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert model_path(f"{UNSLOTH}:Q4_0") == model_path(UNSLOTH) == path
+    assert model_path(SAFE) == safe
+    with pytest.raises(FetchError, match=r"no \.gguf file of 'UD-Q4_K_XL'; there are Q4_0"):
+        model_path(f"{UNSLOTH}:UD-Q4_K_XL")
+    with pytest.raises(FetchError, match=r"nobody/nothing: .*HF_HUB_OFFLINE is set.*smollm2-135m-instruct"):
+        model_path("nobody/nothing")
+    names = {name: [file.name for file in files] for name, files in cached_repositories()}
+    assert {*names} == {UNSLOTH, SAFE} and "gemma-4-12b-it-Q4_0.gguf" in names[UNSLOTH]
+
+
+def test_the_tokenizer_of_a_repository_of_gguf_files(hub: Hub, tmp_path: Path) -> None:
+    model = gemma4_tokens(tmp_path / "m").read_bytes()
+    hub.repositories["me/tokens"] = {"m-Q4_0.gguf": model}
+    for name in ("me/tokens", "me/tokens:Q4_0", "me/tokens/m-Q4_0.gguf"):
+        assert load_tokenizer(name)("abc").input_ids == load_tokenizer(tmp_path / "m")("abc").input_ids
+    hub.sent.clear()
+    with pytest.raises(ValueError, match=r"google/gemma-4-12B-it: its tokenizer could not be loaded"):
+        load_tokenizer(SAFE)  # which is damaged
+    assert not any(name.endswith(".safetensors") for name in fetched(hub)), "24 GB for nothing"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        # Made without __init__, which wants a response of the transport, and that differs between versions.
+        (GatedRepoError.__new__(GatedRepoError), "accept the model's terms"),
+        (RepositoryNotFoundError.__new__(RepositoryNotFoundError), "check the spelling"),
+        (ConnectionError("no route"), r"could not be reached: no route.* Name a local folder"),
+    ],
+)
+def test_errors_of_the_hub_say_what_to_do(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", fail)
+    for load in (model_path, settings_path, load_tokenizer, load_processor):
+        with pytest.raises(FetchError, match=f"owner/name: .*{message}"):
+            load("owner/name")
+
+
+def test_settings_come_without_weights(hub: Hub) -> None:
+    folder = settings_path(SAFE)
+    assert {file.name for file in folder.iterdir()} == {"config.json", "tokenizer.json", "merges.txt"}
+    assert settings_path(f"{UNSLOTH}:Q4_0").name == "gemma-4-12b-it-Q4_0.gguf"  # which has them in itself
+    with pytest.raises(ValueError, match=r"google/gemma-4-12B-it"):
+        load_processor(SAFE)  # its config names no model
+    assert not any(name.endswith(".safetensors") for name in fetched(hub))
+
+
+def test_a_hub_elsewhere_with_its_progress(hub: Hub, tmp_path: Path) -> None:
+    code = f"from specdec.weights.hub.paths import model_path; print('path', model_path({UNSLOTH + ':Q4_0'!r}))"
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
+    with PseudoTerminal([sys.executable, "-c", code], environment, columns=250) as terminal:
+        shown = terminal.until(f"snapshots/{COMMIT}/gemma-4-12b-it-Q4_0.gguf")
+    assert "100%" in shown
+    (path,) = (tmp_path / "hf").rglob("gemma-4-12b-it-Q4_0.gguf")
+    assert path.read_bytes() == hub.repositories[UNSLOTH][path.name]
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("owner/name", HubName("owner/name")),
+        ("owner/name:Q4_K_M", HubName("owner/name", "Q4_K_M")),
+        ("hf.co/owner/name:Q4_0", HubName("owner/name", "Q4_0")),
+        ("owner/name/a/b-Q4_0.gguf", HubName("owner/name", None, "a/b-Q4_0.gguf")),
+        ("https://huggingface.co/owner/name/resolve/main/b.gguf", HubName("owner/name", None, "b.gguf")),
+        ("owner/name.gguf", None),
+        ("owner/name/other", None),
+        ("owner/../x.gguf", None),
+        ("./owner/name", None),
+        ("name", None),
+    ],
+)
+def test_names_of_the_hub(name: str, found: HubName | None) -> None:
+    assert HubName.of(name) == found
