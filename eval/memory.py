@@ -3,7 +3,8 @@
 What: for every context and cache type a process of its own loads the model, puts random keys and values in place of all
 but the last positions, computes a prompt at the end of them, decodes with drafting and plainly, and reports its peak of
 resident memory. Why random keys and values: a pass reads, and memory holds, the same bytes whatever their values, and
-computing 16k positions of a 12B model takes a laptop half an hour. Left out: the meaning of the text.
+computing 16k positions of a 12B model takes a laptop half an hour. With `--computed-frames` the first frames of a video
+are such positions too: their pixels are there, as long as any is to be read. Left out: the meaning of the text.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from eval.kernels.model_pass import random_tokens
 from eval.plan import Asked, plan_memory
 from eval.prompts.media import FULL, Part, Picture, Video, media_prompt
 from specdec.cache import Conversation
+from specdec.hf.batch import media_of_rows
 from specdec.memory.plan import Needs, program_bytes
 from specdec.memory.system import peak_bytes
 from specdec.model.decoder import Decoder
@@ -59,6 +61,7 @@ class Case:
     from_start: bool = False
     picture: int = 0
     frames: int = 0
+    computed_frames: int = 0  # 0: all of them
 
     @property
     def media(self) -> list[Part]:
@@ -112,11 +115,17 @@ def measure(case: Case) -> Measured:
     ready = time.perf_counter() - began
     spec = model.decoder.spec
     media = media_prompt("media", case.media, spec) if case.media else None
-    computed = case.prefill + (0 if media is None else media.ids.shape[1])
-    before = case.context - computed - 2 * case.tokens
+    shown = torch.empty(0, dtype=torch.int64) if media is None else media.ids[0]  # [soft tokens and their marks]
+    before = case.context - case.prefill - len(shown) - 2 * case.tokens
     if before < 0:
         raise ValueError(f"--context {case.context} must hold media, --prefill and twice --tokens: {-before} more")
-    began_with = fill_conversation(model.decoder, before)
+    text = torch.cat((random_tokens(model.decoder, before), shown, random_tokens(model.decoder, case.prefill)))
+    inputs = {} if media is None else media.inputs
+    (blocks,) = media_of_rows(model.decoder, text[None], None, inputs)
+    if 0 < case.computed_frames < len(blocks):
+        before = blocks[-case.computed_frames].start
+    began_with = fill_conversation(model.decoder, text[:before].clone())
+    began_with.media = tuple(block.place for block in blocks if block.end <= before)
     if case.from_start and before:
         before = 1
         began_with.cache.restore(before, before)
@@ -124,9 +133,8 @@ def measure(case: Case) -> Measured:
     model.conversations.limit = began_with.nbytes  # the filled conversation stays, and no other is kept
     if before:
         model.conversations.add(began_with)
-    shown = [] if media is None else [media.ids[0]]
-    ids = torch.cat((began_with.tokens, *shown, random_tokens(model.decoder, case.prefill)))[None]
-    inputs = {} if media is None else media.inputs
+    ids = torch.cat((began_with.tokens, text[-len(shown) - case.prefill :]))[None] if case.from_start else text[None]
+    computed = ids.shape[1] - before
 
     def run(**options: Any) -> tuple[torch.Tensor, list[float]]:
         text = model.generate(
@@ -157,9 +165,9 @@ def measure(case: Case) -> Measured:
     )
 
 
-def fill_conversation(decoder: Decoder, positions: int) -> Conversation:
-    """Return a conversation of `positions` random tokens, whose keys and values are random too and not computed."""
-    cache = decoder.new_cache()
+def fill_conversation(decoder: Decoder, tokens: torch.Tensor) -> Conversation:
+    """Return a conversation of `tokens` [n] int64, whose keys and values are random and not computed."""
+    cache, positions = decoder.new_cache(), len(tokens)
     for store in cache.stores:
         if store is not None:
             store.reserve(positions)
@@ -171,7 +179,7 @@ def fill_conversation(decoder: Decoder, positions: int) -> Conversation:
                 else:
                     part.normal_()
     cache.restore(positions, positions)
-    return Conversation(cache, tokens=random_tokens(decoder, positions))
+    return Conversation(cache, tokens=tokens)
 
 
 def measure_cases(cases: Sequence[Case]) -> Iterator[Measured]:
@@ -229,6 +237,12 @@ def main(argv: list[str] | None = None) -> int:
         help="compute them at the beginning of a cache that is as large as for all of the context, not at its end",
     )
     cli.add_media_size_options(parser)
+    parser.add_argument(
+        "--computed-frames",
+        type=cli.whole_number(1),
+        metavar="N",
+        help="the last N frames are computed, and keys and values of those before are random (default: all are)",
+    )
     parser.add_argument("--draft-length", type=cli.whole_number(1), default=4, metavar="N", help="default 4")
     parser.add_argument("--model", default=cli.DEFAULT_MODEL, metavar="NAME", help="as for run.py")
     parser.add_argument("--drafter", default="auto", metavar="NAME", help="as for run.py")
@@ -243,12 +257,23 @@ def main(argv: list[str] | None = None) -> int:
     )
     cli.add_json_option(parser, "the figures")
     a = parser.parse_args(argv)
+    if a.computed_frames and (a.from_start or a.computed_frames > (a.frames or 0)):
+        parser.error("--computed-frames is a part of --frames, without --from-start")
     if min(a.context) < a.prefill + 2 * a.tokens:
         parser.error("--context must hold --prefill and twice --tokens")
 
     def command() -> int:
         check_writable(a.json)
-        fixed = (a.prefill, a.tokens, a.draft_length, a.threads, a.from_start, a.picture, a.frames)
+        fixed = (
+            a.prefill,
+            a.tokens,
+            a.draft_length,
+            a.threads,
+            a.from_start,
+            a.picture,
+            a.frames,
+            a.computed_frames or 0,
+        )
         cases = [Case(a.model, a.drafter, a.quantize, n, kept, *fixed) for kept in a.kv_dtype for n in a.context]
         found: list[Measured] = []
         console, interrupted = Terminal(highlight=False), False
@@ -268,6 +293,7 @@ def main(argv: list[str] | None = None) -> int:
             "drafter": a.drafter,
             "picture": a.picture,
             "frames": a.frames,
+            "computed_frames": a.computed_frames,
             "measured": [each.to_dict() for each in found],
             **machine(torch.device("cpu")),
         }

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.memory import Case, Measured, fill_conversation, main
+from eval.kernels.model_pass import random_tokens
+from eval.memory import Case, Measured, fill_conversation, main, measure
 from eval.plan import Asked, plan_memory
 from eval.synthetic.command import write_model
 from eval.synthetic.full_size import full_size_config
@@ -21,7 +22,7 @@ from tests.support.tiny_folder import make_folder
 @pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16, torch.int8])
 def test_a_filled_cache_is_as_large_as_a_computed_one(kept: torch.dtype) -> None:
     decoder = of("gemma4", kept)
-    conversation = fill_conversation(decoder, 300)
+    conversation = fill_conversation(decoder, random_tokens(decoder, 300))
     assert conversation.cache.nbytes == cache_bytes(decoder.spec, 300, kept)
     assert len(conversation.tokens) == conversation.cache.length == 300
     assert all(part.float().abs().amax(dim=-1).min() > 0 for store in conversation.cache.stores for part in store.parts)
@@ -74,3 +75,13 @@ def test_a_picture_and_a_video_are_computed_and_planned(tmp_path: Path) -> None:
     assert measured["plan"]["media"] > (70 + 2 * 70) * 6912 * 4
     assert measured["prefill_per_second"] > 0
     assert main([*arguments, "--context", "100"]) == 2
+
+
+def test_the_last_frames_alone_are_computed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_model(full_size_config("gemma-4-tiny"), None, tmp_path / "model")
+    case = Case(str(tmp_path / "model"), "suffix", None, 600, "int8", 9, 4, 2, 1, frames=6, computed_frames=2)
+    assert measure(case).prefill_per_second > 0  # it asserts that the others came from the cache
+    words = ["--model", str(tmp_path / "model"), "--context", "600", "--frames", "2", "--computed-frames", "3"]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "a part of --frames" in capsys.readouterr().err
