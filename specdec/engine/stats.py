@@ -117,12 +117,13 @@ class GenerationStats:
             mine.extend([0] * (len(theirs) - len(mine)))
             for i, count in enumerate(theirs):
                 mine[i] += count
-        for source, (drafted, accepted) in other.draft_sources.items():
+        # Copies: the engine's thread may count on while another one asks.
+        for source, (drafted, accepted) in list(other.draft_sources.items()):
             record = self.draft_sources.setdefault(source, [0, 0])
             record[0] += drafted
             record[1] += accepted
-        self.draft_lengths.update(other.draft_lengths)
-        for phase, seconds in other.seconds.items():
+        self.draft_lengths.update(dict(other.draft_lengths))
+        for phase, seconds in list(other.seconds.items()):
             self.seconds[phase] += seconds
         self.timeline = self.timeline or list(other.timeline)
         self.cache_bytes = max(self.cache_bytes, other.cache_bytes)

@@ -8,7 +8,7 @@ from functools import partial
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Lifespan
@@ -90,7 +90,7 @@ async def _answer(state: ServerState, endpoint: Endpoint, request: Request) -> R
     """Return the endpoint's reply, or that of the error that it raised; count it."""
     try:
         response = await endpoint(state, request)
-    except GoneError:
+    except (GoneError, ClientDisconnect):
         response = Response(status_code=CLIENT_LEFT)
     except ApiError as error:
         response = error_reply(request, error)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
+
+_log = logging.getLogger(__name__)
 
 _TYPES = {
     401: "authentication_error",
@@ -74,4 +77,5 @@ def of_exception(error: BaseException) -> ApiError:
     """Return the error of a generation that failed."""
     if isinstance(error, ApiError):
         return error
+    _log.error("a generation failed", exc_info=error)
     return ApiError(500, f"the generation failed: {error or type(error).__name__}", code="generation_failed")

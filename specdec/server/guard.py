@@ -19,9 +19,8 @@ from specdec.server.errors import ApiError
 from specdec.server.http import reply
 
 MOST_BODY = 32 * 2**20  # bytes
-OPEN_PATHS = frozenset(
-    {"/", "/dashboard", "/health", "/openapi.json"}
-)  # hold nothing of anybody's: no key is asked for
+# They hold nothing of anybody's: no key is asked for.
+OPEN_PATHS = frozenset({"/", "/dashboard", "/health", "/v1/health", "/openapi.json"})
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,11 @@ class Access:
     keys: Collection[str] = ()
     hosts: Collection[str] = ()
     origins: Collection[str] = ()
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError for an empty key, which a request without one would have."""
+        if not all(key.strip() for key in self.keys):
+            raise ValueError("the API key is empty; is the variable that should hold it set?")
 
     def refusal(self, scope: Scope) -> ApiError | None:
         """Return why a request is refused; None for one that is not."""
@@ -44,13 +48,14 @@ class Access:
             return ApiError(
                 403, f"pages of {origin[:100]!r} may not ask; see --allow-origin", code="origin_not_allowed"
             )
-        if scope["method"] == "POST" and headers.get("content-type", "").partition(";")[0].strip().lower() not in (
-            "application/json",
+        if scope["method"] == "POST" and headers.get("content-type", "").partition(";")[0].strip().lower() != (
+            "application/json"
         ):
             return ApiError(415, "the body must be declared as application/json", code="unsupported_media_type")
         if self.keys and scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS":
             given = (headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")).strip()
-            if not any([hmac.compare_digest(given.encode(), key.encode()) for key in self.keys]):
+            # All are compared, so that the time says nothing about which. Headers come decoded as Latin-1.
+            if not any([hmac.compare_digest(given.encode("latin-1"), key.strip().encode()) for key in self.keys]):
                 return ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
         return None
 
@@ -87,16 +92,17 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        allowed = origin is not None and self.access.allows(origin, headers.get("host", ""))
+        allow = _cors(origin) if allowed and origin is not None else {}
         refusal = self.access.refusal(scope)
         if refusal is None and _length(headers) > self.most_body:
             refusal = self._too_large()
         if refusal is not None:
             anthropic = scope["path"].startswith("/v1/messages")
             body = refusal.anthropic() if anthropic else refusal.openai()
-            await reply(body, refusal.status, refusal.headers)(scope, receive, send)
+            await reply(body, refusal.status, {**(refusal.headers or {}), **allow})(scope, receive, send)
             return
-        origin = headers.get("origin")
-        allow = _cors(origin) if origin is not None else {}
         if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
             await reply({}, 200, allow)(scope, receive, send)
             return

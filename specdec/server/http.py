@@ -53,8 +53,8 @@ class EventStream(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             # They live as long as the stream: a task for each event would cost more than the event.
             tasks += map(asyncio.ensure_future, (self._send_events(send), _left(receive), self._send_comments(send)))
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
+            await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks[:2]:
                 if task.done():
                     task.result()
         finally:

@@ -20,7 +20,6 @@ import uvicorn
 from starlette.applications import Starlette
 
 from specdec.server.app import create_app
-from specdec.server.errors import ApiError
 from specdec.server.generation.service import Service
 from specdec.server.guard import Access
 from specdec.server.http import KEEP_ALIVE
@@ -28,6 +27,7 @@ from specdec.server.state import ServerState
 
 GRACE = 30.0  # seconds for answers to end after the first signal
 _LOOK = 0.05  # seconds between two looks at whether all answers have ended
+_LEAVE = 5  # seconds for connections to end once no answer is under way
 _IDLE = 75  # seconds until a connection without a request is closed: longer than clients keep them
 
 
@@ -102,7 +102,12 @@ def listen(
 
     app = create_app(state, listening.access, lifespan)
     config = uvicorn.Config(
-        app, log_level=logging.WARNING, access_log=False, timeout_keep_alive=_IDLE, server_header=False
+        app,
+        log_level=logging.WARNING,
+        access_log=False,
+        timeout_keep_alive=_IDLE,
+        timeout_graceful_shutdown=_LEAVE,  # for clients that neither send nor read
+        server_header=False,
     )
     server = _Server(config, state, listening.grace, ending)
     with opened:
@@ -150,6 +155,6 @@ class _Server(uvicorn.Server):
     def _end_answers(self) -> None:
         self.should_exit = True
         if self.state.service is not None:
-            self.state.service.thread.fail_all(ApiError(503, "the server was told to shut down", code="shutting_down"))
+            self.state.service.thread.refuse()
         else:
             self.force_exit = True

@@ -81,7 +81,11 @@ class ServerState:
                 "Bytes of kept conversations.",
                 [("", service.model.conversations.nbytes)],
             ),
-            *_summary("time_to_first_token_seconds", "From the request to its first token.", self.latencies.first),
+            *_summary(
+                "time_to_first_token_seconds",
+                "From queueing a request, its prompt made, to its first token.",
+                self.latencies.first,
+            ),
             *_summary("inter_token_latency_seconds", "Between passes that emit tokens.", self.latencies.between),
         ]
         return prometheus(service.engine.stats, service.name) + "\n".join(lines) + "\n"

@@ -69,9 +69,24 @@ def test_keys(tiny: Served) -> None:
             assert done.status_code == 401 and done.json()["error"]["code"] == "invalid_api_key"
         for path in ("/v1/models", "/metrics", "/props"):
             assert client.get(path).status_code == 401
-        assert client.get("/health").status_code == 200
-        for given in ({"authorization": "Bearer one"}, {"x-api-key": "one"}):
+        assert client.get("/health").status_code == client.get("/v1/health").status_code == 200
+        for given in ({"authorization": "Bearer one"}, {"x-api-key": "one"}, {"x-api-key": "zwei-ü".encode()}):
             assert client.post("/v1/chat/completions", json=BODY, headers=given).status_code == 200
+
+
+@pytest.mark.parametrize("keys", [("",), ("one", " ")])
+def test_an_empty_key_is_none(keys: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="API key is empty"):
+        Access(keys=keys)
+
+
+def test_a_page_that_may_ask_can_read_why_it_was_refused(tiny: Served) -> None:
+    access = Access(keys=("k",), origins=("https://app.example",))
+    with TestClient(create_app(tiny.state, access), base_url="http://localhost") as client:
+        done = client.get("/v1/models", headers={"origin": "https://app.example"})
+        assert done.status_code == 401 and done.headers["access-control-allow-origin"] == "https://app.example"
+        refused = client.get("/v1/models", headers={"origin": "https://b.example"})
+        assert refused.status_code == 403 and "access-control-allow-origin" not in refused.headers
 
 
 def test_without_keys_any_key_will_do(client: TestClient) -> None:

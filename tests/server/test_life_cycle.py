@@ -110,8 +110,18 @@ def test_a_full_queue_is_told_with_a_time_to_come_back(tiny: Served, client: Tes
     assert client.post("/v1/chat/completions", json={**LONG, "max_tokens": 3}).status_code == 200
 
 
-def test_more_choices_than_the_queue_has_room_for_are_refused_as_one(tiny: Served, client: TestClient) -> None:
-    assert client.post("/v1/chat/completions", json={**LONG, "n": 5}).status_code == 429
+def test_more_choices_than_the_queue_has_room_for_are_refused_as_one(
+    tiny: Served, client: TestClient, address: str
+) -> None:
+    never = client.post("/v1/chat/completions", json={**LONG, "n": 5})  # trying again later would not help
+    assert never.status_code == 400 and never.json()["error"]["param"] == "n"
+    assert "at most 4" in never.json()["error"]["message"]
+    with slow_passes(0.02):
+        held = post(address, LONG)
+        until(lambda: tiny.service.thread.running == 1)
+        assert client.post("/v1/chat/completions", json={**LONG, "n": 4}).status_code == 429
+        held.close()
+        until(lambda: idle(tiny))
     assert idle(tiny)
     assert client.post("/v1/chat/completions", json={**LONG, "n": 4, "max_tokens": 2}).status_code == 200
 
@@ -130,6 +140,55 @@ def test_a_failed_pass_ends_its_texts_and_nothing_else(
         assert streamed[-1]["error"]["type"] == "server_error" and "[DONE]" not in streamed
     assert idle(tiny)
     assert client.post("/v1/chat/completions", json={**LONG, "max_tokens": 3}).status_code == 200
+
+
+def test_a_failed_pass_leaves_those_that_wait(
+    tiny: Served, client: TestClient, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, broken = type(tiny.service.decoder).forward_many, threading.Event()
+
+    def fail_once(*arguments: Any) -> Any:
+        if tiny.service.thread.waiting and not broken.is_set():
+            broken.set()
+            raise MemoryError("no room")
+        return real(*arguments)
+
+    with slow_passes(0.01):
+        held = [post(address, LONG) for _ in range(2)]
+        until(lambda: tiny.service.thread.running == 2)
+        waiting = post(address, {**LONG, "max_tokens": 3})
+        until(lambda: tiny.service.thread.waiting == 1)
+        monkeypatch.setattr(type(tiny.service.decoder), "forward_many", fail_once)
+        assert waiting.getresponse().status == 200
+        assert [connection.getresponse().status for connection in held] == [500, 500]
+    assert broken.is_set() and idle(tiny)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_piece_that_cannot_be_made_is_an_error_and_no_silence(
+    tiny: Served, client: TestClient, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("broken")
+
+    monkeypatch.setattr("specdec.server.generation.answer.Output.piece", broken)
+    done = client.post("/v1/chat/completions", json={**LONG, "stream": stream})
+    error = events(done.text)[-1]["error"] if stream else done.json()["error"]
+    assert error["type"] == "server_error" and done.status_code == (200 if stream else 500)
+    until(lambda: idle(tiny))
+
+
+def test_requests_that_wait_to_be_read_are_bounded_too(tiny: Served, address: str, client: TestClient) -> None:
+    held = threading.Event()
+    tiny.service._encoding.submit(held.wait, 20)
+    try:
+        waiting = [post(address, {**LONG, "max_tokens": 2}) for _ in range(tiny.service.thread.places)]
+        until(lambda: tiny.service._preparing == tiny.service.thread.places)
+        full = client.post("/v1/chat/completions", json=LONG)
+        assert full.status_code == 429 and full.json()["error"]["code"] == "queue_full"
+    finally:
+        held.set()
+    assert [connection.getresponse().status for connection in waiting] == [200] * len(waiting)
 
 
 def test_an_error_of_one_text_ends_that_one_alone(

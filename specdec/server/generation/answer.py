@@ -159,8 +159,11 @@ class Answer:
     def on_event(self, output: Output, what: Event | ApiError | Exception) -> None:
         """Pass on what a pass gave for `output`: the listener, in the engine's thread."""
         if isinstance(what, Event):
-            piece = output.piece(what, self.logprobs)
-            if not (piece.deltas or piece.logprobs or piece.finish):
+            try:
+                piece = output.piece(what, self.logprobs)
+            except Exception as error:  # nothing else would tell the client, who waits
+                piece = Piece(output.index, error=of_exception(error))
+            if not (piece.deltas or piece.logprobs or piece.finish or piece.error):
                 return
         else:
             piece = Piece(output.index, error=_error(what))

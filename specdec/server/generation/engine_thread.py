@@ -144,19 +144,28 @@ class EngineThread:
             ticket.end()
             self._admit()
 
-    def fail_all(self, error: ApiError) -> None:
-        """End every text with `error`."""
+    @property
+    def places(self) -> int:
+        """Return how many texts there can be at once, decoded or waiting."""
+        return self.engine.max_batch + self.max_waiting
+
+    def fail_all(self, error: ApiError, waiting: bool = True) -> None:
+        """End every text with `error`; those that wait only where `waiting`."""
         with self._lock:
-            tickets = [*self._running.values(), *self._waiting]
+            tickets = [*self._running.values(), *(self._waiting if waiting else ())]
             for ticket in tickets:
                 self.cancel(ticket)
         for ticket in tickets:
             self._tell(ticket, error)
 
-    def close(self, seconds: float = 10) -> None:
-        """End every text and the thread; wait for the pass that is under way."""
+    def refuse(self) -> None:
+        """End every text, and take no other one."""
         self.closing = ApiError(503, "the server is shutting down", code="shutting_down")
         self.fail_all(self.closing)
+
+    def close(self, seconds: float = 10) -> None:
+        """End every text and the thread; wait for the pass that is under way."""
+        self.refuse()
         self._ended.wait(seconds)
 
     def _admit(self) -> None:
@@ -210,7 +219,8 @@ class EngineThread:
             events = self.engine.step()
         except Exception as error:  # out of memory, a drafter's own error: these texts end, the next ones may go well
             _log.exception("a pass failed")
-            self.fail_all(ApiError(500, f"a pass failed: {error or type(error).__name__}", code="pass_failed"))
+            failed = ApiError(500, f"a pass failed: {error or type(error).__name__}", code="pass_failed")
+            self.fail_all(failed, waiting=False)
             return
         self.engine.stats.timeline.clear()  # of one generation; here it would grow for ever
         for event in events:

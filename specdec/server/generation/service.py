@@ -25,7 +25,7 @@ from specdec.media.processor import Processor
 from specdec.memory.plan import cache_bytes, picture_bytes
 from specdec.model.media import MediaBlock
 from specdec.server.conversation import Conversation
-from specdec.server.errors import bad_request, too_long
+from specdec.server.errors import ApiError, bad_request, too_long
 from specdec.server.formats import ChatFormat, Wanted, constraint_for, format_for
 from specdec.server.formats.base import OutputParser
 from specdec.server.generation import warm
@@ -79,6 +79,7 @@ class Service:
         self.engine = Engine(self.decoder, model.drafter, lengths or model.lengths, model.conversations, max_sequences)
         room = None if self.decoder.room is None else self.decoder.room.cache
         self.thread = EngineThread(self.engine, max_waiting, room, self._bytes)
+        self._preparing = 0  # requests that are in one of these threads, or wait for it
         # Long prompts and large pictures take a while, and others must go on.
         self._encoding = ThreadPoolExecutor(1, "specdec encoding")
         self._reading = ThreadPoolExecutor(1, "specdec media")
@@ -132,13 +133,18 @@ class Service:
 
     async def encoded(self, encode: Callable[[], T], thread: ThreadPoolExecutor | None = None) -> T:
         """Return what `encode` makes of a request, in a thread for texts or in `thread`. Its ValueErrors are a
-        client's."""
+        client's. Raises ApiError when as many requests wait for it as there are places for texts."""
         if self.thread.closing is not None:
             raise self.thread.closing
+        if self._preparing >= self.thread.places:
+            raise ApiError(429, f"{self._preparing} requests are being read; try again later", code="queue_full")
+        self._preparing += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(thread or self._encoding, encode)
         except ValueError as error:
             raise bad_request(str(error), getattr(error, "param", None)) from error
+        finally:
+            self._preparing -= 1
 
     def tokens(self, text: str, special: bool = True) -> list[int]:
         """Return the token ids of a text, with the tokens that begin every text of the model where `special`."""
@@ -167,6 +173,12 @@ class Service:
             Output(i, parser(), StopStrings(sampling.stop), self.ends, sampling.ignore_eos)
             for i in range(len(prompts) * sampling.choices)
         ]
+        if len(outputs) > self.thread.places:
+            raise bad_request(
+                f"{len(outputs)} texts are asked for at once, and this server takes at most {self.thread.places}; "
+                "ask for fewer, or start it with a larger --max-waiting",
+                "n",
+            )
         answer = Answer(outputs, sum(map(len, prompts)), sampling.logprobs)
         queued: list[tuple[Request, Listener]] = []
         for i, (output, seed) in enumerate(zip(outputs, sampling.seeds(len(outputs)), strict=True)):
