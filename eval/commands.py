@@ -22,7 +22,7 @@ from eval.cli.options import (
     add_sampling_options,
     fraction,
     media_file,
-    number,
+    not_negative,
     positive,
     whole_number,
 )
@@ -57,7 +57,7 @@ SERVE_TEXT = """\
 Answer agents and editors on this machine: OpenAI's chat completions, completions and responses, and Anthropic's
 messages, streamed or not. Texts are those of generate(): greedy and seeded answers depend on nothing but the request.
 
-  python run.py serve --model gemma-3-270m
+  python run.py serve            # then, in another terminal:
   OPENAI_BASE_URL=http://127.0.0.1:8080/v1 OPENAI_API_KEY=none your-agent
   curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '{"messages": [{"role": "user", "content": "Name three rivers."}], "stream": true}'
@@ -217,7 +217,9 @@ def add_serve_options(serve: argparse.ArgumentParser) -> None:
     serve.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="default 127.0.0.1; another one needs --api-key"
     )
-    serve.add_argument("--port", type=whole_number(0), default=8080, metavar="N", help="default 8080; 0: a free one")
+    serve.add_argument(
+        "--port", type=whole_number(0, 65535), default=8080, metavar="N", help="default 8080; 0: a free one"
+    )
     serve.add_argument("--alias", metavar="NAME", help="what the model is called in replies (default: --model)")
     serve.add_argument(
         "--max-sequences",
@@ -235,7 +237,7 @@ def add_serve_options(serve: argparse.ArgumentParser) -> None:
     )
     serve.add_argument(
         "--grace",
-        type=number,
+        type=not_negative,
         default=30.0,
         metavar="SECONDS",
         help="for answers to end after the first Ctrl-C or SIGTERM (default 30); the second ends them",

@@ -242,6 +242,13 @@ def positive(text: str) -> float:
     return value
 
 
+def not_negative(text: str) -> float:
+    """Parse a number of at least 0: an argparse type."""
+    if (value := number(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
+    return value
+
+
 def fraction(text: str) -> float:
     """Parse a number above 0, up to 1: an argparse type."""
     if not 0 < (value := number(text)) <= 1:

@@ -74,6 +74,7 @@ def serve(settings: GenerationSettings, options: ServeOptions) -> int:
     check_installed()
     if options.cache_dir is not None:
         check_folder(options.cache_dir)
+    print(f"loading {settings.model} ...", file=sys.stderr, flush=True)
     from eval.cli.session import open_session
     from specdec.drafting.draft_length import FixedLength
     from specdec.server.generation.service import Service
@@ -96,17 +97,22 @@ def serve(settings: GenerationSettings, options: ServeOptions) -> int:
 
     def started(address: str, service: Service) -> None:
         print(f"{service.name}, drafter {service.model.drafter.name}, is served at {address}/v1", file=sys.stderr)
+        if not service.tokenizer.chat_template:
+            print("it has no chat template: /v1/completions alone answers", file=sys.stderr)
         print(f"what it does is drawn at {address}/", file=sys.stderr)
         print(
-            f"{options.max_sequences} answers at a time, {service.context:,} tokens of context each; "
+            f"at most {options.max_sequences} at a time, {service.context:,} tokens of context each; "
             f"{'a key is asked for' if options.api_key else 'no key is asked for'}; Ctrl-C ends",
             file=sys.stderr,
         )
 
     def ending(answers: int) -> None:
         under_way = f"{answers} under way may go on for {options.grace:g} s" if answers else "none is under way"
-        kept = "" if options.cache_dir is None else f"; conversations are kept in {options.cache_dir}"
-        print(f"the server ends: no more answers begin, {under_way}{kept}; Ctrl-C again ends at once", file=sys.stderr)
+        kept = "" if options.cache_dir is None else f"; then conversations are written to {options.cache_dir}"
+        print(
+            f"the server ends: no more answers begin, {under_way}{kept}; Ctrl-C again ends answers at once",
+            file=sys.stderr,
+        )
 
     access = Access(options.api_key, (options.host, *options.allow_host), options.allow_origin)
     where = Listening(options.host, options.port, access, options.grace, options.debug, options.keep_alive)

@@ -49,7 +49,7 @@ def prometheus(stats: GenerationStats, model: str) -> str:
         ("prompt_tokens_total", "Prompt tokens.", [(label, stats.prompt_tokens)]),
         ("prompt_tokens_cached_total", "Prompt tokens that an earlier text's cache held.", [(label, stats.reused)]),
         ("generation_tokens_total", "Emitted tokens.", [(label, stats.emitted)]),
-        ("rounds_total", "Passes after the prefill.", [(label, stats.rounds)]),
+        ("rounds_total", "Rounds of all texts; a pass over several texts is a round of each.", [(label, stats.rounds)]),
         (
             "seconds_total",
             "Seconds by phase.",

@@ -109,7 +109,10 @@ def error_reply(request: Request, error: ApiError) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    response = error_reply(request, of_status(error.status_code))
+    found = of_status(error.status_code)
+    if error.status_code == 404:
+        found.message = f"there is no {request.url.path[:100]} here; /openapi.json lists what there is"
+    response = error_reply(request, found)
     response.headers.update(error.headers or {})
     return response
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 import socket
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ class Access:
         """Raise a ValueError for an empty key, which a request without one would have."""
         if not all(key.strip() for key in self.keys):
             raise ValueError("the API key is empty; is the variable that should hold it set?")
+        for origin in self.origins:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+                raise ValueError(f"{origin!r} is no origin: write a scheme and a host, like https://example.org")
 
     def refusal(self, scope: Scope) -> ApiError | None:
         """Return why a request is refused; None for one that is not."""
@@ -51,7 +55,11 @@ class Access:
         if scope["method"] == "POST" and headers.get("content-type", "").partition(";")[0].strip().lower() != (
             "application/json"
         ):
-            return ApiError(415, "the body must be declared as application/json", code="unsupported_media_type")
+            return ApiError(
+                415,
+                "the body must be declared as JSON: send the header Content-Type: application/json",
+                code="unsupported_media_type",
+            )
         if self.keys and scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS":
             given = (headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")).strip()
             # All are compared, so that the time says nothing about which. Headers come decoded as Latin-1.

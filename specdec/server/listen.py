@@ -105,6 +105,7 @@ def listen(
         app,
         log_level=logging.WARNING,
         access_log=False,
+        ws="none",  # or each request for a web socket would be a line about packages to install
         timeout_keep_alive=_IDLE,
         timeout_graceful_shutdown=_LEAVE,  # for clients that neither send nor read
         server_header=False,

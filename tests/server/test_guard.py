@@ -80,6 +80,12 @@ def test_an_empty_key_is_none(keys: tuple[str, ...]) -> None:
         Access(keys=keys)
 
 
+@pytest.mark.parametrize("origin", ["example.org", "https://", "https://example.org/", "null", ""])
+def test_what_is_no_origin_is_told_at_once(origin: str) -> None:
+    with pytest.raises(ValueError, match="is no origin: write a scheme and a host"):
+        Access(origins=("https://known.example:8443", "*", origin))
+
+
 def test_a_page_that_may_ask_can_read_why_it_was_refused(tiny: Served) -> None:
     access = Access(keys=("k",), origins=("https://app.example",))
     with TestClient(create_app(tiny.state, access), base_url="http://localhost") as client:

@@ -34,9 +34,9 @@ def test_ctrl_c_lets_answers_end_and_keeps_conversations(folder: Path, tmp_path:
         running = post(address, max_tokens=3000, ignore_eos=True, stream=True).getresponse()
         first = running.readline()
         process.send_signal(signal.SIGINT)
-        until(lambda: "Ctrl-C again ends at once" in log.read_text())
+        until(lambda: "Ctrl-C again ends answers at once" in log.read_text())
         said = log.read_text().splitlines()[-1]
-        assert "1 under way may go on for 30 s" in said and f"kept in {kept}" in said
+        assert "1 under way may go on for 30 s" in said and f"written to {kept}" in said
         asked = http.client.HTTPConnection(address, timeout=60)
         asked.request("GET", "/health")
         reply = asked.getresponse()

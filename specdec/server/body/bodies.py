@@ -29,12 +29,12 @@ _SAMPLING = (
     Field("frequency_penalty", Number(-2, 2), "the same, for each time"),
     Field("logit_bias", TokenNumbers(MOST_BIASES), "is added to the scores of tokens, after a cut to -100 to 100"),
     Field("seed", Whole(-(2**63), 2**64 - 1), "the same seed gives the same text; left out, a new one is drawn"),
-    Field("stop", _STOPS, "ends the answer; nothing of it is part of the answer"),
+    Field("stop", _STOPS, "ends the answer, but not inside a call; nothing of it is part of the answer"),
     Field("stop_sequences", _STOPS, "the same, as Anthropic calls it"),
     Field("max_tokens", _TOKENS, _LIMIT),
     Field("max_completion_tokens", _TOKENS, _LIMIT),
     Field("max_output_tokens", _TOKENS, _LIMIT),
-    Field("ignore_eos", Flag(), "go on to the limit"),
+    Field("ignore_eos", Flag(), "go on to the limit, or to where a schema ends"),
 )
 _ANSWER = (_MODEL, Field("stream", Flag(), "server-sent events"), *_SAMPLING)
 _CHOICES = (

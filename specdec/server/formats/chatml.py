@@ -120,7 +120,11 @@ class ChatMLFormat:
     def prompt(self, messages: Sequence[Message], tools: Sequence[Message], options: Mapping[str, Any]) -> list[int]:
         """Return the token ids of a conversation, as `ChatFormat.prompt` says."""
         if not self._template.source():
-            raise FieldError("messages", "the model has no chat template: it continues texts and does not converse")
+            raise FieldError(
+                "messages",
+                "the model has no chat template: it continues texts and does not converse; ask "
+                "/v1/completions, or serve a model that was trained to answer",
+            )
         variables = dict(options.get("chat_template_kwargs") or {})
         if options.get("thinking") is not None:
             variables.setdefault("enable_thinking", options["thinking"])

@@ -123,7 +123,7 @@ class EngineThread:
             if len(requests) > free:
                 raise ApiError(
                     429,
-                    f"{len(self._running)} answers are under way and {len(self._waiting)} wait; try again later",
+                    f"no room: {len(self._running)} under way and {len(self._waiting)} waiting; try again later",
                     code="queue_full",
                 )
             tickets = [Ticket(*one, next(self._numbers)) for one in requests]

@@ -67,8 +67,7 @@ class Service:
         self.created = int(time.time())
         self.partings = Partings(model.conversations)
         self.kept_in = kept_in
-        if kept_in is not None:
-            warm.load(model, kept_in)
+        self._loaded = set[str]() if kept_in is None else warm.load(model, kept_in)
         self.defaults = Defaults.of(model.generation_config)
         # The server says itself that a prompt is too long for the context, to the client whose prompt it is.
         tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
@@ -206,7 +205,7 @@ class Service:
         """End all answers and the engine's thread; keep the newest conversations where a folder was named."""
         self.thread.close()
         if self.kept_in is not None:
-            warm.save(self.model, self.kept_in)
+            warm.save(self.model, self.kept_in, self._loaded)
         self._encoding.shutdown(cancel_futures=True)
         self._reading.shutdown(cancel_futures=True)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from specdec.cache.conversation_file import save_conversation
@@ -16,38 +18,47 @@ LEAST = 64  # tokens: shorter ones are computed sooner than they are read
 _SUFFIX = ".conversation"
 
 
-def save(model: SpecdecForCausalLM, folder: Path) -> int:
-    """Write the newest conversations of `model` to `folder`, and delete those there that are no more; return how many
-    there are. Conversations of other models stay."""
+def save(model: SpecdecForCausalLM, folder: Path, loaded: Collection[str] = ()) -> None:
+    """Write the newest conversations of `model` to `folder`, in place of those that were `loaded` from there.
+
+    What other servers wrote there stays, as long as it is among the newest of this model's.
+    """
     identity = model.decoder.identity
-    prefix = _prefix(identity)
     newest = [one for one in list(model.conversations.kept) if len(one.tokens) >= LEAST][-MOST:]
     names = set[str]()
     for conversation in newest:
         digest = hashlib.sha256(conversation.tokens.numpy().tobytes()).hexdigest()[:24]
-        name = f"{prefix}{digest}{_SUFFIX}"
+        name = f"{_prefix(identity)}{digest}{_SUFFIX}"
         try:
             save_conversation(conversation, folder / name, identity, {})
             names.add(name)
         except ValueError as error:
             _log.warning("%s", error)
-    for old in folder.glob(f"{prefix}*{_SUFFIX}"):
-        if old.name not in names:
-            old.unlink(missing_ok=True)
-    return len(names)
+    gone_on_from = [folder / name for name in loaded if name not in names]
+    for old in (*gone_on_from, *_files(folder, identity)[:-MOST]):
+        old.unlink(missing_ok=True)
 
 
-def load(model: SpecdecForCausalLM, folder: Path) -> int:
-    """Take in the conversations that `save` wrote for such a model; return how many. Damaged files are passed over."""
-    loaded = 0
-    files = sorted(folder.glob(f"{_prefix(model.decoder.identity)}*{_SUFFIX}"), key=lambda file: file.stat().st_mtime)
-    for file in files:
+def load(model: SpecdecForCausalLM, folder: Path) -> set[str]:
+    """Take in the newest conversations that `save` wrote for such a model; return their files' names. Damaged files are
+    passed over."""
+    loaded = set[str]()
+    for file in _files(folder, model.decoder.identity)[-MOST:]:
         try:
             model.load_conversation(file)
-            loaded += 1
+            loaded.add(file.name)
         except ValueError as error:
             _log.warning("%s", error)
     return loaded
+
+
+def _files(folder: Path, identity: str) -> list[Path]:
+    """Return the files of a model's conversations, the oldest first; other servers may delete them meanwhile."""
+    written = list[tuple[float, Path]]()
+    for file in folder.glob(f"{_prefix(identity)}*{_SUFFIX}"):
+        with suppress(FileNotFoundError):
+            written.append((file.stat().st_mtime, file))
+    return [file for _, file in sorted(written)]
 
 
 def _prefix(identity: str) -> str:

@@ -61,11 +61,29 @@ def test_a_restart_goes_on_with_saved_conversations(folder: Path, tmp_path: Path
     with served(folder, drafter=None, kept_in=tmp_path) as one, one.client() as client:
         again, cached, _ = ask(client, [*chat, {"role": "assistant", "content": text}, user("go on")])
         assert again > cached >= prompt
+    assert len(list(tmp_path.glob("*.conversation"))) == 1, "in place of the one that was gone on from"
     for file in tmp_path.glob("*.conversation"):
         file.write_bytes(file.read_bytes()[:-100])
     with served(folder, drafter=None, kept_in=tmp_path) as one, one.client() as client:
         assert ask(client, chat) == (prompt, 0, text), "damaged files are passed over"
     assert (tmp_path / "other.txt").exists()
+
+
+def test_servers_that_share_a_folder_keep_each_others_conversations(folder: Path, tmp_path: Path) -> None:
+    with served(folder, drafter=None, kept_in=tmp_path) as last, last.client() as one:
+        with served(folder, drafter=None, kept_in=tmp_path) as first, first.client() as other:
+            ask(other, [user("y" * 400)])
+        kept = {file.name for file in tmp_path.iterdir()}
+        assert len(kept) == 1
+        ask(one, [user("z" * 400)])
+    assert kept < {file.name for file in tmp_path.iterdir()}, "the server that ended last deleted it"
+    with served(folder, drafter=None, kept_in=tmp_path) as both, both.client() as client:
+        for letter in "yz":
+            prompt, cached, _ = ask(client, [user(letter * 400)])
+            assert cached == prompt - 1
+        for number in range(12):
+            ask(client, [user(f"{number} " + "x" * 300)])
+    assert len(list(tmp_path.glob("*.conversation"))) <= 8
 
 
 def test_the_view_says_where_a_prompt_parted(tiny: Served, client: TestClient) -> None:
