@@ -31,6 +31,7 @@ from transformers.utils import logging
 
 from eval.fuzz.cases import KINDS, UnsupportedError, World
 from eval.fuzz.damage import damage
+from specdec.media.source import MediaError
 from specdec.memory.system import data_bytes, peak_bytes, resident_bytes
 from specdec.util.heap import trim_heap
 from specdec.weights.metadata import one_line
@@ -161,7 +162,8 @@ def _one(case: Case, folder: Path, world: World, printed: int) -> dict[str, Any]
         said |= {"kind": "UnsupportedError", "message": str(error)}
     except BaseException as error:  # panics of libraries in Rust, too
         at = traceback.extract_tb(error.__traceback__)[-1]
-        said |= {"kind": type(error).__name__, "message": str(error), "where": f"{at.filename}:{at.lineno}"}
+        kind = "ValueError" if isinstance(error, MediaError) else type(error).__name__
+        said |= {"kind": kind, "message": str(error), "where": f"{at.filename}:{at.lineno}"}
     seconds, grown = time.process_time() - began, max(0, peak_bytes() - start)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -116,7 +116,9 @@ def _choice(choice: Any, tools: tuple[Tool, ...]) -> tuple[str, tuple[Tool, ...]
     elif isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
         allowed = choice.get("allowed_tools")
         inner = allowed if isinstance(allowed, Mapping) else choice
-        names = [_named(one) for one in inner.get("tools") or ()]
+        if not isinstance(those := inner.get("tools") or [], list):
+            raise FieldError("tool_choice.tools", "must be a list")
+        names = [_named(one) for one in those]
         mode = "required" if inner.get("mode") == "required" else "auto"
     elif isinstance(choice, Mapping):
         names, mode = [_named(choice)], "required"

@@ -15,7 +15,7 @@ UNSUPPORTED = frozenset(
         *("maxProperties", "dependentRequired", "dependentSchemas", "unevaluatedProperties", "unevaluatedItems"),
     ]
 )
-_SAYS_NOTHING = ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "strict")
+SAYS_NOTHING = ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "strict")
 _HINTS = {
     "object": ("properties", "required", "additionalProperties"),
     "array": ("items", "prefixItems", "minItems", "maxItems"),
@@ -63,7 +63,7 @@ def branches(root: Any, schema: Mapping[str, Any]) -> list[Any] | None:
         return [whole]
     for key in ("anyOf", "oneOf"):
         if isinstance(parts := schema.get(key), list) and parts:
-            says = {name: value for name, value in rest.items() if name not in _SAYS_NOTHING and name[0] != "$"}
+            says = {name: value for name, value in rest.items() if name not in SAYS_NOTHING and name[0] != "$"}
             other = {"oneOf": schema["oneOf"]} if key == "anyOf" and "oneOf" in schema else {}
             says = {**says, **other}
             return [merged(root, says, part) if says else part for part in parts]

@@ -11,8 +11,18 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from specdec.server.formats.gemma4.keywords import NUMBERS, UNSUPPORTED, branches, resolve, string_terminal, types_of
+from specdec.server.formats.gemma4.keywords import (
+    NUMBERS,
+    SAYS_NOTHING,
+    UNSUPPORTED,
+    branches,
+    resolve,
+    string_terminal,
+    types_of,
+)
 from specdec.server.formats.gemma4.syntax import PLAIN_KEY, QUOTE, in_order, written, written_key
+
+MOST_RULES = 4096  # of a request's schemas: a reference beside other keywords is written out wherever it stands
 
 
 class GemmaSchema:
@@ -35,9 +45,14 @@ class GemmaSchema:
         """Return the name of a rule for an object that `schema` describes. Raises ValueError for a schema that no value
         fits, or, where strict, for a keyword that the grammar cannot keep."""
         self._root, self._of_reference = schema, {}
-        return self._value({"type": "object", **schema})
+        try:
+            return self._value({"type": "object", **schema})
+        except (TypeError, AttributeError, RecursionError) as error:  # numbers where lists belong, say
+            raise ValueError("is no JSON schema that can be followed") from error
 
     def _rule(self, body: str) -> str:
+        if len(self._rules) >= MOST_RULES:
+            raise ValueError(f"takes more than {MOST_RULES:,} rules; write a simpler schema")
         name = f"{self._prefix}v{len(self._rules)}"
         self._rules[name] = body
         return name
@@ -49,7 +64,10 @@ class GemmaSchema:
         if not isinstance(schema, dict):
             raise ValueError("a schema that no value fits")
         if isinstance(reference := schema.get("$ref"), str):
-            return self._reference(reference, schema)
+            beside = sorted(key for key in schema if key != "$ref" and key not in SAYS_NOTHING and key[0] != "$")
+            if self.strict and beside:
+                raise ValueError(f"{', '.join(beside)}: not supported beside $ref")
+            return self._reference(reference)
         if self.strict and (unknown := sorted(UNSUPPORTED & {*schema})):
             raise ValueError(f"{', '.join(unknown)}: not supported")
         if "const" in schema:
@@ -63,7 +81,7 @@ class GemmaSchema:
             return self._rule(" | ".join(self._typed(kind, schema) for kind in kinds))
         return self._typed(kinds[0], schema) if kinds else self._any()
 
-    def _reference(self, reference: str, schema: dict[str, Any]) -> str:
+    def _reference(self, reference: str) -> str:
         if reference not in self._of_reference:
             self._of_reference[reference] = name = self._rule("")  # may be met again before it is known
             self._rules[name] = self._value(resolve(self._root, reference))
