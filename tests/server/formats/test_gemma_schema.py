@@ -48,6 +48,10 @@ def test_a_schema_that_doubles_with_every_level_is_refused_soon() -> None:
         {"properties": {"a": {"type": "array", "minItems": [1]}}},
         {"properties": {"a": {"type": "string", "maxLength": {}}}},
         {"properties": {"a": {"type": "string", "format": ["x"]}}},
+        {"properties": {"a": {"$ref": "#", "": 1}}},
+        {"properties": {"a": {"anyOf": [{"type": "string"}], "": 1}}},
+        *({"properties": {"a": {"type": "array", key: float("inf")}}} for key in ("minItems", "maxItems")),
+        {"properties": {"a": {"type": "string", "maxLength": float("inf")}}},
     ],
 )
 def test_what_is_no_schema_is_a_value_error_or_passed_over(schema: dict[str, Any]) -> None:

@@ -63,7 +63,9 @@ def branches(root: Any, schema: Mapping[str, Any]) -> list[Any] | None:
         return [whole]
     for key in ("anyOf", "oneOf"):
         if isinstance(parts := schema.get(key), list) and parts:
-            says = {name: value for name, value in rest.items() if name not in SAYS_NOTHING and name[0] != "$"}
+            says = {
+                name: value for name, value in rest.items() if name not in SAYS_NOTHING and not name.startswith("$")
+            }
             other = {"oneOf": schema["oneOf"]} if key == "anyOf" and "oneOf" in schema else {}
             says = {**says, **other}
             return [merged(root, says, part) if says else part for part in parts]

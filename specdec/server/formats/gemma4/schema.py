@@ -47,7 +47,13 @@ class GemmaSchema:
         self._root, self._of_reference = schema, {}
         try:
             return self._value({"type": "object", **schema})
-        except (TypeError, AttributeError, RecursionError) as error:  # numbers where lists belong, say
+        except (
+            TypeError,
+            AttributeError,
+            LookupError,
+            OverflowError,
+            RecursionError,
+        ) as error:  # numbers where lists belong, say
             raise ValueError("is no JSON schema that can be followed") from error
 
     def _rule(self, body: str) -> str:
@@ -64,7 +70,9 @@ class GemmaSchema:
         if not isinstance(schema, dict):
             raise ValueError("a schema that no value fits")
         if isinstance(reference := schema.get("$ref"), str):
-            beside = sorted(key for key in schema if key != "$ref" and key not in SAYS_NOTHING and key[0] != "$")
+            beside = sorted(
+                key for key in schema if key != "$ref" and key not in SAYS_NOTHING and not key.startswith("$")
+            )
             if self.strict and beside:
                 raise ValueError(f"{', '.join(beside)}: not supported beside $ref")
             return self._reference(reference)
