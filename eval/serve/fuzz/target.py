@@ -63,6 +63,8 @@ class Target:
         self.service, self.app, self.address = service, app, address
         self.errors = _Errors()
         logging.getLogger("specdec").addHandler(self.errors)
+        self._before = dict[str, int]()  # what a program had before, other models' caches say
+        self._before = self._alive()
 
     def left(self, seconds: int = 10) -> dict[str, int]:
         """Return the objects of requests that are alive, by class, and what the engine has: once nothing is left, or
@@ -78,6 +80,7 @@ class Target:
         alive = [type(one) for one in gc.get_objects()]
         counts = {kind.__name__: alive.count(kind) for kind in COUNTED}
         counts["KVCache"] -= len(self.service.model.conversations.kept)
+        counts = {name: max(0, count - self._before.get(name, 0)) for name, count in counts.items()}
         thread = self.service.thread
         return counts | {"running": thread.running, "waiting": thread.waiting, "engine": self.service.engine.in_flight}
 

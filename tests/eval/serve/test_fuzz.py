@@ -18,6 +18,7 @@ from eval.serve.fuzz.damage import damaged
 from eval.serve.fuzz.leaving import run_leaving
 from eval.serve.fuzz.schema import run_schema
 from eval.serve.fuzz.target import Target, target, within
+from specdec.cache import KVCache
 from specdec.server import http
 from specdec.server.generation.answer import Answer
 from specdec.server.generation.service import Service
@@ -28,8 +29,10 @@ CASES, SEED = 600, 20
 
 @pytest.fixture(scope="module")
 def on() -> Iterator[Target]:
+    others = [KVCache.__new__(KVCache) for _ in range(2)]  # as other tests of this process leave them
     with threads_restored(), target() as one:
         yield one
+    assert len(others) == 2
 
 
 def nothing() -> None:
