@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -15,7 +18,7 @@ from specdec.drafting.draft_length import FixedLength
 from specdec.drafting.protocol import NoDraft
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.constraints import FORCED
-from specdec.engine.grammar import Grammar, grammar_tokens
+from specdec.engine.grammar import Grammar, GrammarError, GrammarMatcher, grammar_tokens
 from specdec.engine.sampling import Sampler
 from specdec.engine.sequence import Request
 from specdec.engine.stats import GenerationStats
@@ -151,3 +154,32 @@ def test_a_processor_of_whole_batches_refuses_it(folder: Path) -> None:
     inputs = tokenizer(["one", "two"], return_tensors="pt")
     with pytest.raises(ValueError, match="one prompt at a time"):
         model.generate(**inputs, max_new_tokens=4, constraint=constraint, logits_processor=[processor])
+
+
+class Complex:
+    """A matcher of llguidance whose parser has got too complex."""
+
+    def compute_bitmask(self) -> bytes:
+        return np.zeros(8, np.uint8).tobytes()
+
+    def is_error(self) -> bool:
+        return True
+
+    def get_error(self) -> str:
+        return "Parser Error: too many items <state>\n...</state>"
+
+    def consume_token(self, token: int) -> bool:
+        return False
+
+
+def test_a_grammar_that_gets_too_complex_says_so_in_a_sentence() -> None:
+    matcher: Any = GrammarMatcher(Complex(), 64)  # type: ignore[arg-type]
+    for ask in (matcher.allowed, lambda: matcher.advance(3)):
+        with pytest.raises(GrammarError, match=r"cannot be followed further: Parser Error: too many items; write a"):
+            ask()
+
+
+def test_without_its_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(ValueError, match=r"grammars need llguidance; install it with: pip install .*serve"):
+        Grammar("start: /a/", None)  # type: ignore[arg-type]
