@@ -173,13 +173,15 @@ class Complex:
 
 
 def test_a_grammar_that_gets_too_complex_says_so_in_a_sentence() -> None:
-    matcher: Any = GrammarMatcher(Complex(), 64)  # type: ignore[arg-type]
+    complex_one: Any = Complex()
+    matcher = GrammarMatcher(complex_one, 64)
     for ask in (matcher.allowed, lambda: matcher.advance(3)):
         with pytest.raises(GrammarError, match=r"cannot be followed further: Parser Error: too many items; write a"):
             ask()
 
 
 def test_without_its_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_tokens: Any = None
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(ValueError, match=r"grammars need llguidance; install it with: pip install .*serve"):
-        Grammar("start: /a/", None)  # type: ignore[arg-type]
+        Grammar("start: /a/", no_tokens)

@@ -68,7 +68,8 @@ def _given(body: Fields) -> Sequence[str | list[int]]:
         return [prompt]
     if any(tokens) or len(prompt) > MOST_PROMPTS:
         raise bad_request(f"prompt must be a text, token ids, or a list of at most {MOST_PROMPTS} of these", "prompt")
-    return prompt  # type: ignore[no-any-return]
+    texts: Sequence[str | list[int]] = prompt
+    return texts
 
 
 def _choice(service: Service, answer: Answer, index: int, choice: Collected, before: str) -> dict[str, Any]:

