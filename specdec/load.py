@@ -52,7 +52,7 @@ from specdec.weights.hf_config import CONFIG, read_config, read_generation_confi
 from specdec.weights.hub.folder import companions
 from specdec.weights.hub.paths import model_path
 from specdec.weights.metadata import naming
-from specdec.weights.safetensors import SafetensorsCheckpoint
+from specdec.weights.safetensors import SafetensorsCheckpoint, is_packed
 from specdec.weights.tokenizer import generation_config_from_gguf
 
 # Arguments of transformers' `from_pretrained`, and what to write instead.
@@ -194,7 +194,7 @@ def _read(
     room = None if budget is None else budget.room(spec, source, quantize, dtype, kv_dtype or dtype)
     checkpoint = source.checkpoint
     large = isinstance(checkpoint, SafetensorsCheckpoint) and checkpoint.nbytes >= quantized.LEAST
-    if large and quantize is not None and quantize != "none":
+    if large and quantize != "none" and (quantize is not None or is_packed(checkpoint)):
         packed = quantized.load_or_quantize(path, spec, source, quantize, dtype, progress_bar)
         if packed is not None:
             decoder = assemble(spec, quantized.PackedReader(packed, dtype, device), kv_dtype, room)
