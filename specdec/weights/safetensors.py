@@ -175,7 +175,7 @@ class SafetensorsCheckpoint:
     def _packed(
         self, name: str, matrix: PackedMatrix, dtype: torch.dtype, quantize: Storage, rows: Tensor | None
     ) -> Weight:
-        with ExitStack() as files:
+        with naming(self.path), ExitStack() as files:
             opened = cache(lambda shard: files.enter_context(safe_open(shard, framework="pt")))
             parts = {part: opened(self._parts[full].shard).get_tensor(full) for part, full in matrix.parts.items()}
             weight = matrix.weight(parts, dtype, quantize, rows, f"{self.path}: tensor {name!r}")

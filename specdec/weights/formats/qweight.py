@@ -54,22 +54,20 @@ def awq_and_gptq(stored: Mapping[str, Stored], settings: Settings, small: Small)
             raise misfit("AWQ or GPTQ", stem + "weight", stored, parts)
         groups, outputs = scales.shape
         awq = qweight.shape[1] * 8 == outputs
+        if not awq and qweight.shape[1] != outputs:
+            raise misfit("AWQ or GPTQ", stem + "weight", stored, parts)
         settings.must_be(*(("awq", "auto-round") if awq else ("gptq", "gptqmodel", "auto-round")))
         bits = settings.whole("bits", 1, 8, settings.whole("w_bit", 1, 8, 4))
-        inputs = qweight.shape[0] if awq else qweight.shape[0] * 32 // max(bits, 1)
-        fits = outputs % (32 // bits) == 0 and is_matrix(qzeros, ("I32",), groups) and inputs % groups == 0
-        if (
-            qzeros is None
-            or not fits
-            or qzeros.shape[1] != outputs * bits // 32
-            or (not awq and qweight.shape[1] != outputs)
-        ):
-            raise misfit("AWQ" if awq else "GPTQ", stem + "weight", stored, parts)
+        format = "AWQ" if awq else "GPTQ"
         if bits not in ((4,) if awq else (4, 8)):
             raise ValueError(
-                f"{stem}qweight: {'AWQ' if awq else 'GPTQ'} of {bits} bits, which is not read; name one of 4 bits, or "
-                "a GGUF file of this model"
+                f"{stem}qweight: {format} of {bits} bits, which is not read; name one of 4 bits, or a GGUF file of this "
+                "model"
             )
+        inputs = qweight.shape[0] if awq else qweight.shape[0] * 32 // bits
+        fits = outputs % (32 // bits) == 0 and is_matrix(qzeros, ("I32",), groups) and inputs % groups == 0
+        if qzeros is None or not fits or qzeros.shape[1] != outputs * bits // 32:
+            raise misfit(format, stem + "weight", stored, parts)
         group = inputs // groups
         told = f"{bits} bits in groups of {group}"
         if awq:
