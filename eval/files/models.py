@@ -24,6 +24,7 @@ from specdec.weights.gguf.split import read_parts
 from specdec.weights.hub.folder import companions
 from specdec.weights.hub.paths import model_path
 from specdec.weights.metadata import one_line
+from specdec.weights.safetensors import SafetensorsCheckpoint
 
 
 def models(json_file: Path | None) -> int:
@@ -84,7 +85,7 @@ def show(name: str, json_file: Path | None) -> int:
         f"{here.nbytes / 1e9:.2f} GB in {len(here.files)} file{'s' * (len(here.files) != 1)}",
         soft_wrap=True,
     )
-    types = _types(path) if path.is_file() else []
+    types = _types(path) if path.is_file() else _formats(path)
     if types:
         table = _table("type", "tensors", "GB", "becomes")
         for kind in types:
@@ -115,6 +116,14 @@ def _types(path: Path) -> list[dict[str, Any]]:
     return [
         {"type": name_of(kind), "tensors": count[kind], "bytes": nbytes, "becomes": _becomes(kind)}
         for kind, nbytes in size.most_common()
+    ]
+
+
+def _formats(folder: Path) -> list[dict[str, Any]]:
+    """Return the formats of a folder's quantised matrices, those with the most bytes first, and what each becomes."""
+    return [
+        {"type": matrix.format, "tensors": count, "bytes": nbytes, "becomes": matrix.becomes}
+        for matrix, count, nbytes in SafetensorsCheckpoint(folder).formats
     ]
 
 

@@ -46,6 +46,7 @@ def awq_and_gptq(stored: Mapping[str, Stored], settings: Settings, small: Small)
     Raises ValueError for one whose parts do not fit each other or the config, for shuffled groups, and for zeros that
     are not where the config says.
     """
+    checked = False
     for name in [name for name, entry in stored.items() if name.endswith(".qweight") and entry.dtype == "I32"]:
         stem = name.removesuffix("qweight")
         parts = {part: stem + part for part in ("qweight", "qzeros", "scales")}
@@ -61,8 +62,8 @@ def awq_and_gptq(stored: Mapping[str, Stored], settings: Settings, small: Small)
         format = "AWQ" if awq else "GPTQ"
         if bits not in ((4,) if awq else (4, 8)):
             raise ValueError(
-                f"{stem}qweight: {format} of {bits} bits, which is not read; name one of 4 bits, or a GGUF file of this "
-                "model"
+                f"{stem}qweight: {format} of {bits} bits, which is not read; name one of 4 bits, or a GGUF file of "
+                "this model"
             )
         inputs = qweight.shape[0] if awq else qweight.shape[0] * 32 // bits
         fits = outputs % (32 // bits) == 0 and is_matrix(qzeros, ("I32",), groups) and inputs % groups == 0
@@ -83,8 +84,12 @@ def awq_and_gptq(stored: Mapping[str, Stored], settings: Settings, small: Small)
             if stored[ids].shape != (inputs,) or not torch.equal(small(ids).long(), expected):
                 raise ValueError(f"{ids}: {_SHUFFLED}")
         symmetric = settings.flag("sym", default=True)
+        first = symmetric and not checked
+        checked = True
         stored_less = 0 if settings.text("checkpoint_format", "gptq") == "gptq_v2" else 1
         reader = _GPTQ(bits, stored_less, symmetric, stem + "qzeros")
+        if first:  # one matrix tells before minutes of work what is wrong with all of them
+            reader.zeros(small(parts["qzeros"]), slice(0, outputs))
         yield stem + "weight", PackedMatrix(
             f"GPTQ, {told}{'' if symmetric else ' with zero points'}",
             (outputs, inputs), parts, reader.read, bits, group, offset=not symmetric, rounds=not symmetric,
@@ -104,17 +109,16 @@ class _GPTQ:
 
     def read(self, parts: Parts, rows: Rows) -> Codes:
         values = unpack_columns(parts["qweight"].t()[rows], self.bits)  # words [R, K / 8]
-        zeros = self._zeros(parts["qzeros"], rows)
+        zeros = self.zeros(parts["qzeros"], rows)
         scale = parts["scales"].t()[rows].float()
-        if not self.symmetric:
-            return Codes(values, scale, -zeros.float() * scale)
-        if bool((zeros != 1 << (self.bits - 1)).any()):
-            raise ValueError(
-                f"{self.name}: zeros that are not in the middle, where the config says that they are (sym); "
-                "fetch config and weights again, from the same repository"
-            )
-        return Codes(values, scale, None)
+        return Codes(values, scale, None if self.symmetric else -zeros.float() * scale)
 
-    def _zeros(self, packed: Tensor, rows: Rows) -> Tensor:
-        zeros = unpack_rows(packed.t(), rows, self.bits) + self.less
-        return zeros & (1 << self.bits) - 1
+    def zeros(self, packed: Tensor, rows: Rows) -> Tensor:
+        """Return the zeros of rows, uint8 [R, groups]. Raises ValueError where they are not where the config says."""
+        zeros = unpack_rows(packed.t(), rows, self.bits) + self.less & (1 << self.bits) - 1
+        if self.symmetric and bool((zeros != 1 << (self.bits - 1)).any()):
+            raise ValueError(
+                f"{self.name}: zeros that are not in the middle, where the config says that they are (sym); fetch "
+                "config and weights again, from the same repository"
+            )
+        return zeros

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import specdec
 from eval.synthetic.packed.folders import write_packed
@@ -143,14 +143,15 @@ def test_bits_that_are_not_read(tmp_path: Path) -> None:
 
 
 def test_a_whole_folder_that_is_wrong_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The zeros of the last layer are elsewhere: found while the quantised form is being written."""
+    """The zeros of the last matrix are elsewhere: found while the quantised form is being written."""
     monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(quantized, "LEAST", 0)
     tiny_model("llama").save_pretrained(tmp_path / "floats")
-    write_packed(tmp_path / "floats", tmp_path / "packed", "gptq-asymmetric")
-    config = json.loads((tmp_path / "packed" / "config.json").read_text())
-    config["quantization_config"]["sym"] = True
-    (tmp_path / "packed" / "config.json").write_text(json.dumps(config))
+    write_packed(tmp_path / "floats", tmp_path / "packed", "gptq")
+    file = tmp_path / "packed" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.3.self_attn.o_proj.qzeros"] += 1
+    save_file(tensors, file)
     with pytest.raises(ValueError, match=r"qzeros: zeros that are not in the middle"):
         specdec.load(tmp_path / "packed", drafter=None, quantize="int4", device="cpu")
     assert [path.name for path in (tmp_path / "cache" / "quantized").iterdir() if path.suffix != ".lock"] == []
