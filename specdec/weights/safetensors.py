@@ -183,7 +183,7 @@ class SafetensorsCheckpoint:
                 self._told.add(matrix.format)
                 count = min(_MEASURED, matrix.shape[0])
                 theirs = matrix.floats(parts, slice(0, count))
-                ours = weight.rows(torch.arange(count), torch.float32)
+                ours = weight.rows(torch.arange(count, dtype=torch.int64), torch.float32)
                 self._tell(name, matrix, weight.nbytes, float((ours - theirs).square().sum() / theirs.square().sum()))
         return weight
 

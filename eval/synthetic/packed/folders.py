@@ -15,6 +15,7 @@ from torch import Tensor
 from eval.synthetic.packed.formats import FORMATS
 from specdec.util.atomic import replacing
 
+_LARGEST = (0.6, 0.38, 0.01, 0.006, 0.004)  # of blocks, whose largest number is 8, 7, 6, 5, 4
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
@@ -62,12 +63,12 @@ def bfloat16_on_lattice(rows: int, columns: int, seed: int = 0) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     blocks = rows * columns // 32
-    reach = 8.0 - torch.multinomial(torch.tensor([0.6, 0.38, 0.01, 0.006, 0.004]), blocks, True, generator=generator)
+    reach = 8.0 - torch.multinomial(torch.tensor(_LARGEST, dtype=torch.float32), blocks, True, generator=generator)
     shape = torch.randn(blocks, 32, generator=generator, dtype=torch.float32)
     codes = (shape / shape.abs().amax(1, keepdim=True) * reach[:, None]).round()
-    first, at = torch.arange(blocks), codes.abs().argmax(1)
+    first, at = torch.arange(blocks, dtype=torch.int64), codes.abs().argmax(1)
     largest = torch.where(reach == 8, -reach, reach * codes[first, at].sign())
     codes.clamp_(-7, 7)[first, at] = largest
     step = (0.75 + 0.5 * torch.rand(blocks, generator=generator, dtype=torch.float32)) / 200
-    step *= torch.where(torch.rand(blocks, generator=generator) < 0.5, -1.0, 1.0)
+    step *= torch.where(torch.rand(blocks, generator=generator, dtype=torch.float32) < 0.5, -1.0, 1.0)
     return (codes * step[:, None]).view(rows, columns).bfloat16()

@@ -47,7 +47,10 @@ def _rounded(w: Tensor, group: int, bits: int, symmetric: bool, kind: torch.dtyp
     groups = w.float().view(len(w), -1, group)
     top = (1 << bits) - 1
     if symmetric:
-        scale, zero = groups.abs().amax(-1) / (top // 2), torch.full(groups.shape[:2], float(1 << (bits - 1)))
+        scale, zero = (
+            groups.abs().amax(-1) / (top // 2),
+            torch.full(groups.shape[:2], float(1 << (bits - 1)), dtype=torch.float32),
+        )
     else:
         low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
         scale = (high - low) / top
@@ -68,7 +71,7 @@ def _compressed_tensors(group: int | None, bits: int = 4, symmetric: bool = True
         parts = {
             "weight_packed": bit_stream(values, bits),
             "weight_scale": scale.bfloat16(),
-            "weight_shape": torch.tensor(w.shape),
+            "weight_shape": torch.tensor(w.shape, dtype=torch.int64),
         }
         if not symmetric:
             parts["weight_zero_point"] = bit_stream(zero.t(), bits).t().contiguous()
@@ -102,7 +105,7 @@ def _mlx(bits: int, group: int) -> Format:
 
 
 def _awq(group: int) -> Format:
-    columns = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])
+    columns = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7], dtype=torch.int64)
 
     def packed(values: Tensor) -> Tensor:  # [X, N] -> [X, N / 8]
         return bit_stream(values.view(len(values), -1, 8)[..., columns].flatten(1), 4)
@@ -125,7 +128,7 @@ def _gptq(group: int, bits: int = 4, symmetric: bool = True, version: str = "gpt
             "qweight": bit_stream(values, bits).t().contiguous(),
             "qzeros": bit_stream(stored.t(), bits),
             "scales": scale.t().half().contiguous(),
-            "g_idx": (torch.arange(w.shape[1]) // group).to(torch.int32),
+            "g_idx": torch.arange(w.shape[1], dtype=torch.int32) // group,
         }
         return parts, _floats(values, scale, zero)
 
@@ -141,7 +144,7 @@ def _nf4(double: bool) -> Format:
         about: dict[str, Any] = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": list(w.shape)}
         parts: Parts = {}
         if double:
-            offset, codebook = float(absmax.mean()), torch.linspace(-1, 1, 256)
+            offset, codebook = float(absmax.mean()), torch.linspace(-1, 1, 256, dtype=torch.float32)
             shifted = torch.nn.functional.pad(absmax - offset, (0, -len(absmax) % 256)).view(-1, 256)
             nested = shifted.abs().amax(1)
             bytes_ = (shifted / nested[:, None]).unsqueeze(-1).sub(codebook).abs().argmin(-1)

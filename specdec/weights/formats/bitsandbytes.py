@@ -37,6 +37,8 @@ def bitsandbytes_4bit(
         parts = {"weight": name, **{word: f"{name}.{word}" for word in words if f"{name}.{word}" in stored}}
         parts["state"] = state
         with naming(state):
+            if kind not in ("nf4", "fp4"):
+                raise ValueError("is of a kind that bitsandbytes does not write; fetch the files again")
             about = Values(_json(small(state) if math.prod(stored[state].shape) <= _MOST else None))
             rows, columns = about.wholes("shape", 1, length=2)
             size = about.whole("blocksize", 2, 1 << 20)
@@ -50,7 +52,10 @@ def bitsandbytes_4bit(
             due |= {"nested_absmax": (-(-blocks // nested_size), "F32"), "nested_quant_map": (256, "F32")}
         found = {part: stored.get(parts.get(part, "")) for part in due}
         if columns % 2 or any(
-            entry is None or (math.prod(entry.shape), entry.dtype) != due[part] for part, entry in found.items()
+            entry is None
+            or (math.prod(entry.shape), entry.dtype) != due[part]
+            or (part != "weight" and len(entry.shape) != 1)
+            for part, entry in found.items()
         ):
             raise misfit("bitsandbytes", name, stored, parts)
         yield (
@@ -83,16 +88,16 @@ class _Reader:
         raw = parts["weight"].view(-1, self.columns // 2)[rows]  # [R, K / 2]
         codes = torch.stack([raw >> 4, raw & 15], dim=-1).flatten(1)  # [R, K]
         if isinstance(rows, slice):
-            rows = torch.arange(rows.start, rows.stop)
-        # Blocks run over the ends of rows where K is no multiple of their size.
-        block = (rows[:, None] * self.columns + torch.arange(self.columns)) // self.size  # [R, K]
-        return parts["quant_map"][codes.int()] * self._largest(parts, block)
+            rows = torch.arange(rows.start, rows.stop, dtype=torch.int64)
+        # Blocks run over the ends of rows where K is no multiple of their size; a unit lies inside of one.
+        unit = math.gcd(self.size, self.columns)
+        starts = torch.arange(0, self.columns, unit, dtype=torch.int64)
+        block = (rows[:, None] * self.columns + starts) // self.size  # [R, units]
+        values = parts["quant_map"].index_select(0, codes.flatten().int()).view(len(rows), -1, unit)
+        return (values * self._largest(parts, block)[..., None]).view(codes.shape)
 
     def _largest(self, parts: Parts, block: Tensor) -> Tensor:
-        absmax = parts["absmax"].flatten()
+        absmax = parts["absmax"].flatten()[block]
         if "nested_absmax" not in parts:
-            return absmax[block]
-        first, last = int(block[:, 0].min()), int(block[:, -1].max()) + 1
-        codes = parts["nested_quant_map"][absmax[first:last].int()]
-        nested = parts["nested_absmax"][torch.arange(first, last) // self.nested_size]
-        return (codes * nested + self.shift)[block - first]
+            return absmax
+        return parts["nested_quant_map"][absmax.int()] * parts["nested_absmax"][block // self.nested_size] + self.shift

@@ -50,8 +50,8 @@ class _Reader:
         values, scale = parts["weight"][rows].float(), parts[self.word].float()
         if self.block == 0:
             return values * scale.flatten()
-        ids = torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+        ids = torch.arange(rows.start, rows.stop, dtype=torch.int64) if isinstance(rows, slice) else rows
         if self.block == 1:
             return values * scale.view(-1, 1)[ids]
-        columns = torch.arange(values.shape[1]) // self.block
+        columns = torch.arange(values.shape[1], dtype=torch.int64) // self.block
         return values * scale[ids // self.block][:, columns]

@@ -23,7 +23,7 @@ _ROWS, _FEW = 16, 64  # asked first: so many rows, and of their blocks so many b
 def lattice_share(tensor: Tensor) -> float:
     """Return the share of blocks that lie on a lattice, in a few rows of `tensor` [N, K], of any float type."""
     count = min(_ROWS, max(1, len(tensor) // 64))
-    ids = torch.linspace(0, len(tensor) - 1, count).long()
+    ids = torch.arange(count, dtype=torch.int64) * (len(tensor) - 1) // max(1, count - 1)
     blocks = tensor.index_select(0, ids).float().view(-1, BLOCK).t()  # [32, B]
     few = blocks[:, :: max(1, blocks.shape[1] // _FEW)]
     return share if (share := _share(few)) < 0.5 else _share(blocks)

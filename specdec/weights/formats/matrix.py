@@ -153,7 +153,7 @@ def unpack_columns(words: Tensor, bits: int) -> Tensor:
         return (raw[..., None] >> shifts & (1 << bits) - 1).flatten(1)
     eights = raw.view(len(raw), -1, bits).to(torch.int16)  # `bits` bytes hold eight values
     eights = torch.nn.functional.pad(eights, (0, 1))
-    first = torch.arange(0, 8 * bits, bits)
+    first = torch.arange(0, 8 * bits, bits, dtype=torch.int64)
     pairs = eights[..., first // 8] | eights[..., first // 8 + 1] << 8  # [R, X, 8]
     return (pairs >> (first % 8).to(torch.int16) & (1 << bits) - 1).to(torch.uint8).flatten(1)
 
@@ -164,7 +164,7 @@ def unpack_rows(words: Tensor, rows: Rows, bits: int, order: tuple[int, ...] | N
     `order`: the place in a word of each of its rows, counted from the lowest bits; None: one after the other.
     """
     per = 32 // bits
-    places = torch.tensor(range(per) if order is None else order) * bits
+    places = torch.tensor(range(per) if order is None else order, dtype=torch.int64) * bits
     if isinstance(rows, slice):
         first, last = rows.start // per, -(-rows.stop // per)
         part = words[first:last].contiguous()  # [P, X]

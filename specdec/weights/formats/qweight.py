@@ -80,7 +80,7 @@ def awq_and_gptq(stored: Mapping[str, Stored], settings: Settings, small: Small)
             )
             continue
         if (ids := stem + "g_idx") in stored:
-            expected = torch.arange(inputs) // group
+            expected = torch.arange(inputs, dtype=torch.int64) // group
             if stored[ids].shape != (inputs,) or not torch.equal(small(ids).long(), expected):
                 raise ValueError(f"{ids}: {_SHUFFLED}")
         symmetric = settings.flag("sym", default=True)

@@ -91,6 +91,7 @@ def test_parts_that_do_not_fit(format: str, changes: Tensors, tmp_path: Path) ->
         ("gptq", {}, {"quant_method": ["gptq"]}, "'quant_method' must be a text"),
         ("mlx-4", {}, {"bits": 4, "group_size": 32, "mode": "mxfp4"}, "MXFP4, which is not read"),
         ("mlx-4", {"scales": torch.zeros(32, 2, dtype=torch.uint8), "biases": NONE}, None, "which is not read"),
+        ("nf4", {"weight.quant_state.bitsandbytes__nf5": torch.zeros(2).byte()}, None, "a kind that bitsandbytes does"),
         ("nf4", {"weight": NONE}, None, "there is no a.weight that it belongs to"),
         ("nf4", {"weight.quant_state.bitsandbytes__nf4": torch.full((9,), 123, dtype=torch.uint8)}, None, "no JSON"),
         ("nf4", {"weight.quant_state.bitsandbytes__nf4": torch.zeros(1 << 17)}, None, "no JSON"),
