@@ -100,8 +100,9 @@ def load(
             never changes the text.
         dtype: the type of activations and of weights that are not quantised; None: float32 on the CPU, bfloat16 on a
             GPU.
-        quantize: "int4" (4 bits, the vocabulary in 8 bits), "int4-all" or "int8" quantise a float checkpoint while it
-            streams in; "none" expands a quantised checkpoint to `dtype`; None keeps weights as they are stored.
+        quantize: "int4" (4 bits, the vocabulary in 8 bits), "int4-all" or "int8" quantise what a checkpoint has in
+            floats while it streams in (matrices that were trained for 4 bits take 4 bits with their own steps); "none"
+            expands a quantised checkpoint to `dtype`; None keeps weights as they are stored.
         device: "cpu", "cuda", "mps"; None: CUDA where there is a GPU for it, else the CPU, on a Mac too. On a GPU torch
             computes, and a drafted text may differ from the plain one where two tokens nearly tie.
         kv_dtype: the type in which the cache keeps K and V: "float32", "bfloat16", "float16" or "int8"; None: `dtype`.
