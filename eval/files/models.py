@@ -120,11 +120,18 @@ def _types(path: Path) -> list[dict[str, Any]]:
 
 
 def _formats(folder: Path) -> list[dict[str, Any]]:
-    """Return the formats of a folder's quantised matrices, those with the most bytes first, and what each becomes."""
-    return [
+    """Return the formats of a folder's quantised matrices, those with the most bytes first, and what each becomes; and
+    the floats that were trained for 4 bits."""
+    checkpoint = SafetensorsCheckpoint(folder)
+    found = [
         {"type": matrix.format, "tensors": count, "bytes": nbytes, "becomes": matrix.becomes}
-        for matrix, count, nbytes in SafetensorsCheckpoint(folder).formats
+        for matrix, count, nbytes in checkpoint.formats
     ]
+    if trained := checkpoint.trained:
+        becomes = "4 bits with their own steps, with --quantize int4"
+        kind = {"type": "floats trained for 4 bits", "tensors": len(trained), "bytes": sum(trained.values())}
+        found.append({**kind, "becomes": becomes})
+    return found
 
 
 def _becomes(kind: int) -> str:

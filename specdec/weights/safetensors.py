@@ -123,6 +123,12 @@ class SafetensorsCheckpoint:
             sizes[matrix.format] += sum(self._parts[part].nbytes for part in matrix.parts.values())
         return [(ones[format], count[format], size) for format, size in sizes.most_common()]
 
+    @property
+    def trained(self) -> dict[str, int]:
+        """Return the float matrices that were trained for 4 bits, each with its bytes; a few rows of each are read."""
+        entries = self._entries.items()
+        return {name: entry.nbytes for name, entry in entries if self._on_lattice(name, entry, "int4")}
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return every tensor's name and shape."""
         packed = {name: matrix.shape for name, matrix in self._matrices.items()}
@@ -183,8 +189,10 @@ class SafetensorsCheckpoint:
                 self._told.add(matrix.format)
                 count = min(_MEASURED, matrix.shape[0])
                 theirs = matrix.floats(parts, slice(0, count))
+                whole = float(theirs.square().sum())
                 ours = weight.rows(torch.arange(count, dtype=torch.int64), torch.float32)
-                self._tell(name, matrix, weight.nbytes, float((ours - theirs).square().sum() / theirs.square().sum()))
+                if whole:
+                    self._tell(name, matrix, weight.nbytes, float((ours - theirs).square().sum()) / whole)
         return weight
 
     def _tell(self, name: str, matrix: PackedMatrix, nbytes: int, error: float) -> None:

@@ -188,6 +188,11 @@ def is_matrix(stored: Stored | None, dtypes: tuple[str, ...], rows: int | None =
 
 def misfit(format: str, name: str, stored: Mapping[str, Stored], parts: Mapping[str, str]) -> ValueError:
     """Return the error for a matrix whose parts do not fit each other, or the config."""
+    if any(full in stored and len(stored[full].shape) == 3 for full in parts.values()):
+        return ValueError(
+            f"{quote(name)} has three dimensions: experts of a mixture, which are not read as {format}; name a GGUF "
+            "file of this model"
+        )
     told = ", ".join(
         f"{part} {stored[full].dtype} {list(stored[full].shape)}" if full in stored else f"no {part}"
         for part, full in parts.items()

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from eval.files import lattice
-from eval.synthetic.packed.folders import write_packed
+from eval.synthetic.packed.folders import bfloat16_on_lattice, write_packed
 from run import main
 from tests.support.tiny import tiny_model
 
@@ -36,6 +37,17 @@ def test_show_names_the_format(
     (found,) = json.loads(capsys.readouterr().out)["types"]
     assert (found["type"], found["becomes"]) == (told, becomes)
     assert found["tensors"] > 10 and found["bytes"] > 0
+
+
+def test_show_names_weights_that_were_trained_for_4_bits(floats: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = load_file(floats / "model.safetensors")
+    trained = [name for name in tensors if name.endswith("gate_proj.weight")]
+    tensors |= {name: bfloat16_on_lattice(*tensors[name].shape) for name in trained}
+    save_file(tensors, floats / "model.safetensors")
+    capsys.readouterr()
+    assert main(["show", str(floats), "--json", "-"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["types"]
+    assert found["type"] == "floats trained for 4 bits" and found["tensors"] == len(trained)
 
 
 def test_the_plan_is_of_what_is_loaded(floats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,6 +86,7 @@ def test_parts_that_do_not_fit(format: str, changes: Tensors, tmp_path: Path) ->
         ("gptq", {"g_idx": torch.arange(128).flip(0).to(torch.int32) // 64}, None, "activation order"),
         ("gptq", {}, {"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq_v2"}, "zeros that are not in"),
         ("gptq", {}, {"quant_method": "awq", "bits": 4}, "says 'awq', and the tensors are those of gptq"),
+        ("mlx-4", {"weight": torch.zeros(2, 32, 16, dtype=torch.uint32)}, None, "experts of a mixture"),
         ("awq", {}, {"quant_method": "gptq", "bits": 4}, "says 'gptq', and the tensors are those of awq"),
         ("gptq", {}, {"quant_method": "gptq", "bits": "four"}, "'bits' must be a whole number"),
         ("gptq", {}, {"quant_method": ["gptq"]}, "'quant_method' must be a text"),
