@@ -52,7 +52,7 @@ from specdec.weights.hf_config import CONFIG, read_config, read_generation_confi
 from specdec.weights.hub.folder import companions
 from specdec.weights.hub.paths import model_path
 from specdec.weights.metadata import naming
-from specdec.weights.safetensors import SafetensorsCheckpoint
+from specdec.weights.safetensors import SafetensorsCheckpoint, is_packed
 from specdec.weights.tokenizer import generation_config_from_gguf
 
 # Arguments of transformers' `from_pretrained`, and what to write instead.
@@ -100,8 +100,9 @@ def load(
             never changes the text.
         dtype: the type of activations and of weights that are not quantised; None: float32 on the CPU, bfloat16 on a
             GPU.
-        quantize: "int4" (4 bits, the vocabulary in 8 bits), "int4-all" or "int8" quantise a float checkpoint while it
-            streams in; "none" expands a quantised checkpoint to `dtype`; None keeps weights as they are stored.
+        quantize: "int4" (4 bits, the vocabulary in 8 bits), "int4-all" or "int8" quantise what a checkpoint has in
+            floats while it streams in (matrices that were trained for 4 bits take 4 bits with their own steps); "none"
+            expands a quantised checkpoint to `dtype`; None keeps weights as they are stored.
         device: "cpu", "cuda", "mps"; None: CUDA where there is a GPU for it, else the CPU, on a Mac too. On a GPU torch
             computes, and a drafted text may differ from the plain one where two tokens nearly tie.
         kv_dtype: the type in which the cache keeps K and V: "float32", "bfloat16", "float16" or "int8"; None: `dtype`.
@@ -194,7 +195,7 @@ def _read(
     room = None if budget is None else budget.room(spec, source, quantize, dtype, kv_dtype or dtype)
     checkpoint = source.checkpoint
     large = isinstance(checkpoint, SafetensorsCheckpoint) and checkpoint.nbytes >= quantized.LEAST
-    if large and quantize is not None and quantize != "none":
+    if large and quantize != "none" and (quantize is not None or is_packed(checkpoint)):
         packed = quantized.load_or_quantize(path, spec, source, quantize, dtype, progress_bar)
         if packed is not None:
             decoder = assemble(spec, quantized.PackedReader(packed, dtype, device), kv_dtype, room)

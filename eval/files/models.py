@@ -24,6 +24,7 @@ from specdec.weights.gguf.split import read_parts
 from specdec.weights.hub.folder import companions
 from specdec.weights.hub.paths import model_path
 from specdec.weights.metadata import one_line
+from specdec.weights.safetensors import SafetensorsCheckpoint
 
 
 def models(json_file: Path | None) -> int:
@@ -84,7 +85,7 @@ def show(name: str, json_file: Path | None) -> int:
         f"{here.nbytes / 1e9:.2f} GB in {len(here.files)} file{'s' * (len(here.files) != 1)}",
         soft_wrap=True,
     )
-    types = _types(path) if path.is_file() else []
+    types = _types(path) if path.is_file() else _formats(path)
     if types:
         table = _table("type", "tensors", "GB", "becomes")
         for kind in types:
@@ -116,6 +117,21 @@ def _types(path: Path) -> list[dict[str, Any]]:
         {"type": name_of(kind), "tensors": count[kind], "bytes": nbytes, "becomes": _becomes(kind)}
         for kind, nbytes in size.most_common()
     ]
+
+
+def _formats(folder: Path) -> list[dict[str, Any]]:
+    """Return the formats of a folder's quantised matrices, those with the most bytes first, and what each becomes; and
+    the floats that were trained for 4 bits."""
+    checkpoint = SafetensorsCheckpoint(folder)
+    found = [
+        {"type": matrix.format, "tensors": count, "bytes": nbytes, "becomes": matrix.becomes}
+        for matrix, count, nbytes in checkpoint.formats
+    ]
+    if trained := checkpoint.trained:
+        becomes = "4 bits with their own steps, with --quantize int4"
+        kind = {"type": "floats trained for 4 bits", "tensors": len(trained), "bytes": sum(trained.values())}
+        found.append({**kind, "becomes": becomes})
+    return found
 
 
 def _becomes(kind: int) -> str:

@@ -204,6 +204,7 @@ def no_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 HF = ("hf-llama", "hf-qwen3", "hf-gemma3", "hf-gemma4", "hf-gemma4-shared")
+QUANTISED = ("ct-asymmetric", "mlx-5", "awq", "gptq-v2", "nf4-double", "fp8-row")  # by other programs
 GGUF = ("gguf-llama", "gguf-qwen3", "gguf-gemma3", "gguf-gemma4-shared")
 KINDS: dict[str, Kind] = {
     "gguf": Kind(GGUF, ("model.gguf",), _read_both),
@@ -214,6 +215,7 @@ KINDS: dict[str, Kind] = {
     "tokenizer": Kind(HF[:1], ("tokenizer.json", "tokenizer_config.json", "config.json"), _read_tokenizer),
     "index": Kind(("sharded",), (INDEX,), _read_model),
     "safetensors": Kind(HF, ("model.safetensors",), _read_model),
+    "quantised": Kind(tuple(f"hf-{name}" for name in QUANTISED), ("model.safetensors", "config.json"), _read_model),
     "packed": Kind(("packed",), ("model.packed",), _read_packed),
     "conversation": Kind(("conversation",), ("saved.safetensors",), _read_conversation),
     "head": Kind(("head",), ("config.json", HEAD_FILE), _drafter("hf-llama"), _rehash),

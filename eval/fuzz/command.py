@@ -34,7 +34,7 @@ seconds of processor time and of 1 GB of memory. A case passes when the file loa
 ValueError on one line that names it; anything else fails. The same seed makes the same cases. Exit code 1 when a case
 failed."""
 NAMES = (
-    "gguf", "manifest", "mmproj", "config", "generation", "tokenizer", "index", "safetensors", "packed",
+    "gguf", "manifest", "mmproj", "config", "generation", "tokenizer", "index", "safetensors", "quantised", "packed",
     "conversation", "head", "assistant", "drafter", "shards", "prompts", "picture", "sound", "video",
 )  # fmt: skip
 KEEP = Path("runs/fuzz")

@@ -26,11 +26,12 @@ from drafter.files.assistant import assistant_config, save_assistant
 from drafter.files.gguf import DIALECTS
 from drafter.files.gguf_writer import TYPES, write_assistant
 from drafter.files.head import save_head
-from eval.fuzz.cases import GGUF, VOCAB, World, generate, no_bar
+from eval.fuzz.cases import GGUF, QUANTISED, VOCAB, World, generate, no_bar
 from eval.fuzz.media import write_media
 from eval.synthetic.byte_tokenizer import add_byte_tokenizer
 from eval.synthetic.command import write_model
 from eval.synthetic.gguf_files import write_gguf
+from eval.synthetic.packed.folders import write_packed
 from eval.synthetic.random_weights import random_tensor
 from specdec.hf import SpecdecForCausalLM
 from specdec.load import open_checkpoint
@@ -99,6 +100,8 @@ def write_seeds(folder: Path) -> None:
     _write_store(folder / "gguf-llama" / "model.gguf", folder / "ollama")
     world = World(folder)
     _write_sharded(folder / "hf-llama", folder / "sharded")
+    for name in QUANTISED:
+        write_packed(folder / "hf-llama", folder / f"hf-{name}", name)
     _write_packed(folder)
     _write_conversation(folder / "conversation", world.model("hf-gemma4"))
     _write_head(folder / "head", world.model().decoder)

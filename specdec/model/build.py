@@ -73,7 +73,8 @@ def build_decoder(
     """Build the decoder of `spec` from the tensors of `source`.
 
     `quantize`: see `Checkpoint.weight`. With "int4" the embedding and the head take 8 bits, which costs little memory
-    and keeps rare tokens apart; "int4-all" gives them 4 bits too. `progress(name)` is called after every tensor.
+    and keeps rare tokens apart, unless they were trained for 4; "int4-all" gives them 4 bits too. `progress(name)` is
+    called after every tensor.
     `kv_dtype`, `room`: see `Decoder`.
 
     Raises:

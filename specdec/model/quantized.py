@@ -28,9 +28,10 @@ from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
 from specdec.weights.hub.paths import cache_folder
 from specdec.weights.packed import PackedFile, StaleError, packing
-from specdec.weights.tensors import Weight, stored_bytes
+from specdec.weights.tensors import Weight
 
 FORMAT = 1  # of the packed files; another number makes all of them anew
+FIT = 2  # of floats to blocks; another number makes a file anew, in the place of the old one
 LEAST = 1 << 30  # bytes of a checkpoint that is worth keeping quantised
 
 Step = Callable[[str], None]
@@ -74,10 +75,10 @@ def load_or_quantize(
     # The config says which tensors of the files are a model's, and what is added to a norm.
     tensors = _digest([sorted(expected_tensors(spec).items()), source.norm_offset])
     kind = {"format": FORMAT, "quantize": quantize, "dtype": str(dtype)}
-    about = {**kind, "from": made_from, "tensors": tensors}
+    about = {**kind, "from": made_from, "tensors": tensors, "fit": FIT}
     where = "the cache folder"
     try:
-        name = f"{folder.name}-{quantize}-{_digest([str(folder.resolve()), kind])}.packed"
+        name = f"{folder.name}-{quantize or 'stored'}-{_digest([str(folder.resolve()), kind])}.packed"
         path = cache_folder() / "quantized" / name
         where = str(path.parent)
         # Without a lock: in a folder that can only be read none can be taken.
@@ -137,7 +138,8 @@ def _made(
     for left in path.parent.glob(f".{path.name}.*"):  # of a process that was killed
         left.unlink()
     shapes = expected_tensors(spec)
-    needed = sum(stored_bytes(shape, storage_of(name, quantize), torch.float32) for name, shape in shapes.items())
+    checkpoint = source.checkpoint
+    needed = sum(checkpoint.loaded_bytes(source.names[n], torch.float32, storage_of(n, quantize)) for n in shapes)
     free = shutil.disk_usage(path.parent).free
     if needed > free:
         raise OSError(f"it takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")

@@ -24,6 +24,8 @@ _TOKENIZER_SETTINGS = ("tokenizer.json", "tokenizer_config.json", "special_token
 _CONTROL = re.compile(rb"\\u|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]")  # may stand for what a terminal obeys
 # Keys by which a config picks code that runs: modules beside it, kernels of the hub.
 _CODE = ("auto_map", "attn_implementation", "experts_implementation", "custom_generate", "trust_remote_code")
+# What the files hold of a quantisation (`formats/settings.py`). A model here is not what transformers would make of it.
+_QUANTISED = ("quantization_config", "compression_config", "quantization")
 _COUNTED = ("num_hidden_layers", "num_labels")  # transformers makes lists as long as these say
 _MOST = 1 << 12  # labels, and layers of parts that are not read (vision, audio); copied several times over
 _ID = (-(1 << 31), 1 << 32)  # -1 and 2**32 - 1 stand for "none" in some files
@@ -164,11 +166,12 @@ def _objects(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, 
 
 
 def _harmless(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
-    """Return a copy without the keys that pick code, and without those that would replace a method."""
+    """Return a copy without the keys that pick code or tell of a quantisation, and without those that would replace a
+    method."""
     return {
         name: _harmless(value, type(None)) if isinstance(value, Mapping) else value
         for name, value in values.items()
-        if name not in _CODE and not name.startswith("__") and not callable(getattr(kind, name, None))
+        if name not in (*_CODE, *_QUANTISED) and not name.startswith("__") and not callable(getattr(kind, name, None))
     }
 
 

@@ -1,35 +1,42 @@
 """Safetensors as a checkpoint: one file, or a folder of shards with its index.
 
 What: `SafetensorsCheckpoint` checks the headers of all shards at once, then maps a shard for each tensor that is asked
-for. Why all headers first: a missing, cut-short or pre-quantised file is named in milliseconds, not after minutes of
-loading. Left out: pickle files (reading one can run code) and pre-quantised checkpoints (GPTQ, AWQ, bitsandbytes,
-float8), which have other layouts. Source of the format: https://github.com/huggingface/safetensors
+for. What other programs quantised (`specdec/weights/formats/`) has the names and shapes of the matrices that it stands
+for. Why all headers first: a file that is missing, cut short or in a format that is not read is named in milliseconds,
+not after minutes of loading. Left out: pickle files (reading one can run code). Source of the format:
+https://github.com/huggingface/safetensors
 """
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
+from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from specdec.weights.checkpoint import check_request, checked_floats, exact_floats, find
+from specdec.kernels import BLOCK
+from specdec.weights.checkpoint import Checkpoint, check_request, checked_floats, exact_floats, find
+from specdec.weights.formats.find import packed_matrices, refusal
+from specdec.weights.formats.matrix import PackedMatrix, Stored
+from specdec.weights.formats.settings import Settings
 from specdec.weights.metadata import Values, naming, one_line, quote, read_object
-from specdec.weights.tensors import Storage, Weight, convert, stored_bytes
+from specdec.weights.tensors import QuantizedStorage, Storage, Weight, block_bytes, convert, is_on_lattice, stored_bytes
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _NAME = 255  # bytes of a file's name
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
 _INTEGERS = ("I64", "I32", "BOOL")  # tables such as an assistant's token_ordering, never multiplied by
-_PREQUANTISED = (  # last parts of names that quantising libraries add
-    "qweight", "qzeros", "g_idx", "weight_packed", "weight_scale", "weight_scale_inv", "absmax", "quant_map",
-    "SCB",
-)  # fmt: skip
+_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2}
+_MEASURED = 256  # rows on which the error of rounding is measured
 
 
 @dataclass(frozen=True)
@@ -38,16 +45,23 @@ class _Entry:
     shape: tuple[int, ...]
     dtype: str
 
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of the tensor in its file."""
+        return math.prod(self.shape) * _BYTES.get(self.dtype.partition("_")[0], 1)
+
 
 class SafetensorsCheckpoint:
     """The tensors of a safetensors file or folder (the methods are those of `checkpoint.Checkpoint`).
 
     Raises ValueError, naming the file and what to do, when a shard is missing, cut short or damaged, when the
-    index and the shards disagree, when a name occurs twice, and for pickle and pre-quantised checkpoints.
+    index and the shards disagree, when a name occurs twice, and for pickle files and formats that are not read.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
+        self._told = set[str]()
+        self._lattices: dict[tuple[str, Storage], bool] = {}
         with naming(self._path):
             self._open()
 
@@ -68,6 +82,21 @@ class SafetensorsCheckpoint:
                 f"{self.path}: {INDEX} lists tensors that are not in their shard: {_some(lost)}; fetch the "
                 "index and the shards again, from the same revision"
             )
+        self._parts, self._matrices = self._entries, dict[str, PackedMatrix]()
+        self._find_packed()
+
+    def _find_packed(self) -> None:
+        """Put the quantised matrices in the place of the tensors that they are stored as."""
+        stored = {name: Stored(entry.shape, entry.dtype) for name, entry in self._parts.items()}
+        settings = Settings(self._path)
+        with ExitStack() as files:
+            opened = cache(lambda shard: files.enter_context(safe_open(shard, framework="pt")))
+            self._matrices, taken = packed_matrices(
+                stored, settings, lambda name: opened(self._parts[name].shard).get_tensor(name)
+            )
+        self._entries = {name: entry for name, entry in self._parts.items() if name not in taken}
+        if refused := refusal({name: stored[name] for name in self._entries}, settings):
+            raise ValueError(f"{self._entries[refused[0]].shard}: {refused[1]}")
 
     def _shard_of(self, name: str) -> Path | None:
         entry = self._entries.get(name)
@@ -81,19 +110,53 @@ class SafetensorsCheckpoint:
     @property
     def nbytes(self) -> int:
         """Return the bytes of all its files."""
-        return sum(shard.stat().st_size for shard in {entry.shard for entry in self._entries.values()})
+        return sum(shard.stat().st_size for shard in {entry.shard for entry in self._parts.values()})
+
+    @property
+    def formats(self) -> list[tuple[PackedMatrix, int, int]]:
+        """Return the formats of quantised matrices: one matrix of each, how many there are, and their bytes."""
+        sizes, count = Counter[str](), Counter[str]()
+        ones: dict[str, PackedMatrix] = {}
+        for matrix in self._matrices.values():
+            ones.setdefault(matrix.format, matrix)
+            count[matrix.format] += 1
+            sizes[matrix.format] += sum(self._parts[part].nbytes for part in matrix.parts.values())
+        return [(ones[format], count[format], size) for format, size in sizes.most_common()]
+
+    @property
+    def trained(self) -> dict[str, int]:
+        """Return the float matrices that were trained for 4 bits, each with its bytes; a few rows of each are read."""
+        entries = self._entries.items()
+        return {name: entry.nbytes for name, entry in entries if self._on_lattice(name, entry, "int4")}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return every tensor's name and shape."""
-        return {name: entry.shape for name, entry in self._entries.items()}
+        packed = {name: matrix.shape for name, matrix in self._matrices.items()}
+        return {name: entry.shape for name, entry in self._entries.items()} | packed
 
     def loaded_bytes(self, name: str, dtype: torch.dtype, quantize: Storage = None) -> int:
         """Return the bytes in memory of a matrix that `weight` makes, or of a vector that `tensor` makes, in
         `dtype`."""
-        return stored_bytes(find(name, self._entries, self.path).shape, quantize, dtype)
+        if (matrix := self._matrices.get(name)) is not None:
+            return matrix.loaded_bytes(dtype, quantize)
+        entry = find(name, self._entries, self.path)
+        if quantize in ("int4", "int8") and self._on_lattice(name, entry, quantize):
+            return block_bytes(entry.shape, 4, False)
+        return stored_bytes(entry.shape, quantize, dtype)
+
+    def _on_lattice(self, name: str, entry: _Entry, quantize: QuantizedStorage) -> bool:
+        """Return whether the tensor `name` is a matrix that was trained for 4 bits, by a few of its rows."""
+        if len(entry.shape) != 2 or entry.shape[1] % BLOCK or 0 in entry.shape or entry.dtype in _INTEGERS:
+            return False
+        if (name, quantize) not in self._lattices:
+            with safe_open(entry.shard, framework="pt") as file:
+                self._lattices[name, quantize] = is_on_lattice(file.get_tensor(name), quantize)
+        return self._lattices[name, quantize]
 
     def tensor(self, name: str) -> Tensor:
         """Return the whole tensor as float32. Raises ValueError for integers that float32 cannot hold."""
+        if name in self._matrices:
+            return self.weight(name, torch.float32, "none").dequantize()
         entry = find(name, self._entries, self.path)
         with safe_open(entry.shard, framework="pt") as file:
             stored: Tensor = file.get_tensor(name)
@@ -103,7 +166,10 @@ class SafetensorsCheckpoint:
         return checked_floats(floats, f"{entry.shard}: tensor {name!r}")
 
     def weight(self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None) -> Weight:
-        """Return the matrix `name`; `quantize` None and "none" both mean floats of `dtype` here."""
+        """Return the matrix `name`; of floats, `quantize` None and "none" both mean floats of `dtype` here."""
+        if (matrix := self._matrices.get(name)) is not None:
+            check_request(name, matrix.shape, quantize, rows)
+            return self._packed(name, matrix, dtype, quantize, rows)
         entry = find(name, self._entries, self.path)
         check_request(name, entry.shape, quantize, rows)
         if entry.dtype in _INTEGERS:
@@ -111,6 +177,38 @@ class SafetensorsCheckpoint:
         with safe_open(entry.shard, framework="pt") as file:
             stored: Tensor = file.get_tensor(name)  # pages of the file, not memory
             return convert(stored, dtype, quantize, name=f"{entry.shard}: tensor {name!r}", rows=rows)
+
+    def _packed(
+        self, name: str, matrix: PackedMatrix, dtype: torch.dtype, quantize: Storage, rows: Tensor | None
+    ) -> Weight:
+        with naming(self.path), ExitStack() as files:
+            opened = cache(lambda shard: files.enter_context(safe_open(shard, framework="pt")))
+            parts = {part: opened(self._parts[full].shard).get_tensor(full) for part, full in matrix.parts.items()}
+            weight = matrix.weight(parts, dtype, quantize, rows, f"{self.path}: tensor {name!r}")
+            if matrix.is_refitted and weight.packed is not None and rows is None and matrix.format not in self._told:
+                self._told.add(matrix.format)
+                count = min(_MEASURED, matrix.shape[0])
+                theirs = matrix.floats(parts, slice(0, count))
+                whole = float(theirs.square().sum())
+                ours = weight.rows(torch.arange(count, dtype=torch.int64), torch.float32)
+                if whole:
+                    self._tell(name, matrix, weight.nbytes, float((ours - theirs).square().sum()) / whole)
+        return weight
+
+    def _tell(self, name: str, matrix: PackedMatrix, nbytes: int, error: float) -> None:
+        """Warn that a matrix was quantised again, with the error of its first rows."""
+        size = matrix.shape[0] * matrix.shape[1]
+        stored = sum(self._parts[part].nbytes for part in matrix.parts.values())
+        warnings.warn(
+            f"{self.path}: {matrix.format} takes {8 * nbytes / size:.1f} bits a weight in memory, and "
+            f"{8 * stored / size:.1f} in the file; relative squared error {error:.1e}, measured on {one_line(name)}",
+            stacklevel=3,
+        )
+
+
+def is_packed(checkpoint: Checkpoint) -> bool:
+    """Tell whether a checkpoint holds matrices that another program quantised, other than GGUF's."""
+    return isinstance(checkpoint, SafetensorsCheckpoint) and bool(checkpoint.formats)
 
 
 def _shards(path: Path) -> tuple[list[Path], dict[str, Path]]:
@@ -163,8 +261,7 @@ def _beside(shard: str) -> bool:
 
 
 def _header(shard: Path) -> dict[str, _Entry]:
-    """Return names, shapes and dtypes of one file. Raises ValueError when it is damaged or holds types that we do not
-    read."""
+    """Return names, shapes and dtypes of one file. Raises ValueError when it is damaged."""
     try:
         with safe_open(shard, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -175,10 +272,6 @@ def _header(shard: Path) -> dict[str, _Entry]:
         raise ValueError(
             f"{shard}: damaged or incomplete safetensors file ({error}); delete it and fetch it again"
         ) from error
-    for name, entry in entries.items():
-        packed = name.rpartition(".")[2] in _PREQUANTISED or ".quant_state." in name
-        if packed or entry.dtype not in (*_FLOATS, *_INTEGERS):
-            raise _unreadable(shard, name, entry.dtype)
     return entries
 
 
@@ -188,14 +281,6 @@ def _is_pointer(shard: Path) -> bool:
             return stream.read(40).startswith(b"version https://git-lfs")
     except OSError:
         return False
-
-
-def _unreadable(shard: Path, name: str, dtype: str) -> ValueError:
-    return ValueError(
-        f"{shard}: tensor {name!r} ({dtype}) cannot be read, only {', '.join(_FLOATS)} can. Checkpoints that "
-        "are quantised already (GPTQ, AWQ, bitsandbytes, float8) have other layouts: name the 16-bit "
-        "checkpoint of this model and load it with quantize='int4', or name a GGUF file"
-    )
 
 
 def _pickle(path: Path, names: list[str]) -> ValueError:

@@ -20,10 +20,14 @@ from torch import Tensor
 from specdec.kernels import BLOCK, GROUP, BlockTensor, block_linear, block_rows, dense_linear, pack_blocks
 from specdec.util.threads import keep_to_one_thread, one_torch_thread
 from specdec.weights.fit import Natural, fit_int4, fit_int8
+from specdec.weights.formats.lattice import fit_lattice, lattice_share
 
 QuantizedStorage = Literal["int4", "int8"]
 Storage = Literal["int4", "int8", "none"] | None
 _CHUNK = 1 << 20  # weights handled at once: float32 temporaries of 4 MB each
+# Share of a matrix's blocks that must lie on a lattice for it to be stored as one. The others have the error of plain 4
+# bits, which 8 bits do not have.
+_ON_LATTICE = {"int4": 0.9, "int8": 0.9999}
 
 
 class Weight(Protocol):
@@ -140,20 +144,35 @@ def quantize(
     """Quantise `tensor` [N, K], of any float dtype, to blocks of 4 or 8 bits; `rows` [M] picks rows in that order.
 
     int8: scale = max|w| / 127 in float16, so |error| <= scale / 2. int4: scale and minimum in float16 with the least
-    squared error among a few ranges, each refitted by least squares; never worse, block by block, than Q4_1. Raises
-    ValueError, naming `name`, when K is not a multiple of 32 (keep such a matrix dense) and for values that are not
-    finite or exceed float16 scales.
+    squared error among a few ranges, each refitted by least squares; never worse, block by block, than Q4_1. Either
+    way a matrix that was trained for 4 bits (`formats.lattice`) takes 4 bits without a minimum: nothing is closer.
+    Raises ValueError, naming `name`, when K is not a multiple of 32 (keep such a matrix dense) and for values that are
+    not finite or exceed float16 scales.
     """
     count, columns = (tensor.shape[0] if rows is None else rows.numel()), tensor.shape[1]
     if columns % BLOCK:
         raise ValueError(f"{name} has {columns} inputs, not a multiple of {BLOCK}; keep it dense (quantize='none')")
     fit = fit_int4 if storage == "int4" else fit_int8
+    found: list[Tensor] = []
 
-    def read(start: int, stop: int) -> Natural:
-        part = tensor[start:stop] if rows is None else tensor.index_select(0, rows[start:stop])
-        return fit(part.float())
+    def part(start: int, stop: int) -> Tensor:
+        return (tensor[start:stop] if rows is None else tensor.index_select(0, rows[start:stop])).float()
 
-    return pack(count, columns, 4 if storage == "int4" else 8, read, name)
+    def recovered(start: int, stop: int) -> Natural:
+        blocks, resolved = fit_lattice(part(start, stop))
+        found.append(resolved.float().mean() * ((stop - start) / count))
+        return blocks
+
+    if is_on_lattice(tensor, storage):
+        weight = pack(count, columns, 4, recovered, name)
+        if sum(map(float, found)) >= _ON_LATTICE[storage]:
+            return weight
+    return pack(count, columns, 4 if storage == "int4" else 8, lambda i, j: fit(part(i, j)), name)
+
+
+def is_on_lattice(tensor: Tensor, storage: QuantizedStorage) -> bool:
+    """Return whether a few rows of `tensor` [N, K] are such that `quantize` may store 4 bits without a minimum."""
+    return lattice_share(tensor) >= _ON_LATTICE[storage]
 
 
 def stored_bytes(shape: tuple[int, ...], storage: Storage, dtype: torch.dtype) -> int:

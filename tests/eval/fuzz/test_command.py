@@ -45,6 +45,7 @@ def test_damaged_files_load_or_are_refused_by_name(tmp_path: Path) -> None:
     assert all(results[kind, result] for kind in NAMES for result in ("loaded", "refused")), results
 
 
+@pytest.mark.filterwarnings("ignore:.*takes 8.5 bits")
 def test_whole_files_load(seeds: Path) -> None:
     assert set(KINDS) == set(NAMES)
     world = World(seeds)

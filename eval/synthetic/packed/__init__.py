@@ -1,0 +1,1 @@
+"""Checkpoints as other programs quantise them, written here: for tests, for `eval.fuzz`, and to try a loader."""

@@ -1,0 +1,203 @@
+"""A matrix that another program quantised, and what it becomes here.
+
+What: `PackedMatrix` knows which tensors of the files hold a matrix; `weight` makes blocks of them a few rows at a time,
+so that no copy of the matrix in floats is ever in memory. Integers stay the integers that they are where our blocks
+have room for them: 4 and 8 bits, and up to 5 bits with an offset. Others are expanded and fitted to 8 bits. Why groups
+of 64 and more cost nothing: our blocks of 32 repeat the scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from specdec.kernels import BLOCK
+from specdec.weights.fit import Natural, fit_int8
+from specdec.weights.metadata import quote
+from specdec.weights.tensors import (
+    BlockWeight,
+    Storage,
+    Weight,
+    block_bytes,
+    checked_dense,
+    chunks,
+    pack,
+    stored_bytes,
+)
+
+Rows = slice | Tensor
+"""Consecutive rows, the first a multiple of 16; or ids of rows, long [R]."""
+Parts = Mapping[str, Tensor]
+"""The tensors that a matrix is made of, by the last part of their names."""
+
+
+class Stored(NamedTuple):
+    """A tensor of a file as its header has it; `dtype` in the words of safetensors."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Codes(NamedTuple):
+    """Rows as integers: weight = values * scale + offset; without an offset (values - middle) * scale, where the middle
+    is half of the range. values uint8 [R, K]; scale and offset float32 [R, groups]."""
+
+    values: Tensor
+    scale: Tensor
+    offset: Tensor | None
+
+
+@dataclass(frozen=True)
+class PackedMatrix:
+    """A quantised matrix of a checkpoint.
+
+    `format`: for people. `parts`: names in the files by the last part of the name. `bits`: of the integers that `read`
+    returns, None where it returns floats [R, K]. `group`: inputs that share a scale. `rounds`: offsets are products,
+    which float16 rounds.
+    """
+
+    format: str
+    shape: tuple[int, int]
+    parts: Mapping[str, str]
+    read: Callable[[Parts, Rows], Codes | Tensor]
+    bits: int | None = None
+    group: int = BLOCK
+    offset: bool = False
+    rounds: bool = False
+
+    @property
+    def is_refitted(self) -> bool:
+        """Tell whether the integers have no place in our blocks, so that the matrix is quantised again."""
+        return self.bits is None or self.bits not in ((2, 3, 4, 5) if self.offset else (4, 8)) or self.group % BLOCK > 0
+
+    @property
+    def blocks(self) -> tuple[int, bool]:
+        """Return the bits of our blocks, and whether they have a minimum."""
+        if self.is_refitted or self.bits is None:
+            return 8, False
+        return max(self.bits, 4), self.offset
+
+    @property
+    def becomes(self) -> str:
+        """Say what the matrix is in memory, and how exact."""
+        bits, minimum = self.blocks
+        how = "quantised again" if self.is_refitted else "minimum rounded" if self.rounds else "exact"
+        return f"{bits} bits{', with a minimum' if minimum else ''}; {how}"
+
+    def loaded_bytes(self, dtype: torch.dtype, quantize: Storage) -> int:
+        """Return the bytes in memory of what `weight` makes."""
+        if quantize == "none" or self.shape[1] % BLOCK:
+            return stored_bytes(self.shape, "none", dtype)
+        return block_bytes(self.shape, *self.blocks)
+
+    def weight(self, parts: Parts, dtype: torch.dtype, quantize: Storage, rows: Tensor | None, label: str) -> Weight:
+        """Return the matrix in blocks; in `dtype` where `quantize` is "none", or where K is no multiple of 32.
+
+        `rows` [M] long picks rows. Raises ValueError, naming `label`, for values that are not finite.
+        """
+        count, columns = (self.shape[0] if rows is None else rows.numel()), self.shape[1]
+
+        def picked(start: int, stop: int) -> Rows:
+            return slice(start, stop) if rows is None else rows[start:stop]
+
+        if quantize == "none" or columns % BLOCK:
+            dense = torch.empty(count, columns, dtype=dtype)
+            for start, stop in chunks(count, columns):
+                dense[start:stop] = self.floats(parts, picked(start, stop))
+            return checked_dense(dense, label)
+        return self._packed(parts, picked, count, label)
+
+    def _packed(self, parts: Parts, picked: Callable[[int, int], Rows], count: int, label: str) -> BlockWeight:
+        def read(start: int, stop: int) -> Natural:
+            if self.is_refitted:
+                return fit_int8(self.floats(parts, picked(start, stop)))
+            codes = self.read(parts, picked(start, stop))
+            assert isinstance(codes, Codes)
+            return _natural(codes, self.blocks[0])
+
+        return pack(count, self.shape[1], self.blocks[0], read, label)
+
+    def floats(self, parts: Parts, rows: Rows) -> Tensor:
+        """Return rows as float32 [R, K], by the format's own formula."""
+        found = self.read(parts, rows)
+        if isinstance(found, Tensor):
+            return found
+        count, columns = found.values.shape
+        groups = found.values.view(count, found.scale.shape[1], -1).float()
+        if found.offset is None:
+            assert self.bits is not None
+            groups = groups - (1 << (self.bits - 1))
+            return (groups * found.scale[..., None]).view(count, columns)
+        return (groups * found.scale[..., None] + found.offset[..., None]).view(count, columns)
+
+
+def _natural(codes: Codes, bits: int) -> Natural:
+    repeat = codes.values.shape[1] // BLOCK // codes.scale.shape[1]
+    scale = codes.scale.half().repeat_interleave(repeat, 1)
+    if bits == 8:
+        return (codes.values ^ 0x80).view(torch.int8), scale, None
+    return codes.values, scale, None if codes.offset is None else codes.offset.half().repeat_interleave(repeat, 1)
+
+
+def unpack_columns(words: Tensor, bits: int) -> Tensor:
+    """Unpack a stream of bits, low ones first, along rows of int32 words [R, W]: uint8 [R, 32 * W / bits]."""
+    raw = words.contiguous().view(torch.uint8)  # [R, 4W], little endian
+    if bits == 8:
+        return raw
+    if 8 % bits == 0:
+        shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
+        return (raw[..., None] >> shifts & (1 << bits) - 1).flatten(1)
+    eights = raw.view(len(raw), -1, bits).to(torch.int16)  # `bits` bytes hold eight values
+    eights = torch.nn.functional.pad(eights, (0, 1))
+    first = torch.arange(0, 8 * bits, bits, dtype=torch.int64)
+    pairs = eights[..., first // 8] | eights[..., first // 8 + 1] << 8  # [R, X, 8]
+    return (pairs >> (first % 8).to(torch.int16) & (1 << bits) - 1).to(torch.uint8).flatten(1)
+
+
+def unpack_rows(words: Tensor, rows: Rows, bits: int, order: tuple[int, ...] | None = None) -> Tensor:
+    """Unpack rows of int32 words [W, X], each of which holds 32 / bits rows: uint8 [R, X].
+
+    `order`: the place in a word of each of its rows, counted from the lowest bits; None: one after the other.
+    """
+    per = 32 // bits
+    places = torch.tensor(range(per) if order is None else order, dtype=torch.int64) * bits
+    if isinstance(rows, slice):
+        first, last = rows.start // per, -(-rows.stop // per)
+        part = words[first:last].contiguous()  # [P, X]
+        shifts = places.to(torch.int32)[:, None]
+        values = (part[:, None] >> shifts & (1 << bits) - 1).to(torch.uint8).flatten(0, 1)
+        return values[rows.start - first * per : rows.stop - first * per]
+    shifts = places[rows % per].to(torch.int32)[:, None]
+    return (words.index_select(0, rows // per) >> shifts & (1 << bits) - 1).to(torch.uint8)
+
+
+def is_matrix(stored: Stored | None, dtypes: tuple[str, ...], rows: int | None = None) -> bool:
+    """Tell whether a tensor is there, has two dimensions, and one of `dtypes`; and so many rows."""
+    return (
+        stored is not None
+        and len(stored.shape) == 2
+        and 0 not in stored.shape
+        and stored.dtype in dtypes
+        and rows in (None, stored.shape[0])
+    )
+
+
+def misfit(format: str, name: str, stored: Mapping[str, Stored], parts: Mapping[str, str]) -> ValueError:
+    """Return the error for a matrix whose parts do not fit each other, or the config."""
+    if any(full in stored and len(stored[full].shape) == 3 for full in parts.values()):
+        return ValueError(
+            f"{quote(name)} has three dimensions: experts of a mixture, which are not read as {format}; name a GGUF "
+            "file of this model"
+        )
+    told = ", ".join(
+        f"{part} {stored[full].dtype} {list(stored[full].shape)}" if full in stored else f"no {part}"
+        for part, full in parts.items()
+    )
+    return ValueError(
+        f"{quote(name)} is no matrix of {format} ({told}): files and config are damaged, or not of the same model; "
+        "fetch both again"
+    )
