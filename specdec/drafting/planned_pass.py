@@ -84,6 +84,17 @@ class PlannedPass:
         hopes = ((k, others + self.hope(source, k, known, chance)) for k in range(known + 1, limit + 1))
         return [k for k, hope in hopes if self.rate(hope) > expected]
 
+    def worth(self, source: str, limits: Mapping[str, int], due: bool) -> int:
+        """Return the length of the draft of `source` that has a better rate than every other draft within `limits`, and
+        than none; 0 where it has none. `due`: a single token will do, where longer drafts would pay if they were
+        right."""
+        rates = {one: [(rate, k) for k, rate, _ in self.lengths(one, limit)] for one, limit in limits.items()}
+        others = max((rate for one, each in rates.items() if one != source for rate, _ in each), default=1.0)
+        best, k = max(rates[source], default=(0.0, 0))
+        if best > max(others, 1.0):
+            return k
+        return 1 if due and self.paying(DraftTotal(), source, 0, limits[source], 1.0, max(others, 1.0)) else 0
+
     def _of_rows(self, rows: int) -> float:
         if rows not in self._seconds:
             self._seconds[rows] = self._costs.of_pass(rows, self.texts)

@@ -15,8 +15,9 @@ import specdec
 from specdec.drafting import learned as module
 from specdec.drafting.calibrate import calibrate
 from specdec.drafting.costs import Costs
-from specdec.drafting.draft_length import CREDIT, AdaptiveLength, Drafted
+from specdec.drafting.draft_length import CREDIT, AdaptiveLength
 from specdec.drafting.learned import MOST_BYTES, LearnedFile, learned_file
+from specdec.drafting.protocol import Drafted
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.hf import decoder_of
 from tests.support.tiny import tiny_model

@@ -14,8 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from specdec.drafting.calibrate import calibrate
-from specdec.drafting.draft_length import DraftLength
-from specdec.drafting.protocol import bind_drafter
+from specdec.drafting.protocol import DraftLength, bind_drafter
 from specdec.engine.constraints import Constraint
 from specdec.engine.engine import Engine
 from specdec.engine.sequence import Request
