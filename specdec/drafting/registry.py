@@ -17,9 +17,11 @@ from typing import Protocol, cast
 import torch
 
 from specdec.drafting.composite import CompositeDrafter
+from specdec.drafting.draft_model.draft_model import DraftModel
 from specdec.drafting.protocol import Drafter, NoDraft
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.model.decoder import Decoder
+from specdec.model.spec import DecoderSpec
 from specdec.weights.hub.folder import companions
 from specdec.weights.hub.paths import NAMED_DRAFTERS, drafter_path
 
@@ -136,6 +138,12 @@ def drafter_bytes(drafter: DrafterLike, dtype: torch.dtype, quantized: bool, mod
         with contextlib.suppress(ValueError):  # which whoever loads it is told
             sizes.append(checkpoints().stored_bytes(str(head), dtype, quantized))
     return max(sizes)
+
+
+def draft_spec(drafter: Drafter) -> DecoderSpec | None:
+    """Return the spec of the model that drafts in `drafter`, which keeps a cache for every text; None without one."""
+    inner = drafter.other if isinstance(drafter, CompositeDrafter) else drafter
+    return inner.spec if isinstance(inner, DraftModel) else None
 
 
 def drafter_identity(drafter: DrafterLike, backbone: Decoder) -> str:
