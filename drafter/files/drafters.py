@@ -19,12 +19,12 @@ from specdec.drafting.draft_model.draft_model import DraftModel
 from specdec.drafting.protocol import Drafter
 from specdec.load import load_decoder, open_checkpoint
 from specdec.memory.plan import loaded_bytes
-from specdec.model.build import Quantize
+from specdec.model.build import Quantize, Source
 from specdec.model.decoder import Decoder
-from specdec.model.families import supported_families
-from specdec.weights.gguf.kind import kind_of
+from specdec.model.spec import DecoderSpec
+from specdec.weights.gguf.kind import DRAFTERS, kind_of
 from specdec.weights.hf_config import CONFIG
-from specdec.weights.metadata import quote, read_object
+from specdec.weights.metadata import read_object
 
 
 def open_drafter(name_or_path: str | os.PathLike[str]) -> Drafter:
@@ -39,7 +39,7 @@ def open_drafter(name_or_path: str | os.PathLike[str]) -> Drafter:
     path = find_drafter(name_or_path)
     if not _is_model(path):
         return checkpoint.load_drafter(name_or_path)
-    spec, *_ = open_checkpoint(path)
+    spec, _ = _open(path)
 
     def build(backbone: Decoder) -> Decoder:
         quantize = _storage(backbone.layers[0].q.weight.packed is not None)
@@ -55,7 +55,7 @@ def stored_bytes(name_or_path: str | os.PathLike[str], dtype: torch.dtype, quant
     path = find_drafter(name_or_path)
     if not _is_model(path):
         return checkpoint.stored_bytes(name_or_path, dtype, quantized)
-    spec, source, *_ = open_checkpoint(path)
+    spec, source = _open(path)
     return loaded_bytes(spec, source, _storage(quantized), dtype)
 
 
@@ -65,27 +65,27 @@ def weights_state(name_or_path: str | os.PathLike[str]) -> str:
     return checkpoint.files_state(path) if _is_model(path) else checkpoint.weights_state(name_or_path)
 
 
+def _open(path: Path) -> tuple[DecoderSpec, Source]:
+    """Return spec and source of the model at `path`. Raises ValueError: what is there is no drafter of either sort."""
+    try:
+        spec, source, *_ = open_checkpoint(path)
+    except ValueError as error:
+        heads = ", ".join((*MODEL_TYPES, HEAD_TYPE, *DRAFTERS))
+        raise ValueError(f"{error}; a drafter is a head (of type {heads}) or a model that can be loaded") from error
+    return spec, source
+
+
 def _storage(quantized: bool) -> Quantize:
     return "int8" if quantized else None
 
 
 def _is_model(path: Path) -> bool:
-    """Return whether a file or folder holds a model, and not a drafter's head.
-
-    Raises ValueError for a folder of another architecture than that of any head or model.
-    """
+    """Return whether a file or folder holds a model, and not a drafter's head; who reads heads says what is missing
+    where it holds neither."""
     if path.is_file():
         return kind_of(path) == "model"
     try:
         kind = read_object(path / CONFIG).get("model_type")
     except ValueError:
-        return False  # who reads heads says what is missing
-    if kind in (*MODEL_TYPES, HEAD_TYPE):
         return False
-    if kind not in supported_families():
-        raise ValueError(
-            f"{path}: a {quote(kind)} checkpoint cannot draft; it is neither a drafter's head ("
-            f"{', '.join((*MODEL_TYPES, HEAD_TYPE))}) nor a model of a family that is read "
-            f"({', '.join(supported_families())})"
-        )
-    return True
+    return kind not in (*MODEL_TYPES, HEAD_TYPE)

@@ -87,11 +87,11 @@ def test_other_machines_models_threads_kernels_and_drafters_have_other_files(
 @pytest.mark.parametrize(
     "damage",
     [
-        {"format": 2},
+        {"format": 1},
         {"costs": None},
-        {"costs": {"passes": {"1": 1.0}, "steps": {}, "starts": {}, "text": None}},
-        {"costs": {"passes": {"1": -1.0, "2": 1.0}, "steps": {}, "starts": {}, "text": None}},
-        {"costs": {"passes": {"1": 1.0, "2": 1e999}, "steps": {}, "starts": {}, "text": None}},
+        {"costs": {"passes": {"1": 1.0}, "steps": {}, "starts": {}, "text": None, "readings": {}}},
+        {"costs": {"passes": {"1": -1.0, "2": 1.0}, "steps": {}, "starts": {}, "text": None, "readings": {}}},
+        {"costs": {"passes": {"1": 1.0, "2": 1e999}, "steps": {}, "starts": {}, "text": None, "readings": {}}},
         {"measured_for": [2]},
         {"measured_for": None},
         {"credit": "much"},
