@@ -19,7 +19,6 @@ backbone's.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -28,7 +27,7 @@ from torch import Tensor
 from drafter.config import MTPHeadSpec
 from specdec import kernels
 from specdec.cache import KVCache
-from specdec.engine.sampling import Noise, gumbel_argmax
+from specdec.engine.sampling import Noise
 from specdec.kernels import Span
 from specdec.model.decoder import Decoder
 from specdec.model.stack import Linear, Rotations, SequenceRows, Stack
@@ -124,13 +123,7 @@ def best(head: Head, x: Tensor, newest: Tensor, noise: Noise | None = None, key:
     if noise is None:
         index = logits.argmax(dim=-1)  # [1]
     else:
-        scores = logits[0].float() * sharpness(noise)
-        top, first = kernels.best(scores)
-        if math.isfinite(top):
-            kept = noise.warping.kept(scores) if noise.warping.truncates else None
-            if kept is not None:
-                scores, ids = scores[kept], kept if ids is None else ids[kept]
-            first = gumbel_argmax(scores, top, key, ids)
+        first = noise.winner(logits[0].float() * sharpness(noise), key, ids)
         index = torch.tensor([first], dtype=torch.int64, device=x.device)
     return index if ids is None else ids[index]
 

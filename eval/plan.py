@@ -19,7 +19,7 @@ from eval.cli.names import full_size_names
 from eval.cli.output import DIFFERS, check_writable, put_record
 from eval.cli.provenance import machine
 from eval.synthetic.full_size import full_size_config, full_size_drafter
-from specdec.drafting.registry import drafter_bytes
+from specdec.drafting.registry import draft_spec, drafter_bytes, resolve_drafter
 from specdec.load import open_checkpoint
 from specdec.memory.plan import KV_DTYPES, Needs, Planner, loaded_bytes, program_bytes, weight_bytes
 from specdec.memory.system import available_bytes
@@ -87,7 +87,8 @@ def plan_memory(asked: Asked, program: int) -> Planner:
         raise ValueError(f"{asked.context:,} positions; {asked.model} has a context of {spec.max_positions:,}")
     if (asked.picture or asked.frames) and (spec.media is None or spec.media.vision is None):
         raise ValueError(f"{asked.model} takes no pictures; leave --picture and --frames out")
-    return Planner(spec, weights, _drafter(asked, spec, path), program, asked.dtype, asked.picture, asked.frames)
+    drafter, draft = _drafter(asked, spec, path), draft_spec(resolve_drafter(asked.drafter))
+    return Planner(spec, weights, drafter, program, asked.dtype, asked.picture, asked.frames, draft)
 
 
 def _model(asked: Asked) -> tuple[DecoderSpec, int, Path | None]:
@@ -101,8 +102,8 @@ def _model(asked: Asked) -> tuple[DecoderSpec, int, Path | None]:
 
 
 def _drafter(asked: Asked, spec: DecoderSpec, path: Path | None) -> int:
-    """Return the bytes of the drafter's weights: of a folder or file, of the published assistant of a shape, of the
-    drafter beside a model or a bundled head."""
+    """Return the bytes of the drafter's weights: of a head or model that is named, of the published assistant of a
+    shape, of the drafter beside a model or a bundled head."""
     if asked.drafter == "auto" and asked.model in full_size_names():
         config = full_size_drafter(asked.model)
         if config is None:
@@ -121,6 +122,7 @@ def _table(needs: Needs) -> Table:
         ("weights", needs.weights),
         ("drafter", needs.drafter),
         (f"cache of {needs.positions:,} positions, {needs.kv_dtype}", needs.cache),
+        *([("the drafter's cache", needs.draft_cache)] if needs.draft_cache else []),
         ("workspace of a pass", needs.workspace),
         ("Python and its libraries", needs.program),
         *([("pictures and video", needs.media)] if needs.media else []),

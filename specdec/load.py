@@ -22,7 +22,7 @@ from specdec import kernels
 from specdec.drafting.calibrate import calibrate
 from specdec.drafting.learned import learned_file
 from specdec.drafting.protocol import bind_drafter
-from specdec.drafting.registry import DrafterLike, drafter_bytes, drafter_identity, resolve_drafter
+from specdec.drafting.registry import DrafterLike, draft_spec, drafter_bytes, drafter_identity, resolve_drafter
 from specdec.hf import SpecdecForCausalLM
 from specdec.memory.plan import (
     LARGEST_PICTURE,
@@ -96,8 +96,9 @@ def load(
             Hugging Face format (safetensors) or with one model as .gguf, a model of the hub ("owner/name",
             "owner/name:Q4_0", "owner/name/file.gguf"), or one that Ollama keeps ("ollama:gemma4:12b").
         drafter: "auto" (suffix matches, and a trained head: the one that lies beside the model, or the one that comes
-            with the package for it), "suffix", None (plain decoding), a drafter checkpoint, or a `Drafter`. A drafter
-            never changes the text.
+            with the package for it), "suffix", None (plain decoding), a head (a trained one, a Gemma 4 assistant), a
+            smaller model of the same vocabulary, under any name that a model has here, or a `Drafter`. A drafter never
+            changes the text.
         dtype: the type of activations and of weights that are not quantised; None: float32 on the CPU, bfloat16 on a
             GPU.
         quantize: "int4" (4 bits, the vocabulary in 8 bits), "int4-all" or "int8" quantise what a checkpoint has in
@@ -139,13 +140,14 @@ def load(
     kind = _dtype(dtype, where)
     proposer = resolve_drafter(drafter)  # before the minutes that a large model takes: a wrong name fails at once
     kept = None if kv_dtype is None else _kv_dtype(kv_dtype, where)
-    budget = None if memory_budget is None else MemoryBudget(parse_bytes(memory_budget), drafter)
+    draft = draft_spec(proposer)
+    budget = None if memory_budget is None else MemoryBudget(parse_bytes(memory_budget), drafter, draft)
     path = model_path(name_or_path)
     decoder, config, generation_config = load_decoder(path, kind, where, quantize, kept, budget)
     decoder.path = path
     if (reason := kernels.missing()) and where.type == "cpu" and _in_blocks(decoder):
         _warn_of_slowness(reason)
-    model = SpecdecForCausalLM(decoder, config, generation_config, proposer, conversations_of(decoder))
+    model = SpecdecForCausalLM(decoder, config, generation_config, proposer, conversations_of(decoder, draft))
     kept_file = None
     if remember and proposer.max_draft:
         kept_file = learned_file(decoder, proposer, drafter_identity(drafter, decoder))
@@ -216,10 +218,11 @@ def _read(
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """The bytes that this process may take, with a model and `drafter` in it."""
+    """The bytes that this process may take, with a model and `drafter` in it, and the caches of the model `draft`."""
 
     total: int
     drafter: DrafterLike
+    draft: DecoderSpec | None = None
 
     def room(
         self, spec: DecoderSpec, source: Source, quantize: Quantize, dtype: torch.dtype, kv_dtype: torch.dtype
@@ -228,7 +231,8 @@ class MemoryBudget:
         weights = loaded_bytes(spec, source, quantize, dtype)
         blocks = weights < dtype.itemsize * sum(map(math.prod, expected_tensors(spec).values()))
         picture = 0 if spec.media is None else LARGEST_PICTURE
-        planner = Planner(spec, weights, self._drafter(source, dtype, blocks), program_bytes(), dtype, picture)
+        drafter = self._drafter(source, dtype, blocks)
+        planner = Planner(spec, weights, drafter, program_bytes(), dtype, picture, draft=self.draft)
         return planner.room(self.total, str(kv_dtype).removeprefix("torch."))
 
     def _drafter(self, source: Source, dtype: torch.dtype, quantized: bool) -> int:

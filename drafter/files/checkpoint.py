@@ -144,7 +144,11 @@ def weights_state(name_or_path: str | os.PathLike[str]) -> str:
 
     A hash of the weights would take longer than what is to be saved by knowing them.
     """
-    path = read_stored(name_or_path).path
+    return files_state(read_stored(name_or_path).path)
+
+
+def files_state(path: Path) -> str:
+    """Return names, sizes and times of the files of weights at `path`, a file or a folder."""
     files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in (".gguf", ".safetensors"))
     return repr([(file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in (file.stat(),)])
 

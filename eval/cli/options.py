@@ -112,7 +112,8 @@ def add_drafting_options(parser: argparse.ArgumentParser) -> None:
         "--drafter",
         default="auto",
         metavar="NAME",
-        help="auto (default), suffix, none, or the folder, .gguf file or hub id of a drafter",
+        help="auto (default), suffix, none; the folder, .gguf file or hub id of a head; or a smaller model of the same "
+        "vocabulary, by any name that --model takes",
     )
     group.add_argument(
         "--draft-length",

@@ -7,6 +7,8 @@ A picture goes through the layers whole, so a pass may have more rows than rings
 rings then are larger until the next ordinary pass, or until the cache is marked, copied, rewound or given back: a video
 is many long passes in a row. Otherwise every cache has the same layout.
 
+What a drafter keeps of the same text lies beside the cache (`Companion`), and goes where the cache goes.
+
 A cache can also go back to an earlier length, as far as its rings still hold all that a row there sees. A
 `RingCheckpoint`, a copy of the rings at an earlier length, takes it further back. Rows computed from there on have the
 bits that they would have had anyway: a position's K and V depend on the tokens up to it and on nothing else.
@@ -15,8 +17,9 @@ bits that they would have had anyway: a position's K and V depend on the tokens 
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -42,6 +45,20 @@ class RingCheckpoint(NamedTuple):
         return sum(part.nbytes for ring in self.rings for part in ring)
 
 
+class Companion(Protocol):
+    """What somebody else keeps of the text of a cache: a model that drafts keeps a cache of its own.
+
+    A companion knows which tokens it holds, and is told of nothing: its owner compares them with the text.
+    """
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes that it takes."""
+
+    def fork(self, length: int) -> Companion | None:
+        """Return another companion, of at most the first `length` tokens; None where nothing can be copied."""
+
+
 class KVCache:
     """The stores of all layers, and how many positions are committed.
 
@@ -65,6 +82,8 @@ class KVCache:
         self._pending = 0
         self._room = max_rows  # rows of a pass that the rings have room for now
         self._made = shapes, dtype, device, max_rows
+        # Replaced as a whole: other threads add up their bytes.
+        self._companions: tuple[tuple[weakref.ref[object], Companion], ...] = ()
         self.stores = [None if s is None else LayerStore(s, max_rows, dtype, device) for s in shapes]
         self._look()
 
@@ -86,8 +105,28 @@ class KVCache:
     def _look(self) -> None:
         # `views` stays one object while every store stays where it is: a caller may keep records of it that long.
         self.views = tuple(None if store is None else store.view for store in self.stores)
-        self.nbytes = sum(store.nbytes for store in self.stores if store is not None)
+        self._nbytes = sum(store.nbytes for store in self.stores if store is not None)
         self._capacity = min((store.capacity for store in self.stores if store is not None), default=math.inf)
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of all stores, and of what lies beside the cache."""
+        return self._nbytes + sum(companion.nbytes for _, companion in self._living())
+
+    def companion(self, owner: object) -> Companion | None:
+        """Return what `owner` put beside the cache; None where it has put nothing."""
+        return next((companion for of, companion in self._living() if of() is owner), None)
+
+    def accompany(self, owner: object, companion: Companion) -> None:
+        """Put `companion` beside the cache, in the place of what `owner` put there before; it goes with `owner`."""
+        others = [one for one in self._living() if one[0]() is not owner]
+        self._companions = (*others, (weakref.ref(owner, self._part), companion))
+
+    def _part(self, of: weakref.ref[object]) -> None:
+        self._companions = tuple(one for one in self._companions if one[0] is not of)
+
+    def _living(self) -> list[tuple[weakref.ref[object], Companion]]:
+        return [one for one in self._companions if one[0]() is not None]
 
     def commit(self, rows: int) -> None:
         """Keep the first `rows` rows of the last pass."""
@@ -148,6 +187,9 @@ class KVCache:
                 theirs.copy_from(mine, length)
         copy.restore(self.length, self.reach)
         copy.rewind(length, mark)
+        for of, companion in self._living():
+            if (owner := of()) is not None and (copied := companion.fork(length)) is not None:
+                copy.accompany(owner, copied)
         return copy
 
     def restore(self, length: int, reach: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -115,3 +115,13 @@ class AcceptanceRecord:
         else:
             self.patience[position] = min(max(RETRY, 2 * self.patience[position]), RETRY_MOST)
             self.streaks[position] = min(max(STREAK, 4 * self.streaks[position]), STREAK_MOST)
+
+
+def places(sources: Sequence[str]) -> list[tuple[str, int]]:
+    """Return each token's source, and the token's number among those of the source, from 0."""
+    counts: dict[str, int] = {}
+    places = []
+    for source in sources:
+        counts[source] = counts.get(source, -1) + 1
+        places.append((source, counts[source]))
+    return places

@@ -1,4 +1,4 @@
-"""Calibration: measure the costs of a pass and of a drafted token on this machine, V, s, c and d, in about a second.
+"""Calibration: measure the costs of a pass and of a drafted token on this machine, V, s, c, d and e, in about a second.
 
 Passes of different lengths take turns, so that a neighbour that slows the machine down slows all of them: only their
 ratios count. A model whose passes are long gets few measurements, and lines between them.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 
 from specdec.drafting.costs import Costs
 from specdec.drafting.draft_length import AdaptiveLength
-from specdec.drafting.protocol import Drafter
+from specdec.drafting.protocol import Composite, Drafter, Proposer, ReadingProposer
 from specdec.model.decoder import Decoder
 from specdec.util.threads import is_narrowed, one_torch_thread
 
@@ -23,6 +24,7 @@ FEW = (1, 2, 5, 9)  # row counts for models with long passes
 MANY = (16, 32, 64)  # row counts of several texts' passes, measured when several texts are decoded
 DRAFT = 4  # tokens
 TEXTS = 4  # at most, to measure what a further text costs
+READ = 17  # tokens of a text that a proposer reads to measure what reading costs, the pending one among them
 
 
 def calibrate(lengths: AdaptiveLength, backbone: Decoder, drafter: Drafter, texts: int = 1) -> AdaptiveLength:
@@ -84,6 +86,11 @@ def measure_costs(
     passes |= {each: [] for pair in pairs for each in pair if each not in passes}
     longest = min(DRAFT, drafter.max_draft)
     drafts: dict[str, dict[int, list[float]]] = {}  # by source and tokens
+    aside = None  # the cache of another text, for proposers that read
+    if _readers(proposer, text[:most]):
+        aside = backbone.new_cache()
+        proposer.propose(text[:most], states[-1], 1)  # reads all but the last token
+    readings: dict[str, list[float]] = {}  # by source, of READ - 1 tokens
     for sweep in range(SWEEPS):
         for each in passes if sweep % 2 == 0 else reversed(passes):
             passes[each].append(verify(*each))
@@ -93,6 +100,12 @@ def measure_costs(
             if made.tokens:
                 times = drafts.setdefault(made.sources[0], {}).setdefault(len(made.tokens), [])
                 times.append(time.perf_counter() - before)
+        unlike = [(7919 * i + 104729 + 7 * (sweep + 1)) % vocabulary for i in range(READ)]
+        for reader in [] if aside is None else _readers(drafter.start(aside), unlike):
+            if reader.behind(unlike) == READ:
+                before = time.perf_counter()
+                reader.catch_up(unlike)
+                readings.setdefault(reader.name, []).append(time.perf_counter() - before)
         spent = time.perf_counter() - began
         if spent + spent / (sweep + 1) > seconds:
             break
@@ -106,7 +119,14 @@ def measure_costs(
         few, many = min(best), max(best)
         step = max(0.0, best[many] - best[few]) / (many - few) if many > few else best[few] / few
         costs.steps[source], costs.starts[source] = step, max(0.0, best[few] - few * step)
+    for source, times in readings.items():
+        costs.readings[source] = max(0.0, min(times) - costs.steps.get(source, 0.0)) / (READ - 2)
     return costs
+
+
+def _readers(proposer: Proposer, text: Sequence[int]) -> list[ReadingProposer]:
+    able = proposer.able(text) if isinstance(proposer, Composite) else (proposer,)
+    return [cast(ReadingProposer, one) for one in able if hasattr(one, "behind")]
 
 
 def plausible(measured: Mapping[int, float]) -> dict[int, float]:

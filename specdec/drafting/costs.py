@@ -24,12 +24,18 @@ DOUBT, DOUBT_SECONDS = 1.3, 50.0
 @dataclass
 class Costs:
     """Seconds, by number of rows and by source. `passes`: V(rows), for two numbers of rows or more. `steps`: d of a
-    drafted token. `starts`: c, the rest of a draft's cost. `text`: s of a further text in a pass; None: not known."""
+    drafted token. `starts`: c, the rest of a draft's cost. `readings`: e of a token that a source reads without
+    drafting, after the first of a pass, which takes d. `text`: s of a further text in a pass; None: not known."""
 
     passes: dict[int, float] = field(default_factory=lambda: {1: 1.0, 2: 1.0 + COST_PER_ROW})
     steps: dict[str, float] = field(default_factory=dict)
     starts: dict[str, float] = field(default_factory=dict)
     text: float | None = None
+    readings: dict[str, float] = field(default_factory=dict)
+
+    def of_reading(self, source: str, tokens: int) -> float:
+        """Return d + (tokens - 1) e, of one pass; 0 for a source that nobody has measured."""
+        return self.steps.get(source, 0.0) + (tokens - 1) * self.readings.get(source, 0.0)
 
     def of_draft(self, source: str, tokens: int) -> float:
         """Return c + tokens * d; 0 for a source that nobody has measured."""
@@ -64,14 +70,15 @@ class LiveCosts:
         """Take `costs` as the costs of now, and make a figure for every pass of up to `rows` rows."""
         table = {n: costs.of_pass(n) for n in {*range(1, rows + 1), *costs.passes}}
         steps, starts = self._costs.steps | costs.steps, self._costs.starts | costs.starts
-        self._costs, self._pace, self._seconds = Costs(table, steps, starts, costs.text), 1.0, 0.0
+        readings = self._costs.readings | costs.readings
+        self._costs, self._pace, self._seconds = Costs(table, steps, starts, costs.text, readings), 1.0, 0.0
         self._measured = Costs(dict(table), text=costs.text)
 
     def now(self) -> Costs:
         """Return a copy of the costs of a pass and of a drafted token now."""
         table = {rows: self.of_pass(rows) for rows in self._costs.passes}
         text = None if self._costs.text is None else (self._pace or 1.0) * self._costs.text
-        return Costs(table, dict(self._costs.steps), dict(self._costs.starts), text)
+        return Costs(table, dict(self._costs.steps), dict(self._costs.starts), text, dict(self._costs.readings))
 
     @property
     def of_texts(self) -> bool:
@@ -109,6 +116,20 @@ class LiveCosts:
     def step(self, source: str) -> float:
         """Return d, the seconds of a drafted token; 0 for a source that nobody has measured."""
         return self._costs.steps.get(source, 0.0)
+
+    def of_reading(self, source: str, tokens: int) -> float:
+        """Return d + (tokens - 1) e; 0 for a source that nobody has measured."""
+        return self._costs.of_reading(source, tokens)
+
+    def correct_reading(self, source: str, tokens: int, seconds: float) -> None:
+        """Learn that `source` has read `tokens` tokens in so many seconds."""
+        expected = self.of_reading(source, tokens)
+        newest = max(0.0, seconds - self.step(source)) / max(1, tokens - 1)
+        if expected <= 0:
+            self._costs.readings[source] = newest
+        elif tokens > 1:
+            shift = _blend(1.0, seconds / expected, PACE) * expected - self.step(source)
+            self._costs.readings[source] = max(0.0, shift) / (tokens - 1)
 
     def correct_drafts(self, drafts: Sequence[tuple[str, int]], seconds: float) -> None:
         """Learn that `drafts` (source and tokens of each) took `seconds` together. c and d keep their ratio, because

@@ -29,24 +29,19 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from heapq import heapify, heappop, heapreplace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from specdec.drafting.acceptance import FORCED, AcceptanceRecord
+from specdec.cache import MAX_ROWS
+from specdec.drafting.acceptance import FORCED, AcceptanceRecord, places
 from specdec.drafting.costs import Costs, LiveCosts
 from specdec.drafting.planned_pass import DraftTotal, PlannedPass
+from specdec.drafting.protocol import Drafted
 
 Plan = list[tuple[str, int]]  # by text of a pass: who drafts, and how many tokens
 
 FLOOR = 0.97  # of plain decoding's speed, at least
 HOPE = 0.75  # a_i that a try beside other texts hopes for
 CREDIT = 12.0  # plain passes that drafts may lose at most, after rounds that won as many
-
-
-class Drafted(NamedTuple):
-    """A draft that was checked: the source of each token, and how many tokens were accepted."""
-
-    sources: tuple[str, ...]
-    accepted: int
 
 
 class Learned(NamedTuple):
@@ -56,28 +51,6 @@ class Learned(NamedTuple):
     measured_for: tuple[int, int] | None
     records: dict[str, AcceptanceRecord]
     credit: float
-
-
-class DraftLength(Protocol):
-    """Chooses source and length of each draft in a pass, and learns how the drafts did."""
-
-    def may_draft(self, texts: int, beside: int = 0) -> bool:
-        """Return whether drafts are worth planning in a pass of `texts` texts; `beside`: further rows of the pass."""
-
-    def plan(self, limits: Sequence[Mapping[str, int]], beside: int = 0, most: int = 64) -> list[tuple[str, int]]:
-        """Return, for each text of a pass, the source and the number of tokens to draft.
-
-        `limits`: for each text the sources that may draft, the preferred first, and the longest draft of each;
-        `beside`: further rows of the pass; `most`: tokens of all drafts together.
-        """
-
-    def extend(self, sources: Sequence[str], source: str, limit: int, beside: int = 0) -> int:
-        """Return how many of `limit` more tokens, of `source`, to add to a draft whose tokens `sources` proposed;
-        `beside`: the rows of the pass that are not this text's."""
-
-    def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
-        """Learn the outcome of each text's draft in a pass, and the seconds of its two halves (of drafts 0: not known).
-        `beside`: as in `plan`."""
 
 
 class FixedLength:
@@ -101,6 +74,13 @@ class FixedLength:
     def extend(self, sources: Sequence[str], source: str, limit: int, beside: int = 0) -> int:
         """Return how many tokens are missing to the length, at most `limit`."""
         return min(self.length - len(sources), limit)
+
+    def may_catch_up(self, limits: Mapping[str, int], source: str, rows: int, spent: float = 0.0) -> bool:
+        """Return True: whoever fixes the length wants the drafts."""
+        return True
+
+    def observe_reading(self, source: str, rows: int, seconds: float) -> None:
+        """Learn nothing: the length is fixed."""
 
     def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
         """Learn nothing: the length is fixed."""
@@ -191,7 +171,7 @@ class AdaptiveLength:
         """Return how many more tokens pay, one by one, as far as the credit covers them."""
         with self._lock:
             expected, reach = 1.0 + beside, 1.0
-            for name, at in _places(sources[: self.longest]):
+            for name, at in places(sources[: self.longest]):
                 reach *= self._record(name).acceptance()[at]
                 expected += reach
             more, rows, plain = 0, len(sources) + 1 + beside, self._costs.of_pass(1 + beside)
@@ -204,6 +184,27 @@ class AdaptiveLength:
                     break
                 more, rows, passes, expected = more + 1, rows + 1, passes + dearer, expected + reach
             return more
+
+    def may_catch_up(self, limits: Mapping[str, int], source: str, rows: int, spent: float = 0.0) -> bool:
+        """Return whether drafts of `source` are expected to pay, or are due for a try, and the credit covers one of
+        them with the reading before it. A round reads for no longer than a plain pass takes, or a single chunk."""
+        with self._lock:
+            bounded = {one: min(limit, self.longest) for one, limit in limits.items()}
+            planned = PlannedPass(self._costs, {one: self._record(one).acceptance() for one in limits}, 1, 0)
+            record, plain = self._record(source), self._costs.of_pass(1)
+            seconds = self._costs.of_reading(source, min(rows, MAX_ROWS))
+            k = planned.worth(source, bounded, record.overdue(0))
+            within = spent == 0 or spent + seconds <= plain
+            if k and within and self._affordable(planned.passes(planned.drafts(source, k)) + seconds / plain):
+                return True
+            record.rounds += 1
+            return False
+
+    def observe_reading(self, source: str, rows: int, seconds: float) -> None:
+        """Correct the cost of reading, and charge it to the credit."""
+        with self._lock:
+            self._costs.correct_reading(source, rows, seconds)
+            self._credit -= FLOOR * self._costs.of_reading(source, rows) / self._costs.of_pass(1)
 
     def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
         """Correct costs, credit and acceptance records by the outcome of a pass whose costs are known."""
@@ -308,13 +309,3 @@ class AdaptiveLength:
     def _affordable(self, passes: float) -> bool:
         """Return whether the credit covers a pass as long as `passes` plain ones, with every draft in it wrong."""
         return self._credit + 1 >= FLOOR * passes
-
-
-def _places(sources: Sequence[str]) -> list[tuple[str, int]]:
-    """Return each token's source, and the token's number among those of the source, from 0."""
-    counts: dict[str, int] = {}
-    places = []
-    for source in sources:
-        counts[source] = counts.get(source, -1) + 1
-        places.append((source, counts[source]))
-    return places

@@ -28,7 +28,7 @@ from specdec.model.decoder import Decoder
 from specdec.util.atomic import write_text
 from specdec.weights.hub.paths import cache_folder
 
-FORMAT = 1
+FORMAT = 2
 MOST_BYTES, MOST_FILES = 65536, 64  # of a file that is read, and in the folder: the oldest go
 MOST_SOURCES, MOST_ROWS = 16, 256
 
@@ -104,14 +104,18 @@ def _learned(found: Mapping[str, Any], longest: int) -> Learned:
     threads, texts = found["measured_for"]
     costs, records = found["costs"], found["records"]
     passes = {int(rows): _seconds(seconds) for rows, seconds in costs["passes"].items()}
-    steps, starts = ({str(name): _seconds(s) for name, s in costs[part].items()} for part in ("steps", "starts"))
+    steps, starts, readings = (
+        {str(name): _seconds(s) for name, s in costs[part].items()} for part in ("steps", "starts", "readings")
+    )
     text = None if costs["text"] is None else _seconds(costs["text"])
     if not (2 <= len(passes) <= MOST_ROWS and min(passes) == 1 and min(passes.values()) > 0):
         raise ValueError("costs of passes")
-    if max(len(steps), len(starts), len(records)) > MOST_SOURCES:
+    if max(map(len, (steps, starts, readings, records))) > MOST_SOURCES:
         raise ValueError("sources")
     kept = {str(name): AcceptanceRecord.from_dict(record, longest, str(name)) for name, record in records.items()}
-    return Learned(Costs(passes, steps, starts, text), (int(threads), int(texts)), kept, _seconds(found["credit"]))
+    return Learned(
+        Costs(passes, steps, starts, text, readings), (int(threads), int(texts)), kept, _seconds(found["credit"])
+    )
 
 
 def _seconds(value: Any) -> float:

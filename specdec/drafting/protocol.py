@@ -1,4 +1,4 @@
-"""Drafters: the protocol, the binding of a drafter to a backbone, and plain decoding.
+"""Drafters: the protocol, that of draft lengths, the binding of a drafter to a backbone, and plain decoding.
 
 A drafter may propose any tokens, as many as it is asked for or fewer. Verification decides which tokens are emitted, so
 a bad drafter costs time and never a word.
@@ -7,10 +7,10 @@ a bad drafter costs time and never a word.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from specdec.cache import KVCache
 from specdec.engine.sampling import Noise
@@ -46,6 +46,26 @@ class Proposer(Protocol):
         """
 
 
+class ReadingProposer(Protocol):
+    """A proposer that has to read the text itself before it can draft, such as a model with a cache of its own.
+
+    The draft length decides when it reads more than the few tokens that a round leaves, because a prompt may take
+    longer than a draft wins.
+    """
+
+    name: str
+    max_draft: int
+
+    def behind(self, tokens: Sequence[int]) -> int:
+        """Return how many of `tokens`, the whole text so far, are not read; the pending one always is among them."""
+
+    def catch_up(self, tokens: Sequence[int]) -> int:
+        """Read the next chunk of `tokens`, without the pending one; return how many tokens that were."""
+
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
+        """Return a draft as `Proposer.propose` does, after reading whatever is left to read."""
+
+
 @runtime_checkable
 class Composite(Protocol):
     """A proposer with several proposers inside that compete; the draft length picks one of them for each draft."""
@@ -61,6 +81,42 @@ class Composite(Protocol):
 
     def extend(self, tokens: Sequence[int], draft: Draft, k: int) -> Draft:
         """Return up to `k` more tokens, of one source, for `draft`, which one of `able` made to follow `tokens`."""
+
+
+class Drafted(NamedTuple):
+    """A draft that was checked: the source of each token, and how many tokens were accepted."""
+
+    sources: tuple[str, ...]
+    accepted: int
+
+
+class DraftLength(Protocol):
+    """Chooses source and length of each draft in a pass, and learns how the drafts did."""
+
+    def may_draft(self, texts: int, beside: int = 0) -> bool:
+        """Return whether drafts are worth planning in a pass of `texts` texts; `beside`: further rows of the pass."""
+
+    def plan(self, limits: Sequence[Mapping[str, int]], beside: int = 0, most: int = 64) -> list[tuple[str, int]]:
+        """Return, for each text of a pass, the source and the number of tokens to draft.
+
+        `limits`: for each text the sources that may draft, the preferred first, and the longest draft of each;
+        `beside`: further rows of the pass; `most`: tokens of all drafts together.
+        """
+
+    def extend(self, sources: Sequence[str], source: str, limit: int, beside: int = 0) -> int:
+        """Return how many of `limit` more tokens, of `source`, to add to a draft whose tokens `sources` proposed;
+        `beside`: the rows of the pass that are not this text's."""
+
+    def may_catch_up(self, limits: Mapping[str, int], source: str, rows: int, spent: float = 0.0) -> bool:
+        """Return whether `source`, a `ReadingProposer` of one text, should read a chunk of the `rows` tokens that it is
+        behind. `limits`: as in `plan`, of the text; `spent`: the seconds that it has read for in this round."""
+
+    def observe_reading(self, source: str, rows: int, seconds: float) -> None:
+        """Learn that `source` has read `rows` tokens in so many seconds."""
+
+    def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
+        """Learn the outcome of each text's draft in a pass, and the seconds of its two halves (of drafts 0: not known).
+        `beside`: as in `plan`."""
 
 
 class Drafter(Protocol):

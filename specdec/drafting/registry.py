@@ -17,9 +17,11 @@ from typing import Protocol, cast
 import torch
 
 from specdec.drafting.composite import CompositeDrafter
+from specdec.drafting.draft_model.draft_model import DraftModel
 from specdec.drafting.protocol import Drafter, NoDraft
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.model.decoder import Decoder
+from specdec.model.spec import DecoderSpec
 from specdec.weights.hub.folder import companions
 from specdec.weights.hub.paths import NAMED_DRAFTERS, drafter_path
 
@@ -30,8 +32,8 @@ GROUP, CHECKPOINTS = "specdec.drafters", "checkpoints"
 class DrafterCheckpoints(Protocol):
     """The functions of a package that reads checkpoints of drafters."""
 
-    def load_drafter(self, name_or_path: str) -> Drafter:
-        """Return the drafter of a folder or hub id, not bound to a backbone yet. Raises ValueError without one."""
+    def open_drafter(self, name_or_path: str) -> Drafter:
+        """Return the drafter of a file, folder or name, not bound to a backbone yet. Raises ValueError without one."""
 
     def stored_bytes(self, name_or_path: str, dtype: torch.dtype, quantized: bool) -> int:
         """Return the bytes of that drafter's weights, beside a backbone in `dtype` that is `quantized` or is not."""
@@ -71,7 +73,7 @@ class AutoDrafter(CompositeDrafter):
                     break
             else:
                 if (bundled := checkpoints().bundled_head(backbone.fingerprint)) is not None:
-                    self.take(checkpoints().load_drafter(str(bundled)))
+                    self.take(checkpoints().open_drafter(str(bundled)))
             self._for = key
         super().bind(backbone)
 
@@ -84,7 +86,7 @@ def heads_beside(model: Path | None) -> list[Path]:
 
 
 def _bound(head: Path, backbone: Decoder) -> Drafter:
-    drafter = checkpoints().load_drafter(str(head))
+    drafter = checkpoints().open_drafter(str(head))
     drafter.bind(backbone)
     return drafter
 
@@ -93,11 +95,12 @@ def resolve_drafter(drafter: DrafterLike) -> Drafter:
     """Return the drafter that `drafter` names: a fresh one, not bound to a backbone yet.
 
     None or "none": plain decoding. "auto": see `AutoDrafter`. "suffix": suffix matches. Any other string or path: the
-    folder, .gguf file or hub id of a drafter checkpoint (a trained head, a Gemma 4 assistant). An object is returned as
-    is.
+    folder, .gguf file or name of a head (a trained one, a Gemma 4 assistant), or of a model that drafts for a larger
+    one of the same vocabulary. An object is returned as is.
 
     Raises:
-        ValueError: there is no such checkpoint, or it is not a drafter's; the object lacks a part of `Drafter`.
+        ValueError: there is no such checkpoint, or it is neither a head nor a model; the object lacks a part of
+            `Drafter`.
     """
     if drafter is None or drafter == "none":
         return NoDraft()
@@ -109,13 +112,13 @@ def resolve_drafter(drafter: DrafterLike) -> Drafter:
         if not isinstance(drafter, str):  # a path is no name, even where it reads like one
             drafter = os.path.join(os.curdir, drafter) if os.fspath(drafter) in NAMED_DRAFTERS else os.fspath(drafter)
         drafter_path(drafter)
-        return checkpoints().load_drafter(drafter)
+        return checkpoints().open_drafter(drafter)
     for part in ("name", "max_draft", "aux_layers", "bind", "start"):
         try:
             getattr(drafter, part)
         except AttributeError as error:
             raise ValueError(
-                "a drafter is 'auto', 'suffix', None, a checkpoint or a Drafter object with name, max_draft, "
+                "a drafter is 'auto', 'suffix', None, a head, a model or a Drafter object with name, max_draft, "
                 "aux_layers (the backbone's layers whose outputs it wants; () for none), bind and start (see "
                 f"specdec.drafting.protocol.Drafter), and {error}"
             ) from error
@@ -135,6 +138,12 @@ def drafter_bytes(drafter: DrafterLike, dtype: torch.dtype, quantized: bool, mod
         with contextlib.suppress(ValueError):  # which whoever loads it is told
             sizes.append(checkpoints().stored_bytes(str(head), dtype, quantized))
     return max(sizes)
+
+
+def draft_spec(drafter: Drafter) -> DecoderSpec | None:
+    """Return the spec of the model that drafts in `drafter`, which keeps a cache for every text; None without one."""
+    inner = drafter.other if isinstance(drafter, CompositeDrafter) else drafter
+    return inner.spec if isinstance(inner, DraftModel) else None
 
 
 def drafter_identity(drafter: DrafterLike, backbone: Decoder) -> str:

@@ -21,9 +21,9 @@ import torch
 
 from specdec.cache import CacheProvider, Conversations
 from specdec.drafting.composite import PredictedProposer
-from specdec.drafting.draft_length import Drafted, DraftLength, FixedLength
+from specdec.drafting.draft_length import FixedLength
 from specdec.drafting.propose import propose_together
-from specdec.drafting.protocol import Drafter, NoDraft, Proposer, bind_drafter, proposer_for
+from specdec.drafting.protocol import Drafted, Drafter, DraftLength, NoDraft, Proposer, bind_drafter, proposer_for
 from specdec.drafting.suffix import PredictionMatches
 from specdec.engine.clock import PassClock
 from specdec.engine.event import Event
@@ -258,7 +258,7 @@ class Engine:
 
     def _draft(self, sequences: list[Sequence], prompt_rows: int) -> bool:
         """Let constraints, where they leave no choice, and the drafter propose drafts for `sequences`, beside
-        `prompt_rows` rows of prompts; return whether proposers were made, which look through whole texts first."""
+        `prompt_rows` rows of prompts; return whether proposers looked through whole texts first, or read further."""
         alone = [sequence for sequence in sequences if sequence.lockstep is None]
         beside = prompt_rows + len(sequences) - len(alone)
         if not alone or not self.lengths.may_draft(len(alone), beside):
@@ -270,11 +270,10 @@ class Engine:
         for sequence in fresh:
             sequence.proposer = self._proposer(sequence)
         most = max(0, DRAFT_ROWS - len(sequences))
-        for sequence, draft in zip(
-            alone, propose_together([one.open_end() for one in alone], self.lengths, beside, most), strict=True
-        ):
+        drafts, caught_up = propose_together([one.open_end() for one in alone], self.lengths, beside, most)
+        for sequence, draft in zip(alone, drafts, strict=True):
             sequence.take(draft)
-        return bool(fresh)
+        return caught_up or bool(fresh)
 
     def _proposer(self, sequence: Sequence) -> Proposer:
         request = sequence.request
@@ -293,7 +292,7 @@ class Engine:
         prepared: bool,
     ) -> None:
         """Add a pass to the statistics: all `verdicts`, and the `rounds` among them, of sequences that had a token.
-        `prepared`: proposers were made in this pass, and its drafts took longer for it."""
+        `prepared`: the drafts of this pass took longer, because `_draft` returned True."""
         for sequence, verdict in verdicts.items():
             for stats in self._stats_of(sequence):
                 stats.emitted += len(verdict.tokens)

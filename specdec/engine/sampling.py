@@ -74,6 +74,20 @@ class Noise:
         """Return the noise keys of `count` positions, from `position` of the text (padding does not count)."""
         return [noise_key(self.seed, position + i) for i in range(count)]
 
+    def winner(self, scores: Tensor, key: int, ids: Tensor | None = None) -> int:
+        """Return the index of the score that a drafter should propose: the largest sum with the noise of `key` among
+        those that may be sampled; of scores that are no numbers the first of these.
+
+        `scores` [candidates]: float32, the temperature applied; `ids` [candidates] int64: as in `gumbel_argmax`.
+        """
+        top, first = kernels.best(scores)
+        if not math.isfinite(top):
+            return first
+        if not self.warping.truncates:
+            return gumbel_argmax(scores, top, key, ids)
+        kept = self.warping.kept(scores)
+        return int(kept[gumbel_argmax(scores[kept], top, key, kept if ids is None else ids[kept])])
+
 
 @dataclass(frozen=True)
 class Sampler:

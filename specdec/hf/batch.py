@@ -24,6 +24,7 @@ from specdec.cache import Conversations
 from specdec.drafting.calibrate import calibrate
 from specdec.drafting.draft_length import AdaptiveLength
 from specdec.drafting.protocol import Drafter, NoDraft, bind_drafter
+from specdec.drafting.registry import draft_spec
 from specdec.engine.constraints import Constraint
 from specdec.engine.engine import Engine
 from specdec.engine.event import Event
@@ -34,7 +35,7 @@ from specdec.engine.verify import Choice
 from specdec.hf.in_step import RowsInStep, needs_all_rows
 from specdec.hf.options import Options
 from specdec.hf.settings import refuse_unsupported
-from specdec.memory.plan import cache_bytes, picture_bytes
+from specdec.memory.plan import picture_bytes, text_bytes
 from specdec.model.decoder import Decoder
 from specdec.model.embedder.blocks import media_blocks
 from specdec.model.embedder.inputs import MediaInputs
@@ -85,10 +86,7 @@ def run_batch(
     if not options.speculation:
         drafter = NoDraft()
     lengths = options.lengths(adaptive)
-    with (
-        turn_to_compute(),
-        bind_drafter(drafter, backbone),
-    ):  # a drafter may refuse the backbone: before anything is computed
+    with turn_to_compute(), bind_drafter(drafter, backbone):  # which may refuse it, before anything is computed
         if lengths is adaptive:
             texts = 1 if batch.streamer is not None else min(batch.input_ids.shape[0], MAX_BATCH)
             calibrate(adaptive, backbone, drafter, texts)
@@ -104,7 +102,7 @@ def run_batch(
                 "follows each row by itself; give one prompt at a time"
             )
         in_step, requests = _in_step(batch, requests)
-    most = _max_batch(backbone, batch, requests, in_step)
+    most = _max_batch(backbone, drafter, batch, requests, in_step)
     kept = conversations if options.reuse else None
     engine = Engine(backbone, drafter, lengths, kept, most, stats, options.on_round)
     if in_step is not None:
@@ -266,7 +264,9 @@ def _context(backbone: Decoder) -> str:
     return f"the model's context of {backbone.context} tokens"
 
 
-def _max_batch(backbone: Decoder, batch: Batch, requests: Several[Request], in_step: RowsInStep | None) -> int:
+def _max_batch(
+    backbone: Decoder, drafter: Drafter, batch: Batch, requests: Several[Request], in_step: RowsInStep | None
+) -> int:
     """Return the number of texts in a pass whose caches stay within the memory budget.
 
     Raises ValueError when rows that must go in lockstep do not fit.
@@ -278,7 +278,7 @@ def _max_batch(backbone: Decoder, batch: Batch, requests: Several[Request], in_s
         return most
     longest = max(request.limit for request in requests)
     largest = max((block.end - block.start for one in requests for block in one.media if block.whole), default=0)
-    each = cache_bytes(backbone.spec, longest, backbone.kv_dtype)
+    each = text_bytes(backbone.spec, longest, backbone.kv_dtype, draft_spec(drafter))
     each += picture_bytes(backbone.spec, largest, backbone.kv_dtype, backbone.dtype)
     fit = max(1, backbone.room.cache // each)
     if in_step is not None and fit < most:

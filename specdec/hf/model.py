@@ -24,7 +24,7 @@ from specdec.cache import Conversation, Conversations
 from specdec.cache.conversation_file import load_conversation, save_conversation
 from specdec.drafting.draft_length import AdaptiveLength
 from specdec.drafting.protocol import Drafter, bind_drafter
-from specdec.drafting.registry import DrafterLike, resolve_drafter
+from specdec.drafting.registry import DrafterLike, draft_spec, resolve_drafter
 from specdec.engine.constraints import Constraint
 from specdec.engine.stats import GenerationStats, Round
 from specdec.hf import forward as passes
@@ -104,7 +104,7 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
     def __deepcopy__(self, memo: dict[int, Any]) -> SpecdecForCausalLM:
         """Return another model over the same weights, which nothing changes; it begins without conversations."""
         settings = copy.deepcopy((self.config, self.generation_config), memo)
-        conversations = conversations_of(self.decoder)
+        conversations = conversations_of(self.decoder, draft_spec(self.drafter))
         conversations.limit = self.conversations.limit
         made = memo[id(self)] = type(self)(self.decoder, *settings, self.drafter, conversations)
         made.train(self.training)

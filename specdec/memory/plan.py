@@ -1,6 +1,6 @@
 """The memory that a model takes at a length of context, known before any of it is loaded.
 
-What: `needs` adds up weights, drafter, cache, workspace and the program itself; `longest` turns it around. The cache's
+What: `needs` adds up weights, drafter, caches, workspace and the program itself; `longest` turns it around. The cache's
 part is exact: it comes from the rules by which `specdec.cache` allocates. Weights are the bytes of their storage. The
 workspace is what a pass over the longest chunk needs: attention's scores, logits, rotations. Media are the pixels of a
 prompt, and what a pass over a whole picture needs besides. Left out: sound, 2,560 bytes a token.
@@ -51,11 +51,13 @@ class Needs:
     workspace: int
     program: int
     media: int = 0
+    draft_cache: int = 0  # of a model that drafts
 
     @property
     def total(self) -> int:
         """Return the bytes of all parts."""
-        return self.weights + self.drafter + self.cache + self.workspace + self.program + self.media
+        of_drafter = self.drafter + self.draft_cache
+        return self.weights + of_drafter + self.cache + self.workspace + self.program + self.media
 
     def to_dict(self) -> dict[str, int | str]:
         """Return the parts and their total in JSON types."""
@@ -65,7 +67,8 @@ class Needs:
 @dataclass(frozen=True)
 class Planner:
     """The figures that do not depend on the length: the model's spec, bytes of weights, drafter and program, and the
-    media that a prompt may have: a picture of so many soft tokens, so many frames of video."""
+    media that a prompt may have: a picture of so many soft tokens, so many frames of video. `draft`: of the model that
+    drafts, where one does."""
 
     spec: DecoderSpec
     weights: int
@@ -74,15 +77,24 @@ class Planner:
     dtype: torch.dtype = torch.float32  # of activations
     picture: int = 0
     frames: int = 0
+    draft: DecoderSpec | None = None
 
     def needs(self, positions: int, kv_dtype: str = "float32") -> Needs:
         """Return the memory needs of a context of `positions`. Raises ValueError for an unknown `kv_dtype`."""
         if kv_dtype not in KV_DTYPES:
             raise ValueError(f"there is no cache of {kv_dtype!r}; choose one of {', '.join(KV_DTYPES)}")
-        cache = cache_bytes(self.spec, positions, KV_DTYPES[kv_dtype])
+        kept, draft_cache = KV_DTYPES[kv_dtype], 0
+        cache = cache_bytes(self.spec, positions, kept)
         workspace = workspace_bytes(self.spec, positions, self.dtype)
-        media = media_bytes(self.spec, positions, KV_DTYPES[kv_dtype], self.dtype, self.picture, self.frames)
-        return Needs(positions, kv_dtype, self.weights, self.drafter, cache, workspace, self.program, media)
+        if self.draft is not None:  # its passes and the backbone's take turns, but both keep their rotations
+            draft_cache = text_bytes(self.spec, positions, kept, self.draft) - cache
+            read = min(positions, self.draft.max_positions)
+            workspace = max(workspace, workspace_bytes(self.draft, read, self.dtype))
+            workspace += rotation_bytes(self.draft, read, self.dtype)
+        media = media_bytes(self.spec, positions, kept, self.dtype, self.picture, self.frames)
+        return Needs(
+            positions, kv_dtype, self.weights, self.drafter, cache, workspace, self.program, media, draft_cache
+        )
 
     def longest(self, budget: int, kv_dtype: str = "float32") -> int:
         """Return the longest context whose total is within `budget` bytes; 0 where not even the weights are."""
@@ -97,9 +109,10 @@ class Planner:
         would do, when they are less than LEAST positions."""
         if (positions := self.longest(budget, kv_dtype)) >= min(LEAST, self.spec.max_positions):
             found = self.needs(positions, kv_dtype)
-            return MemoryLimits(positions, found.cache + budget - found.total)
+            return MemoryLimits(positions, found.cache + found.draft_cache + budget - found.total)
         least = self.needs(min(LEAST, self.spec.max_positions), kv_dtype)
         media = f", a picture {least.media / 1e9:.2f}" if least.media else ""
+        media += f", the drafter's cache {least.draft_cache / 1e9:.2f}" if least.draft_cache else ""
         raise ValueError(
             f"a memory budget of {budget / 1e9:.2f} GB is too small: weights {least.weights / 1e9:.2f}, drafter "
             f"{least.drafter / 1e9:.2f}, {least.positions} positions of context {least.cache / 1e9:.2f}, workspace "
@@ -130,6 +143,13 @@ def cache_bytes(spec: DecoderSpec, positions: int, kept: torch.dtype, max_rows: 
     return total
 
 
+def text_bytes(spec: DecoderSpec, positions: int, kept: torch.dtype, draft: DecoderSpec | None = None) -> int:
+    """Return the bytes of the caches of one text: the model's own, and that of the model `draft` that drafts for it, in
+    stores of the same type."""
+    beside = 0 if draft is None else cache_bytes(draft, min(positions, draft.max_positions), kept)
+    return cache_bytes(spec, positions, kept) + beside
+
+
 def workspace_bytes(spec: DecoderSpec, positions: int, dtype: torch.dtype, max_rows: int = MAX_ROWS) -> int:
     """Return the bytes of the workspace of a pass of `max_rows` rows at the end of `positions`."""
     scores = max(
@@ -138,6 +158,11 @@ def workspace_bytes(spec: DecoderSpec, positions: int, dtype: torch.dtype, max_r
     )
     widest = max(2 * layer.intermediate_size + 4 * layer.heads * layer.head_dim for layer in spec.layers)
     rows = max_rows * (widest + 6 * spec.hidden_size)
+    return 4 * (scores + rows + LOGIT_ROWS * spec.vocab_size) + rotation_bytes(spec, positions, dtype)
+
+
+def rotation_bytes(spec: DecoderSpec, positions: int, dtype: torch.dtype) -> int:
+    """Return the bytes of the rotations that a model keeps for texts of `positions`."""
     turned = 0
     for kind in {layer.kind for layer in spec.layers}:
         pairs = spec.ropes[kind].frequencies
@@ -145,7 +170,7 @@ def workspace_bytes(spec: DecoderSpec, positions: int, dtype: torch.dtype, max_r
         turned += blocks * ROPE_BLOCK * 2 * (2 * len(pairs)) * dtype.itemsize
         if any(layer.kind == kind and spec.keeps_values_alone(layer) for layer in spec.layers):
             turned += slots_for(positions) * 2 * spec.ropes[kind].rotating_pairs * 4
-    return 4 * (scores + rows + LOGIT_ROWS * spec.vocab_size) + turned
+    return turned
 
 
 def media_bytes(
@@ -181,8 +206,9 @@ def picture_bytes(spec: DecoderSpec, rows: int, kept: torch.dtype, dtype: torch.
     return rings + rows * (4 * spec.hidden_size + turned) * dtype.itemsize
 
 
-def conversations_of(decoder: Decoder) -> Conversations:
+def conversations_of(decoder: Decoder, draft: DecoderSpec | None = None) -> Conversations:
     """Make the `Conversations` of `decoder`: within its memory budget, or in a share of the memory that is free.
+    `draft`: of the model that drafts, which keeps a cache beside each.
 
     Off the CPU nothing is kept: kernels there are not ours, and a row's bits may depend on the pass that it came with.
     """
@@ -191,7 +217,7 @@ def conversations_of(decoder: Decoder) -> Conversations:
     if decoder.room is None:
         return Conversations(decoder.new_cache, available_bytes() // KEPT_SHARE)
     return Conversations(
-        decoder.new_cache, decoder.room.cache, lambda n: cache_bytes(decoder.spec, n, decoder.kv_dtype)
+        decoder.new_cache, decoder.room.cache, lambda n: text_bytes(decoder.spec, n, decoder.kv_dtype, draft)
     )
 
 

@@ -7,8 +7,8 @@ import torch
 
 from specdec.drafting.calibrate import calibrate, measure_costs, plausible
 from specdec.drafting.costs import DOUBT_SECONDS, Costs, LiveCosts
-from specdec.drafting.draft_length import AdaptiveLength, Drafted
-from specdec.drafting.protocol import NoDraft
+from specdec.drafting.draft_length import AdaptiveLength
+from specdec.drafting.protocol import Drafted, NoDraft
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.hf import decoder_of
 from tests.support.tiny import FAMILIES, tiny_model

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from specdec.drafting.draft_length import CREDIT, FLOOR, AdaptiveLength, Drafted, FixedLength
+from specdec.drafting.draft_length import CREDIT, FLOOR, AdaptiveLength, FixedLength
+from specdec.drafting.protocol import Drafted
 from tests.support.drafts.replay import (
     COSTS,
     HEAD,

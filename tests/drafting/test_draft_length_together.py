@@ -7,7 +7,8 @@ import random
 import pytest
 
 from specdec.drafting.costs import Costs
-from specdec.drafting.draft_length import FLOOR, AdaptiveLength, Drafted, FixedLength
+from specdec.drafting.draft_length import FLOOR, AdaptiveLength, FixedLength
+from specdec.drafting.protocol import Drafted
 
 SOURCE = "suffix"
 

@@ -15,8 +15,9 @@ import specdec
 from specdec.drafting import learned as module
 from specdec.drafting.calibrate import calibrate
 from specdec.drafting.costs import Costs
-from specdec.drafting.draft_length import CREDIT, AdaptiveLength, Drafted
+from specdec.drafting.draft_length import CREDIT, AdaptiveLength
 from specdec.drafting.learned import MOST_BYTES, LearnedFile, learned_file
+from specdec.drafting.protocol import Drafted
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.hf import decoder_of
 from tests.support.tiny import tiny_model
@@ -86,11 +87,11 @@ def test_other_machines_models_threads_kernels_and_drafters_have_other_files(
 @pytest.mark.parametrize(
     "damage",
     [
-        {"format": 2},
+        {"format": 1},
         {"costs": None},
-        {"costs": {"passes": {"1": 1.0}, "steps": {}, "starts": {}, "text": None}},
-        {"costs": {"passes": {"1": -1.0, "2": 1.0}, "steps": {}, "starts": {}, "text": None}},
-        {"costs": {"passes": {"1": 1.0, "2": 1e999}, "steps": {}, "starts": {}, "text": None}},
+        {"costs": {"passes": {"1": 1.0}, "steps": {}, "starts": {}, "text": None, "readings": {}}},
+        {"costs": {"passes": {"1": -1.0, "2": 1.0}, "steps": {}, "starts": {}, "text": None, "readings": {}}},
+        {"costs": {"passes": {"1": 1.0, "2": 1e999}, "steps": {}, "starts": {}, "text": None, "readings": {}}},
         {"measured_for": [2]},
         {"measured_for": None},
         {"credit": "much"},

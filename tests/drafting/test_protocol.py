@@ -10,9 +10,9 @@ import torch
 from specdec.cache import KVCache
 from specdec.drafting.composite import CompositeDrafter, CompositeProposer
 from specdec.drafting.costs import Costs
-from specdec.drafting.draft_length import AdaptiveLength, Drafted, DraftLength, FixedLength
+from specdec.drafting.draft_length import AdaptiveLength, FixedLength
 from specdec.drafting.propose import OpenEnd, propose_together
-from specdec.drafting.protocol import Draft, NoDraft, Proposer
+from specdec.drafting.protocol import Draft, Drafted, DraftLength, NoDraft, Proposer
 from specdec.drafting.suffix import SuffixDrafter, SuffixMatches
 from specdec.engine.sampling import Noise
 from specdec.hf import decoder_of
@@ -25,7 +25,7 @@ STATES = States(torch.zeros(4))
 
 def drafted(proposer: Proposer, lengths: DraftLength, text: Sequence[int], room: int) -> Draft:
     """The draft for `text` when it is alone."""
-    return propose_together([OpenEnd(proposer, text, STATES, room)], lengths)[0]
+    return propose_together([OpenEnd(proposer, text, STATES, room)], lengths).drafts[0]
 
 
 def fresh(**settings: int) -> SuffixMatches:

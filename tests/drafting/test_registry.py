@@ -136,7 +136,7 @@ class Reader:
     """A package that reads checkpoints, as one class."""
 
     @staticmethod
-    def load_drafter(name_or_path: str) -> SuffixDrafter:
+    def open_drafter(name_or_path: str) -> SuffixDrafter:
         read = SuffixDrafter()
         read.name = f"read from {name_or_path}"
         return read

@@ -14,15 +14,15 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from specdec.drafting.calibrate import calibrate
-from specdec.drafting.draft_length import DraftLength
-from specdec.drafting.protocol import bind_drafter
+from specdec.drafting.protocol import DraftLength, bind_drafter
+from specdec.drafting.registry import draft_spec
 from specdec.engine.constraints import Constraint
 from specdec.engine.engine import Engine
 from specdec.engine.sequence import Request
 from specdec.hf import SpecdecForCausalLM
 from specdec.hf.batch import media_of_rows
 from specdec.media.processor import Processor
-from specdec.memory.plan import cache_bytes, picture_bytes
+from specdec.memory.plan import picture_bytes, text_bytes
 from specdec.model.media import MediaBlock
 from specdec.server.conversation import Conversation
 from specdec.server.errors import ApiError, bad_request, too_long
@@ -210,10 +210,10 @@ class Service:
         self._reading.shutdown(cancel_futures=True)
 
     def _bytes(self, positions: int, block: int) -> int:
-        """Return the bytes of a cache of `positions`, and of a pass over a picture of `block` soft tokens."""
+        """Return the bytes of a text's caches of `positions`, and of a pass over a picture of `block` soft tokens."""
         decoder = self.decoder
         pictures = picture_bytes(decoder.spec, block, decoder.kv_dtype, decoder.dtype) if block else 0
-        return cache_bytes(decoder.spec, positions, decoder.kv_dtype) + pictures
+        return text_bytes(decoder.spec, positions, decoder.kv_dtype, draft_spec(self.model.drafter)) + pictures
 
     def _check(self, prompt: Sequence[int]) -> None:
         if not prompt:

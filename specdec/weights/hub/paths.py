@@ -109,12 +109,12 @@ def local_path(name: str, shapes: Sequence[str] = ()) -> Path | None:
 
 
 def drafter_path(name: str) -> Path | None:
-    """Return the file or folder of the drafter `name`, as `local_path` does; None for one of NAMED_DRAFTERS and a hub
-    id.
+    """Return the file or folder of the drafter `name`, as `local_path` does; None for one of NAMED_DRAFTERS or
+    NAMED_MODELS, and for a hub id.
 
     Raises ValueError when `name` is none of these.
     """
-    return _found(name, NAMED_DRAFTERS, "Drafters", "one")
+    return _found(name, (*NAMED_DRAFTERS, *NAMED_MODELS), "Drafters", "one")
 
 
 def _found(name: str, known: Sequence[str], heading: str, one: str) -> Path | None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from specdec.drafting.costs import Costs
-from specdec.drafting.draft_length import Drafted, DraftLength, FixedLength
+from specdec.drafting.draft_length import FixedLength
+from specdec.drafting.protocol import Drafted, DraftLength
 
 LONGEST = 8
 HEAD, SUFFIX, SHORT = "mtp", "suffix", "suffix-short"
