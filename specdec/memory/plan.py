@@ -51,11 +51,13 @@ class Needs:
     workspace: int
     program: int
     media: int = 0
+    adapters: int = 0
 
     @property
     def total(self) -> int:
         """Return the bytes of all parts."""
-        return self.weights + self.drafter + self.cache + self.workspace + self.program + self.media
+        parts = (self.weights, self.drafter, self.cache, self.workspace, self.program, self.media, self.adapters)
+        return sum(parts)
 
     def to_dict(self) -> dict[str, int | str]:
         """Return the parts and their total in JSON types."""
@@ -64,8 +66,8 @@ class Needs:
 
 @dataclass(frozen=True)
 class Planner:
-    """The figures that do not depend on the length: the model's spec, bytes of weights, drafter and program, and the
-    media that a prompt may have: a picture of so many soft tokens, so many frames of video."""
+    """The figures that do not depend on the length: the model's spec, bytes of weights, drafter, program and adapters,
+    and the media that a prompt may have: a picture of so many soft tokens, so many frames of video."""
 
     spec: DecoderSpec
     weights: int
@@ -74,6 +76,7 @@ class Planner:
     dtype: torch.dtype = torch.float32  # of activations
     picture: int = 0
     frames: int = 0
+    adapters: int = 0
 
     def needs(self, positions: int, kv_dtype: str = "float32") -> Needs:
         """Return the memory needs of a context of `positions`. Raises ValueError for an unknown `kv_dtype`."""
@@ -82,7 +85,9 @@ class Planner:
         cache = cache_bytes(self.spec, positions, KV_DTYPES[kv_dtype])
         workspace = workspace_bytes(self.spec, positions, self.dtype)
         media = media_bytes(self.spec, positions, KV_DTYPES[kv_dtype], self.dtype, self.picture, self.frames)
-        return Needs(positions, kv_dtype, self.weights, self.drafter, cache, workspace, self.program, media)
+        return Needs(
+            positions, kv_dtype, self.weights, self.drafter, cache, workspace, self.program, media, self.adapters
+        )
 
     def longest(self, budget: int, kv_dtype: str = "float32") -> int:
         """Return the longest context whose total is within `budget` bytes; 0 where not even the weights are."""
@@ -100,6 +105,7 @@ class Planner:
             return MemoryLimits(positions, found.cache + budget - found.total)
         least = self.needs(min(LEAST, self.spec.max_positions), kv_dtype)
         media = f", a picture {least.media / 1e9:.2f}" if least.media else ""
+        media += f", adapters {least.adapters / 1e9:.2f}" if least.adapters else ""
         raise ValueError(
             f"a memory budget of {budget / 1e9:.2f} GB is too small: weights {least.weights / 1e9:.2f}, drafter "
             f"{least.drafter / 1e9:.2f}, {least.positions} positions of context {least.cache / 1e9:.2f}, workspace "
