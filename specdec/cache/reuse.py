@@ -162,11 +162,12 @@ class Conversations:
         finally:
             self.add(found)
 
-    def nearest(self, tokens: Tensor, media: Keys = ()) -> tuple[int, Tensor]:
-        """Return how many of tokens [n] the kept conversation that is most like them shares, and its tokens [m].
-        `media`: what the soft tokens among them show, which is compared too."""
+    def nearest(self, tokens: Tensor, media: Keys = (), adapter: str = "") -> tuple[int, Tensor]:
+        """Return how many of tokens [n] the kept conversation with `adapter` that is most like them shares, and its
+        tokens [m]. `media`: what the soft tokens among them show, which is compared too."""
         with self._lock:
-            found = [(shared_beginning(tokens, one.tokens, media, one.media), one.tokens) for one in self.kept]
+            alike = [one for one in self.kept if one.cache.adapter == adapter]
+            found = [(shared_beginning(tokens, one.tokens, media, one.media), one.tokens) for one in alike]
         return max(found, key=lambda one: one[0], default=(0, tokens[:0]))
 
     def forget(self) -> None:
