@@ -30,7 +30,7 @@ from specdec.weights.safetensors import SafetensorsCheckpoint
 TENSORS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
 _LOW_RANK = re.compile(r"^(.*)\.lora_([AB])(?:\.[^.]+)?\.weight$")
-_SAVED = re.compile(r"^(.*?)(?:\.modules_to_save)?(?:\.default)?\.weight$")
+_SAVED = re.compile(r"^(.*?)(?:\.modules_to_save|\.base_layer)?(?:\.default)?\.weight$")
 _GGUF = re.compile(r"^(.*)\.lora_([ab])$")
 _PEFT = "base_model.model."
 _LAYER = re.compile(r"^layers\.(\d+)\.")
@@ -117,6 +117,7 @@ def _peft(folder: Path, spec: DecoderSpec) -> AdapterFile:
         raise ValueError(f"there is no {TENSORS}{pickled}; save the adapter with PEFT's save_pretrained")
     checkpoint = SafetensorsCheckpoint(folder / TENSORS)
     pairs, replaced, trained = dict[str, dict[str, str]](), dict[str, str](), dict[str, str]()
+    copies: dict[str, str] = {}  # of the model's own embedding and head, which PEFT saves beside what adapts them
     for name in checkpoint.shapes():
         short = name.removeprefix(_PEFT)
         if "lora_magnitude_vector" in short:
@@ -134,7 +135,8 @@ def _peft(folder: Path, spec: DecoderSpec) -> AdapterFile:
             pairs.setdefault(canonical, {})[low_rank[2]] = name
             trained[canonical] = module
         else:
-            replaced[canonical] = name
+            (replaced if module.endswith(config.saved) else copies)[canonical] = name
+    _check_shapes(checkpoint, spec, copies)
     _check(checkpoint, spec, pairs, replaced, "lora_A", "lora_B")
     for canonical, module in trained.items():
         _check_told(config, module, checkpoint.shapes()[pairs[canonical]["A"]][0])
@@ -255,7 +257,13 @@ def _check(
             raise ValueError(
                 f"does not fit the model: {module} is [{outputs}, {inputs}], and the adapter's is [{up[0]}, {down[1]}]"
             )
-    for name, stored in replaced.items():
+    _check_shapes(checkpoint, spec, replaced)
+
+
+def _check_shapes(checkpoint: Checkpoint, spec: DecoderSpec, whole: Mapping[str, str]) -> None:
+    """Raise a ValueError for a whole matrix of another shape than the model's: a vocabulary that grew, say."""
+    shapes, expected = checkpoint.shapes(), _matrices(spec)
+    for name, stored in whole.items():
         if tuple(shapes[stored]) != expected[name]:
             raise ValueError(
                 f"does not fit the model: {name.removesuffix('.weight')} is {list(expected[name])}, and the adapter's "
