@@ -16,7 +16,16 @@ from specdec.model.adapters.adapter import check_name, name_of, named_adapters
 from specdec.model.adapters.build import add_adapters, check_adapters
 from specdec.model.adapters.files import open_adapter
 from specdec.model.adapters.peft_config import PeftConfig
-from tests.support.tiny_adapter import ALPHA, RANK, make_gguf, make_peft, modules, parts, rank_stabilised, tiny_spec
+from tests.support.adapters.tiny_adapter import (
+    ALPHA,
+    RANK,
+    make_gguf,
+    make_peft,
+    modules,
+    parts,
+    rank_stabilised,
+    tiny_spec,
+)
 from tests.support.tiny_decoder import of
 
 FAMILY = "gemma3"

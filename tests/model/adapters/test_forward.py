@@ -11,9 +11,9 @@ from torch import Tensor
 from specdec.hf import decoder_of
 from specdec.model.adapters.build import add_adapters
 from specdec.model.decoder import Decoder
+from tests.support.adapters.tiny_adapter import make_gguf, make_peft, merged, modules, parts
 from tests.support.native.needs_native import needs_library
 from tests.support.tiny import FAMILIES, WINDOW, prompt, tiny_model
-from tests.support.tiny_adapter import make_gguf, make_peft, merged, modules, parts
 from tests.support.tiny_decoder import of, quantised
 
 LENGTH = 5 * WINDOW

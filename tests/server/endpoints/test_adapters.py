@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from tests.support.adapters.tiny_adapter import make_peft
 from tests.support.serving.served import Served, served
-from tests.support.tiny_adapter import make_peft
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
 ASKED = {"tiny": "none", "tiny:one": "one", "tiny:two": "two", "two": "two", "gpt-9": "one"}

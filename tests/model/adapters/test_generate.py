@@ -11,8 +11,8 @@ import torch
 
 import specdec
 from specdec.drafting.registry import resolve_drafter
+from tests.support.adapters.tiny_adapter import make_gguf, make_peft, merged, modules, parts
 from tests.support.tiny import prompt, tiny_model
-from tests.support.tiny_adapter import make_gguf, make_peft, merged, modules, parts
 from tests.support.tiny_assistant import save_assistant
 
 FAMILY = "gemma4_unified"

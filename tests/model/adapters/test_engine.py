@@ -19,10 +19,10 @@ from specdec.engine.sampling import Sampler
 from specdec.engine.sequence import Request
 from specdec.model.adapters.build import add_adapters
 from specdec.model.decoder import Decoder
+from tests.support.adapters.tiny_adapter import make_peft, modules, parts
 from tests.support.decoding import alone, decode, never, to_end
 from tests.support.scripted import SCRIPTS, ScriptedDrafter
 from tests.support.tiny import VOCAB, WINDOW, prompt
-from tests.support.tiny_adapter import make_peft, modules, parts
 from tests.support.tiny_decoder import of
 
 NEW = 3 * WINDOW
