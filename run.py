@@ -179,7 +179,8 @@ def run_plan(a: argparse.Namespace) -> int:
     from specdec.memory.plan import parse_bytes
 
     dtype, budget = getattr(torch, a.dtype), None if a.budget is None else parse_bytes(a.budget)
-    asked = Asked(a.model, a.drafter, a.quantize, dtype, a.context, budget, a.kv_dtype, a.picture, a.frames)
+    adapters = tuple(path for _, path in a.adapter)
+    asked = Asked(a.model, a.drafter, a.quantize, dtype, a.context, budget, a.kv_dtype, a.picture, a.frames, adapters)
     return plan(asked, a.json)
 
 

@@ -14,6 +14,7 @@ from eval.cli.options import (
     KV_DTYPES,
     PICTURES,
     QUANTIZE,
+    add_adapter_option,
     add_drafting_options,
     add_json_option,
     add_media_size_options,
@@ -206,6 +207,7 @@ def add_plan_options(planned: argparse.ArgumentParser) -> None:
     planned.add_argument("--kv-dtype", choices=KV_DTYPES, default="float32", help="what the cache keeps")
     planned.add_argument("--quantize", choices=QUANTIZE, help="as for every command")
     planned.add_argument("--dtype", choices=DTYPES, default="float32", help="of activations")
+    add_adapter_option(planned)
     add_media_size_options(planned)
     add_json_option(planned, "the figures")
 

@@ -23,6 +23,7 @@ from specdec.drafting.registry import draft_spec, drafter_bytes, resolve_drafter
 from specdec.load import open_checkpoint
 from specdec.memory.plan import KV_DTYPES, Needs, Planner, loaded_bytes, program_bytes, weight_bytes
 from specdec.memory.system import available_bytes
+from specdec.model.adapters.build import check_adapters
 from specdec.model.build import Quantize
 from specdec.model.families import decoder_spec
 from specdec.model.names import expected_tensors
@@ -44,6 +45,7 @@ class Asked:
     kv_dtype: str
     picture: int = 0  # soft tokens
     frames: int = 0
+    adapters: tuple[str, ...] = ()  # folders or files
 
 
 def plan(asked: Asked, json_file: Path | None) -> int:
@@ -88,7 +90,8 @@ def plan_memory(asked: Asked, program: int) -> Planner:
     if (asked.picture or asked.frames) and (spec.media is None or spec.media.vision is None):
         raise ValueError(f"{asked.model} takes no pictures; leave --picture and --frames out")
     drafter, draft = _drafter(asked, spec, path), draft_spec(resolve_drafter(asked.drafter))
-    return Planner(spec, weights, drafter, program, asked.dtype, asked.picture, asked.frames, draft)
+    added = check_adapters({one: Path(one) for one in asked.adapters}, spec)
+    return Planner(spec, weights, drafter, program, asked.dtype, asked.picture, asked.frames, draft, added)
 
 
 def _model(asked: Asked) -> tuple[DecoderSpec, int, Path | None]:
@@ -121,6 +124,7 @@ def _table(needs: Needs) -> Table:
     for name, value in (
         ("weights", needs.weights),
         ("drafter", needs.drafter),
+        *([("adapters", needs.adapters)] if needs.adapters else []),
         (f"cache of {needs.positions:,} positions, {needs.kv_dtype}", needs.cache),
         *([("the drafter's cache", needs.draft_cache)] if needs.draft_cache else []),
         ("workspace of a pass", needs.workspace),

@@ -7,15 +7,13 @@ import math
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from transformers import GenerationConfig
 
 from specdec import kernels
@@ -33,6 +31,8 @@ from specdec.memory.plan import (
     program_bytes,
 )
 from specdec.model import quantized
+from specdec.model.adapters.adapter import AdapterLike, named_adapters
+from specdec.model.adapters.build import add_adapters, check_adapters
 from specdec.model.build import Quantize, Source, assemble, build_decoder
 from specdec.model.decoder import Decoder, MemoryLimits
 from specdec.model.embedder.config import with_mmproj
@@ -40,7 +40,7 @@ from specdec.model.families import decoder_spec, supported_families
 from specdec.model.gguf_config import config_from_gguf, with_rope_divisors
 from specdec.model.names import expected_tensors, with_present_media
 from specdec.model.spec import DecoderSpec
-from specdec.util.terminal import Terminal
+from specdec.util.progress import progress_bar
 from specdec.util.text import did_you_mean
 from specdec.util.threads import turn_to_compute
 from specdec.weights.checkpoint import Checkpoint, JoinedCheckpoint
@@ -87,6 +87,7 @@ def load(
     kv_dtype: torch.dtype | str | None = None,
     memory_budget: int | str | None = None,
     remember: bool = False,
+    adapter: AdapterLike = None,
     **foreign: Any,
 ) -> SpecdecForCausalLM:
     """Load a model that generates the text of the plain model, sooner.
@@ -110,6 +111,9 @@ def load(
             Attention reads rounded K and V, so another type may give another text; drafting never does.
         memory_budget: bytes, or text like "9GB", that this process may take in all. A model that does not fit is
             refused before it is read; a prompt that does not fit is refused before it is computed.
+        adapter: a low-rank adapter (LoRA), a PEFT folder or a GGUF file, or several by name: {"name": path}. Adapters
+            are kept apart from the weights. The first is the default; `generate(adapter="name")` takes another one,
+            "none" the model as it is.
         remember: begin with the costs and the acceptance that the last such program measured here, and keep them in
             the cache folder when this one ends or drops the model. Without it every load measures, and begins afresh.
 
@@ -128,8 +132,8 @@ def load(
 
     Raises:
         ValueError: nothing is at `name_or_path`, the architecture is not supported, the file is damaged, or tensors
-            are missing, surplus or misshapen; the memory budget is too small; an argument of `from_pretrained`, such
-            as `device_map`: the message says what to write instead.
+            are missing, surplus or misshapen; an adapter does not fit; the memory budget is too small; an argument of
+            `from_pretrained`, such as `device_map`: the message says what to write instead.
     """
     for name in foreign:
         if name in _INSTEAD:
@@ -141,9 +145,10 @@ def load(
     proposer = resolve_drafter(drafter)  # before the minutes that a large model takes: a wrong name fails at once
     kept = None if kv_dtype is None else _kv_dtype(kv_dtype, where)
     draft = draft_spec(proposer)
+    adapters = named_adapters(adapter)
     budget = None if memory_budget is None else MemoryBudget(parse_bytes(memory_budget), drafter, draft)
     path = model_path(name_or_path)
-    decoder, config, generation_config = load_decoder(path, kind, where, quantize, kept, budget)
+    decoder, config, generation_config = load_decoder(path, kind, where, quantize, kept, budget, adapters)
     decoder.path = path
     if (reason := kernels.missing()) and where.type == "cpu" and _in_blocks(decoder):
         _warn_of_slowness(reason)
@@ -179,10 +184,12 @@ def load_decoder(
     quantize: Quantize = None,
     kv_dtype: torch.dtype | None = None,
     budget: MemoryBudget | None = None,
+    adapters: Mapping[str, Path] | None = None,
 ) -> tuple[Decoder, Any, GenerationConfig]:
-    """Return the decoder, config and generation config of a .gguf file or a Hugging Face folder."""
+    """Return the decoder, config and generation config of a .gguf file or a Hugging Face folder. `adapters`: files of
+    adapters by name, the default first."""
     with naming(path):
-        return _read(path, dtype, device, quantize, kv_dtype, budget)
+        return _read(path, dtype, device, quantize, kv_dtype, budget, adapters or {})
 
 
 def _read(
@@ -192,27 +199,30 @@ def _read(
     quantize: Quantize,
     kv_dtype: torch.dtype | None,
     budget: MemoryBudget | None,
+    adapters: Mapping[str, Path],
 ) -> tuple[Decoder, Any, GenerationConfig]:
     spec, source, config, generation_config = open_checkpoint(path)
-    room = None if budget is None else budget.room(spec, source, quantize, dtype, kv_dtype or dtype)
-    checkpoint = source.checkpoint
+    added = check_adapters(adapters, spec)  # before the minutes that a large model takes
+    room = None if budget is None else budget.room(spec, source, quantize, dtype, kv_dtype or dtype, added)
+    checkpoint, packed = source.checkpoint, None
     large = isinstance(checkpoint, SafetensorsCheckpoint) and checkpoint.nbytes >= quantized.LEAST
     if large and quantize != "none" and (quantize is not None or is_packed(checkpoint)):
         packed = quantized.load_or_quantize(path, spec, source, quantize, dtype, progress_bar)
-        if packed is not None:
-            decoder = assemble(spec, quantized.PackedReader(packed, dtype, device), kv_dtype, room)
-            return decoder, config, generation_config
-    with progress_bar(f"loading {path.name}", len(expected_tensors(spec))) as advance:
-        decoder = build_decoder(
-            spec,
-            source,
-            dtype=dtype,
-            device=device,
-            quantize=quantize,
-            progress=lambda _: advance(1),
-            kv_dtype=kv_dtype,
-            room=room,
-        )
+    if packed is not None:
+        decoder = assemble(spec, quantized.PackedReader(packed, dtype, device), kv_dtype, room)
+    else:
+        with progress_bar(f"loading {path.name}", len(expected_tensors(spec))) as advance:
+            decoder = build_decoder(
+                spec,
+                source,
+                dtype=dtype,
+                device=device,
+                quantize=quantize,
+                progress=lambda _: advance(1),
+                kv_dtype=kv_dtype,
+                room=room,
+            )
+    add_adapters(decoder, adapters)
     return decoder, config, generation_config
 
 
@@ -225,14 +235,21 @@ class MemoryBudget:
     draft: DecoderSpec | None = None
 
     def room(
-        self, spec: DecoderSpec, source: Source, quantize: Quantize, dtype: torch.dtype, kv_dtype: torch.dtype
+        self,
+        spec: DecoderSpec,
+        source: Source,
+        quantize: Quantize,
+        dtype: torch.dtype,
+        kv_dtype: torch.dtype,
+        adapters: int = 0,
     ) -> MemoryLimits:
-        """Return the memory limits that the budget leaves for texts. Raises ValueError when it leaves too little."""
+        """Return the memory limits that the budget leaves for texts, beside adapters of so many bytes. Raises
+        ValueError when it leaves too little."""
         weights = loaded_bytes(spec, source, quantize, dtype)
         blocks = weights < dtype.itemsize * sum(map(math.prod, expected_tensors(spec).values()))
         picture = 0 if spec.media is None else LARGEST_PICTURE
         drafter = self._drafter(source, dtype, blocks)
-        planner = Planner(spec, weights, drafter, program_bytes(), dtype, picture, draft=self.draft)
+        planner = Planner(spec, weights, drafter, program_bytes(), dtype, picture, draft=self.draft, adapters=adapters)
         return planner.room(self.total, str(kv_dtype).removeprefix("torch."))
 
     def _drafter(self, source: Source, dtype: torch.dtype, quantized: bool) -> int:
@@ -307,13 +324,3 @@ def _kv_dtype(kept: torch.dtype | str, device: torch.device) -> torch.dtype:
         return _dtype(kept, device)
     except ValueError:
         raise ValueError(f"kv_dtype must be 'float32', 'bfloat16', 'float16' or 'int8', got {kept!r}") from None
-
-
-@contextmanager
-def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on stderr while the block runs; show nothing where stderr is not a terminal."""
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    console = Terminal(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.advance(task, done)

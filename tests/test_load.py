@@ -147,7 +147,7 @@ def test_nothing_there() -> None:
     [
         ("gemma4-assistant", None, "a drafter, which goes with a model: load the model, with drafter= this file"),
         ("clip", None, "an embedder of pictures and sound: name the .gguf file of the model"),
-        ("gemma4", "adapter", "an adapter (LoRA), which is not supported"),
+        ("gemma4", "adapter", "an adapter (LoRA), which goes with a model: load the model, with adapter= "),
         ("rwkv7", None, "'rwkv7' is not supported; supported are: gemma3"),
     ],
 )

@@ -205,17 +205,18 @@ class Beginnings:
         self._backbone, self._aux = backbone, aux
         self._kept = list[_Begun]()
 
-    def acquire(self, prompt: Tensor, longest: int, media: Keys = ()) -> Conversation:
+    def acquire(self, prompt: Tensor, longest: int, media: Keys = (), adapter: str = "") -> Conversation:
         """Return a conversation for a text that begins with `prompt` [n] int64.
 
         The cache is a new one while there are few of them, else the kept one that shares most of the prompt's first n -
-        1 tokens. The conversation's note "begun" has the states of those tokens. Prompts have no media.
+        1 tokens. The conversation's note "begun" has the states of those tokens. Prompts have no media, and all of them
+        one adapter.
         """
         assert not media, "texts with media are not collected"
         if len(self._kept) < self._SPARE:
             backbone = self._backbone
             with one_torch_thread():  # many small ones
-                cache = backbone.new_cache()
+                cache = backbone.new_cache(adapter=adapter)
             none = torch.empty(0, backbone.spec.hidden_size, dtype=backbone.dtype, device=backbone.device)
             states, best = States(none, (none,) * self._aux), torch.empty(0, dtype=torch.int64, device=backbone.device)
             known = _Begun(prompt[:0], states, best, cache)

@@ -98,6 +98,8 @@ class Collector:
         about = {**about, "backbone": backbone.fingerprint, "layers": list(layers), "answering": how}
         if aux_layers:
             about["aux_layers"] = list(aux_layers)
+        if (adapter := backbone.adapters.of(backbone.adapters.default)) is not None:
+            about["adapter"] = adapter.identity
         self.writer = DatasetWriter(folder, about)
         self.backbone, self.layers, self.eos_ids, self.answering = backbone, layers, eos_ids, answering
         self.aux_layers, self._given = tuple(aux_layers), given

@@ -212,6 +212,8 @@ def check_possible(names: Sequence[str], settings: GenerationSettings) -> None:
         )
     if resolve_device(settings.device).type != "cpu":
         raise ValueError(f"--modes {others[0]} compares engines on the CPU: add --device cpu")
+    if settings.adapter:
+        raise ValueError(f"--modes {others[0]} compares engines on the model alone: leave --adapter out")
 
 
 @contextmanager

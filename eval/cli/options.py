@@ -46,6 +46,7 @@ class GenerationSettings:
     kv_dtype: str | None = None
     memory_budget: str | None = None
     prometheus: Path | None = None
+    adapter: tuple[tuple[str, str], ...] = ()  # names ("": of the folder or file) and paths, the default first
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings in JSON types."""
@@ -55,7 +56,8 @@ class GenerationSettings:
 def settings_from(arguments: argparse.Namespace) -> GenerationSettings:
     """Return the settings among parsed `arguments`; an option that the command does not offer keeps its default."""
     known = GenerationSettings.__dataclass_fields__
-    return GenerationSettings(**{name: value for name, value in vars(arguments).items() if name in known})
+    found: dict[str, Any] = {name: value for name, value in vars(arguments).items() if name in known}
+    return GenerationSettings(**{**found, "adapter": tuple(found.get("adapter", ()))})
 
 
 def check_names(settings: GenerationSettings, modes: Sequence[str] = (), shapes: Sequence[str] = ()) -> None:
@@ -68,6 +70,9 @@ def check_names(settings: GenerationSettings, modes: Sequence[str] = (), shapes:
 
     local_path(settings.model, shapes)
     drafter_path(settings.drafter)
+    for _, path in settings.adapter:
+        if not Path(path).exists():
+            raise ValueError(f"--adapter {path}: there is no such file or folder")
     expand_modes(modes)
 
 
@@ -101,8 +106,22 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         choices=KV_DTYPES,
         help="what the cache keeps of the context (default: as --dtype); rounds, so another one may change the text",
     )
+    add_adapter_option(group)
     group.add_argument("--memory-budget", metavar="SIZE", help="what this process may take in all, like 9GB")
     group.add_argument("--threads", type=threads, metavar="N", help="CPU threads (default: torch's choice)")
+
+
+def add_adapter_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add `--adapter`."""
+    parser.add_argument(
+        "--adapter",
+        type=adapter,
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="a LoRA adapter, a PEFT folder or a .gguf file; NAME= may be left out. Several times: the first is used, "
+        "and serve answers with each, as the model MODEL:NAME",
+    )
 
 
 def add_drafting_options(parser: argparse.ArgumentParser) -> None:
@@ -255,6 +274,16 @@ def fraction(text: str) -> float:
     if not 0 < (value := number(text)) <= 1:
         raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")
     return value
+
+
+def adapter(text: str) -> tuple[str, str]:
+    """Parse NAME=PATH, or PATH: an argparse type."""
+    name, equals, path = text.partition("=")
+    if not equals or "/" in name or not path:  # a path may have an equals sign too
+        name, path = "", text
+    if not path:
+        raise argparse.ArgumentTypeError("must be NAME=PATH or PATH, got ''")
+    return name, _expanded(path)
 
 
 def source(text: str) -> tuple[str, float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from specdec.engine.stats import GenerationStats
 from specdec.engine.telemetry import prometheus
 from specdec.memory.plan import parse_bytes
 from specdec.memory.system import resident_bytes
+from specdec.model.adapters.adapter import name_of
 from specdec.util.text import check_text
 
 
@@ -138,6 +140,17 @@ class Session:
         return options | {name: v for name in ("top_p", "top_k") if (v := getattr(s, name)) is not None}
 
 
+def adapters_of(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Return the paths of adapters by name, from those of `--adapter`. Raises ValueError where two have one name."""
+    found: dict[str, str] = {}
+    for name, path in pairs:
+        name = name or name_of(Path(path))
+        if name in found:
+            raise ValueError(f"--adapter: two adapters are called {name!r}; write NAME={path} with another name")
+        found[name] = path
+    return found
+
+
 def open_session(settings: GenerationSettings, remember: bool = False) -> Session:
     """Load the model and the tokenizer that `settings` name. Raises ValueError: see `specdec.load`.
 
@@ -155,5 +168,6 @@ def open_session(settings: GenerationSettings, remember: bool = False) -> Sessio
         kv_dtype=settings.kv_dtype,
         memory_budget=settings.memory_budget,
         remember=remember,
+        adapter=adapters_of(settings.adapter),
     )
     return Session(model, specdec.load_tokenizer(settings.model), settings)

@@ -25,10 +25,11 @@ from eval.cli.provenance import machine
 from eval.cli.words import byte_size
 from eval.kernels.bandwidth import Bandwidth
 from eval.kernels.cases import DECODE, NAMES, QUICK_ROWS, cases
-from eval.kernels.model_pass import bytes_per_pass, decode_speed, pass_costs, prefill_speed
+from eval.kernels.model_pass import adapter_costs, bytes_per_pass, decode_speed, pass_costs, prefill_speed
 from eval.kernels.report import Series, bandwidth_dict, decoding_dict, heading, series_table
 from eval.kernels.timing import Effort, KernelTiming, Neighbours, alternate
 from eval.synthetic.full_size import full_size_model
+from eval.synthetic.random_adapter import add_random_adapter
 from specdec.model.decoder import Decoder
 from specdec.util.terminal import Terminal
 
@@ -41,6 +42,7 @@ MODEL = "model"
 PREFILL = 512  # tokens
 BUSY = 0.1  # processors that others use, from which on figures are not to be relied on
 FULL_ROWS, FULL_PROMPT, FULL_TOKENS = (1, 2, 4, 8), 64, 32
+ADAPTER_ROWS = (1, 4)
 Report = Callable[[str], None]
 
 
@@ -87,8 +89,9 @@ class Measured:
         timing = prefill_speed(decoder, tokens, Effort(most=5 if self.quick else 7, seconds=2.0))
         self.model |= {"prefill_tokens": tokens, "prefill_tokens_per_second": tokens / timing.median}
 
-    def full_size(self, name: str, context: int, kv_dtype: torch.dtype, report: Report) -> None:
-        """Build the shape `name`, decode plainly, and time passes after `context` positions of `kv_dtype`.
+    def full_size(self, name: str, context: int, kv_dtype: torch.dtype, report: Report, adapter_rank: int = 0) -> None:
+        """Build the shape `name`, decode plainly, and time passes after `context` positions of `kv_dtype`; with
+        `adapter_rank` also those with a random adapter.
 
         Raises ValueError: see `full_size_model`.
         """
@@ -102,6 +105,20 @@ class Measured:
         ceiling = max(before, self.bandwidth.measure())
         self.model["decoding"] = decoding_dict(decoding, bytes_read, ceiling)
         self.passes(model.decoder, context, FULL_ROWS, report)
+        if adapter_rank:
+            self.adapter(model.decoder, context, adapter_rank, report)
+
+    def adapter(self, decoder: Decoder, context: int, rank: int, report: Report) -> None:
+        """Time passes with a random adapter of `rank` on all matrices, and without it, in turn."""
+        report(f"passes with an adapter of {rank} ranks")
+        adapter = add_random_adapter(decoder, rank)
+        effort = Effort(least=5, most=10, seconds=1.0) if self.quick else Effort(least=9, most=60, seconds=10.0)
+        costs = adapter_costs(decoder, context, ADAPTER_ROWS, adapter.name, effort)
+        found = [
+            {"rows": rows, "us": plain.median * 1e6, "adapted_us": with_it.median * 1e6}
+            for rows, (plain, with_it) in costs.items()
+        ]
+        self.model["adapter"] = {"rank": rank, "bytes": adapter.nbytes, "passes": found}
 
 
 def measure(arguments: argparse.Namespace) -> int:
@@ -124,7 +141,7 @@ def measure(arguments: argparse.Namespace) -> int:
         try:
             if arguments.full_size:
                 kv_dtype = getattr(torch, arguments.kv_dtype)
-                measured.full_size(arguments.full_size, arguments.context, kv_dtype, report)
+                measured.full_size(arguments.full_size, arguments.context, kv_dtype, report, arguments.adapter_rank)
             else:
                 measured.kernels(only, report)
                 if MODEL in only:
@@ -170,6 +187,13 @@ def _show(measured: Measured, record: dict[str, Any]) -> None:
             f"(by the median token {decoding['median_tokens_per_second']:.2f} tokens/s, "
             f"{decoding['median_share_of_bandwidth']:.0%})"
         )
+    if adapter := measured.model.get("adapter"):
+        for one in adapter["passes"]:
+            console.print(
+                f"V({one['rows']}) with an adapter of {adapter['rank']} ranks on all matrices "
+                f"({byte_size(adapter['bytes'])}): {one['adapted_us'] / 1e3:,.1f} ms, without it "
+                f"{one['us'] / 1e3:,.1f} ms: {one['us'] / one['adapted_us']:.3f}x the speed"
+            )
     bandwidth = record["bandwidth"]
     console.print(
         f"kernels: {record['host']['kernels']}. Reading memory ({bandwidth['reader']}): "
@@ -211,6 +235,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="SHAPE",
         help=f"instead of all that: a model of this shape ({', '.join(full_size_names())}) with random 4-bit weights "
         "in memory, about 10 GB for gemma-4-12b; decodes 32 tokens and times passes",
+    )
+    parser.add_argument(
+        "--adapter-rank",
+        type=cli.whole_number(0, 1024),
+        default=0,
+        metavar="N",
+        help="with --full-size: time passes with a random LoRA adapter of so many ranks on all matrices too, in turn "
+        "with passes without it",
     )
     parser.add_argument(
         "--kv-dtype",

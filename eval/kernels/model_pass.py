@@ -20,6 +20,7 @@ from torch import Tensor
 from eval.kernels.timing import Effort, KernelTiming, alternate
 from specdec.cache import KVCache
 from specdec.hf import SpecdecForCausalLM
+from specdec.model.adapters.adapter import NONE
 from specdec.model.decoder import Decoder
 
 
@@ -52,11 +53,34 @@ def pass_costs(decoder: Decoder, context: int, rows: Sequence[int], effort: Effo
     return alternate({count: one(count) for count in rows if count <= cache.max_rows}, effort)
 
 
+def adapter_costs(
+    decoder: Decoder, context: int, rows: Sequence[int], adapter: str, effort: Effort
+) -> dict[int, tuple[KernelTiming, KernelTiming]]:
+    """Time V(T) without an adapter and with `adapter`, in turn, for every T of `rows`."""
+    ids, found = random_tokens(decoder, max(rows)), {}
+
+    def one(name: str, count: int) -> Callable[[], object]:
+        cache = _filled_cache(decoder, context, name)
+
+        def run() -> Tensor:
+            logits = decoder.logits(decoder.forward(ids[:count], cache).last, [cache.adapter] * count)
+            cache.commit(0)
+            return logits
+
+        return run
+
+    for count in rows:
+        timings = alternate({name: one(name, count) for name in (NONE, adapter)}, effort)
+        found[count] = timings[NONE], timings[adapter]
+    return found
+
+
 @torch.inference_mode()
-def _filled_cache(decoder: Decoder, context: int) -> KVCache:
+def _filled_cache(decoder: Decoder, context: int, adapter: str | None = None) -> KVCache:
     """Return a cache of `context` positions with random K and V, which cost what computed ones cost: to compute 16,000
     positions of a 12B model takes most of an hour."""
-    cache, generator = decoder.new_cache(), torch.Generator(decoder.device).manual_seed(context)
+    cache = decoder.new_cache(adapter=adapter)
+    generator = torch.Generator(decoder.device).manual_seed(context)
     for store in cache.stores:
         if store is None:
             continue

@@ -32,12 +32,12 @@ from eval.synthetic.byte_tokenizer import PROCESSOR, add_byte_tokenizer, byte_to
 from eval.synthetic.full_size import full_size_config, full_size_drafter
 from eval.synthetic.gguf_files import write_gguf, write_mmproj
 from eval.synthetic.random_weights import random_tensor
-from specdec.load import progress_bar
 from specdec.model.embedder.spec import is_media
 from specdec.model.families import decoder_spec
 from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
 from specdec.util.atomic import replacing
+from specdec.util.progress import progress_bar
 from specdec.util.terminal import Terminal
 from specdec.weights.safetensors import INDEX
 

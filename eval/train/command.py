@@ -123,6 +123,7 @@ def _train(settings: GenerationSettings, options: TrainOptions, json_file: Path 
     here = machine(backbone.device)
     began = None if start is None else {"name": options.start, "provenance": start.provenance}
     about = {"backbone_name": settings.model, "start": began, "versions": here["versions"]}
+    about |= {"adapter": backbone.adapters.default} if backbone.adapters.default else {}
     about["cpu"], about["threads"] = here["host"]["cpu"], here["host"]["threads"]
     training_run = TrainingRun(
         options.out, backbone, collector, form, options.training, options.budget, about, start, began=options.began

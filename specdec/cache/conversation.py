@@ -73,9 +73,10 @@ class Conversation:
 class CacheProvider(Protocol):
     """Gives a cache to every text that begins, and takes it back when the text ends, from any thread."""
 
-    def acquire(self, prompt: Tensor, longest: int, media: Keys = ()) -> Conversation:
-        """Return a conversation for a text of at most `longest` tokens. Its cache holds at most the first n - 1 tokens
-        of prompt [n], whose soft tokens are those of `media`. Nobody else has it until `release`."""
+    def acquire(self, prompt: Tensor, longest: int, media: Keys = (), adapter: str = "") -> Conversation:
+        """Return a conversation for a text of at most `longest` tokens, with the adapter of this name ("": none). Its
+        cache holds at most the first n - 1 tokens of prompt [n], whose soft tokens are those of `media`. Nobody else
+        has it until `release`."""
 
     def reserve(self, conversation: Conversation, positions: int) -> None:
         """Take note that the cache of `conversation` comes to hold `positions`, more than its own."""

@@ -85,10 +85,16 @@ def _is_conversation(path: Path) -> bool:
         return False
 
 
-def load_conversation(path: Path, identity: str, new_cache: Callable[[], KVCache]) -> Conversation:
+def load_conversation(
+    path: Path,
+    identity: str,
+    new_cache: Callable[[], KVCache],
+    others: Mapping[str, Callable[[], KVCache]] | None = None,
+) -> Conversation:
     """Return the conversation that `save_conversation` wrote to `path`.
 
-    Raises ValueError when there is no such file, the file is damaged, or it belongs to another model.
+    `new_cache` makes caches of `identity`; `others`: what makes those of other identities, such as an adapter's. Raises
+    ValueError when there is no such file, the file is damaged, or it belongs to another model.
     """
     path = user_path(path)
     try:
@@ -106,13 +112,14 @@ def load_conversation(path: Path, identity: str, new_cache: Callable[[], KVCache
             raise ValueError("it is not a conversation, or one of another version")
         with foreign(path, advice, "damaged"):
             about = Values({"about": json.loads(metadata["about"])}).inner("about")
-        if about.text("identity") != identity:
+        make = {**(others or {}), identity: new_cache}.get(about.text("identity"))
+        if make is None:
             raise ValueError(
-                "it was saved with another model, or with other weights, kv_dtype, dtype or kernels, whose cache has "
-                "other bits; load the model as it was then"
+                "it was saved with another model, or with other weights, adapter, kv_dtype, dtype or kernels, whose "
+                "cache has other bits; load the model as it was then"
             )
         with foreign(path, advice, "damaged"):
-            return _read(_Stored(stored, about.mapping("checksums")), about, new_cache())
+            return _read(_Stored(stored, about.mapping("checksums")), about, make())
 
 
 @dataclass(frozen=True)

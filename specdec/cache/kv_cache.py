@@ -64,7 +64,7 @@ class KVCache:
 
     A pass is `begin(rows)`, one `write` per store, `commit(n)`: the first n of its rows are kept and the others
     forgotten. `stores[i]` is None for a layer that reads another layer's K/V. `dtype`: the type in which K and V are
-    kept, a float type or int8.
+    kept, a float type or int8. `adapter`: the name of the adapter whose K and V these are, "" for none.
     """
 
     def __init__(
@@ -73,15 +73,16 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
         max_rows: int = MAX_ROWS,
+        adapter: str = "",
     ) -> None:
         """Allocate empty stores. `shapes`: None for a layer that reads another one's K/V; `max_rows`: of an ordinary
         pass."""
-        self.max_rows = max_rows
+        self.max_rows, self.adapter = max_rows, adapter
         self.length = 0
         self.reach = 0  # rings hold what a pass leaves whose rows end here: one past the last position ever written
         self._pending = 0
         self._room = max_rows  # rows of a pass that the rings have room for now
-        self._made = shapes, dtype, device, max_rows
+        self._made = shapes, dtype, device, max_rows, adapter
         # Replaced as a whole: other threads add up their bytes.
         self._companions: tuple[tuple[weakref.ref[object], Companion], ...] = ()
         self.stores = [None if s is None else LayerStore(s, max_rows, dtype, device) for s in shapes]

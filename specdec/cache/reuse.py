@@ -3,8 +3,8 @@
 What: `Conversations` gives out a cache for every text, with as much of its beginning in it as some earlier text shares,
 and takes the cache back when the text ends. The conversation that was used least recently is forgotten first. Why it is
 exact: keys and values of a position depend on the tokens up to it alone, to the bit, wherever our kernels compute them.
-All pictures have the same token ids, so a text is its ids and the `MediaKey`s of its media. Rows of a picture depend on
-all of the picture, so two texts have all of it in common or none.
+All pictures have the same token ids, so a text is its ids and the `MediaKey`s of its media; and with another adapter
+it is another text. Rows of a picture depend on all of the picture, so two texts have all of it in common or none.
 
 Sliding layers overwrite the beginning of a long text, so their caches go back a few positions only. A `RingCheckpoint`,
 taken near the end of a prompt, takes a cache back to there: to ask again, to ask something else about the same
@@ -49,11 +49,11 @@ class Conversations:
     """The conversations that may go on, in at most `limit` bytes, the most recently used one last."""
 
     def __init__(
-        self, new_cache: Callable[[], KVCache], limit: int = 0, bytes_for: Callable[[int], int] | None = None
+        self, new_cache: Callable[..., KVCache], limit: int = 0, bytes_for: Callable[[int], int] | None = None
     ) -> None:
-        """Begin empty. `limit` 0 keeps nothing. `bytes_for(positions)`: bytes of a cache. With it, texts that are being
-        decoded count towards the limit too, with the size that they will soon have; without it their marks alone
-        do."""
+        """Begin empty. `new_cache(adapter=name)` makes a cache. `limit` 0 keeps nothing. `bytes_for(positions)`: bytes
+        of a cache. With it, texts that are being decoded count towards the limit too, with the size that they will soon
+        have; without it their marks alone do."""
         self._new_cache, self.limit, self._bytes_for = new_cache, limit, bytes_for
         self.kept: list[Conversation] = []
         self._playing: list[Conversation] = []  # whose texts are being decoded, each by its own caller
@@ -65,13 +65,13 @@ class Conversations:
         """Return the bytes of the kept conversations, without those of texts that are being decoded."""
         return sum(conversation.nbytes for conversation in list(self.kept))
 
-    def acquire(self, prompt: Tensor, longest: int, media: Keys = ()) -> Conversation:
+    def acquire(self, prompt: Tensor, longest: int, media: Keys = (), adapter: str = "") -> Conversation:
         """Return a conversation for a text that begins with prompt [n], whose soft tokens are those of `media`, and has
-        `longest` tokens at most. Its cache holds some of the prompt's first n - 1 positions: the last token's state has
-        to be computed anew."""
+        `longest` tokens at most, with the adapter of this name ("": none). Its cache holds some of the prompt's first
+        n - 1 positions: the last token's state has to be computed anew."""
         prompt = prompt.cpu()
         with self._lock:
-            mine = self._take(self._best(prompt, media), len(prompt), longest)
+            mine = self._take(self._best(prompt, media, adapter), len(prompt), longest, adapter)
             mine.media, mine.positions = tuple(media), needed_positions(len(prompt), longest)
             mine.marking = bool(mine.cache.rings) and longest > min(ring.slots for ring in mine.cache.rings)
             if self.limit:
@@ -135,19 +135,22 @@ class Conversations:
     def add(self, conversation: Conversation) -> None:
         """Keep `conversation`, as the one used last; drop the conversations that it can replace."""
         with self._lock:
-            served = [old for old in self.kept if _usable(conversation, old.tokens, old.media)[0] == len(old.tokens)]
+            alike = [old for old in self.kept if old.cache.adapter == conversation.cache.adapter]
+            served = [old for old in alike if _usable(conversation, old.tokens, old.media)[0] == len(old.tokens)]
             self.kept = [old for old in self.kept if old not in served] + [conversation]
             self._make_room()
 
     @contextmanager
-    def lent(self, tokens: Tensor | None = None, media: Keys | None = None) -> Iterator[Conversation]:
+    def lent(
+        self, tokens: Tensor | None = None, media: Keys | None = None, adapter: str | None = None
+    ) -> Iterator[Conversation]:
         """Lend a conversation to be read while the block runs: the one that has most of tokens [n], or the one used
-        last. `media`: of these tokens; None: whatever they show. No text that begins meanwhile goes on from it. Raises
-        ValueError when there is none."""
+        last. `media`: of these tokens; None: whatever they show. `adapter`: of the text; None: any. No text that begins
+        meanwhile goes on from it. Raises ValueError when there is none."""
         with self._lock:
             found = self.kept[-1] if self.kept else None
             if tokens is not None:
-                found = self._best(tokens.cpu(), media).conversation
+                found = self._best(tokens.cpu(), media, adapter).conversation
             if found is None:
                 raise ValueError(
                     "no such conversation is kept; generate first, and with reuse=True, or wait: a text that another "
@@ -159,11 +162,12 @@ class Conversations:
         finally:
             self.add(found)
 
-    def nearest(self, tokens: Tensor, media: Keys = ()) -> tuple[int, Tensor]:
-        """Return how many of tokens [n] the kept conversation that is most like them shares, and its tokens [m].
-        `media`: what the soft tokens among them show, which is compared too."""
+    def nearest(self, tokens: Tensor, media: Keys = (), adapter: str = "") -> tuple[int, Tensor]:
+        """Return how many of tokens [n] the kept conversation with `adapter` that is most like them shares, and its
+        tokens [m]. `media`: what the soft tokens among them show, which is compared too."""
         with self._lock:
-            found = [(shared_beginning(tokens, one.tokens, media, one.media), one.tokens) for one in self.kept]
+            alike = [one for one in self.kept if one.cache.adapter == adapter]
+            found = [(shared_beginning(tokens, one.tokens, media, one.media), one.tokens) for one in alike]
         return max(found, key=lambda one: one[0], default=(0, tokens[:0]))
 
     def forget(self) -> None:
@@ -172,20 +176,20 @@ class Conversations:
             self.kept.clear()
         trim_heap()
 
-    def _best(self, prompt: Tensor, media: Keys | None) -> _Found:
+    def _best(self, prompt: Tensor, media: Keys | None, adapter: str | None) -> _Found:
         best = _Found()
-        for conversation in self.kept:
+        for conversation in (one for one in self.kept if adapter in (None, one.cache.adapter)):
             length, mark = _usable(conversation, prompt[:-1], media)
             if length >= max(1, best.length):  # among equals the conversation used last
                 best = _Found(length, mark, conversation)
         return best
 
-    def _take(self, found: _Found, prompt: int, longest: int) -> Conversation:
-        """Return a conversation of what was `found` for a text that begins with `prompt` tokens."""
+    def _take(self, found: _Found, prompt: int, longest: int, adapter: str) -> Conversation:
+        """Return a conversation of what was `found` for a text with `adapter` that begins with `prompt` tokens."""
         length, mark, source = found
         reserved = 0 if self._bytes_for is None else self._bytes_for(needed_positions(prompt, longest))
         if source is None:
-            return Conversation(self._new_cache(), reserved=reserved)
+            return Conversation(self._new_cache(adapter=adapter), reserved=reserved)
         goes_on = 2 * length >= prompt  # most of the text is there: it is the same conversation
         lost, turns = source.cache.length - length, source.turns + 1 if goes_on else 0
         self.kept.remove(source)  # so that it is not dropped to make room for its own copy
@@ -198,7 +202,7 @@ class Conversations:
                 self.kept.append(source)
         if lost > TAIL and not goes_on and self._is_going_on(source):
             self.kept.append(source)
-            return Conversation(self._new_cache(), reserved=reserved)
+            return Conversation(self._new_cache(adapter=adapter), reserved=reserved)
         source.cache.rewind(length, mark)
         source.marks, source.tokens, source.reserved, source.turns = marks, source.tokens[:length], reserved, turns
         return source

@@ -79,7 +79,7 @@ def learned_file(backbone: Decoder, drafter: Drafter, identity: str) -> LearnedF
     there is no cache folder."""
     about = [
         (platform.node(), platform.machine(), _processor(), os.cpu_count()),
-        (backbone.identity, str(backbone.device)),
+        (backbone.identity_of(backbone.adapters.default), str(backbone.device)),
         (kernels.active(), torch.get_num_threads()),
         (drafter.name, drafter.max_draft, identity),
     ]

@@ -70,8 +70,9 @@ class Engine:
         self._clock = PassClock(self.stats)
 
     def add(self, request: Request) -> Sequence:
-        """Queue `request`, whose prompt later steps read; return its sequence."""
-        sequence = Sequence(request)
+        """Queue `request`, whose prompt later steps read; return its sequence. Raises ValueError: the backbone has no
+        adapter of this name."""
+        sequence = Sequence(request, adapter=self.backbone.adapters.resolve(request.adapter))
         with self._work:
             self._waiting.append(sequence)
             self._work.notify_all()
@@ -83,7 +84,8 @@ class Engine:
         None of them is drafted for. The rows run in one batch, whatever `max_batch` is, and end together. A request's
         own constraint is not looked at."""
         lockstep = Lockstep(chooser, [])
-        lockstep.members = [Sequence(request, lockstep) for request in requests]
+        resolve = self.backbone.adapters.resolve
+        lockstep.members = [Sequence(request, lockstep, resolve(request.adapter)) for request in requests]
         with self._work:
             self._waiting.extend(lockstep.members)
             self._work.notify_all()
@@ -231,7 +233,8 @@ class Engine:
             states_of = dict(zip(batch, states.split(list(map(len, rows))), strict=True))
             if choosing:
                 chosen_from = [states_of[one].last[-len(one.draft.tokens) - 1 :] for one in choosing]
-                logits = backbone.logits(torch.cat(chosen_from))  # [sum of k + 1, vocab]
+                adapters = [one.adapter for one, rows in zip(choosing, chosen_from, strict=True) for _ in rows]
+                logits = backbone.logits(torch.cat(chosen_from), adapters)  # [sum of k + 1, vocab]
                 parts = torch.split(logits.to(choosing[0].tokens.device), list(map(len, chosen_from)))
             else:
                 parts = ()

@@ -35,6 +35,7 @@ class Request:
     in their order, at positions that do not count padding. `constraint`: says which tokens may follow which; the text
     ends where it says that nothing may. `pins`: lengths at which later texts are likely to part from this one; the
     cache can go back there. `prediction`: the tokens of an expected answer, of which drafts are made where it fits.
+    `adapter`: the name of the backbone's adapter for this text; None: the backbone's default, "none": no adapter.
 
     Raises ValueError when the blocks of `media` are out of order or outside of the prompt.
     """
@@ -50,6 +51,7 @@ class Request:
     constraint: Constraint | None = None
     pins: frozenset[int] = frozenset()
     prediction: Tokens[int] = ()
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         check_media(self.media, len(self.row) - self.padding)
@@ -89,12 +91,13 @@ class Lockstep:
 class Sequence:
     """A text in flight. `tokens[:length]` are emitted, prompt included; `finish` says how the text ended.
 
-    `reused`: how many of the prompt's tokens were in the cache that the sequence was given. The caller that added the
+    `reused`: how many of the prompt's tokens were in the cache that the sequence was given. `adapter`: the name in its
+    cache of the adapter that it has, "" for none. The caller that added the
     sequence may read `conversation`, `row` and `finish`; everything else is the engine's.
     """
 
-    def __init__(self, request: Request, lockstep: Lockstep | None = None) -> None:
-        self.request, self.lockstep = request, lockstep
+    def __init__(self, request: Request, lockstep: Lockstep | None = None, adapter: str = "") -> None:
+        self.request, self.lockstep, self.adapter = request, lockstep, adapter
         self.length = len(request.row)
         self.tokens = request.row.new_empty(request.limit + MAX_ROWS)  # a draft comes after what is emitted
         self.tokens[: self.length] = request.row
@@ -168,7 +171,7 @@ class Sequence:
         request, first = self.request, not self._begun
         text = self.tokens[request.padding : self.length]
         places = [block.place for block in request.media]
-        self._conversation = caches.acquire(text, request.limit - request.padding, places)
+        self._conversation = caches.acquire(text, request.limit - request.padding, places, self.adapter)
         self._begun = True
         self.reused = self.conversation.cache.length if first else self.reused
         self._unread -= self.conversation.cache.length

@@ -25,7 +25,6 @@ from specdec.drafting.calibrate import calibrate
 from specdec.drafting.draft_length import AdaptiveLength
 from specdec.drafting.protocol import Drafter, NoDraft, bind_drafter
 from specdec.drafting.registry import draft_spec
-from specdec.engine.constraints import Constraint
 from specdec.engine.engine import Engine
 from specdec.engine.event import Event
 from specdec.engine.sampling import Sampler, Warping
@@ -83,6 +82,7 @@ def run_batch(
             beside processors that look at all rows at once.
     """
     refuse_unsupported(batch.config)
+    backbone.adapters.resolve(options.adapter)  # raises for a name that is none, before anything is computed
     if not options.speculation:
         drafter = NoDraft()
     lengths = options.lengths(adaptive)
@@ -92,11 +92,10 @@ def run_batch(
             calibrate(adaptive, backbone, drafter, texts)
     seeds = options.seeds(batch.input_ids.shape[0], bool(batch.config.do_sample))
     rows = [_row(backbone, batch, row) for row in range(len(seeds))]
-    constraint = options.constraint
-    requests = [_request(backbone, batch, row, seed, constraint) for row, seed in zip(rows, seeds, strict=True)]
+    requests = [_request(backbone, batch, row, seed, options) for row, seed in zip(rows, seeds, strict=True)]
     in_step = None
     if len(rows) > 1 and needs_all_rows(batch.processors, batch.criteria):
-        if constraint is not None:
+        if options.constraint is not None:
             raise ValueError(
                 "a logits processor or stopping criterion of this call looks at all rows at once, and a constraint "
                 "follows each row by itself; give one prompt at a time"
@@ -169,7 +168,7 @@ class _Row:
     logits: list[Tensor] = field(default_factory=list)
 
 
-def _request(backbone: Decoder, batch: Batch, row: _Row, seed: int | None, constraint: Constraint | None) -> Request:
+def _request(backbone: Decoder, batch: Batch, row: _Row, seed: int | None, options: Options) -> Request:
     config, given, padding = batch.config, row.given, row.padding
     limit = min(config.max_length, padding + backbone.context)
     if limit < config.max_length:
@@ -201,7 +200,8 @@ def _request(backbone: Decoder, batch: Batch, row: _Row, seed: int | None, const
     processors = None if not batch.processors else process if moved else batch.processors
     warping = Warping(config.temperature or 1.0, config.top_k or 0, config.top_p or 1.0, config.min_p or 0.0)
     sampler = Sampler(processors, seed, padding, warping)
-    return Request(row.tokens, limit, sampler, stop, padding, media=row.media, constraint=constraint)
+    media, constraint, adapter = row.media, options.constraint, options.adapter
+    return Request(row.tokens, limit, sampler, stop, padding, media=media, constraint=constraint, adapter=adapter)
 
 
 def _in_step(batch: Batch, requests: Several[Request]) -> tuple[RowsInStep, list[Request]]:

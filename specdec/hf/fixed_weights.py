@@ -7,13 +7,17 @@ Why: weights are laid out for their device and their kernels while they load, an
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from specdec.hf.weights import TokenEmbedding, count_weights, named_weights
+from specdec.model.adapters.adapter import PLAIN, name_of
+from specdec.model.adapters.build import load_adapter
 from specdec.model.decoder import Decoder
 
 Self = TypeVar("Self", bound="FixedWeights")
@@ -72,6 +76,35 @@ class FixedWeights:
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
         """Count the bytes of all weights, as stored."""
         return self.decoder.nbytes
+
+    def load_adapter(self, peft_model_id: str | os.PathLike[str], adapter_name: str | None = None) -> None:
+        """Read a low-rank adapter, a PEFT folder or a GGUF file, for `generate(adapter=adapter_name)`; without a name
+        it is called as its folder or file. Weights stay as they are.
+
+        Raises ValueError: see `specdec.load`, whose `adapter=` also makes an adapter the default.
+        """
+        path = Path(peft_model_id)
+        load_adapter(self.decoder, adapter_name or name_of(path), path)
+
+    def set_adapter(self, adapter_name: str) -> None:
+        """Make an adapter that is loaded the one of calls that name none; "none": no adapter. Raises ValueError for
+        another name."""
+        self.decoder.adapters.default = self.decoder.adapters.resolve(adapter_name)
+
+    def active_adapters(self) -> list[str]:
+        """Return the name of the adapter of calls that name none; an empty list where they have no adapter."""
+        return [self.decoder.adapters.default] if self.decoder.adapters.default else []
+
+    def disable_adapters(self) -> None:
+        """Let calls that name no adapter have none."""
+        self.decoder.adapters.default = PLAIN
+
+    def _keep_adapters(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise ValueError(
+            "adapters are loaded and named here, and trained with PEFT: load_adapter, generate(adapter=...)"
+        )
+
+    add_adapter = enable_adapters = delete_adapter = get_adapter_state_dict = _keep_adapters
 
     def requires_grad_(self: Self, requires_grad: bool = True) -> Self:
         """Raise ValueError for True: this model cannot be trained."""

@@ -6,6 +6,7 @@ import copy
 import inspect
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,11 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-)
+from transformers.models.auto import modeling_auto
 
 from specdec.cache import Conversation, Conversations
 from specdec.cache.conversation_file import load_conversation, save_conversation
@@ -37,6 +34,7 @@ from specdec.hf.plain_model import patches
 from specdec.hf.settings import INSTEAD, make_plain, refuse_inputs, refuse_unsupported
 from specdec.hf.weights import storage
 from specdec.memory.plan import conversations_of
+from specdec.model.adapters.adapter import PLAIN
 from specdec.model.decoder import Decoder
 from specdec.model.embedder.inputs import MEDIA_INPUTS
 from specdec.util.threads import LastOf
@@ -48,9 +46,10 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
     """A causal language model that decodes speculatively; made by `specdec.load`.
 
     `generate(**anything transformers accepts, speculation=True, draft_length="adaptive", seed=None, reuse=True,
-    on_round=None, constraint=None)`; the text depends on prompt, settings, seed and constraint, never on the other
-    arguments. `last_stats` holds the counts of the last call. `lengths` holds the measured costs and acceptance.
-    `conversations` holds the caches of former conversations, which a prompt that continues one need not fill again.
+    on_round=None, constraint=None, adapter=None)`; the text depends on prompt, settings, seed, constraint and adapter,
+    never on the other arguments. `last_stats` holds the counts of the last call. `lengths` holds the measured costs and
+    acceptance. `conversations` holds the caches of former conversations, which a prompt that continues one need not
+    fill again.
     """
 
     main_input_name = "input_ids"
@@ -194,6 +193,7 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
         input_features_mask: Tensor | None = None,
         mm_token_type_ids: Tensor | None = None,
         constraint: Constraint | None = None,
+        adapter: str | None = None,
     ) -> dict[str, Any]:
         """Take the keyword arguments that `generate` passes to the loop: transformers checks names against these."""
         return {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -207,9 +207,9 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
         `input_features` and so on). Besides everything that transformers accepts: `speculation` (False decodes
         plainly), `draft_length` ("adaptive" or a number), `seed`, `reuse` (False: compute the whole prompt, and keep
         nothing for the next one), `drafter` (another drafter for this call), `on_round` (called with a
-        `specdec.Round` after every round), and `constraint` (what each text must look like: a
-        `specdec.engine.grammar.Grammar`, say). `last_stats` is this call's `GenerationStats` afterwards, also after an
-        interrupt.
+        `specdec.Round` after every round), `constraint` (what each text must look like: a
+        `specdec.engine.grammar.Grammar`, say) and `adapter` (the name of a loaded adapter; "none": the model as it is).
+        `last_stats` is this call's `GenerationStats` afterwards, also after an interrupt.
 
         Raises:
             ValueError: beam search and other methods that this loop does not have; the message says what to use.
@@ -258,7 +258,7 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
         file cannot be written.
         """
         with self.conversations.lent(None if ids is None else ids.flatten()) as found:
-            save_conversation(found, Path(path), self.decoder.identity, notes or {})
+            save_conversation(found, Path(path), self.decoder.identity_of(found.cache.adapter), notes or {})
 
     def load_conversation(self, path: str | os.PathLike[str]) -> Conversation:
         """Take in a conversation that `save_conversation` wrote: a prompt that begins with it goes on from its cache.
@@ -267,7 +267,9 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
         Raises ValueError when the file is missing or damaged, belongs to another model or to another way to load it, or
         is larger than the memory for conversations.
         """
-        found = load_conversation(Path(path), self.decoder.identity, self.decoder.new_cache)
+        identity_of, new_cache = self.decoder.identity_of, self.decoder.new_cache
+        caches = {identity_of(name): partial(new_cache, adapter=name) for name in self.decoder.adapters.names}
+        found = load_conversation(Path(path), identity_of(PLAIN), partial(new_cache, adapter=PLAIN), caches)
         if found.nbytes > self.conversations.limit:
             raise ValueError(
                 f"{path}: takes {found.nbytes / 1e9:.2f} GB, and conversations may take "
@@ -292,6 +294,7 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
         drafter: DrafterLike = None,
         on_round: Callable[[Round], None] | None = None,
         constraint: Constraint | None = None,
+        adapter: str | None = None,
         **kwargs: Any,
     ) -> Tensor | GenerateDecoderOnlyOutput:
         refuse_inputs(kwargs, attention_mask)
@@ -302,7 +305,7 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
         batch = Batch(
             input_ids, attention_mask, logits_processor, stopping_criteria, generation_config, streamer, media
         )
-        options = Options(speculation, draft_length, seed, reuse, on_round, constraint)
+        options = Options(speculation, draft_length, seed, reuse, on_round, constraint, adapter)
         self._stats.set(stats)  # so that `last_stats` shows this call while it runs
         try:
             return run_batch(self.decoder, chosen, self.lengths, batch, options, stats, self.conversations)
@@ -311,9 +314,5 @@ class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # typ
 
 
 # pipeline() looks class names up here, and prints an error with a few hundred of them when it finds none.
-for _names in (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-):
-    _names["specdec"] = SpecdecForCausalLM.__name__
+for _task in ("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM"):
+    getattr(modeling_auto, f"MODEL_FOR_{_task}_MAPPING_NAMES")["specdec"] = SpecdecForCausalLM.__name__

@@ -23,7 +23,8 @@ class Options:
     `speculation`: False decodes plainly. `draft_length`: "adaptive", or a number of tokens. `seed`: of the noise that
     sampling uses; None draws a seed from torch's global generator, so that `torch.manual_seed` rules. `reuse`: False
     computes the whole prompt, even where an earlier text began with it, and keeps nothing of this text. `on_round` is
-    called with a `Round` after every round. `constraint` says what the text of each row must look like.
+    called with a `Round` after every round. `constraint` says what the text of each row must look like. `adapter`: the
+    name of one of the model's adapters; None: its default, "none": no adapter.
     """
 
     speculation: bool = True
@@ -32,6 +33,7 @@ class Options:
     reuse: bool = True
     on_round: Callable[[Round], None] | None = None
     constraint: Constraint | None = None
+    adapter: str | None = None
 
     def lengths(self, adaptive: AdaptiveLength) -> DraftLength:
         """Return what chooses draft lengths: `adaptive` itself, or a fixed length, 0 without speculation.

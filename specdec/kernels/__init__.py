@@ -1,8 +1,8 @@
 """The seam: every arithmetic op of the decoder, by one name, whatever runs it.
 
 `reference` (torch) defines the results. The native library, when it was built, does the same on CPU tensors,
-faster: `block_linear`, `rms_norm` and `rope` to the bit, `attention` and `gated` to float32 rounding (their exp
-is another). Both are batch-invariant. Which one runs is chosen once, at import; SPECDEC_KERNELS=reference,
+faster: `block_linear`, `low_rank`, `rms_norm` and `rope` to the bit, `attention` and `gated` to float32 rounding
+(their exp is another). Both are batch-invariant. Which one runs is chosen once, at import; SPECDEC_KERNELS=reference,
 native, or native: and an instruction set (portable, avx2, avxvnni, avx512, neon, i8mm) forces a path, for tests
 and comparisons. The choice never depends on anything that could change with the number of rows. A library that is
 missing, stale or broken leaves the reference, which `missing` explains; with SPECDEC_REQUIRE_NATIVE=1 it is an error,
@@ -28,13 +28,15 @@ from specdec.kernels.abi import Work
 from specdec.kernels.blocks import BLOCK, GROUP, BlockTensor, pack_blocks, unpack_blocks
 from specdec.kernels.draft import FusedDraft
 from specdec.kernels.layers import FusedLayers, FusedPiece, LayerWeights, Span, StoreRows, fits
-from specdec.kernels.records import DraftSampling, Matrix, plain, readable
+from specdec.kernels.low_rank import LowRank, pack_low_rank
+from specdec.kernels.records import AdapterRecords, DraftSampling, Matrix, adapter_records, plain, readable
 from specdec.kernels.store import KeyFromValue, KVView
 
 __all__ = [
     "BLOCK",
     "CHOICES",
     "GROUP",
+    "AdapterRecords",
     "BlockTensor",
     "DraftSampling",
     "FusedDraft",
@@ -43,11 +45,13 @@ __all__ = [
     "KVView",
     "KeyFromValue",
     "LayerWeights",
+    "LowRank",
     "Matrix",
     "Span",
     "StoreRows",
     "Work",
     "active",
+    "adapter_records",
     "arithmetic",
     "attention",
     "best",
@@ -58,8 +62,10 @@ __all__ = [
     "fuse",
     "fuse_draft",
     "gated",
+    "low_rank",
     "missing",
     "pack_blocks",
+    "pack_low_rank",
     "quantise_store",
     "read_kv",
     "rms_norm",
@@ -196,6 +202,15 @@ def gumbel_candidates(scores: Tensor, top: float, floor: float, key: int, ids: T
     if _use is not None and plain(scores):
         return _use.gumbel_candidates(scores, top, floor, key, ids)
     return _reference.gumbel_candidates(scores, top, floor, key)
+
+
+def low_rank(x: Tensor, part: LowRank) -> Tensor:
+    """Multiply x [T, K] by a low-rank part of a matrix [N, K] -> [T, N] in x.dtype, to be added to the product."""
+    if x.dim() != 2 or x.shape[1] != part.inputs:
+        raise ValueError(f"x must be [T, {part.inputs}] for a low-rank part of so many inputs: {tuple(x.shape)}")
+    if _use is None or not (x.is_cpu and part.down.is_cpu):
+        return _reference.low_rank(x, part)
+    return _use.low_rank(x, part)
 
 
 def dense_linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:

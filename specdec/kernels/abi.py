@@ -41,6 +41,25 @@ class Matrix(Structure):
     _fields_ = (("w", Weights), ("bias", c_void_p), ("outputs", c_int64))
 
 
+class LowRank(Structure):
+    """Point at a low-rank part of a matrix, `specdec.kernels.LowRank`. `rank` 0: there is none; `wide`: float32, else
+    bfloat16."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("down", "up")),
+        *((name, c_int64) for name in ("rank", "wide")),
+        ("scale", c_float),
+    )
+
+
+class LayerAdapter(Structure):
+    """Point at the low-rank parts of one layer's matrices, by the names of `Layer`."""
+
+    _fields_ = tuple(
+        (name, LowRank) for name in ("q", "k", "v", "o", "gate", "up", "down", "ple_gate", "ple_projection")
+    )
+
+
 class Plane(Structure):
     """Point at the keys or the values of a store. `head`, `slot`: strides in elements."""
 
@@ -103,16 +122,17 @@ class DraftSampling(Structure):
     )
 
 
-RECORDS = (Weights, Matrix, Plane, KV, Layer, Span, Drafter, DraftSampling)
+RECORDS = (Weights, Matrix, LowRank, LayerAdapter, Plane, KV, Layer, Span, Drafter, DraftSampling)
 
 _ARGUMENTS = {
     "specdec_block_linear": [c_void_p] * 5 + [c_int64] * 3 + [c_int] * 2,
     "specdec_block_rows": [c_void_p] * 5 + [c_int64] * 3 + [c_int],
+    "specdec_low_rank": [c_void_p] * 3 + [c_int64] * 3 + [c_int],
     "specdec_best": [c_void_p, c_int64, c_void_p],
     "specdec_gumbel_candidates": [c_void_p, c_void_p, c_int64, c_float, c_double, c_uint64, c_void_p],
     "specdec_attention": [c_void_p] * 4 + [c_float, c_void_p] + [c_int64] * 3 + [c_int],
     "specdec_layers": [c_void_p, c_int64] * 2
-    + [c_void_p] * 5
+    + [c_void_p] * 6
     + [c_int64] * 2
     + [c_void_p, c_int64, c_void_p]
     + [c_int] * 2,

@@ -18,8 +18,18 @@ import torch
 from torch import Tensor
 
 from specdec.kernels import abi
+from specdec.kernels.low_rank import LowRank
 from specdec.kernels.native import Native
-from specdec.kernels.records import STORE_TYPES, Matrix, address, matrix_record, plain, store_record
+from specdec.kernels.records import (
+    STORE_TYPES,
+    AdapterRecords,
+    Matrix,
+    adapter_pointers,
+    address,
+    matrix_record,
+    plain,
+    store_record,
+)
 from specdec.kernels.store import KVView
 
 Views = Sequence[KVView | None]
@@ -31,6 +41,10 @@ class Packed(Protocol):
     @property
     def matrix(self) -> Matrix:
         """Return the blocks and the bias."""
+
+    @property
+    def low_rank(self) -> LowRank | None:
+        """Return what an adapter adds to the matrix."""
 
 
 class LayerShape(Protocol):
@@ -124,12 +138,14 @@ class Span:
 class StoreRows(NamedTuple):
     """Count the rows of one text, and name its cache's stores (None: not read).
 
-    `views` stays the same object until a store changes. `start`: the position of the first row.
+    `views` stays the same object until a store changes. `start`: the position of the first row. `adapter`: the
+    `adapter_records` of the layers that the text goes through; None: it has no adapter.
     """
 
     rows: int
     views: Views
     start: int
+    adapter: AdapterRecords | None = None
 
 
 class _Tables(threading.local):
@@ -147,13 +163,15 @@ class FusedPiece:
     rows: Tensor
     arguments: tuple[Array[Any], Array[Any], Array[Any], Array[Any]]
     extra: Tensor | None
+    adapters: Sequence[AdapterRecords | None]
     kept: object  # what the records in `arguments` point into
 
     def __call__(self, number: int, work: abi.Work) -> None:
         """Do `work` of the layer `number`."""
         record = (abi.Layer * 1)(self.layers.records[number])
         extra = None if self.extra is None else self.extra[:, number : number + 1].contiguous()  # [T, 1, width]
-        self.layers.library.layers(record, *self.arguments, None, self.rows, extra, work=work)
+        adapters = adapter_pointers(self.adapters, number)
+        self.layers.library.layers(record, *self.arguments, adapters, None, self.rows, extra, work=work)
 
 
 class FusedLayers:
@@ -198,16 +216,17 @@ class FusedLayers:
         """
         places = self._places(texts, x.shape[0])
         stores, (table, _kept) = self.stores([text.views for text in texts]), self.spans(spans, x.shape[0])
+        adapters = adapter_pointers([text.adapter for text in texts])
         if extra is not None:
             extra = extra.contiguous()
         if not aux_layers:
-            self.library.layers(self.records, table, *places, stores, self.norm, x, extra)
+            self.library.layers(self.records, table, *places, stores, adapters, self.norm, x, extra)
             return (x,)
         outputs = {layer: torch.empty_like(x) for layer in aux_layers}
         wanted = (c_void_p * len(self.records))(
             *(outputs[i].data_ptr() if i in outputs else None for i in range(len(self.records)))
         )
-        self.library.layers(self.records, table, *places, stores, self.norm, x, extra, wanted)
+        self.library.layers(self.records, table, *places, stores, adapters, self.norm, x, extra, wanted)
         return x, *(outputs[layer] for layer in aux_layers)
 
     def piece(
@@ -218,7 +237,8 @@ class FusedLayers:
         stores, (table, kept) = self.stores([text.views for text in texts]), self.spans(spans, x.shape[0])
         starts, positions = self._places(texts, x.shape[0])
         arguments = table, starts, positions, stores
-        return FusedPiece(self, x, arguments, extra, (kept, self._tables.kept))
+        adapters = [text.adapter for text in texts]
+        return FusedPiece(self, x, arguments, extra, adapters, (kept, self._tables.kept))
 
     def _places(self, texts: Sequence[StoreRows], rows: int) -> tuple[Array[c_int64], Array[c_int64]]:
         """Return the first row of each text, with the number of rows after them, and the position of each such row."""

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from specdec.kernels import abi
 from specdec.kernels.blocks import BlockTensor
-from specdec.kernels.records import DraftSampling, address, plain, plain_ids, store_record
+from specdec.kernels.low_rank import LowRank
+from specdec.kernels.records import DraftSampling, address, low_rank_record, plain, plain_ids, store_record
 from specdec.kernels.sources import what_to_install
 from specdec.kernels.store import KVView
 
@@ -77,6 +78,7 @@ class Native:
         self._library = library = abi.open_library(path, sources)
         self._block_linear = library.specdec_block_linear
         self._block_rows = library.specdec_block_rows
+        self._low_rank = library.specdec_low_rank
         self._layers = library.specdec_layers
         self._draft = library.specdec_draft
         self._best = library.specdec_best
@@ -136,6 +138,14 @@ class Native:
             raise IndexError(f"ids must be from 0 to {w.rows - 1}, got {ids.tolist()}")
         return out if dtype is torch.float32 else out.to(dtype)
 
+    def low_rank(self, x: Tensor, part: LowRank) -> Tensor:
+        """Multiply x [T, K] by a low-rank part [N, K]: [T, N]. Raises MemoryError without scratch memory."""
+        wide = x.float().contiguous()
+        out = wide.new_empty(x.shape[0], part.outputs)
+        record, threads = low_rank_record(part), torch.get_num_threads()
+        _check(self._low_rank(wide.data_ptr(), byref(record), out.data_ptr(), *wide.shape, part.outputs, threads))
+        return out if x.dtype is torch.float32 else out.to(x.dtype)
+
     def best(self, x: Tensor) -> tuple[float, int]:
         """Return the largest of x float32 [n] and the first index that has it."""
         assert plain(x)
@@ -181,6 +191,7 @@ class Native:
         starts: Array[Any],
         positions: Array[Any],
         stores: Array[Any],
+        adapters: Array[Any] | None,
         norm: Tensor | None,
         x: Tensor,
         extra: Tensor | None,
@@ -190,7 +201,8 @@ class Native:
         """Take rows x float32 [T, hidden] (contiguous) through layers and a norm (None: no norm), in place.
 
         `starts`: the first row of each text, and T at the end. `positions`: that of each text's first row. `stores`:
-        where each text's stores are. `extra` [T, layers, width]: per-layer inputs. `aux`: for each layer where its
+        where each text's stores are. `adapters`: where each text's low-rank parts of these layers are; null: nowhere.
+        `extra` [T, layers, width]: per-layer inputs. `aux`: for each layer where its
         output [T, hidden] goes too; null: nowhere. `work` KEYS writes K and V and leaves x as it is.
         """
         assert plain(x) and all(part is None or plain(part) for part in (norm, extra))
@@ -202,6 +214,7 @@ class Native:
             starts,
             positions,
             stores,
+            adapters,
             address(norm),
             x.data_ptr(),
             *x.shape,
@@ -281,14 +294,7 @@ class Native:
         wide = x.float().contiguous()
         cos, sin = cos.float().contiguous(), sin.float().contiguous()
         out = torch.empty_like(wide)
-        self._rope(
-            wide.data_ptr(),
-            cos.data_ptr(),
-            sin.data_ptr(),
-            out.data_ptr(),
-            *x.shape,
-            torch.get_num_threads(),
-        )
+        self._rope(wide.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr(), *x.shape, torch.get_num_threads())
         return out if x.dtype is torch.float32 else out.to(x.dtype)
 
     def gated(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:

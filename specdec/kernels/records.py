@@ -6,16 +6,19 @@ A record is valid as long as the tensors that it was made of live; its owner has
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ctypes import Array, addressof, c_void_p, sizeof
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from specdec.kernels import abi
 from specdec.kernels.blocks import BLOCK, BlockTensor
+from specdec.kernels.low_rank import LowRank
 from specdec.kernels.store import KVView
 
+AdapterRecords = Array[abi.LayerAdapter]
 STORE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # `StoreType` of abi.h
 
 
@@ -87,6 +90,31 @@ def matrix_record(matrix: Matrix) -> abi.Matrix:
     """Return the record of packed weights on the CPU with their bias, which is `plain`."""
     assert matrix.blocks is not None and (matrix.bias is None or plain(matrix.bias))
     return abi.Matrix(weights_record(matrix.blocks), address(matrix.bias), matrix.blocks.rows)
+
+
+def low_rank_record(part: LowRank) -> abi.LowRank:
+    """Return the record of a low-rank part on the CPU."""
+    assert part.down.is_cpu
+    wide = part.down.dtype is torch.float32
+    return abi.LowRank(part.down.data_ptr(), part.up.data_ptr(), part.rank, wide, part.scale)
+
+
+def adapter_records(layers: Sequence[Any]) -> AdapterRecords:
+    """Return records that point at the low-rank parts of `layers` (`LayerWeights`), which the caller has to keep."""
+    records = (abi.LayerAdapter * len(layers))()
+    for record, layer in zip(records, layers, strict=True):
+        for name, *_ in abi.LayerAdapter._fields_:
+            if (linear := getattr(layer, name)) is not None and linear.low_rank is not None:
+                setattr(record, name, low_rank_record(linear.low_rank))
+    return records
+
+
+def adapter_pointers(adapters: Sequence[AdapterRecords | None], number: int = 0) -> Array[c_void_p] | None:
+    """Return where each text's low-rank parts of the layers from `number` on are; None where no text has any."""
+    if all(each is None for each in adapters):
+        return None
+    skipped = number * sizeof(abi.LayerAdapter)
+    return (c_void_p * len(adapters))(*(None if each is None else addressof(each) + skipped for each in adapters))
 
 
 def address(tensor: Tensor | None) -> int | None:

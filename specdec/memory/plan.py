@@ -52,12 +52,13 @@ class Needs:
     program: int
     media: int = 0
     draft_cache: int = 0  # of a model that drafts
+    adapters: int = 0
 
     @property
     def total(self) -> int:
         """Return the bytes of all parts."""
-        of_drafter = self.drafter + self.draft_cache
-        return self.weights + of_drafter + self.cache + self.workspace + self.program + self.media
+        of_drafter, passing = self.drafter + self.draft_cache, self.workspace + self.media
+        return self.weights + self.adapters + of_drafter + self.cache + passing + self.program
 
     def to_dict(self) -> dict[str, int | str]:
         """Return the parts and their total in JSON types."""
@@ -66,9 +67,9 @@ class Needs:
 
 @dataclass(frozen=True)
 class Planner:
-    """The figures that do not depend on the length: the model's spec, bytes of weights, drafter and program, and the
-    media that a prompt may have: a picture of so many soft tokens, so many frames of video. `draft`: of the model that
-    drafts, where one does."""
+    """The figures that do not depend on the length: the model's spec, bytes of weights, drafter, program and adapters,
+    and the media that a prompt may have: a picture of so many soft tokens, so many frames of video. `draft`: of the
+    model that drafts, where one does."""
 
     spec: DecoderSpec
     weights: int
@@ -78,6 +79,7 @@ class Planner:
     picture: int = 0
     frames: int = 0
     draft: DecoderSpec | None = None
+    adapters: int = 0
 
     def needs(self, positions: int, kv_dtype: str = "float32") -> Needs:
         """Return the memory needs of a context of `positions`. Raises ValueError for an unknown `kv_dtype`."""
@@ -93,7 +95,16 @@ class Planner:
             workspace += rotation_bytes(self.draft, read, self.dtype)
         media = media_bytes(self.spec, positions, kept, self.dtype, self.picture, self.frames)
         return Needs(
-            positions, kv_dtype, self.weights, self.drafter, cache, workspace, self.program, media, draft_cache
+            positions,
+            kv_dtype,
+            self.weights,
+            self.drafter,
+            cache,
+            workspace,
+            self.program,
+            media,
+            draft_cache,
+            self.adapters,
         )
 
     def longest(self, budget: int, kv_dtype: str = "float32") -> int:
@@ -113,6 +124,7 @@ class Planner:
         least = self.needs(min(LEAST, self.spec.max_positions), kv_dtype)
         media = f", a picture {least.media / 1e9:.2f}" if least.media else ""
         media += f", the drafter's cache {least.draft_cache / 1e9:.2f}" if least.draft_cache else ""
+        media += f", adapters {least.adapters / 1e9:.2f}" if least.adapters else ""
         raise ValueError(
             f"a memory budget of {budget / 1e9:.2f} GB is too small: weights {least.weights / 1e9:.2f}, drafter "
             f"{least.drafter / 1e9:.2f}, {least.positions} positions of context {least.cache / 1e9:.2f}, workspace "

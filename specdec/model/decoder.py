@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from specdec import kernels
 from specdec.cache import MAX_ROWS, KVCache, StoreShape
 from specdec.kernels import KeyFromValue, Span
+from specdec.model.adapters.adapter import Adapter, Adapters
 from specdec.model.embedder.embedder import MediaEmbedder
 from specdec.model.media import MediaBlocks, within
 from specdec.model.spec import SLIDING, DecoderSpec
@@ -88,6 +90,7 @@ class Decoder:
         self.media = media
         self.path: Path | None = None  # the file or folder that it was loaded from, beside which a drafter may lie
         self.rotations = Rotations(spec.ropes, self.dtype, self.device)
+        self.adapters = Adapters()
 
     def __deepcopy__(self, memo: dict[int, object]) -> Decoder:
         return self  # nothing changes it
@@ -143,6 +146,13 @@ class Decoder:
             digest.update(weight.rows(first, torch.float32).cpu().numpy().tobytes())
         return digest.hexdigest()
 
+    def identity_of(self, adapter: str) -> str:
+        """Return the identity of caches of texts with the adapter of this name; "": without one."""
+        found = self.adapters.of(adapter)
+        return (
+            self.identity if found is None else hashlib.sha256(f"{self.identity} {found.identity}".encode()).hexdigest()
+        )
+
     def _matrices(self) -> Iterator[Weight]:
         yield self.embedding
         for layer in self.layers:
@@ -150,15 +160,16 @@ class Decoder:
                 if isinstance(linear := getattr(layer, field.name), Linear):
                     yield linear.weight
 
-    def new_cache(self, max_rows: int = MAX_ROWS) -> KVCache:
-        """Return an empty cache for one text, whose passes have at most `max_rows` rows."""
+    def new_cache(self, max_rows: int = MAX_ROWS, adapter: str | None = None) -> KVCache:
+        """Return an empty cache for one text, whose passes have at most `max_rows` rows, through the layers of
+        `adapter` (`Adapters.resolve`)."""
 
         def shape_of(layer: Layer) -> StoreShape:
             spec = layer.spec
             return StoreShape(spec.kv_heads, spec.head_dim, spec.window, self._key_from_value(layer))
 
         shapes = [None if layer.k is None else shape_of(layer) for layer in self.layers]
-        return KVCache(shapes, self.kv_dtype, self.device, max_rows)
+        return KVCache(shapes, self.kv_dtype, self.device, max_rows, self.adapters.resolve(adapter))
 
     def _key_from_value(self, layer: Layer) -> Callable[[int], KeyFromValue] | None:
         """Return the means to make keys from values in a layer that has one projection for both; None: it stores
@@ -196,16 +207,28 @@ class Decoder:
         `forward` for each text, with the outputs of `aux_layers` (the residual stream). media[i]: the blocks of text i,
         those without rows in this pass too; (): no text has any. A whole block is in one pass, of however many rows.
         """
+        adapters = [self.adapters.of(cache.adapter) for cache in caches]
         texts = [
-            SequenceRows(cache, cache.begin(len(rows)), len(rows)) for rows, cache in zip(ids, caches, strict=True)
+            SequenceRows(cache, cache.begin(len(rows)), len(rows), None if adapter is None else adapter.layers)
+            for rows, cache, adapter in zip(ids, caches, adapters, strict=True)
         ]
-        flat = ids[0] if len(ids) == 1 else torch.cat(tuple(ids))  # [T]
-        x = self.embed(flat)
-        extra = None if self.per_layer is None else self.per_layer(flat, x)
+        x, extra = self._inputs(ids, adapters)
         places = [(text.start, text.rows) for text in texts]
         if media:
             self._put_media(x, places, media)
         return self.stack(x, self.spans(places, media), texts, extra, aux_layers)
+
+    def _inputs(self, ids: Sequence[Tensor], adapters: Sequence[Adapter | None]) -> tuple[Tensor, Tensor | None]:
+        """Return embeddings [T, hidden] and per-layer inputs of the rows of texts with these adapters."""
+        if any(adapter is not adapters[0] for adapter in adapters):
+            parts = [self._inputs([rows], [adapter]) for rows, adapter in zip(ids, adapters, strict=True)]
+            extras = [extra for _, extra in parts if extra is not None]
+            return torch.cat([x for x, _ in parts]), torch.cat(extras) if extras else None
+        adapter, flat = adapters[0], ids[0] if len(ids) == 1 else torch.cat(tuple(ids))  # [T]
+        x, per_layer = self.embed(flat, adapter), self.per_layer
+        if per_layer is not None and adapter is not None and adapter.per_layer_projection is not None:
+            per_layer = replace(per_layer, projection=adapter.per_layer_projection)
+        return x, None if per_layer is None else per_layer(flat, x)
 
     def _put_media(self, x: Tensor, texts: Sequence[tuple[int, int]], media: Sequence[MediaBlocks]) -> None:
         """Replace the rows of media among x [T, hidden], which are not scaled as embeddings are."""
@@ -221,9 +244,19 @@ class Decoder:
             row += rows
 
     @torch.inference_mode()
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return logits [T, vocab] in float32 of last states [T, hidden], soft-capped where the family does that."""
-        logits = self.head.linear(hidden).float()
+    def logits(self, hidden: Tensor, adapters: Sequence[str] | None = None) -> Tensor:
+        """Return logits [T, vocab] in float32 of last states [T, hidden], soft-capped where the family does that.
+
+        `adapters` [T]: the name of the adapter of each row's text; None: the default of all.
+        """
+        names = [self.adapters.default] * len(hidden) if adapters is None else adapters
+        heads = [None if (adapter := self.adapters.of(name)) is None else adapter.head for name in names]
+        parts, begin = [], 0
+        for head, *others in (list(alike) for _, alike in groupby(heads, id)):
+            rows = hidden[begin : begin + 1 + len(others)]
+            parts.append(self.head.linear(rows) if head is None else head(rows))
+            begin += len(rows)
+        logits = (parts[0] if len(parts) == 1 else torch.cat(parts)).float()
         cap = self.spec.final_softcap
         if cap is not None:
             # A row at a time, on one thread: a vectorised tanh's tail must depend on neither rows nor threads. A second
@@ -234,9 +267,10 @@ class Decoder:
         return logits
 
     @torch.inference_mode()
-    def embed(self, ids: Tensor) -> Tensor:
+    def embed(self, ids: Tensor, adapter: Adapter | None = None) -> Tensor:
         """Return embeddings [T, hidden] of ids [T], scaled as the family does."""
-        x = self.embedding.rows(ids, self.dtype)
+        embedding = self.embedding if adapter is None or adapter.embedding is None else adapter.embedding
+        x = embedding.rows(ids, self.dtype)
         # transformers rounds Gemma's scale to the dtype before it multiplies (55.4256 becomes 55.5 in bf16).
         return x if self.spec.embed_scale == 1.0 else x * _scalar(self.spec.embed_scale, x)
 

@@ -249,3 +249,8 @@ _ARCHITECTURES: dict[str, Callable[[GGUFKeys, dict[str, Any], Mapping[str, tuple
     "gemma3": _gemma3,
     "gemma4": _gemma4,
 }
+
+
+def gguf_architecture(spec: DecoderSpec) -> str:
+    """Return what GGUF files call the architecture of a model of `spec`."""
+    return spec.model_type.split("_")[0]

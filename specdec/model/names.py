@@ -39,7 +39,7 @@ _GGUF_LAYER = {
     "per_layer_projection": "proj",
     "post_per_layer_input_norm": "post_norm",
 }
-_PREFIXES = ("model.language_model.", "language_model.model.", "model.", "language_model.", "")
+HF_PREFIXES = ("model.language_model.", "language_model.model.", "model.", "language_model.", "")
 # Parts of a multimodal checkpoint that a text decoder does not use, and buffers that old exports carry.
 _NOT_TEXT = re.compile(r"(^|\.)(vision|visual|audio|embed_vision|embed_audio|multi_modal|vision_tower|audio_tower)")
 # Encoders inside of Ollama's files of Gemma 4, under the names that llama.cpp gives them in a file beside the model.
@@ -122,7 +122,7 @@ def gguf_name(spec: DecoderSpec, canonical: str) -> str:
 def hf_names(spec: DecoderSpec, names: Iterable[str]) -> dict[str, str]:
     """Return, by canonical name, the names in a transformers checkpoint that holds `names`, whatever prefix it uses."""
     present = set(names)
-    prefix = next((p for p in _PREFIXES if f"{p}embed_tokens.weight" in present), "model.")
+    prefix = next((p for p in HF_PREFIXES if f"{p}embed_tokens.weight" in present), "model.")
     mapped = {canonical: prefix + canonical for canonical in expected_tensors(spec)}
     if not spec.tied_head:
         heads = ("lm_head.weight", "language_model.lm_head.weight")

@@ -18,7 +18,17 @@ from torch import Tensor
 
 from specdec import kernels
 from specdec.cache import MAX_ROWS, KVCache, LayerStore
-from specdec.kernels import FusedLayers, FusedPiece, LayerWeights, Matrix, Span, StoreRows, Work
+from specdec.kernels import (
+    AdapterRecords,
+    FusedLayers,
+    FusedPiece,
+    LayerWeights,
+    LowRank,
+    Matrix,
+    Span,
+    StoreRows,
+    Work,
+)
 from specdec.model.spec import LayerSpec, RopeSpec
 from specdec.model.states import States
 from specdec.weights.tensors import Weight
@@ -29,15 +39,17 @@ ROPE_BLOCKS = 16  # blocks of a kind that are kept: 2 MB each for heads of 512
 
 @dataclass(frozen=True)
 class Linear:
-    """A weight matrix [out, in] with an optional bias [out]."""
+    """A weight matrix [out, in] with an optional bias [out], and the low-rank part that an adapter adds to it."""
 
     weight: Weight
     bias: Tensor | None = None
+    low_rank: LowRank | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return x [T, in] times the transpose of the matrix, with the bias: [T, out]."""
         y = self.weight.linear(x)  # [T, in] -> [T, out]
-        return y if self.bias is None else y + self.bias
+        y = y if self.bias is None else y + self.bias
+        return y if self.low_rank is None else y + kernels.low_rank(x, self.low_rank)
 
     @property
     def matrix(self) -> Matrix:
@@ -99,6 +111,15 @@ class Layer(LayerWeights[Linear]):
 
     def _norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
         return x if weight is None else kernels.rms_norm(x, weight, self.eps)
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptedLayers:
+    """Layers with the low-rank parts of an adapter. `records`: those parts for native calls; None where the adapter
+    replaces whole matrices, and layers go op by op."""
+
+    layers: tuple[Layer, ...]
+    records: AdapterRecords | None
 
 
 class Rotations:
@@ -192,6 +213,8 @@ class Stack:
         """
         pieces = pieces_of(texts)
         fused = self._fused
+        if any(text.adapted is not None and text.adapted.records is None for text in texts):
+            fused = None
         if fused is not None and not fused.usable(text.cache.views for text in texts):
             fused = None
         if fused is not None and len(pieces) == 1:
@@ -228,7 +251,9 @@ class _OpByOp:
 
     def __call__(self, number: int, work: Work) -> None:
         """Do `work` of the layer `number`."""
-        layer, store = self.stack.layers[number], self.text.cache.stores[self.stack.stores[number]]
+        adapted = self.text.adapted
+        layer = (self.stack if adapted is None else adapted).layers[number]
+        store = self.text.cache.stores[self.stack.stores[number]]
         assert store is not None
         extra = None if self.extra is None else self.extra[:, number].contiguous()  # [T, width]
         self.rows = layer(self.rows, self.spans[layer.spec.kind], store, self.text.start, extra, work)
@@ -245,16 +270,19 @@ def _apart(
 
 
 class SequenceRows(NamedTuple):
-    """The rows of one text in a pass: at positions start .. start + rows - 1 of `cache`."""
+    """The rows of one text in a pass: at positions start .. start + rows - 1 of `cache`, through the layers of
+    `adapted` where the text has an adapter."""
 
     cache: KVCache
     start: int
     rows: int
+    adapted: AdaptedLayers | None = None
 
     @property
     def at_stores(self) -> StoreRows:
         """Return the rows as native calls take them."""
-        return StoreRows(self.rows, self.cache.views, self.start)
+        records = None if self.adapted is None else self.adapted.records
+        return StoreRows(self.rows, self.cache.views, self.start, records)
 
 
 class Piece(NamedTuple):
@@ -284,5 +312,5 @@ def _piece(texts: Sequence[SequenceRows], low: int, high: int) -> Piece:
         begin, end = end, end + text.rows
         first, last = max(low, begin), min(high, end)
         if first < last:
-            cut.append(SequenceRows(text.cache, text.start + first - begin, last - first))
+            cut.append(SequenceRows(text.cache, text.start + first - begin, last - first, text.adapted))
     return Piece(slice(low, high), cut)

@@ -34,7 +34,7 @@ _COMPLETION = Operation(completions, "Continue one text or several.", replies.CO
 _RESPONSE = Operation(responses, "Answer a conversation; nothing is kept.", replies.RESPONSE, RESPONSE, (429,), True)
 _PAGE = Operation(dashboard.page, "The page of figures.", "text/html")
 _HEALTH = Operation(about.health, "Whether requests are taken.", replies.HEALTH)
-_MODELS = Operation(about.models, "The one model.", replies.MODELS)
+_MODELS = Operation(about.models, "The model, and each of its adapters.", replies.MODELS)
 _PROPS = Operation(about.props, "The settings, as llama-server gives them.", replies.PROPS)
 
 GET: dict[str, Operation] = {

@@ -28,6 +28,20 @@ struct Matrix {
   int64_t groups() const { return (outputs + 15) / 16; }
 };
 
+// A low-rank part of a matrix [outputs, columns], which adds up * (scale * (down * x)): low_rank.py has the layout of
+// `down` and `up`, of float32 where `wide`, else of bfloat16. `rank`: a multiple of four; 0: there is none.
+struct LowRank {
+  const void* down;
+  const void* up;
+  int64_t rank, wide;
+  float scale;
+};
+
+// The low-rank parts of one decoder layer's matrices, by the matrices' names in Layer.
+struct LayerAdapter {
+  LowRank q, k, v, o, gate, up, down, ple_gate, ple_projection;
+};
+
 // Keys or values of one layer: `head` and `slot` are strides in elements; `scale` [heads, slots] with int8.
 enum StoreType { kFloat32, kBfloat16, kInt8 };
 struct Plane {

@@ -125,6 +125,8 @@ struct Kernels {
   decltype(&portable::add_row) add_row;
   decltype(&portable::scale_row) scale_row;
   decltype(&portable::unpack_row) unpack_row;
+  decltype(&portable::descend) descend;
+  decltype(&portable::ascend) ascend;
   decltype(&portable::best_of) best_of;
   decltype(&portable::gumbel_candidates) gumbel_candidates;
   decltype(&portable::gumbel_argmax) gumbel_argmax;
@@ -132,8 +134,8 @@ struct Kernels {
 
 #define KERNELS_OF(isa)                                                                              \
   {isa::quantise_row, isa::multiply, isa::score, isa::softmax_row, isa::weighted_values, isa::norm,  \
-   isa::rope_row, isa::gate_row, isa::add_row, isa::scale_row, isa::unpack_row, isa::best_of,        \
-   isa::gumbel_candidates, isa::gumbel_argmax}
+   isa::rope_row, isa::gate_row, isa::add_row, isa::scale_row, isa::unpack_row, isa::descend,        \
+   isa::ascend, isa::best_of, isa::gumbel_candidates, isa::gumbel_argmax}
 
 // `needs`: what the CPU must have; null: any CPU.
 struct InstructionSet {

@@ -38,8 +38,8 @@ API int64_t specdec_record_size(const char* name) {
     size_t bytes;
   } records[] = {
 #define RECORD(type) {#type, sizeof(type)}
-      RECORD(Weights), RECORD(Matrix), RECORD(Plane),   RECORD(KV),
-      RECORD(Layer),   RECORD(Span),   RECORD(Drafter), RECORD(DraftSampling),
+      RECORD(Weights), RECORD(Matrix),  RECORD(LowRank),       RECORD(LayerAdapter), RECORD(Plane), RECORD(KV),
+      RECORD(Layer),   RECORD(Span),    RECORD(Drafter),       RECORD(DraftSampling),
 #undef RECORD
   };
   for (const auto& record : records)
@@ -85,6 +85,31 @@ API int specdec_block_linear(const float* x, const uint8_t* q, const uint16_t* s
     activations.quantise(team, x, columns);
     const Product product{&m, y};
     multiply(team, activations, &product, 1);
+  });
+  return 0;
+}
+
+// y [rows, outputs] = a low-rank part of a matrix [outputs, columns] times x [rows, columns]. 1 when out of memory.
+API int specdec_low_rank(const float* x, const LowRank* part, float* y, int64_t rows, int64_t columns, int64_t outputs,
+                         int threads) {
+  const Scratch scratch(sizeof(float) * size_t(rows * part->rank));
+  if (!scratch.data) return 1;
+  float* low = reinterpret_cast<float*>(scratch.data);
+  std::memset(y, 0, sizeof(float) * size_t(rows * outputs));
+  const int64_t chunks = part->rank / kRanks, groups = (outputs + 15) / 16;
+  const double down = double(rows) * part->rank * columns, up = double(rows) * part->rank * outputs;
+  with_team(threads, down + up, [&](Team& team) {
+    team.spread(rows * chunks, 1, down, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t row = i % rows, rank = i / rows * kRanks;
+        chosen->descend(*part, rank, columns, x + row * columns, low + row * part->rank + rank);
+      }
+    });
+    team.spread(groups, piece_of(groups, team.threads()), up, [&](int64_t begin, int64_t end, int) {
+      for (int64_t g = begin; g < end; ++g)
+        for (int64_t r = 0; r < rows; ++r)
+          chosen->ascend(*part, g, low + r * part->rank, int(smaller(16, outputs - 16 * g)), y + r * outputs + 16 * g);
+    });
   });
   return 0;
 }
@@ -167,15 +192,15 @@ API int64_t specdec_gumbel_candidates(const float* scores, const int64_t* ids, i
 
 // x [rows, hidden] through `count` decoder layers and a last norm of weight `final_norm` [hidden] or null, in place. The
 // rows belong to `texts` texts, one after the other: those of text i begin at starts[i] and have the positions from
-// positions[i] on, and Layer::store indexes stores[i]. `spans` are indexed by Layer::kind; `extra` [rows, count, extra
+// positions[i] on, and Layer::store indexes stores[i]. `adapters`: of the texts, see Texts. `spans` are indexed by Layer::kind; `extra` [rows, count, extra
 // width] or null; `aux`: see Stack; `work`: see Work. 1 when out of memory, 2 when a row sees more positions than a
 // store has slots.
 API int specdec_layers(const Layer* layers, int64_t count, const Span* spans, int64_t texts, const int64_t* starts,
-                       const int64_t* positions, const KV* const* stores, const float* final_norm, float* x,
-                       int64_t rows, int64_t hidden, const float* extra, int64_t extra_width, float* const* aux,
-                       int work, int threads) {
-  Stack stack{layers, count,  spans, {texts, starts, positions, stores}, final_norm, x,
-              rows,   hidden, extra, extra_width,                        aux,        Work(work)};
+                       const int64_t* positions, const KV* const* stores, const LayerAdapter* const* adapters,
+                       const float* final_norm, float* x, int64_t rows, int64_t hidden, const float* extra,
+                       int64_t extra_width, float* const* aux, int work, int threads) {
+  Stack stack{layers, count,  spans, {texts, starts, positions, stores, adapters}, final_norm, x,
+              rows,   hidden, extra, extra_width,                                  aux,        Work(work)};
   return stack.run(threads);
 }
 

@@ -37,6 +37,7 @@ struct Attention {
   float* scores = nullptr;
   float* over = nullptr;
 };
+constexpr int64_t kRanks = 4;        // ranks of a low-rank part whose sums are made at once
 constexpr int64_t kPositions = 64;  // slots whose keys are expanded at once
 constexpr int64_t kColumns = 64;    // columns of values that are summed at once, at the most: a cache line of int8
 constexpr int64_t kSpread = 2048;   // values that are expanded at once: a part of the first-level cache

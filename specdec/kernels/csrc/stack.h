@@ -4,29 +4,19 @@
 
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
-#include <limits>
 
 #include "abi.h"
 #include "dispatch.h"
+#include "low_rank.h"
 #include "memory.h"
 #include "shapes.h"
 #include "steps.h"
 #include "threads.h"
 
 namespace {
-
-// The texts that the rows of a pass belong to: rows starts[i] .. starts[i + 1] - 1 are text i's, from position
-// positions[i] on (null where no layer stores K and V), and stores[i] its stores.
-struct Texts {
-  int64_t count;
-  const int64_t* starts;
-  const int64_t* positions;
-  const KV* const* stores;
-};
 
 struct Stack {
   const Layer* layers;
@@ -49,6 +39,7 @@ struct Stack {
   // Buffers, [rows, width] each.
   float *q = nullptr, *k = nullptr, *v = nullptr, *y = nullptr, *z = nullptr, *wide = nullptr, *space = nullptr;
   int64_t* owner = nullptr;  // [rows]: the text that a row belongs to
+  LowRanks low = {};
 
   int run(int threads) {
     int64_t positions = 1, heads = 1, width = 1, longest = 1;
@@ -72,6 +63,7 @@ struct Stack {
       }
     }
     part = (larger(larger(hidden, queries), keys) + 31) & ~int64_t(15);
+    low = LowRanks(texts, count, rows, hidden);
     // The first is for all threads together too, see attend_all.
     const int apart = texts.count == 1 ? 1 : threads;
     const auto spaces = [&](Arena& arena, AttentionScratch* to) {
@@ -110,6 +102,7 @@ struct Stack {
     wide = arena.take<float>(rows * inner);
     space = arena.take<float>(2 * part * larger(1, threads));
     owner = arena.take<int64_t>(rows);
+    low.take(arena, owner);
   }
 
   const KV& store_of(const Layer& l, int64_t text) const { return texts.stores[text][l.store]; }
@@ -161,9 +154,14 @@ struct Stack {
 
   // norm(x) as the activations of the next products.
   void prepare(const Layer& l, const float* weight, int64_t row, const Activations& to, int thread) const {
-    float* normed = space + 2 * thread * part;
+    float* normed = low.any() ? low.normed + row * hidden : space + 2 * thread * part;
     norm(l, x + row * hidden, weight, hidden, normed, thread);
     to.put(row, normed);
+  }
+
+  // The product with the matrix `m` of layer `index`, whose low-rank part is the `slot`-th of `parts`.
+  Product product(int64_t index, const Matrix& m, float* to, const Part* parts, int slot = 0) const {
+    return {&m, to, {&low, index, parts[slot], slot}};
   }
 
   // x += norm(z)
@@ -184,26 +182,31 @@ struct Stack {
     if (index == 0)
       each_row(team, hidden, [&](int64_t r, int thread) { prepare(l, l.input_norm, r, narrow, thread); });
     Product projections[3];
-    const int made = projections_of(l, projections);
-    const Product out{&l.o, z}, gate{&l.gate, wide}, down{&l.down, z};
+    const int made = projections_of(index, projections);
+    const Product out = product(index, l.o, z, kOut), down = product(index, l.down, z, kDown);
+    const Product gate = product(index, l.gate, wide, kGateUp), up = product(index, l.up, nullptr, kGateUp, 1);
+    low.descend(team, index, kQKV, low.normed, hidden);
     expect(team, &out, 1);
     multiply(team, narrow, projections, made);
     each_row(team, (l.heads + 2 * l.kv_heads) * l.head_dim, [&](int64_t r, int thread) { place(l, r, thread); });
     if (work == kKeys) return;
     attend_all(team, l, attention);
     attended.quantise(team, y, l.heads * l.head_dim);
+    low.descend(team, index, kOut, y, l.heads * l.head_dim);
     expect(team, &gate, 1);
     multiply(team, attended, &out, 1);
     each_row(team, 3 * hidden, [&](int64_t r, int thread) {
       add(l, l.attention_post_norm, r, thread);
       prepare(l, l.mlp_norm, r, narrow, thread);
     });
+    low.descend(team, index, kGateUp, low.normed, hidden);
     expect(team, &down, 1);
-    multiply_gated(team, narrow, l.gate, l.up, l.activation != kSilu, wide);
+    multiply_gated(team, narrow, gate, up, l.activation != kSilu);
     activated.quantise(team, wide, l.gate.outputs);
+    low.descend(team, index, kDown, wide, l.gate.outputs);
     if (index + 1 < count) {
       Product following[3];
-      expect(team, following, projections_of(layers[index + 1], following));
+      expect(team, following, projections_of(index + 1, following));
     }
     multiply(team, activated, &down, 1);
     if (l.ple_gate.present()) feed(team, index, memory);
@@ -221,43 +224,15 @@ struct Stack {
     });
   }
 
-  // The projections of attention, and how many they are.
-  int projections_of(const Layer& l, Product (&products)[3]) const {
+  // The projections of attention of layer `index`, and how many they are.
+  int projections_of(int64_t index, Product (&products)[3]) const {
+    const Layer& l = layers[index];
     int made = 0;
-    if (work != kKeys) products[made++] = {&l.q, q};
+    if (work != kKeys) products[made++] = product(index, l.q, q, kQKV);
     if (work == kRest) return made;
-    if (l.k.present()) products[made++] = {&l.k, k};
-    if (l.v.present()) products[made++] = {&l.v, v};
+    if (l.k.present()) products[made++] = product(index, l.k, k, kQKV, 1);
+    if (l.v.present()) products[made++] = product(index, l.v, v, kQKV, 2);
     return made;
-  }
-
-  // A head's row, in the store's type: bfloat16 to the nearest (even), int8 as reference.py's quantise_store has it.
-  static void keep(const KV& s, const Plane& plane, int64_t head, int64_t slot, const float* from, int64_t width) {
-    const int64_t at = head * plane.head + slot * plane.slot;
-    if (s.type == kFloat32) {
-      std::memcpy(static_cast<float*>(const_cast<void*>(plane.data)) + at, from, sizeof(float) * width);
-    } else if (s.type == kBfloat16) {
-      uint16_t* to = static_cast<uint16_t*>(const_cast<void*>(plane.data)) + at;
-      for (int64_t i = 0; i < width; ++i) {
-        uint32_t bits;
-        std::memcpy(&bits, from + i, sizeof(bits));
-        to[i] = from[i] != from[i] ? 0x7fc0 : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-      }
-    } else {
-      int8_t* to = static_cast<int8_t*>(const_cast<void*>(plane.data)) + at;
-      float largest = 0.0f;
-      bool finite = true;
-      for (int64_t i = 0; i < width; ++i) {
-        const float size = std::fabs(from[i]);
-        finite = finite && size < std::numeric_limits<float>::infinity();
-        largest = size > largest ? size : largest;
-      }
-      const bool usable = finite && largest >= 1e-30f;
-      const float inverse = usable ? 127.0f / largest : 0.0f;
-      for (int64_t i = 0; i < width; ++i) to[i] = usable ? int8_t(std::nearbyint(from[i] * inverse)) : int8_t(0);
-      const_cast<float*>(plane.scale)[head * s.slots + slot] =
-          finite ? (usable ? largest / 127.0f : 0.0f) : std::numeric_limits<float>::quiet_NaN();
-    }
   }
 
   // Norm and rotation of a row's queries and keys; its K and V go to the store.
@@ -305,14 +280,16 @@ struct Stack {
       add(l, l.mlp_post_norm, r, thread);
       narrow.put(r, x + r * hidden);
     });
-    const Product gate{&l.ple_gate, wide};
+    const Product gate = product(index, l.ple_gate, wide, kPleGate);
+    low.descend(team, index, kPleGate, x, hidden);
     multiply(team, narrow, &gate, 1);
     each_row(team, extra_width, [&](int64_t r, int) {
       float* row = wide + r * extra_width;
       chosen->gate_row(row, extra + (r * count + index) * extra_width, extra_width, l.activation != kSilu, row);
       gated.put(r, row);
     });
-    const Product projection{&l.ple_projection, z};
+    const Product projection = product(index, l.ple_projection, z, kPleProjection);
+    low.descend(team, index, kPleProjection, wide, extra_width);
     multiply(team, gated, &projection, 1);
   }
 };

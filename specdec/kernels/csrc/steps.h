@@ -3,11 +3,14 @@
 
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 
 #include "abi.h"
 #include "dispatch.h"
+#include "low_rank.h"
 #include "memory.h"
 #include "shapes.h"
 #include "threads.h"
@@ -58,13 +61,16 @@ struct Activations {
 struct Product {
   const Matrix* matrix;
   float* y;
+  Ascent low = {};
 };
 
 // Groups of 16 outputs to a piece: enough pieces that a slow core can leave some to the others, and not so many
 // that claiming them costs.
 int64_t piece_of(int64_t groups, int threads) { return larger(1, groups / (8 * larger(1, threads))); }
 
-INLINE void multiply_group(const Matrix& m, const Activations& x, int64_t group, float* y) {
+INLINE void multiply_group(const Product& product, const Activations& x, int64_t group) {
+  const Matrix& m = *product.matrix;
+  float* const y = product.y;
   const int count = int(smaller(16, m.outputs - group * 16));
   for (int64_t i = 0; i < x.tiles(); ++i) {
     const Tile tile = x.tile(i);
@@ -72,6 +78,7 @@ INLINE void multiply_group(const Matrix& m, const Activations& x, int64_t group,
     chosen->multiply(m.w, group, tile, to, m.outputs, count);
     if (m.bias)
       for (int r = 0; r < tile.rows; ++r) chosen->add_row(m.bias + group * 16, count, to + r * m.outputs);
+    for (int r = 0; r < tile.rows; ++r) product.low.add(i * kTile + r, group, count, to + r * m.outputs);
   }
 }
 
@@ -88,7 +95,7 @@ void multiply(Team& team, const Activations& x, const Product* products, int cou
     int64_t before = 0;
     for (int64_t g = begin; g < end; ++g) {
       while (g - before >= products[p].matrix->groups()) before += products[p++].matrix->groups();
-      multiply_group(*products[p].matrix, x, g - before, products[p].y);
+      multiply_group(products[p], x, g - before);
     }
   });
 }
@@ -111,26 +118,30 @@ void expect(Team& team, const Product* products, int count) {
 // second-level cache for the next rows of a prefill.
 constexpr int64_t kRun = 4;
 
-// act(gate x) * (up x), [rows, outputs].
-void multiply_gated(Team& team, const Activations& x, const Matrix& gate, const Matrix& up, bool gelu, float* y) {
-  const int64_t groups = gate.groups(), width = gate.outputs;
-  const double cost = cost_of(gate, x.rows) + cost_of(up, x.rows);
+// act(gate x) * (up x), [rows, outputs], into the gate's y.
+void multiply_gated(Team& team, const Activations& x, const Product& gate, const Product& up, bool gelu) {
+  const int64_t groups = gate.matrix->groups(), width = gate.matrix->outputs;
+  const double cost = cost_of(*gate.matrix, x.rows) + cost_of(*up.matrix, x.rows);
   team.spread(groups, piece_of(groups, team.threads()), cost, [&](int64_t begin, int64_t end, int) {
     float open[kTile * kRun * 16], flow[kTile * kRun * 16];
     for (int64_t g = begin; g < end; g += kRun) {
       const int64_t groups = smaller(kRun, end - g), stride = groups * 16, columns = smaller(stride, width - g * 16);
-      const auto run = [&](const Matrix& m, const Tile& tile, float* to) {
+      const auto run = [&](const Product& product, const Tile& tile, int64_t row, float* to) {
+        const Matrix& m = *product.matrix;
         for (int64_t j = 0; j < groups; ++j)
           chosen->multiply(m.w, g + j, tile, to + j * 16, stride, int(smaller(16, columns - j * 16)));
         if (m.bias)
           for (int r = 0; r < tile.rows; ++r) chosen->add_row(m.bias + g * 16, columns, to + r * stride);
+        for (int64_t j = 0; product.low.all && j < groups; ++j)
+          for (int r = 0; r < tile.rows; ++r)
+            product.low.add(row + r, g + j, int(smaller(16, columns - j * 16)), to + r * stride + j * 16);
       };
       for (int64_t i = 0; i < x.tiles(); ++i) {
         const Tile tile = x.tile(i);
-        run(gate, tile, open);
-        run(up, tile, flow);
+        run(gate, tile, i * kTile, open);
+        run(up, tile, i * kTile, flow);
         for (int r = 0; r < tile.rows; ++r) {
-          float* to = y + (i * kTile + r) * width + g * 16;
+          float* to = gate.y + (i * kTile + r) * width + g * 16;
           chosen->gate_row(open + r * stride, flow + r * stride, columns, gelu, to);
         }
       }
@@ -212,6 +223,35 @@ void attend(Team& team, const Attention& all, const AttentionScratch& space) {
                                 space.tiles + thread * space.tile);
       }
     });
+  }
+}
+
+// A head's row, in the store's type: bfloat16 to the nearest (even), int8 as reference.py's quantise_store has it.
+void keep(const KV& s, const Plane& plane, int64_t head, int64_t slot, const float* from, int64_t width) {
+  const int64_t at = head * plane.head + slot * plane.slot;
+  if (s.type == kFloat32) {
+    std::memcpy(static_cast<float*>(const_cast<void*>(plane.data)) + at, from, sizeof(float) * width);
+  } else if (s.type == kBfloat16) {
+    uint16_t* to = static_cast<uint16_t*>(const_cast<void*>(plane.data)) + at;
+    for (int64_t i = 0; i < width; ++i) {
+      uint32_t bits;
+      std::memcpy(&bits, from + i, sizeof(bits));
+      to[i] = from[i] != from[i] ? 0x7fc0 : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+  } else {
+    int8_t* to = static_cast<int8_t*>(const_cast<void*>(plane.data)) + at;
+    float largest = 0.0f;
+    bool finite = true;
+    for (int64_t i = 0; i < width; ++i) {
+      const float size = std::fabs(from[i]);
+      finite = finite && size < std::numeric_limits<float>::infinity();
+      largest = size > largest ? size : largest;
+    }
+    const bool usable = finite && largest >= 1e-30f;
+    const float inverse = usable ? 127.0f / largest : 0.0f;
+    for (int64_t i = 0; i < width; ++i) to[i] = usable ? int8_t(std::nearbyint(from[i] * inverse)) : int8_t(0);
+    const_cast<float*>(plane.scale)[head * s.slots + slot] =
+        finite ? (usable ? largest / 127.0f : 0.0f) : std::numeric_limits<float>::quiet_NaN();
   }
 }
 

@@ -15,7 +15,7 @@ _TOKENS = Whole(-1, 2**31 - 1, nonzero=True)
 _TOKEN_ID = Whole(0, 2**31 - 1)
 _STOPS = Either(Text(), Items(Text(), "strings", most=MOST_STOPS))
 _LIMIT = "the most tokens of the answer; -1, and left out: to the end of the context"
-_MODEL = Field("model", Text(), "any name: there is one model, and the reply repeats the name")
+_MODEL = Field("model", Text(), "any name, which the reply repeats: there is one model; NAME:ADAPTER takes an adapter")
 _STREAM = "events as the answer is written: at most 30 a second for each choice, and its end at once"
 _ONE_CHOICE = Field("n", Whole(1, 1), "the protocol has one choice")
 

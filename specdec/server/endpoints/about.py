@@ -29,22 +29,25 @@ async def health(state: ServerState, request: Request) -> Response:
 
 
 async def models(state: ServerState, request: Request) -> Response:
-    """List the one model."""
-    return reply({"object": "list", "data": [_model(state.ready())]})
+    """List the model, and once more with each of its adapters."""
+    service = state.ready()
+    return reply({"object": "list", "data": [_model(service, name) for name in service.models]})
 
 
 async def model(state: ServerState, request: Request) -> Response:
-    """Describe the model, if it is called so."""
+    """Describe the model, or the model with an adapter, if it is called so."""
     service = state.ready()
     asked = request.path_params["name"]
-    if asked != service.name:
-        raise ApiError(404, f"there is no model {asked[:100]!r} here, but {service.name!r}", "model", "model_not_found")
-    return reply(_model(service))
+    if asked not in service.models:
+        known = ", ".join(map(repr, service.models))
+        raise ApiError(404, f"there is no model {asked[:100]!r} here, but {known}", "model", "model_not_found")
+    return reply(_model(service, asked))
 
 
-def _model(service: Service) -> dict[str, Any]:
+def _model(service: Service, name: str) -> dict[str, Any]:
     return {
-        "id": service.name,
+        **({"parent": service.name} if name != service.name else {}),
+        "id": name,
         "object": "model",
         "created": service.created,
         "owned_by": "specdec",

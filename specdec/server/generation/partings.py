@@ -25,9 +25,9 @@ class Partings:
         self.conversations = conversations
         self._newest: deque[Parting] = deque(maxlen=NEWEST)
 
-    def note(self, prompt: Sequence[int], media: Keys = ()) -> Parting:
-        """Take note of a prompt with these pictures and sounds, before its text begins."""
-        shared, kept = self.conversations.nearest(torch.tensor(prompt, dtype=torch.int64), media)
+    def note(self, prompt: Sequence[int], media: Keys = (), adapter: str = "") -> Parting:
+        """Take note of a prompt with these pictures and sounds and this adapter, before its text begins."""
+        shared, kept = self.conversations.nearest(torch.tensor(prompt, dtype=torch.int64), media, adapter)
         before, was = prompt[max(0, shared - _AROUND) : shared], kept[shared : shared + _AROUND]
         found = Parting(len(prompt), shared, list(before), was.tolist(), list(prompt[shared : shared + _AROUND]))
         self._newest.append(found)

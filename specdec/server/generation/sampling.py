@@ -54,7 +54,7 @@ class Defaults:
 @dataclass(frozen=True)
 class Sampling:
     """The settings of one request. `logprobs`: how many alternatives to report (None: no logprobs at all). `never`:
-    token ids that are no answer's, as the model's generation config says."""
+    token ids that are no answer's, as the model's generation config says. `model`: the name that was asked for."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -71,6 +71,7 @@ class Sampling:
     choices: int = 1
     logprobs: int | None = None
     never: Sequence[int] = ()
+    model: str = ""
 
     def seeds(self, texts: int) -> list[int | None]:
         """Return a seed for each of `texts`, the request's own for the first: those of a batch of `generate`."""
@@ -123,6 +124,7 @@ def read_sampling(body: Fields, defaults: Defaults, vocabulary: int) -> Sampling
         ignore_eos=body.get("ignore_eos", False),
         choices=body.get("n", 1),
         never=defaults.suppress_tokens,
+        model=body.get("model") or "",
     )
 
 

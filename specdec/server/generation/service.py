@@ -23,6 +23,7 @@ from specdec.hf import SpecdecForCausalLM
 from specdec.hf.batch import media_of_rows
 from specdec.media.processor import Processor
 from specdec.memory.plan import picture_bytes, text_bytes
+from specdec.model.adapters.adapter import NONE
 from specdec.model.media import MediaBlock
 from specdec.server.conversation import Conversation
 from specdec.server.errors import ApiError, bad_request, too_long
@@ -87,6 +88,26 @@ class Service:
     def context(self) -> int:
         """Return how many tokens prompt and answer may have together."""
         return self.decoder.context
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Return the names that requests may ask for, each with the adapter that it means: the model's own name means
+        none, and NAME:ADAPTER an adapter."""
+        return {self.name: NONE, **{f"{self.name}:{one}": one for one in self.decoder.adapters.names}}
+
+    def adapter_of(self, model: str) -> str | None:
+        """Return the adapter that the name of a model means; None for a name that means nothing here, of which there
+        may be any. Raises ApiError for an adapter that is not there."""
+        adapters = self.decoder.adapters
+        if not len(adapters):
+            return None
+        if (found := self.models.get(model)) is not None or model in adapters.names:
+            return found or model
+        if model.startswith(f"{self.name}:"):
+            raise ApiError(
+                404, f"there is no {model[:100]!r} here, but {', '.join(self.models)}", "model", "model_not_found"
+            )
+        return None
 
     async def prompt(self, conversation: Conversation) -> list[int]:
         """Return the token ids of a conversation. Raises ApiError when it cannot be written."""
@@ -164,8 +185,9 @@ class Service:
         `constraint`: what the texts must look like. `pins`: lengths at which later prompts are likely to part from
         these. `prediction`: the tokens of an expected answer, which drafts are made of. `media`: the pictures and sound
         of each prompt.
-        Raises ApiError: a prompt that is empty, too long or no text of this model, or a full queue.
+        Raises ApiError: a prompt that is empty, too long or no text of this model, no such adapter, or a full queue.
         """
+        adapter = self.adapter_of(sampling.model)
         for prompt in prompts:
             self._check(prompt)
         outputs = [
@@ -195,9 +217,11 @@ class Service:
                 constraint=constraint,
                 pins=frozenset(pins),
                 prediction=tuple(prediction[: self.context]),  # no answer is longer
+                adapter=adapter,
             )
             queued.append((request, partial(answer.on_event, output)))
-        answer.parting = self.partings.note(prompts[0], [block.place for block in media])
+        places = [block.place for block in media]
+        answer.parting = self.partings.note(prompts[0], places, self.decoder.adapters.resolve(adapter))
         answer.begin(self.thread, self.thread.submit(queued))
         return answer
 

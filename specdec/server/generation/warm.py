@@ -10,6 +10,7 @@ from pathlib import Path
 
 from specdec.cache.conversation_file import save_conversation
 from specdec.hf import SpecdecForCausalLM
+from specdec.model.adapters.adapter import PLAIN
 
 _log = logging.getLogger(__name__)
 
@@ -23,10 +24,10 @@ def save(model: SpecdecForCausalLM, folder: Path, loaded: Collection[str] = ()) 
 
     What other servers wrote there stays, as long as it is among the newest of this model's.
     """
-    identity = model.decoder.identity
     newest = [one for one in list(model.conversations.kept) if len(one.tokens) >= LEAST][-MOST:]
     names = set[str]()
     for conversation in newest:
+        identity = model.decoder.identity_of(conversation.cache.adapter)
         digest = hashlib.sha256(conversation.tokens.numpy().tobytes()).hexdigest()[:24]
         name = f"{_prefix(identity)}{digest}{_SUFFIX}"
         try:
@@ -35,7 +36,7 @@ def save(model: SpecdecForCausalLM, folder: Path, loaded: Collection[str] = ()) 
         except ValueError as error:
             _log.warning("%s", error)
     gone_on_from = [folder / name for name in loaded if name not in names]
-    for old in (*gone_on_from, *_files(folder, identity)[:-MOST]):
+    for old in (*gone_on_from, *_files(folder, model)[:-MOST]):
         old.unlink(missing_ok=True)
 
 
@@ -43,7 +44,7 @@ def load(model: SpecdecForCausalLM, folder: Path) -> set[str]:
     """Take in the newest conversations that `save` wrote for such a model; return their files' names. Damaged files are
     passed over."""
     loaded = set[str]()
-    for file in _files(folder, model.decoder.identity)[-MOST:]:
+    for file in _files(folder, model)[-MOST:]:
         try:
             model.load_conversation(file)
             loaded.add(file.name)
@@ -52,12 +53,14 @@ def load(model: SpecdecForCausalLM, folder: Path) -> set[str]:
     return loaded
 
 
-def _files(folder: Path, identity: str) -> list[Path]:
-    """Return the files of a model's conversations, the oldest first; other servers may delete them meanwhile."""
+def _files(folder: Path, model: SpecdecForCausalLM) -> list[Path]:
+    """Return the files of a model's conversations, with whatever adapter of it, the oldest first; other servers may
+    delete them meanwhile."""
     written = list[tuple[float, Path]]()
-    for file in folder.glob(f"{_prefix(identity)}*{_SUFFIX}"):
-        with suppress(FileNotFoundError):
-            written.append((file.stat().st_mtime, file))
+    for adapter in (PLAIN, *model.decoder.adapters.names):
+        for file in folder.glob(f"{_prefix(model.decoder.identity_of(adapter))}*{_SUFFIX}"):
+            with suppress(FileNotFoundError):
+                written.append((file.stat().st_mtime, file))
     return [file for _, file in sorted(written)]
 
 

@@ -22,7 +22,7 @@ _NOT_MODELS = {"clip": "embedder", "eagle3": "other", "dflash": "other", "dspark
 _INSTEAD = {
     "drafter": "a drafter, which goes with a model: load the model, with drafter= this file, or this file beside it",
     "embedder": "an embedder of pictures and sound: name the .gguf file of the model, and leave this one beside it",
-    "adapter": "an adapter (LoRA), which is not supported: name the .gguf file of a model",
+    "adapter": "an adapter (LoRA), which goes with a model: load the model, with adapter= (--adapter) this file",
 }
 _MAGIC = b"GGUF"
 _PREAMBLE = 24  # bytes of magic, version and counts

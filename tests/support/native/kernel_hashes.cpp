@@ -169,6 +169,47 @@ void choices(Random& random) {
     }
 }
 
+// A low-rank part of a matrix [outputs, columns], in float32 or bfloat16.
+struct Lower {
+  std::vector<float> down, up;
+  std::vector<uint16_t> narrow_down, narrow_up;
+  LowRank part;
+
+  Lower(Random& random, int64_t outputs, int64_t columns, int64_t rank, bool wide)
+      : down(random.reals((columns + 15) / 16 * 16 * rank)), up(random.reals((outputs + 15) / 16 * 16 * rank)) {
+    part = {down.data(), up.data(), rank, wide, 0.3f};
+    if (wide) return;
+    narrow_down = halves(down), narrow_up = halves(up);
+    part.down = narrow_down.data(), part.up = narrow_up.data();
+  }
+  static std::vector<uint16_t> halves(const std::vector<float>& from) {
+    std::vector<uint16_t> to;
+    for (float value : from) {
+      uint32_t bits;
+      std::memcpy(&bits, &value, 4);
+      to.push_back(uint16_t(bits >> 16));
+    }
+    return to;
+  }
+};
+
+void low_ranks(Random& random) {
+  const auto run = function<int(const float*, const LowRank*, float*, int64_t, int64_t, int64_t, int)>(
+      "specdec_low_rank");
+  for (int64_t rank : {4, 8, 20})
+    for (int64_t columns : {32, 45, 200})
+      for (int64_t rows : {1, 3, 9}) {
+        const int64_t outputs = 7 + 3 * columns;
+        const Lower one(random, outputs, columns, rank, rows != 3);
+        const std::vector<float> x = random.reals(rows * columns, 3);
+        std::vector<float> y(rows * outputs);
+        must(run(x.data(), &one.part, y.data(), rows, columns, outputs, int(rows)));
+        Hash hash;
+        hash.add(y);
+        print(hash, "low rank %d of %d columns, rows %d", int(rank), int(columns), int(rows));
+      }
+}
+
 // A decoder layer of a made-up family: `rich` has everything that a layer may have, the other the least.
 struct Decoder {
   static constexpr int64_t kHidden = 64, kHeads = 6, kKvHeads = 2, kWidth = 32, kInner = 160, kExtra = 32;
@@ -203,8 +244,8 @@ struct Decoder {
 
 void layers(Random& random) {
   const auto run = function<int(const Layer*, int64_t, const Span*, int64_t, const int64_t*, const int64_t*,
-                                const KV* const*, const float*, float*, int64_t, int64_t, const float*, int64_t,
-                                float* const*, int, int)>("specdec_layers");
+                                const KV* const*, const LayerAdapter* const*, const float*, float*, int64_t, int64_t,
+                                const float*, int64_t, float* const*, int, int)>("specdec_layers");
   constexpr int64_t kHidden = Decoder::kHidden, kWidth = Decoder::kWidth, kSlots = 40;
   for (const Kind kind : kKinds)
     for (int64_t type : {kFloat32, kBfloat16, kInt8})
@@ -232,9 +273,21 @@ void layers(Random& random) {
                                  last = random.reals(kHidden), extra = random.reals(count * 2 * Decoder::kExtra);
         const Span span{cos.data(), sin.data(), low.data(), high.data()};
         float* const wanted[2] = {aux.data(), nullptr};
+        // the last text has an adapter, of the second layer alone
+        constexpr int64_t kQueries = Decoder::kHeads * kWidth, kKeys = Decoder::kKvHeads * kWidth;
+        const Lower q(random, kQueries, kHidden, 8, true), k(random, kKeys, kHidden, 4, false),
+            v(random, kKeys, kHidden, 12, false), o(random, kHidden, kQueries, 4, true),
+            gate(random, Decoder::kInner, kHidden, 4, false), up(random, Decoder::kInner, kHidden, 8, true),
+            down(random, kHidden, Decoder::kInner, 4, false), more(random, Decoder::kExtra, kHidden, 4, true),
+            projection(random, kHidden, Decoder::kExtra, 4, false);
+        const LayerAdapter adapter[2] = {{},
+                                         {q.part, k.part, v.part, o.part, gate.part, up.part, down.part, more.part,
+                                          projection.part}};
+        const LayerAdapter* adapters[2] = {nullptr, nullptr};
+        adapters[texts - 1] = adapter;
         Hash hash;
-        must(run(both, 2, &span, texts, starts, positions, stores, last.data(), x.data(), count, kHidden, extra.data(),
-                 Decoder::kExtra, wanted, kAll, int(1 + count % 3)));
+        must(run(both, 2, &span, texts, starts, positions, stores, type == kInt8 ? nullptr : adapters, last.data(),
+                 x.data(), count, kHidden, extra.data(), Decoder::kExtra, wanted, kAll, int(1 + count % 3)));
         hash.add(x), hash.add(aux);
         for (const Stored& store : kept) store.add_to(hash);
         print(hash, "layers %d bits%s %s rows %d", kind.bits, kind.minimum ? " minimum" : "", name_of(type),
@@ -297,6 +350,7 @@ int main(int count, char** arguments) {
   attentions(random);
   rows(random);
   choices(random);
+  low_ranks(random);
   layers(random);
   drafts(random);
   return 0;

@@ -33,7 +33,7 @@ class Served:
 
     def __init__(self, folder: Path | str, access: Access | None = None, **settings: Any) -> None:
         drafter = settings.pop("drafter", "auto")
-        self.model = specdec.load(folder, device="cpu", drafter=drafter)
+        self.model = specdec.load(folder, device="cpu", drafter=drafter, adapter=settings.pop("adapter", None))
         if isinstance(folder, Path):  # a tiny model: measuring what its passes cost takes longer than a test
             self.model.lengths.calibrate(Costs({1: 1e-3, 2: 1.05e-3}, text=1e-4))
             self.model.lengths.measured_for = torch.get_num_threads(), 64

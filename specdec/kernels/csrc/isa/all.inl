@@ -3,8 +3,8 @@
 #include "simd.inl"
 #include "quantise.inl"
 #include "product.inl"
-#include "rows.inl"
 #include "store.inl"
+#include "rows.inl"
 #include "attention.inl"
 
 #undef EACH

@@ -77,6 +77,42 @@ void unpack_row(const Weights& w, int64_t row, float* y) {
   }
 }
 
+// scale * (down x) for kRanks ranks of a low-rank part from `rank` on: low [kRanks], of a row x [width].
+template <class T>
+INLINE void descend_as(const LowRank& part, int64_t rank, int64_t width, const float* x, float* low) {
+  const int64_t blocks = (width + 15) / 16;
+  const T* down = static_cast<const T*>(part.down) + rank * 16 * blocks;
+  F total[kRanks];
+  for (F& one : total) one = splat(0.0f);
+  for (int64_t b = 0; b < blocks; ++b) {
+    __builtin_prefetch(reinterpret_cast<const char*>(down + b * (16 * kRanks)) + 1024);
+    const F v = 16 * b + 16 <= width ? load(x + 16 * b) : load_part(x + 16 * b, int(width - 16 * b));
+    for (int r = 0; r < kRanks; ++r) total[r] = total[r] + v * widen(down + b * (16 * kRanks) + 16 * r);
+  }
+  for (int r = 0; r < kRanks; ++r) low[r] = part.scale * sum(total[r]);
+}
+
+void descend(const LowRank& part, int64_t rank, int64_t width, const float* x, float* low) {
+  return (part.wide ? descend_as<float> : descend_as<uint16_t>)(part, rank, width, x, low);
+}
+
+// y += up times low [rank], outputs 16 * group .. + count - 1.
+template <class T>
+INLINE void ascend_as(const LowRank& part, int64_t group, const float* low, int count, float* y) {
+  const T* up = static_cast<const T*>(part.up) + group * 16 * part.rank;
+  F total = splat(0.0f);
+  for (int64_t r = 0; r < part.rank; ++r) total = total + splat(low[r]) * widen(up + 16 * r);
+  if (count == 16) {
+    store(y, load(y) + total);
+  } else {
+    store_part(y, load_part(y, count) + total, count);
+  }
+}
+
+void ascend(const LowRank& part, int64_t group, const float* low, int count, float* y) {
+  return (part.wide ? ascend_as<float> : ascend_as<uint16_t>)(part, group, low, count, y);
+}
+
 // The first of the largest of x [count], and its value; a NaN wins, wherever it is.
 int64_t best_of(const float* x, int64_t count, float* value) {
   F top = splat(-std::numeric_limits<float>::infinity());

@@ -1,0 +1,1 @@
+"""Tiny adapters (LoRA), and what they are compared with."""
