@@ -12,11 +12,13 @@ from torch import Tensor
 from specdec.model.decoder import Decoder, MemoryLimits, PerLayerEmbedding
 from specdec.model.embedder.embedder import AudioEmbedder, LayerNorm, MediaEmbedder, VisionEmbedder
 from specdec.model.embedder.spec import MediaSpec, is_media
+from specdec.model.experts import Experts
 from specdec.model.names import expected_tensors, gguf_name, hf_names, ignorable
-from specdec.model.spec import DecoderSpec
+from specdec.model.spec import DecoderSpec, ExpertsSpec
 from specdec.model.stack import Layer, Linear
 from specdec.weights.arena import Arena
 from specdec.weights.checkpoint import Checkpoint
+from specdec.weights.gguf.experts import with_fused_experts
 from specdec.weights.metadata import one_line
 from specdec.weights.tensors import BlockWeight, Storage, Weight
 
@@ -46,6 +48,7 @@ class Source:
         interleaved."""
         # `MmprojCheckpoint` has an embedder's tensors under their canonical names.
         names = {name: name if is_media(name) else gguf_name(spec, name) for name in expected_tensors(spec)}
+        checkpoint = checkpoint if spec.experts is None else with_fused_experts(checkpoint)
         return cls(checkpoint, names, 0.0, spec.model_type == "llama")
 
 
@@ -148,6 +151,30 @@ def build_layer(spec: DecoderSpec, index: int, read: Reader) -> Layer:
         ple_projection=linear("per_layer_projection") if spec.per_layer_input else None,
         ple_norm=norm("post_per_layer_input_norm"),
         scalar=read.vector(f"{at}layer_scalar"),
+        experts=None if spec.experts is None else build_experts(spec, spec.experts, at, read),
+    )
+
+
+def build_experts(spec: DecoderSpec, experts: ExpertsSpec, at: str, read: Reader) -> Experts:
+    """Build the mixture of the layer whose tensors' names begin with `at`."""
+
+    def vector(name: str) -> Tensor:
+        found = read.vector(f"{at}{name}")
+        assert found is not None, name
+        return found
+
+    return Experts(
+        spec=experts,
+        activation=spec.activation,
+        eps=spec.norm_eps,
+        router=vector("router.proj.weight"),
+        router_scale=vector("router.scale"),
+        expert_scale=vector("router.per_expert_scale"),
+        gate_up=read.matrix(f"{at}experts.gate_up_proj"),
+        down=read.matrix(f"{at}experts.down_proj"),
+        dense_norm=vector("post_feedforward_layernorm_1.weight"),
+        pre_norm=vector("pre_feedforward_layernorm_2.weight"),
+        post_norm=vector("post_feedforward_layernorm_2.weight"),
     )
 
 
@@ -215,8 +242,11 @@ def check_tensors(spec: DecoderSpec, source: Source, more: Mapping[str, tuple[in
 def storage_of(name: str, quantize: Quantize) -> Storage:
     """Return the storage of the matrix of this canonical name in a model that is quantised with `quantize`.
 
-    An embedder takes 8 bits in every quantised model: it is small, and all that a model sees goes through it.
+    An embedder takes 8 bits in every quantised model: it is small, and all that a model sees goes through it. A router
+    and an embedder's positions stay floats.
     """
+    if name.endswith(("router.proj.weight", "pos_embedding")):
+        return "none"
     if is_media(name) and quantize in ("int4", "int4-all"):
         return "int8"
     if quantize == "int4-all":

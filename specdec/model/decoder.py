@@ -149,6 +149,7 @@ class Decoder:
             for field in fields(layer):
                 if isinstance(linear := getattr(layer, field.name), Linear):
                     yield linear.weight
+            yield from () if layer.experts is None else layer.experts.matrices
 
     def new_cache(self, max_rows: int = MAX_ROWS) -> KVCache:
         """Return an empty cache for one text, whose passes have at most `max_rows` rows."""

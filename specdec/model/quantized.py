@@ -24,7 +24,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from specdec.model.build import Quantize, Source, TensorReader, check_tensors, storage_of
-from specdec.model.names import expected_tensors
+from specdec.model.names import expected_tensors, flat_shape, is_matrix
 from specdec.model.spec import DecoderSpec
 from specdec.weights.hub.paths import cache_folder
 from specdec.weights.packed import PackedFile, StaleError, packing
@@ -104,7 +104,7 @@ def open_packed(path: Path, about: dict[str, Any], spec: DecoderSpec, bar: Bar) 
     Raises ValueError when it is damaged, StaleError when it was made from something else than `about`.
     """
     file = PackedFile(path, about)
-    if file.shapes() != expected_tensors(spec):
+    if file.shapes() != {name: flat_shape(name, shape) for name, shape in expected_tensors(spec).items()}:
         raise ValueError(f"{path}: damaged (it lists other tensors than the model); delete it, and it is made again")
     with bar(f"checking {path.name}", file.nbytes) as advance:
         file.verify(advance)
@@ -144,7 +144,7 @@ def _made(
     with bar(f"quantising {path.name}", len(shapes)) as advance, packing(path, about) as writer:
         read = TensorReader(spec, source, dtype, torch.device("cpu"), quantize, lambda _: advance(1))
         for name, shape in shapes.items():
-            if len(shape) == 2:
+            if is_matrix(name, shape):
                 writer.weight(name, read.stored(name))
             else:
                 vector = read.vector(name)

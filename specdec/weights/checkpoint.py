@@ -7,6 +7,7 @@ loaded model plus one tensor. Left out: writing checkpoints, and anything that r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -42,7 +43,7 @@ class Checkpoint(Protocol):
         """
 
     def weight(self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None) -> Weight:
-        """Return the matrix `name` [N, K] on the CPU, ready to multiply.
+        """Return the matrix `name` [N, K] on the CPU, ready to multiply; of a tensor [E, N, K] the matrix [E * N, K].
 
         `quantize`: None keeps the storage (GGUF blocks stay blocks, floats become `dtype`); "int4" and "int8" quantise
         floats and leave blocks alone; "none" turns everything into `dtype`. A float matrix whose K is not a multiple of
@@ -112,12 +113,12 @@ def check_request(name: str, shape: tuple[int, ...], quantize: Storage, rows: Te
     """Check the arguments of `Checkpoint.weight` that need no file. Raises its ValueErrors."""
     if quantize is not None and quantize not in get_args(get_args(Storage)[0]):
         raise ValueError(f"quantize={quantize!r} is not known; use 'int4', 'int4-all', 'int8', 'none' or None")
-    if len(shape) != 2 or 0 in shape:
+    if len(shape) not in (2, 3) or 0 in shape:
         raise ValueError(f"tensor {name!r} of shape {shape} is not a matrix; read it with tensor()")
     if rows is None:
         return
     if rows.ndim != 1 or rows.dtype != torch.long or rows.numel() == 0:
         raise ValueError(f"rows for {name!r} must be a non-empty vector of torch.long, not {rows.dtype} {rows.shape}")
-    low, high = int(rows.min()), int(rows.max())
-    if low < 0 or high >= shape[0]:
-        raise ValueError(f"rows {low}..{high} for {name!r} leave its {shape[0]} rows; use 0..{shape[0] - 1}")
+    low, high, count = int(rows.min()), int(rows.max()), math.prod(shape[:-1])
+    if low < 0 or high >= count:
+        raise ValueError(f"rows {low}..{high} for {name!r} leave its {count} rows; use 0..{count - 1}")

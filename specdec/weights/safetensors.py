@@ -110,7 +110,8 @@ class SafetensorsCheckpoint:
             raise ValueError(f"{entry.shard}: {name!r} holds integers ({entry.dtype}); read it with tensor()")
         with safe_open(entry.shard, framework="pt") as file:
             stored: Tensor = file.get_tensor(name)  # pages of the file, not memory
-            return convert(stored, dtype, quantize, name=f"{entry.shard}: tensor {name!r}", rows=rows)
+            matrix = stored.flatten(0, -2)  # of a tensor of experts, too
+            return convert(matrix, dtype, quantize, name=f"{entry.shard}: tensor {name!r}", rows=rows)
 
 
 def _shards(path: Path) -> tuple[list[Path], dict[str, Path]]:

@@ -89,7 +89,7 @@ class GGUFCheckpoint:
         check_request(name, info.shape, quantize, rows)
         kind = self._type(info)
         stored, order = self._map(info), None if rows is None else rows.numpy()
-        count, columns = (info.shape[0] if order is None else order.size), info.shape[1]
+        count, columns = (math.prod(info.shape[:-1]) if order is None else order.size), info.shape[-1]
         label = f"{info.file}: tensor {name!r}"
 
         def read(start: int, stop: int) -> Bytes:
@@ -120,7 +120,7 @@ class GGUFCheckpoint:
         `dtype`."""
         info = find(name, self.header.tensors, self.path)
         kind = self._type(info)
-        if kind in FLOATS or quantize == "none" or len(info.shape) != 2:
+        if kind in FLOATS or quantize == "none" or len(info.shape) < 2:
             return stored_bytes(info.shape, quantize, dtype)
         if (ours := BLOCKS.get(kind)) is not None:
             return block_bytes(info.shape, ours.bits, ours.minimum)
