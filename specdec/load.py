@@ -28,6 +28,8 @@ from specdec.memory.plan import (
     LARGEST_PICTURE,
     Planner,
     conversations_of,
+    expert_bytes,
+    experts_in_free_memory,
     loaded_bytes,
     parse_bytes,
     program_bytes,
@@ -192,13 +194,15 @@ def _read(
 ) -> tuple[Decoder, Any, GenerationConfig]:
     spec, source, config, generation_config = open_checkpoint(path)
     room = None if budget is None else budget.room(spec, source, quantize, dtype, kv_dtype or dtype)
+    limit = room.experts if room is not None else experts_in_free_memory(spec, source, quantize, dtype)
     checkpoint = source.checkpoint
     large = isinstance(checkpoint, SafetensorsCheckpoint) and checkpoint.nbytes >= quantized.LEAST
     if large and quantize is not None and quantize != "none":
         packed = quantized.load_or_quantize(path, spec, source, quantize, dtype, progress_bar)
         if packed is not None:
-            decoder = assemble(spec, quantized.PackedReader(packed, dtype, device), kv_dtype, room)
+            decoder = assemble(spec, quantized.PackedReader(packed, dtype, device, limit), kv_dtype, room)
             return decoder, config, generation_config
+    pages = quantized.expert_pages(path, spec, source, quantize, dtype, device, progress_bar, limit)
     with progress_bar(f"loading {path.name}", len(expected_tensors(spec))) as advance:
         decoder = build_decoder(
             spec,
@@ -209,6 +213,7 @@ def _read(
             progress=lambda _: advance(1),
             kv_dtype=kv_dtype,
             room=room,
+            pages=pages,
         )
     return decoder, config, generation_config
 
@@ -227,7 +232,8 @@ class MemoryBudget:
         weights = loaded_bytes(spec, source, quantize, dtype)
         blocks = weights < dtype.itemsize * sum(map(math.prod, expected_tensors(spec).values()))
         picture = 0 if spec.media is None else LARGEST_PICTURE
-        planner = Planner(spec, weights, self._drafter(source, dtype, blocks), program_bytes(), dtype, picture)
+        experts, drafter = expert_bytes(spec, source, quantize, dtype), self._drafter(source, dtype, blocks)
+        planner = Planner(spec, weights, drafter, program_bytes(), dtype, picture, experts=experts)
         return planner.room(self.total, str(kv_dtype).removeprefix("torch."))
 
     def _drafter(self, source: Source, dtype: torch.dtype, quantized: bool) -> int:

@@ -12,9 +12,9 @@ from torch import Tensor
 from specdec.model.decoder import Decoder, MemoryLimits, PerLayerEmbedding
 from specdec.model.embedder.embedder import AudioEmbedder, LayerNorm, MediaEmbedder, VisionEmbedder
 from specdec.model.embedder.spec import MediaSpec, is_media
-from specdec.model.experts import Experts
-from specdec.model.names import expected_tensors, gguf_name, hf_names, ignorable
-from specdec.model.spec import DecoderSpec, ExpertsSpec
+from specdec.model.experts import ExpertPages, Experts
+from specdec.model.names import expected_tensors, gguf_name, hf_names, ignorable, is_expert_matrix
+from specdec.model.spec import DecoderSpec
 from specdec.model.stack import Layer, Linear
 from specdec.weights.arena import Arena
 from specdec.weights.checkpoint import Checkpoint
@@ -53,7 +53,10 @@ class Source:
 
 
 class Reader(Protocol):
-    """The tensors of a model by canonical name, on the device and in the dtype of the model."""
+    """The tensors of a model by canonical name, on the device and in the dtype of the model. `pages`: what keeps its
+    experts within a part of the memory; None: they are all in memory."""
+
+    pages: ExpertPages | None
 
     def matrix(self, name: str) -> Weight:
         """Return the matrix `name`, ready to multiply."""
@@ -72,8 +75,9 @@ def build_decoder(
     progress: Progress | None = None,
     kv_dtype: torch.dtype | None = None,
     room: MemoryLimits | None = None,
+    pages: ExpertPages | None = None,
 ) -> Decoder:
-    """Build the decoder of `spec` from the tensors of `source`.
+    """Build the decoder of `spec` from the tensors of `source`, or from the file of `pages`.
 
     `quantize`: see `Checkpoint.weight`. With "int4" the embedding and the head take 8 bits, which costs little memory
     and keeps rare tokens apart; "int4-all" gives them 4 bits too. `progress(name)` is called after every tensor.
@@ -83,7 +87,7 @@ def build_decoder(
         ValueError: tensors are missing, surplus or misshapen; all of them are listed.
     """
     check_tensors(spec, source)
-    return assemble(spec, TensorReader(spec, source, dtype, device, quantize, progress), kv_dtype, room)
+    return assemble(spec, TensorReader(spec, source, dtype, device, quantize, progress, pages), kv_dtype, room)
 
 
 def assemble(
@@ -121,9 +125,12 @@ def build_layer(spec: DecoderSpec, index: int, read: Reader) -> Layer:
         return read.vector(f"{at}{name}.weight")
 
     def needed(name: str) -> Tensor:
-        weight = norm(name)
-        assert weight is not None, name
-        return weight
+        return vector(f"{at}{name}.weight")
+
+    def vector(name: str) -> Tensor:
+        found = read.vector(name)
+        assert found is not None, name
+        return found
 
     layer = spec.layers[index]
     own_kv = layer.kv_layer is None
@@ -151,30 +158,9 @@ def build_layer(spec: DecoderSpec, index: int, read: Reader) -> Layer:
         ple_projection=linear("per_layer_projection") if spec.per_layer_input else None,
         ple_norm=norm("post_per_layer_input_norm"),
         scalar=read.vector(f"{at}layer_scalar"),
-        experts=None if spec.experts is None else build_experts(spec, spec.experts, at, read),
-    )
-
-
-def build_experts(spec: DecoderSpec, experts: ExpertsSpec, at: str, read: Reader) -> Experts:
-    """Build the mixture of the layer whose tensors' names begin with `at`."""
-
-    def vector(name: str) -> Tensor:
-        found = read.vector(f"{at}{name}")
-        assert found is not None, name
-        return found
-
-    return Experts(
-        spec=experts,
-        activation=spec.activation,
-        eps=spec.norm_eps,
-        router=vector("router.proj.weight"),
-        router_scale=vector("router.scale"),
-        expert_scale=vector("router.per_expert_scale"),
-        gate_up=read.matrix(f"{at}experts.gate_up_proj"),
-        down=read.matrix(f"{at}experts.down_proj"),
-        dense_norm=vector("post_feedforward_layernorm_1.weight"),
-        pre_norm=vector("pre_feedforward_layernorm_2.weight"),
-        post_norm=vector("post_feedforward_layernorm_2.weight"),
+        experts=None
+        if spec.experts is None
+        else Experts.read(spec, spec.experts, index, vector, read.matrix, read.pages),
     )
 
 
@@ -265,14 +251,18 @@ class TensorReader:
         device: torch.device,
         quantize: Quantize,
         progress: Progress | None,
+        pages: ExpertPages | None = None,
     ) -> None:
         self.spec, self.source, self.dtype, self.device = spec, source, dtype, device
         self.quantize, self.progress = quantize, progress
-        self.wanted = expected_tensors(spec)
+        self.wanted, self.pages = expected_tensors(spec), pages
         self._arena = Arena()
 
     def matrix(self, name: str) -> Weight:
         """Return a matrix on the model's device; on the CPU its blocks lie in the arena, in the order of reading."""
+        if self.pages is not None and is_expert_matrix(name):
+            self._read(name)
+            return self.pages.file.weight(name)
         weight = self.stored(name)
         if self.device.type == "cpu" and weight.packed is not None:  # floats may be another model's own
             return BlockWeight(weight.packed.move(self._arena.place))

@@ -50,10 +50,12 @@ class PerLayerEmbedding:
 
 
 class MemoryLimits(NamedTuple):
-    """The limits that a memory budget sets: `positions` of one text, and `cache` bytes for all texts together."""
+    """The limits that a memory budget sets: `positions` of one text, `cache` bytes for all texts together, and of a
+    mixture `experts` bytes of the matrices of its experts; None: all of them are in memory."""
 
     positions: int
     cache: int
+    experts: int | None = None
 
 
 class Decoder:

@@ -9,7 +9,9 @@ numbers. Source of the block: transformers' `modeling_gemma4.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -18,8 +20,46 @@ import torch
 from torch import Tensor
 
 from specdec import kernels
-from specdec.model.spec import ExpertsSpec
-from specdec.weights.tensors import DenseWeight, Weight, row_range
+from specdec.model.spec import DecoderSpec, ExpertsSpec
+from specdec.weights.packed import PackedFile
+from specdec.weights.tensors import DenseWeight, Weight, row_range, tensors_of
+
+
+class ExpertPages:
+    """Keep the experts of a model that are pages of a packed file within `limit` bytes of this process: those that were
+    used longest ago make room. They stay in the system's cache of files as long as it has memory for them."""
+
+    def __init__(self, file: PackedFile, limit: int) -> None:
+        self.file, self.limit = file, limit
+        self._lock = threading.Lock()
+        self._held: OrderedDict[tuple[int, int], tuple[Tensor, ...]] = OrderedDict()  # by layer and expert: its parts
+        self._bytes = 0
+
+    def use(self, layer: int, experts: Sequence[int], parts_of: Callable[[int], tuple[Tensor, ...]]) -> None:
+        """Make room for the pages of `experts` of a layer, which a pass reads next, and begin to read them.
+        `parts_of`: the tensors of one of them. A pass that uses more than the limit has them all."""
+        with self._lock:
+            fresh = []
+            for expert in experts:
+                if (layer, expert) in self._held:
+                    self._held.move_to_end((layer, expert))
+                else:
+                    fresh.append(expert)
+            for expert in fresh:
+                parts = self._held[layer, expert] = parts_of(expert)
+                self._bytes += _size(parts)
+            while self._bytes > self.limit and len(self._held) > len(experts):
+                _, parts = self._held.popitem(last=False)
+                self._bytes -= _size(parts)
+                for part in parts:
+                    self.file.forget(part)
+            for expert in fresh:
+                for part in self._held[layer, expert]:
+                    self.file.fetch(part)
+
+
+def _size(parts: tuple[Tensor, ...]) -> int:
+    return sum(part.nbytes for part in parts)
 
 
 class Routes(NamedTuple):
@@ -45,6 +85,36 @@ class Experts:
     dense_norm: Tensor
     pre_norm: Tensor
     post_norm: Tensor
+    layer: int = 0
+    pages: ExpertPages | None = None  # what keeps the matrices within a part of the memory; None: they are all there
+
+    @classmethod
+    def read(
+        cls,
+        spec: DecoderSpec,
+        experts: ExpertsSpec,
+        layer: int,
+        vector: Callable[[str], Tensor],
+        matrix: Callable[[str], Weight],
+        pages: ExpertPages | None,
+    ) -> Experts:
+        """Read the mixture of a layer by the canonical names of its tensors."""
+        at = f"layers.{layer}."
+        return cls(
+            spec=experts,
+            activation=spec.activation,
+            eps=spec.norm_eps,
+            router=vector(f"{at}router.proj.weight"),
+            router_scale=vector(f"{at}router.scale"),
+            expert_scale=vector(f"{at}router.per_expert_scale"),
+            gate_up=matrix(f"{at}experts.gate_up_proj"),
+            down=matrix(f"{at}experts.down_proj"),
+            dense_norm=vector(f"{at}post_feedforward_layernorm_1.weight"),
+            pre_norm=vector(f"{at}pre_feedforward_layernorm_2.weight"),
+            post_norm=vector(f"{at}post_feedforward_layernorm_2.weight"),
+            layer=layer,
+            pages=pages,
+        )
 
     def __call__(self, x: Tensor, dense: Tensor) -> Tensor:
         """Return the sum of the MLP's output `dense` and the experts' for rows x [T, hidden], both normed."""
@@ -72,6 +142,8 @@ class Experts:
         for row, (experts, weights) in enumerate(zip(routes.ids, routes.weights, strict=True)):
             for expert, weight in zip(experts, weights, strict=True):
                 users.setdefault(expert, []).append((row, weight))
+        if self.pages is not None:
+            self.pages.use(self.layer, sorted(users), self._tensors)
         mixed = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         for expert in sorted(users):
             rows = torch.tensor([row for row, _ in users[expert]], dtype=torch.int64, device=x.device)
@@ -105,6 +177,10 @@ class Experts:
     def nbytes(self) -> int:
         """Return the bytes of all parts."""
         return sum(part.nbytes for part in self.parts.values())
+
+    def _tensors(self, expert: int) -> tuple[Tensor, ...]:
+        """Return the tensors that hold the matrices of `expert`."""
+        return tuple(part for weight in self._parts[expert] for part in tensors_of(weight))
 
     @cached_property
     def _scales(self) -> list[float]:

@@ -184,6 +184,12 @@ def row_range(weight: Weight, start: int, stop: int) -> Weight:
     return BlockWeight(replace(blocks, rows=stop - start, **parts))
 
 
+def tensors_of(weight: Weight) -> list[Tensor]:
+    """Return the tensors that hold a matrix."""
+    holder = weight if weight.packed is None else weight.packed
+    return [part for field in fields(holder) if isinstance(part := getattr(holder, field.name), Tensor)]  # type: ignore[arg-type]
+
+
 def convert(tensor: Tensor, dtype: torch.dtype, storage: Storage, *, name: str, rows: Tensor | None = None) -> Weight:
     """Convert a float matrix [N, K] to blocks where `storage` asks for them and K allows it, else to `dtype`.
 

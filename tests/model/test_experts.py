@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import replace
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,7 +20,11 @@ import specdec
 from eval.synthetic.random_weights import random_blocks
 from specdec import kernels
 from specdec.hf import decoder_of
-from specdec.model.experts import Experts, Routes
+from specdec.memory.system import resident_bytes
+from specdec.model import quantized
+from specdec.model.experts import ExpertPages, Experts, Routes
+from specdec.model.names import expected_tensors
+from specdec.weights.packed import PackedFile, packing
 from specdec.weights.tensors import BlockWeight, DenseWeight, quantize, row_range
 from tests.support.tiny import prompt, tiny_model
 from tests.support.tiny_gguf import write_model
@@ -165,3 +170,107 @@ def test_gate_without_up_is_missing_and_surplus(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.gguf", FAMILY, Type.F32, extra={"blk.9.ffn_gate_exps.weight": (gate, None)})
     with pytest.raises(ValueError, match=r"1 surplus: blk\.9\.ffn_gate_exps\.weight"):
         specdec.load(path, device="cpu")
+
+
+def pages_of(model: Any) -> ExpertPages:
+    pages = model.decoder.layers[0].experts.pages
+    assert pages is not None
+    return pages
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No room for half of the experts, and a cache folder of one's own."""
+    monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(quantized, "LEAST", 0)
+    monkeypatch.setattr(sys.modules["specdec.load"], "experts_in_free_memory", lambda *arguments: 30_000)
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("kind", [Type.Q4_0, Type.Q8_0])
+def test_experts_that_stay_in_a_file_compute_the_same(kind: Type, tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.gguf", FAMILY, kind)
+    mapped = specdec.load(path, drafter=None, device="cpu")
+    pages = pages_of(mapped)
+    assert [file.name for file in pages.file.path.parent.glob("*.packed")] == [pages.file.path.name]
+    assert set(pages.file.names) == {n for n in expected_tensors(mapped.decoder.spec) if ".experts." in n}
+    text, made = greedy(mapped), pages.file.path.stat().st_mtime_ns
+    again = specdec.load(path, drafter="suffix", device="cpu")
+    assert pages_of(again).file.path.stat().st_mtime_ns == made
+    assert greedy(again) == text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["specdec.load"], "experts_in_free_memory", lambda *arguments: None)
+        whole = specdec.load(path, drafter=None, device="cpu")
+    assert whole.decoder.layers[0].experts.pages is None
+    assert greedy(whole) == text
+
+
+@pytest.mark.usefixtures("short")
+def test_experts_of_a_folder_stay_in_its_quantised_file(folder: Path) -> None:
+    mapped = specdec.load(folder, drafter=None, quantize="int4", device="cpu")
+    text = greedy(mapped)
+    assert pages_of(mapped).limit == 30_000
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["specdec.load"], "experts_in_free_memory", lambda *arguments: None)
+        assert greedy(specdec.load(folder, drafter=None, quantize="int4", device="cpu")) == text
+
+
+@pytest.mark.usefixtures("short")
+def test_a_damaged_file_of_experts_is_made_again(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.gguf", FAMILY, Type.Q4_0)
+    model = specdec.load(path, drafter=None, device="cpu")
+    text, file = greedy(model), pages_of(model).file.path
+    raw = bytearray(file.read_bytes())
+    raw[1000] ^= 1
+    file.unlink()  # the model that is loaded has the pages of the old one
+    file.write_bytes(raw)
+    with pytest.warns(UserWarning, match="damaged"):
+        assert greedy(specdec.load(path, drafter=None, device="cpu")) == text
+    assert greedy(model) == text
+
+
+@dataclass
+class Recorded:
+    """What `ExpertPages` asks of a file."""
+
+    said: list[tuple[str, int]]
+
+    def forget(self, part: torch.Tensor) -> None:
+        self.said.append(("forget", int(part[0])))
+
+    def fetch(self, part: torch.Tensor) -> None:
+        self.said.append(("fetch", int(part[0])))
+
+
+def test_the_experts_that_were_used_longest_ago_make_room() -> None:
+    file = Recorded([])
+    pages = ExpertPages(cast(PackedFile, file), 3 * 80)
+
+    def use(layer: int, *experts: int) -> list[tuple[str, int]]:
+        file.said.clear()
+        pages.use(layer, experts, lambda expert: (torch.full((10,), 100 * layer + expert),))
+        return list(file.said)
+
+    assert use(1, 1, 2) == [("fetch", 101), ("fetch", 102)]
+    assert use(2, 1) == [("fetch", 201)]
+    assert use(1, 1) == []
+    assert use(2, 2) == [("forget", 102), ("fetch", 202)]
+    assert use(1, 1, 2) == [("forget", 201), ("fetch", 102)]
+    forgotten = [("forget", 202), ("forget", 101), ("forget", 102)]
+    assert use(3, 0, 1, 2, 3) == [*forgotten, *(("fetch", 300 + i) for i in range(4))]
+    assert use(4, 7) == [("forget", 300), ("forget", 301), ("fetch", 407)]
+
+
+def test_a_part_of_a_file_leaves_the_process_and_comes_back(tmp_path: Path) -> None:
+    tensor = torch.arange(4_000_000, dtype=torch.float32)
+    with packing(tmp_path / "x.packed", {}) as writer:
+        writer.vector("v", tensor)
+    file = PackedFile(tmp_path / "x.packed", {})
+    found = file.vector("v")
+    before = resident_bytes()
+    assert float(found.sum()) > 0
+    assert resident_bytes() - before > 12_000_000
+    file.forget(found[1_000_000:])
+    if sys.platform == "linux":
+        assert resident_bytes() - before < 8_000_000
+    assert torch.equal(found, tensor)
