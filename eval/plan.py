@@ -25,7 +25,7 @@ from specdec.memory.plan import KV_DTYPES, Needs, Planner, expert_bytes, loaded_
 from specdec.memory.system import available_bytes
 from specdec.model.build import Quantize
 from specdec.model.families import decoder_spec
-from specdec.model.names import expected_tensors, is_expert_matrix
+from specdec.model.names import PER_LAYER_TABLE, expected_tensors, is_expert_matrix
 from specdec.model.spec import DecoderSpec
 from specdec.util.terminal import Terminal
 from specdec.weights.hub.paths import model_path
@@ -97,7 +97,8 @@ def _model(asked: Asked) -> tuple[DecoderSpec, int, int, Path | None]:
     folder; None: a shape alone."""
     if asked.model in full_size_names():
         spec = decoder_spec(full_size_config(asked.model))
-        shapes, quantize = expected_tensors(spec), asked.quantize or "int4"
+        quantize = asked.quantize or "int4"
+        shapes = {name: shape for name, shape in expected_tensors(spec).items() if name != PER_LAYER_TABLE}
         experts = {name: shape for name, shape in shapes.items() if is_expert_matrix(name)}
         of_all, of_experts = (weight_bytes(each, quantize, asked.dtype) for each in (shapes, experts))
         return spec, of_all, of_experts, None

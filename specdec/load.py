@@ -200,7 +200,7 @@ def _read(
     if large and quantize is not None and quantize != "none":
         packed = quantized.load_or_quantize(path, spec, source, quantize, dtype, progress_bar)
         if packed is not None:
-            decoder = assemble(spec, quantized.PackedReader(packed, dtype, device, limit), kv_dtype, room)
+            decoder = assemble(spec, quantized.PackedReader(packed, dtype, device, source, limit), kv_dtype, room)
             return decoder, config, generation_config
     pages = quantized.expert_pages(path, spec, source, quantize, dtype, device, progress_bar, limit)
     with progress_bar(f"loading {path.name}", len(expected_tensors(spec))) as advance:

@@ -13,11 +13,11 @@ from specdec.model.decoder import Decoder, MemoryLimits, PerLayerEmbedding
 from specdec.model.embedder.embedder import AudioEmbedder, LayerNorm, MediaEmbedder, VisionEmbedder
 from specdec.model.embedder.spec import MediaSpec, is_media
 from specdec.model.experts import ExpertPages, Experts
-from specdec.model.names import expected_tensors, gguf_name, hf_names, ignorable, is_expert_matrix
+from specdec.model.names import PER_LAYER_TABLE, expected_tensors, gguf_name, hf_names, ignorable, is_expert_matrix
 from specdec.model.spec import DecoderSpec
 from specdec.model.stack import Layer, Linear
 from specdec.weights.arena import Arena
-from specdec.weights.checkpoint import Checkpoint
+from specdec.weights.checkpoint import Checkpoint, RowSource
 from specdec.weights.gguf.experts import with_fused_experts
 from specdec.weights.metadata import one_line
 from specdec.weights.tensors import BlockWeight, Storage, Weight
@@ -36,6 +36,10 @@ class Source:
     names: Mapping[str, str]  # canonical -> the checkpoint's
     norm_offset: float  # added to every norm weight
     interleaved_rope: bool  # rows of q and k are in llama.cpp's order
+
+    def stays_in_file(self, name: str) -> bool:
+        """Return whether the tensor of this canonical name is not loaded: its rows are read when they are needed."""
+        return name == PER_LAYER_TABLE and isinstance(self.checkpoint, RowSource)
 
     @classmethod
     def huggingface(cls, checkpoint: Checkpoint, spec: DecoderSpec) -> Source:
@@ -60,6 +64,9 @@ class Reader(Protocol):
 
     def matrix(self, name: str) -> Weight:
         """Return the matrix `name`, ready to multiply."""
+
+    def table(self, name: str) -> Weight:
+        """Return the matrix `name`, of which passes need single rows."""
 
     def vector(self, name: str) -> Tensor | None:
         """Return a norm, bias or scalar; None when the model has none of this name."""
@@ -102,7 +109,7 @@ def assemble(
         ple_norm = read.vector("per_layer_projection_norm.weight")
         assert ple_norm is not None
         per_layer = PerLayerEmbedding(
-            embedding=read.matrix("embed_tokens_per_layer.weight"),
+            embedding=read.table(PER_LAYER_TABLE),
             projection=Linear(read.matrix("per_layer_model_projection.weight")),
             norm=ple_norm,
             width=spec.per_layer_input,
@@ -274,6 +281,13 @@ class TensorReader:
         weight = self.source.checkpoint.weight(self.source.names[name], self.dtype, storage, self._rows(name))
         self._read(name)
         return weight
+
+    def table(self, name: str) -> Weight:
+        """Return a matrix whose rows stay in the checkpoint's file, where that is possible; else the matrix."""
+        if not isinstance(self.source.checkpoint, RowSource):
+            return self.matrix(name)
+        self._read(name)
+        return self.source.checkpoint.table(self.source.names[name])
 
     def vector(self, name: str) -> Tensor | None:
         """Return a norm, bias or scalar in the compute dtype; None when the spec has none of this name."""

@@ -27,6 +27,7 @@ from specdec.model.build import Quantize, Source, TensorReader, check_tensors, s
 from specdec.model.experts import ExpertPages
 from specdec.model.names import expected_tensors, flat_shape, is_expert_matrix, is_matrix
 from specdec.model.spec import DecoderSpec
+from specdec.weights.checkpoint import RowSource
 from specdec.weights.gguf.split import part_names
 from specdec.weights.hub.paths import cache_folder
 from specdec.weights.packed import PackedFile, StaleError, packing
@@ -45,17 +46,30 @@ class PackedReader:
     """A `model.build.Reader` of a packed file, on `device`, vectors in `dtype`."""
 
     def __init__(
-        self, file: PackedFile, dtype: torch.dtype, device: torch.device, experts_limit: int | None = None
+        self,
+        file: PackedFile,
+        dtype: torch.dtype,
+        device: torch.device,
+        source: Source | None = None,
+        experts_limit: int | None = None,
     ) -> None:
-        """Read from `file`, whose experts take at most `experts_limit` bytes of memory; None: as many as they have."""
+        """Read from `file`, and from `source`, of which it was made, the table that stays there. Experts take at most
+        `experts_limit` bytes of memory; None: as many as they have."""
         self.file, self.dtype, self.device = file, dtype, device
         mapped = experts_limit is not None and device.type == "cpu"
         self.pages = ExpertPages(file, experts_limit or 0) if mapped else None
-        self._names = set(file.names)
+        self._names, self._source = set(file.names), source
 
     def matrix(self, name: str) -> Weight:
         """Return the matrix `name` as it was packed. Raises ValueError when the file is damaged."""
         return self.file.weight(name).to(self.device)
+
+    def table(self, name: str) -> Weight:
+        """Return a matrix whose rows stay in the checkpoint, or else the matrix as it was packed."""
+        if name in self._names:
+            return self.matrix(name)
+        assert self._source is not None and isinstance(self._source.checkpoint, RowSource)
+        return self._source.checkpoint.table(self._source.names[name])
 
     def vector(self, name: str) -> Tensor | None:
         """Return a norm, bias or scalar in the reader's dtype; None when the file has none of this name."""
@@ -79,7 +93,8 @@ def load_or_quantize(
     `spec`.
     """
     check_tensors(spec, source)
-    shapes = {n: shape for n, shape in expected_tensors(spec).items() if is_expert_matrix(n) or not experts_alone}
+    wanted = {n: shape for n, shape in expected_tensors(spec).items() if not source.stays_in_file(n)}
+    shapes = {n: shape for n, shape in wanted.items() if is_expert_matrix(n) or not experts_alone}
     files = sorted(model.glob("*.safetensors"))
     if model.is_file():
         files = [model.with_name(name) for name in part_names(model.name)] or [model]

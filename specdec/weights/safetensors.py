@@ -8,6 +8,7 @@ float8), which have other layouts. Source of the format: https://github.com/hugg
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from specdec.weights.checkpoint import check_request, checked_floats, exact_floats, find
+from specdec.weights.checkpoint import Bytes, StoredRows, check_request, checked_floats, exact_floats, find
 from specdec.weights.metadata import Values, naming, one_line, quote, read_object
 from specdec.weights.tensors import Storage, Weight, convert, stored_bytes
 
@@ -25,6 +26,7 @@ _NAME = 255  # bytes of a file's name
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
+_TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _INTEGERS = ("I64", "I32", "BOOL")  # tables such as an assistant's token_ordering, never multiplied by
 _PREQUANTISED = (  # last parts of names that quantising libraries add
     "qweight", "qzeros", "g_idx", "weight_packed", "weight_scale", "weight_scale_inv", "absmax", "quant_map",
@@ -112,6 +114,26 @@ class SafetensorsCheckpoint:
             stored: Tensor = file.get_tensor(name)  # pages of the file, not memory
             matrix = stored.flatten(0, -2)  # of a tensor of experts, too
             return convert(matrix, dtype, quantize, name=f"{entry.shard}: tensor {name!r}", rows=rows)
+
+    def table(self, name: str) -> StoredRows:
+        """Return the matrix `name` of floats, whose rows stay in the file."""
+        entry = find(name, self._entries, self.path)
+        check_request(name, entry.shape, None, None)
+        dtype, (rows, columns) = _TORCH[entry.dtype], entry.shape
+        offset = _offset(entry.shard, name)
+
+        def decode(raw: Bytes) -> Tensor:
+            return torch.from_numpy(raw).view(dtype).float()
+
+        return StoredRows(entry.shard, offset, (rows, columns), columns * dtype.itemsize, decode)
+
+
+def _offset(shard: Path, name: str) -> int:
+    """Return the byte of a file at which the tensor `name` begins: the file has been opened before, and is whole."""
+    with shard.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        begin: int = json.loads(file.read(length))[name]["data_offsets"][0]
+    return 8 + length + begin
 
 
 def _shards(path: Path) -> tuple[list[Path], dict[str, Path]]:

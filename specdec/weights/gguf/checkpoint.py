@@ -32,7 +32,7 @@ from gguf import GGMLQuantizationType as Type
 from torch import Tensor
 
 from specdec.util.threads import one_torch_thread
-from specdec.weights.checkpoint import check_request, checked_floats, exact_floats, find
+from specdec.weights.checkpoint import StoredRows, check_request, checked_floats, exact_floats, find
 from specdec.weights.fit import Natural, fit_int8
 from specdec.weights.gguf.blocks import BLOCKS, FLOATS, INTEGERS, REFITTED, USUAL, Bytes, expand
 from specdec.weights.gguf.header import GGUFHeader, TensorInfo
@@ -110,6 +110,13 @@ class GGUFCheckpoint:
             weight = pack(count, columns, 8, lambda i, j: blocks_of(read(i, j), kind), label)
         self._tell(weight, read(0, min(count, _MEASURED)), info)
         return weight
+
+    def table(self, name: str) -> StoredRows:
+        """Return the matrix `name`, whose rows stay in the file, in their own type."""
+        info = find(name, self.header.tensors, self.path)
+        check_request(name, info.shape, None, None)
+        kind, (rows, columns) = self._type(info), info.shape
+        return StoredRows(info.file, info.offset, (rows, columns), info.nbytes // rows, lambda raw: expand(raw, kind))
 
     def float_type(self, name: str) -> torch.dtype | None:
         """Return the type of a tensor of floats; None where it is in blocks."""
