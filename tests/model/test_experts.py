@@ -19,6 +19,9 @@ from safetensors.torch import load_file, save_file
 import specdec
 from eval.synthetic.random_weights import random_blocks
 from specdec import kernels
+from specdec.drafting.draft_length import FixedLength
+from specdec.drafting.protocol import Drafter, NoDraft
+from specdec.drafting.suffix import SuffixDrafter
 from specdec.hf import decoder_of
 from specdec.memory.system import resident_bytes
 from specdec.model import quantized
@@ -26,7 +29,9 @@ from specdec.model.experts import ExpertPages, Experts, Routes
 from specdec.model.names import expected_tensors
 from specdec.weights.packed import PackedFile, packing
 from specdec.weights.tensors import BlockWeight, DenseWeight, quantize, row_range
-from tests.support.tiny import prompt, tiny_model
+from tests.support.decoding import decode, request
+from tests.support.tiny import WINDOW, prompt, tiny_model
+from tests.support.tiny_decoder import of
 from tests.support.tiny_gguf import write_model
 
 FAMILY = "gemma4-moe"
@@ -274,3 +279,21 @@ def test_a_part_of_a_file_leaves_the_process_and_comes_back(tmp_path: Path) -> N
     if sys.platform == "linux":
         assert resident_bytes() - before < 8_000_000
     assert torch.equal(found, tensor)
+
+
+@pytest.mark.parametrize("seed", [None, 5], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(("storage", "kept"), [("int4", torch.int8), ("mixed", torch.bfloat16)])
+def test_drafts_and_other_texts_change_no_text_past_the_window(
+    storage: str, kept: torch.dtype, seed: int | None
+) -> None:
+    decoder, prompts = of(FAMILY, kept, storage), [prompt(length, seed=length)[0] for length in (12, 70)]
+
+    def texts(drafter: Drafter, length: int, together: int) -> dict[int, list[int]]:
+        requests = [request(ids, 3 * WINDOW, seed) for ids in prompts]
+        ends = decode(decoder, drafter, FixedLength(length), requests, max_batch=together)
+        return {end.number: end.row.tolist() for end in ends}
+
+    plain = texts(NoDraft(), 0, 1)
+    assert [len(plain[i]) - len(ids) for i, ids in enumerate(prompts)] == [3 * WINDOW] * 2
+    for length, together in ((4, 1), (4, 2)):
+        assert texts(SuffixDrafter(), length, together) == plain
