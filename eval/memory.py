@@ -33,8 +33,8 @@ from eval.plan import Asked, plan_memory
 from eval.prompts.media import FULL, Part, Picture, Video, media_prompt
 from specdec.cache import Conversation
 from specdec.hf.batch import media_of_rows
-from specdec.memory.plan import Needs, program_bytes
-from specdec.memory.system import peak_bytes
+from specdec.memory.plan import Needs, parse_bytes, program_bytes
+from specdec.memory.system import file_bytes, peak_bytes
 from specdec.model.decoder import Decoder
 from specdec.util.terminal import Terminal
 
@@ -62,6 +62,7 @@ class Case:
     picture: int = 0
     frames: int = 0
     computed_frames: int = 0  # 0: all of them
+    budget: int | None = None  # bytes
 
     @property
     def media(self) -> list[Part]:
@@ -72,7 +73,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """Keep the bytes and seconds of a case. `per_token`: the median of plain decoding; `drafted`: tokens a second."""
+    """Keep the bytes and seconds of a case. `per_token`: the median of plain decoding; `drafted`: tokens a second.
+    `files`: of the resident bytes at the end those that are pages of files, where the system tells."""
 
     context: int
     kv_dtype: str
@@ -83,6 +85,7 @@ class Measured:
     per_token: float
     drafted: float
     acceptance_length: float
+    files: int | None = None
 
     @property
     def ratio(self) -> float:
@@ -104,14 +107,15 @@ def measure(case: Case) -> Measured:
         case.quantize,
         torch.float32,
         case.context,
-        None,
+        case.budget,
         case.kv_dtype,
         case.picture,
         case.frames,
     )
-    plan = plan_memory(asked, program_bytes()).needs(case.context, case.kv_dtype)
+    plan = plan_memory(asked, program_bytes()).needs(case.context, case.kv_dtype, case.budget)
     began = time.perf_counter()
-    model = specdec.load(case.model, case.drafter, quantize=case.quantize, kv_dtype=case.kv_dtype, device="cpu")
+    options = {"quantize": case.quantize, "kv_dtype": case.kv_dtype, "memory_budget": case.budget}
+    model = specdec.load(case.model, case.drafter, device="cpu", **options)
     ready = time.perf_counter() - began
     spec = model.decoder.spec
     media = media_prompt("media", case.media, spec) if case.media else None
@@ -162,6 +166,7 @@ def measure(case: Case) -> Measured:
         median(after - before for before, after in pairwise(plain)),
         stats.decode_tokens_per_second,
         stats.mean_acceptance_length,
+        file_bytes(),
     )
 
 
@@ -197,6 +202,7 @@ def _show(found: Sequence[Measured], console: Console) -> None:
         "cache": lambda m: m.kv_dtype,
         "plan": lambda m: f"{m.plan.total / 1e9:.2f}",
         "peak": lambda m: f"{m.peak / 1e9:.2f}",
+        "files": lambda m: "-" if m.files is None else f"{m.files / 1e9:.2f}",
         "ratio": lambda m: f"{m.ratio:.3f}",
         "ready s": lambda m: f"{m.ready:.1f}",
         "prompt/s": lambda m: f"{m.prefill_per_second:.1f}",
@@ -209,7 +215,8 @@ def _show(found: Sequence[Measured], console: Console) -> None:
         table.add_row(*(cell(each) for cell in columns.values()))
     console.print(table)
     console.print(
-        "plan and peak in GB; seconds until ready; prompt tokens/s; ms of a plain token; tokens/s with drafting"
+        "plan, peak and the pages of files in it at the end in GB; seconds until ready; prompt tokens/s; ms of a "
+        "plain token; tokens/s with drafting"
     )
 
 
@@ -255,6 +262,7 @@ def main(argv: list[str] | None = None) -> int:
         default=["bfloat16", "int8"],
         help="default: bfloat16 int8",
     )
+    parser.add_argument("--memory-budget", metavar="SIZE", help="as for run.py, like 12GB")
     cli.add_json_option(parser, "the figures")
     a = parser.parse_args(argv)
     if a.computed_frames and (a.from_start or a.computed_frames > (a.frames or 0)):
@@ -273,6 +281,7 @@ def main(argv: list[str] | None = None) -> int:
             a.picture,
             a.frames,
             a.computed_frames or 0,
+            None if a.memory_budget is None else parse_bytes(a.memory_budget),
         )
         cases = [Case(a.model, a.drafter, a.quantize, n, kept, *fixed) for kept in a.kv_dtype for n in a.context]
         found: list[Measured] = []

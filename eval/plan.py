@@ -21,12 +21,12 @@ from eval.cli.provenance import machine
 from eval.synthetic.full_size import full_size_config, full_size_drafter
 from specdec.drafting.registry import draft_spec, drafter_bytes, resolve_drafter
 from specdec.load import open_checkpoint
-from specdec.memory.plan import KV_DTYPES, Needs, Planner, loaded_bytes, program_bytes, weight_bytes
+from specdec.memory.plan import KV_DTYPES, Needs, Planner, expert_bytes, loaded_bytes, program_bytes, weight_bytes
 from specdec.memory.system import available_bytes
 from specdec.model.adapters.build import check_adapters
 from specdec.model.build import Quantize
 from specdec.model.families import decoder_spec
-from specdec.model.names import expected_tensors
+from specdec.model.names import PER_LAYER_TABLE, expected_tensors, is_expert_matrix
 from specdec.model.spec import DecoderSpec
 from specdec.util.terminal import Terminal
 from specdec.weights.hub.paths import model_path
@@ -57,13 +57,13 @@ def plan(asked: Asked, json_file: Path | None) -> int:
     program, free = program_bytes(), available_bytes()
     planner = plan_memory(asked, program)
     spec = planner.spec
-    needs = planner.needs(asked.context, asked.kv_dtype)
     # Free memory does not count this program, which is in memory already.
     budget = asked.budget if asked.budget is not None else free + program
+    needs = planner.needs(asked.context, asked.kv_dtype, budget)
     longest = {name: planner.longest(budget, name) for name in KV_DTYPES}
     fits = needs.total <= budget
     console = Terminal(highlight=False)
-    console.print(_table(needs))
+    console.print(_table(needs, planner.experts))
     source = "the budget" if asked.budget is not None else "what is free"
     verdict = "fits into" if fits else "does not fit into"
     console.print(f"{verdict} {source}, {budget / 1e9:.2f} GB")
@@ -72,6 +72,7 @@ def plan(asked: Asked, json_file: Path | None) -> int:
         "command": "plan",
         "model": asked.model,
         **needs.to_dict(),
+        "experts_in_file": planner.experts - needs.experts,
         "budget": budget,
         "fits": fits,
         "longest_context": longest,
@@ -84,24 +85,31 @@ def plan(asked: Asked, json_file: Path | None) -> int:
 
 def plan_memory(asked: Asked, program: int) -> Planner:
     """Return the planner for the model and the drafter of `asked`. Raises ValueError as `plan` does."""
-    spec, weights, path = _model(asked)
+    spec, weights, experts, path = _model(asked)
     if asked.context > spec.max_positions:
         raise ValueError(f"{asked.context:,} positions; {asked.model} has a context of {spec.max_positions:,}")
     if (asked.picture or asked.frames) and (spec.media is None or spec.media.vision is None):
         raise ValueError(f"{asked.model} takes no pictures; leave --picture and --frames out")
     drafter, draft = _drafter(asked, spec, path), draft_spec(resolve_drafter(asked.drafter))
     added = check_adapters({one: Path(one) for one in asked.adapters}, spec)
-    return Planner(spec, weights, drafter, program, asked.dtype, asked.picture, asked.frames, draft, added)
+    media = (asked.picture, asked.frames)
+    return Planner(spec, weights, drafter, program, asked.dtype, *media, experts=experts, draft=draft, adapters=added)
 
 
-def _model(asked: Asked) -> tuple[DecoderSpec, int, Path | None]:
-    """Return the decoder that would be loaded, the bytes of its weights and its file or folder; None: a shape alone."""
+def _model(asked: Asked) -> tuple[DecoderSpec, int, int, Path | None]:
+    """Return the decoder that would be loaded, the bytes of its weights, of which so many are experts, and its file or
+    folder; None: a shape alone."""
     if asked.model in full_size_names():
         spec = decoder_spec(full_size_config(asked.model))
-        return spec, weight_bytes(expected_tensors(spec), asked.quantize or "int4", asked.dtype), None
+        quantize = asked.quantize or "int4"
+        shapes = {name: shape for name, shape in expected_tensors(spec).items() if name != PER_LAYER_TABLE}
+        experts = {name: shape for name, shape in shapes.items() if is_expert_matrix(name)}
+        of_all, of_experts = (weight_bytes(each, quantize, asked.dtype) for each in (shapes, experts))
+        return spec, of_all, of_experts, None
     path = model_path(asked.model)
     spec, source, _, _ = open_checkpoint(path)
-    return spec, loaded_bytes(spec, source, asked.quantize, asked.dtype), path
+    stored = (spec, source, asked.quantize, asked.dtype)
+    return spec, loaded_bytes(*stored), expert_bytes(*stored), path
 
 
 def _drafter(asked: Asked, spec: DecoderSpec, path: Path | None) -> int:
@@ -117,12 +125,13 @@ def _drafter(asked: Asked, spec: DecoderSpec, path: Path | None) -> int:
     return drafter_bytes(asked.drafter, asked.dtype, quantized, path)
 
 
-def _table(needs: Needs) -> Table:
+def _table(needs: Needs, experts: int) -> Table:
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
     table.add_column("")
     table.add_column("GB", justify="right")
     for name, value in (
         ("weights", needs.weights),
+        *([(_experts(needs, experts), needs.experts)] if experts else []),
         ("drafter", needs.drafter),
         *([("adapters", needs.adapters)] if needs.adapters else []),
         (f"cache of {needs.positions:,} positions, {needs.kv_dtype}", needs.cache),
@@ -134,6 +143,11 @@ def _table(needs: Needs) -> Table:
     ):
         table.add_row(name, "<0.01" if 0 < value < 5e6 else f"{value / 1e9:.2f}")
     return table
+
+
+def _experts(needs: Needs, experts: int) -> str:
+    left = experts - needs.experts
+    return "experts" if not left else f"experts, {left / 1e9:.2f} GB more stay in a file"
 
 
 def _longest(longest: dict[str, int], most: int) -> str:

@@ -26,6 +26,8 @@ from specdec.memory.plan import (
     LARGEST_PICTURE,
     Planner,
     conversations_of,
+    expert_bytes,
+    experts_in_free_memory,
     loaded_bytes,
     parse_bytes,
     program_bytes,
@@ -204,13 +206,15 @@ def _read(
     spec, source, config, generation_config = open_checkpoint(path)
     added = check_adapters(adapters, spec)  # before the minutes that a large model takes
     room = None if budget is None else budget.room(spec, source, quantize, dtype, kv_dtype or dtype, added)
+    limit = room.experts if room is not None else experts_in_free_memory(spec, source, quantize, dtype)
     checkpoint, packed = source.checkpoint, None
     large = isinstance(checkpoint, SafetensorsCheckpoint) and checkpoint.nbytes >= quantized.LEAST
     if large and quantize != "none" and (quantize is not None or is_packed(checkpoint)):
         packed = quantized.load_or_quantize(path, spec, source, quantize, dtype, progress_bar)
     if packed is not None:
-        decoder = assemble(spec, quantized.PackedReader(packed, dtype, device), kv_dtype, room)
+        decoder = assemble(spec, quantized.PackedReader(packed, dtype, device, source, limit), kv_dtype, room)
     else:
+        pages = quantized.expert_pages(path, spec, source, quantize, dtype, device, progress_bar, limit)
         with progress_bar(f"loading {path.name}", len(expected_tensors(spec))) as advance:
             decoder = build_decoder(
                 spec,
@@ -221,6 +225,7 @@ def _read(
                 progress=lambda _: advance(1),
                 kv_dtype=kv_dtype,
                 room=room,
+                pages=pages,
             )
     add_adapters(decoder, adapters)
     return decoder, config, generation_config
@@ -248,8 +253,18 @@ class MemoryBudget:
         weights = loaded_bytes(spec, source, quantize, dtype)
         blocks = weights < dtype.itemsize * sum(map(math.prod, expected_tensors(spec).values()))
         picture = 0 if spec.media is None else LARGEST_PICTURE
-        drafter = self._drafter(source, dtype, blocks)
-        planner = Planner(spec, weights, drafter, program_bytes(), dtype, picture, draft=self.draft, adapters=adapters)
+        experts, drafter = expert_bytes(spec, source, quantize, dtype), self._drafter(source, dtype, blocks)
+        planner = Planner(
+            spec,
+            weights,
+            drafter,
+            program_bytes(),
+            dtype,
+            picture,
+            experts=experts,
+            draft=self.draft,
+            adapters=adapters,
+        )
         return planner.room(self.total, str(kv_dtype).removeprefix("torch."))
 
     def _drafter(self, source: Source, dtype: torch.dtype, quantized: bool) -> int:

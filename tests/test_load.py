@@ -128,7 +128,7 @@ def test_pickles_are_refused(folder: Path) -> None:
     [
         ({"model_type": "gpt2"}, "'gpt2' is not supported; supported are: gemma3_text"),
         ({"model_type": "no_such_thing"}, "supported text architectures are: gemma3_text"),
-        ({"model_type": "gemma4_text", "enable_moe_block": True, "num_experts": 4}, "enable_moe_block"),
+        ({"model_type": "gemma4_text", "use_bidirectional_attention": "all"}, "makes an encoder of this model"),
         ({"model_type": "llama", "hidden_act": "relu"}, "activation 'relu'"),
     ],
 )

@@ -16,7 +16,7 @@ from drafter.files.checkpoint import stored_bytes
 from drafter.files.find import heads_in
 from specdec.drafting.registry import drafter_bytes
 from specdec.load import open_checkpoint
-from specdec.memory.plan import Needs, Planner, loaded_bytes
+from specdec.memory.plan import Needs, Planner, expert_bytes, loaded_bytes
 from specdec.model.build import Quantize
 from specdec.weights.gguf.kind import kind_of
 from specdec.weights.gguf.split import part_names
@@ -108,7 +108,8 @@ def needs_of(path: Path, quantize: Quantize, program: int) -> Needs:
     dtype = torch.float32
     weights = loaded_bytes(spec, source, quantize, dtype)
     drafter = drafter_bytes("auto", dtype, quantize is not None or path.is_file(), path)
-    return Planner(spec, weights, drafter, program, dtype).needs(min(POSITIONS, spec.max_positions))
+    experts = expert_bytes(spec, source, quantize, dtype)
+    return Planner(spec, weights, drafter, program, dtype, experts=experts).needs(min(POSITIONS, spec.max_positions))
 
 
 def memory_of(here: Here, program: int) -> int:

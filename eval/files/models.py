@@ -94,10 +94,11 @@ def show(name: str, json_file: Path | None) -> int:
     for word, those in (("drafter", found.drafters), ("embedder", found.embedders)):
         for file in those:
             console.print(f"{word}: {file} ({file.stat().st_size / 1e9:.2f} GB)", soft_wrap=True)
+    experts = f" experts {needs.experts / 1e9:.2f}, which stay in a file where memory is short," * bool(needs.experts)
     console.print(
-        f"takes {needs.total / 1e9:.2f} GB: weights {needs.weights / 1e9:.2f}, drafter {needs.drafter / 1e9:.2f}, "
-        f"{needs.positions:,} positions {needs.cache / 1e9:.2f}, workspace {needs.workspace / 1e9:.2f}, Python "
-        f"{needs.program / 1e9:.2f}"
+        f"takes {needs.total / 1e9:.2f} GB: weights {needs.weights / 1e9:.2f},{experts} "
+        f"drafter {needs.drafter / 1e9:.2f}, {needs.positions:,} positions {needs.cache / 1e9:.2f}, "
+        f"workspace {needs.workspace / 1e9:.2f}, Python {needs.program / 1e9:.2f}"
         f"{' (with --quantize int4)' if path.is_dir() else ''}; run.py plan knows other lengths",
         soft_wrap=True,
     )

@@ -34,6 +34,7 @@ from specdec.hf import SpecdecForCausalLM
 from specdec.load import load_decoder, open_checkpoint
 from specdec.model.build import assemble
 from specdec.model.decoder import Decoder
+from specdec.model.names import expected_tensors
 from specdec.model.quantized import PackedReader, open_packed
 from specdec.weights.hub.folder import companions
 from specdec.weights.hub.ollama import models_in_store
@@ -128,7 +129,7 @@ def _read_tokenizer(folder: Path, world: World) -> None:
 def _read_packed(folder: Path, world: World) -> None:
     spec, *_ = open_checkpoint(world.seeds / "hf-llama")
     about = json.loads((world.seeds / "packed-about.json").read_text())
-    file = open_packed(folder / "model.packed", about, spec, no_bar)
+    file = open_packed(folder / "model.packed", about, expected_tensors(spec), no_bar)
     decoder = assemble(spec, PackedReader(file, torch.float32, torch.device("cpu")))
     _, config, settings = world._loaded["hf-llama"]
     generate(SpecdecForCausalLM(decoder, config, settings, resolve_drafter(None)))

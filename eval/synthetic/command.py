@@ -30,7 +30,7 @@ from eval.cli.output import check_writable, file_name, put_record, run_guarded
 from eval.cli.words import byte_size
 from eval.synthetic.byte_tokenizer import PROCESSOR, add_byte_tokenizer, byte_tokenizer
 from eval.synthetic.full_size import full_size_config, full_size_drafter
-from eval.synthetic.gguf_files import write_gguf, write_mmproj
+from eval.synthetic.gguf_files import gguf_bytes, write_gguf, write_mmproj
 from eval.synthetic.random_weights import random_tensor
 from specdec.model.embedder.spec import is_media
 from specdec.model.families import decoder_spec
@@ -57,7 +57,7 @@ def write_model(
     Raises ValueError: a folder with something in it, too little room on the disk, a vocabulary without room for bytes.
     """
     spec = decoder_spec(config)
-    size = model_bytes(config, drafter)
+    size = model_bytes(config, drafter) if gguf is None else gguf_bytes(config, GGUF_TYPES[gguf])
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: is there already; name a new folder, or delete it")
     tokens = None if spec.media is None else spec.media.tokens

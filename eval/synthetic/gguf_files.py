@@ -22,7 +22,7 @@ from eval.synthetic.random_weights import PRIME, random_rows, random_tensor
 from specdec.kernels import BLOCK
 from specdec.model.embedder.spec import MediaSpec
 from specdec.model.families import decoder_spec
-from specdec.model.names import expected_tensors, gguf_name
+from specdec.model.names import expected_tensors, gguf_name, is_matrix
 from specdec.model.spec import DecoderSpec
 from specdec.weights.gguf.mmproj import ARCHITECTURE, NAMES, PROJECTORS
 
@@ -49,15 +49,26 @@ def write_gguf(
     writer = gguf.GGUFWriter(path, architecture)
     _add_sizes(writer, spec, text)
     add_tokenizer(writer)
-    own = None if spec.media is None else spec.media.tensors().keys()
-    shapes = {name: shape for name, shape in expected_tensors(spec).items() if own is None or name not in own}
-    types = {name: Type.Q8_0 if name == "embed_tokens.weight" else kind for name in shapes}
+    shapes, types = _stored(spec, kind)
     extra = {}
     if spec.v_norm:
         extra["rope_freqs.weight"] = _divisors(spec)
     _write(
         writer, {gguf_name(spec, name): (name, shape, types[name]) for name, shape in shapes.items()}, extra, advance
     )
+
+
+def gguf_bytes(config: Any, kind: Type) -> int:
+    """Return the bytes of the tensors that `write_gguf` writes."""
+    shapes, types = _stored(decoder_spec(config), kind)
+    return sum(_nbytes(shape, _type(name, shape, types[name])) for name, shape in shapes.items())
+
+
+def _stored(spec: DecoderSpec, kind: Type) -> tuple[dict[str, tuple[int, ...]], dict[str, Type]]:
+    """Return shapes and types of the tensors in the file of a model with matrices of `kind`."""
+    own = None if spec.media is None else spec.media.tensors().keys()
+    shapes = {name: shape for name, shape in expected_tensors(spec).items() if own is None or name not in own}
+    return shapes, {name: Type.Q8_0 if name.startswith("embed_tokens") else kind for name in shapes}
 
 
 def write_mmproj(path: Path, media: MediaSpec, kind: Type = Type.F16, advance: Advance = lambda done: None) -> None:
@@ -86,8 +97,8 @@ def _write(
     advance: Advance,
 ) -> None:
     """Write the file: random tensors, by the file's name (canonical name, shape, type), and those of `extra`."""
-    for name, (_, shape, kind) in tensors.items():
-        stored = _type(shape, kind)
+    for name, (canonical, shape, kind) in tensors.items():
+        stored = _type(canonical, shape, kind)
         writer.add_tensor_info(name, shape, np.dtype(np.float32), _nbytes(shape, stored), raw_dtype=stored)
     for name, array in extra.items():
         writer.add_tensor_info(name, array.shape, array.dtype, array.nbytes)
@@ -95,7 +106,7 @@ def _write(
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for canonical, shape, kind in tensors.values():
-        array = random_array(canonical, shape, _type(shape, kind))
+        array = random_array(canonical, shape, _type(canonical, shape, kind))
         writer.write_tensor_data(array)
         advance(array.nbytes)
     for array in extra.values():
@@ -105,24 +116,26 @@ def _write(
 
 def random_array(name: str, shape: tuple[int, ...], kind: Type) -> Array:
     """Return a random tensor as a file of this type holds it: floats, or bytes [rows, bytes of a row]."""
-    if len(shape) != 2 or kind not in _SCALES_FIRST:
+    if len(shape) < 2 or kind not in _SCALES_FIRST:
         floats: Array = quants.quantize(random_tensor(name, shape).float().numpy(), kind)
         return floats
-    pattern, scale = random_rows(name, *shape)
+    count = math.prod(shape[:-1])
+    pattern, scale = random_rows(name, count, shape[-1])
     rows = quants.quantize(pattern.numpy(), kind)  # [PRIME at most, bytes]
     block = gguf.GGML_QUANT_SIZES[kind][1]
-    out = np.empty((shape[0], rows.shape[1]), dtype=np.uint8)
-    for start in range(0, shape[0], PRIME):
+    out = np.empty((count, rows.shape[1]), dtype=np.uint8)
+    for start in range(0, count, PRIME):
         part = out[start : start + PRIME]
         part[:] = rows[: len(part)]
         scales = part.reshape(len(part), -1, block)[..., :2].view(np.float16)  # [rows, blocks, 1]
         scales *= scale[start : start + PRIME].numpy().astype(np.float16)[..., None]
-    return out
+    return out.reshape(*shape[:-1], rows.shape[1])
 
 
-def _type(shape: tuple[int, ...], kind: Type) -> Type:
-    """Return the type of a tensor in a file of matrices of `kind`: what has no whole blocks stays in float32."""
-    return kind if len(shape) == 2 and shape[1] % BLOCK == 0 else Type.F32
+def _type(name: str, shape: tuple[int, ...], kind: Type) -> Type:
+    """Return the type of a tensor in a file of matrices of `kind`: what has no whole blocks, and what is not
+    multiplied by, stays in float32."""
+    return kind if is_matrix(name, shape) and shape[-1] % BLOCK == 0 else Type.F32
 
 
 def _nbytes(shape: tuple[int, ...], kind: Type) -> int:
@@ -158,3 +171,7 @@ def _add_sizes(writer: gguf.GGUFWriter, spec: DecoderSpec, config: Any) -> None:
         writer.add_key_length_swa(spec.layers[0].head_dim)
         writer.add_shared_kv_layers(config.num_kv_shared_layers)
         writer.add_embedding_length_per_layer_input(spec.per_layer_input)
+    if (experts := spec.experts) is not None:
+        writer.add_expert_count(experts.count)
+        writer.add_expert_used_count(experts.used)
+        writer.add_expert_feed_forward_length(experts.width)

@@ -2,12 +2,18 @@
 
 Passes of different lengths take turns, so that a neighbour that slows the machine down slows all of them: only their
 ratios count. A model whose passes are long gets few measurements, and lines between them.
+
+What a pass over a mixture of experts costs depends on how many experts its rows use together, so there the rows are a
+text that the model writes itself, sampled: their routings are those of drafts that could be right. Each sweep takes
+another stretch of the text, and the median of the sweeps counts, because the cheapest one is that with the fewest
+experts.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import cast
 
 import torch
@@ -57,18 +63,22 @@ def measure_costs(
 ) -> Costs | None:
     """Return the costs of passes over 1 to `most` rows and over `wide` rows, of a further text where `texts` is more
     than 1, and of `drafter`'s tokens; None where the context has no room for the measurement. The passes read a text
-    without meaning."""
-    longest_pass = max((most, *wide))
+    without meaning, or one that a mixture of experts wrote."""
+    longest_pass, mixture = max((most, *wide)), backbone.spec.experts is not None
     if backbone.context < most + longest_pass + 1:
         return None
     began = time.perf_counter()
     caches, vocabulary = [backbone.new_cache() for _ in range(texts)], backbone.spec.vocab_size
-    text = [(7919 * i + 104729) % vocabulary for i in range(longest_pass)]
-    ids = torch.tensor(text, dtype=torch.int64, device=backbone.device)  # [longest_pass]
+    own = sampled_text(backbone, 2 * most) if mixture else []
+    text = [*own, *((7919 * i + 104729) % vocabulary for i in range(len(own), longest_pass))]
+    first = 0  # of the rows of a pass, among those of `text`
+    ids = torch.tensor(text, dtype=torch.int64, device=backbone.device)  # [longest_pass, or more]
 
     def verify(*rows: int) -> float:
         before = time.perf_counter()
-        states = backbone.forward_many([ids[:n] for n in rows], caches[: len(rows)], drafter.aux_layers)
+        starts = [min(first, len(ids) - n) for n in rows]
+        parts = [ids[start : start + n] for start, n in zip(starts, rows, strict=True)]
+        states = backbone.forward_many(parts, caches[: len(rows)], drafter.aux_layers)
         logits = backbone.logits(states.last)
         with one_torch_thread():  # as in the engine: torch's other thread would poll while the next pass runs
             logits.argmax(dim=-1).tolist()  # waits for a GPU
@@ -92,6 +102,7 @@ def measure_costs(
         proposer.propose(text[:most], states[-1], 1)  # reads all but the last token
     readings: dict[str, list[float]] = {}  # by source, of READ - 1 tokens
     for sweep in range(SWEEPS):
+        first = most - sweep % most if mixture else 0  # where the text goes on, then earlier and earlier
         for each in passes if sweep % 2 == 0 else reversed(passes):
             passes[each].append(verify(*each))
         for k in {1, longest}:
@@ -109,7 +120,8 @@ def measure_costs(
         spent = time.perf_counter() - began
         if spent + spent / (sweep + 1) > seconds:
             break
-    least = {each: min(times) for each, times in passes.items()}  # disturbances only add time
+    usual = median if mixture else min  # disturbances only add time
+    least = {each: usual(times) for each, times in passes.items()}
     costs = Costs(plausible({each[0]: time for each, time in least.items() if len(each) == 1}))
     if pairs:
         further = [(least[several] - costs.passes[one[0]]) / (texts - 1) for one, several in pairs]
@@ -127,6 +139,18 @@ def measure_costs(
 def _readers(proposer: Proposer, text: Sequence[int]) -> list[ReadingProposer]:
     able = proposer.able(text) if isinstance(proposer, Composite) else (proposer,)
     return [cast(ReadingProposer, one) for one in able if hasattr(one, "behind")]
+
+
+def sampled_text(backbone: Decoder, tokens: int) -> list[int]:
+    """Return a text of `tokens` that the backbone writes from nothing, each token drawn from what it expects, the same
+    one for the same model: greedy text may repeat itself for ever."""
+    cache, generator, text = backbone.new_cache(), torch.Generator().manual_seed(0), [1]
+    while len(text) <= tokens:
+        ids = torch.tensor(text[-1:], dtype=torch.int64, device=backbone.device)
+        logits = backbone.logits(backbone.forward(ids, cache).last)[0].cpu()
+        cache.commit(1)
+        text.append(int(torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=generator)))
+    return text[1:]
 
 
 def plausible(measured: Mapping[int, float]) -> dict[int, float]:

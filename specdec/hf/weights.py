@@ -68,6 +68,14 @@ def _tensor(decoder: Decoder, name: str) -> Tensor:
         assert decoder.media is not None
         found = decoder.media.part(name)
         return found if isinstance(found, Tensor) else _dense(found, decoder)
+    if name.startswith("layers."):
+        _, index, inner = name.split(".", 2)
+        experts = decoder.layers[int(index)].experts
+        if experts is not None and inner in experts.parts:
+            part = experts.parts[inner]
+            return (
+                part if isinstance(part, Tensor) else _dense(part, decoder).view(experts.spec.count, -1, part.shape[1])
+            )
     stem, kind = name.rsplit(".", 1)
     found = _find(decoder, stem)
     if isinstance(found, Linear):

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from specdec.cache import MAX_ROWS, Conversations
 from specdec.cache.stores import slots_for, store_bytes
 from specdec.memory.system import available_bytes, resident_bytes
-from specdec.model.build import Quantize, Source, storage_of
+from specdec.model.build import Quantize, Source, check_tensors, storage_of
 from specdec.model.decoder import Decoder, MemoryLimits
-from specdec.model.names import expected_tensors
+from specdec.model.names import expected_tensors, is_expert_matrix
 from specdec.model.spec import DecoderSpec
 from specdec.model.stack import ROPE_BLOCK, ROPE_BLOCKS
 from specdec.weights.tensors import stored_bytes
@@ -41,7 +41,8 @@ LATER = 22_000_000  # parts of libraries that a generation is the first to need;
 
 @dataclass(frozen=True)
 class Needs:
-    """The bytes of each part, for `positions` of context in stores of `kv_dtype`."""
+    """The bytes of each part, for `positions` of context in stores of `kv_dtype`. `experts`: the part of a mixture's
+    experts that is in memory, apart from `weights`."""
 
     positions: int
     kv_dtype: str
@@ -51,14 +52,15 @@ class Needs:
     workspace: int
     program: int
     media: int = 0
+    experts: int = 0
     draft_cache: int = 0  # of a model that drafts
     adapters: int = 0
 
     @property
     def total(self) -> int:
         """Return the bytes of all parts."""
-        of_drafter, passing = self.drafter + self.draft_cache, self.workspace + self.media
-        return self.weights + self.adapters + of_drafter + self.cache + passing + self.program
+        of_model, of_drafter = self.weights + self.experts + self.adapters, self.drafter + self.draft_cache
+        return of_model + of_drafter + self.cache + self.workspace + self.program + self.media
 
     def to_dict(self) -> dict[str, int | str]:
         """Return the parts and their total in JSON types."""
@@ -68,7 +70,8 @@ class Needs:
 @dataclass(frozen=True)
 class Planner:
     """The figures that do not depend on the length: the model's spec, bytes of weights, drafter, program and adapters,
-    and the media that a prompt may have: a picture of so many soft tokens, so many frames of video. `draft`: of the
+    and the media that a prompt may have: a picture of so many soft tokens, so many frames of video. `experts`: the
+    bytes of `weights` that are a mixture's experts, which may stay in a file where memory is short. `draft`: of the
     model that drafts, where one does."""
 
     spec: DecoderSpec
@@ -78,11 +81,31 @@ class Planner:
     dtype: torch.dtype = torch.float32  # of activations
     picture: int = 0
     frames: int = 0
+    experts: int = 0
     draft: DecoderSpec | None = None
     adapters: int = 0
 
-    def needs(self, positions: int, kv_dtype: str = "float32") -> Needs:
-        """Return the memory needs of a context of `positions`. Raises ValueError for an unknown `kv_dtype`."""
+    def needs(self, positions: int, kv_dtype: str = "float32", budget: int | None = None) -> Needs:
+        """Return the memory needs of a context of `positions`, where experts take what they may of `budget` bytes;
+        without one all of them are in memory. Raises ValueError for an unknown `kv_dtype`."""
+        found = self._whole(positions, kv_dtype)
+        return found if budget is None else replace(found, experts=self.experts_within(budget, kv_dtype))
+
+    def experts_within(self, budget: int, kv_dtype: str = "float32") -> int:
+        """Return the bytes of experts that are in memory with a budget of `budget` bytes: what the longest context that
+        fits beside the least share of them leaves."""
+        if not self.experts:
+            return 0
+        rest = self._whole(self.longest(budget, kv_dtype), kv_dtype)
+        return min(self.experts, max(self._least(budget, kv_dtype), budget - rest.total + self.experts))
+
+    def _least(self, budget: int, kv_dtype: str) -> int:
+        """Return the least bytes of experts in memory: half of what all else leaves, and those of two layers, because a
+        pass of many rows needs all of a layer's."""
+        rest = self._whole(min(LEAST, self.spec.max_positions), kv_dtype).total - self.experts
+        return min(self.experts, max(2 * self.experts // len(self.spec.layers), (budget - rest) // 2))
+
+    def _whole(self, positions: int, kv_dtype: str) -> Needs:
         if kv_dtype not in KV_DTYPES:
             raise ValueError(f"there is no cache of {kv_dtype!r}; choose one of {', '.join(KV_DTYPES)}")
         kept, draft_cache = KV_DTYPES[kv_dtype], 0
@@ -93,16 +116,16 @@ class Planner:
             read = min(positions, self.draft.max_positions)
             workspace = max(workspace, workspace_bytes(self.draft, read, self.dtype))
             workspace += rotation_bytes(self.draft, read, self.dtype)
-        media = media_bytes(self.spec, positions, kept, self.dtype, self.picture, self.frames)
         return Needs(
             positions,
             kv_dtype,
-            self.weights,
+            self.weights - self.experts,
             self.drafter,
             cache,
             workspace,
             self.program,
-            media,
+            media_bytes(self.spec, positions, kept, self.dtype, self.picture, self.frames),
+            self.experts,
             draft_cache,
             self.adapters,
         )
@@ -110,26 +133,30 @@ class Planner:
     def longest(self, budget: int, kv_dtype: str = "float32") -> int:
         """Return the longest context whose total is within `budget` bytes; 0 where not even the weights are."""
         low, high = 0, self.spec.max_positions
+        spared = self.experts - self._least(budget, kv_dtype) if self.experts else 0
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.needs(middle, kv_dtype).total <= budget else (low, middle - 1)
+            fits = self._whole(middle, kv_dtype).total - spared <= budget
+            low, high = (middle, high) if fits else (low, middle - 1)
         return low
 
     def room(self, budget: int, kv_dtype: str) -> MemoryLimits:
         """Return the memory limits that `budget` bytes leave for texts. Raises ValueError, and says how many bytes
         would do, when they are less than LEAST positions."""
         if (positions := self.longest(budget, kv_dtype)) >= min(LEAST, self.spec.max_positions):
-            found = self.needs(positions, kv_dtype)
-            return MemoryLimits(positions, found.cache + found.draft_cache + budget - found.total)
-        least = self.needs(min(LEAST, self.spec.max_positions), kv_dtype)
+            found = self.needs(positions, kv_dtype, budget)
+            limit = found.experts if found.experts < self.experts else None
+            return MemoryLimits(positions, found.cache + found.draft_cache + budget - found.total, limit)
+        least = self.needs(min(LEAST, self.spec.max_positions), kv_dtype, budget)
+        experts = f" the least share of its experts {least.experts / 1e9:.2f}," if least.experts else ""
         media = f", a picture {least.media / 1e9:.2f}" if least.media else ""
         media += f", the drafter's cache {least.draft_cache / 1e9:.2f}" if least.draft_cache else ""
         media += f", adapters {least.adapters / 1e9:.2f}" if least.adapters else ""
         raise ValueError(
-            f"a memory budget of {budget / 1e9:.2f} GB is too small: weights {least.weights / 1e9:.2f}, drafter "
-            f"{least.drafter / 1e9:.2f}, {least.positions} positions of context {least.cache / 1e9:.2f}, workspace "
-            f"{least.workspace / 1e9:.2f}{media} and Python with its libraries {least.program / 1e9:.2f} make "
-            f"{least.total / 1e9:.2f} GB; allow as much, or quantise (quantize='int4', kv_dtype='int8')"
+            f"a memory budget of {budget / 1e9:.2f} GB is too small: weights {least.weights / 1e9:.2f},{experts} "
+            f"drafter {least.drafter / 1e9:.2f}, {least.positions} positions of context {least.cache / 1e9:.2f}, "
+            f"workspace {least.workspace / 1e9:.2f}{media} and Python with its libraries {least.program / 1e9:.2f} "
+            f"make {least.total / 1e9:.2f} GB; allow as much, or quantise (quantize='int4', kv_dtype='int8')"
         )
 
 
@@ -140,8 +167,28 @@ def weight_bytes(shapes: Mapping[str, tuple[int, ...]], quantize: Quantize, dtyp
 
 def loaded_bytes(spec: DecoderSpec, source: Source, quantize: Quantize, dtype: torch.dtype) -> int:
     """Return the bytes of the weights of the decoder that `build_decoder` makes of `source`."""
-    names = expected_tensors(spec)
+    names = [name for name in expected_tensors(spec) if not source.stays_in_file(name)]
     return sum(source.checkpoint.loaded_bytes(source.names[n], dtype, storage_of(n, quantize)) for n in names)
+
+
+def expert_bytes(spec: DecoderSpec, source: Source, quantize: Quantize, dtype: torch.dtype) -> int:
+    """Return the bytes of `loaded_bytes` that are the matrices of experts."""
+    names = [name for name in expected_tensors(spec) if is_expert_matrix(name)]
+    return sum(source.checkpoint.loaded_bytes(source.names[n], dtype, storage_of(n, quantize)) for n in names)
+
+
+def experts_in_free_memory(spec: DecoderSpec, source: Source, quantize: Quantize, dtype: torch.dtype) -> int | None:
+    """Return the bytes of experts for which there is room in the memory that is free now; None: for all of them.
+
+    Raises ValueError when the tensors of a mixture are not those of `spec`.
+    """
+    if spec.experts is None:
+        return None
+    check_tensors(spec, source)
+    experts = expert_bytes(spec, source, quantize, dtype)
+    program, weights = program_bytes(), loaded_bytes(spec, source, quantize, dtype)
+    found = Planner(spec, weights, 0, program, dtype, experts=experts).experts_within(available_bytes() + program)
+    return found if found < experts else None
 
 
 def cache_bytes(spec: DecoderSpec, positions: int, kept: torch.dtype, max_rows: int = MAX_ROWS) -> int:

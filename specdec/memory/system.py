@@ -25,6 +25,13 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def file_bytes() -> int | None:
+    """Return the resident bytes that are pages of files, which the system may take back at any time, and shared memory,
+    where the system tells (Linux); None elsewhere."""
+    found = getattr(psutil.Process().memory_info(), "shared", None)
+    return None if found is None else int(found)
+
+
 def data_bytes() -> int | None:
     """Return the private memory that this process has asked for, used or not, where Linux tells; None elsewhere."""
     found = getattr(psutil.Process().memory_info(), "data", None)

@@ -12,11 +12,13 @@ from torch import Tensor
 from specdec.model.decoder import Decoder, MemoryLimits, PerLayerEmbedding
 from specdec.model.embedder.embedder import AudioEmbedder, LayerNorm, MediaEmbedder, VisionEmbedder
 from specdec.model.embedder.spec import MediaSpec, is_media
-from specdec.model.names import expected_tensors, gguf_name, hf_names, ignorable
+from specdec.model.experts import ExpertPages, Experts
+from specdec.model.names import PER_LAYER_TABLE, expected_tensors, gguf_name, hf_names, ignorable, is_expert_matrix
 from specdec.model.spec import DecoderSpec
 from specdec.model.stack import Layer, Linear
 from specdec.weights.arena import Arena
-from specdec.weights.checkpoint import Checkpoint
+from specdec.weights.checkpoint import Checkpoint, RowSource
+from specdec.weights.gguf.experts import with_fused_experts
 from specdec.weights.metadata import one_line
 from specdec.weights.tensors import BlockWeight, Storage, Weight
 
@@ -35,6 +37,10 @@ class Source:
     norm_offset: float  # added to every norm weight
     interleaved_rope: bool  # rows of q and k are in llama.cpp's order
 
+    def stays_in_file(self, name: str) -> bool:
+        """Return whether the tensor of this canonical name is not loaded: its rows are read when they are needed."""
+        return name == PER_LAYER_TABLE and isinstance(self.checkpoint, RowSource)
+
     @classmethod
     def huggingface(cls, checkpoint: Checkpoint, spec: DecoderSpec) -> Source:
         """Return the source of a checkpoint with transformers' names."""
@@ -46,14 +52,21 @@ class Source:
         interleaved."""
         # `MmprojCheckpoint` has an embedder's tensors under their canonical names.
         names = {name: name if is_media(name) else gguf_name(spec, name) for name in expected_tensors(spec)}
+        checkpoint = checkpoint if spec.experts is None else with_fused_experts(checkpoint)
         return cls(checkpoint, names, 0.0, spec.model_type == "llama")
 
 
 class Reader(Protocol):
-    """The tensors of a model by canonical name, on the device and in the dtype of the model."""
+    """The tensors of a model by canonical name, on the device and in the dtype of the model. `pages`: what keeps its
+    experts within a part of the memory; None: they are all in memory."""
+
+    pages: ExpertPages | None
 
     def matrix(self, name: str) -> Weight:
         """Return the matrix `name`, ready to multiply."""
+
+    def table(self, name: str) -> Weight:
+        """Return the matrix `name`, of which passes need single rows."""
 
     def vector(self, name: str) -> Tensor | None:
         """Return a norm, bias or scalar; None when the model has none of this name."""
@@ -69,8 +82,9 @@ def build_decoder(
     progress: Progress | None = None,
     kv_dtype: torch.dtype | None = None,
     room: MemoryLimits | None = None,
+    pages: ExpertPages | None = None,
 ) -> Decoder:
-    """Build the decoder of `spec` from the tensors of `source`.
+    """Build the decoder of `spec` from the tensors of `source`, or from the file of `pages`.
 
     `quantize`: see `Checkpoint.weight`. With "int4" the embedding and the head take 8 bits, which costs little memory
     and keeps rare tokens apart, unless they were trained for 4; "int4-all" gives them 4 bits too. `progress(name)` is
@@ -81,7 +95,7 @@ def build_decoder(
         ValueError: tensors are missing, surplus or misshapen; all of them are listed.
     """
     check_tensors(spec, source)
-    return assemble(spec, TensorReader(spec, source, dtype, device, quantize, progress), kv_dtype, room)
+    return assemble(spec, TensorReader(spec, source, dtype, device, quantize, progress, pages), kv_dtype, room)
 
 
 def assemble(
@@ -96,7 +110,7 @@ def assemble(
         ple_norm = read.vector("per_layer_projection_norm.weight")
         assert ple_norm is not None
         per_layer = PerLayerEmbedding(
-            embedding=read.matrix("embed_tokens_per_layer.weight"),
+            embedding=read.table(PER_LAYER_TABLE),
             projection=Linear(read.matrix("per_layer_model_projection.weight")),
             norm=ple_norm,
             width=spec.per_layer_input,
@@ -119,9 +133,12 @@ def build_layer(spec: DecoderSpec, index: int, read: Reader) -> Layer:
         return read.vector(f"{at}{name}.weight")
 
     def needed(name: str) -> Tensor:
-        weight = norm(name)
-        assert weight is not None, name
-        return weight
+        return vector(f"{at}{name}.weight")
+
+    def vector(name: str) -> Tensor:
+        found = read.vector(name)
+        assert found is not None, name
+        return found
 
     layer = spec.layers[index]
     own_kv = layer.kv_layer is None
@@ -149,6 +166,9 @@ def build_layer(spec: DecoderSpec, index: int, read: Reader) -> Layer:
         ple_projection=linear("per_layer_projection") if spec.per_layer_input else None,
         ple_norm=norm("post_per_layer_input_norm"),
         scalar=read.vector(f"{at}layer_scalar"),
+        experts=None
+        if spec.experts is None
+        else Experts.read(spec, spec.experts, index, vector, read.matrix, read.pages),
     )
 
 
@@ -216,8 +236,11 @@ def check_tensors(spec: DecoderSpec, source: Source, more: Mapping[str, tuple[in
 def storage_of(name: str, quantize: Quantize) -> Storage:
     """Return the storage of the matrix of this canonical name in a model that is quantised with `quantize`.
 
-    An embedder takes 8 bits in every quantised model: it is small, and all that a model sees goes through it.
+    An embedder takes 8 bits in every quantised model: it is small, and all that a model sees goes through it. A router
+    and an embedder's positions stay floats.
     """
+    if name.endswith(("router.proj.weight", "pos_embedding")):
+        return "none"
     if is_media(name) and quantize in ("int4", "int4-all"):
         return "int8"
     if quantize == "int4-all":
@@ -236,14 +259,18 @@ class TensorReader:
         device: torch.device,
         quantize: Quantize,
         progress: Progress | None,
+        pages: ExpertPages | None = None,
     ) -> None:
         self.spec, self.source, self.dtype, self.device = spec, source, dtype, device
         self.quantize, self.progress = quantize, progress
-        self.wanted = expected_tensors(spec)
+        self.wanted, self.pages = expected_tensors(spec), pages
         self._arena = Arena()
 
     def matrix(self, name: str) -> Weight:
         """Return a matrix on the model's device; on the CPU its blocks lie in the arena, in the order of reading."""
+        if self.pages is not None and is_expert_matrix(name):
+            self._read(name)
+            return self.pages.file.weight(name)
         weight = self.stored(name)
         if self.device.type == "cpu" and weight.packed is not None:  # floats may be another model's own
             return BlockWeight(weight.packed.move(self._arena.place))
@@ -255,6 +282,13 @@ class TensorReader:
         weight = self.source.checkpoint.weight(self.source.names[name], self.dtype, storage, self._rows(name))
         self._read(name)
         return weight
+
+    def table(self, name: str) -> Weight:
+        """Return a matrix whose rows stay in the checkpoint's file, where that is possible; else the matrix."""
+        if not isinstance(self.source.checkpoint, RowSource):
+            return self.matrix(name)
+        self._read(name)
+        return self.source.checkpoint.table(self.source.names[name])
 
     def vector(self, name: str) -> Tensor | None:
         """Return a norm, bias or scalar in the compute dtype; None when the spec has none of this name."""

@@ -52,10 +52,12 @@ class PerLayerEmbedding:
 
 
 class MemoryLimits(NamedTuple):
-    """The limits that a memory budget sets: `positions` of one text, and `cache` bytes for all texts together."""
+    """The limits that a memory budget sets: `positions` of one text, `cache` bytes for all texts together, and of a
+    mixture `experts` bytes of the matrices of its experts; None: all of them are in memory."""
 
     positions: int
     cache: int
+    experts: int | None = None
 
 
 class Decoder:
@@ -159,6 +161,7 @@ class Decoder:
             for field in fields(layer):
                 if isinstance(linear := getattr(layer, field.name), Linear):
                     yield linear.weight
+            yield from () if layer.experts is None else layer.experts.matrices
 
     def new_cache(self, max_rows: int = MAX_ROWS, adapter: str | None = None) -> KVCache:
         """Return an empty cache for one text, whose passes have at most `max_rows` rows, through the layers of

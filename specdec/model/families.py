@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from specdec.kernels import BLOCK
 from specdec.model.embedder.config import media_spec
-from specdec.model.spec import Activation, DecoderSpec, LayerSpec, RopeSpec
+from specdec.model.spec import Activation, DecoderSpec, ExpertsSpec, LayerSpec, RopeSpec
 from specdec.weights.metadata import Values, finite, foreign, quote
 
 LARGEST_HEAD = 1 << 16  # heads of a layer, and numbers in a head
+MOST_EXPERTS = 1 << 12
 # The least and the largest value that a config may have; values outside make sums that are not finite.
 EPSILON, THETA, FACTOR, SOFTCAP = (0.0, 1.0), (1e-3, 1e30), (1e-6, 1e9), (1e-6, 1e9)
 
@@ -38,8 +40,8 @@ def decoder_spec(config: Config) -> DecoderSpec:
     """Return the spec of the decoder that `config` describes, with its embedder of media where it has one.
 
     Raises:
-        ValueError: the architecture, or a feature of it (experts, an unusual rope or activation), is not supported, or
-            a value is none that a model has.
+        ValueError: the architecture, or a feature of it (an unusual rope or activation), is not supported, or a value
+            is none that a model has.
     """
     text = config.get_text_config(decoder=True)
     family = _FAMILIES.get(text.model_type)
@@ -101,7 +103,6 @@ def _gemma3(config: Config) -> DecoderSpec:
 
 
 def _gemma4(config: Config) -> DecoderSpec:
-    _refuse(config, "enable_moe_block")
     if getattr(config, "use_bidirectional_attention", None) == "all":
         raise ValueError("use_bidirectional_attention='all' makes an encoder of this model; it cannot generate text")
     layers = gemma4_layers(config)
@@ -121,7 +122,17 @@ def _gemma4(config: Config) -> DecoderSpec:
         final_softcap=_softcap(values),
         per_layer_input=width,
         per_layer_vocab=values.whole("vocab_size_per_layer_input", 1) if width else 0,
+        experts=_experts(values) if values.flag("enable_moe_block", default=False) else None,
     )
+
+
+def _experts(values: Values) -> ExpertsSpec:
+    """Return the experts beside each layer's MLP. Raises ValueError for widths that blocks of weights do not fit."""
+    count, width = values.whole("num_experts", 1, MOST_EXPERTS), values.whole("moe_intermediate_size", 1)
+    for name, size in (("moe_intermediate_size", width), ("hidden_size", values.whole("hidden_size", 1))):
+        if size % BLOCK:
+            raise ValueError(f"experts with a {name} of {size} are not supported, multiples of {BLOCK} are")
+    return ExpertsSpec(count, values.whole("top_k_experts", 1, count), width)
 
 
 def gemma4_layers(config: Config) -> tuple[LayerSpec, ...]:

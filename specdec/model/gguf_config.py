@@ -22,7 +22,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from specdec.model.families import EPSILON, FACTOR, LARGEST_HEAD, SOFTCAP, THETA
+from specdec.model.families import EPSILON, FACTOR, LARGEST_HEAD, MOST_EXPERTS, SOFTCAP, THETA
 from specdec.model.spec import DecoderSpec, RopeSpec
 from specdec.weights.metadata import LARGEST, Values, finite, foreign, quote
 
@@ -171,8 +171,6 @@ def _gemma3(keys: GGUFKeys, common: dict[str, Any], shapes: Mapping[str, tuple[i
 
 
 def _gemma4(keys: GGUFKeys, common: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> PretrainedConfig:
-    if any(".ffn_gate_inp." in name for name in shapes):
-        raise ValueError("mixture-of-experts Gemma 4 (26B-A4B) is not supported; use a dense one")
     layers = common["num_hidden_layers"]
     sizes = gemma4_layers(keys, layers)
     kinds, widths = sizes["layer_types"], _each(keys, "feed_forward_length", layers)
@@ -186,6 +184,7 @@ def _gemma4(keys: GGUFKeys, common: dict[str, Any], shapes: Mapping[str, tuple[i
         Gemma4TextConfig,
         **common,
         **sizes,
+        **(_gemma4_experts(keys) if any(".ffn_gate_inp." in name for name in shapes) else {}),
         attention_k_eq_v=f"blk.{kinds.index('full_attention')}.attn_v.weight" not in shapes,
         num_kv_shared_layers=keys.whole("attention.shared_kv_layers", 0, layers - 1, default=0),
         use_double_wide_mlp=widths[-1] == 2 * widths[0],
@@ -193,6 +192,16 @@ def _gemma4(keys: GGUFKeys, common: dict[str, Any], shapes: Mapping[str, tuple[i
         vocab_size_per_layer_input=table[0] if per_layer else common["vocab_size"],
         final_logit_softcapping=_softcap(keys),
     )
+
+
+def _gemma4_experts(keys: GGUFKeys) -> dict[str, Any]:
+    """Return the sizes of the mixture of 26B-A4B, as arguments of `Gemma4TextConfig`."""
+    return {
+        "enable_moe_block": True,
+        "num_experts": keys.whole("expert_count", 1, MOST_EXPERTS),
+        "top_k_experts": keys.whole("expert_used_count", 1, MOST_EXPERTS),
+        "moe_intermediate_size": keys.whole("expert_feed_forward_length", 1),
+    }
 
 
 def gemma4_layers(keys: GGUFKeys, layers: int) -> dict[str, Any]:

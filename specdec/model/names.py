@@ -38,7 +38,19 @@ _GGUF_LAYER = {
     "per_layer_input_gate": "inp_gate",
     "per_layer_projection": "proj",
     "post_per_layer_input_norm": "post_norm",
+    "post_feedforward_layernorm_1": "post_ffw_norm_1",
+    "post_feedforward_layernorm_2": "post_ffw_norm_2",
+    "pre_feedforward_layernorm_2": "pre_ffw_norm_2",
+    "router.proj": "ffn_gate_inp",
 }
+_GGUF_WHOLE = {  # names without "weight" or "bias" at their end
+    "layer_scalar": "layer_output_scale.weight",
+    "router.scale": "ffn_gate_inp.scale",
+    "router.per_expert_scale": "ffn_down_exps.scale",
+    "experts.gate_up_proj": "ffn_gate_up_exps.weight",
+    "experts.down_proj": "ffn_down_exps.weight",
+}
+PER_LAYER_TABLE = "embed_tokens_per_layer.weight"
 HF_PREFIXES = ("model.language_model.", "language_model.model.", "model.", "language_model.", "")
 # Parts of a multimodal checkpoint that a text decoder does not use, and buffers that old exports carry.
 _NOT_TEXT = re.compile(r"(^|\.)(vision|visual|audio|embed_vision|embed_audio|multi_modal|vision_tower|audio_tower)")
@@ -60,7 +72,7 @@ def expected_tensors(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
     if not spec.tied_head:
         shapes["lm_head.weight"] = (spec.vocab_size, hidden)
     if width := spec.per_layer_input:
-        shapes["embed_tokens_per_layer.weight"] = (spec.per_layer_vocab, len(spec.layers) * width)
+        shapes[PER_LAYER_TABLE] = (spec.per_layer_vocab, len(spec.layers) * width)
         shapes["per_layer_model_projection.weight"] = (len(spec.layers) * width, hidden)
         shapes["per_layer_projection_norm.weight"] = (width,)
     for i in range(len(spec.layers)):
@@ -103,6 +115,14 @@ def layer_tensors(spec: DecoderSpec, index: int) -> Iterable[tuple[str, tuple[in
             yield "self_attn.k_norm.weight", (layer.head_dim,)
     if spec.layer_scalar:
         yield "layer_scalar", (1,)
+    if (experts := spec.experts) is not None:
+        yield "router.proj.weight", (experts.count, hidden)
+        yield "router.scale", (hidden,)
+        yield "router.per_expert_scale", (experts.count,)
+        yield "experts.gate_up_proj", (experts.count, 2 * experts.width, hidden)
+        yield "experts.down_proj", (experts.count, hidden, experts.width)
+        for name in ("post_feedforward_layernorm_1", "pre_feedforward_layernorm_2", "post_feedforward_layernorm_2"):
+            yield f"{name}.weight", (hidden,)
 
 
 def gguf_name(spec: DecoderSpec, canonical: str) -> str:
@@ -110,13 +130,28 @@ def gguf_name(spec: DecoderSpec, canonical: str) -> str:
     if canonical in _GGUF_TOP:
         return _GGUF_TOP[canonical]
     _, index, name = canonical.split(".", 2)
-    if name == "layer_scalar":
-        return f"blk.{index}.layer_output_scale.weight"
+    if name in _GGUF_WHOLE:
+        return f"blk.{index}.{_GGUF_WHOLE[name]}"
     stem, kind = name.rsplit(".", 1)
     if stem == "post_attention_layernorm":
         # transformers uses one name for two things: Llama's norm before the MLP, Gemma's norm after attention.
         return f"blk.{index}.{'post_attention_norm' if spec.sandwich_norms else 'ffn_norm'}.{kind}"
     return f"blk.{index}.{_GGUF_LAYER[stem]}.{kind}"
+
+
+def is_expert_matrix(canonical: str) -> bool:
+    """Return whether the tensor `canonical` [experts, N, K] holds a matrix for each expert."""
+    return ".experts." in canonical
+
+
+def flat_shape(canonical: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape in which the tensor `canonical` is kept: matrices of experts one below the other."""
+    return (shape[0] * shape[1], shape[2]) if is_expert_matrix(canonical) else shape
+
+
+def is_matrix(canonical: str, shape: tuple[int, ...]) -> bool:
+    """Return whether the tensor `canonical` is multiplied by, and quantised in a quantised model."""
+    return is_expert_matrix(canonical) or (len(shape) == 2 and not canonical.endswith("router.proj.weight"))
 
 
 def hf_names(spec: DecoderSpec, names: Iterable[str]) -> dict[str, str]:

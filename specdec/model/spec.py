@@ -1,7 +1,7 @@
 """A decoder as data: every family differs from the others only in the values of these records.
 
 `families.py` makes a `DecoderSpec` of a transformers config, and `decoder.py` looks at nothing else. Left out on
-purpose: mixture-of-experts blocks, and vision and audio towers with attention.
+purpose: vision and audio towers with attention.
 """
 
 from __future__ import annotations
@@ -48,6 +48,15 @@ class LayerSpec:
 
 
 @dataclass(frozen=True)
+class ExpertsSpec:
+    """The experts beside the MLP of every layer: `count` gated MLPs of `width`, of which each row uses `used`."""
+
+    count: int
+    used: int
+    width: int
+
+
+@dataclass(frozen=True)
 class DecoderSpec:
     """A whole decoder. Sizes are counts of elements; `attention_scale` multiplies q @ k."""
 
@@ -73,6 +82,7 @@ class DecoderSpec:
     tied_head: bool = True
     per_layer_input: int = 0  # Gemma 4 E2B/E4B: width of the extra embedding fed to every layer
     per_layer_vocab: int = 0
+    experts: ExpertsSpec | None = None  # Gemma 4 26B-A4B: a mixture of experts beside each layer's MLP
     media: MediaSpec | None = None  # the embedder of pictures and sound; None: it reads text alone
     media_ids: frozenset[int] = frozenset()  # tokens around and inside of pictures and sound, which a prompt alone has
     reads_backbone: bool = False  # a drafter without K/V of its own: `kv_layer` counts the layers of its backbone

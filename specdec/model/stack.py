@@ -29,6 +29,7 @@ from specdec.kernels import (
     StoreRows,
     Work,
 )
+from specdec.model.experts import Experts
 from specdec.model.spec import LayerSpec, RopeSpec
 from specdec.model.states import States
 from specdec.weights.tensors import Weight
@@ -62,6 +63,7 @@ class Layer(LayerWeights[Linear]):
     """One decoder layer: its parts, under the names that the kernels know too, and its computation op by op."""
 
     spec: LayerSpec
+    experts: Experts | None = None
 
     def __call__(
         self,
@@ -85,6 +87,8 @@ class Layer(LayerWeights[Linear]):
         x = x + self._norm(self._attend(normed, span, store), self.attention_post_norm)
         y = kernels.rms_norm(x, self.mlp_norm, self.eps)
         y = self.down(kernels.gated(self.gate(y), self.up(y), self.activation))
+        if self.experts is not None:
+            y = self.experts(x, y)
         x = x + self._norm(y, self.mlp_post_norm)
         if self.ple_gate is not None:
             assert self.ple_projection is not None and per_layer_input is not None
@@ -191,7 +195,8 @@ class Stack:
     def __init__(self, layers: Sequence[Layer], stores: Sequence[int], norm: Tensor, eps: float) -> None:
         self.layers, self.stores, self.norm, self.eps = tuple(layers), tuple(stores), norm, eps
         assert all(layer.eps == eps for layer in layers)
-        self._fused = kernels.fuse(self.layers, self.stores, norm)
+        mixture = any(layer.experts is not None for layer in self.layers)
+        self._fused = None if mixture else kernels.fuse(self.layers, self.stores, norm)
 
     @property
     def fused(self) -> FusedLayers | None:

@@ -7,18 +7,27 @@ loaded model plus one tensor. Left out: writing checkpoints, and anything that r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Protocol, TypeVar, get_args
+from typing import Protocol, TypeVar, get_args, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from specdec.kernels import dense_linear
+from specdec.util.threads import one_torch_thread
 from specdec.weights.metadata import one_line, quote
 from specdec.weights.tensors import Storage, Weight
 
 Entry = TypeVar("Entry")
+Bytes = npt.NDArray[np.uint8]
 
 
 class Checkpoint(Protocol):
@@ -42,7 +51,7 @@ class Checkpoint(Protocol):
         """
 
     def weight(self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None) -> Weight:
-        """Return the matrix `name` [N, K] on the CPU, ready to multiply.
+        """Return the matrix `name` [N, K] on the CPU, ready to multiply; of a tensor [E, N, K] the matrix [E * N, K].
 
         `quantize`: None keeps the storage (GGUF blocks stay blocks, floats become `dtype`); "int4" and "int8" quantise
         floats and leave blocks alone; "none" turns everything into `dtype`. A float matrix whose K is not a multiple of
@@ -50,6 +59,68 @@ class Checkpoint(Protocol):
         before packing (a permutation, or a subset). Raises ValueError for an unknown name, a tensor that is not a
         matrix, rows out of range, and values that the storage cannot hold.
         """
+
+
+@runtime_checkable
+class RowSource(Protocol):
+    """A checkpoint whose matrices can stay in their files."""
+
+    def table(self, name: str) -> StoredRows:
+        """Return the matrix `name`, each row of which is read from its file when it is asked for."""
+
+
+class StoredRows:
+    """A matrix [N, K] that stays in a file: an embedding of which a token needs one row (it is a `Weight`).
+
+    A row is read when it is asked for, and not mapped: mapped pages would add up in this process, row after row. The
+    file stays open, so that the rows are those of the file that was opened whatever takes its place.
+    """
+
+    packed: None = None
+    nbytes = 0  # in memory
+
+    def __init__(
+        self, path: Path, offset: int, shape: tuple[int, int], row_bytes: int, decode: Callable[[Bytes], Tensor]
+    ) -> None:
+        """Read rows of `row_bytes` each from `offset` on. `decode`: bytes [R, row_bytes] to float32 [R, K]."""
+        self.path, self.shape = path, shape
+        self._offset, self._row_bytes, self._decode = offset, row_bytes, decode
+        self._file = path.open("rb", buffering=0)
+        self._lock = threading.Lock()
+
+    def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return rows `ids` [T] as `dtype` [T, K] on the device of `ids`. Raises IndexError for an id that is no row,
+        ValueError where the file has become shorter or a row is not finite."""
+        wanted: list[int] = ids.tolist()
+        if wanted and not 0 <= min(wanted) <= max(wanted) < self.shape[0]:
+            raise IndexError(f"ids must be from 0 to {self.shape[0] - 1}, got {wanted}")
+        raw = np.empty((len(wanted), self._row_bytes), dtype=np.uint8)
+        for row, number in zip(raw, wanted, strict=True):
+            read = self._read(self._offset + number * self._row_bytes)
+            if len(read) != self._row_bytes:
+                raise ValueError(f"{self.path}: has become shorter while it was in use; fetch it again")
+            row[:] = np.frombuffer(read, dtype=np.uint8)
+        with one_torch_thread():
+            return checked_floats(self._decode(raw), str(self.path)).to(ids.device, dtype)
+
+    def _read(self, at: int) -> bytes:
+        if sys.platform != "win32":  # forks of a process share the place at which a file is read next
+            return os.pread(self._file.fileno(), self._row_bytes, at)
+        with self._lock:
+            self._file.seek(at)
+            return self._file.read(self._row_bytes) or b""
+
+    def linear(self, x: Tensor) -> Tensor:
+        """Return x [T, K] times the transpose of the matrix: [T, N] in x's dtype."""
+        return dense_linear(x, self.dequantize().to(x))
+
+    def dequantize(self) -> Tensor:
+        """Return the whole matrix as float32 [N, K]."""
+        return self.rows(torch.arange(self.shape[0], dtype=torch.int64), torch.float32)
+
+    def to(self, device: torch.device | str) -> StoredRows:
+        """Return the same matrix, whose rows have no device."""
+        return self
 
 
 class JoinedCheckpoint:
@@ -112,12 +183,12 @@ def check_request(name: str, shape: tuple[int, ...], quantize: Storage, rows: Te
     """Check the arguments of `Checkpoint.weight` that need no file. Raises its ValueErrors."""
     if quantize is not None and quantize not in get_args(get_args(Storage)[0]):
         raise ValueError(f"quantize={quantize!r} is not known; use 'int4', 'int4-all', 'int8', 'none' or None")
-    if len(shape) != 2 or 0 in shape:
+    if len(shape) not in (2, 3) or 0 in shape:
         raise ValueError(f"tensor {name!r} of shape {shape} is not a matrix; read it with tensor()")
     if rows is None:
         return
     if rows.ndim != 1 or rows.dtype != torch.long or rows.numel() == 0:
         raise ValueError(f"rows for {name!r} must be a non-empty vector of torch.long, not {rows.dtype} {rows.shape}")
-    low, high = int(rows.min()), int(rows.max())
-    if low < 0 or high >= shape[0]:
-        raise ValueError(f"rows {low}..{high} for {name!r} leave its {shape[0]} rows; use 0..{shape[0] - 1}")
+    low, high, count = int(rows.min()), int(rows.max()), math.prod(shape[:-1])
+    if low < 0 or high >= count:
+        raise ValueError(f"rows {low}..{high} for {name!r} leave its {count} rows; use 0..{count - 1}")

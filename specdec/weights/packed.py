@@ -164,6 +164,7 @@ class PackedFile:
                 raise self._damaged("it is cut short")
             # Private, because torch asks for writable memory; nobody writes.
             self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._address = torch.frombuffer(self._memory, dtype=torch.uint8).data_ptr()
         footer = self._memory[-_FOOTER:]
         length = int.from_bytes(footer[:8], "little")
         if footer[40:] != MAGIC or self._memory[: len(MAGIC)] != MAGIC or length > size - _FOOTER - ALIGNMENT:
@@ -222,17 +223,38 @@ class PackedFile:
         (part,) = self._tensors[name].parts
         return self._tensor(part)
 
-    def verify(self, advance: Callable[[int], None] = lambda done: None) -> None:
-        """Read the whole file into memory and compare checksums. `advance(bytes)` is called after each part.
+    def forget(self, part: Tensor) -> None:
+        """Take the pages of `part`, a tensor of this file or some of its rows, out of this process: who reads them
+        next gets them from the system's cache of files, or from the disk. Nothing happens on Windows."""
+        self._advise(part, "MADV_DONTNEED")
+
+    def fetch(self, part: Tensor) -> None:
+        """Let the system read the pages of `part` while this process goes on; where it can."""
+        self._advise(part, "MADV_WILLNEED")
+
+    def _advise(self, part: Tensor, advice: str) -> None:
+        if not hasattr(mmap, advice):
+            return
+        begin = part.data_ptr() - self._address
+        first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, (begin + part.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < last:  # whole pages, the others are the neighbours' too
+            self._memory.madvise(getattr(mmap, advice), first, last - first)
+
+    def verify(self, advance: Callable[[int], None] = lambda done: None, forget: bool = False) -> None:
+        """Read the whole file and compare checksums. `advance(bytes)` is called after each part. `forget`: pages do not
+        stay in this process.
 
         Raises ValueError when the file is damaged.
         """
         parts = [part for entry in self._tensors.values() for part in entry.parts]
 
         def matches(part: Part) -> tuple[bool, int]:
-            raw, crc = _bytes(self._tensor(part)), 0
+            tensor = self._tensor(part).view(-1).view(torch.uint8)
+            raw, crc = _bytes(tensor), 0
             for start in range(0, len(raw), _CHUNK):
                 crc = zlib.crc32(raw[start : start + _CHUNK], crc)
+                if forget:
+                    self.forget(tensor[start : start + _CHUNK])
             return crc == part.crc, len(raw)
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:

@@ -9,6 +9,7 @@ https://github.com/huggingface/safetensors
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import warnings
@@ -23,7 +24,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from specdec.kernels import BLOCK
-from specdec.weights.checkpoint import Checkpoint, check_request, checked_floats, exact_floats, find
+from specdec.weights.checkpoint import (
+    Bytes,
+    Checkpoint,
+    StoredRows,
+    check_request,
+    checked_floats,
+    exact_floats,
+    find,
+)
 from specdec.weights.formats.find import packed_matrices, refusal
 from specdec.weights.formats.matrix import PackedMatrix, Stored
 from specdec.weights.formats.settings import Settings
@@ -34,6 +43,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _NAME = 255  # bytes of a file's name
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
+_TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _INTEGERS = ("I64", "I32", "BOOL")  # tables such as an assistant's token_ordering, never multiplied by
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2}
 _MEASURED = 256  # rows on which the error of rounding is measured
@@ -176,7 +186,20 @@ class SafetensorsCheckpoint:
             raise ValueError(f"{entry.shard}: {name!r} holds integers ({entry.dtype}); read it with tensor()")
         with safe_open(entry.shard, framework="pt") as file:
             stored: Tensor = file.get_tensor(name)  # pages of the file, not memory
-            return convert(stored, dtype, quantize, name=f"{entry.shard}: tensor {name!r}", rows=rows)
+            flat = stored.flatten(0, -2)  # of a tensor of experts, too
+            return convert(flat, dtype, quantize, name=f"{entry.shard}: tensor {name!r}", rows=rows)
+
+    def table(self, name: str) -> StoredRows:
+        """Return the matrix `name` of floats, whose rows stay in the file."""
+        entry = find(name, self._entries, self.path)
+        check_request(name, entry.shape, None, None)
+        dtype, (rows, columns) = _TORCH[entry.dtype], entry.shape
+        offset = _offset(entry.shard, name)
+
+        def decode(raw: Bytes) -> Tensor:
+            return torch.from_numpy(raw).view(dtype).float()
+
+        return StoredRows(entry.shard, offset, (rows, columns), columns * dtype.itemsize, decode)
 
     def _packed(
         self, name: str, matrix: PackedMatrix, dtype: torch.dtype, quantize: Storage, rows: Tensor | None
@@ -204,6 +227,14 @@ class SafetensorsCheckpoint:
             f"{8 * stored / size:.1f} in the file; relative squared error {error:.1e}, measured on {one_line(name)}",
             stacklevel=3,
         )
+
+
+def _offset(shard: Path, name: str) -> int:
+    """Return the byte of a file at which the tensor `name` begins: the file has been opened before, and is whole."""
+    with shard.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        begin: int = json.loads(file.read(length))[name]["data_offsets"][0]
+    return 8 + length + begin
 
 
 def is_packed(checkpoint: Checkpoint) -> bool:

@@ -48,4 +48,4 @@ class StateDictCheckpoint:
         tensor = find(name, self._state, self.path).detach()
         check_request(name, tuple(tensor.shape), quantize, rows)
         assert quantize in (None, "none") and rows is None, "weights in memory are used as they are"
-        return DenseWeight(tensor.to(dtype))
+        return DenseWeight(tensor.flatten(0, -2).to(dtype))

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -177,16 +177,36 @@ def is_on_lattice(tensor: Tensor, storage: QuantizedStorage) -> bool:
 
 def stored_bytes(shape: tuple[int, ...], storage: Storage, dtype: torch.dtype) -> int:
     """Return the bytes of a tensor of floats of `shape` after `convert`; vectors stay in `dtype`."""
-    count = math.prod(shape)
-    if len(shape) != 2 or storage not in ("int4", "int8") or shape[1] % BLOCK:
-        return count * dtype.itemsize
+    if len(shape) < 2 or storage not in ("int4", "int8") or shape[-1] % BLOCK:
+        return math.prod(shape) * dtype.itemsize
     return block_bytes(shape, 4, True) if storage == "int4" else block_bytes(shape, 8, False)
 
 
 def block_bytes(shape: tuple[int, ...], bits: int, minimum: bool) -> int:
-    """Return the bytes of a matrix in blocks, with a float16 scale for each, and perhaps a float16 minimum."""
-    groups, blocks = -(-shape[0] // GROUP), shape[1] // BLOCK
+    """Return the bytes of a matrix in blocks, with a float16 scale for each, and perhaps a float16 minimum; of several
+    matrices [..., N, K], one below the other."""
+    groups, blocks = -(-math.prod(shape[:-1]) // GROUP), shape[-1] // BLOCK
     return groups * blocks * GROUP * (bits * BLOCK // 8 + (4 if minimum else 2))
+
+
+def row_range(weight: Weight, start: int, stop: int) -> Weight:
+    """Return rows `start` to `stop` of a matrix, in the memory of the whole; in blocks, rows of whole groups of 16."""
+    if (blocks := weight.packed) is None:
+        assert isinstance(weight, DenseWeight)
+        return DenseWeight(weight.tensor[start:stop])
+    assert start % GROUP == 0 and (stop % GROUP == 0 or stop == blocks.rows), f"rows {start} to {stop}"
+    parts: dict[str, Any] = {
+        field.name: part[start // GROUP : -(-stop // GROUP)]
+        for field in fields(blocks)
+        if isinstance(part := getattr(blocks, field.name), Tensor) and part.dim() > 1
+    }
+    return BlockWeight(replace(blocks, rows=stop - start, **parts))
+
+
+def tensors_of(weight: Weight) -> list[Tensor]:
+    """Return the tensors that hold a matrix."""
+    holder = weight if weight.packed is None else weight.packed
+    return [part for field in fields(holder) if isinstance(part := getattr(holder, field.name), Tensor)]  # type: ignore[arg-type]
 
 
 def convert(tensor: Tensor, dtype: torch.dtype, storage: Storage, *, name: str, rows: Tensor | None = None) -> Weight:

@@ -198,7 +198,7 @@ def save(kept: Conversations, path: Path, decoder: Decoder) -> None:
 
 
 @pytest.mark.parametrize("kept_as", [torch.float32, torch.bfloat16, torch.int8])
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4", "gemma4-e2b"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4", "gemma4-e2b", "gemma4-moe"])
 def test_a_saved_conversation_goes_on_to_the_bit(family: str, kept_as: torch.dtype, tmp_path: Path) -> None:
     decoder, path = of(family, kept_as, "int8"), tmp_path / "talk"
     first, second, third = turns(decoder)

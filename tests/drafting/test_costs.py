@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from specdec.drafting.calibrate import calibrate, measure_costs, plausible
+from specdec.drafting.calibrate import calibrate, measure_costs, plausible, sampled_text
 from specdec.drafting.costs import DOUBT_SECONDS, Costs, LiveCosts
 from specdec.drafting.draft_length import AdaptiveLength
 from specdec.drafting.protocol import Drafted, NoDraft
@@ -110,3 +112,23 @@ def test_costs_that_passes_contradict_are_measured_anew_by_the_next_request() ->
     control.calibrate(Costs({1: 1.0, 2: 1.1}))
     plain_rounds(control, 2 * int(DOUBT_SECONDS))
     assert not control.claim(2)
+
+
+def test_a_mixture_of_experts_is_measured_on_text_that_it_writes_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a pass use experts as those of a draft would: they are different tokens, of the model's own text."""
+    decoder = decoder_of(tiny_model("gemma4-moe"))
+    text, passes = sampled_text(decoder, 18), list[list[int]]()
+    assert text == sampled_text(decoder, 18) and len(text) == 18 and len(set(text)) > 12
+    real = decoder.forward_many
+
+    def forward_many(ids: Any, *arguments: Any) -> Any:
+        passes.append([token for part in ids for token in part.tolist()])
+        return real(ids, *arguments)
+
+    monkeypatch.setattr(decoder, "forward_many", forward_many)
+    costs = measure_costs(decoder, SuffixDrafter(), 9, seconds=600.0)
+    assert costs is not None and costs.passes[9] > costs.passes[1] > 0
+    measured = passes[passes.index(text[:9]) + 1 :]
+    of_nine = [rows for rows in measured if len(rows) == 9]
+    assert of_nine[0] == text[9:] and of_nine[1] == text[8:17]
+    assert all("".join(map(chr, rows)) in "".join(map(chr, text)) for rows in measured)

@@ -160,7 +160,7 @@ def test_an_interrupt_leaves_the_statistics_and_the_model_usable() -> None:
     assert run(decoder, NoDraft(), 0)[0] == plain
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4", "gemma4-e2b"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4", "gemma4-e2b", "gemma4-moe"])
 @pytest.mark.parametrize("seed", [None, 9], ids=["greedy", "sampled"])
 def test_texts_that_are_decoded_together_are_what_they_are_alone(family: str, seed: int | None) -> None:
     decoder = dense_or_in_blocks(family, seed)

@@ -55,7 +55,7 @@ class Knowing:
         return Draft.by(self.name, draft)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4", "gemma4-e2b"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4", "gemma4-e2b", "gemma4-moe"])
 @pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
 def test_texts_join_and_leave_at_random(family: str, sampled: bool) -> None:
     # In blocks a pass is one native call, otherwise it goes op by op.

@@ -111,6 +111,11 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "vocab_size_per_layer_input": VOCAB,
         },
     ),
+    "gemma4-moe": (
+        "Gemma4TextConfig",
+        "Gemma4ForCausalLM",
+        {**_GEMMA4, "enable_moe_block": True, "num_experts": 8, "top_k_experts": 3, "moe_intermediate_size": 32},
+    ),
     "gemma4_unified": ("Gemma4UnifiedTextConfig", "Gemma4UnifiedForCausalLM", _GEMMA4),
 }
 

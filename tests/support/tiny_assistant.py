@@ -44,6 +44,11 @@ ASSISTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Gemma4TextConfig",
         {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0},
     ),
+    "gemma4-moe": (
+        "Gemma4Assistant",
+        "Gemma4TextConfig",
+        {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0},
+    ),
     "gemma4-e2b": (
         "Gemma4Assistant",
         "Gemma4TextConfig",

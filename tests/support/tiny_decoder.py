@@ -35,6 +35,10 @@ def quantised(family: str, storage: str) -> Decoder:
         for i, name in enumerate(("q", "k", "v", "o", "gate", "up", "down", "ple_gate", "ple_projection")):
             if (linear := getattr(layer, name)) is not None:
                 parts[name] = stored(linear, ("int4", "int5", "int8")[i % 3] if storage == "mixed" else storage)
+        if (experts := layer.experts) is not None:
+            kinds = ("int5", "int8") if storage == "mixed" else (storage, storage)
+            gate_up, down = (stored(Linear(w), kind).weight for w, kind in zip(experts.matrices, kinds, strict=False))
+            parts["experts"] = replace(experts, gate_up=gate_up, down=down)
         layers.append(replace(layer, **parts))
     return Decoder(decoder.spec, decoder.embedding, layers, decoder.norm, decoder.head, decoder.per_layer)
 

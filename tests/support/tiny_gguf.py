@@ -98,10 +98,12 @@ def write_model(
     kind: GGMLQuantizationType,
     tokens: list[str] | None = None,
     extra: Mapping[str, tuple[np.ndarray, GGMLQuantizationType | None]] | None = None,
+    ollama: bool = False,
 ) -> Path:
     """`tiny_model(family)` as llama.cpp's converter writes it: names, metadata, Llama's row order, Gemma 3's norms.
 
-    `tokens`: texts of a vocabulary, without the rest of a tokenizer. `extra`: tensors besides, with their types."""
+    `tokens`: texts of a vocabulary, without the rest of a tokenizer. `extra`: tensors besides, with their types.
+    `ollama`: experts under the names of Ollama's converter."""
     model = tiny_model(family)
     config, spec = model.config, decoder_spec(model.config)
     known = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}
@@ -130,6 +132,10 @@ def write_model(
         rotated = full.head_dim // 8
         divisors = np.array([1.0] * rotated + [1e30] * (full.head_dim // 2 - rotated), dtype=np.float32)
         writer.add_tensor("rope_freqs.weight", divisors)
+        if spec.experts is not None:
+            writer.add_expert_count(spec.experts.count)
+            writer.add_expert_used_count(spec.experts.used)
+            writer.add_expert_feed_forward_length(spec.experts.width)
     else:
         writer.add_feed_forward_length(config.intermediate_size)
         writer.add_head_count_kv(config.num_key_value_heads)
@@ -148,11 +154,11 @@ def write_model(
         if arch == "llama" and (".q_proj." in name or ".k_proj." in name):
             head = spec.layers[0].head_dim
             tensor = tensor.reshape(-1, 2, head // 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
-        array = tensor.contiguous().numpy()
-        if array.ndim == 2 and array.shape[1] % 32 == 0:
-            writer.add_tensor(gguf_name(spec, name), quants.quantize(array, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(gguf_name(spec, name), array)
+        for stored, array in _stored(gguf_name(spec, name), tensor.contiguous().numpy(), ollama).items():
+            if array.ndim >= 2 and array.shape[-1] % 32 == 0 and "ffn_gate_inp" not in stored:
+                writer.add_tensor(stored, quants.quantize(array, kind), raw_dtype=kind)
+            else:
+                writer.add_tensor(stored, array)
     for name, (array, stored) in (extra or {}).items():
         writer.add_tensor(name, array, raw_dtype=stored)
     writer.write_header_to_file()
@@ -160,3 +166,11 @@ def write_model(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _stored(name: str, array: np.ndarray, ollama: bool) -> dict[str, np.ndarray]:
+    """The tensor `name`, or what Ollama's converter makes of it."""
+    if ollama and "ffn_gate_up_exps" in name:
+        gate, up = (np.ascontiguousarray(part) for part in np.split(array, 2, axis=1))
+        return {name.replace("gate_up", "gate"): gate, name.replace("gate_up", "up"): up}
+    return {name.replace("ffn_down_exps.scale", "ffn_gate_inp.per_expert_scale") if ollama else name: array}

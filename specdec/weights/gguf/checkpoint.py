@@ -32,7 +32,7 @@ from gguf import GGMLQuantizationType as Type
 from torch import Tensor
 
 from specdec.util.threads import one_torch_thread
-from specdec.weights.checkpoint import check_request, checked_floats, exact_floats, find
+from specdec.weights.checkpoint import StoredRows, check_request, checked_floats, exact_floats, find
 from specdec.weights.fit import Natural, fit_int8
 from specdec.weights.gguf.blocks import BLOCKS, FLOATS, INTEGERS, REFITTED, USUAL, Bytes, expand
 from specdec.weights.gguf.header import GGUFHeader, TensorInfo
@@ -89,7 +89,7 @@ class GGUFCheckpoint:
         check_request(name, info.shape, quantize, rows)
         kind = self._type(info)
         stored, order = self._map(info), None if rows is None else rows.numpy()
-        count, columns = (info.shape[0] if order is None else order.size), info.shape[1]
+        count, columns = (math.prod(info.shape[:-1]) if order is None else order.size), info.shape[-1]
         label = f"{info.file}: tensor {name!r}"
 
         def read(start: int, stop: int) -> Bytes:
@@ -111,6 +111,13 @@ class GGUFCheckpoint:
         self._tell(weight, read(0, min(count, _MEASURED)), info)
         return weight
 
+    def table(self, name: str) -> StoredRows:
+        """Return the matrix `name`, whose rows stay in the file, in their own type."""
+        info = find(name, self.header.tensors, self.path)
+        check_request(name, info.shape, None, None)
+        kind, (rows, columns) = self._type(info), info.shape
+        return StoredRows(info.file, info.offset, (rows, columns), info.nbytes // rows, lambda raw: expand(raw, kind))
+
     def float_type(self, name: str) -> torch.dtype | None:
         """Return the type of a tensor of floats; None where it is in blocks."""
         return FLOATS.get(find(name, self.header.tensors, self.path).type)
@@ -120,7 +127,7 @@ class GGUFCheckpoint:
         `dtype`."""
         info = find(name, self.header.tensors, self.path)
         kind = self._type(info)
-        if kind in FLOATS or quantize == "none" or len(info.shape) != 2:
+        if kind in FLOATS or quantize == "none" or len(info.shape) < 2:
             return stored_bytes(info.shape, quantize, dtype)
         if (ours := BLOCKS.get(kind)) is not None:
             return block_bytes(info.shape, ours.bits, ours.minimum)

@@ -53,7 +53,10 @@ def test_a_shape_that_does_not_fit_is_refused_before_it_is_built() -> None:
     check_memory("small", 1 << 30, 4 << 30)
     with pytest.raises(ValueError, match=r"huge needs 10\.7 GB of memory and 4\.3 GB are free"):
         check_memory("huge", 8_000_000_000, 4_300_000_000)
-    with pytest.raises(ValueError, match="there is no shape 'gemma-9'; there are: gemma-4-12b, gemma-4-tiny"):
+    with pytest.raises(
+        ValueError,
+        match="there is no shape 'gemma-9'; there are: gemma-4-12b, gemma-4-26b-a4b, gemma-4-e4b, gemma-4-tiny",
+    ):
         full_size_config("gemma-9")
 
 

@@ -154,7 +154,7 @@ def test_floats(tmp_path, kind):
     assert isinstance(checkpoint.weight("odd", torch.float32, "int4"), DenseWeight)  # 40 is not 32 n
 
 
-def test_vectors_and_stacks_are_tensors_not_weights(tmp_path):
+def test_vectors_are_tensors_and_a_stack_is_one_matrix_below_the_other(tmp_path):
     norm = np.linspace(0, 1, 64, dtype=np.float32)
     experts = random_bytes(Type.Q8_0, 6, 64).reshape(2, 3, -1)
     checkpoint = GGUFCheckpoint(write(tmp_path / "m.gguf", {"norm": (norm, None), "experts": (experts, Type.Q8_0)}))
@@ -162,9 +162,12 @@ def test_vectors_and_stacks_are_tensors_not_weights(tmp_path):
     expected = quants.dequantize(experts, Type.Q8_0)
     assert checkpoint.shapes()["experts"] == (2, 3, 64)
     assert torch.equal(checkpoint.tensor("experts"), torch.from_numpy(expected))
-    for name in ("norm", "experts"):
-        with pytest.raises(ValueError, match=r"is not a matrix; read it with tensor\(\)"):
-            checkpoint.weight(name, torch.float32)
+    stack = checkpoint.weight("experts", torch.float32)
+    assert stack.shape == (6, 64)
+    assert torch.equal(stack.dequantize(), torch.from_numpy(expected).view(6, 64))
+    assert stack.nbytes == checkpoint.loaded_bytes("experts", torch.float32)
+    with pytest.raises(ValueError, match=r"is not a matrix; read it with tensor\(\)"):
+        checkpoint.weight("norm", torch.float32)
 
 
 def test_tensors_outlive_the_file(tmp_path):

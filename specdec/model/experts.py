@@ -1,0 +1,205 @@
+"""A mixture of experts beside a layer's MLP (Gemma 4 26B-A4B): each row uses a few of many gated MLPs.
+
+What: a row's router scores choose its experts and their weights, and the row's result is the weighted sum of what these
+experts make of it. A row's bits depend on the row alone: the router is float32 arithmetic of a row at a time, rows that
+chose the same expert share products that are batch-invariant, and a row's experts are summed in the order of their
+numbers. Source of the block: transformers' `modeling_gemma4.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from specdec import kernels
+from specdec.model.spec import DecoderSpec, ExpertsSpec
+from specdec.weights.packed import PackedFile
+from specdec.weights.tensors import DenseWeight, Weight, row_range, tensors_of
+
+
+class ExpertPages:
+    """Keep the experts of a model that are pages of a packed file within `limit` bytes of this process: those that were
+    used longest ago make room. They stay in the system's cache of files as long as it has memory for them."""
+
+    def __init__(self, file: PackedFile, limit: int) -> None:
+        self.file, self.limit = file, limit
+        self._lock = threading.Lock()
+        self._held: OrderedDict[tuple[int, int], tuple[Tensor, ...]] = OrderedDict()  # by layer and expert: its parts
+        self._bytes = 0
+
+    def use(self, layer: int, experts: Sequence[int], parts_of: Callable[[int], tuple[Tensor, ...]]) -> None:
+        """Make room for the pages of `experts` of a layer, which a pass reads next, and begin to read them.
+        `parts_of`: the tensors of one of them. A pass that uses more than the limit has them all."""
+        with self._lock:
+            fresh = []
+            for expert in experts:
+                if (layer, expert) in self._held:
+                    self._held.move_to_end((layer, expert))
+                else:
+                    fresh.append(expert)
+            for expert in fresh:
+                parts = self._held[layer, expert] = parts_of(expert)
+                self._bytes += _size(parts)
+            while self._bytes > self.limit and len(self._held) > len(experts):
+                _, parts = self._held.popitem(last=False)
+                self._bytes -= _size(parts)
+                for part in parts:
+                    self.file.forget(part)
+            for expert in fresh:
+                for part in self._held[layer, expert]:
+                    self.file.fetch(part)
+
+
+def _size(parts: tuple[Tensor, ...]) -> int:
+    return sum(part.nbytes for part in parts)
+
+
+class Routes(NamedTuple):
+    """The experts of each row and their weights, [T][used] each."""
+
+    ids: Sequence[Sequence[int]]
+    weights: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experts:
+    """The router, the experts and the norms around them. `gate_up` [E * 2 * width, hidden]: of each expert the rows of
+    gate, then those of up. `down` [E * hidden, width]. `dense_norm`: of what the MLP beside the experts makes."""
+
+    spec: ExpertsSpec
+    activation: str
+    eps: float
+    router: Tensor  # [E, hidden]
+    router_scale: Tensor  # [hidden]
+    expert_scale: Tensor  # [E]
+    gate_up: Weight
+    down: Weight
+    dense_norm: Tensor
+    pre_norm: Tensor
+    post_norm: Tensor
+    layer: int = 0
+    pages: ExpertPages | None = None  # what keeps the matrices within a part of the memory; None: they are all there
+
+    @classmethod
+    def read(
+        cls,
+        spec: DecoderSpec,
+        experts: ExpertsSpec,
+        layer: int,
+        vector: Callable[[str], Tensor],
+        matrix: Callable[[str], Weight],
+        pages: ExpertPages | None,
+    ) -> Experts:
+        """Read the mixture of a layer by the canonical names of its tensors."""
+        at = f"layers.{layer}."
+        return cls(
+            spec=experts,
+            activation=spec.activation,
+            eps=spec.norm_eps,
+            router=vector(f"{at}router.proj.weight"),
+            router_scale=vector(f"{at}router.scale"),
+            expert_scale=vector(f"{at}router.per_expert_scale"),
+            gate_up=matrix(f"{at}experts.gate_up_proj"),
+            down=matrix(f"{at}experts.down_proj"),
+            dense_norm=vector(f"{at}post_feedforward_layernorm_1.weight"),
+            pre_norm=vector(f"{at}pre_feedforward_layernorm_2.weight"),
+            post_norm=vector(f"{at}post_feedforward_layernorm_2.weight"),
+            layer=layer,
+            pages=pages,
+        )
+
+    def __call__(self, x: Tensor, dense: Tensor) -> Tensor:
+        """Return the sum of the MLP's output `dense` and the experts' for rows x [T, hidden], both normed."""
+        mixed = self.mix(kernels.rms_norm(x, self.pre_norm, self.eps), self.route(x))
+        dense = kernels.rms_norm(dense, self.dense_norm, self.eps)
+        return dense + kernels.rms_norm(mixed, self.post_norm, self.eps)
+
+    def route(self, x: Tensor) -> Routes:
+        """Choose the experts of rows x [T, hidden]: those with the best scores, the first of equals."""
+        turned = kernels.rms_norm(x, self.router_scale, self.eps) * x.shape[1] ** -0.5
+        scores = kernels.dense_linear(turned, self.router).float()  # [T, E]
+        best, ids = torch.sort(scores, dim=-1, descending=True, stable=True)
+        scale = self._scales
+        routes = Routes(ids[:, : self.spec.used].tolist(), [])
+        return routes._replace(
+            weights=[
+                [share * scale[expert] for share, expert in zip(_softmax(row), chosen, strict=True)]
+                for row, chosen in zip(best[:, : self.spec.used].tolist(), routes.ids, strict=True)
+            ]
+        )
+
+    def mix(self, x: Tensor, routes: Routes) -> Tensor:
+        """Return the weighted sums [T, hidden] of what the experts of each row of x [T, hidden] make of it."""
+        users: dict[int, list[tuple[int, float]]] = {}
+        for row, (experts, weights) in enumerate(zip(routes.ids, routes.weights, strict=True)):
+            for expert, weight in zip(experts, weights, strict=True):
+                users.setdefault(expert, []).append((row, weight))
+        if self.pages is not None:
+            self.pages.use(self.layer, sorted(users), self._tensors)
+        mixed = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        for expert in sorted(users):
+            rows = torch.tensor([row for row, _ in users[expert]], dtype=torch.int64, device=x.device)
+            shares = torch.tensor([share for _, share in users[expert]], dtype=torch.float32, device=x.device)
+            gate_up, down = self._parts[expert]
+            y = gate_up.linear(x[rows]).view(len(rows), 2, -1)  # [n, 2, width]
+            y = down.linear(kernels.gated(y[:, 0].contiguous(), y[:, 1].contiguous(), self.activation))
+            mixed.index_add_(0, rows, y.float() * shares[:, None])  # rows occur once: no order to choose
+        return mixed.to(x.dtype)
+
+    @property
+    def parts(self) -> dict[str, Tensor | Weight]:
+        """Return all tensors by their canonical names within the layer."""
+        return {
+            "router.proj.weight": self.router,
+            "router.scale": self.router_scale,
+            "router.per_expert_scale": self.expert_scale,
+            "experts.gate_up_proj": self.gate_up,
+            "experts.down_proj": self.down,
+            "post_feedforward_layernorm_1.weight": self.dense_norm,
+            "pre_feedforward_layernorm_2.weight": self.pre_norm,
+            "post_feedforward_layernorm_2.weight": self.post_norm,
+        }
+
+    @property
+    def matrices(self) -> tuple[Weight, ...]:
+        """Return the matrices of all experts, and the router."""
+        return self.gate_up, self.down, DenseWeight(self.router)
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of all parts."""
+        return sum(part.nbytes for part in self.parts.values())
+
+    def _tensors(self, expert: int) -> tuple[Tensor, ...]:
+        """Return the tensors that hold the matrices of `expert`."""
+        return tuple(part for weight in self._parts[expert] for part in tensors_of(weight))
+
+    @cached_property
+    def _scales(self) -> list[float]:
+        scales: list[float] = self.expert_scale.float().tolist()
+        return scales
+
+    @cached_property
+    def _parts(self) -> list[tuple[Weight, Weight]]:
+        """Return each expert's matrices, in the memory of the whole."""
+        wide, hidden = 2 * self.spec.width, self.gate_up.shape[1]
+        return [
+            (row_range(self.gate_up, e * wide, (e + 1) * wide), row_range(self.down, e * hidden, (e + 1) * hidden))
+            for e in range(self.spec.count)
+        ]
+
+
+def _softmax(scores: Sequence[float]) -> list[float]:
+    """Return the softmax of a row's best scores, which is that of all scores divided by the sum over the best. The
+    floats of Python, because a vectorised exponential would depend on where the row lies."""
+    shares = [math.exp(score - scores[0]) for score in scores]
+    total = sum(shares)
+    return [share / total for share in shares]
