@@ -18,7 +18,7 @@ from specdec.memory.plan import program_bytes
 from specdec.memory.system import available_bytes
 from specdec.util.terminal import Terminal
 from specdec.util.text import did_you_mean
-from specdec.weights.gguf.blocks import BLOCKS, FLOATS, REFITTED
+from specdec.weights.gguf.blocks import BLOCKS, FLOATS
 from specdec.weights.gguf.checkpoint import name_of
 from specdec.weights.gguf.split import read_parts
 from specdec.weights.hub.folder import companions
@@ -138,10 +138,8 @@ def _formats(folder: Path) -> list[dict[str, Any]]:
 def _becomes(kind: int) -> str:
     if kind in FLOATS:
         return "floats"
-    if (ours := BLOCKS.get(kind)) is not None:
-        minimum = ", with a minimum" if ours.minimum else ""
-        return f"{ours.bits} bits{minimum}; {'exact' if ours.exact else 'scales rounded'}"
-    return "8 bits; quantised again" if kind in REFITTED else "not read"
+    ours = BLOCKS.get(kind)
+    return "not read" if ours is None else ours.in_words
 
 
 def pull(name: str, json_file: Path | None) -> int:

@@ -43,7 +43,20 @@ class Case:
 
 MATRICES = ((15360, 3840), (3840, 15360), (4096, 3840), (2048, 640), (1536, 576), (576, 1536))
 QUICK_MATRICES = ((15360, 3840), (1536, 576))
-FORMATS = {"4 bit": (4, False), "4 bit, minimum": (4, True), "5 bit": (5, False), "8 bit": (8, False)}
+# bits, minimum, table, factors for 16 inputs
+FORMATS: dict[str, tuple[int, bool, str | None, bool]] = {
+    "4 bit": (4, False, None, False),
+    "4 bit, minimum": (4, True, None, False),
+    "5 bit": (5, False, None, False),
+    "8 bit": (8, False, None, False),
+    "4 bit, table": (4, False, "iq4", False),
+    "6 bit by 16": (6, False, None, True),
+    "4 bit by 16, table": (4, False, "fp4", True),
+    "3 bit by 16": (3, False, None, True),
+    "3 bit by 16, table": (3, False, "iq2", True),
+    "2 bit by 16, minimum": (2, True, None, True),
+}
+USUAL = ("4 bit", "4 bit, minimum", "5 bit", "8 bit")  # which a quick run times on every shape
 # query heads, key heads, head_dim, positions; of each type that a store may have
 ATTENTIONS = ((9, 3, 64, 256), (16, 8, 256, 1024), (16, 1, 512, 1024), (16, 1, 512, 16384))
 STORES = (torch.float32, torch.bfloat16, torch.int8)
@@ -57,8 +70,9 @@ def cases(quick: bool = False, only: frozenset[str] = frozenset(NAMES)) -> Itera
     rows = QUICK_ROWS if quick else ROWS
     if "block_linear" in only:
         for size in QUICK_MATRICES if quick else MATRICES:
-            for name, (bits, minimum) in FORMATS.items():
-                yield _block_linear(size, name, bits, minimum, rows)
+            for name in FORMATS:
+                if not quick or name in USUAL or size == QUICK_MATRICES[0]:
+                    yield _block_linear(size, name, rows)
     if "attention" in only:
         for shape in ATTENTIONS[:1] if quick else ATTENTIONS:
             for dtype in STORES[:1] if quick else STORES:
@@ -76,8 +90,9 @@ def cases(quick: bool = False, only: frozenset[str] = frozenset(NAMES)) -> Itera
         yield _block_rows(49152, 576, rows)
 
 
-def _block_linear(size: tuple[int, int], name: str, bits: int, minimum: bool, rows: tuple[int, ...]) -> Case:
-    first = random_blocks(*size, bits, minimum)
+def _block_linear(size: tuple[int, int], name: str, rows: tuple[int, ...]) -> Case:
+    bits, minimum, table, sub = FORMATS[name]
+    first = random_blocks(*size, bits, minimum, table=table, sub=sub)
     rotation = itertools.cycle(copies(first, _out_of_cache()))
 
     def call(t: int) -> Callable[[], object]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specdec.kernels import BLOCK, GROUP, BlockTensor, pack_blocks
+from specdec.kernels import BLOCK, GROUP, HALF, TABLES, BlockTensor, pack_blocks
 from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
 from specdec.weights.checkpoint import find
@@ -26,11 +26,19 @@ PATTERN = 256  # rows that are packed; a multiple of the 16 that the layout inte
 PRIME = 509  # rows that are drawn for a checkpoint; a prime, so that blocks of rows do not repeat
 
 
-def random_blocks(rows: int, columns: int, bits: int, minimum: bool = False, seed: int = 0) -> BlockTensor:
+def random_blocks(
+    rows: int,
+    columns: int,
+    bits: int,
+    minimum: bool = False,
+    seed: int = 0,
+    table: str | None = None,
+    sub: bool = False,
+) -> BlockTensor:
     """Return a random [rows, columns] matrix whose products are about as large as their inputs.
 
-    Mean about 0, variance about 1 / columns. The matrix repeats itself every 256 rows. Raises ValueError for bits or
-    columns that the layout does not have.
+    Mean about 0, variance about 1 / columns. The matrix repeats itself every 256 rows. `table`, `sub`: see
+    `specdec.kernels.pack_blocks`. Raises ValueError for a form or columns that the layout does not have.
     """
     generator = torch.Generator().manual_seed(seed)
     low, high = (-127, 128) if bits == 8 else (0, 1 << bits)
@@ -38,9 +46,17 @@ def random_blocks(rows: int, columns: int, bits: int, minimum: bool = False, see
     count = min(PATTERN, -(-rows // GROUP) * GROUP)
     values = torch.randint(low, high, (count, columns), dtype=kind, generator=generator)
     spread = math.sqrt(((high - low) ** 2 - 1) / 12)  # the standard deviation of whole numbers low .. high - 1
+    if table is not None:
+        spread = float(TABLES[table].numbers[:high].float().std()) * TABLES[table].unit
     scale = torch.full((count, columns // BLOCK), 1 / (spread * math.sqrt(columns)), dtype=torch.float32)
     scale = scale * (0.5 + torch.rand(scale.shape, generator=generator, dtype=torch.float32))
-    part = pack_blocks(values, scale, -(high - 1) / 2 * scale if minimum else None, bits)
+    factors = None
+    if sub:
+        factors = torch.full((count, columns // HALF), 0x88 if minimum else 127, dtype=torch.uint8)
+        scale = scale / (8 if minimum else 127)
+        factors = factors if minimum else factors.view(torch.int8)
+    low_end = -(high - 1) / 2 * scale if minimum else None
+    part = pack_blocks(values, scale, low_end, bits, table=table, sub=factors)
     groups = -(-rows // GROUP)
     whole: dict[str, Any] = {name: _repeated(tensor, groups) for name, tensor in _tensors(part).items()}
     return replace(part, rows=rows, **whole)

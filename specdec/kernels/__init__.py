@@ -25,8 +25,9 @@ from torch import Tensor
 from specdec.kernels import native as _native
 from specdec.kernels import reference as _reference
 from specdec.kernels.abi import Work
-from specdec.kernels.blocks import BLOCK, GROUP, BlockTensor, pack_blocks, unpack_blocks
+from specdec.kernels.blocks import BlockTensor, pack_blocks, unpack_blocks, unpack_sub
 from specdec.kernels.draft import FusedDraft
+from specdec.kernels.forms import BLOCK, GROUP, HALF, TABLES, BlockForm
 from specdec.kernels.layers import FusedLayers, FusedPiece, LayerWeights, Span, StoreRows, fits
 from specdec.kernels.low_rank import LowRank, pack_low_rank
 from specdec.kernels.records import AdapterRecords, DraftSampling, Matrix, adapter_records, plain, readable
@@ -36,7 +37,10 @@ __all__ = [
     "BLOCK",
     "CHOICES",
     "GROUP",
+    "HALF",
+    "TABLES",
     "AdapterRecords",
+    "BlockForm",
     "BlockTensor",
     "DraftSampling",
     "FusedDraft",
@@ -71,6 +75,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "unpack_blocks",
+    "unpack_sub",
 ]
 
 CHOICES = ("native", "reference", *(f"native:{word}" for word in _native.SETS))

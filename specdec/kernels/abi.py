@@ -30,8 +30,9 @@ class Weights(Structure):
     """Point at a `BlockTensor`: its parts, and how many blocks a row has."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("q", "scale", "minimum")),
+        *((name, c_void_p) for name in ("q", "scale", "minimum", "sub", "table")),
         *((name, c_int64) for name in ("blocks", "bits")),
+        ("unit", c_double),
     )
 
 
@@ -125,8 +126,8 @@ class DraftSampling(Structure):
 RECORDS = (Weights, Matrix, LowRank, LayerAdapter, Plane, KV, Layer, Span, Drafter, DraftSampling)
 
 _ARGUMENTS = {
-    "specdec_block_linear": [c_void_p] * 5 + [c_int64] * 3 + [c_int] * 2,
-    "specdec_block_rows": [c_void_p] * 5 + [c_int64] * 3 + [c_int],
+    "specdec_block_linear": [c_void_p] * 3 + [c_int64] * 2 + [c_int],
+    "specdec_block_rows": [c_void_p] * 3 + [c_int64] * 2,
     "specdec_low_rank": [c_void_p] * 3 + [c_int64] * 3 + [c_int],
     "specdec_best": [c_void_p, c_int64, c_void_p],
     "specdec_gumbel_candidates": [c_void_p, c_void_p, c_int64, c_float, c_double, c_uint64, c_void_p],

@@ -27,7 +27,15 @@ from torch import Tensor
 from specdec.kernels import abi
 from specdec.kernels.blocks import BlockTensor
 from specdec.kernels.low_rank import LowRank
-from specdec.kernels.records import DraftSampling, address, low_rank_record, plain, plain_ids, store_record
+from specdec.kernels.records import (
+    DraftSampling,
+    address,
+    low_rank_record,
+    plain,
+    plain_ids,
+    store_record,
+    weights_record,
+)
 from specdec.kernels.sources import what_to_install
 from specdec.kernels.store import KVView
 
@@ -104,16 +112,7 @@ class Native:
         rows = x.shape[0]
         out = wide.new_empty(rows, w.rows)
         code = self._block_linear(
-            wide.data_ptr(),
-            w.q.data_ptr(),
-            w.scale.data_ptr(),
-            None if w.minimum is None else w.minimum.data_ptr(),
-            out.data_ptr(),
-            rows,
-            w.columns,
-            w.rows,
-            w.bits,
-            torch.get_num_threads(),
+            wide.data_ptr(), byref(weights_record(w)), out.data_ptr(), rows, w.rows, torch.get_num_threads()
         )
         _check(code)
         return out if x.dtype is torch.float32 else out.to(x.dtype)
@@ -121,19 +120,8 @@ class Native:
     def block_rows(self, ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:
         """Return rows `ids` [T] of packed weights as [T, K] `dtype`. Raises IndexError for an id outside."""
         out = torch.empty(ids.shape[0], w.columns, dtype=torch.float32)
-        minimum = None if w.minimum is None else w.minimum.data_ptr()
         ids = ids.long().contiguous()
-        code = self._block_rows(
-            ids.data_ptr(),
-            w.q.data_ptr(),
-            w.scale.data_ptr(),
-            minimum,
-            out.data_ptr(),
-            len(ids),
-            w.columns,
-            w.rows,
-            w.bits,
-        )
+        code = self._block_rows(ids.data_ptr(), byref(weights_record(w)), out.data_ptr(), len(ids), w.rows)
         if code:
             raise IndexError(f"ids must be from 0 to {w.rows - 1}, got {ids.tolist()}")
         return out if dtype is torch.float32 else out.to(dtype)

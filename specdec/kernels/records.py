@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from specdec.kernels import abi
-from specdec.kernels.blocks import BLOCK, BlockTensor
+from specdec.kernels.blocks import BlockTensor
+from specdec.kernels.forms import BLOCK, TABLES
 from specdec.kernels.low_rank import LowRank
 from specdec.kernels.store import KVView
 
@@ -83,7 +84,8 @@ def _plane(tensor: Tensor, scale: Tensor | None) -> abi.Plane:
 def weights_record(w: BlockTensor) -> abi.Weights:
     """Return the record of packed weights on the CPU."""
     assert w.q.is_cpu
-    return abi.Weights(w.q.data_ptr(), w.scale.data_ptr(), address(w.minimum), w.columns // BLOCK, w.bits)
+    parts = (w.q, w.scale, w.minimum, w.sub, None if w.table is None else TABLES[w.table].numbers)
+    return abi.Weights(*map(address, parts), w.columns // BLOCK, w.bits, w.unit)
 
 
 def matrix_record(matrix: Matrix) -> abi.Matrix:

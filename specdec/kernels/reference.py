@@ -16,6 +16,9 @@ Arithmetic of `block_linear`, shared with C++ to the bit, no fused multiply-add 
       dot = sum q * a,  sum = sum a                             exact integers
     with minimum:  term = (s * scale) * dot + minimum * (s * sum)
     without:       term = (s * scale) * (dot - zero * sum)      zero: 8 (4 bit), 16 (5 bit), 128 (8 bit)
+    with a table:  term = (s * (scale * unit)) * dot            q: the numbers of the table
+    with factors f0, f1 of scale and g0, g1 of minimum for the first and the last 16 columns, and their dots and sums:
+      dot = f0 * (dot0 - zero * sum0) + f1 * (dot1 - zero * sum1),  sum = g0 * sum0 + g1 * sum1, and as above
     y[t, n] = ((0 + term_0) + term_1) + ...                     blocks in column order
 
 Other devices get no promise about bits: there the same functions use one stock call for all rows, with weights
@@ -30,7 +33,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specdec.kernels.blocks import BLOCK, GROUP, BlockTensor, split, split_rows
+from specdec.kernels.blocks import BlockTensor, factors, split, split_rows, values_of
+from specdec.kernels.forms import BLOCK, GROUP, HALF, BlockForm
 from specdec.kernels.low_rank import LANES, LowRank
 from specdec.kernels.store import KVView
 
@@ -68,17 +72,21 @@ def block_linear(x: Tensor, w: BlockTensor) -> Tensor:
     rows, blocks = scale.shape
     values = values.transpose(0, 1).contiguous()  # [B, T, 32]
     scale, total = scale.t()[:, :, None], total.t()[:, :, None]  # [B, T, 1]
-    offset = total * (0.0 if w.minimum is not None else float(w.zero))
+    offset = total * (float(w.zero) if w.form == BlockForm(w.bits) else 0.0)
     out = x.new_empty((rows, w.q.shape[0] * GROUP), dtype=torch.float32)
     step = max(1, _CHUNK // (GROUP * blocks * max(rows, BLOCK)))
     for start in range(0, w.q.shape[0], step):
         part = slice(start, start + step)
-        d = w.scale[part].float().transpose(0, 1).reshape(blocks, 1, -1)  # [B, 1, n]
-        terms = torch.bmm(values, _columns_first(w.q[part], w.bits)).sub_(offset)  # [B, T, n]
+        d = w.scale[part].float().transpose(0, 1).reshape(blocks, 1, -1) * w.unit  # [B, 1, n]
+        lows = total
+        if w.sub is None:
+            terms = torch.bmm(values, _columns_first(w, part)).sub_(offset)  # [B, T, n]
+        else:
+            terms, lows = _by_halves(values, w, part)
         terms = terms.mul_(scale * d)
         if w.minimum is not None:
             m = w.minimum[part].float().transpose(0, 1).reshape(blocks, 1, -1)  # [B, 1, n]
-            terms = terms.add_(m * (scale * total))
+            terms = terms.add_(m * (scale * lows))
         total_n = torch.zeros_like(terms[0])  # [T, n]
         for term in terms:
             total_n += term
@@ -116,12 +124,17 @@ def block_rows(ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < w.rows:
         raise IndexError(f"ids must be from 0 to {w.rows - 1}, got {ids.tolist()}")
     group, lane = ids // GROUP, ids % GROUP
-    values = split_rows(w, ids).reshape(ids.shape[0], w.columns // BLOCK, BLOCK).float()  # [T, B, 32]
-    d = w.scale[group, :, lane].float()[..., None]  # [T, B, 1]
-    if w.minimum is not None:
-        values = values * d + w.minimum[group, :, lane].float()[..., None]
-    else:
-        values = (values - float(w.zero)) * d
+    codes = split_rows(w, ids).reshape(ids.shape[0], w.columns // BLOCK, BLOCK)
+    values = values_of(codes, w)  # [T, B, 32]
+    d = w.scale[group, :, lane].float()[..., None] * w.unit  # [T, B, 1]
+    low = None if w.minimum is None else w.minimum[group, :, lane].float()[..., None]
+    if w.sub is not None:
+        of_scale, of_minimum = (f.repeat_interleave(HALF, dim=-1) for f in factors(w, w.sub[group, :, lane]))
+        values = values * of_scale
+        low = None if low is None else low * of_minimum
+    values = values * d
+    if low is not None:
+        values = values + low
     return values.reshape(ids.shape[0], w.columns).to(dtype)
 
 
@@ -228,10 +241,27 @@ def _gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-def _columns_first(q: Tensor, bits: int) -> Tensor:
-    """Lay out the integers of some groups for a product per block: q [G, B, bits, R, I] -> float32 [B, 32, n]."""
-    chunks = split(q, bits).permute(1, 2, 4, 0, 3)  # [B, 8, I, G, R]
-    return chunks.reshape(q.shape[1], BLOCK, -1).float()
+def _columns_first(w: BlockTensor, groups: slice) -> Tensor:
+    """Lay out the integers of some groups for a product per block: float32 [B, 32, n], codes without a table as they
+    are stored."""
+    chunks = split(w.q[groups], w.bits).permute(1, 2, 4, 0, 3)  # [B, 8, I, G, R]
+    codes = chunks.reshape(w.q.shape[1], BLOCK, -1)
+    return codes.float() if w.table is None and w.sub is None else values_of(codes, w)
+
+
+def _by_halves(values: Tensor, w: BlockTensor, groups: slice) -> tuple[Tensor, Tensor]:
+    """Multiply values [B, T, 32] by blocks that have factors for 16 inputs: dots and sums [B, T, n] with those."""
+    assert w.sub is not None
+    weights = _columns_first(w, groups)
+    dots = sums = torch.zeros((), dtype=torch.float64)
+    for half, columns in enumerate((slice(0, HALF), slice(HALF, BLOCK))):
+        part = values[:, :, columns].contiguous()
+        dot = torch.bmm(part, weights[:, columns].contiguous())  # [B, T, n]
+        both = w.sub[groups][..., half].transpose(0, 1).reshape(dot.shape[0], 1, -1)  # [B, 1, n]
+        of_scale, of_minimum = factors(w, both)  # whose products may take more than float32's 24 bits
+        dots = dots + dot.double() * of_scale.double()
+        sums = sums + part.sum(dim=-1, keepdim=True).double() * of_minimum.double()
+    return dots.float(), sums.float()
 
 
 def _dequantised_linear(x: Tensor, w: BlockTensor) -> Tensor:

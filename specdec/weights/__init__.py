@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from specdec.weights.checkpoint import Checkpoint
     from specdec.weights.gguf.checkpoint import GGUFCheckpoint
     from specdec.weights.safetensors import SafetensorsCheckpoint
-    from specdec.weights.tensors import BlockWeight, DenseWeight, Storage, Weight, quantize
+    from specdec.weights.tensors import BlockWeight, DenseWeight, Storage, Weight, quantize, table_weight
 
 __all__ = [
     "BlockWeight",
@@ -28,6 +28,7 @@ __all__ = [
     "Storage",
     "Weight",
     "quantize",
+    "table_weight",
 ]
 
 __getattr__ = lazy(
@@ -36,6 +37,6 @@ __getattr__ = lazy(
         "checkpoint": ("Checkpoint",),
         "gguf.checkpoint": ("GGUFCheckpoint",),
         "safetensors": ("SafetensorsCheckpoint",),
-        "tensors": ("BlockWeight", "DenseWeight", "Storage", "Weight", "quantize"),
+        "tensors": ("BlockWeight", "DenseWeight", "Storage", "Weight", "quantize", "table_weight"),
     },
 )

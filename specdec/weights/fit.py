@@ -13,7 +13,9 @@ from torch import Tensor
 from specdec.kernels import BLOCK
 
 Natural = tuple[Tensor, Tensor, Tensor | None]
-"""Blocks in plain order: values [R, K] (uint8 0..15 or 0..31, or int8), scale [R, K/32], minimum [R, K/32] or None."""
+"""Blocks in plain order: values [R, K] (uint8, or int8 for 8 bits), scale [R, K/32], minimum [R, K/32] or None."""
+NaturalHalves = Natural | tuple[Tensor, Tensor, Tensor | None, Tensor]
+"""The same, and perhaps what `specdec.kernels.pack_blocks` calls `sub` [R, K/16]."""
 
 _SHRINK = (1.0, 0.93, 0.86)  # ranges tried for a block with a minimum, as shares of maximum - minimum
 

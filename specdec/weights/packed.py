@@ -51,10 +51,13 @@ class Part(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A tensor of the index; `blocks`: bits, rows and columns of a matrix in blocks."""
+    """A tensor of the index; `blocks`: bits, rows and columns of a matrix in blocks, whose parts are
+    `present`; `table`: what its codes mean."""
 
     parts: tuple[Part, ...]
     blocks: tuple[int, int, int] | None
+    present: tuple[str, ...] = ()
+    table: str | None = None
 
 
 def read_index(tensors: Mapping[str, Any], end: int) -> dict[str, Entry]:
@@ -79,9 +82,12 @@ def _entry(values: Values) -> Entry:
         if len(parts) != 1:
             raise ValueError(f"a tensor of floats has {len(parts)} parts")
         return Entry(parts, None)
-    if len(parts) not in (2, 3):
+    sub = values.has("sub")
+    present = ("q", "scale", *(["minimum"] if len(parts) - sub == 3 else []), *(["sub"] if sub else []))
+    if len(parts) != len(present):
         raise ValueError(f"a matrix in blocks has {len(parts)} parts")
-    return Entry(parts, (values.whole("bits"), values.whole("rows", 1), values.whole("columns", 1)))
+    shape = (values.whole("bits"), values.whole("rows", 1), values.whole("columns", 1))
+    return Entry(parts, shape, present, values.text("table") if values.has("table") else None)
 
 
 def _part(values: Values) -> Part:
@@ -107,8 +113,10 @@ class PackedWriter:
             assert isinstance(weight, DenseWeight)
             self._tensors[name] = {"parts": [self._part(weight.tensor)]}
             return
-        parts = [blocks.q, blocks.scale, *([] if blocks.minimum is None else [blocks.minimum])]
-        shape = {"bits": blocks.bits, "rows": blocks.rows, "columns": blocks.columns}
+        parts = [part for part in (blocks.q, blocks.scale, blocks.minimum, blocks.sub) if part is not None]
+        shape: dict[str, Any] = {"bits": blocks.bits, "rows": blocks.rows, "columns": blocks.columns}
+        shape |= {"table": blocks.table} if blocks.table is not None else {}
+        shape |= {"sub": True} if blocks.sub is not None else {}
         self._tensors[name] = {**shape, "parts": [self._part(part) for part in parts]}
 
     def vector(self, name: str, tensor: Tensor) -> None:
@@ -210,11 +218,13 @@ class PackedFile:
     def weight(self, name: str) -> Weight:
         """Return the matrix `name`. Raises ValueError when its parts are not those of such a matrix."""
         entry = self._tensors[name]
-        q, *more = (self._tensor(part) for part in entry.parts)
+        tensors = [self._tensor(part) for part in entry.parts]
         if entry.blocks is None:
-            return DenseWeight(q)
+            return DenseWeight(tensors[0])
+        named = dict(zip(entry.present, tensors, strict=True))
+        parts = named["q"], named["scale"], named.get("minimum")
         try:
-            return BlockWeight(BlockTensor(q, more[0], more[1] if len(more) > 1 else None, *entry.blocks))
+            return BlockWeight(BlockTensor(*parts, *entry.blocks, entry.table, named.get("sub")))
         except ValueError as error:
             raise self._damaged(f"{name}: {error}") from error
 

@@ -1,7 +1,7 @@
 """Matrices of weights, in floats or in blocks.
 
 What: a layer multiplies by a `Weight`; `DenseWeight` keeps floats, `BlockWeight` keeps blocks of 32 inputs with a
-float16 scale (and, at 4 and 5 bits, perhaps a float16 minimum). `quantize` makes blocks, a few rows at a time, so that
+float16 scale (`specdec.kernels` has all forms). `quantize` makes blocks, a few rows at a time, so that
 a large matrix needs no float32 copy of itself; `specdec.weights.fit` has the arithmetic. Left out: blocks of 5 bits
 from floats, which GGUF files have ready.
 """
@@ -17,9 +17,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from specdec.kernels import BLOCK, GROUP, BlockTensor, block_linear, block_rows, dense_linear, pack_blocks
+from specdec.kernels import BLOCK, GROUP, TABLES, BlockTensor, block_linear, block_rows, dense_linear, pack_blocks
 from specdec.util.threads import keep_to_one_thread, one_torch_thread
-from specdec.weights.fit import Natural, fit_int4, fit_int8
+from specdec.weights.fit import Natural, NaturalHalves, fit_int4, fit_int8
 from specdec.weights.formats.lattice import fit_lattice, lattice_share
 
 QuantizedStorage = Literal["int4", "int8"]
@@ -98,7 +98,7 @@ class DenseWeight:
 
 @dataclass(frozen=True)
 class BlockWeight:
-    """A matrix in blocks of 32 inputs, 4, 5 or 8 bits (layout: `specdec.kernels`)."""
+    """A matrix in blocks of 32 inputs, of 2 to 8 bits (layout: `specdec.kernels`)."""
 
     blocks: BlockTensor
 
@@ -182,11 +182,11 @@ def stored_bytes(shape: tuple[int, ...], storage: Storage, dtype: torch.dtype) -
     return block_bytes(shape, 4, True) if storage == "int4" else block_bytes(shape, 8, False)
 
 
-def block_bytes(shape: tuple[int, ...], bits: int, minimum: bool) -> int:
-    """Return the bytes of a matrix in blocks, with a float16 scale for each, and perhaps a float16 minimum; of several
-    matrices [..., N, K], one below the other."""
+def block_bytes(shape: tuple[int, ...], bits: int, minimum: bool, sub: bool = False) -> int:
+    """Return the bytes of a matrix in blocks, with a float16 scale for each, and perhaps a float16 minimum and a byte
+    for each half (`sub`); of several matrices [..., N, K], one below the other."""
     groups, blocks = -(-math.prod(shape[:-1]) // GROUP), shape[-1] // BLOCK
-    return groups * blocks * GROUP * (bits * BLOCK // 8 + (4 if minimum else 2))
+    return groups * blocks * GROUP * (bits * BLOCK // 8 + 2 * (1 + minimum + sub))
 
 
 def row_range(weight: Weight, start: int, stop: int) -> Weight:
@@ -232,24 +232,51 @@ def checked_dense(tensor: Tensor, name: str) -> DenseWeight:
     return DenseWeight(tensor)
 
 
-def pack(count: int, columns: int, bits: int, read: Callable[[int, int], Natural], name: str) -> BlockWeight:
+def table_weight(codes: Tensor, scale: Tensor, table: str, name: str = "the tensor") -> BlockWeight:
+    """Return the matrix whose weights are `scale` [N, K/32] times the numbers that `codes` [N, K] (0..15) name.
+
+    `table`: a name of `specdec.kernels.TABLES`. Numbers are those of the format: of "fp4" 0, 0.5 .. 6 and negatives
+    (e2m1); of "nf4" -1 .. 1, within 0.004; of "iq4" -127 .. 113. Raises ValueError, naming `name`, for a scale that is
+    not finite or too large.
+    """
+
+    def read(start: int, stop: int) -> Natural:
+        return codes[start:stop], table_scale(scale[start:stop].float(), table), None
+
+    return pack(codes.shape[0], codes.shape[1], 4, read, name, table)
+
+
+def table_scale(scale: Tensor, table: str) -> Tensor:
+    """Return what is stored for a scale of the format's own numbers: blocks multiply whole numbers, and by a unit."""
+    return scale / (TABLES[table].one * TABLES[table].unit)
+
+
+def pack(
+    count: int,
+    columns: int,
+    bits: int,
+    read: Callable[[int, int], NaturalHalves],
+    name: str,
+    table: str | None = None,
+) -> BlockWeight:
     """Pack a [count, columns] matrix into blocks; `read(start, stop)` gives those rows in plain order.
 
-    Only a chunk for every thread exists twice. Raises ValueError, naming `name`, when a scale or minimum is not finite.
+    `table`: what the codes mean, a name of `specdec.kernels.TABLES`. Only
+    a chunk for every thread exists twice. Raises ValueError, naming `name`, when a scale or minimum is not finite.
     """
 
     def made(start: int, stop: int) -> BlockTensor:
-        values, scale, minimum = read(start, stop)
+        values, scale, minimum, *sub = read(start, stop)
         if not all(bool(torch.isfinite(t).all()) for t in (scale, minimum) if t is not None):
             raise ValueError(
                 f"{name} holds values that are not finite, or too large for float16 block scales; fetch the "
                 "checkpoint again, or load it with quantize='none' and dtype=torch.float32"
             )
-        return pack_blocks(values, scale, minimum, bits)
+        return pack_blocks(values, scale, minimum, bits, table=table, sub=sub[0] if sub else None)
 
     def place(start: int, part: BlockTensor) -> None:
         first = start // GROUP
-        for whole, its in ((target.q, part.q), (target.scale, part.scale), (target.minimum, part.minimum)):
+        for whole, its in zip(_parts(target), _parts(part), strict=True):
             if whole is not None and its is not None:
                 whole[first : first + len(its)] = its
 
@@ -279,5 +306,10 @@ def _empty(part: BlockTensor, count: int) -> BlockTensor:
     def like(tensor: Tensor) -> Tensor:
         return tensor.new_empty((groups, *tensor.shape[1:]))
 
-    minimum = None if part.minimum is None else like(part.minimum)
-    return BlockTensor(like(part.q), like(part.scale), minimum, part.bits, count, part.columns)
+    q, scale, minimum, sub = (None if tensor is None else like(tensor) for tensor in _parts(part))
+    assert q is not None and scale is not None
+    return BlockTensor(q, scale, minimum, part.bits, count, part.columns, part.table, sub)
+
+
+def _parts(blocks: BlockTensor) -> tuple[Tensor | None, ...]:
+    return blocks.q, blocks.scale, blocks.minimum, blocks.sub

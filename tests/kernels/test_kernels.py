@@ -12,25 +12,39 @@ import torch
 
 from specdec import kernels
 from specdec.kernels import KVView, reference
-from tests.support.native.kernel_paths import KINDS, ZERO, dequantised, packed, partitions, parts, path, seeded, threads
+from tests.support.native.kernel_paths import (
+    KINDS,
+    Kind,
+    both_factors,
+    dequantised,
+    integers,
+    packed,
+    partitions,
+    parts,
+    path,
+    seeded,
+    threads,
+)
 
 __all__ = ["path", "seeded", "threads"]
 
 
-@pytest.mark.parametrize(("bits", "minimum"), KINDS)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize(("rows", "columns"), [(1, 32), (16, 64), (37, 96)])
-def test_packing_is_undone(rows: int, columns: int, bits: int, minimum: bool) -> None:
-    values, scale, low = parts(rows, columns, bits, minimum)
-    w = kernels.pack_blocks(values, scale, low, bits)
+def test_packing_is_undone(rows: int, columns: int, kind: Kind) -> None:
+    values, scale, low, sub = parts(rows, columns, kind)
+    w = kernels.pack_blocks(values, scale, low, kind.bits, table=kind.table, sub=sub)
     again, scale_again, low_again = kernels.unpack_blocks(w)
     assert torch.equal(again.to(values.dtype), values)
     assert torch.equal(scale_again, scale)
-    assert low_again is low is None or (low is not None and torch.equal(low_again, low))
-    assert w.nbytes == w.q.shape[0] * 16 * columns * bits // 8 + (2 if minimum else 1) * w.scale.nbytes
+    for mine, whole in ((low_again, low), (kernels.unpack_sub(w), sub)):
+        assert mine is whole is None or (mine is not None and whole is not None and torch.equal(mine, whole))
+    halves = 1 + kind.minimum + kind.sub  # float16 numbers, or as many bytes, of a block
+    assert w.nbytes == w.q.shape[0] * 16 * columns * kind.bits // 8 + halves * w.scale.nbytes
 
 
 def test_the_bytes_are_where_the_layout_says() -> None:
-    values, scale, _ = parts(20, 64, 4, False)
+    values, scale, *_ = parts(20, 64, Kind(4))
     w = kernels.pack_blocks(values, scale, None, 4)
     for g, b, j, r, i in [(0, 0, 0, 0, 0), (0, 1, 3, 15, 2), (1, 1, 2, 3, 1)]:
         byte, row = int(w.q[g, b, j, r, i]), 16 * g + r
@@ -38,16 +52,27 @@ def test_the_bytes_are_where_the_layout_says() -> None:
         assert byte >> 4 == values[row, 32 * b + 16 + 4 * j + i]
         assert w.scale[g, b, r] == scale[row, b]
     assert not w.scale[1, :, 4:].any()
-    values, scale, _ = parts(20, 64, 5, False)
+    values, scale, *_ = parts(20, 64, Kind(5))
     w = kernels.pack_blocks(values, scale, None, 5)
     for g, b, j, r, i in [(0, 0, 0, 0, 0), (0, 1, 3, 15, 2), (1, 1, 2, 3, 1)]:
         byte, fifth, row = int(w.q[g, b, j, r, i]), w.q[g, b, 4].flatten().tolist(), 16 * g + r
         for nibble, chunk in ((byte & 15, j), (byte >> 4, 4 + j)):
             mask = int.from_bytes(bytes(fifth[8 * chunk : 8 * chunk + 8]), "little")
             assert nibble + 16 * (mask >> 4 * r + i & 1) == values[row, 32 * b + 4 * chunk + i]
-    values, scale, _ = parts(20, 64, 8, False)
+    values, scale, *_ = parts(20, 64, Kind(8))
     w = kernels.pack_blocks(values, scale, None, 8)
     assert int(w.q[1, 1, 6, 3, 2]) - 128 == values[19, 32 + 24 + 2]
+    values, scale, _, factors = parts(20, 64, Kind(3, sub=True))
+    w = kernels.pack_blocks(values, scale, None, 3, sub=factors)
+    for g, b, h, k, r, i in [(0, 0, 0, 0, 0, 0), (0, 1, 1, 3, 15, 2), (1, 1, 0, 2, 3, 1)]:
+        two, third, row = int(w.q[g, b, h, r, i]) >> 2 * k & 3, w.q[g, b, 2].flatten().tolist(), 16 * g + r
+        mask = int.from_bytes(bytes(third[8 * (4 * h + k) : 8 * (4 * h + k) + 8]), "little")
+        assert two + 4 * (mask >> 4 * r + i & 1) == values[row, 32 * b + 16 * h + 4 * k + i]
+        assert int(w.sub[g, b, r, h]) == int(factors[row, 2 * b + h]) % 256
+    values, scale, _, factors = parts(20, 64, Kind(6, sub=True))
+    w = kernels.pack_blocks(values, scale, None, 6, sub=factors)
+    low, high = int(w.q[1, 1, 2, 3, 1]) & 15, int(w.q[1, 1, 4, 3, 1]) >> 4 & 3
+    assert low + 16 * high == values[19, 32 + 4 * 2 + 1]
 
 
 @pytest.mark.parametrize(
@@ -60,19 +85,20 @@ def test_the_bytes_are_where_the_layout_says() -> None:
         (lambda v, s, m: (v, s.float() * 1e9, m, 4), "float16"),
         (lambda v, s, m: (v + 17, s, m, 5), "0..31"),
         (lambda v, s, m: (v, s, m, 6), "4, 5 or 8 bits"),
+        (lambda v, s, m: (v, s, m, 7), "4, 5 or 8 bits"),
         (lambda v, s, m: (v, s, m, 8), "no minimum"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message: str) -> None:
-    values, scale, minimum = parts(32, 64, 4, True)
+    values, scale, minimum, _ = parts(32, 64, Kind(4, True))
     values[0, 0] = 15
     with pytest.raises(ValueError, match=message):
         kernels.pack_blocks(*change(values, scale, minimum))
 
 
-@pytest.mark.parametrize(("bits", "minimum"), KINDS)
-def test_block_rows_are_the_dequantised_rows(path: str, bits: int, minimum: bool) -> None:
-    w = packed(37, 96, bits, minimum)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_block_rows_are_the_dequantised_rows(path: str, kind: Kind) -> None:
+    w = packed(37, 96, kind)
     ids = torch.tensor([36, 0, 17, 17, 5])
     assert torch.equal(kernels.block_rows(ids, w, torch.float32), dequantised(w)[ids].float())
     half = kernels.block_rows(ids, w, torch.bfloat16)
@@ -80,14 +106,14 @@ def test_block_rows_are_the_dequantised_rows(path: str, bits: int, minimum: bool
     assert kernels.block_rows(ids[:0], w, torch.float32).shape == (0, 96)
 
 
-@pytest.mark.parametrize(("bits", "minimum"), KINDS)
-def test_block_linear_is_the_documented_arithmetic_to_the_bit(path: str, bits: int, minimum: bool) -> None:
-    w, f = packed(5, 96, bits, minimum), np.float32
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_block_linear_is_the_documented_arithmetic_to_the_bit(path: str, kind: Kind) -> None:
+    w, f = packed(5, 96, kind), np.float32
     x = torch.randn(2, 96)
     x[1, 32:64] = 0
-    values, scale, low = (None if p is None else p.numpy() for p in kernels.unpack_blocks(w))
-    assert values is not None and scale is not None
-    raw = values.astype(np.int64) - (0 if minimum else ZERO[bits])
+    _, scale, low = (None if p is None else p.numpy() for p in kernels.unpack_blocks(w))
+    assert scale is not None
+    raw, (of_scale, of_minimum) = integers(w).numpy(), (factor.numpy() for factor in both_factors(w))
     expected = np.zeros((2, 5), dtype=f)
     for t in range(2):
         for n in range(5):
@@ -96,17 +122,19 @@ def test_block_linear_is_the_documented_arithmetic_to_the_bit(path: str, bits: i
                 top = np.abs(part).max()
                 s = f(top / f(127)) if top >= f(1e-30) else f(0)
                 a = np.rint(part * f(f(127) / top)).astype(np.int64) if s else np.zeros(32, dtype=np.int64)
-                dot = f(int((raw[n, 32 * b : 32 * b + 32] * a).sum()))
-                term = f(f(s * f(scale[n, b])) * dot)
+                columns, halves = slice(32 * b, 32 * b + 32), slice(2 * b, 2 * b + 2)
+                dots, sums = ((part.reshape(2, 16)).sum(1) for part in (raw[n, columns] * a, a))
+                dot, total = f(int((of_scale[n, halves] * dots).sum())), f(int((of_minimum[n, halves] * sums).sum()))
+                term = f(f(s * f(scale[n, b] * w.unit)) * dot)
                 if low is not None:
-                    term = f(term + f(f(low[n, b]) * f(s * f(int(a.sum())))))
+                    term = f(term + f(f(low[n, b]) * f(s * total)))
                 expected[t, n] = f(expected[t, n] + term)
     assert torch.equal(kernels.block_linear(x, w), torch.from_numpy(expected))
 
 
-@pytest.mark.parametrize(("bits", "minimum"), KINDS)
-def test_block_linear_is_close_to_the_dequantised_product(path: str, bits: int, minimum: bool) -> None:
-    w = packed(200, 576, bits, minimum)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_block_linear_is_close_to_the_dequantised_product(path: str, kind: Kind) -> None:
+    w = packed(200, 576, kind)
     x = torch.randn(9, 576)
     exact = x.double() @ dequantised(w).T
     error = (kernels.block_linear(x, w).double() - exact).norm() / exact.norm()
@@ -116,10 +144,10 @@ def test_block_linear_is_close_to_the_dequantised_product(path: str, bits: int, 
     assert torch.equal(half, kernels.block_linear(x.bfloat16().float(), w).bfloat16())
 
 
-@pytest.mark.parametrize(("bits", "minimum"), KINDS)
-def test_block_linear_rows_do_not_see_each_other(path: str, threads: int, bits: int, minimum: bool) -> None:
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_block_linear_rows_do_not_see_each_other(path: str, threads: int, kind: Kind) -> None:
     for rows, (n, k) in ((33, (77, 64)), (17, (1500, 320))):
-        w = packed(n, k, bits, minimum)
+        w = packed(n, k, kind)
         x = torch.randn(rows, k) * torch.logspace(-6, 4, rows)[:, None]
         whole = kernels.block_linear(x, w)
         for cut in partitions(rows):
@@ -128,9 +156,9 @@ def test_block_linear_rows_do_not_see_each_other(path: str, threads: int, bits: 
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize(("bits", "minimum"), KINDS)
-def test_block_linear_does_not_hide_what_is_not_a_number(path: str, bad: float, bits: int, minimum: bool) -> None:
-    w = packed(20, 96, bits, minimum)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_block_linear_does_not_hide_what_is_not_a_number(path: str, bad: float, kind: Kind) -> None:
+    w = packed(20, 96, kind)
     x = torch.randn(3, 96)
     clean = kernels.block_linear(x, w)
     x[1, 40] = bad
@@ -141,7 +169,7 @@ def test_block_linear_does_not_hide_what_is_not_a_number(path: str, bad: float, 
 
 def test_block_linear_names_the_shape_it_wants() -> None:
     with pytest.raises(ValueError, match=r"\[T, 64\]"):
-        kernels.block_linear(torch.randn(1, 32), packed(16, 64, 4, False))
+        kernels.block_linear(torch.randn(1, 32), packed(16, 64, Kind(4)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -169,8 +197,8 @@ def test_gradients_pass_through_the_seam(path: str) -> None:
 def test_other_devices_path_is_the_same_formula() -> None:
     """What runs where there is a GPU: one plain product over dequantised slices, and one masked attention."""
     x = torch.randn(5, 96)
-    for bits, minimum in KINDS:
-        w = packed(70, 96, bits, minimum)
+    for kind in KINDS:
+        w = packed(70, 96, kind)
         exact = x.double() @ dequantised(w).T
         assert (reference._dequantised_linear(x, w).double() - exact).norm() < 1e-5 * exact.norm()
     q, k, v = torch.randn(4, 6, 16), torch.randn(2, 11, 16), torch.randn(2, 11, 24)

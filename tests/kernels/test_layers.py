@@ -102,6 +102,19 @@ def test_every_instruction_set_and_number_of_threads(path: str, threads: int, fa
         assert torch.equal(found, run(decoder, ids, 13, fused=True))
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma4-e2b"])
+def test_every_form_of_blocks_on_every_instruction_set(path: str, family: str) -> None:
+    if path == "reference":
+        return
+    decoder, ids = quantised(family, "coded"), prompt(3 * WINDOW, seed=6)[0]
+    found = run(decoder, ids, 5, fused=True)
+    assert found.isfinite().all()
+    assert torch.equal(found, run(decoder, ids, 48, fused=True))
+    assert torch.equal(found, op_by_op(decoder, ids, 16))
+    kernels.choose("native:portable")
+    assert torch.equal(found, run(decoder, ids, 9, fused=True))
+
+
 def test_what_is_not_in_blocks_goes_op_by_op() -> None:
     decoder = quantised("llama", "int4")
     layer = decoder.layers[0]

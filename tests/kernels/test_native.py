@@ -13,7 +13,7 @@ import torch
 
 from specdec import kernels
 from specdec.kernels import KVView, native, reference
-from tests.support.native.kernel_paths import KINDS, NATIVE, packed, seeded
+from tests.support.native.kernel_paths import KINDS, NATIVE, Kind, packed, seeded
 from tests.support.native.needs_native import needs_library
 
 __all__ = ["seeded"]
@@ -26,13 +26,11 @@ def _restored() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("choice", NATIVE)
-@pytest.mark.parametrize(("bits", "minimum"), KINDS)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize(("rows", "columns"), [(1, 32), (16, 64), (37, 96), (600, 576)])
-def test_block_linear_has_the_bits_of_the_reference(
-    choice: str, bits: int, minimum: bool, rows: int, columns: int
-) -> None:
+def test_block_linear_has_the_bits_of_the_reference(choice: str, kind: Kind, rows: int, columns: int) -> None:
     kernels.choose(choice)
-    w = packed(rows, columns, bits, minimum)
+    w = packed(rows, columns, kind)
     for count in (*range(1, 18), 33, 130):
         x = torch.randn(count, columns) * torch.logspace(-5, 3, columns)[torch.randperm(columns)]
         x[count // 2, :32] = 0
@@ -49,6 +47,26 @@ def test_extreme_weights_and_activations(choice: str) -> None:
             w = kernels.pack_blocks(torch.full((16, 96), value), scale, None, bits)
             x = torch.stack([torch.full((96,), sign * size) for size in (1.0, 1e-38, 1e-29, 3e30, 0.0)])
             assert torch.equal(kernels.block_linear(x, w), reference.block_linear(x, w))
+
+
+@pytest.mark.parametrize("choice", NATIVE)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.table is not None or kind.sub], ids=str)
+def test_extreme_codes_and_factors(choice: str, kind: Kind) -> None:
+    kernels.choose(choice)
+    scale = torch.tensor([[6e-8, 1e-5, 100.0]]).expand(16, 3)
+    codes = [0, 2**kind.bits - 1] if kind.table is None else range(2**kind.bits)
+    for value in codes:
+        for factor in (0, 15, 240, 255) if kind.minimum else (-128, -1, 127):
+            sub = None
+            if kind.sub:
+                sub = torch.full((16, 6), factor, dtype=torch.uint8 if kind.minimum else torch.int8)
+                sub[:, 1::2] = 255 - factor if kind.minimum else -1 - factor  # of the other sixteen inputs
+            minimum = -scale if kind.minimum else None
+            values = torch.full((16, 96), value)
+            w = kernels.pack_blocks(values, scale, minimum, kind.bits, table=kind.table, sub=sub)
+            for sign in (1.0, -1.0):
+                x = torch.stack([torch.full((96,), sign * size) for size in (1.0, 1e-38, 1e-29, 3e25, 0.0)])
+                assert torch.equal(kernels.block_linear(x, w), reference.block_linear(x, w))
 
 
 @pytest.mark.parametrize("choice", NATIVE)

@@ -16,6 +16,8 @@ from eval.synthetic.full_size import full_size_config
 from specdec.model import quantized
 from specdec.weights.packed import ALIGNMENT, PackedFile, packing
 from specdec.weights.tensors import BlockWeight, DenseWeight, quantize, stored_bytes
+from tests.support.native.kernel_paths import KINDS
+from tests.support.native.kernel_paths import packed as packed_blocks
 from tests.support.processes.forked import python
 from tests.support.tiny import prompt, tiny_model
 
@@ -63,6 +65,19 @@ def test_a_packed_file_gives_back_what_it_was_given(tmp_path: Path) -> None:
     assert torch.equal(file.vector("norm"), tensors["none"][0])
     with pytest.raises(ValueError, match="made from something else"):
         PackedFile(tmp_path / "x.packed", {"what": "another"})
+
+
+def test_every_form_of_blocks_is_kept(tmp_path: Path) -> None:
+    blocks = {str(kind): packed_blocks(40, 64, kind) for kind in KINDS}
+    with packing(tmp_path / "x.packed", ABOUT) as writer:
+        for name, each in blocks.items():
+            writer.weight(name, BlockWeight(each))
+    file = PackedFile(tmp_path / "x.packed", ABOUT)
+    file.verify()
+    for name, each in blocks.items():
+        found = file.weight(name).packed
+        assert found is not None and found.form == each.form and found.table == each.table
+        assert torch.equal(BlockWeight(found).dequantize(), BlockWeight(each).dequantize())
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "index", "content"])

@@ -120,10 +120,19 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
+# The same with widths that llama.cpp's blocks of 256 inputs divide.
+WIDE_FAMILIES = {
+    f"{family}-wide": (*FAMILIES[family][:2], {**FAMILIES[family][2], **shape})
+    for family, shape in {
+        "gemma3": {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "query_pre_attn_scalar": 64}
+    }.items()
+}
+
+
 @cache
 def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
     """A random transformers model of `family`, in float32 and evaluation mode. Shared: do not change it."""
-    config_class, model_class, arguments = FAMILIES[family]
+    config_class, model_class, arguments = (FAMILIES | WIDE_FAMILIES)[family]
     config = getattr(transformers, config_class)(**{**SHAPE, **arguments})
     config._attn_implementation = "eager"  # the plainest of transformers' arithmetic
     torch.manual_seed(seed)

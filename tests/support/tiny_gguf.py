@@ -13,6 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from specdec.model.families import decoder_spec
 from specdec.model.names import expected_tensors, gguf_name
+from tests.support.formats.gguf_blocks import blocks_of_a_model
 from tests.support.tiny import WINDOW, tiny_model
 
 ALPHABET = sorted(ByteLevel.alphabet())  # one letter for each of the 256 bytes
@@ -99,11 +100,13 @@ def write_model(
     tokens: list[str] | None = None,
     extra: Mapping[str, tuple[np.ndarray, GGMLQuantizationType | None]] | None = None,
     ollama: bool = False,
+    random: bool = False,
 ) -> Path:
     """`tiny_model(family)` as llama.cpp's converter writes it: names, metadata, Llama's row order, Gemma 3's norms.
 
     `tokens`: texts of a vocabulary, without the rest of a tokenizer. `extra`: tensors besides, with their types.
-    `ollama`: experts under the names of Ollama's converter."""
+    `ollama`: experts under the names of Ollama's converter. `random`: matrices are not the model's but random blocks,
+    of types that the `gguf` package cannot write too."""
     model = tiny_model(family)
     config, spec = model.config, decoder_spec(model.config)
     known = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}
@@ -154,11 +157,17 @@ def write_model(
         if arch == "llama" and (".q_proj." in name or ".k_proj." in name):
             head = spec.layers[0].head_dim
             tensor = tensor.reshape(-1, 2, head // 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
-        for stored, array in _stored(gguf_name(spec, name), tensor.contiguous().numpy(), ollama).items():
-            if array.ndim >= 2 and array.shape[-1] % 32 == 0 and "ffn_gate_inp" not in stored:
-                writer.add_tensor(stored, quants.quantize(array, kind), raw_dtype=kind)
+        for stored_as, array in _stored(gguf_name(spec, name), tensor.contiguous().numpy(), ollama).items():
+            if array.ndim == 2 and random:
+                blocks = blocks_of_a_model(kind, *array.shape, len(array) + len(name), 0.08)
+                writer.add_tensor(stored_as, blocks, raw_dtype=kind)
+                if kind is GGMLQuantizationType.NVFP4:
+                    scale = np.array([0.08], dtype=np.float32)
+                    writer.add_tensor(stored_as.removesuffix("weight") + "scale", scale)
+            elif array.ndim >= 2 and array.shape[-1] % 32 == 0 and "ffn_gate_inp" not in stored_as:
+                writer.add_tensor(stored_as, quants.quantize(array, kind), raw_dtype=kind)
             else:
-                writer.add_tensor(stored, array)
+                writer.add_tensor(stored_as, array)
     for name, (array, stored) in (extra or {}).items():
         writer.add_tensor(name, array, raw_dtype=stored)
     writer.write_header_to_file()

@@ -11,9 +11,9 @@ import torch
 from gguf import quants
 
 from specdec.kernels import unpack_blocks
-from specdec.weights import BlockWeight, DenseWeight, quantize
+from specdec.weights import BlockWeight, DenseWeight, quantize, table_weight
 from specdec.weights import tensors as module
-from specdec.weights.tensors import convert
+from specdec.weights.tensors import block_bytes, convert
 
 
 def gaussian(rows: int = 48, columns: int = 96, seed: int = 0) -> torch.Tensor:
@@ -187,3 +187,23 @@ def test_convert_picks_rows():
         convert(w, torch.float32, "int8", name="w", rows=order).dequantize().numpy(),
         quantize(w, "int8").dequantize().flip(0).numpy(),
     )
+
+
+NF4 = [-1.0, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0.0,
+       0.0796, 0.1609, 0.2461, 0.3379, 0.4407, 0.5626, 0.7230, 1.0]  # fmt: skip
+FP4 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6]
+IQ4 = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
+
+
+@pytest.mark.parametrize(("table", "numbers", "near"), [("nf4", NF4, 0.004), ("fp4", FP4, 0), ("iq4", IQ4, 0)])
+def test_codes_and_scales_of_a_table(table: str, numbers: list[float], near: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 16, (40, 96), generator=generator, dtype=torch.uint8)
+    scale = 2.0 ** torch.randint(-9, 2, (40, 3), generator=generator)
+    weight = table_weight(codes, scale if near else scale * 1.25, table)
+    expected = torch.tensor(numbers)[codes.long()] * (scale if near else scale * 1.25).repeat_interleave(32, dim=1)
+    found = weight.dequantize()
+    assert ((found - expected).abs() <= near * scale.repeat_interleave(32, dim=1)).all()
+    assert weight.nbytes == block_bytes((40, 96), 4, False) and weight.shape == (40, 96)
+    with pytest.raises(ValueError, match=r"layer\.w holds values that are not finite"):
+        table_weight(codes, scale * torch.inf, table, "layer.w")

@@ -8,13 +8,17 @@
 
 namespace {
 
-// A packed matrix (blocks.py); `blocks` is K / 32.
+// A packed matrix (blocks.py); `blocks` is K / 32. Null: no minimum, no scales of sixteen inputs, no table of 16 values.
+// `unit`: what scales are multiplied by.
 struct Weights {
   const uint8_t* q;
   const uint16_t* scale;
   const uint16_t* minimum;
+  const uint8_t* sub;
+  const int8_t* table;
   int64_t blocks;
   int64_t bits;
+  double unit;
 };
 
 // A packed matrix [outputs, columns] and its bias [outputs] or null.

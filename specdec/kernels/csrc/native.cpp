@@ -72,9 +72,9 @@ API int specdec_has_threads() {
 }
 
 // y [rows, outputs] = x [rows, columns] times packed weights [outputs, columns]. 1 when out of memory.
-API int specdec_block_linear(const float* x, const uint8_t* q, const uint16_t* scale, const uint16_t* minimum,
-                             float* y, int64_t rows, int64_t columns, int64_t outputs, int bits, int threads) {
-  const Matrix m{{q, scale, minimum, columns / 32, bits}, nullptr, outputs};
+API int specdec_block_linear(const float* x, const Weights* w, float* y, int64_t rows, int64_t outputs, int threads) {
+  const Matrix m{*w, nullptr, outputs};
+  const int64_t columns = m.columns();
   Arena sizes;
   Activations(rows, columns, sizes);
   const Scratch scratch(sizes.used());
@@ -115,12 +115,10 @@ API int specdec_low_rank(const float* x, const LowRank* part, float* y, int64_t 
 }
 
 // Rows `ids` [rows] of packed weights [outputs, columns] as floats y [rows, columns]. 3 for an id that is no row.
-API int specdec_block_rows(const int64_t* ids, const uint8_t* q, const uint16_t* scale, const uint16_t* minimum,
-                           float* y, int64_t rows, int64_t columns, int64_t outputs, int bits) {
-  const Weights w{q, scale, minimum, columns / 32, bits};
+API int specdec_block_rows(const int64_t* ids, const Weights* w, float* y, int64_t rows, int64_t outputs) {
   for (int64_t t = 0; t < rows; ++t)
     if (ids[t] < 0 || ids[t] >= outputs) return 3;
-  for (int64_t t = 0; t < rows; ++t) chosen->unpack_row(w, ids[t], y + t * columns);
+  for (int64_t t = 0; t < rows; ++t) chosen->unpack_row(*w, ids[t], y + t * 32 * w->blocks);
   return 0;
 }
 

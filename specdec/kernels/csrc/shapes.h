@@ -14,7 +14,7 @@ inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Up to kTile quantised activation rows, interleaved block by block; `term` is per kind of weights.
-enum Kind { kMinimum, kBy8, kBy16, kBy128, kKinds };
+enum Kind { kMinimum, kBy8, kBy16, kBy128, kHalves, kKinds };
 constexpr int64_t kTile = 8;
 struct Tile {
   int8_t* values;

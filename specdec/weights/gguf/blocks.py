@@ -1,9 +1,8 @@
 """What llama.cpp's blocks become: for each type a reader of its bytes, into blocks of ours.
 
-What: `BLOCKS` has the types whose integers fit our blocks, with the reader of each; `REFITTED` has those that are
-expanded to floats and quantised again. Why the `gguf` package reads the look-up tables (IQ3_XXS, IQ3_S, IQ2_XXS,
-IQ1_S): with a block's scale set to one, what it returns is the integers times the scale of 32 weights, which the block
-says in four bits; the quotient is exact. Left out: layouts of our own for what 8 bits make larger than the file is.
+What: `BLOCKS` has the types that are read, with the reader of each. Why the `gguf` package reads the look-up tables of
+IQ3, IQ2 and IQ1: with a block's scale set to one, what it returns is the integers times the scale of 16 or 32 weights,
+which the block says in three or four bits; the quotient is exact. Left out: Q8_K and Q1_0, which no model is stored in.
 Source of the bit layouts: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
 """
 
@@ -19,21 +18,33 @@ from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize
 from torch import Tensor
 
-from specdec.kernels import BLOCK
-from specdec.weights.fit import Natural
+from specdec.kernels import BLOCK, HALF, TABLES
+from specdec.weights.fit import NaturalHalves
+from specdec.weights.tensors import table_scale
 
 Bytes = npt.NDArray[np.uint8]
 
 
 class Blocks(NamedTuple):
     """Say what the blocks of a type become. `bits`: of our blocks. `nbytes`: of one of llama.cpp's blocks. `read`:
-    bytes [R, B, nbytes] to blocks in plain order. `exact`: no scale or minimum is rounded. `minimum`: ours have one."""
+    bytes [R, B, nbytes] to blocks in plain order. `exact`: no scale or minimum is rounded. `minimum`, `sub`: ours have
+    them. `table`: of `specdec.kernels.TABLES`, what our codes mean."""
 
     bits: int
     nbytes: int
-    read: Callable[[Tensor], Natural]
+    read: Callable[[Tensor], NaturalHalves]
     exact: bool
     minimum: bool = False
+    table: str | None = None
+    sub: bool = False
+
+    @property
+    def in_words(self) -> str:
+        """Say in words what the blocks become."""
+        table = ", codes of a table" if self.table is not None else ""
+        halves = ", 16 inputs to a scale" if self.sub else ""
+        rounded = "exact" if self.exact else "scales rounded"
+        return f"{self.bits} bits{', with a minimum' if self.minimum else ''}{table}{halves}; {rounded}"
 
 
 def expand(data: Bytes, kind: Type) -> Tensor:
@@ -41,32 +52,32 @@ def expand(data: Bytes, kind: Type) -> Tensor:
     return torch.from_numpy(dequantize(np.array(data), kind))
 
 
-def _q4_0(raw: Tensor) -> Natural:
+def _q4_0(raw: Tensor) -> NaturalHalves:
     return _nibbles(raw[..., 2:]).flatten(1), _float16(raw[..., 0:2]), None
 
 
-def _q4_1(raw: Tensor) -> Natural:
+def _q4_1(raw: Tensor) -> NaturalHalves:
     return _nibbles(raw[..., 4:]).flatten(1), _float16(raw[..., 0:2]), _float16(raw[..., 2:4])
 
 
-def _q5_0(raw: Tensor) -> Natural:
+def _q5_0(raw: Tensor) -> NaturalHalves:
     return _fives(raw[..., 2:]).flatten(1), _float16(raw[..., 0:2]), None
 
 
-def _q5_1(raw: Tensor) -> Natural:
+def _q5_1(raw: Tensor) -> NaturalHalves:
     return _fives(raw[..., 4:]).flatten(1), _float16(raw[..., 0:2]), _float16(raw[..., 2:4])
 
 
-def _q8_0(raw: Tensor) -> Natural:
+def _q8_0(raw: Tensor) -> NaturalHalves:
     return raw[..., 2:].view(torch.int8).flatten(1), _float16(raw[..., 0:2]), None
 
 
-def _q4_k(raw: Tensor) -> Natural:
+def _q4_k(raw: Tensor) -> NaturalHalves:
     # 256 weights: 16 bytes of scales and minima, 128 bytes of nibbles.
     return _super_nibbles(raw[..., 16:]).flatten(1), *_super_scales(raw)
 
 
-def _q5_k(raw: Tensor) -> Natural:
+def _q5_k(raw: Tensor) -> NaturalHalves:
     # 256 weights: 16 bytes of scales and minima, 32 bytes of fifth bits, 128 bytes of nibbles.
     # Bit s of byte j is the fifth bit of value 32s + j.
     fifth = raw[..., None, 16:48] >> _EIGHT[:, None] & 1  # [R, B, 8, 32]
@@ -74,65 +85,120 @@ def _q5_k(raw: Tensor) -> Natural:
     return values.flatten(1), *_super_scales(raw)
 
 
-def _q3_k(raw: Tensor) -> Natural:
+def _q2_k(raw: Tensor) -> NaturalHalves:
+    # 256 weights: 16 bytes, each the scale (low) and the minimum (high) of 16 weights, 64 bytes of two bits, d, dmin.
+    low = raw[..., 16:80].reshape(*raw.shape[:2], 2, 1, 32) >> _EIGHT[0:8:2, None] & 3  # [R, B, 2, 4, 32]
+    d, dmin = _float16(raw[..., 80:82]), _float16(raw[..., 82:84])
+    return low.flatten(1), _for_each_block(d), _for_each_block(-dmin), raw[..., :16].flatten(1)
+
+
+def _q3_k(raw: Tensor) -> NaturalHalves:
     # 256 weights: 32 bytes of third bits, 64 bytes of two bits, 12 bytes of 16 scales of six bits, the float16 scale.
-    # Weight = d * (s - 32) * q with q in -4..3. The product of the integers is in -124..128, its negative fits a byte.
     low = raw[..., 32:96].reshape(*raw.shape[:2], 2, 1, 32) >> _EIGHT[0:8:2, None] & 3  # [R, B, 2, 4, 32]
     third = raw[..., None, :32] >> _EIGHT[:, None] & 1  # [R, B, 8, 32]
-    q = low.flatten(2, 3).to(torch.int16) - 4 * (1 - third.to(torch.int16))  # [R, B, 8, 32]
     four = torch.cat([raw[..., 96:104] & 15, raw[..., 96:104] >> 4], dim=-1)  # [R, B, 16]
     two = raw[..., None, 104:108] >> _EIGHT[0:8:2, None] & 3  # [R, B, 4, 4]
-    scales = (four | two.flatten(2) << 4).to(torch.int16) - 32  # [R, B, 16]
-    products = q.view(*q.shape[:2], 16, 16) * scales[..., None]  # [R, B, 16, 16]
-    d = -_float16(raw[..., 108:110])  # [R, B]
-    return (-products).to(torch.int8).flatten(1), _for_each_block(d), None
+    factors = (four | two.flatten(2) << 4).to(torch.int8) - 32  # [R, B, 16]
+    codes = low.flatten(2, 3) | third << 2
+    return codes.flatten(1), _for_each_block(_float16(raw[..., 108:110])), None, factors.flatten(1)
 
 
-def _iq4_nl(raw: Tensor) -> Natural:
-    return _IQ4[_nibbles(raw[..., 2:]).long()].flatten(1), _float16(raw[..., 0:2]), None
+def _q6_k(raw: Tensor) -> NaturalHalves:
+    # 256 weights: 128 bytes of nibbles, 64 bytes of two bits, 16 scales of eight bits, the float16 scale.
+    # Of 128 weights: 64 bytes of nibbles, the low ones first; 32 bytes of two bits, those of 32 weights in a row.
+    low = _nibbles(raw[..., :128].reshape(*raw.shape[:2], 2, 64))  # [R, B, 2, 128]
+    two = raw[..., 128:192].reshape(*raw.shape[:2], 2, 1, 32) >> _EIGHT[0:8:2, None] & 3  # [R, B, 2, 4, 32]
+    factors = raw[..., 192:208].contiguous().view(torch.int8)
+    codes = low | two.flatten(3) << 4
+    return codes.flatten(1), _for_each_block(_float16(raw[..., 208:210])), None, factors.flatten(1)
 
 
-def _iq4_xs(raw: Tensor) -> Natural:
+def _iq4_nl(raw: Tensor) -> NaturalHalves:
+    return _nibbles(raw[..., 2:]).flatten(1), _float16(raw[..., 0:2]), None
+
+
+def _iq4_xs(raw: Tensor) -> NaturalHalves:
     # 256 weights: the float16 scale, two bits of eight scales, four bits of eight scales, 128 bytes of nibbles.
     top = raw[..., 2:4].contiguous().view(torch.int16)[..., 0:1] >> _EIGHT.to(torch.int16) * 2 & 3  # [R, B, 8]
     low = torch.stack([raw[..., 4:8] & 15, raw[..., 4:8] >> 4], dim=-1).flatten(2)  # [R, B, 8]
     steps = (low.to(torch.int16) | top << 4) - 32
-    values = _IQ4[_super_nibbles_32(raw[..., 8:]).long()]
-    return values.flatten(1), _scaled(raw, steps.float()), None
+    return _super_nibbles_32(raw[..., 8:]).flatten(1), _scaled(raw, steps.float()), None
 
 
-def _iq3_xxs(raw: Tensor) -> Natural:
-    steps = (_words(raw[..., 66:98]) >> 28 & 15).float() * 0.5 + 0.25  # [R, B, 8]
-    return _integers(raw, Type.IQ3_XXS, steps * 2), _scaled(raw, steps * 2), None  # halves of even integers
+def _iq3_xxs(raw: Tensor) -> NaturalHalves:
+    steps = (_words(raw[..., 66:98]) >> 28 & 15).float() * 2 + 1  # [R, B, 8], four times what gguf multiplies by
+    numbers = _unit(raw, Type.IQ3_XXS) / (steps / 4)[..., None] / 2  # halves of even integers
+    return _codes(numbers, "iq3_xxs"), _scaled(raw, steps), None
 
 
-def _iq2_xxs(raw: Tensor) -> Natural:
-    steps = (_words(raw[..., 2:66])[..., 1::2] >> 28 & 15).float() * 0.25 + 0.125  # [R, B, 8]
-    return _integers(raw, Type.IQ2_XXS, steps), _scaled(raw, steps), None
-
-
-def _iq3_s(raw: Tensor) -> Natural:
+def _iq3_s(raw: Tensor) -> NaturalHalves:
     packed = raw[..., 106:110]
     steps = 1 + 2 * torch.stack([packed & 15, packed >> 4], dim=-1).flatten(2).float()  # [R, B, 8]
-    odd = _integers(raw, Type.IQ3_S, steps)  # -15, -13 .. 15
-    return (odd + 15).to(torch.uint8) >> 1, _scaled(raw, 2 * steps), _scaled(raw, -15 * steps)
+    return _codes(_unit(raw, Type.IQ3_S) / steps[..., None], "iq3_s"), _scaled(raw, steps), None
 
 
-def _iq1_s(raw: Tensor) -> Natural:
+def _iq2_xxs(raw: Tensor) -> NaturalHalves:
+    four = _words(raw[..., 2:66])[..., 1::2] >> 28 & 15  # [R, B, 8]
+    return _of_sixteen(_unit(raw, Type.IQ2_XXS), _float16(raw[..., 0:2]), "iq2", four.repeat_interleave(2, dim=-1))
+
+
+def _iq2_xs(raw: Tensor) -> NaturalHalves:
+    packed = raw[..., 66:74]
+    steps = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(2)
+    return _of_sixteen(_unit(raw, Type.IQ2_XS), _float16(raw[..., 0:2]), "iq2", steps)
+
+
+def _iq2_s(raw: Tensor) -> NaturalHalves:
+    packed = raw[..., 74:82]
+    steps = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(2)
+    return _of_sixteen(_unit(raw, Type.IQ2_S), _float16(raw[..., 0:2]), "iq2", steps)
+
+
+def _iq1_s(raw: Tensor) -> NaturalHalves:
     about = raw[..., 34:50].contiguous().view(torch.int16).to(torch.int32)  # [R, B, 8]
-    steps = 1 + 2 * (about >> 12 & 7).float()
-    shift = torch.where(about < 0, -0.125, 0.125)  # of all 32 weights, in steps
-    whole = _unit(raw, Type.IQ1_S) / steps[..., None] - shift[..., None]  # -1, 0, 1
-    return (whole + 1).to(torch.uint8).flatten(1), _scaled(raw, steps), _scaled(raw, steps * (shift - 1))
+    steps = (about >> 12 & 7).repeat_interleave(2, dim=-1)
+    return _of_sixteen(_unit(raw, Type.IQ1_S), _float16(raw[..., 0:2]), "iq1", steps)
 
 
-def _mxfp4(raw: Tensor) -> Natural:
-    values = _FP4[_nibbles(raw[..., 1:]).long()] + 16
-    return values.to(torch.uint8).flatten(1), _POWERS[raw[..., 0].long()].half(), None
+def _iq1_m(raw: Tensor) -> NaturalHalves:
+    # Of each of four 16-bit numbers the lower twelve bits are four scales, the upper four bits a part of d.
+    words = raw[..., 48:56].contiguous().view(torch.int16).to(torch.int32)  # [R, B, 4]
+    three = words[..., None] >> 3 * torch.arange(4, dtype=torch.int32) & 7  # [R, B, 4, 4]
+    bits = ((words >> 12 & 15) << 4 * torch.arange(4, dtype=torch.int32)).sum(-1)  # [R, B]
+    d = bits.to(torch.int16).view(torch.float16)
+    ones = raw.clone()
+    ones[..., 49:56:2] = ones[..., 49:56:2] & 15 | torch.tensor([0, 0, 0xC0, 0x30], dtype=torch.uint8)  # 1.0
+    unit = expand(ones.flatten(1).numpy(), Type.IQ1_M).view(*raw.shape[:2], 8, BLOCK)
+    return _of_sixteen(unit, d, "iq1", three.flatten(2))
 
 
-def _ternary(kind: Type) -> Callable[[Tensor], Natural]:
-    def read(raw: Tensor) -> Natural:
+def _of_sixteen(unit: Tensor, scale: Tensor, table: str, steps: Tensor) -> NaturalHalves:
+    """Return blocks of 256, whose groups of 16 have the scales 2 * `steps` + 1 [R, B, 16].
+
+    `unit` [R, B, 8, 32]: the weights in units of the block's `scale` [R, B], eighths of whole numbers.
+    """
+    factors = (2 * steps + 1).to(torch.int8)
+    numbers = 8 * unit.reshape(*factors.shape, HALF) / factors[..., None]  # [R, B, 16, 16]
+    return _codes(numbers, table), _for_each_block(scale), None, factors.flatten(1)
+
+
+def _mxfp4(raw: Tensor) -> NaturalHalves:
+    scale = table_scale(_POWERS[raw[..., 0].long()], "fp4")
+    return _nibbles(raw[..., 1:]).flatten(1), scale.half(), None
+
+
+def _nvfp4(raw: Tensor) -> NaturalHalves:
+    # 64 weights: four scales of eight bits, then 8 bytes of nibbles for each 16 weights.
+    scales = _UE4M3[raw[..., :4].long()].view(*raw.shape[:2], 2, 2)  # [R, B, 2, 2]
+    top = scales.amax(-1).clamp(min=2**-9)  # [R, B, 2]
+    step = torch.exp2(torch.floor(torch.log2(top)) - 6)  # the larger scale is 64 .. 120 steps, and exact
+    factors = torch.round(scales / step[..., None]).to(torch.int8)
+    codes = _nibbles(raw[..., 4:].reshape(*raw.shape[:2], 4, 8))
+    return codes.flatten(1), table_scale(step, "fp4").flatten(1), None, factors.flatten(1)
+
+
+def _ternary(kind: Type) -> Callable[[Tensor], NaturalHalves]:
+    def read(raw: Tensor) -> NaturalHalves:
         q = _unit(raw, kind, raw.shape[-1] - 2) + 8  # -1, 0, 1, and 2 where the code of TQ2_0 is not used
         return q.to(torch.uint8).flatten(1), _for_each_block(_float16(raw[..., -2:])), None
 
@@ -147,10 +213,14 @@ def _unit(raw: Tensor, kind: Type, at: int = 0) -> Tensor:
     return expand(ones.flatten(1).numpy(), kind).view(*raw.shape[:2], 8, BLOCK)
 
 
-def _integers(raw: Tensor, kind: Type, steps: Tensor) -> Tensor:
-    """Return the integers of blocks [R, B, bytes] of 256, whose groups of 32 have the scales `steps` [R, B, 8] in units
-    of the block's: int8 [R, K]."""
-    return (_unit(raw, kind) / steps[..., None]).to(torch.int8).flatten(1)
+def _codes(numbers: Tensor, table: str) -> Tensor:
+    """Return the codes of whole numbers of a table, those of a row [R, ...]: uint8 [R, K]."""
+    code = torch.zeros(256, dtype=torch.uint8)
+    of = TABLES[table].numbers.long()
+    for place in range(16):
+        if place == 0 or of[place]:
+            code[of[place] + 128] = place
+    return code[numbers.long() + 128].flatten(1)
 
 
 def _scaled(raw: Tensor, steps: Tensor) -> Tensor:
@@ -207,13 +277,12 @@ def _float16(raw: Tensor) -> Tensor:
 
 
 _EIGHT = torch.arange(8, dtype=torch.uint8)
-_IQ4 = torch.tensor(
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=torch.int8
-)  # what the codes of IQ4_NL and IQ4_XS mean
-_FP4 = torch.tensor([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], dtype=torch.int8)  # twice FP4's numbers
-_POWERS = torch.tensor(
-    [2.0 ** (e - 128) for e in range(256)], dtype=torch.float32
-)  # half of what an FP4 byte scales by
+_POWERS = torch.tensor([2.0 ** (e - 127) for e in range(256)], dtype=torch.float32)  # what a byte of MXFP4 scales by
+_UE4M3 = torch.tensor(  # and of NVFP4: a float of four and three bits; 127 is no number
+    [0.0 if byte == 127 else ((byte & 7) + 8 * bool(byte & 120)) * 2.0 ** (max(byte >> 3 & 15, 1) - 10)
+     for byte in range(256)],
+    dtype=torch.float32,
+)  # fmt: skip
 FLOATS = {Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}
 INTEGERS = {Type.I8: torch.int8, Type.I16: torch.int16, Type.I32: torch.int32, Type.I64: torch.int64}
 BLOCKS: dict[Type, Blocks] = {
@@ -222,18 +291,23 @@ BLOCKS: dict[Type, Blocks] = {
     Type.Q5_0: Blocks(5, 22, _q5_0, True),
     Type.Q5_1: Blocks(5, 24, _q5_1, True, True),
     Type.Q8_0: Blocks(8, 34, _q8_0, True),
-    Type.Q3_K: Blocks(8, 110, _q3_k, True),
+    Type.Q2_K: Blocks(2, 84, _q2_k, True, True, sub=True),
+    Type.Q3_K: Blocks(3, 110, _q3_k, True, sub=True),
     Type.Q4_K: Blocks(4, 144, _q4_k, False, True),
     Type.Q5_K: Blocks(5, 176, _q5_k, False, True),
-    Type.IQ4_NL: Blocks(8, 18, _iq4_nl, True),
-    Type.IQ4_XS: Blocks(8, 136, _iq4_xs, False),
-    Type.IQ3_S: Blocks(4, 110, _iq3_s, False, True),
-    Type.IQ3_XXS: Blocks(8, 98, _iq3_xxs, False),
-    Type.IQ2_XXS: Blocks(8, 66, _iq2_xxs, False),
-    Type.IQ1_S: Blocks(4, 50, _iq1_s, False, True),
-    Type.MXFP4: Blocks(5, 17, _mxfp4, True),
+    Type.Q6_K: Blocks(6, 210, _q6_k, True, sub=True),
+    Type.IQ4_NL: Blocks(4, 18, _iq4_nl, True, table="iq4"),
+    Type.IQ4_XS: Blocks(4, 136, _iq4_xs, False, table="iq4"),
+    Type.IQ3_S: Blocks(4, 110, _iq3_s, False, table="iq3_s"),
+    Type.IQ3_XXS: Blocks(4, 98, _iq3_xxs, False, table="iq3_xxs"),
+    Type.IQ2_S: Blocks(3, 82, _iq2_s, True, table="iq2", sub=True),
+    Type.IQ2_XS: Blocks(3, 74, _iq2_xs, True, table="iq2", sub=True),
+    Type.IQ2_XXS: Blocks(3, 66, _iq2_xxs, True, table="iq2", sub=True),
+    Type.IQ1_M: Blocks(3, 56, _iq1_m, True, table="iq1", sub=True),
+    Type.IQ1_S: Blocks(3, 50, _iq1_s, True, table="iq1", sub=True),
+    Type.MXFP4: Blocks(4, 17, _mxfp4, True, table="fp4"),
+    Type.NVFP4: Blocks(4, 36, _nvfp4, False, table="fp4", sub=True),
     Type.TQ1_0: Blocks(4, 54, _ternary(Type.TQ1_0), True),
     Type.TQ2_0: Blocks(4, 66, _ternary(Type.TQ2_0), True),
 }
-REFITTED = (Type.Q2_K, Type.Q6_K, Type.IQ2_XS, Type.IQ2_S, Type.IQ1_M)
-USUAL = (Type.Q4_K, Type.Q5_K, Type.Q6_K)  # whose rounding the documentation tells, for every mixed file has them
+USUAL = (Type.Q4_K, Type.Q5_K)  # whose rounding the documentation tells, for every mixed file has them

@@ -6,17 +6,19 @@ What: `GGUFCheckpoint` reads the tensors of a file, or of all parts of a split o
 |---|---|---|
 | Q4_0, Q4_1 | 4 bits, without and with minimum | yes |
 | Q5_0, Q5_1 | 5 bits, without and with minimum | yes |
-| Q8_0, Q3_K, IQ4_NL | 8 bits | yes |
+| Q8_0 | 8 bits | yes |
 | TQ1_0, TQ2_0 | 4 bits | yes |
-| MXFP4 | 5 bits | yes, for scales that float16 holds (2^-24 to 2^15) |
+| IQ4_NL | 4 bits and a table | yes |
+| MXFP4 | 4 bits and a table | yes, for scales from 2^-31 to 2^8 |
+| Q2_K; Q3_K; Q6_K | 2 bits with minimum; 3; 6 bits; a factor of the scale for each 16 inputs | yes |
+| IQ2_XXS, IQ2_XS, IQ2_S, IQ1_S, IQ1_M | 3 bits and a table; a factor for each 16 inputs | yes |
 | Q4_K, Q5_K | 4 and 5 bits with minimum | their products `d * scale` and `dmin * min` are rounded to float16 |
-| IQ3_S, IQ1_S | 4 bits with minimum | scale and minimum are rounded to float16 |
-| IQ4_XS, IQ3_XXS, IQ2_XXS | 8 bits | the scale is rounded to float16 |
-| Q6_K, Q2_K, IQ2_XS, IQ2_S, IQ1_M | 8 bits, quantised again | |error| <= max|w| of 32 inputs / 254 |
+| IQ4_XS, IQ3_S, IQ3_XXS | 4 bits and a table | the scale is rounded to float16 |
+| NVFP4 | 4 bits and a table; a factor for each 16 inputs | of two scales the smaller one, to 1/64 of the larger |
 
 A type is looked at where its tensor is asked for: a file may hold others in tensors that nobody needs. Why each access
 maps its tensor anew: the mapping ends with the call, so the resident memory of a load never holds more of the file than
-one tensor. Left out: NVFP4, whose scale of a whole tensor stands in a tensor of its own.
+one tensor. NVFP4 has a scale of the whole tensor in a tensor of its own, "X.scale" beside "X.weight".
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +36,8 @@ from torch import Tensor
 
 from specdec.util.threads import one_torch_thread
 from specdec.weights.checkpoint import StoredRows, check_request, checked_floats, exact_floats, find
-from specdec.weights.fit import Natural, fit_int8
-from specdec.weights.gguf.blocks import BLOCKS, FLOATS, INTEGERS, REFITTED, USUAL, Bytes, expand
+from specdec.weights.fit import NaturalHalves
+from specdec.weights.gguf.blocks import BLOCKS, FLOATS, INTEGERS, USUAL, Bytes, expand
 from specdec.weights.gguf.header import GGUFHeader, TensorInfo
 from specdec.weights.gguf.split import read_parts
 from specdec.weights.metadata import one_line
@@ -71,8 +74,8 @@ class GGUFCheckpoint:
         return self.header.path
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return every tensor's name and shape in torch's order."""
-        return {name: info.shape for name, info in self.header.tensors.items()}
+        """Return every tensor's name and shape in torch's order; scales of NVFP4 are part of what they scale."""
+        return {name: info.shape for name, info in self.header.tensors.items() if not self._is_scale(name)}
 
     def tensor(self, name: str) -> Tensor:
         """Return the whole tensor as float32, dequantised by the `gguf` package. Raises ValueError for integers that
@@ -81,7 +84,8 @@ class GGUFCheckpoint:
         label = f"{info.file}: tensor {name!r}"
         if (whole := INTEGERS.get(info.type)) is not None:
             return exact_floats(_torch(self._map(info)).view(whole).view(info.shape), label)
-        return checked_floats(expand(self._map(info), self._type(info)).view(info.shape), label)
+        floats = expand(self._map(info), self._type(info)).view(info.shape)
+        return checked_floats(floats * self._factor(info).view(-1, *[1] * (len(info.shape) - 1)), label)
 
     def weight(self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None) -> Weight:
         """Return the matrix `name`; blocks stay blocks unless `quantize` is "none"."""
@@ -98,17 +102,18 @@ class GGUFCheckpoint:
         if (native := FLOATS.get(kind)) is not None:
             floats = _torch(read(0, count)).view(native)  # [N, K]
             return convert(floats, dtype, quantize, name=label)
+        factor = float(self._factor(info))
         if quantize == "none":
             dense = torch.empty(count, columns, dtype=dtype)
             for start, stop in chunks(count, columns):
-                dense[start:stop] = expand(read(start, stop), kind)
+                dense[start:stop] = factor * expand(read(start, stop), kind)
             return checked_dense(dense, label)
-        if (ours := BLOCKS.get(kind)) is not None:
-            with one_torch_thread():  # as fast as two on an idle machine, and much faster on a busy one
-                weight = pack(count, columns, ours.bits, lambda i, j: blocks_of(read(i, j), kind), label)
-        else:
-            weight = pack(count, columns, 8, lambda i, j: blocks_of(read(i, j), kind), label)
-        self._tell(weight, read(0, min(count, _MEASURED)), info)
+        ours = BLOCKS[kind]
+        with one_torch_thread():  # as fast as two on an idle machine, and much faster on a busy one
+            weight = pack(
+                count, columns, ours.bits, lambda i, j: blocks_of(read(i, j), kind, factor), label, ours.table
+            )
+        self._tell(weight, lambda: factor * expand(read(0, min(count, _MEASURED)), kind), info)
         return weight
 
     def table(self, name: str) -> StoredRows:
@@ -129,39 +134,55 @@ class GGUFCheckpoint:
         kind = self._type(info)
         if kind in FLOATS or quantize == "none" or len(info.shape) < 2:
             return stored_bytes(info.shape, quantize, dtype)
-        if (ours := BLOCKS.get(kind)) is not None:
-            return block_bytes(info.shape, ours.bits, ours.minimum)
-        return block_bytes(info.shape, 8, False)
+        ours = BLOCKS[kind]
+        return block_bytes(info.shape, ours.bits, ours.minimum, ours.sub)
 
     def _type(self, info: TensorInfo) -> Type:
         """Return the type of a tensor that is needed. Raises ValueError for one that is not read."""
         kind = info.type
-        if isinstance(kind, Type) and (kind in FLOATS or kind in BLOCKS or kind in REFITTED):
+        if isinstance(kind, Type) and (kind in FLOATS or kind in BLOCKS):
             return kind
         if kind in INTEGERS and len(info.shape) < 2:
             return Type(kind)
-        known = ", ".join(other.name for other in (*FLOATS, *BLOCKS, *REFITTED))
+        known = ", ".join(other.name for other in (*FLOATS, *BLOCKS))
         raise ValueError(
             f"{info.file}: tensor {info.name!r} is stored as {name_of(kind)}, which is not supported; choose a file "
             f"that uses only {known} (for example Q4_0, Q4_K_M or Q8_0)"
         )
 
-    def _tell(self, weight: BlockWeight, data: Bytes, info: TensorInfo) -> None:
-        """Warn, once for each type, that blocks were rounded, with the error on the first rows, whose bytes are
-        `data`."""
-        ours = BLOCKS.get(info.type)
-        if info.type in self._told or info.type in USUAL or (ours is not None and ours.exact):
+    def _is_scale(self, name: str) -> bool:
+        stem, _, end = name.rpartition(".")
+        of = self.header.tensors.get(f"{stem}.weight")
+        return end in ("scale", "input_scale") and of is not None and of.type == Type.NVFP4
+
+    def _factor(self, info: TensorInfo) -> Tensor:
+        """Return the scale of a whole tensor of NVFP4, or of each expert: float32 [1] or [experts], in the file beside
+        it; 1 where there is none."""
+        beside = self.header.tensors.get(info.name.removesuffix("weight") + "scale")
+        if info.type != Type.NVFP4 or beside is None:
+            return torch.ones(1, dtype=torch.float32)
+        factor = self.tensor(beside.name).flatten()
+        if factor.numel() not in (1, info.shape[0] if len(info.shape) > 2 else 1):
+            raise ValueError(
+                f"{info.file}: tensor {beside.name!r} of shape {beside.shape} is no scale of {info.name!r}"
+            )
+        return factor
+
+    def _tell(self, weight: BlockWeight, first: Callable[[], Tensor], info: TensorInfo) -> None:
+        """Warn, once for each type, that blocks were rounded, with the error on the first rows, which are `first()`
+        [R, K] in the file."""
+        if info.type in self._told or info.type in USUAL or BLOCKS[self._type(info)].exact:
             return
         self._told.add(info.type)
-        theirs = expand(data, self._type(info))  # [R, K]
+        theirs = first()
         rounded = weight.rows(torch.arange(len(theirs), dtype=torch.int64), torch.float32)
-        size = math.prod(weight.shape)
-        if (whole := float(theirs.square().sum())) == 0:
+        size, whole = math.prod(weight.shape), float(theirs.square().sum())
+        if (lost := float((rounded - theirs).square().sum())) == 0:
             return
         warnings.warn(
             f"{self.path}: {name_of(info.type)} takes {8 * weight.nbytes / size:.1f} bits a weight in memory, and "
-            f"{8 * data.size / theirs.numel():.1f} in the file; relative squared error "
-            f"{float((rounded - theirs).square().sum()) / whole:.1e}, measured on {one_line(info.name)}",
+            f"{8 * info.nbytes / math.prod(info.shape):.1f} in the file; relative squared error "
+            f"{lost / whole if whole else 1.0:.1e}, measured on {one_line(info.name)}",
             stacklevel=3,
         )
 
@@ -172,12 +193,11 @@ class GGUFCheckpoint:
         return np.memmap(info.file, dtype=np.uint8, mode="r", offset=info.offset, shape=shape)
 
 
-def blocks_of(data: Bytes, kind: Type) -> Natural:
-    """Return rows of bytes [R, bytes], of a type of blocks, as blocks of ours in plain order."""
-    if (ours := BLOCKS.get(kind)) is None:
-        return fit_int8(expand(data, kind))
-    part = _torch(data)
-    return ours.read(part.view(len(part), -1, ours.nbytes))  # [R, blocks of a row, bytes of a block]
+def blocks_of(data: Bytes, kind: Type, factor: float = 1.0) -> NaturalHalves:
+    """Return rows of bytes [R, bytes], of a type of blocks, as blocks of ours in plain order, times `factor`."""
+    part, ours = _torch(data), BLOCKS[kind]
+    found = ours.read(part.view(len(part), -1, ours.nbytes))  # [R, blocks of a row, bytes of a block]
+    return found if factor == 1 else (found[0], found[1].float() * factor, *found[2:])
 
 
 def name_of(kind: int) -> str:

@@ -206,7 +206,7 @@ def test_the_command_on_a_tiny_model(folder: Path, capsys: pytest.CaptureFixture
     output = capsys.readouterr().out
     record = json.loads(file.read_text())
     assert [series["name"] for series in record["series"]] == [
-        *["block_linear"] * 8,
+        *["block_linear"] * 14,
         "attention",
         *["rms_norm"] * 2,
         *["rope"] * 2,
@@ -216,7 +216,7 @@ def test_the_command_on_a_tiny_model(folder: Path, capsys: pytest.CaptureFixture
     ]
     assert [point["rows"] for point in record["series"][-1]["points"]] == [1, 2, 4, 8, 16]
     assert record["model"]["prefill_tokens"] == 512 and record["host"]["threads"] == 1
-    assert len(record["bandwidth"]["readings_gb_per_second"]) == 1 + 16 + 2  # at first, after each kernel, two a pass
+    assert len(record["bandwidth"]["readings_gb_per_second"]) == 1 + 22 + 2  # at first, after each kernel, two a pass
     assert "block_linear 96x64 4 bit, minimum: reads" in output and "prefill of 512 tokens" in output
 
 

@@ -14,10 +14,13 @@ import subprocess
 import pytest
 
 from specdec.kernels import native
+from specdec.kernels.forms import FORMS
 from tests.support.native.needs_native import needs_library
 
 _FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:$")
-_PRODUCT = re.compile(r"(?:avx2|avx_vnni)::gemm_tile<(\d), (\d), (?:true|false)>")
+_PRODUCT = re.compile(
+    r"(?:avx2|avx_vnni)::gemm_tile<(\d), \w+::Form<(\d), (?:true|false), (true|false), (true|false)> ?>"
+)
 _MOVE = re.compile(r"\tvmov\w+ +(%ymm\d+,-?[0-9a-fx]*\(%r[sb]p|-?[0-9a-fx]*\(%r[sb]p[^)]*\),%ymm)")
 
 
@@ -36,7 +39,7 @@ def stack_moves(disassembly: str) -> dict[str, int]:
 
 def test_moves_are_counted_by_function() -> None:
     text = """
-0000000000001000 <void avx2::gemm_tile<8, 4, true>(long)>:
+0000000000001000 <void avx2::gemm_tile<8, avx2::Form<4, true, false, false> >(long)>:
     1000:\tvmovdqa %ymm5,0x20(%rsp)
     1006:\tvmovups -0x40(%rbp,%rax,1),%ymm5
     100c:\tvmovdqu (%rdi,%r9,1),%ymm0
@@ -47,7 +50,7 @@ def test_moves_are_counted_by_function() -> None:
     2000:\tvmovdqa %ymm8,%ymm13
     2006:\tmovq   %xmm0,0x8(%rsp)
 """
-    assert stack_moves(text) == {"void avx2::gemm_tile<8, 4, true>(long)": 3, "other": 0}
+    assert stack_moves(text) == {"void avx2::gemm_tile<8, avx2::Form<4, true, false, false> >(long)": 3, "other": 0}
 
 
 @needs_library
@@ -62,11 +65,15 @@ def test_sums_stay_in_registers() -> None:
         ["objdump", "-d", "-C", "--no-show-raw-insn", str(library.path)], capture_output=True, text=True, check=True
     )
     products = {
-        (int(found[1]), int(found[2]), name): count
+        (int(found[1]), int(found[2]), found[3] == "true", found[4] == "true", name): count
         for name, count in stack_moves(done.stdout).items()
         if (found := _PRODUCT.search(name))
     }
-    assert {(rows, 4) for rows in range(1, 9)} <= {(rows, bits) for rows, bits, _ in products}
+    for set_name in ("avx2", *(["avx_vnni"] if "avx-vnni" in library.available else [])):
+        seen = {(rows, bits, table, sub) for rows, bits, table, sub, name in products if f"{set_name}::" in name}
+        forms = {(form.bits, form.table, form.sub) for form in FORMS}
+        # of one row some are part of the function that chooses a form
+        assert {(rows, *form) for rows in range(2, 9) for form in forms} <= seen
     # A row's totals are two registers, and lie on the stack on purpose: they are set, added to and returned.
-    too_many = {name: count for (rows, _, name), count in products.items() if count > 20 * rows + 20}
+    too_many = {name: count for (rows, *_, name), count in products.items() if count > 20 * rows + 20}
     assert not too_many

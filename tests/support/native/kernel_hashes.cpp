@@ -9,6 +9,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <string>
 
 #include "kernel_inputs.h"
 
@@ -38,11 +39,22 @@ __attribute__((format(printf, 2, 3))) void print(const Hash& hash, const char* f
   std::printf(" %016llx\n", static_cast<unsigned long long>(hash.value()));
 }
 
-struct Kind {
-  int bits;
-  bool minimum;
-};
-constexpr Kind kKinds[] = {{4, false}, {4, true}, {5, false}, {5, true}, {8, false}};
+constexpr Kind kKinds[] = {{4},
+                           {4, true},
+                           {5},
+                           {5, true},
+                           {8},
+                           {4, false, true},
+                           {6, false, false, true},
+                           {3, false, false, true},
+                           {4, false, true, true},
+                           {3, false, true, true},
+                           {2, true, false, true}};
+
+std::string name_of(const Kind& kind) {
+  return std::to_string(kind.bits) + " bits" + (kind.minimum ? " minimum" : "") + (kind.table ? " table" : "") +
+         (kind.sub ? " sub" : "");
+}
 
 // Rows of which some are zero, tiny, the largest that are quantised exactly, or no numbers.
 std::vector<float> activations(Random& random, int64_t rows, int64_t columns) {
@@ -60,32 +72,30 @@ std::vector<float> activations(Random& random, int64_t rows, int64_t columns) {
 }
 
 void products(Random& random) {
-  const auto linear = function<int(const float*, const uint8_t*, const uint16_t*, const uint16_t*, float*, int64_t,
-                                   int64_t, int64_t, int, int)>("specdec_block_linear");
-  const auto unpack = function<int(const int64_t*, const uint8_t*, const uint16_t*, const uint16_t*, float*, int64_t,
-                                   int64_t, int64_t, int)>("specdec_block_rows");
+  const auto linear =
+      function<int(const float*, const Weights*, float*, int64_t, int64_t, int)>("specdec_block_linear");
+  const auto unpack = function<int(const int64_t*, const Weights*, float*, int64_t, int64_t)>("specdec_block_rows");
   const int64_t shapes[][2] = {{16, 32}, {37, 96}, {200, 352}};
   for (const Kind kind : kKinds)
     for (const auto& [outputs, columns] : shapes) {
-      Packed w(random, outputs, columns, kind.bits, kind.minimum);
+      Packed w(random, outputs, columns, kind);
       for (size_t i = 0; i < w.q.size() / 4; ++i) w.q[i] = random.next() % 8 ? 255 : 0;  // the largest sums
       const Weights record = w.weights();
       for (int64_t rows = 1; rows <= 17; ++rows) {
         const std::vector<float> x = activations(random, rows, columns);
         std::vector<float> y(rows * outputs);
         Hash hash;
-        must(linear(x.data(), record.q, record.scale, record.minimum, y.data(), rows, columns, outputs, kind.bits,
-                    int(1 + rows % 3)));
+        must(linear(x.data(), &record, y.data(), rows, outputs, int(1 + rows % 3)));
         hash.add(y);
-        print(hash, "product %d bits%s %dx%d rows %d", kind.bits, kind.minimum ? " minimum" : "", int(outputs),
-              int(columns), int(rows));
+        print(hash, "product %s %dx%d rows %d", name_of(kind).c_str(), int(outputs), int(columns),
+              int(rows));
       }
       const std::vector<int64_t> ids = {0, outputs - 1, 7, 7};
       std::vector<float> y(ids.size() * columns);
       Hash hash;
-      must(unpack(ids.data(), record.q, record.scale, record.minimum, y.data(), 4, columns, outputs, kind.bits));
+      must(unpack(ids.data(), &record, y.data(), 4, outputs));
       hash.add(y);
-      print(hash, "rows %d bits%s %dx%d", kind.bits, kind.minimum ? " minimum" : "", int(outputs), int(columns));
+      print(hash, "rows %s %dx%d", name_of(kind).c_str(), int(outputs), int(columns));
     }
 }
 
@@ -218,12 +228,12 @@ struct Decoder {
   Layer layer;
 
   Decoder(Random& random, Kind kind, bool rich, bool values_alone, bool reads = false)
-      : q(random, kHeads * kWidth, kHidden, kind.bits, kind.minimum, rich),
-        k(random, kKvHeads * kWidth, kHidden, kind.bits, kind.minimum, rich),
-        v(random, kKvHeads * kWidth, kHidden, kind.bits, kind.minimum),
+      : q(random, kHeads * kWidth, kHidden, kind, rich),
+        k(random, kKvHeads * kWidth, kHidden, kind, rich),
+        v(random, kKvHeads * kWidth, kHidden, kind),
         o(random, kHidden, kHeads * kWidth, 8, false),
-        gate(random, kInner, kHidden, kind.bits, kind.minimum, rich),
-        up(random, kInner, kHidden, kind.bits, kind.minimum, rich),
+        gate(random, kInner, kHidden, kind, rich),
+        up(random, kInner, kHidden, kind, rich),
         down(random, kHidden, kInner, 5, rich),
         ple_gate(random, kExtra, kHidden, 4, true),
         ple_projection(random, kHidden, kExtra, 4, false),
@@ -290,7 +300,7 @@ void layers(Random& random) {
                  x.data(), count, kHidden, extra.data(), Decoder::kExtra, wanted, kAll, int(1 + count % 3)));
         hash.add(x), hash.add(aux);
         for (const Stored& store : kept) store.add_to(hash);
-        print(hash, "layers %d bits%s %s rows %d", kind.bits, kind.minimum ? " minimum" : "", name_of(type),
+        print(hash, "layers %s %s rows %d", name_of(kind).c_str(), name_of(type),
               int(count));
       }
 }
@@ -304,9 +314,9 @@ void drafts(Random& random) {
   for (const Kind kind : kKinds)
     for (int how = 0; how < 4; ++how) {
       const Decoder decoder(random, kind, false, false, true);
-      const Packed pre(random, kHidden, 2 * kWidth, kind.bits, kind.minimum), post(random, kWidth, kHidden, 8, false),
-          head(random, 333, kHidden, kind.bits, kind.minimum), fuse(random, kWidth, 2 * kWidth, 4, true),
-          embedding(random, kTokens, kWidth, kind.bits, kind.minimum);
+      const Packed pre(random, kHidden, 2 * kWidth, kind), post(random, kWidth, kHidden, 8, false),
+          head(random, 333, kHidden, kind), fuse(random, kWidth, 2 * kWidth, 4, true),
+          embedding(random, kTokens, kWidth, kind);
       std::vector<int64_t> ids;
       for (int64_t i = 0; i < head.outputs; ++i) ids.push_back(2 * i + 1);
       const Drafter drafter{pre.matrix(), post.matrix(), head.matrix(), how % 2 ? fuse.matrix() : Matrix{},
@@ -327,7 +337,7 @@ void drafts(Random& random) {
       must(draft(&drafter, &decoder.layer, 1, &span, stores, last.data(), x.data(), kHidden, state.data(), others, 17,
                  kSteps, how ? &sampling : nullptr, tokens.data(), 1));
       hash.add(tokens), hash.add(x);
-      print(hash, "draft %d bits%s of kind %d", kind.bits, kind.minimum ? " minimum" : "", how);
+      print(hash, "draft %s of kind %d", name_of(kind).c_str(), how);
     }
 }
 

@@ -71,26 +71,41 @@ class Hash {
 };
 
 // A packed matrix whose weights are about 0.1, and its bias.
+struct Kind {
+  int bits;
+  bool minimum = false, table = false, sub = false;
+};
 struct Packed {
   int64_t outputs, columns;
   int bits;
-  std::vector<uint8_t> q;
+  std::vector<uint8_t> q, sub;
   std::vector<uint16_t> scale, minimum;
+  std::vector<int8_t> table;
   std::vector<float> bias;
 
   Packed(Random& random, int64_t outputs, int64_t columns, int bits, bool with_minimum, bool with_bias = false)
-      : outputs(outputs), columns(columns), bits(bits) {
+      : Packed(random, outputs, columns, Kind{bits, with_minimum}, with_bias) {}
+  Packed(Random& random, int64_t outputs, int64_t columns, Kind kind, bool with_bias = false)
+      : outputs(outputs), columns(columns), bits(kind.bits) {
+    const bool with_minimum = kind.minimum;
     const int64_t blocks = (outputs + 15) / 16 * (columns / 32);
     q = random.bytes(blocks * 64 * bits);
     scale.resize(blocks * 16);
     if (with_minimum) minimum.resize(blocks * 16);
-    const int exponent = bits == 4 ? 8 : bits == 5 ? 7 : 4;  // of the halves that are scales
+    // of the halves that are scales
+    const int exponent = kind.sub ? 1 : kind.table ? 5 : bits == 4 ? 8 : bits == 5 ? 7 : 4;
+    if (kind.sub) sub = random.bytes(blocks * 32);
+    for (int i = 0; kind.table && i < 16; ++i) {
+      const int low = kind.sub ? -64 : -127, high = kind.sub ? 63 : 127;
+      table.push_back(int8_t(i == 0 ? low : i == 1 ? high : low + random.below(high - low)));
+    }
     for (uint16_t& half : scale) half = uint16_t((exponent + random.below(2)) << 10 | random.below(1024));
     for (uint16_t& half : minimum) half = uint16_t(0x8000 | (exponent + 3) << 10 | random.below(1024));
     if (with_bias) bias = random.reals(outputs);
   }
   Weights weights() const {
-    return {q.data(), scale.data(), minimum.empty() ? nullptr : minimum.data(), columns / 32, bits};
+    return {q.data(), scale.data(), minimum.empty() ? nullptr : minimum.data(), sub.empty() ? nullptr : sub.data(),
+            table.empty() ? nullptr : table.data(), columns / 32, bits, table.empty() ? 1.0 : 0.5};
   }
   Matrix matrix() const { return {weights(), bias.empty() ? nullptr : bias.data(), outputs}; }
 };

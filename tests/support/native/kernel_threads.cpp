@@ -33,8 +33,8 @@ struct Sums {
   void run(int threads, std::vector<float>& y, std::vector<float>& z) const {
     y.assign(kRows * kOutputs, 0);
     z.assign(kRows * kOutputs, 0);
-    int code = specdec_block_linear(x.data(), q.data(), scale.data(), nullptr, y.data(), kRows, kColumns_, kOutputs, 4,
-                                    threads);
+    const Weights w{q.data(), scale.data(), nullptr, nullptr, nullptr, kColumns_ / 32, 4, 1.0};
+    int code = specdec_block_linear(x.data(), &w, y.data(), kRows, kOutputs, threads);
     code |= specdec_rms_norm(y.data(), nullptr, 1e-6f, z.data(), kRows * kOutputs / 64, 64, threads);
     if (code) std::abort();
   }

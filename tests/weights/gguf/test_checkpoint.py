@@ -21,9 +21,9 @@ HALVES = {  # where a block's float16 numbers lie, for random bytes
 }  # fmt: skip
 BITS = {
     Type.Q4_0: 4, Type.Q4_1: 4, Type.Q5_0: 5, Type.Q5_1: 5, Type.Q8_0: 8,
-    Type.Q4_K: 4, Type.Q5_K: 5, Type.Q6_K: 8,
+    Type.Q4_K: 4, Type.Q5_K: 5, Type.Q6_K: 6,
 }  # fmt: skip
-EXACT = (Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0)
+EXACT = (Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0, Type.Q6_K)
 ROWS, COLUMNS = 37, 512
 
 
@@ -99,15 +99,6 @@ def test_super_blocks_with_products_that_float16_holds_are_exact(tmp_path, kind)
     assert torch.equal(checkpoint.weight("w", torch.float32).dequantize(), expected)
 
 
-def test_q6_k_is_quantised_again_to_eight_bits(one):
-    checkpoint, expected = one(Type.Q6_K)
-    weight = checkpoint.weight("w", torch.bfloat16)
-    assert isinstance(weight, BlockWeight)
-    assert weight.blocks.bits == BITS[Type.Q6_K]
-    largest = expected.view(ROWS, -1, 32).abs().amax(-1).repeat_interleave(32, dim=1)
-    assert ((weight.dequantize() - expected).abs() <= largest / 254 * 1.001 + 2**-25).all()
-
-
 @pytest.mark.parametrize("kind", list(HALVES), ids=lambda kind: kind.name)
 @pytest.mark.parametrize("asked", [None, "none"])
 def test_rows_are_picked_before_packing_whatever_the_chunks(one, kind, asked, monkeypatch):
@@ -177,7 +168,7 @@ def test_tensors_outlive_the_file(tmp_path):
     assert torch.equal(norm, torch.ones(8))
 
 
-@pytest.mark.parametrize("kind", [Type.NVFP4, Type.Q8_K, Type.F64, Type.I32], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [Type.Q1_0, Type.Q8_K, Type.F64, Type.I32], ids=lambda kind: kind.name)
 def test_types_that_are_not_read_are_told_where_they_are_needed(tmp_path, kind):
     block, size = gguf.GGML_QUANT_SIZES[kind]
     raw = np.zeros((2, 256 // block * size), dtype=np.uint8)
@@ -193,6 +184,32 @@ def test_types_that_are_not_read_are_told_where_they_are_needed(tmp_path, kind):
     ):
         with pytest.raises(ValueError, match=rf"m\.gguf: .*blk\.0\.ffn_up\.weight.*{kind.name}.*Q4_0.*Q6_K"):
             call("blk.0.ffn_up.weight")
+
+
+def test_nvfp4_is_multiplied_by_the_scale_beside_it(tmp_path):
+    rng = np.random.default_rng(0)
+    raw = rng.integers(0, 256, (32, 128 // 64, 36), dtype=np.uint8)
+    raw[..., :4] = rng.integers(0x30, 0x38, (32, 2, 4), dtype=np.uint8)  # scales whose ratio the blocks keep
+    raw = raw.reshape(32, -1)
+    scale = np.array([0.75], np.float32)
+    tensors = {"a.weight": (raw, Type.NVFP4), "a.scale": (scale, None), "b.weight": (raw, Type.NVFP4)}
+    checkpoint = GGUFCheckpoint(write(tmp_path / "m.gguf", tensors))
+    assert list(checkpoint.shapes()) == ["a.weight", "b.weight"]
+    alone = torch.from_numpy(quants.dequantize(raw, Type.NVFP4))
+    assert torch.equal(checkpoint.weight("b.weight", torch.float32).dequantize(), alone)
+    assert torch.equal(checkpoint.tensor("b.weight"), alone)
+    for found in (
+        checkpoint.weight("a.weight", torch.float32).dequantize(),
+        checkpoint.weight("a.weight", torch.float32, "none").dequantize(),
+        checkpoint.tensor("a.weight"),
+    ):
+        assert torch.equal(found, 0.75 * alone)
+    experts = {"a.weight": (np.stack([raw] * 3), Type.NVFP4), "a.scale": (np.array([1, 2, 3], np.float32), None)}
+    found = GGUFCheckpoint(write(tmp_path / "e.gguf", experts)).tensor("a.weight")
+    assert torch.equal(found, torch.stack([alone, 2 * alone, 3 * alone]))
+    wrong = {"a.weight": (raw, Type.NVFP4), "a.scale": (np.ones(2, np.float32), None)}
+    with pytest.raises(ValueError, match=r"a\.scale.* is no scale of 'a\.weight'"):
+        GGUFCheckpoint(write(tmp_path / "w.gguf", wrong)).weight("a.weight", torch.float32)
 
 
 def test_a_type_that_no_version_knows_is_told_where_it_is_needed(tmp_path):

@@ -17,7 +17,7 @@ from tests.support.tiny import prompt
 from tests.support.tiny_gguf import gemma4_tokens, write_model
 
 BLOB = "sha256-" + "0123456789abcdef" * 4
-STRANGE = np.zeros((2, 36 * 4), np.uint8), Type.NVFP4  # a type that is not read
+STRANGE = np.zeros((2, 36 * 4), np.uint8), Type.Q1_0  # a type that is not read
 ENCODERS = {
     "v.blk.0.attn_q.weight": STRANGE,
     "v.clamp_data": (np.ones(4, np.float32), None),
@@ -42,8 +42,8 @@ def test_a_tensor_that_is_needed_has_a_type_that_is_read(tmp_path: Path) -> None
     raw = blob.read_bytes()
     name = b"blk.2.ffn_up.weight"
     at = raw.index(name) + len(name) + 4 + 2 * 8
-    (tmp_path / "damaged").write_bytes(raw[:at] + int(Type.NVFP4).to_bytes(4, "little") + raw[at + 4 :])
-    with pytest.raises(ValueError, match=r"damaged: tensor 'blk\.2\.ffn_up\.weight' is stored as NVFP4"):
+    (tmp_path / "damaged").write_bytes(raw[:at] + int(Type.I8).to_bytes(4, "little") + raw[at + 4 :])
+    with pytest.raises(ValueError, match=r"damaged: tensor 'blk\.2\.ffn_up\.weight' is stored as I8"):
         specdec.load(tmp_path / "damaged", drafter=None, device="cpu")
 
 

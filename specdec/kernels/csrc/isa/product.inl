@@ -1,19 +1,35 @@
 // The product of block-quantised weights with quantised activations, for one instruction set (see simd.inl). The
 // arithmetic is written down in reference.py, the layout in blocks.py; quantise.inl makes the activations.
 
+// How weights are stored: the bits of a code, whether there is a minimum, whether a code is a place in a table, and
+// whether the block's scale is multiplied by one of each sixteen inputs (`sub`). coded/ has the products of the last two.
+template <int BITS, bool MINIMUM, bool TABLE = false, bool SUB = false>
+struct Form {
+  static constexpr int bits = BITS;
+  static constexpr bool minimum = MINIMUM, table = TABLE, sub = SUB;
+  static constexpr bool coded = TABLE || SUB;
+  // what is added to a weight, so that it is a byte without a sign
+  static constexpr int zero = TABLE ? (SUB ? 64 : 128) : MINIMUM ? 0 : 1 << (BITS - 1);
+  static constexpr Kind start = SUB ? kHalves : TABLE || BITS == 8 ? kBy128 : BITS == 5 ? kBy16 : kBy8;
+};
+
 // One block of sixteen outputs, and what the rows of a tile have for it, from the first row on. `start`: integers as
-// bits, of the weights' kind (quantise.inl); `term`: of kMinimum.
+// bits, of the weights' kind (quantise.inl); `term`: of kMinimum. `table`: sixteen values, moved by Form::zero.
+// `unit`: of the scales that such codes have.
 struct Block {
   const uint8_t* q;
   const uint16_t* scale;
   const uint16_t* minimum;
+  const uint8_t* sub;
+  const uint8_t* table;
+  float unit;
   const int8_t* x;
   const float* activation_scale;
   const float* start;
   const float* term;
 
   Block from(int row) const {
-    return Block{q, scale, minimum, x + 32 * row, activation_scale + row, start + row, term + row};
+    return Block{q, scale, minimum, sub, table, unit, x + 32 * row, activation_scale + row, start + row, term + row};
   }
 };
 
@@ -101,15 +117,22 @@ INLINE void add_block(const Block& block, F (&total)[T]) {
 }
 #endif
 
+#include "coded/coded.inl"
+
 constexpr int64_t kAhead = 8;  // blocks between what is prefetched and what is used
 
 // Sixteen outputs of T rows; `y` is the first of them, rows `stride` floats apart, `count` of them wanted.
-template <int T, int BITS, bool MINIMUM>
+template <int T, class FORM>
 void gemm_tile(const Weights& w, int64_t group, const Tile& tile, float* y, int64_t stride, int count) {
+  constexpr int BITS = FORM::bits;
+  constexpr bool MINIMUM = FORM::minimum;
   const uint8_t* q = w.q + group * w.blocks * (64 * BITS);
   const uint16_t* scale = w.scale + group * w.blocks * 16;
   const uint16_t* minimum = MINIMUM ? w.minimum + group * w.blocks * 16 : nullptr;
-  const float* start = tile.term[BITS == 4 ? kBy8 : BITS == 5 ? kBy16 : kBy128];
+  const uint8_t* sub = FORM::sub ? w.sub + group * w.blocks * 32 : nullptr;
+  alignas(16) uint8_t table[16] = {};
+  for (int i = 0; FORM::table && i < 16; ++i) table[i] = uint8_t(w.table[i] + FORM::zero);
+  const float* start = tile.term[FORM::start];
   F total[T];
   for (int t = 0; t < T; ++t) total[t] = splat(0.0f);
   for (int64_t b = 0; b < w.blocks; ++b) {
@@ -118,15 +141,22 @@ void gemm_tile(const Weights& w, int64_t group, const Tile& tile, float* y, int6
     if (b % 2 == 0) {
       __builtin_prefetch(scale + (b + kAhead) * 16);
       if (MINIMUM) __builtin_prefetch(minimum + (b + kAhead) * 16);
+      if (FORM::sub) __builtin_prefetch(sub + (b + kAhead) * 32);
     }
     const Block block{q + b * (64 * BITS),
                       scale + b * 16,
                       MINIMUM ? minimum + b * 16 : nullptr,
+                      FORM::sub ? sub + b * 32 : nullptr,
+                      table,
+                      float(w.unit),
                       tile.values + b * (T * 32),
                       tile.scale + b * T,
                       start + b * T,
                       tile.term[kMinimum] + b * T};
-    add_block<T, BITS, MINIMUM>(block, total);
+    if constexpr (FORM::coded)
+      add_coded<T, FORM>(block, total);
+    else
+      add_block<T, BITS, MINIMUM>(block, total);
 #if KERNEL_LANES == 8
     if (T > 1) __asm__ volatile("" : : "r"(total) : "memory");  // keeps totals out of registers, which sums need
 #endif
@@ -142,10 +172,17 @@ void gemm_tile(const Weights& w, int64_t group, const Tile& tile, float* y, int6
 
 template <int T>
 void gemm_tile_of(const Weights& w, int64_t group, const Tile& tile, float* y, int64_t stride, int count) {
-  if (w.bits == 8) return gemm_tile<T, 8, false>(w, group, tile, y, stride, count);
-  if (w.bits == 5)
-    return (w.minimum ? gemm_tile<T, 5, true> : gemm_tile<T, 5, false>)(w, group, tile, y, stride, count);
-  return (w.minimum ? gemm_tile<T, 4, true> : gemm_tile<T, 4, false>)(w, group, tile, y, stride, count);
+  const auto run = [&](auto form) { gemm_tile<T, decltype(form)>(w, group, tile, y, stride, count); };
+  if (w.sub) {
+    if (w.bits == 6) return run(Form<6, false, false, true>());
+    if (w.bits == 4) return run(Form<4, false, true, true>());
+    if (w.bits == 2) return run(Form<2, true, false, true>());
+    return w.table ? run(Form<3, false, true, true>()) : run(Form<3, false, false, true>());
+  }
+  if (w.table) return run(Form<4, false, true>());
+  if (w.bits == 8) return run(Form<8, false>());
+  if (w.bits == 5) return w.minimum ? run(Form<5, true>()) : run(Form<5, false>());
+  return w.minimum ? run(Form<4, true>()) : run(Form<4, false>());
 }
 
 void multiply(const Weights& w, int64_t group, const Tile& tile, float* y, int64_t stride, int count) {

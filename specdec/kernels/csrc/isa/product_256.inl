@@ -18,14 +18,18 @@ INLINE __m256i four_bits(const uint8_t* q, int chunk, int half) {
   return chunk < 4 ? low_nibbles(raw) : high_nibbles(raw);
 }
 
+// `value` in the bytes of those of 32 weights whose bits are set at `four`, else zero.
+INLINE __m256i where_set(const uint8_t* four, char value) {
+  const __m256i bytes = _mm256_shuffle_epi8(
+      repeated(four), _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303));
+  const __m256i bit = _mm256_set1_epi64x(int64_t(0x8040201008040201));
+  const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
+  return _mm256_and_si256(set, _mm256_set1_epi8(value));
+}
+
 // The same of a 5-bit block.
 INLINE __m256i five_bits(const uint8_t* q, int chunk, int half) {
-  const __m256i fifth = _mm256_shuffle_epi8(
-      repeated(q + 256 + 8 * chunk + 4 * half),
-      _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303));
-  const __m256i bit = _mm256_set1_epi64x(int64_t(0x8040201008040201));
-  const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(fifth, bit), bit);
-  return _mm256_or_si256(four_bits(q, chunk, half), _mm256_and_si256(set, _mm256_set1_epi8(16)));
+  return _mm256_or_si256(four_bits(q, chunk, half), where_set(q + 256 + 8 * chunk + 4 * half, 16));
 }
 
 // Adds the terms of eight outputs to the totals of R rows.

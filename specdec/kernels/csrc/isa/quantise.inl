@@ -1,10 +1,12 @@
 // Activations as the product wants them (product.inl), for one instruction set (see simd.inl): a row of K floats to
 // int8 blocks. The arithmetic is written down in reference.py.
 
-// Sums of a block's values: of all, and what term[kBy16] gets.
+// Sums of a block's values: of all, and what term[kBy16] and term[kHalves] get.
 struct Sums {
-  int32_t total, by16;
+  int32_t total, by16, halves;
 };
+
+INLINE int32_t pair_of(int32_t lower, int32_t upper) { return int32_t((uint32_t(lower) & 0xffff) | uint32_t(upper) << 16); }
 
 // Stores the 32 values of a block, each within -127..127, as bytes.
 INLINE Sums store_values(int8_t* to, I first, I second) {
@@ -21,20 +23,24 @@ INLINE Sums store_values(int8_t* to, I first, I second) {
   sum = _mm_add_epi16(sum, _mm_shuffle_epi32(sum, 0xb1));
   const int32_t pair = _mm_cvtsi128_si32(sum), total = int16_t(pair) + (pair >> 16);
   const int32_t pair_by16 = _mm_cvtsi128_si32(_mm_mullo_epi16(sum, _mm_set1_epi16(-16)));
-  return Sums{total, KERNEL_ISA == ISA_AVX2 ? pair_by16 : -16 * total};
+  __m256i fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));  // of the first sixteen values, of the others
+  fours = _mm256_add_epi32(fours, _mm256_shuffle_epi32(fours, 0x4e));
+  fours = _mm256_add_epi32(fours, _mm256_shuffle_epi32(fours, 0xb1));
+  const int32_t lower = _mm_cvtsi128_si32(_mm256_castsi256_si128(fours));
+  return Sums{total, KERNEL_ISA == ISA_AVX2 ? pair_by16 : -16 * total, pair_of(lower, total - lower)};
 #else
   store_bytes(to, first);
   store_bytes(to + 16, second);
-  const int32_t total = sum(first + second);
-  return Sums{total, -16 * total};
+  const int32_t lower = sum(first), upper = sum(second), total = lower + upper;
+  return Sums{total, -16 * total, pair_of(lower, upper)};
 #endif
 }
 
 // Writes row r of `tile`: values at [b][r][32], scale at [b][r], and what a block adds beside its products at
 // [b][r] of `term`, one array per kind of weights: scale * sum (with a minimum), -8 * sum, -16 * sum and -128 * sum
-// (integers kept as bits). On AVX2 -16 * sum is a pair of 16-bit integers, of columns 4c and 4c + 1 and of columns
-// 4c + 2 and 4c + 3: where the 16-bit sums of product_avx2.inl begin. With i8mm the values of two rows alternate, eight
-// of each (product_i8mm.inl).
+// (integers kept as bits), and the sums of the first sixteen values and of the others, 16 bits each. On AVX2 -16 * sum
+// is a pair of 16-bit integers, of columns 4c and 4c + 1 and of columns 4c + 2 and 4c + 3: where the 16-bit sums of
+// product_avx2.inl begin. With i8mm the values of two rows alternate, eight of each (product_i8mm.inl).
 void quantise_row(const float* x, int64_t blocks, int r, const Tile& tile) {
   const int rows = tile.rows;
   const bool paired = KERNEL_ISA == ISA_NEON_I8MM && (r | 1) < rows;
@@ -52,7 +58,7 @@ void quantise_row(const float* x, int64_t blocks, int r, const Tile& tile) {
     float scale = usable ? magnitude / 127.0f : 0.0f;
     if (!finite) scale = std::numeric_limits<float>::quiet_NaN();
     int8_t apart[32], *to = paired ? apart : tile.values + (b * rows + r) * 32;
-    Sums sums{0, 0};
+    Sums sums{0, 0, 0};
     if (usable) {
       const I first = bits(low * splat(inverse) + magic) - bits(magic);
       const I second = bits(high * splat(inverse) + magic) - bits(magic);
@@ -72,5 +78,6 @@ void quantise_row(const float* x, int64_t blocks, int r, const Tile& tile) {
     put(kBy8, -8 * sums.total);
     put(kBy16, sums.by16);
     put(kBy128, -128 * sums.total);
+    put(kHalves, sums.halves);
   }
 }

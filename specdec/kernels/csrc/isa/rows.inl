@@ -63,16 +63,21 @@ void scale_row(float factor, int64_t width, float* y) {
 // Row `row` of packed weights as floats [K]: reference.py's block_rows.
 void unpack_row(const Weights& w, int64_t row, float* y) {
   const int64_t group = row / 16;
-  const int lane = int(row % 16), zero = 1 << (w.bits - 1);
+  const int lane = int(row % 16), zero = w.minimum || w.table ? 0 : 1 << (w.bits - 1);
   for (int64_t b = 0; b < w.blocks; ++b, y += 32) {
     const int64_t at = (group * w.blocks + b) * 16 + lane;
     const uint8_t* q = w.q + (group * w.blocks + b) * (64 * w.bits);
-    const float d = half_value(w.scale[at]), m = w.minimum ? half_value(w.minimum[at]) : 0.0f;
+    const float d = half_value(w.scale[at]) * float(w.unit), m = w.minimum ? half_value(w.minimum[at]) : 0.0f;
     for (int i = 0; i < 32; ++i) {
-      const int c = i / 4, byte = 4 * lane + i % 4;  // the chunk, and where in it
-      int raw = w.bits == 8 ? q[64 * c + byte] : q[64 * (c % 4) + byte] >> (c / 4 * 4) & 15;
-      if (w.bits == 5) raw |= (q[256 + 8 * c + byte / 8] >> byte % 8 & 1) << 4;
-      y[i] = w.minimum ? float(raw) * d + m : float(raw - zero) * d;
+      const int code = code_at(q, int(w.bits), i / 4, 4 * lane + i % 4);
+      int value = w.table ? w.table[code] : code - zero;
+      float low = m;
+      if (w.sub) {
+        const int sub = w.sub[2 * at + i / 16];
+        value *= w.minimum ? sub & 15 : int8_t(sub);
+        low *= float(sub >> 4);
+      }
+      y[i] = w.minimum ? float(value) * d + low : float(value) * d;
     }
   }
 }
