@@ -19,6 +19,7 @@ from specdec.memory.plan import loaded_bytes
 from specdec.model import quantized
 from specdec.model.quantized import load_or_quantize
 from tests.support.tiny import WINDOW, prompt, tiny_model
+from tests.support.tiny_assistant import save_assistant
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*takes 8.5 bits")
 CASES = [*(("gemma4_unified", format) for format in FORMATS), ("llama", "ct-g32"), ("llama", "mlx-5"), ("llama", "awq")]
@@ -57,15 +58,22 @@ def test_logits_are_those_of_transformers_with_the_same_numbers(family: str, for
 
 @pytest.mark.parametrize(("family", "format"), CASES)
 def test_drafts_change_no_token(family: str, format: str, tmp_path: Path) -> None:
+    """Past the window, with an assistant in the same format; suffix matches where there is none."""
     write_packed(saved(tmp_path / "floats", family), tmp_path / "packed", format)
-    model = specdec.load(tmp_path / "packed", drafter="suffix", quantize="int4", device="cpu")
+    drafter = "suffix"
+    if family == "gemma4_unified":
+        save_assistant(tmp_path / "assistant-floats", family)
+        write_packed(tmp_path / "assistant-floats", tmp_path / "assistant", format, vocabulary=True)
+        drafter = str(tmp_path / "assistant")
+    model = specdec.load(tmp_path / "packed", drafter=drafter, quantize="int4", device="cpu")
     ids = torch.cat([prompt(WINDOW)] * 2, dim=1)  # suffixes that match
     for how in ({"do_sample": False}, {"do_sample": True, "temperature": 0.7, "seed": 3}):
         texts = [
             model.generate(ids, max_new_tokens=2 * WINDOW, draft_length=3, speculation=drafted, **how)[0].tolist()
-            for drafted in (True, False)
+            for drafted in (False, True)
         ]
         assert texts[0] == texts[1]
+        assert model.last_stats.drafted > 0 or drafter == "suffix"
 
 
 @pytest.mark.parametrize(("rename", "in_text"), [(multimodal, True), (sanitized, False), (bare, False)])

@@ -87,6 +87,15 @@ def _compressed_tensors(group: int | None, bits: int = 4, symmetric: bool = True
     return Format(group or 32, store, {"quantization_config": config})
 
 
+def _int8_rows() -> Format:
+    def store(w: Tensor) -> tuple[Parts, Tensor]:
+        scale = (w.float().abs().amax(1, keepdim=True) / 127).bfloat16()
+        values = (w.float() / scale.float()).round().clamp(-128, 127)
+        return {"weight": values.to(torch.int8), "weight_scale": scale}, values * scale.float()
+
+    return Format(32, store, {"quantization_config": {"quant_method": "compressed-tensors", "format": "int-quantized"}})
+
+
 def _mlx(bits: int, group: int) -> Format:
     def store(w: Tensor) -> tuple[Parts, Tensor]:
         groups = w.float().view(len(w), -1, group)
@@ -193,6 +202,7 @@ FORMATS: dict[str, Format] = {
     "ct-channel": _compressed_tensors(None),
     "ct-asymmetric": _compressed_tensors(32, symmetric=False),
     "ct-w8": _compressed_tensors(32, bits=8),
+    "ct-w8a8": _int8_rows(),
     **{f"mlx-{bits}": _mlx(bits, 64 if bits in (4, 8) else 32) for bits in (2, 3, 4, 5, 6, 8)},
     "awq": _awq(64),
     "gptq": _gptq(64),

@@ -1,14 +1,17 @@
-"""compressed-tensors, pack-quantized: what llm-compressor writes, and Google's `-qat-w4a16-ct` checkpoints.
+"""compressed-tensors, pack-quantized and int-quantized: what llm-compressor writes, and Google's `-qat-w4a16-ct`.
 
 A matrix `X.weight` [N, K] is `X.weight_packed`, int32 words of 4 or 8 bits along K, low bits first, each value plus
 half of its range; `X.weight_scale` [N, K / group]; `X.weight_shape`, N and K; where zeros are not in the middle,
-`X.weight_zero_point`, packed likewise along N. Left out: act-order (`X.weight_g_idx`), and widths that cross words.
+`X.weight_zero_point`, packed likewise along N. An int-quantized one (W8A8) is `X.weight`, int8 [N, K], with a scale for
+each row; activations stay floats here. Left out: act-order (`X.weight_g_idx`), and widths that cross words.
 Source: https://github.com/neuralmagic/compressed-tensors
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+
+import torch
 
 from specdec.weights.formats.matrix import (
     Codes,
@@ -69,6 +72,26 @@ def packed_quantized(
                 rounds=zero is not None,
             ),
         )
+
+
+def int_quantized(stored: Mapping[str, Stored], settings: Settings, small: Small) -> Iterator[tuple[str, PackedMatrix]]:
+    """Yield the matrices of bytes by name. Raises ValueError for one whose parts do not fit each other."""
+    for name in [name for name, entry in stored.items() if name.endswith(".weight") and entry.dtype == "I8"]:
+        stem = name.removesuffix("weight")
+        parts = {part: stem + part for part in ("weight", "weight_scale")}
+        if parts["weight_scale"] not in stored or stem + "weight_zero_point" in stored:
+            continue  # of another format, or with zero points
+        weight, scale = stored[name], stored[parts["weight_scale"]]
+        rows = weight.shape[0] if is_matrix(weight, ("I8",)) else 0
+        if not rows or scale.dtype not in _FLOATS or scale.shape not in ((rows,), (rows, 1)):
+            raise misfit("compressed-tensors", name, stored, parts)
+        shape = (rows, weight.shape[1])
+        yield name, PackedMatrix("compressed-tensors, 8 bits a row", shape, parts, _read_bytes, 8, shape[1])
+
+
+def _read_bytes(parts: Parts, rows: Rows) -> Codes:
+    values = parts["weight"][rows].contiguous().view(torch.uint8) ^ 0x80
+    return Codes(values, parts["weight_scale"].view(-1, 1)[rows].float(), None)
 
 
 class _Reader:

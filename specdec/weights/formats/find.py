@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from specdec.weights.formats.bitsandbytes import bitsandbytes_4bit
-from specdec.weights.formats.compressed_tensors import packed_quantized
+from specdec.weights.formats.compressed_tensors import int_quantized, packed_quantized
 from specdec.weights.formats.float8 import float8
 from specdec.weights.formats.matrix import PackedMatrix, Stored
 from specdec.weights.formats.mlx import mlx_affine
@@ -18,7 +18,7 @@ from specdec.weights.formats.qweight import awq_and_gptq
 from specdec.weights.formats.settings import Settings, Small
 from specdec.weights.metadata import quote
 
-_FORMATS = (packed_quantized, mlx_affine, awq_and_gptq, bitsandbytes_4bit, float8)
+_FORMATS = (packed_quantized, int_quantized, mlx_affine, awq_and_gptq, bitsandbytes_4bit, float8)
 # Last parts of names that quantising libraries add to those of a matrix.
 _ADDED = (
     "qweight", "qzeros", "g_idx", "scales", "biases", "weight_packed", "weight_scale", "weight_scale_inv",

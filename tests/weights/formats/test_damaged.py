@@ -54,6 +54,7 @@ NONE = torch.empty(0)
         ("ct-g32", {"weight_scale": torch.ones(32, 3)}),
         ("ct-g32", {"weight_scale": torch.ones(32)}),
         ("ct-asymmetric", {"weight_zero_point": torch.zeros(32, 4, dtype=torch.int32)}),
+        ("ct-w8a8", {"weight_scale": torch.ones(31)}),
         ("mlx-4", {"scales": NONE}),
         ("mlx-4", {"biases": torch.ones(32, 1)}),
         ("mlx-4", {"weight": torch.zeros(31, 16, dtype=torch.uint32)}),

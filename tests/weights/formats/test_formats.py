@@ -17,7 +17,7 @@ ROWS, COLUMNS = 144, 768
 # Our bits and minimum, and the largest relative squared error: 0 where the layout holds the same numbers.
 BECOMES = {
     **dict.fromkeys(("ct-g32", "ct-g64", "ct-g128", "ct-channel", "gptq", "gptq-v2"), (4, False, 0.0)),
-    **dict.fromkeys(("ct-w8", "gptq-8"), (8, False, 0.0)),
+    **dict.fromkeys(("ct-w8", "ct-w8a8", "gptq-8"), (8, False, 0.0)),
     **dict.fromkeys(("ct-asymmetric", "awq", "gptq-asymmetric"), (4, True, 2e-7)),
     **dict.fromkeys(("mlx-2", "mlx-3", "mlx-4"), (4, True, 0.0)),
     "mlx-5": (5, True, 0.0),
