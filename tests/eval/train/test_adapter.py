@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import run
+from eval.chat.commands import Chat
 from eval.cli.options import GenerationSettings, adapter, check_names
-from eval.cli.session import adapters_of
+from eval.cli.session import adapters_of, open_session
 from tests.support.adapters.tiny_adapter import make_peft
 from tests.support.tiny_folder import make_folder, threads_restored
 
@@ -59,6 +62,26 @@ def test_a_head_is_trained_for_the_adapted_model(
     capsys.readouterr()
     assert run.main([*map(str, words), "--adapter", str(adapters["two"])]) == 2
     assert "other settings (adapter)" in capsys.readouterr().err
+
+
+def test_a_chat_switches_adapters(folder: Path, adapters: dict[str, Path]) -> None:
+    pairs = tuple((name, str(path)) for name, path in adapters.items())
+    with threads_restored():
+        settings = GenerationSettings(model=str(folder), device="cpu", threads=1, max_new_tokens=8, adapter=pairs)
+        session = open_session(settings)
+    shown = io.StringIO()
+    chat = Chat(session, Console(file=shown, width=120))
+    said = []
+    for name in ("one", "two", "none"):
+        chat.line(f"/adapter {name}")
+        chat.line("hello")
+        said.append(chat.turns.runs[-1].tokens)
+        chat.line("/reset")
+    chat.line("/adapter three")
+    chat.line("/adapter")
+    assert len({*said}) == 3
+    assert "there is no adapter 'three'" in shown.getvalue()
+    assert "adapter: none (there are: one, two, none)" in shown.getvalue()
 
 
 def test_plan_counts_adapters(folder: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
