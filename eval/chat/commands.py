@@ -64,6 +64,7 @@ class Chat:
             "/temperature": Command(self._set_temperature, "X", "0 is greedy"),
             "/seed": Command(self._set_seed, "N", "makes sampling repeatable"),
             "/draft": Command(self._draft, "[on|off|N]", "draft adaptively, not at all, or always N tokens"),
+            "/adapter": Command(self._adapter, "[NAME]", "answer with this adapter (--adapter), or with none"),
             "/stats": Command(lambda _: self._stats(), "", "what drafting did in the last answer and in all of them"),
             "/dashboard": Command(
                 self._switch_dashboard, "[on|off]", "speed, acceptance, costs and memory with answers"
@@ -158,6 +159,13 @@ class Chat:
                 self._set(draft_length="adaptive" if value == "on" else int(value))
         name, length = turns.session.model.drafter.name, turns.session.settings.draft_length
         turns.say(f"drafting: {f'{name}, {length}' if turns.speculation else 'off'}")
+
+    def _adapter(self, name: str) -> None:
+        model = self.turns.session.model
+        if name:
+            model.set_adapter(name)
+        known = ", ".join((*model.decoder.adapters.names, "none"))
+        self.turns.say(f"adapter: {' '.join(model.active_adapters()) or 'none'} (there are: {known})")
 
     def _stats(self) -> None:
         runs = self.turns.runs

@@ -27,6 +27,7 @@ from drafter.files.checkpoint import provenance_of
 from drafter.files.gguf import DIALECTS
 from drafter.files.head import HEAD_FILE
 from drafter.prompts.generator import user_prompts
+from eval.fuzz.adapters import read_adapter
 from eval.fuzz.media import PICTURES, SOUNDS, VIDEOS, read_picture, read_sounds, read_video
 from eval.prompts.sets import load_prompts
 from specdec.drafting.registry import resolve_drafter
@@ -155,6 +156,10 @@ def _drafter(backbone: str) -> Callable[[Path, World], None]:
     return read_drafter
 
 
+def _read_adapter(folder: Path, world: World) -> None:
+    read_adapter(folder, world.model("hf-gemma4").decoder)
+
+
 def _read_store(folder: Path, world: World) -> None:
     """Find a model in Ollama's store, whose manifest is damaged, and the files beside the model."""
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
@@ -222,6 +227,8 @@ KINDS: dict[str, Kind] = {
     "head": Kind(("head",), ("config.json", HEAD_FILE), _drafter("hf-llama"), _rehash),
     "assistant": Kind(("assistant",), ("config.json", "model.safetensors", "specdec.json"), _drafter("hf-gemma4")),
     "drafter": Kind(tuple(f"drafter-{dialect}" for dialect in DIALECTS), ("drafter.gguf",), _drafter("hf-gemma4")),
+    "adapter": Kind(("adapter-peft",), ("adapter_config.json", "adapter_model.safetensors"), _read_adapter),
+    "gguf-adapter": Kind(("adapter-gguf",), ("adapter.gguf",), _read_adapter),
     "shards": Kind(("shards",), ("set.json", "00000.safetensors"), _read_shards),
     "prompts": Kind(("prompts",), ("prompts.jsonl",), _read_prompts),
     "picture": Kind(tuple(f"picture-{name}" for name in PICTURES), ("file.*",), lambda folder, _: read_picture(folder)),

@@ -26,6 +26,7 @@ from drafter.files.assistant import assistant_config, save_assistant
 from drafter.files.gguf import DIALECTS
 from drafter.files.gguf_writer import TYPES, write_assistant
 from drafter.files.head import save_head
+from eval.fuzz.adapters import write_adapters
 from eval.fuzz.cases import GGUF, QUANTISED, VOCAB, World, generate, no_bar
 from eval.fuzz.media import write_media
 from eval.synthetic.byte_tokenizer import add_byte_tokenizer
@@ -107,6 +108,7 @@ def write_seeds(folder: Path) -> None:
     _write_head(folder / "head", world.model().decoder)
     _write_assistant(folder / "assistant", world.model("hf-gemma4"))
     _write_shards(folder / "shards", world.model().decoder)
+    write_adapters(folder / "adapter", world.model("hf-gemma4").decoder, "gemma4")
     write_media(folder)
     (folder / "prompts").mkdir()
     lines = (

@@ -71,7 +71,8 @@ def forward(
     rows, columns = ids.shape
     picks = _picks(logits_to_keep, rows, columns, decoder.device)
     made = picks if labels is None else _picks(0, rows, columns, decoder.device)
-    logits = [_logits(decoder, *row) for row in zip(states.last, mask, made, strict=True)]
+    adapters = [cache.adapter for cache in past.caches]
+    logits = [_logits(decoder, *row) for row in zip(states.last, mask, made, adapters, strict=True)]
     loss = None
     if labels is not None:
         loss = _loss(torch.stack(logits), labels, num_items_in_batch)
@@ -81,7 +82,7 @@ def forward(
         loss=loss,
         logits=torch.cat(logits) if flat else torch.stack(logits),
         past_key_values=past if use_cache else None,
-        hidden_states=_per_layer(decoder, ids, mask, states, media) if output_hidden_states else None,
+        hidden_states=_per_layer(decoder, ids, mask, states, media, adapters[0]) if output_hidden_states else None,
     )
 
 
@@ -186,13 +187,14 @@ def _picks(keep: int | Tensor, rows: int, columns: int, device: torch.device) ->
     return [every[keep]] * rows
 
 
-def _logits(decoder: Decoder, states: Tensor, mask: Tensor, pick: Tensor) -> Tensor:
+def _logits(decoder: Decoder, states: Tensor, mask: Tensor, pick: Tensor, adapter: str) -> Tensor:
     """Return logits [picked, vocab] float32 of one row's states [n, hidden]; zeros for masked tokens."""
     logits = torch.zeros(len(pick), decoder.spec.vocab_size, dtype=torch.float32, device=decoder.device)
     live = mask[pick]
     if bool(live.any()):
         with turn_to_compute():
-            logits[live] = torch.cat([decoder.logits(part) for part in torch.split(states[pick[live]], _AT_ONCE)])
+            parts = torch.split(states[pick[live]], _AT_ONCE)
+            logits[live] = torch.cat([decoder.logits(part, [adapter] * len(part)) for part in parts])
     return logits
 
 
@@ -209,10 +211,11 @@ def _loss(logits: Tensor, labels: Tensor, items: int | Tensor | None) -> Tensor:
 
 
 def _per_layer(
-    decoder: Decoder, ids: Tensor, mask: Tensor, states: States, media: Sequence[MediaBlocks]
+    decoder: Decoder, ids: Tensor, mask: Tensor, states: States, media: Sequence[MediaBlocks], adapter: str
 ) -> tuple[Tensor, ...]:
     """Return hidden states [B, n, hidden] in transformers' order: embeddings, each layer's output, the normed last."""
-    embedded = decoder.embed(ids.flatten()).view(*ids.shape, -1) * mask[..., None]  # [B, n, hidden]
+    embedded = decoder.embed(ids.flatten(), decoder.adapters.of(adapter))
+    embedded = embedded.view(*ids.shape, -1) * mask[..., None]  # [B, n, hidden]
     for row, blocks in enumerate(media):
         columns = mask[row].nonzero().squeeze(1)  # [kept]
         for block in blocks:

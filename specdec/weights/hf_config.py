@@ -69,6 +69,10 @@ def read_config(folder: Path, tensors: int, supported: Sequence[str]) -> Any:
     """
     path = folder / CONFIG
     if not path.is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise ValueError(
+                f"{folder}: an adapter (LoRA): load the model that it goes with, with adapter= this folder"
+            )
         raise ValueError(f"{folder}: no {CONFIG}; a Hugging Face folder holds {CONFIG} and *.safetensors")
     values = read_object(path)
     with naming(path):

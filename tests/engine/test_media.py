@@ -243,10 +243,12 @@ def test_an_error_behind_the_pass_of_a_picture_leaves_the_text_as_it_was(monkeyp
         kept = Conversations(decoder.new_cache, PLENTY)
         engine, calls, logits = Engine(decoder, caches=kept), count(), decoder.logits
 
-        def failing(hidden: torch.Tensor, calls: count[int] = calls, logits: object = logits) -> torch.Tensor:
+        def failing(
+            hidden: torch.Tensor, adapters: object, calls: count[int] = calls, logits: object = logits
+        ) -> torch.Tensor:
             if next(calls) == 0:
                 raise KeyboardInterrupt
-            return logits(hidden)  # type: ignore[no-any-return, operator]
+            return logits(hidden, adapters)  # type: ignore[no-any-return, operator]
 
         monkeypatch.setattr(decoder, "logits", failing)
         sequence = engine.add(asked)

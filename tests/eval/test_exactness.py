@@ -118,8 +118,8 @@ def test_arithmetic_that_depends_on_the_row_count_is_caught(
 
     honest = Decoder.logits
 
-    def sloppy(self: Decoder, hidden: Tensor) -> Tensor:
-        logits = honest(self, hidden)
+    def sloppy(self: Decoder, hidden: Tensor, *more: object) -> Tensor:
+        logits = honest(self, hidden, *more)
         return logits if len(hidden) == 1 else logits + 0.5 * torch.sin(37 * logits)
 
     monkeypatch.setattr(Decoder, "logits", sloppy)

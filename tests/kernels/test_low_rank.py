@@ -59,6 +59,16 @@ def test_activations_of_another_type_come_back_in_it(seeded: None) -> None:
     assert torch.equal(found, kernels.low_rank(x.bfloat16().float(), part).bfloat16())
 
 
+def test_other_devices_take_plain_products(seeded: None) -> None:
+    down, up, part = made(64, 33, 6, torch.bfloat16)
+    x = torch.randn(3, 64, dtype=torch.bfloat16)
+    moved = part.to("meta")
+    found = kernels.low_rank(x.to("meta"), moved)  # the shapes alone: no such device is here
+    assert found.shape == (3, 33) and found.dtype is torch.bfloat16 and found.device.type == "meta"
+    assert moved.matrices[0] is moved.matrices[0], "they are laid out once"
+    assert torch.equal(part.matrices[1] @ part.matrices[0], up.bfloat16() @ down.bfloat16())
+
+
 def test_a_part_says_what_does_not_belong_together() -> None:
     _, _, part = made(64, 32, 8, torch.float32)
     with pytest.raises(ValueError, match="x must be"):

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from specdec.model.adapters.adapter import check_name, name_of, named_adapters
 from specdec.model.adapters.build import add_adapters, check_adapters
 from specdec.model.adapters.files import open_adapter
 from specdec.model.adapters.peft_config import PeftConfig
@@ -277,23 +276,6 @@ def test_gguf_adapters_that_do_not_do_are_told(tmp_path: Path) -> None:
     refused("there is no such file or folder; an adapter is", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     refused("not an adapter: it holds neither", tmp_path / "empty")
-
-
-def test_names_of_adapters(tmp_path: Path) -> None:
-    assert name_of(tmp_path / "my adapter: two") == "my-adapter-two"
-    assert name_of(Path("a/lora-Q8.gguf")) == "lora-Q8" and name_of(Path("a/adapter_model.safetensors")) == "a"
-    assert named_adapters(None) == {} and [*named_adapters("a/b")] == ["b"]
-    assert [*named_adapters({"x": "a", "y": Path("b")})] == ["x", "y"]
-    for name in ("", "none", "a:b", "a=b", "a b", "x" * 65, "a\n"):
-        with pytest.raises(ValueError, match="cannot be the name of an adapter"):
-            check_name(name)
-    for wrong in (3, ["a"], {"a": 3}):
-        with pytest.raises(ValueError, match="must be a path, or names"):
-            named_adapters(wrong)  # type: ignore[arg-type]
-    decoder = of(FAMILY, None)
-    add_adapters(decoder, {"a": make_peft(tmp_path / "a")})
-    with pytest.raises(ValueError, match="there is an adapter 'a' already"):
-        add_adapters(decoder, {"a": tmp_path / "a"})
 
 
 def test_the_identity_follows_the_numbers_and_the_scale(tmp_path: Path) -> None:

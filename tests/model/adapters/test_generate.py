@@ -119,6 +119,8 @@ def test_an_adapter_that_does_not_fit_is_refused_before_the_model_is_read(
         specdec.load(tiny, adapter=["a", "b"])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="there is no such file or folder; an adapter is"):
         specdec.load(tiny, adapter=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"an adapter \(LoRA\): load the model that it goes with, with adapter="):
+        specdec.load(tmp_path / "llama")
 
 
 def test_a_memory_budget_counts_adapters(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

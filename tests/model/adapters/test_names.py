@@ -1,0 +1,31 @@
+"""What adapters are called, and what cannot be a name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from specdec.model.adapters.adapter import check_name, name_of, named_adapters
+from specdec.model.adapters.build import add_adapters
+from tests.support.adapters.tiny_adapter import make_peft
+from tests.support.tiny_decoder import of
+
+FAMILY = "gemma3"
+
+
+def test_names_of_adapters(tmp_path: Path) -> None:
+    assert name_of(tmp_path / "my adapter: two") == "my-adapter-two"
+    assert name_of(Path("a/lora-Q8.gguf")) == "lora-Q8" and name_of(Path("a/adapter_model.safetensors")) == "a"
+    assert named_adapters(None) == {} and [*named_adapters("a/b")] == ["b"]
+    assert [*named_adapters({"x": "a", "y": Path("b")})] == ["x", "y"]
+    for name in ("", "none", "a:b", "a=b", "a b", "x" * 65, "a\n"):
+        with pytest.raises(ValueError, match="cannot be the name of an adapter"):
+            check_name(name)
+    for wrong in (3, ["a"], {"a": 3}):
+        with pytest.raises(ValueError, match="must be a path, or names"):
+            named_adapters(wrong)  # type: ignore[arg-type]
+    decoder = of(FAMILY, None)
+    add_adapters(decoder, {"a": make_peft(tmp_path / "a")})
+    with pytest.raises(ValueError, match="there is an adapter 'a' already"):
+        add_adapters(decoder, {"a": tmp_path / "a"})
