@@ -79,3 +79,16 @@ def test_chat_with_a_stop_string_and_a_streamer() -> None:
     assert len(streamed) < len(full)
     criteria = [StopStringCriteria(tokenizer, [stop])]
     assert torch.equal(model.generate(**inputs, **settings, stopping_criteria=criteria), cut)
+
+
+def test_a_real_model_that_drafts_for_itself_is_always_right() -> None:
+    model, tokenizer = specdec.load(MODELS[0], drafter=MODELS[0], device="cpu"), specdec.load_tokenizer(MODELS[0])
+    inputs = tokenizer(OPENINGS[2], return_tensors="pt")
+    for sampling in ({"do_sample": False}, {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "seed": 5}):
+        settings = {**sampling, "max_new_tokens": 24, "eos_token_id": None}
+        plain = model.generate(**inputs, **settings, speculation=False)
+        assert torch.equal(model.generate(**inputs, **settings, draft_length=4, drafter=model.drafter.other), plain)
+        assert model.last_stats.draft_sources.keys() == {"model"}
+        assert model.last_stats.accepted == model.last_stats.drafted > 12
+    assert torch.equal(model.generate(**inputs, **settings), plain)
+    assert "model" not in model.last_stats.draft_sources, "a draft costs as much as a pass"

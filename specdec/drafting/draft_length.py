@@ -7,7 +7,6 @@ The source and the k are those that maximise (1 + S_k) / T(k): expected tokens a
 which outlives the request. Lengths never change a token, only when it comes.
 
 Three things keep that rule from starving and from costing much:
-
 - The prior of a_i is a_{i-1}: where little was seen, a draft goes on as it began. The prior counts for `PRIOR_ROUNDS`
   rounds, and for fewer the less it fits. With one prior for every position, drafts that were always right stayed short.
 - The first position that is not drafted is tried again after `RETRY` to `RETRY_MOST` rounds, if a draft that goes on
@@ -42,6 +41,7 @@ Plan = list[tuple[str, int]]  # by text of a pass: who drafts, and how many toke
 FLOOR = 0.97  # of plain decoding's speed, at least
 HOPE = 0.75  # a_i that a try beside other texts hopes for
 CREDIT = 12.0  # plain passes that drafts may lose at most, after rounds that won as many
+HORIZON = 128  # tokens within which what is read for drafts has to pay: a text may end sooner
 
 
 class Learned(NamedTuple):
@@ -82,6 +82,9 @@ class FixedLength:
     def observe_reading(self, source: str, rows: int, seconds: float) -> None:
         """Learn nothing: the length is fixed."""
 
+    def observe_prompt(self, seconds: float) -> None:
+        """Learn nothing: the length is fixed."""
+
     def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
         """Learn nothing: the length is fixed."""
 
@@ -98,7 +101,7 @@ class AdaptiveLength:
         self.measured_for: tuple[int, int] | None = None  # threads and texts; None: costs were not measured
         self._lock = threading.Lock()  # around each public method's own work; nothing else is called under it
         self._records: dict[str, AcceptanceRecord] = {}
-        self._credit = 0.0  # in plain passes
+        self._credit = self._purse = 0.0  # in plain passes; the purse is for what drafters read, and prompts fill it
         self._costs = LiveCosts()
         if costs is not None:
             self.calibrate(costs)
@@ -186,25 +189,31 @@ class AdaptiveLength:
             return more
 
     def may_catch_up(self, limits: Mapping[str, int], source: str, rows: int, spent: float = 0.0) -> bool:
-        """Return whether drafts of `source` are expected to pay, or are due for a try, and the credit covers one of
-        them with the reading before it. A round reads for no longer than a plain pass takes, or a single chunk."""
+        """Return whether drafts of `source`, expected or hoped for, win within `HORIZON` tokens what reading takes, and
+        purse and credit cover a chunk and a draft. A round reads for no longer than a plain pass takes, or a chunk."""
         with self._lock:
-            bounded = {one: min(limit, self.longest) for one, limit in limits.items()}
             planned = PlannedPass(self._costs, {one: self._record(one).acceptance() for one in limits}, 1, 0)
-            record, plain = self._record(source), self._costs.of_pass(1)
-            seconds = self._costs.of_reading(source, min(rows, MAX_ROWS))
-            k = planned.worth(source, bounded, record.overdue(0))
-            within = spent == 0 or spent + seconds <= plain
-            if k and within and self._affordable(planned.passes(planned.drafts(source, k)) + seconds / plain):
-                return True
-            record.rounds += 1
-            return False
+            bounded, record = {one: min(limit, self.longest) for one, limit in limits.items()}, self._record(source)
+            k, gain = planned.worth(source, bounded, record.overdue(0))
+            chunk = self._costs.of_reading(source, min(rows, MAX_ROWS)) / (plain := self._costs.of_pass(1))
+            passes = planned.passes(planned.drafts(source, k)) + max(0.0, chunk - self._purse)
+            pays = k > 0 and chunk * max(1.0, rows / MAX_ROWS) <= HORIZON * gain
+            may = pays and (spent == 0 or spent / plain + chunk <= 1) and self._affordable(passes)
+            record.rounds += not may
+            return may
 
     def observe_reading(self, source: str, rows: int, seconds: float) -> None:
-        """Correct the cost of reading, and charge it to the credit."""
+        """Correct the cost of reading, and charge it to the purse, then to the credit."""
         with self._lock:
             self._costs.correct_reading(source, rows, seconds)
-            self._credit -= FLOOR * self._costs.of_reading(source, rows) / self._costs.of_pass(1)
+            cost = FLOOR * self._costs.of_reading(source, rows) / self._costs.of_pass(1)
+            self._credit -= max(0.0, cost - self._purse)
+            self._purse = max(0.0, self._purse - cost)
+
+    def observe_prompt(self, seconds: float) -> None:
+        """Add to the purse what keeps the reading of a prompt, by the backbone and by others, within `FLOOR`."""
+        with self._lock:
+            self._purse = min(self._purse + (1 - FLOOR) * seconds / self._costs.of_pass(1), CREDIT)
 
     def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
         """Correct costs, credit and acceptance records by the outcome of a pass whose costs are known."""

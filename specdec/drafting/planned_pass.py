@@ -84,16 +84,17 @@ class PlannedPass:
         hopes = ((k, others + self.hope(source, k, known, chance)) for k in range(known + 1, limit + 1))
         return [k for k, hope in hopes if self.rate(hope) > expected]
 
-    def worth(self, source: str, limits: Mapping[str, int], due: bool) -> int:
-        """Return the length of the shortest draft of `source` that has a better rate than all drafts of others within
-        `limits`, and than none; 0 where it has none. `due`: a single token will do, where longer drafts would pay if
-        they were right."""
+    def worth(self, source: str, limits: Mapping[str, int], due: bool) -> tuple[int, float]:
+        """Return the length of the shortest draft of `source` with a better rate than all drafts of others within
+        `limits`, and than none; and the time that a token takes less with the best draft of `source`, in plain passes.
+        `due`: that draft may be one whose tokens were all right, and a single token will do. 0, 0.0: nothing pays."""
         others = (rate for one, limit in limits.items() if one != source for _, rate, _ in self.lengths(one, limit))
         top = max((1.0, *others))
-        found = next((k for k, rate, _ in self.lengths(source, limits[source]) if rate > top), 0)
-        if not found and due and self.paying(DraftTotal(), source, 0, limits[source], 1.0, top):
-            return 1
-        return found
+        found = [(k, rate) for k, rate, _ in self.lengths(source, limits[source]) if rate > top]
+        if due:
+            hopes = (self.rate(self.hope(source, k, 0, 1.0)) for k in range(1, limits[source] + 1))
+            found += [(1, rate) for rate in hopes if rate > top]
+        return (found[0][0], 1 / top - 1 / max(rate for _, rate in found)) if found else (0, 0.0)
 
     def _of_rows(self, rows: int) -> float:
         if rows not in self._seconds:

@@ -114,6 +114,9 @@ class DraftLength(Protocol):
     def observe_reading(self, source: str, rows: int, seconds: float) -> None:
         """Learn that `source` has read `rows` tokens in so many seconds."""
 
+    def observe_prompt(self, seconds: float) -> None:
+        """Learn that the backbone has read a prompt, or a chunk of one, for so many seconds."""
+
     def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
         """Learn the outcome of each text's draft in a pass, and the seconds of its two halves (of drafts 0: not known).
         `beside`: as in `plan`."""

@@ -300,9 +300,10 @@ class Engine:
             for stats in self._stats_of(sequence):
                 stats.emitted += len(verdict.tokens)
         self._clock.after_pass(verdicts, self._active)
-        if not rounds:
-            return
         draft_seconds, verify_seconds, _ = seconds
+        if not rounds:
+            self.lengths.observe_prompt(verify_seconds)
+            return
         drafted = [Drafted(sources, verdict.accepted) for sources, verdict in rounds.values()]
         self.lengths.observe(drafted, prompt_rows, 0.0 if prepared else draft_seconds, verify_seconds)
         for sequence, (sources, verdict) in rounds.items():

@@ -103,6 +103,12 @@ def test_no_text_is_ever_slower_than_the_floor(
     assert all(tokens + 1e-6 >= FLOOR * seconds for tokens, seconds in text.history)
     if step == 1.0:
         assert reader.reading == 0, "what cannot pay is not read for"
+    prefill = prompt / MAX_ROWS * 5  # of the backbone; a part of it is for whoever reads the prompt too
+    reader, lengths = Reader(costs(step, step / 10), process), AdaptiveLength(costs(step, step / 10))
+    clocked.append(reader)
+    lengths.observe_prompt(prefill)
+    again = Text(lengths, reader, prompt, 600)
+    assert all(tokens + prefill + 1e-6 >= FLOOR * (prefill + seconds) for tokens, seconds in again.history)
     if step <= 0.07 and prompt <= 500 and min(process(random.Random(i)) for i in range(9)) == 8:
         assert text.rate > 1.7
 
@@ -118,6 +124,28 @@ def test_a_long_prompt_is_read_in_several_rounds_and_sooner_once_drafts_have_pai
     drafted = [next(i for i, (tokens, _) in enumerate(text.history) if tokens > i + 1) for text in texts]
     assert drafted[1] < 20 < drafted[0]
     assert texts[1].rate > texts[0].rate > 1
+
+
+def test_a_prompt_pays_for_being_read_twice_where_the_second_reader_is_small(clocked: list[Reader]) -> None:
+    begun = []
+    for prefill in (0.0, 1000 / MAX_ROWS * 8):
+        reader, lengths = Reader(costs(0.03, 0.003), each(0.9)), AdaptiveLength(costs(0.03, 0.003))
+        clocked.append(reader)
+        lengths.observe_prompt(prefill)
+        text = Text(lengths, reader, 1000, 300)
+        begun.append(next(i for i, (tokens, _) in enumerate(text.history) if tokens > i + 1))
+    assert begun[1] < 10 < 100 < begun[0]
+
+
+def test_what_would_win_little_is_not_read_for(clocked: list[Reader]) -> None:
+    """As a model that drafts for itself: a draft that is wholly right is a little faster than plain passes."""
+    rows = (1.0, 1.24, 1.38, 1.58, 1.68, 1.93, 1.99, 2.54, 2.82)  # as measured of a model of 135M
+    dear = Costs(dict(enumerate(rows, 1)), {"model": 0.78}, readings={"model": 0.15})
+    reader, lengths = Reader(dear, first(8)), AdaptiveLength(dear)
+    lengths._credit = 12.0
+    clocked.append(reader)
+    Text(lengths, reader, 60, 300)
+    assert reader.reading == 0
 
 
 def test_a_source_that_is_left_behind_is_tried_again(clocked: list[Reader]) -> None:
