@@ -152,6 +152,7 @@ def head_spec(config: MTPHeadConfig, backbone: DecoderSpec) -> MTPHeadSpec:
         tied_head=True,  # one matrix, and it is the head: embeddings are the backbone's
         per_layer_input=0,
         per_layer_vocab=0,
+        experts=None,
         media=None,
         reads_backbone=True,
     )

@@ -17,6 +17,7 @@ from gguf import GGMLQuantizationType as Type
 from safetensors.torch import load_file, save_file
 
 import specdec
+from drafter.config import MTPHeadConfig, head_spec
 from eval.synthetic.random_weights import random_blocks
 from specdec import kernels
 from specdec.drafting.draft_length import FixedLength
@@ -297,3 +298,10 @@ def test_drafts_and_other_texts_change_no_text_past_the_window(
     assert [len(plain[i]) - len(ids) for i, ids in enumerate(prompts)] == [3 * WINDOW] * 2
     for length, together in ((4, 1), (4, 2)):
         assert texts(SuffixDrafter(), length, together) == plain
+
+
+def test_a_trained_head_for_a_mixture_has_no_experts() -> None:
+    spec = decoder_of(tiny_model(FAMILY)).spec
+    head = head_spec(MTPHeadConfig.like(spec), spec)
+    assert spec.experts is not None and head.text.experts is None
+    assert not [name for name in expected_tensors(head.text) if "experts" in name or "router" in name]
