@@ -9,6 +9,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 import specdec
+from specdec.weights import GGUFCheckpoint
 from specdec.weights.gguf.blocks import BLOCKS
 from tests.support.tiny import WINDOW, prompt
 from tests.support.tiny_gguf import write_model
@@ -27,6 +28,9 @@ def test_drafted_text_is_plain_text_past_the_window(kind: Type, tmp_path: Path) 
     )
     assert torch.equal(plain, drafted)
     assert model.last_stats is not None and model.last_stats.drafted > 0
+    checkpoint = GGUFCheckpoint(path)
+    sizes = {checkpoint.loaded_bytes(name, torch.float32) for name in ("token_embd.weight", "blk.0.ffn_up.weight")}
+    assert sizes == {model.decoder.embedding.nbytes, model.decoder.layers[0].up.weight.nbytes}
     whole = specdec.load(path, drafter=None, device="cpu", quantize="none", dtype=torch.float32)
     assert model.decoder.nbytes < whole.decoder.nbytes / 4
     with torch.no_grad():

@@ -36,11 +36,12 @@ class Kind(NamedTuple):
         return "-".join([f"{self.bits}bit", *filter(None, words)])
 
 
-KINDS = [
-    Kind(4), Kind(4, True), Kind(5), Kind(5, True), Kind(8), Kind(4, table="iq4"), Kind(4, table="nf4"),
-    Kind(6, sub=True), Kind(3, sub=True), Kind(4, table="fp4", sub=True), Kind(3, table="iq2", sub=True),
-    Kind(2, True, sub=True),
+PLAIN = [Kind(4), Kind(4, True), Kind(5), Kind(5, True), Kind(8)]
+CODED = [
+    Kind(4, table="iq4"), Kind(4, table="nf4"), Kind(6, sub=True), Kind(3, sub=True),
+    Kind(4, table="fp4", sub=True), Kind(3, table="iq2", sub=True), Kind(2, True, sub=True),
 ]  # fmt: skip
+KINDS = [*PLAIN, *CODED]
 
 
 ZERO = {3: 4, 4: 8, 5: 16, 6: 32, 8: 0}  # the value that means nothing without a minimum and a table
