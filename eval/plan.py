@@ -20,7 +20,6 @@ from eval.cli.output import DIFFERS, check_writable, put_record
 from eval.cli.provenance import machine
 from eval.synthetic.full_size import full_size_config, full_size_drafter
 from specdec.drafting.registry import draft_spec, drafter_bytes, resolve_drafter
-from specdec.load import open_checkpoint
 from specdec.memory.plan import KV_DTYPES, Needs, Planner, expert_bytes, loaded_bytes, program_bytes, weight_bytes
 from specdec.memory.system import available_bytes
 from specdec.model.adapters.build import check_adapters
@@ -28,6 +27,7 @@ from specdec.model.build import Quantize
 from specdec.model.families import decoder_spec
 from specdec.model.names import PER_LAYER_TABLE, expected_tensors, is_expert_matrix
 from specdec.model.spec import DecoderSpec
+from specdec.open import open_checkpoint
 from specdec.util.terminal import Terminal
 from specdec.weights.hub.paths import model_path
 

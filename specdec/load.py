@@ -8,7 +8,7 @@ import os
 import warnings
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,25 +37,15 @@ from specdec.model.adapters.adapter import AdapterLike, named_adapters
 from specdec.model.adapters.build import add_adapters, check_adapters
 from specdec.model.build import Quantize, Source, assemble, build_decoder
 from specdec.model.decoder import Decoder, MemoryLimits
-from specdec.model.embedder.config import with_mmproj
-from specdec.model.families import decoder_spec, supported_families
-from specdec.model.gguf_config import config_from_gguf, with_rope_divisors
-from specdec.model.names import expected_tensors, with_present_media
+from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
+from specdec.open import open_checkpoint
 from specdec.util.progress import progress_bar
 from specdec.util.text import did_you_mean
 from specdec.util.threads import turn_to_compute
-from specdec.weights.checkpoint import Checkpoint, JoinedCheckpoint
-from specdec.weights.gguf.checkpoint import GGUFCheckpoint
-from specdec.weights.gguf.kind import check_is_model, is_gguf
-from specdec.weights.gguf.mmproj import mmproj_for
-from specdec.weights.gguf.tokenizer import vocabulary
-from specdec.weights.hf_config import CONFIG, read_config, read_generation_config
-from specdec.weights.hub.folder import companions
 from specdec.weights.hub.paths import model_path
 from specdec.weights.metadata import naming
 from specdec.weights.safetensors import SafetensorsCheckpoint, is_packed
-from specdec.weights.tokenizer import generation_config_from_gguf
 
 # Arguments of transformers' `from_pretrained`, and what to write instead.
 _INSTEAD = {
@@ -269,42 +259,6 @@ class MemoryBudget:
 
     def _drafter(self, source: Source, dtype: torch.dtype, quantized: bool) -> int:
         return drafter_bytes(self.drafter, dtype, quantized, source.checkpoint.path)
-
-
-def open_checkpoint(path: Path) -> tuple[DecoderSpec, Source, Any, GenerationConfig]:
-    """Return spec, source, config and generation config of a .gguf file or a Hugging Face folder; weights stay unread.
-
-    Raises ValueError, naming the file, when it is damaged or describes no model that is supported.
-    """
-    with naming(path):
-        if is_gguf(path):
-            return _open_gguf(GGUFCheckpoint(path))
-        checkpoint = SafetensorsCheckpoint(path)  # first: its tensors bound the config's numbers
-        config = read_config(path, len(checkpoint.shapes()), supported_families())
-        with naming(path / CONFIG):
-            spec = with_present_media(decoder_spec(config), checkpoint.shapes())
-        return spec, Source.huggingface(checkpoint, spec), config, read_generation_config(path, config)
-
-
-def _open_gguf(file: GGUFCheckpoint) -> tuple[DecoderSpec, Source, Any, GenerationConfig]:
-    check_is_model(file.path)
-    metadata, shapes = file.header.metadata, file.shapes()
-    config = config_from_gguf(metadata, shapes)
-    spec = decoder_spec(config)
-    if "rope_freqs.weight" in shapes:
-        spec = with_rope_divisors(spec, file.tensor("rope_freqs.weight"))
-    elif spec.model_type == "gemma4_text":
-        raise ValueError(f"{file.path}: has no rope_freqs.weight, without which Gemma 4's rope is unknown")
-    checkpoint: Checkpoint = file
-    if spec.model_type == "gemma4_text" and not spec.per_layer_input:
-        mmproj = mmproj_for(companions(file.path).embedders, spec.hidden_size)
-        if mmproj is not None:
-            with naming(mmproj.path):
-                config = with_mmproj(config, vocabulary(metadata)[0], mmproj.metadata, mmproj.shapes())
-                seeing = decoder_spec(config)
-                spec = replace(spec, media=seeing.media, media_ids=seeing.media_ids)
-            checkpoint = JoinedCheckpoint(file, mmproj)
-    return spec, Source.gguf(checkpoint, spec), config, generation_config_from_gguf(metadata)
 
 
 def resolve_device(device: torch.device | str | None) -> torch.device:

@@ -30,6 +30,7 @@ LAYERS = (
     ("specdec.drafting",),
     ("specdec.engine",),
     ("specdec.hf",),
+    ("specdec.open",),
     ("specdec.load",),
     ("specdec.server",),
     ("specdec",),

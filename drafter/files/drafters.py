@@ -17,11 +17,12 @@ from drafter.files.find import find_drafter
 from specdec.drafting.composite import CompositeDrafter
 from specdec.drafting.draft_model.draft_model import DraftModel
 from specdec.drafting.protocol import Drafter
-from specdec.load import load_decoder, open_checkpoint
+from specdec.load import load_decoder
 from specdec.memory.plan import loaded_bytes
 from specdec.model.build import Quantize, Source
 from specdec.model.decoder import Decoder
 from specdec.model.spec import DecoderSpec
+from specdec.open import open_checkpoint
 from specdec.weights.gguf.kind import DRAFTERS, kind_of
 from specdec.weights.hf_config import CONFIG
 from specdec.weights.metadata import read_object

@@ -11,7 +11,7 @@ from drafter.files.checkpoint import checked_source, read_stored
 from drafter.files.gguf import DIALECTS
 from drafter.files.gguf_writer import TYPES, write_assistant
 from eval.cli.output import STDOUT, check_writable, put_record
-from specdec.load import open_checkpoint
+from specdec.open import open_checkpoint
 from specdec.util.progress import progress_bar
 from specdec.util.terminal import Terminal
 from specdec.weights.gguf.kind import architecture

@@ -15,9 +15,9 @@ import torch
 from drafter.files.checkpoint import stored_bytes
 from drafter.files.find import heads_in
 from specdec.drafting.registry import drafter_bytes
-from specdec.load import open_checkpoint
 from specdec.memory.plan import Needs, Planner, expert_bytes, loaded_bytes
 from specdec.model.build import Quantize
+from specdec.open import open_checkpoint
 from specdec.weights.gguf.kind import kind_of
 from specdec.weights.gguf.split import part_names
 from specdec.weights.hub.folder import companions, sort_files, tag_of

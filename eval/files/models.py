@@ -13,9 +13,9 @@ from rich.table import Table
 from eval.cli.output import check_writable, put_record
 from eval.files.listing import POSITIONS, Here, beside, memory_of, models_here, needs_of, quantize_of
 from eval.files.removal import files_of
-from specdec.load import open_checkpoint
 from specdec.memory.plan import program_bytes
 from specdec.memory.system import available_bytes
+from specdec.open import open_checkpoint
 from specdec.util.terminal import Terminal
 from specdec.util.text import did_you_mean
 from specdec.weights.gguf.blocks import BLOCKS, FLOATS

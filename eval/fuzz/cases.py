@@ -32,11 +32,12 @@ from eval.fuzz.media import PICTURES, SOUNDS, VIDEOS, read_picture, read_sounds,
 from eval.prompts.sets import load_prompts
 from specdec.drafting.registry import resolve_drafter
 from specdec.hf import SpecdecForCausalLM
-from specdec.load import load_decoder, open_checkpoint
+from specdec.load import load_decoder
 from specdec.model.build import assemble
 from specdec.model.decoder import Decoder
 from specdec.model.names import expected_tensors
 from specdec.model.quantized import PackedReader, open_packed
+from specdec.open import open_checkpoint
 from specdec.weights.hub.folder import companions
 from specdec.weights.hub.ollama import models_in_store
 from specdec.weights.hub.paths import model_path

@@ -35,10 +35,10 @@ from eval.synthetic.gguf_files import write_gguf
 from eval.synthetic.packed.folders import write_packed
 from eval.synthetic.random_weights import random_tensor
 from specdec.hf import SpecdecForCausalLM
-from specdec.load import open_checkpoint
 from specdec.model.decoder import Decoder
 from specdec.model.names import expected_tensors
 from specdec.model.quantized import load_or_quantize
+from specdec.open import open_checkpoint
 from specdec.weights.safetensors import INDEX
 
 _SHAPE: dict[str, Any] = {

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specdec.kernels import low_rank as _low_rank
 from specdec.kernels import native as _native
 from specdec.kernels import reference as _reference
 from specdec.kernels.abi import Work
@@ -214,7 +215,7 @@ def low_rank(x: Tensor, part: LowRank) -> Tensor:
     if x.dim() != 2 or x.shape[1] != part.inputs:
         raise ValueError(f"x must be [T, {part.inputs}] for a low-rank part of so many inputs: {tuple(x.shape)}")
     if _use is None or not (x.is_cpu and part.down.is_cpu):
-        return _reference.low_rank(x, part)
+        return _low_rank.low_rank(x, part)
     return _use.low_rank(x, part)
 
 

@@ -6,7 +6,7 @@ both from front to back. R is the rank, rounded up to a multiple of four with ze
     down  [R/4, K/16, 4, 16]  entry (c, b, r, i) is rank 4c+r, column 16b+i; K is padded to a multiple of 16
     up    [N/16, R, 16]       entry (g, r, i) is row 16g+i, rank r; N is padded to a multiple of 16
 
-Left out: the arithmetic, which `reference.low_rank` writes down.
+`low_rank` defines the results, as `reference.py` does for the other ops.
 """
 
 from __future__ import annotations
@@ -78,3 +78,27 @@ def pack_low_rank(down: Tensor, up: Tensor, scale: float) -> LowRank:
     down = down.view(-1, RANKS, down.shape[1] // LANES, LANES).transpose(1, 2).contiguous()  # [R/4, K/16, 4, 16]
     up = up.view(-1, LANES, up.shape[1]).transpose(1, 2).contiguous()  # [N/16, R, 16]
     return LowRank(down, up, scale, outputs, inputs)
+
+
+def low_rank(x: Tensor, part: LowRank) -> Tensor:
+    """Multiply x [T, K] by a low-rank part [N, K] -> up @ (scale * (down @ x)) [T, N] in x.dtype.
+
+    Arithmetic, in float32 and without a fused multiply-add: sixteen sums for each rank, of columns 16b + i in the order
+    of b; the halving tree over them (lane i adds lane i + 8, then + 4, + 2, + 1), times scale; then for each output the
+    terms of the ranks in their order, each sum beginning at zero.
+    """
+    if x.device.type != "cpu":
+        down, up = (each.to(x.dtype) for each in part.matrices)
+        return F.linear(F.linear(x, down) * part.scale, up)
+    blocks = F.pad(x.float(), (0, -x.shape[1] % LANES)).view(x.shape[0], -1, 1, 1, LANES)  # [T, B, 1, 1, 16]
+    lanes = x.new_zeros((x.shape[0], *part.down.shape[::2], LANES), dtype=torch.float32)  # [T, R/4, 4, 16]
+    for block, down in zip(blocks.unbind(1), part.down.float().unbind(1), strict=True):
+        lanes += block * down
+    while lanes.shape[-1] > 1:
+        half = lanes.shape[-1] // 2
+        lanes = lanes[..., :half] + lanes[..., half:]
+    low = lanes.view(x.shape[0], part.rank, 1, 1) * part.scale  # [T, R, 1, 1]
+    out = x.new_zeros((x.shape[0], part.up.shape[0], LANES), dtype=torch.float32)  # [T, N/16, 16]
+    for one, up in zip(low.unbind(1), part.up.float().unbind(1), strict=True):
+        out += one * up
+    return out.view(x.shape[0], -1)[:, : part.outputs].to(x.dtype).contiguous()

@@ -35,7 +35,6 @@ from torch import Tensor
 
 from specdec.kernels.blocks import BlockTensor, factors, split, split_rows, values_of
 from specdec.kernels.forms import BLOCK, GROUP, HALF, BlockForm
-from specdec.kernels.low_rank import LANES, LowRank
 from specdec.kernels.store import KVView
 
 TINY = 1e-30
@@ -92,30 +91,6 @@ def block_linear(x: Tensor, w: BlockTensor) -> Tensor:
             total_n += term
         out[:, start * GROUP : start * GROUP + total_n.shape[1]] = total_n
     return out[:, : w.rows].to(x.dtype).contiguous()
-
-
-def low_rank(x: Tensor, part: LowRank) -> Tensor:
-    """Multiply x [T, K] by a low-rank part [N, K] -> up @ (scale * (down @ x)) [T, N] in x.dtype.
-
-    Arithmetic, in float32 and without a fused multiply-add: sixteen sums for each rank, of columns 16b + i in the order
-    of b; the halving tree over them (lane i adds lane i + 8, then + 4, + 2, + 1), times scale; then for each output the
-    terms of the ranks in their order, each sum beginning at zero.
-    """
-    if x.device.type != "cpu":
-        down, up = (each.to(x.dtype) for each in part.matrices)
-        return F.linear(F.linear(x, down) * part.scale, up)
-    blocks = F.pad(x.float(), (0, -x.shape[1] % LANES)).view(x.shape[0], -1, 1, 1, LANES)  # [T, B, 1, 1, 16]
-    lanes = x.new_zeros((x.shape[0], *part.down.shape[::2], LANES), dtype=torch.float32)  # [T, R/4, 4, 16]
-    for block, down in zip(blocks.unbind(1), part.down.float().unbind(1), strict=True):
-        lanes += block * down
-    while lanes.shape[-1] > 1:
-        half = lanes.shape[-1] // 2
-        lanes = lanes[..., :half] + lanes[..., half:]
-    low = lanes.view(x.shape[0], part.rank, 1, 1) * part.scale  # [T, R, 1, 1]
-    out = x.new_zeros((x.shape[0], part.up.shape[0], LANES), dtype=torch.float32)  # [T, N/16, 16]
-    for one, up in zip(low.unbind(1), part.up.float().unbind(1), strict=True):
-        out += one * up
-    return out.view(x.shape[0], -1)[:, : part.outputs].to(x.dtype).contiguous()
 
 
 def block_rows(ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:

@@ -119,8 +119,7 @@ class Layer(LayerWeights[Linear]):
 
 @dataclass(frozen=True, eq=False)
 class AdaptedLayers:
-    """Layers with the low-rank parts of an adapter. `records`: those parts for native calls; None where the adapter
-    replaces whole matrices, and layers go op by op."""
+    """Layers with an adapter's parts. `records`: of native calls; None: it replaces matrices, and all goes op by op."""
 
     layers: tuple[Layer, ...]
     records: AdapterRecords | None

@@ -7,6 +7,7 @@ loaded model plus one tensor. Left out: writing checkpoints, and anything that r
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
@@ -121,6 +122,14 @@ class StoredRows:
     def to(self, device: torch.device | str) -> StoredRows:
         """Return the same matrix, whose rows have no device."""
         return self
+
+
+def offset_in_safetensors(shard: Path, name: str) -> int:
+    """Return the byte of a file at which the tensor `name` begins: the file has been opened before, and is whole."""
+    with shard.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        begin: int = json.loads(file.read(length))[name]["data_offsets"][0]
+    return 8 + length + begin
 
 
 class JoinedCheckpoint:

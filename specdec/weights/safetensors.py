@@ -9,7 +9,6 @@ https://github.com/huggingface/safetensors
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import warnings
@@ -24,15 +23,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from specdec.kernels import BLOCK
-from specdec.weights.checkpoint import (
-    Bytes,
-    Checkpoint,
-    StoredRows,
-    check_request,
-    checked_floats,
-    exact_floats,
-    find,
-)
+from specdec.weights.checkpoint import Bytes, Checkpoint, StoredRows, check_request, checked_floats, exact_floats, find
+from specdec.weights.checkpoint import offset_in_safetensors as offset_of
 from specdec.weights.formats.find import packed_matrices, refusal
 from specdec.weights.formats.matrix import PackedMatrix, Stored
 from specdec.weights.formats.settings import Settings
@@ -194,7 +186,7 @@ class SafetensorsCheckpoint:
         entry = find(name, self._entries, self.path)
         check_request(name, entry.shape, None, None)
         dtype, (rows, columns) = _TORCH[entry.dtype], entry.shape
-        offset = _offset(entry.shard, name)
+        offset = offset_of(entry.shard, name)
 
         def decode(raw: Bytes) -> Tensor:
             return torch.from_numpy(raw).view(dtype).float()
@@ -227,14 +219,6 @@ class SafetensorsCheckpoint:
             f"{8 * stored / size:.1f} in the file; relative squared error {error:.1e}, measured on {one_line(name)}",
             stacklevel=3,
         )
-
-
-def _offset(shard: Path, name: str) -> int:
-    """Return the byte of a file at which the tensor `name` begins: the file has been opened before, and is whole."""
-    with shard.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        begin: int = json.loads(file.read(length))[name]["data_offsets"][0]
-    return 8 + length + begin
 
 
 def is_packed(checkpoint: Checkpoint) -> bool:

@@ -17,7 +17,7 @@ from specdec.model.decoder import Decoder
 from specdec.model.stack import Linear
 from tests.support.native.kernel_paths import path, seeded, threads
 from tests.support.native.needs_native import needs_library
-from tests.support.tiny import FAMILIES, WINDOW, prompt, tiny_model
+from tests.support.tiny import FUSED, WINDOW, prompt, tiny_model
 from tests.support.tiny_decoder import quantised
 
 __all__ = ["path", "seeded", "threads"]
@@ -53,7 +53,7 @@ def op_by_op(decoder: Decoder, ids: Tensor, rows: int, kept: torch.dtype | None 
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FUSED)
 def test_one_call_has_the_bits_of_op_by_op(family: str, storage: str) -> None:
     decoder, ids = quantised(family, storage), prompt(LENGTH, seed=4)[0]
     expected = op_by_op(decoder, ids, 16)
@@ -137,7 +137,7 @@ def test_a_cache_that_grows_is_read_where_it_is_now() -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FUSED)
 def test_rows_of_many_texts_have_the_bits_of_each_alone(family: str, fused: bool) -> None:
     decoder = quantised(family, "mixed")
     decoder = Decoder(decoder.spec, decoder.embedding, decoder.layers, decoder.norm, decoder.head, decoder.per_layer)

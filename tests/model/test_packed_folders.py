@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 import specdec
 from eval.synthetic.packed.folders import bfloat16_on_lattice, write_packed
 from eval.synthetic.packed.formats import FORMATS
-from specdec.load import open_checkpoint
 from specdec.memory.plan import loaded_bytes
 from specdec.model import quantized
 from specdec.model.quantized import load_or_quantize
+from specdec.open import open_checkpoint
 from tests.support.tiny import WINDOW, prompt, tiny_model
 from tests.support.tiny_assistant import save_assistant
 

@@ -15,10 +15,10 @@ from gguf import GGUFWriter, quants
 from safetensors.torch import load_file
 
 import specdec
-from specdec.load import open_checkpoint
 from specdec.memory.plan import loaded_bytes
 from specdec.model import quantized
 from specdec.model.names import PER_LAYER_TABLE
+from specdec.open import open_checkpoint
 from specdec.weights.checkpoint import StoredRows
 from specdec.weights.gguf.checkpoint import GGUFCheckpoint
 from specdec.weights.safetensors import SafetensorsCheckpoint

@@ -119,6 +119,8 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma4_unified": ("Gemma4UnifiedTextConfig", "Gemma4UnifiedForCausalLM", _GEMMA4),
 }
 
+FUSED = tuple(family for family in FAMILIES if family != "gemma4-moe")  # in one native call; a mixture goes op by op
+
 
 # The same with widths that llama.cpp's blocks of 256 inputs divide.
 WIDE_FAMILIES = {

@@ -12,10 +12,10 @@ from torch import Tensor
 
 import specdec
 from specdec.hf import decoder_of
-from specdec.load import open_checkpoint
 from specdec.memory.plan import loaded_bytes
 from specdec.model import quantized
 from specdec.model.decoder import Decoder
+from specdec.open import open_checkpoint
 from specdec.weights.hub.paths import model_path
 from tests.support.media.tiny_media import FRAME, PATCH, SPELLED, TOKENS, tiny_media_model, write_mmproj
 from tests.support.tiny import VOCAB
