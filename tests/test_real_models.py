@@ -91,4 +91,3 @@ def test_a_real_model_that_drafts_for_itself_is_always_right() -> None:
         assert model.last_stats.draft_sources.keys() == {"model"}
         assert model.last_stats.accepted == model.last_stats.drafted > 12
     assert torch.equal(model.generate(**inputs, **settings), plain)
-    assert "model" not in model.last_stats.draft_sources, "a draft costs as much as a pass"

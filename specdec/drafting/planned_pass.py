@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from specdec.drafting.costs import LiveCosts
 
+HOPED = 0.25  # of what drafts would win if all of them were right: most that are tried again are not
+
 
 class DraftTotal(NamedTuple):
     """The total of a pass's drafts: tokens that they are expected to win, rows, and seconds that they take."""
@@ -87,14 +89,15 @@ class PlannedPass:
     def worth(self, source: str, limits: Mapping[str, int], due: bool) -> tuple[int, float]:
         """Return the length of the shortest draft of `source` with a better rate than all drafts of others within
         `limits`, and than none; and the time that a token takes less with the best draft of `source`, in plain passes.
-        `due`: that draft may be one whose tokens were all right, and a single token will do. 0, 0.0: nothing pays."""
+        `due`: a single token will do where drafts would win if they were right, which counts for `HOPED` of the time
+        that they would win. 0, 0.0: nothing pays."""
         others = (rate for one, limit in limits.items() if one != source for _, rate, _ in self.lengths(one, limit))
         top = max((1.0, *others))
-        found = [(k, rate) for k, rate, _ in self.lengths(source, limits[source]) if rate > top]
+        found = [(k, 1 / top - 1 / rate) for k, rate, _ in self.lengths(source, limits[source]) if rate > top]
         if due:
             hopes = (self.rate(self.hope(source, k, 0, 1.0)) for k in range(1, limits[source] + 1))
-            found += [(1, rate) for rate in hopes if rate > top]
-        return (found[0][0], 1 / top - 1 / max(rate for _, rate in found)) if found else (0, 0.0)
+            found += [(1, HOPED * (1 / top - 1 / rate)) for rate in hopes if rate > top]
+        return (found[0][0], max(won for _, won in found)) if found else (0, 0.0)
 
     def _of_rows(self, rows: int) -> float:
         if rows not in self._seconds:

@@ -187,3 +187,19 @@ def test_a_model_of_text_has_no_plan_for_pictures(tmp_path: Path, capsys: pytest
     tiny_model("llama").save_pretrained(tmp_path)
     assert run.main(["plan", "--model", str(tmp_path), "--picture", "280", "--context", "100"]) == 2
     assert "takes no pictures" in capsys.readouterr().err
+
+
+def test_the_plan_command_counts_a_model_that_drafts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for family in ("gemma3", "llama"):
+        tiny_model(family).save_pretrained(tmp_path / family)
+    out = tmp_path / "plan.json"
+    asked = ["plan", "--model", str(tmp_path / "gemma3"), "--context", "300", "--json", str(out)]
+    assert run.main([*asked, "--drafter", str(tmp_path / "llama")]) == 0
+    assert "the drafter's cache" in capsys.readouterr().out
+    found = json.loads(out.read_text())
+    spec = decoder_of(tiny_model("llama")).spec
+    assert found["draft_cache"] == cache_bytes(spec, 300, torch.float32)
+    assert found["drafter"] == decoder_of(tiny_model("llama")).nbytes
+    assert run.main([*asked, "--drafter", "suffix"]) == 0
+    assert "the drafter's cache" not in capsys.readouterr().out
+    assert json.loads(out.read_text())["draft_cache"] == 0

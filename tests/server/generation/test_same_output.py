@@ -34,6 +34,7 @@ def several(folder: Path) -> Iterator[dict[str, Served]]:
             "plain": stack.enter_context(served(folder, drafter=None, lengths=FixedLength(0))),
             "suffix": stack.enter_context(served(folder, drafter="suffix", lengths=FixedLength(5))),
             "adaptive": stack.enter_context(served(folder)),
+            "model": stack.enter_context(served(folder, drafter=str(folder), lengths=FixedLength(4))),
         }
 
 
