@@ -13,14 +13,14 @@ from collections.abc import Sequence as Several
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from queue import SimpleQueue
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from drafter.data.features import Features, best_of, kept_keys, likeliest, longest_text
 from drafter.data.patience import PATIENT, Patience
+from drafter.data.workers import in_workers
 from specdec.cache import Conversation, KVCache
 from specdec.cache.conversation import Keys
 from specdec.cache.reuse import shared_beginning
@@ -31,12 +31,11 @@ from specdec.engine.sequence import Request, Sequence
 from specdec.engine.verify import Choice, Verdict
 from specdec.model.decoder import Decoder
 from specdec.model.states import States
-from specdec.util.threads import keep_to_one_thread, one_torch_thread
+from specdec.util.threads import one_torch_thread
 
 TOGETHER = 32  # texts at a time
 
 Numbered = Iterator[tuple[int, Tensor]]
-Item = TypeVar("Item")
 
 
 def generate_answers(
@@ -82,7 +81,7 @@ def generate_answers(
         on_tokens=on_tokens,
     )
     numbered = enumerate(prompts, first)
-    return each(numbered) if workers == 1 else _side_by_side(each, numbered, workers, stopped)
+    return each(numbered) if workers == 1 else in_workers(each, numbered, workers, stopped)
 
 
 def _generate_answers(
@@ -242,57 +241,3 @@ class Beginnings:
         """Keep `text`, so that later texts can begin with its tokens."""
         if text.cache.length <= self._MODEST and text.cache.rewindable(0):
             self._kept = [*self._kept[-self._SPARE :], text]
-
-
-class _Failed(NamedTuple):
-    error: BaseException
-
-
-def _side_by_side(
-    work: Callable[[Numbered], Iterator[Item]], prompts: Numbered, workers: int, stopped: threading.Event
-) -> Iterator[Item]:
-    """Run `work` on `prompts` in `workers` threads; yield every item of every thread as it comes.
-
-    Each thread takes the next prompt when it has room for one. A caller that closes the iterator stops the threads, by
-    way of `stopped`.
-    """
-    made: SimpleQueue[Item | _Failed | None] = SimpleQueue()
-    lock = threading.Lock()
-
-    def mine() -> Numbered:
-        while not stopped.is_set():
-            with lock:
-                found = next(prompts, None)
-            if found is None:
-                return
-            yield found
-
-    def run() -> None:
-        keep_to_one_thread()
-        try:
-            for item in work(mine()):
-                made.put(item)
-                if stopped.is_set():
-                    break
-        except BaseException as error:
-            made.put(_Failed(error))
-        finally:
-            made.put(None)
-
-    threads = [threading.Thread(target=run, daemon=True) for _ in range(workers)]
-    try:
-        for thread in threads:
-            thread.start()
-        running = workers
-        while running:
-            item = made.get()
-            if isinstance(item, _Failed):
-                raise item.error
-            if item is None:
-                running -= 1
-            else:
-                yield item
-    finally:
-        stopped.set()
-        for thread in threads:
-            thread.join()

@@ -21,6 +21,7 @@ from torch import Tensor
 from drafter.data.answering import generate_answers
 from drafter.data.dataset import DatasetWriter, Size, size
 from drafter.data.features import Features
+from drafter.data.given import EncodedPrompt, GivenTexts, read_given
 from drafter.data.patience import PATIENT, USUAL, Intervals, Patience
 from drafter.prompts.generator import TrainingPrompt, document_prompts, generated_prompts, mix_prompts, user_prompts
 from drafter.settings import Answering
@@ -52,8 +53,8 @@ def training_prompts(sources: Iterable[tuple[str, float]], seed: int) -> Iterato
     return mix_prompts(parts, seed)
 
 
-def encode_prompts(prompts: Iterable[TrainingPrompt], encode: Encode, most: int) -> Iterator[Tensor]:
-    """Yield the token ids [n] of the prompts that have at most `most` tokens.
+def encode_prompts(prompts: Iterable[TrainingPrompt], encode: Encode, most: int) -> Iterator[EncodedPrompt]:
+    """Yield the prompts that have at most `most` tokens, with their token ids [n].
 
     `prompts` may be without end. After `TOO_LONG` prompts in a row that are longer, the iterator ends.
     """
@@ -62,7 +63,7 @@ def encode_prompts(prompts: Iterable[TrainingPrompt], encode: Encode, most: int)
         ids = encode(prompt)
         if 0 < len(ids) <= most:
             refused = 0
-            yield ids
+            yield EncodedPrompt(prompt, ids)
         elif (refused := refused + 1) == TOO_LONG:
             return
 
@@ -71,7 +72,8 @@ class Collector:
     """Grow the training set in `folder` with answers to `prompts`, for heads that read the K/V of the backbone's
     `layers` and fuse the outputs of its `aux_layers`.
 
-    `prompts`: token ids [n], always the same prompts from the first on.
+    `prompts`: token ids [n], always the same prompts from the first on. `given`: where the texts come
+    from instead; their prompts are those that follow the `HELD_OUT` first ones.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Collector:
         answering: Answering,
         about: dict[str, Any],
         aux_layers: Sequence[int] = (),
+        given: GivenTexts | None = None,
     ) -> None:
         """Begin the set in `folder`, or go on with it.
 
@@ -99,7 +102,7 @@ class Collector:
             about["adapter"] = adapter.identity
         self.writer = DatasetWriter(folder, about)
         self.backbone, self.layers, self.eos_ids, self.answering = backbone, layers, eos_ids, answering
-        self.aux_layers = tuple(aux_layers)
+        self.aux_layers, self._given = tuple(aux_layers), given
         self.held_out = list(islice(prompts, HELD_OUT))
         self._prompts = prompts
         self._counting = Lock()
@@ -118,22 +121,8 @@ class Collector:
         A shard is closed when its block is full, or after its interval. `max_batch`: texts in a pass, if not as many as
         the settings say. A caller that stops the iterator loses only the answers that are not in a shard yet.
         """
-        found, how, now = self.size(), self.answering, patience.now
-        texts = generate_answers(
-            self.backbone,
-            islice(self._prompts, found.texts, None),
-            layers=self.layers,
-            aux_layers=self.aux_layers,
-            max_new_tokens=how.max_new_tokens,
-            eos_ids=self.eos_ids,
-            temperatures=how.temperatures,
-            seed=how.seed,
-            first=found.texts,
-            max_batch=how.max_batch if max_batch is None else max_batch,
-            workers=self._workers(),
-            patience=patience,
-            on_tokens=self._count_tokens,
-        )
+        found, now = self.size(), patience.now
+        texts = self._texts(found.texts, patience, max_batch)
         waiting: dict[int, Features] = {}
         closed = now()
         for number, text in texts:
@@ -147,6 +136,34 @@ class Collector:
         while ready := self._ready(waiting, found.texts):  # the prompts are used up, or the time is
             found, closed = self._add(found, ready, now() - closed), now()
             yield found
+
+    def _texts(self, first: int, patience: Patience, max_batch: int | None) -> Iterator[tuple[int, Features]]:
+        """Return the texts from number `first` on, with their numbers, in the order in which they are made."""
+        how = self.answering
+        if self._given is not None:
+            return read_given(
+                self.backbone,
+                self._given(first, patience),
+                layers=self.layers,
+                aux_layers=self.aux_layers,
+                workers=self._workers(),
+                on_tokens=self._count_tokens,
+            )
+        return generate_answers(
+            self.backbone,
+            islice(self._prompts, first, None),
+            layers=self.layers,
+            aux_layers=self.aux_layers,
+            max_new_tokens=how.max_new_tokens,
+            eos_ids=self.eos_ids,
+            temperatures=how.temperatures,
+            seed=how.seed,
+            first=first,
+            max_batch=how.max_batch if max_batch is None else max_batch,
+            workers=self._workers(),
+            patience=patience,
+            on_tokens=self._count_tokens,
+        )
 
     @staticmethod
     def _ready(waiting: dict[int, Features], first: int) -> dict[int, Features]:

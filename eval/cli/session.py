@@ -49,8 +49,8 @@ class Session:
         """Tell whether the model was trained on turns; a base model continues plain text."""
         return bool(self.tokenizer.chat_template)
 
-    def encode(self, messages: Sequence[Message], raw: bool = False) -> Tensor:
-        """Return the token ids [1, n] of `messages`, ready for the answer.
+    def encode(self, messages: Sequence[Message], raw: bool = False, ended: bool = False) -> Tensor:
+        """Return the token ids [1, n] of `messages`, ready for the answer; `ended`: as they stand.
 
         They go through the chat template where the tokenizer has one; otherwise, and with `raw`, the contents are plain
         text. Raises ValueError when the template refuses the messages, or a message is not text.
@@ -63,7 +63,7 @@ class Session:
             return ids.long()  # of an empty text: float
         try:
             encoded = self.tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
+                list(messages), add_generation_prompt=not ended, return_tensors="pt", return_dict=True
             )
         except Exception as error:  # templates raise jinja2's kinds, and what their authors thought of
             raise ValueError(f"the model's chat template refuses this conversation: {error}") from error

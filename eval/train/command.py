@@ -9,16 +9,22 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch import Tensor, distributed
 
-from drafter.data.build_dataset import Collector, encode_prompts, training_prompts
+from drafter.data.build_dataset import HELD_OUT, Collector, encode_prompts, training_prompts
 from drafter.data.features import longest_text
+from drafter.data.given import EncodedPrompt
+from drafter.data.server import AnswerServer, Reply, ServerAnswers
 from drafter.files.formats import form_for, read_start
 from drafter.prompts.generator import TrainingPrompt
 from drafter.settings import Answering, Recipe, Shape, TimeBudget, fast_bfloat16
@@ -28,6 +34,7 @@ from eval.cli.options import GenerationSettings
 from eval.cli.output import INTERRUPTED, check_writable, put_record
 from eval.cli.provenance import machine
 from eval.cli.session import Session, open_session
+from eval.prompts.sets import Message
 from eval.train.view import view_for
 from specdec.util.terminal import Terminal
 
@@ -45,6 +52,8 @@ class TrainOptions:
     training: Training
     shape: Shape
     start: str | None
+    answers_from: str | None
+    answers_model: str | None
     began: float  # on time.monotonic(): when the budget's minutes began
 
 
@@ -66,12 +75,16 @@ def train(settings: GenerationSettings, options: TrainOptions, json_file: Path |
 
 def _train(settings: GenerationSettings, options: TrainOptions, json_file: Path | None, parallel: bool) -> int:
     console = Console(quiet=parallel and distributed.get_rank() > 0)
-    prompts = training_prompts(options.data, options.answering.seed)  # before the model: a wrong name fails at once
+    training_prompts(options.data, options.answering.seed)  # before the model: a wrong name fails at once
+    server = None
+    if options.answers_from is not None:
+        server = AnswerServer(options.answers_from, options.answers_model, os.environ.get("OPENAI_API_KEY"))
     session = open_session(replace(settings, drafter="none"))
+    if server is not None and not session.converses:
+        raise ValueError(
+            f"{settings.model} has no chat template, and a server answers conversations; leave out --answers-from"
+        )
     backbone = session.model.decoder
-
-    def encode(prompt: TrainingPrompt) -> Tensor:
-        return session.encode([{"role": role, "content": content} for role, content in prompt.messages])[0]
 
     start = None
     if options.start is not None:
@@ -79,15 +92,33 @@ def _train(settings: GenerationSettings, options: TrainOptions, json_file: Path 
     form = start.form if start else form_for(options.shape, backbone.spec, session.model.config.get_text_config())
     spec = form.spec(backbone.spec)
     layers = spec.reads
+    most = min(options.answering.max_prompt, 2 * longest_text(backbone, layers) // 3)
+    made_from: dict[str, Any] = {"data": [list(source) for source in options.data]}
+
+    def prompts() -> Iterator[EncodedPrompt]:
+        drawn = training_prompts(options.data, options.answering.seed)
+        return encode_prompts(drawn, lambda prompt: session.encode(messages_of(prompt))[0], most)
+
+    answers = None
+    if server is not None:
+        answers = ServerAnswers(
+            server,
+            lambda: islice(prompts(), HELD_OUT, None),
+            partial(completed, session),
+            options.answering,
+            options.answering.max_batch,
+        )
+        made_from["answers_from"] = server.model
     collector = Collector(
         options.out / "training" / "set",
         backbone,
         layers,
-        encode_prompts(prompts, encode, min(options.answering.max_prompt, 2 * longest_text(backbone, layers) // 3)),
+        (one.ids for one in prompts()),
         ends_of(session),
         options.answering,
-        {"data": [list(source) for source in options.data]},
+        made_from,
         spec.aux_layers,
+        answers,
     )
     here = machine(backbone.device)
     began = None if start is None else {"name": options.start, "provenance": start.provenance}
@@ -106,8 +137,37 @@ def _train(settings: GenerationSettings, options: TrainOptions, json_file: Path 
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
     if training_run.first:
-        _report(console, training_run, options, json_file)
+        _report(console, training_run, options, json_file, answers)
     return 0
+
+
+def messages_of(prompt: TrainingPrompt) -> list[Message]:
+    """Return the messages of `prompt` as chat templates take them."""
+    return [{"role": role, "content": content} for role, content in prompt.messages]
+
+
+def completed(session: Session, prompt: EncodedPrompt, reply: Reply) -> Tensor | None:
+    """Return the token ids [n] of `prompt` and the answer to it, as the model's template writes them, up to the
+    answer's end token; without it where the limit ended the answer.
+
+    None where the prompt's ids are not the beginning, or the answer's ids are not its text again.
+    """
+    try:
+        whole = session.encode([*messages_of(prompt.prompt), {"role": "assistant", "content": reply.text}], ended=True)[
+            0
+        ]
+    except ValueError:
+        return None
+    asked, ends = len(prompt.ids), ends_of(session)
+    if not torch.equal(whole[:asked], prompt.ids):
+        return None
+    end = next((i for i in range(asked, len(whole)) if int(whole[i]) in ends), None)
+    if end is None:
+        return None
+    written = session.tokenizer.decode(whole[asked:end].tolist(), skip_special_tokens=False)
+    if written.strip() != reply.text.strip():  # templates trim
+        return None
+    return whole[: end + 1 if reply.ended else end]
 
 
 def ends_of(session: Session) -> frozenset[int]:
@@ -116,7 +176,13 @@ def ends_of(session: Session) -> frozenset[int]:
     return frozenset(eos_ids if isinstance(eos_ids, list) else [] if eos_ids is None else [eos_ids])
 
 
-def _report(console: Console, training_run: TrainingRun, options: TrainOptions, json_file: Path | None) -> None:
+def _report(
+    console: Console,
+    training_run: TrainingRun,
+    options: TrainOptions,
+    json_file: Path | None,
+    answers: ServerAnswers | None,
+) -> None:
     scores = training_run.progress.scores
     best = max(scores, key=lambda score: float(score["real"]))
     k = options.training.recipe.steps
@@ -139,6 +205,15 @@ def _report(console: Console, training_run: TrainingRun, options: TrainOptions, 
         "shape": training_run.form.to_dict(),
         **machine(training_run.backbone.device),
     }
+    if answers is not None and answers.used:
+        console.print(
+            f"{answers.used} answers came from {answers.server.url}, and {answers.left_out} more were left out: empty, "
+            "refused, or not the text of their own tokens.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        record["answers"] = {"from": answers.server.model, "used": answers.used, "left_out": answers.left_out}
     put_record(json_file, record)
 
 
@@ -160,6 +235,8 @@ def options_from(arguments: argparse.Namespace) -> TrainOptions:
             seed=a.seed,
         ),
         start=a.start,
+        answers_from=a.answers_from,
+        answers_model=a.answers_model,
         began=a.began,
         shape=Shape(a.depth, a.width, a.draft_vocab, a.bigram, a.bits, tuple(a.aux_layers)),
     )

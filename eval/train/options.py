@@ -42,6 +42,15 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         "file: your prompts or chats, as for bench. Drawn from in proportion to their weights",
     )
     data.add_argument(
+        "--answers-from",
+        metavar="URL",
+        help="a server of OpenAI's protocol that has the same model (vLLM, Ollama, run.py serve) answers the prompts; "
+        "this machine only reads the answers. Its key: OPENAI_API_KEY",
+    )
+    data.add_argument(
+        "--answers-model", metavar="NAME", help="the model's name there (default: the first that the server lists)"
+    )
+    data.add_argument(
         "--tokens", type=whole_number(1), metavar="N", help="size of the training set (with --minutes: at most)"
     )
     data.add_argument(

@@ -16,6 +16,7 @@ _TOKEN_ID = Whole(0, 2**31 - 1)
 _STOPS = Either(Text(), Items(Text(), "strings", most=MOST_STOPS))
 _LIMIT = "the most tokens of the answer; -1, and left out: to the end of the context"
 _MODEL = Field("model", Text(), "any name, which the reply repeats: there is one model; NAME:ADAPTER takes an adapter")
+_STREAM = "events as the answer is written: at most 30 a second for each choice, and its end at once"
 _ONE_CHOICE = Field("n", Whole(1, 1), "the protocol has one choice")
 
 _SAMPLING = (
@@ -36,7 +37,7 @@ _SAMPLING = (
     Field("max_output_tokens", _TOKENS, _LIMIT),
     Field("ignore_eos", Flag(), "go on to the limit, or to where a schema ends"),
 )
-_ANSWER = (_MODEL, Field("stream", Flag(), "server-sent events"), *_SAMPLING)
+_ANSWER = (_MODEL, Field("stream", Flag(), _STREAM), *_SAMPLING)
 _CHOICES = (
     Field("n", Whole(1, MOST_CHOICES), "choices; the i-th is the i-th row of a batch of `generate()`"),
     Field(

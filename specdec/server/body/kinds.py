@@ -173,8 +173,8 @@ class Items:
     @property
     def words(self) -> str:
         """Return the bounds in words."""
-        least = f"at least {self.least} " if self.least else ""
-        return f"a list of {least}{'' if self.most is None else f'at most {self.most} '}{self.each}"
+        least = f", {self.least} or more" if self.least else ""
+        return f"a list of {'' if self.most is None else f'at most {self.most} '}{self.each}{least}"
 
     @property
     def schema(self) -> Schema:

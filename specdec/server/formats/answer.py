@@ -95,10 +95,14 @@ class AnswerParser:
         self.thoughts += settled if thinking or self._thinking else 0
 
     def finish(self, by_length: bool = False) -> list[Delta]:
-        """Return what was held back; the answer has ended. `by_length`: half a call is no content."""
+        """Return what was held back; the answer has ended. `by_length`: half a call or mark is no content."""
         thinking = self._thinking
+        half_mark = by_length and self._tools and self._call is None and self._reader.begun(self._style.call_open)
         for item in self._reader.finish():
-            self._take(item)
+            if half_mark:
+                self.cut = True
+            else:
+                self._take(item)
         self._count(thinking)
         if self._call is not None:
             self._end_call(closed=False, by_length=by_length)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from specdec.engine.constraints import Constraint
@@ -50,9 +51,37 @@ def _kept(chat: ChatFormat, prompt: Sequence[int], tool: Tool, tokens: LLTokeniz
     return tool
 
 
-@lru_cache(maxsize=32)
-def _compiled(lark: str, tokens: LLTokenizer) -> Grammar:
-    grammar = Grammar(lark, tokens)
-    if not grammar.start().allowed().any():
-        raise ValueError("no text is allowed by it")
-    return grammar
+class Compiled:
+    """Compiles grammars, and keeps those that were used last: `most` at the most, whose texts have `letters` letters
+    together. A compiled grammar of plain words takes 500 bytes for each letter."""
+
+    def __init__(self, most: int = 32, letters: int = 200_000) -> None:
+        self._most, self._letters = most, letters
+        self._lock = threading.Lock()  # guards the next one; never held while a grammar is compiled
+        self._kept: OrderedDict[tuple[str, LLTokenizer], Grammar] = OrderedDict()
+
+    def __call__(self, lark: str, tokens: LLTokenizer) -> Grammar:
+        """Return the grammar `lark`. Raises ValueError for one that llguidance refuses, or that allows no text."""
+        with self._lock:
+            if (known := self._kept.get((lark, tokens))) is not None:
+                self._kept.move_to_end((lark, tokens))
+                return known
+        grammar = Grammar(lark, tokens)
+        if not grammar.start().allowed().any():
+            raise ValueError("no text is allowed by it")
+        if len(lark) > self._letters:
+            return grammar
+        with self._lock:
+            self._kept[lark, tokens] = grammar
+            while len(self._kept) > self._most or sum(len(text) for text, _ in self._kept) > self._letters:
+                self._kept.popitem(last=False)
+        return grammar
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Return the texts of the grammars that are kept, the one that was used last at the end."""
+        with self._lock:
+            return tuple(text for text, _ in self._kept)
+
+
+_compiled = Compiled()

@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from specdec.weights.token_bytes import vocabulary_bytes
 
+LEAST = 3  # letters that are rather half a mark than text: "<t" may go on as "<table>"
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -63,6 +65,10 @@ class Reader:
         """Return how many of the newest tokens may belong to a mark that has begun."""
         return len(self._lengths)
 
+    def begun(self, mark: str) -> bool:
+        """Return whether what is held back is the beginning of `mark`, `LEAST` letters of it or more."""
+        return len(self._held) >= LEAST and mark.startswith(self._held)
+
     def feed(self, tokens: Sequence[int]) -> Iterator[Item]:
         """Yield the characters and marks that `tokens` complete."""
         for token in tokens:
@@ -100,7 +106,7 @@ class Reader:
 
 def overlap(text: str, string: str) -> int:
     """Return the length of the longest end of `text` that `string` begins with and goes on after."""
-    for length in range(min(len(string) - 1, len(text)), 0, -1):
-        if text.endswith(string[:length]):
-            return length
-    return 0
+    at = text.find(string[0], max(0, len(text) - len(string) + 1))
+    while at >= 0 and not string.startswith(text[at:]):
+        at = text.find(string[0], at + 1)
+    return len(text) - at if at >= 0 else 0

@@ -6,9 +6,8 @@ a stop string, and nothing after that token is computed or kept.
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +18,10 @@ from specdec.engine.grammar import GrammarError
 from specdec.engine.stats import GenerationStats
 from specdec.engine.verify import Choice
 from specdec.server.errors import ApiError, of_exception
+from specdec.server.formats.answer import joined
 from specdec.server.formats.base import Delta, OutputParser
 from specdec.server.generation.engine_thread import EngineThread, Ticket
+from specdec.server.generation.mailbox import Mailbox
 from specdec.server.generation.stop_strings import StopStrings
 
 
@@ -42,6 +43,22 @@ class Piece:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str | None = None
     error: ApiError | None = None
+
+
+def together(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Yield `pieces` with neighbours of one choice as one; an error stays apart."""
+    last: Piece | None = None
+    for one in pieces:
+        if last is None:
+            last = one
+        elif last.index == one.index and one.error is None:
+            deltas = list(joined((*last.deltas, *one.deltas)))
+            last = Piece(one.index, deltas, last.logprobs + one.logprobs, one.finish)
+        else:
+            yield last
+            last = one
+    if last is not None:
+        yield last
 
 
 class Output:
@@ -149,8 +166,7 @@ class Answer:
         self.asked = time.perf_counter()
         self.parting: Parting | None = None
         self._thread: EngineThread | None = None
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Piece] = asyncio.Queue()
+        self._mailbox: Mailbox[Piece] = Mailbox()
 
     def begin(self, thread: EngineThread, tickets: list[Ticket]) -> None:
         """Take note of where the texts are decoded."""
@@ -167,18 +183,18 @@ class Answer:
                 return
         else:
             piece = Piece(output.index, error=_error(what))
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, piece)
+        self._mailbox.put(piece, urgent=piece.finish is not None or piece.error is not None)
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Yield the pieces of all choices as they come, until all have ended. Raises the ApiError that ended one."""
         going_on = len(self.outputs)
         while going_on:
-            piece = await self._queue.get()
-            if piece.error is not None:
-                self.cancel()
-                raise piece.error
-            yield piece
-            going_on -= piece.finish is not None
+            for piece in together(await self._mailbox.fetch()):
+                if piece.error is not None:
+                    self.cancel()
+                    raise piece.error
+                yield piece
+                going_on -= piece.finish is not None
 
     def cancel(self) -> None:
         """End every choice before the next pass; nothing happens to those that have ended. Called for every answer."""

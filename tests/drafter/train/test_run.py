@@ -183,7 +183,7 @@ def test_prompts_that_are_all_too_long_are_not_asked_for_for_ever(monkeypatch: p
     monkeypatch.setattr("drafter.data.build_dataset.TOO_LONG", 50)
     asked: list[Any] = [3] * 49 + [1] + [3] * 49 + [2]
     found = encode_prompts(chain(asked, repeat(3)), lambda length: torch.zeros(length, dtype=torch.int64), 2)
-    assert [len(ids) for ids in found] == [1, 2]
+    assert [len(one.ids) for one in found] == [1, 2]
 
 
 def test_prompts_may_run_out(tmp_path: Path) -> None:

@@ -181,6 +181,21 @@ def test_characters_are_whole(chat: ChatFormat) -> None:
     assert parsed(chat, ids[:-1]).content == "é漢\ufffd", "bytes that make no character"
 
 
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [("so <tool", "so "), ("so <to", "so "), ("so <t", "so <t"), ("so <tab", "so <tab"), ("so <", "so <")],
+)
+def test_half_a_mark_cut_by_the_limit_is_no_content(written: str, shown: str) -> None:
+    chat = formats()["strings"]
+    parser = chat.parser((), TOOLS)
+    deltas = [*parser.feed(ids_of(chat, written)), *parser.finish(by_length=True)]
+    assert (collected(deltas).content, parser.cut) == (shown, written != shown)
+    assert parsed(chat, ids_of(chat, written)).content == written, "the model itself ended there"
+    without = chat.parser((), ())
+    deltas = [*without.feed(ids_of(chat, written)), *without.finish(by_length=True)]
+    assert collected(deltas).content == written, "nothing can be called"
+
+
 def test_a_call_cut_by_the_limit_is_no_call_and_no_content(chat: ChatFormat) -> None:
     ids = call(chat, "look", {"text": "abc", "n": 1})
     for end in range(len(ids_of(chat, "<tool_call>" if chat.name == "chatml" else "<|tool_call>")), len(ids)):
