@@ -14,9 +14,10 @@ import specdec
 from drafter import load_drafter
 from eval.synthetic.full_size import full_size_config
 from specdec.hf import decoder_of
-from specdec.memory.plan import KV_DTYPES, LARGEST_PICTURE, Planner, cache_bytes, picture_bytes
+from specdec.memory.plan import KV_DTYPES, LARGEST_PICTURE, Planner, cache_bytes, picture_bytes, weight_bytes
 from specdec.model.decoder import Decoder
 from specdec.model.families import decoder_spec
+from specdec.model.names import expected_tensors
 from tests.support.media.prompts import media_prompt, picture
 from tests.support.media.tiny_media import tiny_media_model
 from tests.support.tiny import FAMILIES, prompt, tiny_model
@@ -203,3 +204,23 @@ def test_the_plan_command_counts_a_model_that_drafts(tmp_path: Path, capsys: pyt
     assert run.main([*asked, "--drafter", "suffix"]) == 0
     assert "the drafter's cache" not in capsys.readouterr().out
     assert json.loads(out.read_text())["draft_cache"] == 0
+
+
+def test_experts_take_what_a_budget_leaves_and_never_less_than_half_of_it() -> None:
+    spec = decoder_spec(full_size_config("gemma-4-26b-a4b"))
+    shapes = expected_tensors(spec)
+    experts = weight_bytes({name: shape for name, shape in shapes.items() if "experts" in name}, "int4", torch.float32)
+    planner = Planner(spec, weight_bytes(shapes, "int4", torch.float32), experts=experts)
+    assert 14e9 < experts < 14.3e9  # 5 bits each
+    whole = planner.needs(4096, "int8")
+    assert whole.experts == experts and planner.needs(4096, "int8", 20 * 10**9) == whole
+    assert planner.room(20 * 10**9, "int8").experts is None
+    for kv_dtype in ("int8", "float32"):
+        found, room = planner.needs(4096, kv_dtype, 12 * 10**9), planner.room(12 * 10**9, kv_dtype)
+        assert room.experts == found.experts < experts
+        rest = planner.needs(512, kv_dtype).total - experts
+        assert found.experts >= (12 * 10**9 - rest) // 2
+        at_its_longest = planner.needs(room.positions, kv_dtype, 12 * 10**9)
+        assert at_its_longest.total <= 12 * 10**9 < at_its_longest.total + 3 * room.cache
+    with pytest.raises(ValueError, match=r"too small: weights 1\.\d+, the least share of its experts 0\.9\d, drafter"):
+        planner.room(2 * 10**9, "int8")
