@@ -84,8 +84,11 @@ def _plane(tensor: Tensor, scale: Tensor | None) -> abi.Plane:
 def weights_record(w: BlockTensor) -> abi.Weights:
     """Return the record of packed weights on the CPU."""
     assert w.q.is_cpu
-    parts = (w.q, w.scale, w.minimum, w.sub, None if w.table is None else TABLES[w.table].numbers)
-    return abi.Weights(*map(address, parts), w.columns // BLOCK, w.bits, w.unit)
+    q, scale, minimum, sub = w.q.data_ptr(), w.scale.data_ptr(), address(w.minimum), address(w.sub)
+    if w.table is None:
+        return abi.Weights(q, scale, minimum, sub, None, w.columns // BLOCK, w.bits, 1.0)
+    table = TABLES[w.table]
+    return abi.Weights(q, scale, minimum, sub, table.numbers.data_ptr(), w.columns // BLOCK, w.bits, table.unit)
 
 
 def matrix_record(matrix: Matrix) -> abi.Matrix:

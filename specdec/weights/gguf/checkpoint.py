@@ -102,7 +102,7 @@ class GGUFCheckpoint:
         if (native := FLOATS.get(kind)) is not None:
             floats = _torch(read(0, count)).view(native)  # [N, K]
             return convert(floats, dtype, quantize, name=label)
-        factor = float(self._factor(info))
+        factor = self._one_factor(info)
         if quantize == "none":
             dense = torch.empty(count, columns, dtype=dtype)
             for start, stop in chunks(count, columns):
@@ -120,8 +120,9 @@ class GGUFCheckpoint:
         """Return the matrix `name`, whose rows stay in the file, in their own type."""
         info = find(name, self.header.tensors, self.path)
         check_request(name, info.shape, None, None)
-        kind, (rows, columns) = self._type(info), info.shape
-        return StoredRows(info.file, info.offset, (rows, columns), info.nbytes // rows, lambda raw: expand(raw, kind))
+        kind, factor, (rows, columns) = self._type(info), self._one_factor(info), info.shape
+        size = info.nbytes // rows
+        return StoredRows(info.file, info.offset, (rows, columns), size, lambda raw: factor * expand(raw, kind))
 
     def float_type(self, name: str) -> torch.dtype | None:
         """Return the type of a tensor of floats; None where it is in blocks."""
@@ -154,6 +155,17 @@ class GGUFCheckpoint:
         stem, _, end = name.rpartition(".")
         of = self.header.tensors.get(f"{stem}.weight")
         return end in ("scale", "input_scale") and of is not None and of.type == Type.NVFP4
+
+    def _one_factor(self, info: TensorInfo) -> float:
+        """Return the scale of a whole tensor of NVFP4; 1 of other types. Raises ValueError where experts have one
+        each."""
+        factor = self._factor(info)
+        if factor.numel() > 1:
+            raise ValueError(
+                f"{info.file}: tensor {info.name!r} holds experts in NVFP4 with a scale each, which is not supported; "
+                "choose a file in another type, such as Q4_0"
+            )
+        return float(factor)
 
     def _factor(self, info: TensorInfo) -> Tensor:
         """Return the scale of a whole tensor of NVFP4, or of each expert: float32 [1] or [experts], in the file beside

@@ -106,4 +106,4 @@ def _tensors(blocks: BlockTensor) -> list[str]:
 
 
 def _kind(blocks: BlockTensor) -> tuple[Any, ...]:
-    return blocks.bits, blocks.columns, blocks.rows, _tensors(blocks)
+    return blocks.bits, blocks.table, blocks.columns, blocks.rows, _tensors(blocks)

@@ -61,24 +61,36 @@ void scale_row(float factor, int64_t width, float* y) {
 }
 
 // Row `row` of packed weights as floats [K]: reference.py's block_rows.
-void unpack_row(const Weights& w, int64_t row, float* y) {
+template <int BITS>
+INLINE void unpack_row_of(const Weights& w, int64_t row, float* y) {
   const int64_t group = row / 16;
-  const int lane = int(row % 16), zero = w.minimum || w.table ? 0 : 1 << (w.bits - 1);
+  const int lane = int(row % 16), zero = w.minimum || w.table ? 0 : 1 << (BITS - 1);
   for (int64_t b = 0; b < w.blocks; ++b, y += 32) {
     const int64_t at = (group * w.blocks + b) * 16 + lane;
-    const uint8_t* q = w.q + (group * w.blocks + b) * (64 * w.bits);
+    const uint8_t* q = w.q + (group * w.blocks + b) * (64 * BITS);
+    int values[32];
+    for (int i = 0; i < 32; ++i) values[i] = code_at(q, BITS, i / 4, 4 * lane + i % 4) - zero;
+    for (int i = 0; w.table && i < 32; ++i) values[i] = w.table[values[i]];
     const float d = half_value(w.scale[at]) * float(w.unit), m = w.minimum ? half_value(w.minimum[at]) : 0.0f;
-    for (int i = 0; i < 32; ++i) {
-      const int code = code_at(q, int(w.bits), i / 4, 4 * lane + i % 4);
-      int value = w.table ? w.table[code] : code - zero;
-      float low = m;
-      if (w.sub) {
-        const int sub = w.sub[2 * at + i / 16];
-        value *= w.minimum ? sub & 15 : int8_t(sub);
-        low *= float(sub >> 4);
-      }
-      y[i] = w.minimum ? float(value) * d + low : float(value) * d;
+    for (int half = 0; half < 2; ++half) {
+      const int sub = w.sub ? w.sub[2 * at + half] : w.minimum ? 17 : 1;
+      const int factor = w.minimum ? sub & 15 : int8_t(sub);
+      const float low = m * float(sub >> 4);
+      float* to = y + 16 * half;
+      for (int i = 0; i < 16; ++i) to[i] = float(values[16 * half + i] * factor) * d;
+      for (int i = 0; w.minimum && i < 16; ++i) to[i] += low;
     }
+  }
+}
+
+void unpack_row(const Weights& w, int64_t row, float* y) {
+  switch (w.bits) {
+    case 2: return unpack_row_of<2>(w, row, y);
+    case 3: return unpack_row_of<3>(w, row, y);
+    case 4: return unpack_row_of<4>(w, row, y);
+    case 5: return unpack_row_of<5>(w, row, y);
+    case 6: return unpack_row_of<6>(w, row, y);
+    default: return unpack_row_of<8>(w, row, y);
   }
 }
 
