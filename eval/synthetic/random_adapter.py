@@ -22,8 +22,8 @@ def add_random_adapter(decoder: Decoder, rank: int) -> Adapter:
 
     def adapted(linear: Linear) -> Linear:
         outputs, inputs = linear.weight.shape
-        down = torch.randn(rank, inputs, generator=generator) * (0.05 / inputs**0.5)
-        up = torch.randn(outputs, rank, generator=generator)
+        down = torch.randn(rank, inputs, generator=generator, dtype=torch.float32) * (0.05 / inputs**0.5)
+        up = torch.randn(outputs, rank, generator=generator, dtype=torch.float32)
         part = pack_low_rank(down.bfloat16(), up.bfloat16(), 1.0).to(decoder.device)
         sizes.append(part.nbytes)
         return replace(linear, low_rank=part)
