@@ -31,7 +31,10 @@ def write_adapters(folder: Path, decoder: Decoder, architecture: str) -> None:
     for index, layer in enumerate(decoder.layers):
         for module, field in MODULES.items():
             outputs, inputs = getattr(layer, field).weight.shape
-            a, b = torch.randn(RANK, inputs, dtype=torch.float32) * 0.1, torch.randn(outputs, RANK, dtype=torch.float32) * 0.1
+            a, b = (
+                torch.randn(RANK, inputs, dtype=torch.float32) * 0.1,
+                torch.randn(outputs, RANK, dtype=torch.float32) * 0.1,
+            )
             name = f"layers.{index}.{module}"
             full = f"base_model.model.model.{name}"
             tensors |= {f"{full}.lora_A.weight": a, f"{full}.lora_B.weight": b}

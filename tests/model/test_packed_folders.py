@@ -140,8 +140,7 @@ def test_a_model_that_was_trained_for_4_bits_takes_4_bits(tmp_path: Path) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         decoder = specdec.load(folder, drafter=None, quantize="int4", device="cpu").decoder
-    assert decoder.per_layer is not None
-    matrices = [decoder.embedding, decoder.per_layer.embedding, *(layer.gate.weight for layer in decoder.layers)]
+    matrices = [decoder.embedding, *(layer.gate.weight for layer in decoder.layers)]
     assert [(m.packed.bits, m.packed.minimum) for m in matrices] == [(4, None)] * len(matrices)
     back = decoder.layers[0].gate.weight.dequantize().bfloat16()
     assert float((back == tensors["model.layers.0.mlp.gate_proj.weight"]).float().mean()) > 0.95
