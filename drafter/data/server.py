@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -126,7 +126,7 @@ class ServerAnswers:
         self._prompts, self._complete, self._how = prompts, complete, answering
         self._counting = threading.Lock()
 
-    def __call__(self, first: int, patience: Patience) -> Iterator[tuple[int, GivenText]]:
+    def __call__(self, first: int, patience: Patience) -> Generator[tuple[int, GivenText], None, None]:
         """Ask for answers from prompt number `first` on. Raises ValueError: see `AnswerServer.ask`, or most answers are
         of no use."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from queue import SimpleQueue
 from typing import NamedTuple, TypeVar
 
@@ -19,7 +19,7 @@ class _Failed(NamedTuple):
 
 def in_workers(
     work: Callable[[Iterator[Given]], Iterator[Made]], items: Iterator[Given], workers: int, stopped: threading.Event
-) -> Iterator[Made]:
+) -> Generator[Made, None, None]:
     """Run `work` on `items` in `workers` threads; yield all that every thread makes, as it comes.
 
     A caller that closes the iterator stops the threads, by way of `stopped`. Raises what a thread raises.

@@ -205,8 +205,10 @@ def row_range(weight: Weight, start: int, stop: int) -> Weight:
 
 def tensors_of(weight: Weight) -> list[Tensor]:
     """Return the tensors that hold a matrix."""
-    holder = weight if weight.packed is None else weight.packed
-    return [part for field in fields(holder) if isinstance(part := getattr(holder, field.name), Tensor)]  # type: ignore[arg-type]
+    if (blocks := weight.packed) is None:
+        assert isinstance(weight, DenseWeight)
+        return [weight.tensor]
+    return [part for field in fields(blocks) if isinstance(part := getattr(blocks, field.name), Tensor)]
 
 
 def convert(tensor: Tensor, dtype: torch.dtype, storage: Storage, *, name: str, rows: Tensor | None = None) -> Weight:

@@ -21,7 +21,7 @@ from tests.support.drafts.replay import Process, each, first
 from tests.support.drafts.tiny_draft_model import draft_model
 from tests.support.tiny import tiny_model
 
-STATES = States(torch.empty(0))
+STATES = States(torch.empty(0, dtype=torch.float32))
 PASSES = {1: 1.0, 2: 1.05, 3: 1.1, 4: 1.16, 5: 1.24, 9: 1.65}
 
 

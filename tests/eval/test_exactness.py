@@ -19,7 +19,7 @@ from specdec.engine.verify import Choice, Verdict, verify
 from specdec.model.embedder import inputs
 from specdec.model.states import States
 
-STATES = States(torch.empty(0))
+STATES = States(torch.empty(0, dtype=torch.float32))
 
 
 def check(folder: Path, *arguments: str) -> int:

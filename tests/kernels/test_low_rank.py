@@ -73,7 +73,7 @@ def test_other_devices_take_plain_products(seeded: None) -> None:
 def test_a_part_says_what_does_not_belong_together() -> None:
     _, _, part = made(64, 32, 8, torch.float32)
     with pytest.raises(ValueError, match="x must be"):
-        kernels.low_rank(torch.zeros(1, 63), part)
+        kernels.low_rank(torch.zeros(1, 63, dtype=torch.float32), part)
     with pytest.raises(ValueError, match="a low-rank part is"):
         LowRank(part.down, part.up, 1.0, 64, 64)
     with pytest.raises(ValueError, match="float32 or bfloat16"):

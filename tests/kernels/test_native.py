@@ -45,8 +45,10 @@ def test_extreme_weights_and_activations(choice: str) -> None:
     for bits, value in ((4, 15), (4, 0), (5, 31), (5, 0), (8, 127), (8, -128)):
         for sign in (1.0, -1.0):
             scale = torch.tensor([[6e-8, 1e-5, 65504.0]]).expand(16, 3)
-            w = kernels.pack_blocks(torch.full((16, 96), value), scale, None, bits)
-            x = torch.stack([torch.full((96,), sign * size) for size in (1.0, 1e-38, 1e-29, 3e30, 0.0)])
+            w = kernels.pack_blocks(torch.full((16, 96), value, dtype=torch.int64), scale, None, bits)
+            x = torch.stack(
+                [torch.full((96,), sign * size, dtype=torch.float32) for size in (1.0, 1e-38, 1e-29, 3e30, 0.0)]
+            )
             assert torch.equal(kernels.block_linear(x, w), reference.block_linear(x, w))
 
 
@@ -63,10 +65,12 @@ def test_extreme_codes_and_factors(choice: str, kind: Kind) -> None:
                 sub = torch.full((16, 6), factor, dtype=torch.uint8 if kind.minimum else torch.int8)
                 sub[:, 1::2] = 255 - factor if kind.minimum else -1 - factor  # of the other sixteen inputs
             minimum = -scale if kind.minimum else None
-            values = torch.full((16, 96), value)
+            values = torch.full((16, 96), value, dtype=torch.int64)
             w = kernels.pack_blocks(values, scale, minimum, kind.bits, table=kind.table, sub=sub)
             for sign in (1.0, -1.0):
-                x = torch.stack([torch.full((96,), sign * size) for size in (1.0, 1e-38, 1e-29, 3e25, 0.0)])
+                x = torch.stack(
+                    [torch.full((96,), sign * size, dtype=torch.float32) for size in (1.0, 1e-38, 1e-29, 3e25, 0.0)]
+                )
                 assert torch.equal(kernels.block_linear(x, w), reference.block_linear(x, w))
 
 

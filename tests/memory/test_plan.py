@@ -81,6 +81,12 @@ def test_the_longest_context_fits_and_one_more_does_not() -> None:
         planner.needs(1, "int3")
 
 
+@pytest.fixture(autouse=True)
+def usual_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Python takes in a new process: this one has the models of other tests, too."""
+    monkeypatch.setattr("eval.plan.program_bytes", lambda: 400_000_000)
+
+
 @pytest.mark.parametrize("storage", [None, "int4", "int8"])
 def test_weights_and_drafter_of_a_folder(storage: str | None, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     tiny_model("gemma4_unified").save_pretrained(tmp_path / "model")

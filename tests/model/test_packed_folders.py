@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -77,13 +78,15 @@ def test_drafts_change_no_token(family: str, format: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("rename", "in_text"), [(multimodal, True), (sanitized, False), (bare, False)])
-def test_names_of_every_class_and_both_places_of_the_config(rename: object, in_text: bool, tmp_path: Path) -> None:
+def test_names_of_every_class_and_both_places_of_the_config(
+    rename: Callable[[str], str], in_text: bool, tmp_path: Path
+) -> None:
     """The multimodal class's names with the config in its text part, MLX's, and names without any prefix."""
     floats = saved(tmp_path / "floats", "gemma4_unified")
     config = json.loads((floats / "config.json").read_text())
     (floats / "config.json").write_text(json.dumps({"model_type": "gemma4_unified", "text_config": config}))
     format = "ct-g32" if in_text else "mlx-4"
-    write_packed(floats, tmp_path / "packed", format, rename, in_text)  # type: ignore[arg-type]
+    write_packed(floats, tmp_path / "packed", format, rename, in_text)
     model = specdec.load(tmp_path / "packed", drafter=None, device="cpu")
     assert all(layer.gate.weight.packed is not None for layer in model.decoder.layers)
     assert not hasattr(model.config, "quantization_config")

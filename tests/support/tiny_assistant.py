@@ -121,7 +121,7 @@ def backbone(family: str) -> Decoder:
 def prefilled(decoder: Decoder, ids: Tensor, aux_layers: Sequence[int] = ()) -> tuple[KVCache, States]:
     """A cache with ids [n] committed, and the states of the last of them."""
     cache = decoder.new_cache()
-    states = States(torch.empty(0))
+    states = States(torch.empty(0, dtype=torch.float32))
     for chunk in ids.split(cache.max_rows):
         states = decoder.forward(chunk, cache, aux_layers)[-1]
         cache.commit(len(chunk))

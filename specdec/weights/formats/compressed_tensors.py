@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from specdec.weights.formats.matrix import (
+    FLOATS,
     Codes,
     PackedMatrix,
     Parts,
@@ -25,8 +26,6 @@ from specdec.weights.formats.matrix import (
     unpack_rows,
 )
 from specdec.weights.formats.settings import Settings, Small
-
-_FLOATS = ("F32", "F16", "BF16")
 
 
 def packed_quantized(
@@ -49,7 +48,7 @@ def packed_quantized(
         if not (packed and scale and rows > 0 and columns > 0 and is_matrix(packed, ("I32",), rows)):
             raise misfit(format, stem + "weight", stored, parts)
         bits = next((bits for bits in (4, 8) if -(-columns * bits // 32) == packed.shape[1]), 0)
-        if not bits or not is_matrix(scale, _FLOATS, rows) or columns % scale.shape[1]:
+        if not bits or not is_matrix(scale, FLOATS, rows) or columns % scale.shape[1]:
             raise misfit(f"{format} of 4 or 8 bits", stem + "weight", stored, parts)
         groups = scale.shape[1]
         if zero is None:
@@ -83,7 +82,7 @@ def int_quantized(stored: Mapping[str, Stored], settings: Settings, small: Small
             continue  # of another format, or with zero points
         weight, scale = stored[name], stored[parts["weight_scale"]]
         rows = weight.shape[0] if is_matrix(weight, ("I8",)) else 0
-        if not rows or scale.dtype not in _FLOATS or scale.shape not in ((rows,), (rows, 1)):
+        if not rows or scale.dtype not in FLOATS or scale.shape not in ((rows,), (rows, 1)):
             raise misfit("compressed-tensors", name, stored, parts)
         shape = (rows, weight.shape[1])
         yield name, PackedMatrix("compressed-tensors, 8 bits a row", shape, parts, _read_bytes, 8, shape[1])

@@ -29,6 +29,7 @@ from specdec.weights.tensors import (
     stored_bytes,
 )
 
+FLOATS = ("F32", "F16", "BF16")  # types of scales, in the words of safetensors
 Rows = slice | Tensor
 """Consecutive rows, the first a multiple of 16; or ids of rows, long [R]."""
 Parts = Mapping[str, Tensor]

@@ -12,11 +12,20 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from specdec.weights.formats.matrix import Codes, PackedMatrix, Parts, Rows, Stored, is_matrix, misfit, unpack_columns
+from specdec.weights.formats.matrix import (
+    FLOATS,
+    Codes,
+    PackedMatrix,
+    Parts,
+    Rows,
+    Stored,
+    is_matrix,
+    misfit,
+    unpack_columns,
+)
 from specdec.weights.formats.settings import Settings, Small
 from specdec.weights.metadata import Values, naming
 
-_FLOATS = ("F32", "F16", "BF16")
 _BITS = (2, 3, 4, 5, 6, 8)
 _MODES = {"mxfp4": "MXFP4", "nvfp4": "NVFP4", "mxfp8": "MXFP8"}
 
@@ -40,7 +49,7 @@ def mlx_affine(stored: Mapping[str, Stored], settings: Settings, small: Small) -
         if not (weight and scales and biases and is_matrix(weight, ("U32",))):
             raise misfit("MLX", name, stored, parts)
         rows, words = weight.shape
-        if not is_matrix(scales, _FLOATS, rows) or biases.shape != scales.shape or biases.dtype not in _FLOATS:
+        if not is_matrix(scales, FLOATS, rows) or biases.shape != scales.shape or biases.dtype not in FLOATS:
             raise misfit("MLX", name, stored, parts)
         groups = scales.shape[1]
         if words * 32 != groups * group * bits:  # a path that the config has under another prefix

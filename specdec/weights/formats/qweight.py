@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from specdec.weights.formats.matrix import (
+    FLOATS,
     Codes,
     PackedMatrix,
     Parts,
@@ -32,7 +33,6 @@ from specdec.weights.formats.matrix import (
 )
 from specdec.weights.formats.settings import Settings, Small
 
-_FLOATS = ("F32", "F16", "BF16")
 _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # in a word, of its columns
 _SHUFFLED = (
     "GPTQ with activation order (desc_act), whose groups are shuffled, which is not read; name a checkpoint without "
@@ -51,7 +51,7 @@ def awq_and_gptq(stored: Mapping[str, Stored], settings: Settings, small: Small)
         stem = name.removesuffix("qweight")
         parts = {part: stem + part for part in ("qweight", "qzeros", "scales")}
         qweight, qzeros, scales = (stored.get(full) for full in parts.values())
-        if not (qweight and scales and is_matrix(qweight, ("I32",)) and is_matrix(scales, _FLOATS)):
+        if not (qweight and scales and is_matrix(qweight, ("I32",)) and is_matrix(scales, FLOATS)):
             raise misfit("AWQ or GPTQ", stem + "weight", stored, parts)
         groups, outputs = scales.shape
         awq = qweight.shape[1] * 8 == outputs

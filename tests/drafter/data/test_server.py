@@ -112,7 +112,7 @@ def test_what_is_asked_and_what_an_answer_of_no_use_becomes() -> None:
         answers = ServerAnswers(server, endless, complete, HOW, together=1)
         texts = answers(10, PATIENT)
         found = [next(texts) for _ in range(5)]
-        texts.close()  # type: ignore[attr-defined]  # a generator
+        texts.close()
     assert [number for number, _ in found] == [10, 11, 12, 13, 14]
     assert [text.tokens.tolist()[2:] for _, text in found] == [[10, 7, 8], [11], [12], [13], [14, 7, 8]]
     assert all(text.answer == 3 for _, text in found)

@@ -86,7 +86,7 @@ def test_a_matrix_of_another_size_with_the_same_tokens_drafts_those_that_both_ha
         drafts = draft_model_of(model.drafter)
         assert torch.equal(model.generate(ids, **how, draft_length=4, drafter=drafts), plain)
         assert model.last_stats.drafted > 40
-        text, states = prompt(12)[0].tolist(), States(torch.empty(0))
+        text, states = prompt(12)[0].tolist(), States(torch.empty(0, dtype=torch.float32))
         seen = {
             token
             for seed in range(40)  # sampled at a temperature at which every token is about as likely

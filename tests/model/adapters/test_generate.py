@@ -43,7 +43,9 @@ def model(tiny: Path, files: dict[str, str | Path], tmp_path_factory: pytest.Tem
 
 
 def texts(model: Any, ids: torch.Tensor, **more: Any) -> list[list[int]]:
-    return model.generate(ids, attention_mask=torch.ones_like(ids), **{**SETTINGS, **more}).tolist()  # type: ignore[no-any-return]
+    found = model.generate(ids, attention_mask=torch.ones_like(ids), **{**SETTINGS, **more})
+    rows: list[list[int]] = found.tolist()
+    return rows
 
 
 @pytest.mark.parametrize("sampled", [{}, {"do_sample": True, "temperature": 0.9, "seed": 4}], ids=["greedy", "sampled"])
@@ -115,8 +117,9 @@ def test_an_adapter_that_does_not_fit_is_refused_before_the_model_is_read(
     )
     with pytest.raises(ValueError, match="which is none of the matrices"):
         specdec.load(tiny, adapter=make_peft(tmp_path / "llama", "llama"))
+    nameless: Any = ["a", "b"]
     with pytest.raises(ValueError, match="must be a path, or names with their paths"):
-        specdec.load(tiny, adapter=["a", "b"])  # type: ignore[arg-type]
+        specdec.load(tiny, adapter=nameless)
     with pytest.raises(ValueError, match="there is no such file or folder; an adapter is"):
         specdec.load(tiny, adapter=tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"an adapter \(LoRA\): load the model that it goes with, with adapter="):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,9 +23,10 @@ def test_names_of_adapters(tmp_path: Path) -> None:
     for name in ("", "none", "a:b", "a=b", "a b", "x" * 65, "a\n"):
         with pytest.raises(ValueError, match="cannot be the name of an adapter"):
             check_name(name)
-    for wrong in (3, ["a"], {"a": 3}):
+    nonsense: list[Any] = [3, ["a"], {"a": 3}]
+    for wrong in nonsense:
         with pytest.raises(ValueError, match="must be a path, or names"):
-            named_adapters(wrong)  # type: ignore[arg-type]
+            named_adapters(wrong)
     decoder = of(FAMILY, None)
     add_adapters(decoder, {"a": make_peft(tmp_path / "a")})
     with pytest.raises(ValueError, match="there is an adapter 'a' already"):

@@ -163,4 +163,60 @@ struct Stored {
   }
 };
 
+// A low-rank part of a matrix [outputs, columns], in float32 or bfloat16.
+struct Lower {
+  std::vector<float> down, up;
+  std::vector<uint16_t> narrow_down, narrow_up;
+  LowRank part;
+
+  Lower(Random& random, int64_t outputs, int64_t columns, int64_t rank, bool wide)
+      : down(random.reals((columns + 15) / 16 * 16 * rank)), up(random.reals((outputs + 15) / 16 * 16 * rank)) {
+    part = {down.data(), up.data(), rank, wide, 0.3f};
+    if (wide) return;
+    narrow_down = halves(down), narrow_up = halves(up);
+    part.down = narrow_down.data(), part.up = narrow_up.data();
+  }
+  static std::vector<uint16_t> halves(const std::vector<float>& from) {
+    std::vector<uint16_t> to;
+    for (float value : from) {
+      uint32_t bits;
+      std::memcpy(&bits, &value, 4);
+      to.push_back(uint16_t(bits >> 16));
+    }
+    return to;
+  }
+};
+
+// A decoder layer of a made-up family: `rich` has everything that a layer may have, the other the least.
+struct Decoder {
+  static constexpr int64_t kHidden = 64, kHeads = 6, kKvHeads = 2, kWidth = 32, kInner = 160, kExtra = 32;
+  Packed q, k, v, o, gate, up, down, ple_gate, ple_projection;
+  std::vector<float> wide, narrow;
+  Layer layer;
+
+  Decoder(Random& random, Kind kind, bool rich, bool values_alone, bool reads = false)
+      : q(random, kHeads * kWidth, kHidden, kind, rich),
+        k(random, kKvHeads * kWidth, kHidden, kind, rich),
+        v(random, kKvHeads * kWidth, kHidden, kind),
+        o(random, kHidden, kHeads * kWidth, 8, false),
+        gate(random, kInner, kHidden, kind, rich),
+        up(random, kInner, kHidden, kind, rich),
+        down(random, kHidden, kInner, 5, rich),
+        ple_gate(random, kExtra, kHidden, 4, true),
+        ple_projection(random, kHidden, kExtra, 4, false),
+        wide(random.reals(kHidden)),
+        narrow(random.reals(kWidth)) {
+    layer = {q.matrix(), k.matrix(), v.matrix(), o.matrix(), gate.matrix(), up.matrix(), down.matrix(), {}, {},
+             wide.data(), nullptr, nullptr, nullptr, wide.data(), nullptr, nullptr, nullptr,
+             kHeads, kKvHeads, kWidth, 0, 0, rich ? kGeluTanh : kSilu, rich, 1e-6f, 0.2f};
+    if (values_alone) layer.v = {};
+    if (reads) layer.k = layer.v = {};
+    if (!rich) return;
+    layer.ple_gate = ple_gate.matrix(), layer.ple_projection = ple_projection.matrix();
+    layer.q_norm = layer.k_norm = narrow.data();
+    layer.attention_post_norm = layer.mlp_post_norm = layer.ple_norm = wide.data();
+    layer.scalar = narrow.data();
+  }
+};
+
 }  // namespace

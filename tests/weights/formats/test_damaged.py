@@ -39,7 +39,7 @@ def refused(folder: Path) -> str:
     return message
 
 
-NONE = torch.empty(0)
+NONE = torch.empty(0, dtype=torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -92,10 +92,11 @@ def test_inputs_that_are_no_multiple_of_32_stay_floats(tmp_path: Path) -> None:
 def test_what_is_quantised_again_says_so_once_with_its_error(tmp_path: Path) -> None:
     checkpoint, _ = written(tmp_path, "nf4-double", matrix(64, 256))
     with pytest.warns(UserWarning, match=r"NF4 in blocks of 64, doubly quantised takes 8\.5 bits .* error 3.0e-05"):
-        checkpoint.weight("a.weight", torch.float32)
+        first = checkpoint.weight("a.weight", torch.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        checkpoint.weight("a.weight", torch.float32)
+        again = checkpoint.weight("a.weight", torch.float32)
+    assert torch.equal(again.dequantize(), first.dequantize())
 
 
 def test_a_module_of_mlx_may_have_bits_of_its_own(tmp_path: Path) -> None:
