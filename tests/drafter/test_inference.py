@@ -101,10 +101,11 @@ def test_agrees_with_transformers(family: str, length: int, head: dict[str, Any]
     logits, state, own = parity(save_assistant(tmp_path, family, **head), family, length)
     kind = "centroids" if head else "dense"
     print(f"{family} {kind} at {length}: logits {logits:.1e}, state {state:.1e}, from our own K/V {own:.1e}")
-    most = 1.2 * TOLERANCE if family == "gemma4-moe" else TOLERANCE  # the mixture's own rounding: 1.006e-4 was seen
-    assert logits < most
-    assert state < most
-    assert own < most
+    assert logits < TOLERANCE
+    assert state < TOLERANCE
+    # Against float64, a mixture's states are off by 7e-6 and its K/V by 2e-5, here as in transformers' own float32. At
+    # one position a random head makes 1.0e-4 of that.
+    assert own < (1.2 * TOLERANCE if family == "gemma4-moe" else TOLERANCE)
 
 
 @pytest.mark.parametrize("family", ASSISTANTS)
