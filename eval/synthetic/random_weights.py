@@ -125,7 +125,8 @@ class RandomCheckpoint:
         """Return a random matrix of 4-bit blocks with minimum, or of 8-bit ones; floats where K is no multiple of
         32."""
         assert quantize in ("int4", "int8") and rows is None, "random weights are made quantised"
-        count, columns = find(name, self._shapes, self.path)
+        *stacked, columns = find(name, self._shapes, self.path)  # matrices of experts lie one below the other
+        count = math.prod(stacked)
         seed = sum(name.encode())
         if columns % BLOCK:
             generator = torch.Generator().manual_seed(seed)

@@ -31,7 +31,15 @@ from specdec.kernels.draft import FusedDraft
 from specdec.kernels.forms import BLOCK, GROUP, HALF, TABLES, BlockForm
 from specdec.kernels.layers import FusedLayers, FusedPiece, LayerWeights, Span, StoreRows, fits
 from specdec.kernels.low_rank import LowRank, pack_low_rank
-from specdec.kernels.records import AdapterRecords, DraftSampling, Matrix, adapter_records, plain, readable
+from specdec.kernels.records import (
+    AdapterRecords,
+    DraftSampling,
+    Matrix,
+    MixtureWeights,
+    adapter_records,
+    plain,
+    readable,
+)
 from specdec.kernels.store import KeyFromValue, KVView
 
 __all__ = [
@@ -52,6 +60,7 @@ __all__ = [
     "LayerWeights",
     "LowRank",
     "Matrix",
+    "MixtureWeights",
     "Span",
     "StoreRows",
     "Work",

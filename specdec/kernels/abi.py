@@ -11,7 +11,7 @@ Left out: filling records in. `records.py`, `layers.py` and `draft.py` do that.
 from __future__ import annotations
 
 import ctypes
-from ctypes import CDLL, Structure, c_char_p, c_double, c_float, c_int, c_int64, c_uint64, c_void_p
+from ctypes import CDLL, CFUNCTYPE, POINTER, Structure, c_char_p, c_double, c_float, c_int, c_int64, c_uint64, c_void_p
 from enum import IntEnum
 from pathlib import Path
 
@@ -78,6 +78,21 @@ class KV(Structure):
     )
 
 
+UseExperts = CFUNCTYPE(None, c_int64, POINTER(c_int64), c_int64)  # layer, the numbers of the experts, how many
+
+
+class Mixture(Structure):
+    """Point at the mixture of experts of one decoder layer; a field has the meaning that it has in abi.h."""
+
+    _fields_ = (
+        *((name, Weights) for name in ("gate_up", "down")),
+        ("router", LowRank),
+        *((name, c_void_p) for name in ("router_scale", "expert_scale", "dense_norm", "pre_norm", "post_norm")),
+        *((name, c_int64) for name in ("count", "used", "width", "layer")),
+        ("use", UseExperts),
+    )
+
+
 class Layer(Structure):
     """Point at one decoder layer, by the names of `specdec.kernels.LayerWeights`."""
 
@@ -88,6 +103,7 @@ class Layer(Structure):
         *((name, c_int64) for name in ("heads", "kv_heads", "head_dim", "kind", "store", "activation", "norm_values")),
         ("eps", c_float),
         ("scale", c_float),
+        ("mixture", POINTER(Mixture)),
     )
 
 
@@ -123,7 +139,7 @@ class DraftSampling(Structure):
     )
 
 
-RECORDS = (Weights, Matrix, LowRank, LayerAdapter, Plane, KV, Layer, Span, Drafter, DraftSampling)
+RECORDS = (Weights, Matrix, LowRank, LayerAdapter, Plane, KV, Mixture, Layer, Span, Drafter, DraftSampling)
 
 _ARGUMENTS = {
     "specdec_block_linear": [c_void_p] * 3 + [c_int64] * 2 + [c_int],

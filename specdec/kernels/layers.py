@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from ctypes import Array, addressof, c_int64, c_void_p
+from ctypes import Array, addressof, c_int64, c_void_p, pointer
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -24,9 +24,11 @@ from specdec.kernels.records import (
     STORE_TYPES,
     AdapterRecords,
     Matrix,
+    MixtureWeights,
     adapter_pointers,
     address,
     matrix_record,
+    mixture_record,
     plain,
     store_record,
 )
@@ -77,7 +79,7 @@ class LayerWeights(Generic[Linear]):
     `scale` multiplies q @ k. `k`, `v` and `k_norm` are None in a layer that reads another layer's K/V; `v` also where V
     is made from k_proj's output. `norm_values` says whether V is normed. Norms are weights [width] in the compute
     dtype, None where the family has none. `ple_*`: the gated projection of a per-layer input (Gemma 4 E2B). `scalar`
-    [1] multiplies the layer's output.
+    [1] multiplies the layer's output. `experts`: what each row uses a few of beside the MLP.
     """
 
     spec: LayerShape
@@ -102,6 +104,7 @@ class LayerWeights(Generic[Linear]):
     ple_projection: Linear | None = None
     ple_norm: Tensor | None = None
     scalar: Tensor | None = None
+    experts: MixtureWeights | None = None
 
 
 _MATRICES = [field[0] for field in abi.Layer._fields_ if field[1] is abi.Matrix]
@@ -114,7 +117,8 @@ def fits(layer: LayerWeights[Any]) -> bool:
     vectors = [part for name in _VECTORS if (part := getattr(layer, name)) is not None]
     vectors += [matrix.bias for matrix in matrices if matrix.bias is not None]
     packed = all(matrix.blocks is not None and matrix.blocks.q.is_cpu for matrix in matrices)
-    return packed and all(map(plain, vectors)) and layer.activation in abi.ACTIVATIONS
+    mixture = layer.experts is None or layer.experts.readable
+    return packed and mixture and all(map(plain, vectors)) and layer.activation in abi.ACTIVATIONS
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,7 @@ class FusedPiece:
         record = (abi.Layer * 1)(self.layers.records[number])
         extra = None if self.extra is None else self.extra[:, number : number + 1].contiguous()  # [T, 1, width]
         adapters = adapter_pointers(self.adapters, number)
-        self.layers.library.layers(record, *self.arguments, adapters, None, self.rows, extra, work=work)
+        self.layers.run(record, *self.arguments, adapters, None, self.rows, extra, work=work)
 
 
 class FusedLayers:
@@ -196,6 +200,8 @@ class FusedLayers:
         self.library, self._in_use = library, in_use
         self._kinds = tuple(dict.fromkeys(layer.spec.kind for layer in layers))
         self._weights = tuple(layers)  # the records below point into these
+        self._mixtures: list[abi.Mixture] = []  # and into these
+        self._failed: list[BaseException] = []  # what `use` of a mixture raised
         self.records = (abi.Layer * len(layers))(*map(self._record, layers, stores))
         self._tables = _Tables()
 
@@ -220,14 +226,20 @@ class FusedLayers:
         if extra is not None:
             extra = extra.contiguous()
         if not aux_layers:
-            self.library.layers(self.records, table, *places, stores, adapters, self.norm, x, extra)
+            self.run(self.records, table, *places, stores, adapters, self.norm, x, extra)
             return (x,)
         outputs = {layer: torch.empty_like(x) for layer in aux_layers}
         wanted = (c_void_p * len(self.records))(
             *(outputs[i].data_ptr() if i in outputs else None for i in range(len(self.records)))
         )
-        self.library.layers(self.records, table, *places, stores, adapters, self.norm, x, extra, wanted)
+        self.run(self.records, table, *places, stores, adapters, self.norm, x, extra, wanted)
         return x, *(outputs[layer] for layer in aux_layers)
+
+    def run(self, *arguments: Any, **options: Any) -> None:
+        """Call `Native.layers`, and raise what a mixture's `use` raised meanwhile."""
+        self.library.layers(*arguments, **options)
+        if self._failed:
+            raise self._failed.pop()
 
     def piece(
         self, x: Tensor, spans: Mapping[str, Span], texts: Sequence[StoreRows], extra: Tensor | None = None
@@ -301,4 +313,7 @@ class FusedLayers:
                 setattr(record, name, matrix_record(linear.matrix))
         for name in _VECTORS:
             setattr(record, name, address(getattr(layer, name)))
+        if layer.experts is not None:
+            self._mixtures.append(mixture_record(layer.experts, self._failed))
+            record.mixture = pointer(self._mixtures[-1])
         return record

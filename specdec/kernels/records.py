@@ -5,10 +5,11 @@ A record is valid as long as the tensors that it was made of live; its owner has
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from ctypes import Array, addressof, c_void_p, sizeof
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +30,65 @@ class Matrix:
 
     blocks: BlockTensor | None
     bias: Tensor | None = None
+
+
+class ExpertsShape(Protocol):
+    """Give the sizes of a mixture."""
+
+    @property
+    def count(self) -> int:
+        """Return the number of experts."""
+
+    @property
+    def used(self) -> int:
+        """Return how many experts a row uses."""
+
+    @property
+    def width(self) -> int:
+        """Return the inner width of an expert."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureWeights(ABC):
+    """Hold the mixture of experts beside a layer's MLP: the router, the experts and the norms around them.
+
+    `router`: a low-rank part [E, hidden] whose output are the scores: `down` has the router's rows, and `up` is the
+    identity. `expert_scale` [E] multiplies the weight that an expert gets; the norms are weights [hidden]. `dense_norm`
+    is that of what the MLP beside the experts makes, `pre_norm` and `post_norm` those before and after the experts.
+    `layer`: the number by which `use` gets to know which layer is meant.
+    """
+
+    spec: ExpertsShape
+    router: LowRank
+    router_scale: Tensor
+    expert_scale: Tensor
+    dense_norm: Tensor
+    pre_norm: Tensor
+    post_norm: Tensor
+    layer: int = 0
+
+    @property
+    @abstractmethod
+    def packed(self) -> tuple[BlockTensor | None, BlockTensor | None]:
+        """Return gate and up of all experts [E * 2 * width, hidden], an expert's gate before its up, and down
+        [E * hidden, width]; None where a matrix is not in blocks."""
+
+    @property
+    @abstractmethod
+    def use(self) -> Callable[[Sequence[int]], None] | None:
+        """Return what is called with the ascending experts that a pass reads next; None: nobody wants to know."""
+
+    @property
+    def vectors(self) -> dict[str, Tensor]:
+        """Return the vectors by the names of the native record."""
+        names = ("router_scale", "expert_scale", "dense_norm", "pre_norm", "post_norm")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def readable(self) -> bool:
+        """Return whether the library can read all of it where it is."""
+        packed = all(part is not None and part.q.is_cpu for part in self.packed)
+        return packed and all(map(plain, self.vectors.values()))
 
 
 class DraftSampling(NamedTuple):
@@ -95,6 +155,28 @@ def matrix_record(matrix: Matrix) -> abi.Matrix:
     """Return the record of packed weights on the CPU with their bias, which is `plain`."""
     assert matrix.blocks is not None and (matrix.bias is None or plain(matrix.bias))
     return abi.Matrix(weights_record(matrix.blocks), address(matrix.bias), matrix.blocks.rows)
+
+
+def mixture_record(mixture: MixtureWeights, failed: list[BaseException]) -> abi.Mixture:
+    """Return the record of a mixture, which is `readable` and stays the caller's. What its `use` raises goes to
+    `failed`: nothing may be raised through the library."""
+    gate_up, down = mixture.packed
+    assert gate_up is not None and down is not None and mixture.readable
+    spec, use = mixture.spec, mixture.use
+    sizes = {"count": spec.count, "used": spec.used, "width": spec.width, "layer": mixture.layer}
+    record = abi.Mixture(weights_record(gate_up), weights_record(down), low_rank_record(mixture.router), **sizes)
+    for name, vector in mixture.vectors.items():
+        setattr(record, name, address(vector))
+    if use is not None:
+
+        def called(_layer: int, experts: Any, count: int) -> None:
+            try:
+                use(experts[:count])
+            except BaseException as error:  # an interrupt by the user, too
+                failed.append(error)
+
+        record.use = abi.UseExperts(called)
+    return record
 
 
 def low_rank_record(part: LowRank) -> abi.LowRank:

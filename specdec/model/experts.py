@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from specdec import kernels
+from specdec.kernels import BlockTensor, LowRank, pack_low_rank
 from specdec.model.spec import DecoderSpec, ExpertsSpec
 from specdec.weights.packed import PackedFile
 from specdec.weights.tensors import DenseWeight, Weight, row_range, tensors_of
@@ -70,22 +71,15 @@ class Routes(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experts:
-    """The router, the experts and the norms around them. `gate_up` [E * 2 * width, hidden]: of each expert the rows of
-    gate, then those of up. `down` [E * hidden, width]. `dense_norm`: of what the MLP beside the experts makes."""
+class Experts(kernels.MixtureWeights):
+    """The mixture of a layer, under the names that the kernels know too, and its computation op by op. `gate_up`
+    [E * 2 * width, hidden]: of each expert the rows of gate, then those of up. `down` [E * hidden, width]."""
 
     spec: ExpertsSpec
     activation: str
     eps: float
-    router: Tensor  # [E, hidden]
-    router_scale: Tensor  # [hidden]
-    expert_scale: Tensor  # [E]
     gate_up: Weight
     down: Weight
-    dense_norm: Tensor
-    pre_norm: Tensor
-    post_norm: Tensor
-    layer: int = 0
     pages: ExpertPages | None = None  # what keeps the matrices within a part of the memory; None: they are all there
 
     @classmethod
@@ -104,7 +98,7 @@ class Experts:
             spec=experts,
             activation=spec.activation,
             eps=spec.norm_eps,
-            router=vector(f"{at}router.proj.weight"),
+            router=_packed_router(vector(f"{at}router.proj.weight")),
             router_scale=vector(f"{at}router.scale"),
             expert_scale=vector(f"{at}router.per_expert_scale"),
             gate_up=matrix(f"{at}experts.gate_up_proj"),
@@ -124,8 +118,7 @@ class Experts:
 
     def route(self, x: Tensor) -> Routes:
         """Choose the experts of rows x [T, hidden]: those with the best scores, the first of equals."""
-        turned = kernels.rms_norm(x, self.router_scale, self.eps) * x.shape[1] ** -0.5
-        scores = kernels.dense_linear(turned, self.router).float()  # [T, E]
+        scores = kernels.low_rank(kernels.rms_norm(x, self.router_scale, self.eps), self.router).float()  # [T, E]
         best, ids = torch.sort(scores, dim=-1, descending=True, stable=True)
         scale = self._scales
         routes = Routes(ids[:, : self.spec.used].tolist(), [])
@@ -142,8 +135,8 @@ class Experts:
         for row, (experts, weights) in enumerate(zip(routes.ids, routes.weights, strict=True)):
             for expert, weight in zip(experts, weights, strict=True):
                 users.setdefault(expert, []).append((row, weight))
-        if self.pages is not None:
-            self.pages.use(self.layer, sorted(users), self._tensors)
+        if self.use is not None:
+            self.use(sorted(users))
         mixed = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         for expert in sorted(users):
             rows = torch.tensor([row for row, _ in users[expert]], dtype=torch.int64, device=x.device)
@@ -158,7 +151,7 @@ class Experts:
     def parts(self) -> dict[str, Tensor | Weight]:
         """Return all tensors by their canonical names within the layer."""
         return {
-            "router.proj.weight": self.router,
+            "router.proj.weight": self._router_matrix,
             "router.scale": self.router_scale,
             "router.per_expert_scale": self.expert_scale,
             "experts.gate_up_proj": self.gate_up,
@@ -169,9 +162,20 @@ class Experts:
         }
 
     @property
+    def packed(self) -> tuple[BlockTensor | None, BlockTensor | None]:
+        """Return the blocks of `gate_up` and `down`."""
+        return self.gate_up.packed, self.down.packed
+
+    @property
+    def use(self) -> Callable[[Sequence[int]], None] | None:
+        """Return what makes room for the experts that a pass reads next; None: they are all there."""
+        pages = self.pages
+        return None if pages is None else lambda experts: pages.use(self.layer, experts, self._tensors)
+
+    @property
     def matrices(self) -> tuple[Weight, ...]:
         """Return the matrices of all experts, and the router."""
-        return self.gate_up, self.down, DenseWeight(self.router)
+        return self.gate_up, self.down, DenseWeight(self._router_matrix)
 
     @property
     def nbytes(self) -> int:
@@ -181,6 +185,12 @@ class Experts:
     def _tensors(self, expert: int) -> tuple[Tensor, ...]:
         """Return the tensors that hold the matrices of `expert`."""
         return tuple(part for weight in self._parts[expert] for part in tensors_of(weight))
+
+    @property
+    def _router_matrix(self) -> Tensor:
+        """Return the router [E, hidden] in plain order: a copy, which is not kept."""
+        rows = self.router.down.transpose(1, 2).reshape(self.router.rank, -1)  # [E and padding, hidden and padding]
+        return rows[: self.spec.count, : self.router.inputs].to(self.router_scale.dtype)
 
     @cached_property
     def _scales(self) -> list[float]:
@@ -197,9 +207,17 @@ class Experts:
         ]
 
 
+def _packed_router(router: Tensor) -> LowRank:
+    """Lay out a router [E, hidden] as the kernels read it: a low-rank part that leaves its E sums as they are."""
+    identity = torch.eye(router.shape[0], dtype=router.dtype, device=router.device)
+    return pack_low_rank(router, identity, router.shape[1] ** -0.5)
+
+
 def _softmax(scores: Sequence[float]) -> list[float]:
     """Return the softmax of a row's best scores, which is that of all scores divided by the sum over the best. The
     floats of Python, because a vectorised exponential would depend on where the row lies."""
     shares = [math.exp(score - scores[0]) for score in scores]
-    total = sum(shares)
+    total = 0.0
+    for share in shares:  # one after the other, as the native kernels do; `sum` adds otherwise since Python 3.12
+        total += share
     return [share / total for share in shares]

@@ -194,8 +194,7 @@ class Stack:
     def __init__(self, layers: Sequence[Layer], stores: Sequence[int], norm: Tensor, eps: float) -> None:
         self.layers, self.stores, self.norm, self.eps = tuple(layers), tuple(stores), norm, eps
         assert all(layer.eps == eps for layer in layers)
-        mixture = any(layer.experts is not None for layer in self.layers)
-        self._fused = None if mixture else kernels.fuse(self.layers, self.stores, norm)
+        self._fused = kernels.fuse(self.layers, self.stores, norm)
 
     @property
     def fused(self) -> FusedLayers | None:

@@ -64,6 +64,23 @@ struct KV {
   int64_t type, slots, width, value_width, pairs;
 };
 
+// The mixture of experts beside a layer's MLP. `gate_up` [count * 2 * width, hidden] has of each expert the rows of gate,
+// then those of up; `down` is [count * hidden, width]; of `router` only `down` is read, whose first `count` ranks are
+// scores. Each row takes `used` experts. `use`: is called with the number of the layer and the experts that a pass
+// reads next, ascending; null: nobody wants to know.
+using UseExperts = void (*)(int64_t layer, const int64_t* experts, int64_t count);
+struct Mixture {
+  Weights gate_up, down;
+  LowRank router;
+  const float* router_scale;
+  const float* expert_scale;
+  const float* dense_norm;
+  const float* pre_norm;
+  const float* post_norm;
+  int64_t count, used, width, layer;
+  UseExperts use;
+};
+
 // One decoder layer: `LayerWeights` of layers.py says what each field does. A matrix or vector that it lacks is null.
 enum Activation { kSilu, kGeluTanh };
 struct Layer {
@@ -78,6 +95,7 @@ struct Layer {
   const float* scalar;  // one float
   int64_t heads, kv_heads, head_dim, kind, store, activation, norm_values;
   float eps, scale;
+  const Mixture* mixture;
 };
 
 // One kind of layer's rotations [rows, head_dim], and what its rows see: positions first[t] .. end[t] - 1, which may be

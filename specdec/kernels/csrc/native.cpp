@@ -39,7 +39,7 @@ API int64_t specdec_record_size(const char* name) {
   } records[] = {
 #define RECORD(type) {#type, sizeof(type)}
       RECORD(Weights), RECORD(Matrix),  RECORD(LowRank),       RECORD(LayerAdapter), RECORD(Plane), RECORD(KV),
-      RECORD(Layer),   RECORD(Span),    RECORD(Drafter),       RECORD(DraftSampling),
+      RECORD(Mixture), RECORD(Layer),   RECORD(Span),          RECORD(Drafter),      RECORD(DraftSampling),
 #undef RECORD
   };
   for (const auto& record : records)

@@ -12,6 +12,7 @@
 #include "dispatch.h"
 #include "low_rank.h"
 #include "memory.h"
+#include "mixture.h"
 #include "shapes.h"
 #include "steps.h"
 #include "threads.h"
@@ -40,6 +41,7 @@ struct Stack {
   float *q = nullptr, *k = nullptr, *v = nullptr, *y = nullptr, *z = nullptr, *wide = nullptr, *space = nullptr;
   int64_t* owner = nullptr;  // [rows]: the text that a row belongs to
   LowRanks low = {};
+  MixtureSpace mixture = {};
 
   int run(int threads) {
     int64_t positions = 1, heads = 1, width = 1, longest = 1;
@@ -61,6 +63,7 @@ struct Stack {
         columns = larger(columns, m->columns());
         cost += cost_of(*m, rows);
       }
+      if (const Mixture* m = l.mixture) cost += 3.0 * m->used * rows * m->width * hidden;
     }
     part = (larger(larger(hidden, queries), keys) + 31) & ~int64_t(15);
     low = LowRanks(texts, count, rows, hidden);
@@ -103,6 +106,7 @@ struct Stack {
     space = arena.take<float>(2 * part * larger(1, threads));
     owner = arena.take<int64_t>(rows);
     low.take(arena, owner);
+    mixture = MixtureSpace(layers, count, rows, hidden, arena);
   }
 
   const KV& store_of(const Layer& l, int64_t text) const { return texts.stores[text][l.store]; }
@@ -175,7 +179,7 @@ struct Stack {
     chosen->add_row(from, hidden, x + row * hidden);
   }
 
-  void layer(Team& team, int64_t index, const Activations& memory, const AttentionScratch* attention) const {
+  void layer(Team& team, int64_t index, const Activations& memory, const AttentionScratch* attention) {
     const Layer& l = layers[index];
     const Activations narrow = memory.narrowed(hidden), attended = memory.narrowed(l.heads * l.head_dim),
                       activated = memory.narrowed(l.gate.outputs);
@@ -198,7 +202,11 @@ struct Stack {
     each_row(team, 3 * hidden, [&](int64_t r, int thread) {
       add(l, l.attention_post_norm, r, thread);
       prepare(l, l.mlp_norm, r, narrow, thread);
+      if (!l.mixture) return;
+      norm(l, x + r * hidden, l.mixture->router_scale, hidden, mixture.turned + r * hidden, thread);
+      norm(l, x + r * hidden, l.mixture->pre_norm, hidden, mixture.entry + r * hidden, thread);
     });
+    if (l.mixture) mixture.route(team, *l.mixture);
     low.descend(team, index, kGateUp, low.normed, hidden);
     expect(team, &down, 1);
     multiply_gated(team, narrow, gate, up, l.activation != kSilu);
@@ -209,6 +217,7 @@ struct Stack {
       expect(team, following, projections_of(index + 1, following));
     }
     multiply(team, activated, &down, 1);
+    if (l.mixture) mixture.run(team, *l.mixture, l.eps, l.activation != kSilu, z, space, part);
     if (l.ple_gate.present()) feed(team, index, memory);
     each_row(team, 3 * hidden, [&](int64_t r, int thread) {
       add(l, l.ple_gate.present() ? l.ple_norm : l.mlp_post_norm, r, thread);

@@ -21,11 +21,12 @@ double cost_of(const Matrix& m, int64_t rows) { return double(m.outputs) * m.col
 
 // Rows of activations as int8 blocks, in tiles of kTile rows. The constructor only takes memory.
 struct Activations {
-  int64_t rows, blocks;
-  int8_t* values;
-  float* scale;
-  float* term[kKinds];
+  int64_t rows = 0, blocks = 0;
+  int8_t* values = nullptr;
+  float* scale = nullptr;
+  float* term[kKinds] = {};
 
+  Activations() = default;
   Activations(int64_t rows, int64_t columns, Arena& arena)
       : rows(rows), blocks(columns / 32), values(arena.take<int8_t>(rows * columns)), scale(floats(arena)) {
     for (float*& t : term) t = floats(arena);
@@ -34,6 +35,15 @@ struct Activations {
   Activations narrowed(int64_t columns) const {
     Activations other = *this;
     other.blocks = columns / 32;
+    return other;
+  }
+  // The memory of `count` rows from `first` on, as tiles of their own.
+  Activations part(int64_t first, int64_t count) const {
+    Activations other = *this;
+    other.rows = count;
+    other.values += 32 * first * blocks;
+    other.scale += first * blocks;
+    for (float*& t : other.term) t += first * blocks;
     return other;
   }
   int64_t tiles() const { return (rows + kTile - 1) / kTile; }
@@ -118,34 +128,39 @@ void expect(Team& team, const Product* products, int count) {
 // second-level cache for the next rows of a prefill.
 constexpr int64_t kRun = 4;
 
+// act(gate x) * (up x) of groups group .. group + groups - 1 (kRun at the most), into the gate's y [rows, outputs].
+void multiply_gated_run(const Activations& x, const Product& gate, const Product& up, bool gelu, int64_t group,
+                        int64_t groups) {
+  float open[kTile * kRun * 16], flow[kTile * kRun * 16];
+  const int64_t width = gate.matrix->outputs, stride = groups * 16, columns = smaller(stride, width - group * 16);
+  const auto run = [&](const Product& product, const Tile& tile, int64_t row, float* to) {
+    const Matrix& m = *product.matrix;
+    for (int64_t j = 0; j < groups; ++j)
+      chosen->multiply(m.w, group + j, tile, to + j * 16, stride, int(smaller(16, columns - j * 16)));
+    if (m.bias)
+      for (int r = 0; r < tile.rows; ++r) chosen->add_row(m.bias + group * 16, columns, to + r * stride);
+    for (int64_t j = 0; product.low.all && j < groups; ++j)
+      for (int r = 0; r < tile.rows; ++r)
+        product.low.add(row + r, group + j, int(smaller(16, columns - j * 16)), to + r * stride + j * 16);
+  };
+  for (int64_t i = 0; i < x.tiles(); ++i) {
+    const Tile tile = x.tile(i);
+    run(gate, tile, i * kTile, open);
+    run(up, tile, i * kTile, flow);
+    for (int r = 0; r < tile.rows; ++r) {
+      float* to = gate.y + (i * kTile + r) * width + group * 16;
+      chosen->gate_row(open + r * stride, flow + r * stride, columns, gelu, to);
+    }
+  }
+}
+
 // act(gate x) * (up x), [rows, outputs], into the gate's y.
 void multiply_gated(Team& team, const Activations& x, const Product& gate, const Product& up, bool gelu) {
-  const int64_t groups = gate.matrix->groups(), width = gate.matrix->outputs;
+  const int64_t groups = gate.matrix->groups();
   const double cost = cost_of(*gate.matrix, x.rows) + cost_of(*up.matrix, x.rows);
   team.spread(groups, piece_of(groups, team.threads()), cost, [&](int64_t begin, int64_t end, int) {
-    float open[kTile * kRun * 16], flow[kTile * kRun * 16];
-    for (int64_t g = begin; g < end; g += kRun) {
-      const int64_t groups = smaller(kRun, end - g), stride = groups * 16, columns = smaller(stride, width - g * 16);
-      const auto run = [&](const Product& product, const Tile& tile, int64_t row, float* to) {
-        const Matrix& m = *product.matrix;
-        for (int64_t j = 0; j < groups; ++j)
-          chosen->multiply(m.w, g + j, tile, to + j * 16, stride, int(smaller(16, columns - j * 16)));
-        if (m.bias)
-          for (int r = 0; r < tile.rows; ++r) chosen->add_row(m.bias + g * 16, columns, to + r * stride);
-        for (int64_t j = 0; product.low.all && j < groups; ++j)
-          for (int r = 0; r < tile.rows; ++r)
-            product.low.add(row + r, g + j, int(smaller(16, columns - j * 16)), to + r * stride + j * 16);
-      };
-      for (int64_t i = 0; i < x.tiles(); ++i) {
-        const Tile tile = x.tile(i);
-        run(gate, tile, i * kTile, open);
-        run(up, tile, i * kTile, flow);
-        for (int r = 0; r < tile.rows; ++r) {
-          float* to = gate.y + (i * kTile + r) * width + g * 16;
-          chosen->gate_row(open + r * stride, flow + r * stride, columns, gelu, to);
-        }
-      }
-    }
+    for (int64_t g = begin; g < end; g += kRun)
+      multiply_gated_run(x, gate, up, gelu, g, smaller(kRun, end - g));
   });
 }
 
