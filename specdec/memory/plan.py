@@ -33,6 +33,7 @@ KV_DTYPES = {
 LEAST = 512  # positions that a budget must leave room for
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 LOGIT_ROWS = 27  # of the vocabulary, float32: a pass over nine rows, and two copies that processors and sampling make
+PAIRS = 128  # of a row and an expert, whose outputs the native kernels hold at a time (csrc/mixture.h)
 KEPT_SHARE = 8  # one part in so many of the free memory is for the caches of former conversations
 FRAME_TOKENS = 70  # of a frame of video, padding included
 LARGEST_PICTURE = 1120  # soft tokens: the largest budget of Gemma 4's processor
@@ -217,6 +218,9 @@ def workspace_bytes(spec: DecoderSpec, positions: int, dtype: torch.dtype, max_r
     )
     widest = max(2 * layer.intermediate_size + 4 * layer.heads * layer.head_dim for layer in spec.layers)
     rows = max_rows * (widest + 6 * spec.hidden_size)
+    if (experts := spec.experts) is not None:  # csrc/mixture.h: rows for the router and the experts, and some pairs
+        pairs = min(max_rows * experts.used, max(max_rows, PAIRS))
+        rows += max_rows * (3 * spec.hidden_size + experts.count) + 2 * pairs * (spec.hidden_size + experts.width)
     return 4 * (scores + rows + LOGIT_ROWS * spec.vocab_size) + rotation_bytes(spec, positions, dtype)
 
 

@@ -63,7 +63,7 @@ def engine(decoder: Decoder, family: str, drafter: MTPDrafter) -> specdec.Specde
 
 @pytest.mark.parametrize("head", [{}, CENTROIDS], ids=["dense", "centroids"])
 @pytest.mark.parametrize("sample", [False, True], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("family", ["gemma4_unified", "gemma4-e2b", "gemma4-moe"])
+@pytest.mark.parametrize("family", ["gemma4_unified", "gemma4-e2b", "gemma4-e4b", "gemma4-moe"])
 def test_text_is_the_plain_text(family: str, sample: bool, head: dict[str, Any], tmp_path: Path) -> None:
     drafter = load_drafter(save_assistant(tmp_path, family, **head))
     model = engine(backbone(family), family, drafter)

@@ -4,7 +4,9 @@ instruction set, whatever the storage, the number of rows and the number of thre
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from specdec.model.decoder import Decoder
 from specdec.model.stack import Linear
 from tests.support.native.kernel_paths import path, seeded, threads
 from tests.support.native.needs_native import needs_library
-from tests.support.tiny import FUSED, WINDOW, prompt, tiny_model
+from tests.support.tiny import FAMILIES, WINDOW, prompt, tiny_model
 from tests.support.tiny_decoder import quantised
 
 __all__ = ["path", "seeded", "threads"]
@@ -53,7 +55,7 @@ def op_by_op(decoder: Decoder, ids: Tensor, rows: int, kept: torch.dtype | None 
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-@pytest.mark.parametrize("family", FUSED)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_one_call_has_the_bits_of_op_by_op(family: str, storage: str) -> None:
     decoder, ids = quantised(family, storage), prompt(LENGTH, seed=4)[0]
     expected = op_by_op(decoder, ids, 16)
@@ -63,7 +65,7 @@ def test_one_call_has_the_bits_of_op_by_op(family: str, storage: str) -> None:
 
 
 @pytest.mark.parametrize("kept", [torch.bfloat16, torch.int8])
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4", "gemma4-e2b"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4", "gemma4-e2b", "gemma4-moe"])
 def test_one_call_writes_the_stores_that_op_by_op_writes(family: str, kept: torch.dtype) -> None:
     decoder, ids = quantised(family, "int8"), prompt(LENGTH, seed=4)[0]
     expected = op_by_op(decoder, ids, 16, kept)
@@ -74,7 +76,7 @@ def test_one_call_writes_the_stores_that_op_by_op_writes(family: str, kept: torc
 
 
 @pytest.mark.parametrize("threads", [1, 3], indirect=True)
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4", "gemma4-e2b"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4", "gemma4-e2b", "gemma4-moe"])
 def test_a_store_that_no_native_call_writes_goes_op_by_op(family: str, threads: int) -> None:
     decoder, ids = quantised(family, "int8"), prompt(LENGTH, seed=4)[0]
     expected = run(decoder, ids, 16, False, torch.float16)
@@ -84,7 +86,7 @@ def test_a_store_that_no_native_call_writes_goes_op_by_op(family: str, threads: 
     assert 0 < (whole - expected).norm() < 0.5 * whole.norm()
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma4", "gemma4-e2b"])
+@pytest.mark.parametrize("family", ["qwen3", "gemma4", "gemma4-e2b", "gemma4-moe"])
 def test_every_instruction_set_and_number_of_threads(path: str, threads: int, family: str) -> None:
     decoder, ids = quantised(family, "mixed"), prompt(LENGTH, seed=5)[0]
     if path == "reference":
@@ -102,7 +104,7 @@ def test_every_instruction_set_and_number_of_threads(path: str, threads: int, fa
         assert torch.equal(found, run(decoder, ids, 13, fused=True))
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma4-e2b"])
+@pytest.mark.parametrize("family", ["llama", "gemma4-e2b", "gemma4-moe"])
 def test_every_form_of_blocks_on_every_instruction_set(path: str, family: str) -> None:
     if path == "reference":
         return
@@ -137,7 +139,7 @@ def test_a_cache_that_grows_is_read_where_it_is_now() -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("family", FUSED)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_rows_of_many_texts_have_the_bits_of_each_alone(family: str, fused: bool) -> None:
     decoder = quantised(family, "mixed")
     decoder = Decoder(decoder.spec, decoder.embedding, decoder.layers, decoder.norm, decoder.head, decoder.per_layer)
@@ -199,3 +201,43 @@ def prefilled(decoder: Decoder, ids: Tensor) -> KVCache:
         decoder.forward(chunk, cache)
         cache.commit(len(chunk))
     return cache
+
+
+def routed(decoder: Decoder, pages: Any) -> Decoder:
+    """The decoder, whose experts are kept by `pages`."""
+    layers = [replace(layer, experts=replace(layer.experts, pages=pages)) for layer in decoder.layers]
+    return Decoder(decoder.spec, decoder.embedding, layers, decoder.norm, decoder.head, decoder.per_layer)
+
+
+@dataclass
+class Asked:
+    """Experts that a pass is about to read, layer by layer; `error` is raised the first time."""
+
+    said: list[tuple[int, tuple[int, ...], int]] = field(default_factory=list)
+    error: BaseException | None = None
+
+    def use(self, layer: int, experts: Sequence[int], parts_of: Callable[[int], tuple[Tensor, ...]]) -> None:
+        self.said.append((layer, tuple(experts), sum(part.nbytes for e in experts for part in parts_of(e))))
+        if (error := self.error) is not None:
+            self.error = None
+            raise error
+
+
+def test_one_call_names_the_experts_that_op_by_op_names() -> None:
+    ids, asked = prompt(40, seed=9)[0], (Asked(), Asked())
+    fused, apart = (routed(quantised("gemma4-moe", "mixed"), pages) for pages in asked)
+    assert torch.equal(run(fused, ids, 9, fused=True), op_by_op(apart, ids, 9))
+    assert asked[0] == asked[1]
+    assert len(asked[0].said) == 5 * len(fused.layers)
+    assert all(list(experts) == sorted(set(experts)) and size for _, experts, size in asked[0].said)
+
+
+@pytest.mark.parametrize("error", [OSError("no such page"), KeyboardInterrupt()])
+def test_what_happens_while_experts_are_named_reaches_the_caller(error: BaseException) -> None:
+    decoder, ids = quantised("gemma4-moe", "int8"), prompt(20)[0]
+    expected = run(decoder, ids, 20, fused=True)
+    asked = Asked(error=error)
+    decoder = routed(decoder, asked)
+    with torch.inference_mode(), pytest.raises(type(error)):
+        decoder.forward(ids, decoder.new_cache())
+    assert torch.equal(run(decoder, ids, 20, fused=True), expected)

@@ -111,6 +111,22 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "vocab_size_per_layer_input": VOCAB,
         },
     ),
+    # E4B's pattern, five sliding layers to a full one, whose last periods read the K/V of the last layers before them.
+    "gemma4-e4b": (
+        "Gemma4TextConfig",
+        "Gemma4ForCausalLM",
+        {
+            **_GEMMA4,
+            "num_hidden_layers": 18,
+            "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3,
+            "attention_k_eq_v": False,
+            "num_global_key_value_heads": None,
+            "num_kv_shared_layers": 6,
+            "use_double_wide_mlp": False,
+            "hidden_size_per_layer_input": 32,
+            "vocab_size_per_layer_input": VOCAB,
+        },
+    ),
     "gemma4-moe": (
         "Gemma4TextConfig",
         "Gemma4ForCausalLM",
@@ -118,8 +134,6 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "gemma4_unified": ("Gemma4UnifiedTextConfig", "Gemma4UnifiedForCausalLM", _GEMMA4),
 }
-
-FUSED = tuple(family for family in FAMILIES if family != "gemma4-moe")  # in one native call; a mixture goes op by op
 
 
 # The same with widths that llama.cpp's blocks of 256 inputs divide.

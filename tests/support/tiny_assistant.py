@@ -60,6 +60,7 @@ ASSISTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
 }
+ASSISTANTS["gemma4-e4b"] = ASSISTANTS["gemma4-e2b"]
 
 
 def assistant_config(family: str, text: dict[str, Any] | None = None, **top: Any) -> Any:

@@ -57,6 +57,12 @@ def stored(linear: Linear, storage: str) -> Linear:
     return Linear(weight, linear.bias)
 
 
+def coded_kinds(number: int) -> tuple[str, str]:
+    """The forms of the experts' matrices in layer `number`: every one in some layer."""
+    names = tuple(CODED)
+    return names[2 * number % len(names)], names[(2 * number + 1) % len(names)]
+
+
 @cache
 def quantised(family: str, storage: str) -> Decoder:
     """The tiny model of `family` in blocks; "mixed": matrices of a layer in 4, 5 and 8 bits; "coded": `CODED`."""
@@ -69,7 +75,7 @@ def quantised(family: str, storage: str) -> Decoder:
                 mixes = {"mixed": ("int4", "int5", "int8"), "coded": tuple(CODED)}.get(storage, (storage,))
                 parts[name] = stored(linear, mixes[i % len(mixes)])
         if (experts := layer.experts) is not None:
-            kinds = ("int5", "int8") if storage == "mixed" else (storage, storage)
+            kinds = {"mixed": ("int5", "int8"), "coded": coded_kinds(len(layers))}.get(storage, (storage, storage))
             gate_up, down = (stored(Linear(w), kind).weight for w, kind in zip(experts.matrices, kinds, strict=False))
             parts["experts"] = replace(experts, gate_up=gate_up, down=down)
         layers.append(replace(layer, **parts))

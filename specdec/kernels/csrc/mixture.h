@@ -2,7 +2,7 @@
 //
 // A row's router chooses its experts, rows that chose the same expert share its products, and a row's sum takes its
 // experts in the order of their numbers. Experts that nobody chose are not read. The experts of a pass are taken some
-// at a time, so that scratch memory holds the outputs of about as many (row, expert) pairs as there are rows.
+// at a time: scratch memory holds the outputs of some pairs of a row and an expert, not of all.
 
 #pragma once
 
@@ -91,6 +91,16 @@ class MixtureSpace {
     if (m.use) m.use(m.layer, chosen_, count_);
   }
 
+  // The next shared product will be that of the experts' gates.
+  void expect_experts(Team& team, const Mixture& m) const {
+    const int64_t inner = m.width / 16, groups = count_ * inner, size = m.gate_up.blocks * 64 * m.gate_up.bits;
+    for (int thread = 0; thread < team.threads(); ++thread) {
+      const int64_t first = team.first_of(groups, piece_of(groups, team.threads()), thread);
+      const int64_t e = chosen_[smaller(first / inner, count_ - 1)], group = first % inner;
+      team.expect(thread, m.gate_up.q + (2 * e * inner + group) * size, (inner - group) * size);
+    }
+  }
+
   // z [rows, hidden] = norm(z) + norm(the weighted sum of what each row's experts make of `entry`). `part`: floats of
   // `space` between the scratch of two threads.
   void run(Team& team, const Mixture& m, float eps, bool gelu, float* z, float* space, int64_t part) {
@@ -116,7 +126,7 @@ class MixtureSpace {
   }
 
  private:
-  static constexpr int64_t kPairs = 512;  // pairs of a row and an expert whose outputs are held, or as many as rows
+  static constexpr int64_t kPairs = 128;  // pairs of a row and an expert whose outputs are held, or as many as rows
 
   int64_t rows_ = 0, hidden_ = 0, most_ = 0, count_ = 0;
   float *mixed_ = nullptr, *scores_ = nullptr, *shares_ = nullptr, *wide_ = nullptr, *out_ = nullptr;

@@ -212,12 +212,16 @@ struct Stack {
     multiply_gated(team, narrow, gate, up, l.activation != kSilu);
     activated.quantise(team, wide, l.gate.outputs);
     low.descend(team, index, kDown, wide, l.gate.outputs);
-    if (index + 1 < count) {
+    const auto expect_next = [&] {
       Product following[3];
-      expect(team, following, projections_of(index + 1, following));
-    }
+      if (index + 1 < count) expect(team, following, projections_of(index + 1, following));
+    };
+    l.mixture ? mixture.expect_experts(team, *l.mixture) : expect_next();
     multiply(team, activated, &down, 1);
-    if (l.mixture) mixture.run(team, *l.mixture, l.eps, l.activation != kSilu, z, space, part);
+    if (l.mixture) {
+      mixture.run(team, *l.mixture, l.eps, l.activation != kSilu, z, space, part);
+      expect_next();
+    }
     if (l.ple_gate.present()) feed(team, index, memory);
     each_row(team, 3 * hidden, [&](int64_t r, int thread) {
       add(l, l.ple_gate.present() ? l.ple_norm : l.mlp_post_norm, r, thread);

@@ -32,7 +32,7 @@ from tests.support.tiny_assistant import (
     write_gguf,
 )
 
-FAMILIES = ["gemma4_unified", "gemma4-e2b", "gemma4-moe"]
+FAMILIES = ["gemma4_unified", "gemma4-e2b", "gemma4-e4b", "gemma4-moe"]
 
 
 def drafts(path: Path, family: str, quantize: str | None = "none") -> list[list[int]]:

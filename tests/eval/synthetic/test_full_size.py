@@ -11,10 +11,11 @@ from eval.synthetic.full_size import check_memory, full_size_config
 from eval.synthetic.random_weights import RandomCheckpoint, copies, random_blocks
 from specdec import kernels
 from specdec.memory.plan import weight_bytes
+from specdec.model.build import Source, build_decoder
 from specdec.model.families import decoder_spec
 from specdec.model.names import expected_tensors
 from specdec.weights.tensors import BlockWeight
-from tests.support.tiny import tiny_model
+from tests.support.tiny import prompt, tiny_model
 
 
 @pytest.mark.parametrize(("bits", "minimum"), [(4, False), (4, True), (5, False), (5, True), (8, False)])
@@ -68,3 +69,16 @@ def test_random_weights_have_every_tensor_and_no_other() -> None:
     assert bool((checkpoint.tensor("norm.weight") == 1).all())
     with pytest.raises(ValueError, match=r"there is no tensor 'norm\.wait'"):
         checkpoint.tensor("norm.wait")
+
+
+def test_random_experts_lie_one_below_the_other() -> None:
+    spec = decoder_spec(tiny_model("gemma4-moe").config)
+    checkpoint = RandomCheckpoint(spec, "random")
+    source = Source.huggingface(checkpoint, spec)
+    decoder = build_decoder(spec, source, dtype=torch.float32, device=torch.device("cpu"), quantize="int4")
+    experts = decoder.layers[0].experts
+    assert experts is not None
+    assert (experts.gate_up.shape, experts.down.shape) == ((8 * 2 * 32, 64), (8 * 64, 32))
+    with torch.inference_mode():
+        states = decoder.forward(prompt(5)[0], decoder.new_cache()).last
+    assert states.isfinite().all() and float(states.std()) > 0.1

@@ -13,7 +13,7 @@ from specdec.model.adapters.build import add_adapters
 from specdec.model.decoder import Decoder
 from tests.support.adapters.tiny_adapter import make_gguf, make_peft, merged, modules, parts
 from tests.support.native.needs_native import needs_library
-from tests.support.tiny import FUSED, WINDOW, prompt, tiny_model
+from tests.support.tiny import FAMILIES, WINDOW, prompt, tiny_model
 from tests.support.tiny_decoder import of, quantised
 
 LENGTH = 5 * WINDOW
@@ -27,7 +27,7 @@ def states_of(decoder: Decoder, ids: Tensor, rows: int, adapter: str | None = No
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("family", FUSED)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_those_of_merged_weights(family: str, tmp_path: Path) -> None:
     low_rank = parts(modules(family), 3)
     decoder = decoder_of(tiny_model(family))

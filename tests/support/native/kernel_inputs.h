@@ -187,10 +187,30 @@ struct Lower {
   }
 };
 
+// A mixture of experts beside the MLP of a layer of `hidden` columns.
+struct Mixed {
+  static constexpr int64_t kExperts = 7, kUsed = 3, kInner = 32;
+  Packed gate_up, down;
+  Lower router;
+  std::vector<float> wide, scale;
+  Mixture record;
+
+  Mixed(Random& random, int64_t hidden, Kind kind)
+      : gate_up(random, kExperts * 2 * kInner, hidden, kind),
+        down(random, kExperts * hidden, kInner, 5, true),
+        router(random, 16, hidden, 8, true),
+        wide(random.reals(hidden)),
+        scale(random.reals(kExperts)) {
+    record = {gate_up.weights(), down.weights(), router.part, wide.data(), scale.data(), wide.data(), wide.data(),
+              wide.data(), kExperts, kUsed, kInner, 0, nullptr};
+  }
+};
+
 // A decoder layer of a made-up family: `rich` has everything that a layer may have, the other the least.
 struct Decoder {
   static constexpr int64_t kHidden = 64, kHeads = 6, kKvHeads = 2, kWidth = 32, kInner = 160, kExtra = 32;
   Packed q, k, v, o, gate, up, down, ple_gate, ple_projection;
+  Mixed mixed;
   std::vector<float> wide, narrow;
   Layer layer;
 
@@ -204,11 +224,12 @@ struct Decoder {
         down(random, kHidden, kInner, 5, rich),
         ple_gate(random, kExtra, kHidden, 4, true),
         ple_projection(random, kHidden, kExtra, 4, false),
+        mixed(random, kHidden, kind),
         wide(random.reals(kHidden)),
         narrow(random.reals(kWidth)) {
     layer = {q.matrix(), k.matrix(), v.matrix(), o.matrix(), gate.matrix(), up.matrix(), down.matrix(), {}, {},
              wide.data(), nullptr, nullptr, nullptr, wide.data(), nullptr, nullptr, nullptr,
-             kHeads, kKvHeads, kWidth, 0, 0, rich ? kGeluTanh : kSilu, rich, 1e-6f, 0.2f};
+             kHeads, kKvHeads, kWidth, 0, 0, rich ? kGeluTanh : kSilu, rich, 1e-6f, 0.2f, nullptr};
     if (values_alone) layer.v = {};
     if (reads) layer.k = layer.v = {};
     if (!rich) return;
@@ -216,6 +237,7 @@ struct Decoder {
     layer.q_norm = layer.k_norm = narrow.data();
     layer.attention_post_norm = layer.mlp_post_norm = layer.ple_norm = wide.data();
     layer.scalar = narrow.data();
+    layer.mixture = &mixed.record;
   }
 };
 
