@@ -127,11 +127,11 @@ def read_start(
     """Read a head from a folder, GGUF file or hub id (a released assistant), in float32, for training to go on from.
 
     `bits`: of the matrices of the head that training saves. `aux_layers`: the layers of the backbone whose outputs the
-    head is to fuse from now on, where the head fuses none; their weights are zero at first.
+    head is to fuse from now on, those that it fuses already among them; the weights of new ones are zero at first.
 
     Raises:
         ValueError: there is no head, the head does not fit `backbone`, scores its vocabulary by clusters, or fuses
-            other layers than `aux_layers`; or `aux_layers` are named for a Gemma 4 assistant, which fuses none.
+            layers that are not among `aux_layers`; or `aux_layers` are named for a Gemma 4 assistant, which fuses none.
     """
     stored = read_stored(name_or_path)
     spec = stored.spec(backbone)
@@ -148,13 +148,25 @@ def read_start(
             raise ValueError(_NO_AUX)
         return Start(MTPHeadFormat(stored.shape), tensors, None, made)
     config = stored.shape
-    if aux_layers and config.aux_layers not in ((), aux_layers):
-        raise ValueError(f"{stored.path}: fuses the states of layers {list(config.aux_layers)}, and goes on with those")
-    if aux_layers and not config.aux_layers:
+    if aux_layers and not set(config.aux_layers) <= set(aux_layers):
+        raise ValueError(
+            f"{stored.path}: fuses the states of layers {list(config.aux_layers)}, and goes on with those; "
+            "--aux-layers can add others to them"
+        )
+    if aux_layers and config.aux_layers != aux_layers:
+        tensors["fuse.weight"] = _widened(tensors.get("fuse.weight"), config.aux_layers, aux_layers, backbone.spec)
         config = replace(config, aux_layers=aux_layers)
-        shapes = head_tensors(head_spec(config, backbone.spec))
-        tensors["fuse.weight"] = torch.zeros(shapes["fuse.weight"], dtype=torch.float32)
     return Start(OwnForm(config, bits), tensors, stored.draft_ids, made)
+
+
+def _widened(fuse: Tensor | None, have: tuple[int, ...], want: tuple[int, ...], backbone: DecoderSpec) -> Tensor:
+    """Return the matrix that fuses the layers `want`, [hidden, layers * hidden]: `fuse` for the layers `have`, zero for
+    the others."""
+    hidden = backbone.hidden_size
+    wide = torch.zeros(hidden, len(want), hidden, dtype=torch.float32)
+    if fuse is not None:
+        wide[:, [want.index(layer) for layer in have]] = fuse.view(hidden, len(have), hidden)
+    return wide.view(hidden, len(want) * hidden)
 
 
 def form_for(shape: Shape, backbone: DecoderSpec, config: Config) -> Form:
