@@ -8,7 +8,7 @@ the texts only at its end: the texts that are under way then end where they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice, takewhile
 from pathlib import Path
@@ -131,10 +131,10 @@ class Collector:
                 full = (found.texts + len(ready)) % PER_SHARD == 0
                 if not full and now() - closed < (intervals.shard if found.shards else intervals.first_shard):
                     break
-                found, closed = self._add(found, ready, now() - closed), now()
+                found, closed = self._add(found, ready, waiting, now() - closed), now()
                 yield found
         while ready := self._ready(waiting, found.texts):  # the prompts are used up, or the time is
-            found, closed = self._add(found, ready, now() - closed), now()
+            found, closed = self._add(found, ready, waiting, now() - closed), now()
             yield found
 
     def _texts(self, first: int, patience: Patience, max_batch: int | None) -> Iterator[tuple[int, Features]]:
@@ -166,13 +166,13 @@ class Collector:
         )
 
     @staticmethod
-    def _ready(waiting: dict[int, Features], first: int) -> dict[int, Features]:
-        """Return the texts of `waiting` that follow text `first` without a gap, up to the end of its block."""
-        block = range(first, first - first % PER_SHARD + PER_SHARD)
-        return {number: waiting[number] for number in takewhile(waiting.__contains__, block)}
+    def _ready(waiting: Mapping[int, Features], first: int) -> list[int]:
+        """Return the numbers of the texts of `waiting` from `first` on without a gap, up to the end of its block."""
+        return list(takewhile(waiting.__contains__, range(first, first - first % PER_SHARD + PER_SHARD)))
 
-    def _add(self, found: Size, ready: dict[int, Features], seconds: float) -> Size:
-        texts = list(ready.values())
+    def _add(self, found: Size, ready: Sequence[int], waiting: dict[int, Features], seconds: float) -> Size:
+        """Write the texts with the numbers `ready` as a shard; they wait no longer, or a long run would fill memory."""
+        texts = [waiting.pop(number) for number in ready]
         self.writer.add(texts, seconds, going_on=found.texts % PER_SHARD > 0)
         tokens, own = sum(map(len, texts)), sum(len(text) - text.answer for text in texts)
         return found.and_shard(tokens, own, seconds, len(texts))

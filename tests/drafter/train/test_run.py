@@ -170,8 +170,13 @@ def test_a_start_may_have_more_states_and_other_bits(tmp_path: Path) -> None:
     again = read_start(tmp_path / "second", first.backbone, bits=4)
     assert again.provenance["score"]["real"] == max(score["real"] for score in second.progress.scores)
     assert isinstance(again.form, OwnForm) and (again.form.config.aux_layers, again.form.bits) == ((0, 2), 4)
-    with pytest.raises(ValueError, match=r"fuses states of layers \[0, 2\]|fuses the states of layers \[0, 2\]"):
+    with pytest.raises(ValueError, match=r"fuses the states of layers \[0, 2\].*--aux-layers can add others"):
         read_start(tmp_path / "second", first.backbone, aux_layers=(1,))
+    wider = read_start(tmp_path / "second", first.backbone, bits=8, aux_layers=(0, 1, 2))
+    hidden = first.backbone.spec.hidden_size
+    low, new, high = wider.tensors["fuse.weight"].view(hidden, 3, hidden).unbind(1)  # [hidden, 3 * hidden]
+    had = read_start(tmp_path / "second", first.backbone).tensors["fuse.weight"].view(hidden, 2, hidden)
+    assert torch.equal(torch.stack((low, high), dim=1), had) and not new.any()
     gemma = training_run(tmp_path / "gemma", "gemma4_unified", TimeBudget(steps=1, tokens=300))
     list(gemma.run())
     assert read_start(tmp_path / "gemma", gemma.backbone).provenance["trained"]["steps"] <= 1
