@@ -112,13 +112,26 @@ class Start(NamedTuple):
     """Keep a head that training goes on from.
 
     `tensors`: as `Network` takes them. `draft_ids`: the tokens of a pruned head. `provenance`: what the folder says of
-    the head's making; any JSON.
+    the head's making; any JSON. `renewed`: whether the tokens that the head proposes are chosen anew, from the training
+    set.
     """
 
     form: Form
     tensors: dict[str, Tensor]
     draft_ids: Tensor | None
     provenance: Any = None
+    renewed: bool = False
+
+    def with_draft_vocab(self, count: int) -> Start:
+        """Return this start for a head that proposes `count` tokens (0: all), which the training set chooses.
+
+        Raises:
+            ValueError: it is a Gemma 4 assistant, which proposes its backbone's whole vocabulary.
+        """
+        if not isinstance(self.form, OwnForm):
+            raise ValueError("Gemma 4's assistants propose every token; train this head without --draft-vocab")
+        form = replace(self.form, config=replace(self.form.config, draft_vocab=count))
+        return self._replace(form=form, renewed=True)
 
 
 def read_start(

@@ -29,7 +29,7 @@ from drafter.data.features import Features
 from drafter.data.patience import PATIENT, USUAL, Intervals, Now
 from drafter.files.formats import Form, Start, Trained
 from drafter.settings import TimeBudget, TrainerSettings
-from drafter.train.initial import initial_tensors
+from drafter.train.initial import initial_tensors, with_candidates
 from drafter.train.judge import Judge, Progress, Scored
 from drafter.train.loss import Candidates
 from drafter.train.model import Network
@@ -176,13 +176,15 @@ class TrainingRun:
         dataset, backbone = Dataset(self.collector.writer.folder), self.backbone
         self.collected = size(dataset.shards)
         vocab = backbone.spec.vocab_size
-        wanted = None if self.start is None else self.start.draft_ids
+        wanted = None if self.start is None or self.start.renewed else self.start.draft_ids
         ids, coverage = frequent(dataset, vocab, self.form.draft_vocab or vocab, wanted)
         teacher = backbone.head.rows(ids, torch.float32) if self.settings.recipe.soft else None
         candidates = Candidates.of(ids, vocab, teacher)
         going_on = self.state.is_file()
         if self.start is not None:
             tensors = self.start.tensors
+            if self.start.renewed:
+                tensors = with_candidates(tensors, self.start.draft_ids, ids, backbone)
         else:
             tensors = initial_tensors(self.spec, backbone, ids, self._to_fit(dataset, going_on), self.settings.seed)
         network = Network(self.spec, tensors)

@@ -51,6 +51,7 @@ class TrainOptions:
     answering: Answering
     training: Training
     shape: Shape
+    draft_vocab: int | None  # as it was asked for; the shape has the default else
     start: str | None
     answers_from: str | None
     answers_model: str | None
@@ -89,6 +90,8 @@ def _train(settings: GenerationSettings, options: TrainOptions, json_file: Path 
     start = None
     if options.start is not None:
         start = read_start(options.start, backbone, options.shape.bits, options.shape.aux_layers)
+        if options.draft_vocab is not None:
+            start = start.with_draft_vocab(options.draft_vocab)
     form = start.form if start else form_for(options.shape, backbone.spec, session.model.config.get_text_config())
     spec = form.spec(backbone.spec)
     layers = spec.reads
@@ -238,5 +241,13 @@ def options_from(arguments: argparse.Namespace) -> TrainOptions:
         answers_from=a.answers_from,
         answers_model=a.answers_model,
         began=a.began,
-        shape=Shape(a.depth, a.width, a.draft_vocab, a.bigram, a.bits, tuple(a.aux_layers)),
+        shape=Shape(
+            a.depth,
+            a.width,
+            Shape.draft_vocab if a.draft_vocab is None else a.draft_vocab,
+            a.bigram,
+            a.bits,
+            tuple(a.aux_layers),
+        ),
+        draft_vocab=a.draft_vocab,
     )

@@ -87,7 +87,8 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         "--start",
         metavar="NAME",
         help="go on from a trained head or a released assistant (a folder, or a hub id); its shape comes with it, "
-        "--bits and new --aux-layers apart. A --learning-rate of 2e-5 suits one that is already good",
+        "--bits, new --aux-layers and a new --draft-vocab apart. A --learning-rate of 2e-5 suits one that is already "
+        "good",
     )
     shape.add_argument(
         "--draft-length",
@@ -105,9 +106,9 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
     shape.add_argument(
         "--draft-vocab",
         type=whole_number(0),
-        default=Shape.draft_vocab,
         metavar="N",
-        help="default %(default)s; 0: every token",
+        help=f"tokens that it can propose, those that the model chooses most (default {Shape.draft_vocab}, or those of "
+        "--start); 0: every token",
     )
     shape.add_argument(
         "--bigram",

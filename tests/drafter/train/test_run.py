@@ -22,6 +22,7 @@ from drafter.files.checkpoint import load_drafter
 from drafter.files.formats import OwnForm, read_start
 from drafter.settings import TimeBudget
 from drafter.train.evaluate import measure_drafts
+from drafter.train.initial import with_candidates
 from drafter.train.judge import Scored
 from drafter.train.run import Began, Event
 from drafter.train.trainer import StepReport
@@ -182,6 +183,31 @@ def test_a_start_may_have_more_states_and_other_bits(tmp_path: Path) -> None:
     assert read_start(tmp_path / "gemma", gemma.backbone).provenance["trained"]["steps"] <= 1
     with pytest.raises(ValueError, match="without --aux-layers"):
         read_start(tmp_path / "gemma", gemma.backbone, aux_layers=(1,))
+
+
+def test_a_start_may_propose_other_tokens(tmp_path: Path) -> None:
+    first = training_run(tmp_path / "first")
+    list(first.run())
+    start = read_start(tmp_path / "first", first.backbone).with_draft_vocab(96)
+    second = training_run(tmp_path / "second", budget=TimeBudget(steps=1, tokens=300), start=start)
+    list(second.run())
+    ids, had = second.trainer.candidates.ids, first.trainer.candidates.ids
+    assert (len(had), len(ids)) == (64, 96) and set(ids.tolist()) - set(had.tolist())
+    made = with_candidates(start.tensors, had, ids, first.backbone)
+    rows = {"embed_tokens.weight": first.backbone.head.rows(ids, torch.float32)}
+    for name in ("embed_tokens.weight", "bigram.left.weight", "bigram.right.weight"):
+        assert len(made[name]) == len(start.tensors[name]) + 32
+        for slot, token in enumerate(ids.tolist()):
+            new = rows[name][slot] if name in rows else torch.zeros(4, dtype=torch.float32)
+            old = start.tensors[name][had.tolist().index(token)] if token in had.tolist() else new
+            assert torch.equal(made[name][slot], old), (name, token)
+    assert torch.equal(made["bigram.left.weight"][-1], start.tensors["bigram.left.weight"][-1]), "of all other tokens"
+    assert all(made[name] is tensor for name, tensor in start.tensors.items() if made[name].shape == tensor.shape)
+    assert read_start(tmp_path / "second", first.backbone).draft_ids.tolist() == ids.tolist()
+    gemma = training_run(tmp_path / "gemma", "gemma4_unified", TimeBudget(steps=1, tokens=300))
+    list(gemma.run())
+    with pytest.raises(ValueError, match="without --draft-vocab"):
+        read_start(tmp_path / "gemma", gemma.backbone).with_draft_vocab(32)
 
 
 def test_prompts_that_are_all_too_long_are_not_asked_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
