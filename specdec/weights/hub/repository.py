@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,7 @@ def _snapshot_of(repository: str, files: dict[str, _File], wanted: Sequence[str]
     here = [about.here for file, about in files.items() if "/" not in file and about.here is not None]
     if here:
         return here[0].parent
-    from huggingface_hub.utils import filter_repo_objects
-
-    names = sorted(filter_repo_objects(files, allow_patterns=list(wanted), ignore_patterns=NOT_SAFETENSORS))
+    names = [file for file in files if _matches(file, wanted) and not _matches(file, NOT_SAFETENSORS)]
     _check_room(repository, {name: files[name] for name in names})
     # Not snapshot_download, after which nobody knows which files have just arrived and are to be checked.
     folders = {
@@ -80,6 +79,10 @@ def _snapshot_of(repository: str, files: dict[str, _File], wanted: Sequence[str]
     if len(folders) != 1:
         raise FetchError(f"{repository}: changed while it was fetched; try again")
     return next(iter(folders))
+
+
+def _matches(file: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(file, pattern) for pattern in patterns)
 
 
 class _File:
