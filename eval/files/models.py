@@ -37,7 +37,7 @@ def models(json_file: Path | None) -> int:
         records.append(record)
         takes = f"{record['memory'] / 1e9:.2f}" if "memory" in record else "not supported"
         words = "(a drafter)" if record["kind"] == "drafter" else ", ".join(record["beside"])
-        table.add_row(here.name, here.keeper, f"{here.nbytes / 1e9:.2f}", takes, words)
+        table.add_row(one_line(here.name), here.keeper, f"{here.nbytes / 1e9:.2f}", takes, words)
     console = Terminal(highlight=False)
     if records:
         console.print(table)

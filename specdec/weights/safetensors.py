@@ -239,7 +239,7 @@ def _shards(path: Path) -> tuple[list[Path], dict[str, Path]]:
     if (path / INDEX).is_file():
         indexed = _index(path / INDEX)
         return sorted(set(indexed.values())), indexed
-    found = sorted(path.glob("*.safetensors"))
+    found = sorted(file for file in path.glob("*.safetensors") if file.is_file())
     if len(found) == 1:
         return found, {}
     if found:

@@ -92,7 +92,8 @@ class Adapters:
 
 def name_of(path: Path) -> str:
     """Return the name of the adapter at `path` where nobody gave one: its folder's or file's, in characters that names
-    have."""
+    have. For a path like ".." it is that of the folder that the path leads to."""
+    path = Path(os.path.abspath(user_path(path)))
     stem = path.parent.name if path.name.startswith("adapter_") else path.stem if path.suffix == ".gguf" else path.name
     return re.sub(r"[^\w.+-]+", "-", stem)[:_LONGEST]
 
@@ -101,6 +102,8 @@ def named_adapters(adapter: AdapterLike) -> dict[str, Path]:
     """Return the paths that `adapter` names, by name. Raises ValueError for a name that is none, and for no path."""
     if adapter is None:
         return {}
+    if adapter == "":
+        raise ValueError("the adapter's path is empty; name a PEFT folder or a .gguf file")
     if isinstance(adapter, (str, os.PathLike)):
         adapter = {name_of(Path(adapter)): adapter}
     if not isinstance(adapter, Mapping):

@@ -44,6 +44,8 @@ def is_gguf(path: Path) -> bool:
     if path.suffix == ".gguf":
         return True
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with path.open("rb") as stream:
             return stream.read(len(_MAGIC)) == _MAGIC
     except OSError:
@@ -59,7 +61,7 @@ def kind_of(path: Path) -> Kind:
     """Return what the GGUF file `path` is. A file that cannot be read is a model, for whoever opens it to complain."""
     try:
         found = _first_texts(path)
-    except ValueError:
+    except (ValueError, OSError):
         return "model"
     name = found.get(_ARCHITECTURE, "")
     if name in DRAFTERS:

@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,20 @@ def _snapshot_of(repository: str, files: dict[str, _File], wanted: Sequence[str]
     here = [about.here for file, about in files.items() if "/" not in file and about.here is not None]
     if here:
         return here[0].parent
-    with _explained(repository, known):
-        from huggingface_hub import snapshot_download
+    names = [file for file in files if _matches(file, wanted) and not _matches(file, NOT_SAFETENSORS)]
+    _check_room(repository, {name: files[name] for name in names})
+    # Not snapshot_download, after which nobody knows which files have just arrived and are to be checked.
+    folders = {
+        _download(repository, name, files[name], known).parents[name.count("/")]: None
+        for name in sorted(names, key=lambda name: files[name].size or 0)
+    }
+    if len(folders) != 1:
+        raise FetchError(f"{repository}: changed while it was fetched; try again")
+    return next(iter(folders))
 
-        return Path(snapshot_download(repository, allow_patterns=list(wanted), ignore_patterns=NOT_SAFETENSORS))
+
+def _matches(file: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(file, pattern) for pattern in patterns)
 
 
 class _File:
@@ -166,7 +177,7 @@ def _download(repository: str, name: str, about: _File, known: Sequence[str]) ->
     before = try_to_load_from_cache(repository, name)
     with _explained(repository, known):
         path = Path(hf_hub_download(repository, name))
-    if str(path) != before and about.sha256 is not None and (found := file_sha256(path)) != about.sha256:
+    if str(path) != before and about.sha256 is not None and (found := _sha256_or_unlink(path)) != about.sha256:
         path.resolve().unlink(missing_ok=True)  # the blob, which would be taken for whole the next time
         path.unlink(missing_ok=True)
         raise FetchError(
@@ -174,6 +185,17 @@ def _download(repository: str, name: str, about: _File, known: Sequence[str]) ->
             "again"
         )
     return path
+
+
+def _sha256_or_unlink(path: Path) -> str:
+    """Return the SHA-256 of a file that has arrived. After Ctrl-C its link goes, or it would be taken for checked the
+    next time; what the link led to stays, and need not be fetched again."""
+    try:
+        return file_sha256(path)
+    except BaseException:
+        if path.is_symlink():
+            path.unlink()
+        raise
 
 
 @contextmanager

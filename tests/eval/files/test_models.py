@@ -87,6 +87,18 @@ def test_a_model_is_pulled_shown_and_removed(hub: Hub, tmp_path: Path, capsys: p
     assert not left, "the weights themselves are still there"
 
 
+def test_remove_takes_the_file_of_that_name_and_no_other(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = hub.repositories[REPOSITORY]
+    files["A/tiny-Q4_0.gguf"] = files["tiny-Q8_0.gguf"]
+    for name in ("A/tiny-Q4_0.gguf", "tiny-Q4_0.gguf"):
+        run("pull", f"{REPOSITORY}/{name}", capsys=capsys)
+    run("remove", f"{REPOSITORY}/tiny-Q4_0.gguf", "--yes", capsys=capsys)
+    left = [path for path in (tmp_path / "hub").rglob("*.gguf") if path.exists()]
+    assert [path.parent.name for path in left if path.name == "tiny-Q4_0.gguf"] == ["A"]
+
+
 def test_the_last_model_of_a_repository_takes_its_drafter_along(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

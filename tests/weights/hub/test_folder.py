@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from drafter.files.head import ARCHITECTURE
 from specdec.weights.gguf.kind import DRAFTERS, architecture, kind_of
 from specdec.weights.hub.folder import companions, files_in, pick, tag_of
 from specdec.weights.hub.paths import model_path
+from specdec.weights.metadata import read_object
+from specdec.weights.safetensors import SafetensorsCheckpoint
 from tests.support.stores.gguf_kinds import write_kind
 
 
@@ -100,3 +104,19 @@ def test_tags_are_whole_words() -> None:
         pick(names, "Q4_K", "here")
     with pytest.raises(ValueError, match=r"2 \.gguf files of 'it': a-it\.gguf, b-it\.gguf; name one"):
         pick(["a-it.gguf", "b-it.gguf"], "it", "here")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="named pipes")
+def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path: Path) -> None:
+    model = write_kind(tmp_path / "m.gguf", "llama")
+    for name in ("pipe", "p.gguf", "p.safetensors"):
+        os.mkfifo(tmp_path / name)
+    assert model_path(tmp_path) == model and companions(model).models == (model,)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    os.mkfifo(folder / "model.safetensors")
+    with pytest.raises(ValueError, match="holds neither"):
+        SafetensorsCheckpoint(folder)
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(ValueError, match=r"config\.json: is no file"):
+        read_object(folder / "config.json")

@@ -160,10 +160,40 @@ def test_what_arrives_damaged_is_not_kept(hub: Hub, tmp_path: Path) -> None:
     assert model_path(f"{UNSLOTH}/{name}").read_bytes() == whole
 
 
-def test_too_little_room_is_told_first(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 1000})())
+def test_safetensors_that_arrive_damaged_are_not_kept(hub: Hub) -> None:
+    name = "model-00001-of-00001.safetensors"
+    hub.instead[name] = b"weighty"
+    with pytest.raises(FetchError, match=rf"{name} arrived with SHA-256 .*not kept"):
+        model_path(SAFE)
+    hub.instead.clear()
+    assert (model_path(SAFE) / name).read_bytes() == b"weights"
+
+
+def test_what_ctrl_c_kept_from_being_checked_is_checked_the_next_time(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "gemma-4-12b-it-Q4_0.gguf"
+    whole = hub.repositories[UNSLOTH][name]
+    hub.instead[name] = whole[:-1] + b"X"
+
+    def interrupt(path: Path) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("specdec.weights.hub.repository.file_sha256", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model_path(f"{UNSLOTH}/{name}")
+    sent = hub.sent[name]
+    with pytest.raises(FetchError, match="arrived with SHA-256"):
+        model_path(f"{UNSLOTH}/{name}")
+    assert hub.sent[name] == sent == len(whole), "it was fetched again"
+
+
+@pytest.mark.parametrize("name", [f"{UNSLOTH}:Q4_0", SAFE])
+def test_too_little_room_is_told_first(name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 3})())
     with pytest.raises(FetchError, match=r"0\.0 GB are to be fetched, and 0\.0 are free.*HF_HOME"):
-        model_path(f"{UNSLOTH}:Q4_0")
+        model_path(name)
     assert not fetched(hub)
 
 
