@@ -22,7 +22,7 @@ from specdec.open import open_checkpoint
 from tests.support.tiny import WINDOW, prompt, tiny_model
 from tests.support.tiny_assistant import save_assistant
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*takes 8.5 bits")
+pytestmark = pytest.mark.filterwarnings("ignore:.*bits a weight in memory")
 CASES = [*(("gemma4_unified", format) for format in FORMATS), ("llama", "ct-g32"), ("llama", "mlx-5"), ("llama", "awq")]
 LENGTH = 3 * WINDOW
 
@@ -108,7 +108,7 @@ def test_a_config_that_names_no_method_and_a_stored_tied_head(tmp_path: Path) ->
 
 @pytest.mark.parametrize("quantize", [None, "int4"])
 def test_the_plan_counts_what_is_loaded(quantize: str | None, tmp_path: Path) -> None:
-    for format in ("ct-g64", "mlx-4", "nf4"):
+    for format in ("ct-g64", "mlx-4", "nf4-double", "mlx-mxfp4", "ct-nvfp4", "mlx-mxfp8"):
         folder = tmp_path / format
         write_packed(saved(tmp_path / f"{format}-floats", "llama"), folder, format)
         spec, source, *_ = open_checkpoint(folder)
