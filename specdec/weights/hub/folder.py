@@ -97,8 +97,9 @@ def model_in(folder: Path) -> Path | None:
     """
     models = [path for path in files_in(folder).models if path.parent == folder]
     if len(models) > 1:
-        if damaged := next(filter(None, map(damage, models)), None):
-            raise ValueError(damaged)
+        damaged = [sentence for path in models if (sentence := damage(path)) is not None]
+        if len(models) - len(damaged) == 1:
+            raise ValueError(damaged[0])
         names = ", ".join(path.name for path in models)
         raise ValueError(f"{folder}: {len(models)} .gguf files; name one of them: {names}")
     return models[0] if models else None
