@@ -104,7 +104,7 @@ def load_or_quantize(
     # The config says which tensors of the files are a model's, and what is added to a norm.
     tensors = _digest([sorted(shapes.items()), source.norm_offset])
     kind = {"format": FORMAT, "quantize": quantize, "dtype": str(dtype)}
-    about = {**kind, "from": made_from, "tensors": tensors, "fit": FIT}
+    about: dict[str, Any] = {**kind, "from": made_from, "tensors": tensors, "fit": FIT}
     if isinstance(source.checkpoint, SafetensorsCheckpoint) and (formats := source.checkpoint.formats):
         about["formats"] = sorted(f"{matrix.format}: {matrix.becomes}" for matrix, *_ in formats)
     where = "the cache folder"

@@ -88,7 +88,7 @@ def split_halves(scales: Tensor) -> tuple[Tensor, Tensor]:
     Of two scales the larger one is 64 to 127 steps, and the smaller one is rounded to them. Steps are powers of two, so
     that scales of four bits, as e4m3 has them, stay what they are unless one is more than eight times the other.
     """
-    pairs = scales.unflatten(-1, (-1, 2))  # [R, K/32, 2]
+    pairs = scales.view(len(scales), -1, 2)  # [R, K/32, 2]
     step = torch.exp2(torch.floor(torch.log2(pairs.abs().amax(-1).clamp(min=2**-100))) - 6)
     return step, torch.round(pairs / step[..., None]).clamp_(-127, 127).to(torch.int8).flatten(-2)
 

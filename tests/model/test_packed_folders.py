@@ -19,6 +19,7 @@ from specdec.memory.plan import loaded_bytes
 from specdec.model import quantized
 from specdec.model.quantized import load_or_quantize
 from specdec.open import open_checkpoint
+from specdec.weights.formats.matrix import PackedMatrix
 from tests.support.tiny import WINDOW, prompt, tiny_model
 from tests.support.tiny_assistant import save_assistant
 
@@ -131,6 +132,24 @@ def test_a_large_one_is_kept_as_it_is_multiplied(tmp_path: Path, monkeypatch: py
     assert text() == first
     monkeypatch.setattr(quantized, "load_or_quantize", load_or_quantize)
     assert text() == first
+
+
+def test_a_kept_one_is_made_anew_where_its_matrices_become_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they do in a version that reads a format better."""
+    monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(quantized, "LEAST", 0)
+    write_packed(saved(tmp_path / "floats", "llama"), tmp_path / "packed", "nf4")
+
+    def bits() -> int:
+        gate = specdec.load(tmp_path / "packed", drafter=None, device="cpu").decoder.layers[0].gate.weight
+        return gate.packed.bits
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackedMatrix, "is_refitted", True)
+        assert bits() == 8
+    assert bits() == 4
 
 
 def test_a_model_that_was_trained_for_4_bits_takes_4_bits(tmp_path: Path) -> None:

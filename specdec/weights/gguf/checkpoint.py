@@ -231,8 +231,9 @@ def blocks_of(data: Bytes, kind: Type, factors: Tensor | None = None) -> Natural
     `factors` [R, 1]."""
     part, ours = _torch(data), BLOCKS[kind]
     found = ours.read(part.view(len(part), -1, ours.nbytes))  # [R, blocks of a row, bytes of a block]
-    scaled = factors is not None and kind == Type.NVFP4
-    return (found[0], found[1].float() * factors, *found[2:]) if scaled else found
+    if factors is None or kind != Type.NVFP4:
+        return found
+    return (found[0], found[1].float() * factors, *found[2:])
 
 
 def _torch(data: Bytes) -> Tensor:
