@@ -33,7 +33,7 @@ from specdec.memory.plan import (
     program_bytes,
 )
 from specdec.model import quantized
-from specdec.model.adapters.adapter import AdapterLike, named_adapters
+from specdec.model.adapters.adapter import AdapterLike, adapter_files
 from specdec.model.adapters.build import add_adapters, check_adapters
 from specdec.model.build import Quantize, Source, assemble, build_decoder
 from specdec.model.decoder import Decoder, MemoryLimits
@@ -103,7 +103,7 @@ def load(
             Attention reads rounded K and V, so another type may give another text; drafting never does.
         memory_budget: bytes, or text like "9GB", that this process may take in all. A model that does not fit is
             refused before it is read; a prompt that does not fit is refused before it is computed.
-        adapter: a low-rank adapter (LoRA), a PEFT folder or a GGUF file, or several by name: {"name": path}. Adapters
+        adapter: a low-rank adapter (LoRA), a PEFT folder, a GGUF file or a hub id, or several: {"name": path}. Adapters
             are kept apart from the weights. The first is the default; `generate(adapter="name")` takes another one,
             "none" the model as it is.
         remember: begin with the costs and the acceptance that the last such program measured here, and keep them in
@@ -137,7 +137,7 @@ def load(
     proposer = resolve_drafter(drafter)  # before the minutes that a large model takes: a wrong name fails at once
     kept = None if kv_dtype is None else _kv_dtype(kv_dtype, where)
     draft = draft_spec(proposer)
-    adapters = named_adapters(adapter)
+    adapters = adapter_files(adapter)
     budget = None if memory_budget is None else MemoryBudget(parse_bytes(memory_budget), drafter, draft)
     path = model_path(name_or_path)
     decoder, config, generation_config = load_decoder(path, kind, where, quantize, kept, budget, adapters)

@@ -66,13 +66,16 @@ def check_names(settings: GenerationSettings, modes: Sequence[str] = (), shapes:
     `modes`: of a bench; `shapes`: other names that the model may have.
     """
     # Here, because it imports rich, which --help need not wait for.
-    from specdec.weights.hub.paths import drafter_path, local_path
+    from specdec.weights.hub.names import HubName
+    from specdec.weights.hub.paths import drafter_path, is_path, local_path
 
     local_path(settings.model, shapes)
     drafter_path(settings.drafter)
     for _, path in settings.adapter:
-        if not Path(path).exists():
-            raise ValueError(f"--adapter {path}: there is no such file or folder")
+        if not is_path(Path(path)) and HubName.of(path) is None:
+            raise ValueError(
+                f"--adapter {path}: there is no such file or folder, and no adapter of the hub is called so"
+            )
     expand_modes(modes)
 
 
@@ -119,8 +122,8 @@ def add_adapter_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help="a LoRA adapter, a PEFT folder or a .gguf file; NAME= may be left out. Several times: the first is used, "
-        "and serve answers with each, as the model MODEL:NAME",
+        help="a LoRA adapter: a PEFT folder, a .gguf file or a hub id; NAME= may be left out. Several times: the first "
+        "is used, and serve answers with each, as the model MODEL:NAME",
     )
 
 

@@ -19,7 +19,7 @@ from specdec.open import open_checkpoint
 from specdec.util.terminal import Terminal
 from specdec.util.text import did_you_mean
 from specdec.weights.gguf.blocks import BLOCKS, FLOATS
-from specdec.weights.gguf.checkpoint import name_of
+from specdec.weights.gguf.floats import name_of
 from specdec.weights.gguf.split import read_parts
 from specdec.weights.hub.folder import companions
 from specdec.weights.hub.paths import model_path

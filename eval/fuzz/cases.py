@@ -211,7 +211,7 @@ def no_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 HF = ("hf-llama", "hf-qwen3", "hf-gemma3", "hf-gemma4", "hf-gemma4-shared")
-QUANTISED = ("ct-asymmetric", "mlx-5", "awq", "gptq-v2", "nf4-double", "fp8-row")  # by other programs
+QUANTISED = ("ct-asymmetric", "mlx-5", "awq", "gptq-v2", "nf4-double", "fp8-row", "mlx-mxfp4", "ct-nvfp4")  # by others
 GGUF = ("gguf-llama", "gguf-qwen3", "gguf-gemma3", "gguf-gemma4-shared")
 KINDS: dict[str, Kind] = {
     "gguf": Kind(GGUF, ("model.gguf",), _read_both),

@@ -269,6 +269,7 @@ def pack(
 
     def made(start: int, stop: int) -> BlockTensor:
         values, scale, minimum, *sub = read(start, stop)
+        scale, minimum = scale.half(), None if minimum is None else minimum.half()  # infinite where they do not fit
         if not all(bool(torch.isfinite(t).all()) for t in (scale, minimum) if t is not None):
             raise ValueError(
                 f"{name} holds values that are not finite, or too large for float16 block scales; fetch the "

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from specdec.model.stack import AdaptedLayers, Linear
 from specdec.util.atomic import user_path
+from specdec.weights.hub.paths import adapter_path
 from specdec.weights.tensors import Weight
 
 AdapterLike = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None
@@ -113,6 +114,12 @@ def named_adapters(adapter: AdapterLike) -> dict[str, Path]:
             raise ValueError(f"adapter must be a path, or names with their paths, not {name!r}: {path!r}")
         check_name(name)
     return {name: user_path(path) for name, path in adapter.items()}
+
+
+def adapter_files(adapter: AdapterLike) -> dict[str, Path]:
+    """Return the files and folders that `adapter` names, by name, those of the hub fetched. Raises ValueError as
+    `named_adapters` does, FetchError where fetching fails."""
+    return {name: adapter_path(path) for name, path in named_adapters(adapter).items()}
 
 
 def check_name(name: str) -> None:

@@ -90,8 +90,8 @@ def open_adapter(path: str | Path, spec: DecoderSpec) -> AdapterFile:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     if not there:
         raise ValueError(
-            f"{path}: there is no such file or folder; an adapter is a PEFT folder ({CONFIG} and {TENSORS}) or a .gguf "
-            "file; fetch one of the Hugging Face hub first: hf download OWNER/NAME --local-dir FOLDER"
+            f"{path}: there is no such file or folder; an adapter is a PEFT folder ({CONFIG} and {TENSORS}), a .gguf "
+            "file, or one of the Hugging Face hub, named owner/name"
         )
     with naming(path):
         if not folder and path.name in (TENSORS, CONFIG):

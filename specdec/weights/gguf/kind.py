@@ -73,6 +73,15 @@ def kind_of(path: Path) -> Kind:
     return "other" if name in _NOT_MODELS else "model"
 
 
+def damage(path: Path) -> str | None:
+    """Return the sentence about a file whose beginning cannot be read, so that nobody knows what it is; else None."""
+    try:
+        _first_texts(path)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def check_is_model(path: Path) -> None:
     """Raise a ValueError that says what to do where the GGUF file `path` goes with a model and is none."""
     if (instead := _INSTEAD.get(kind_of(path))) is not None:

@@ -1,7 +1,8 @@
 """Models from the Hugging Face hub, through `huggingface_hub`: its cache, its login, its progress bars.
 
 What: `fetch` brings the safetensors of a repository, or one .gguf file with all its parts, and with it the repository's
-drafter and embedder where their names say so; what they are is looked at once they are here. A download that broke off
+drafter and embedder where their names say so; what they are is looked at once they are here. `fetch_adapter` brings an
+adapter. A download that broke off
 goes on; each file's SHA-256 is compared with the one that the hub tells, once. Left out: pickled weights.
 """
 
@@ -24,6 +25,7 @@ from specdec.weights.hub.wheels import file_sha256
 from specdec.weights.metadata import one_line
 
 SETTINGS = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
+ADAPTER = ["adapter_config.json", "adapter_model.safetensors"]
 SAFETENSORS = ["*.safetensors", *SETTINGS]
 NOT_SAFETENSORS = ["*/*.safetensors", "*/*.json", "*/*.txt", "consolidated*"]  # the same weights for other programs
 _EMBEDDER = re.compile(r"(^|/)mmproj", re.IGNORECASE)
@@ -50,6 +52,28 @@ def fetch(name: HubName, known: Sequence[str]) -> Path:
     _check_room(name.repository, {file: files[file] for file in wanted})
     paths = [_download(name.repository, file, files[file], known) for file in wanted]
     return paths[0]
+
+
+def fetch_adapter(name: HubName) -> Path:
+    """Return the PEFT folder, or the .gguf file, of the adapter that `name` means, fetched where it is not here.
+
+    Raises FetchError with what to do.
+    """
+    files = _files(name.repository, ())
+    peft = [file for file in ADAPTER if file in files]
+    ggufs = sorted(file for file in files if file.endswith(".gguf"))
+    if name.whole and len(peft) == len(ADAPTER):
+        wanted = peft
+    elif ggufs:
+        wanted = [_chosen(name, ggufs)]
+    else:
+        raise FetchError(
+            f"{name.repository}: no adapter of the hub that can be read: it has neither {' with '.join(ADAPTER)} nor "
+            ".gguf files; convert another form with PEFT's save_pretrained"
+        )
+    _check_room(name.repository, {file: files[file] for file in wanted})
+    paths = [_download(name.repository, file, files[file], ()) for file in wanted]
+    return paths[0].parent if wanted is peft else paths[0]
 
 
 def fetch_settings(repository: str, known: Sequence[str]) -> Path | None:
@@ -203,6 +227,7 @@ def _explained(repository: str, known: Sequence[str]) -> Iterator[None]:
     """Turn what `huggingface_hub` raises into a FetchError that says what to do."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+    named = ", ".join(known)
     try:
         yield
     except GatedRepoError as error:
@@ -211,15 +236,15 @@ def _explained(repository: str, known: Sequence[str]) -> Iterator[None]:
         ) from error
     except RepositoryNotFoundError as error:
         raise FetchError(
-            f"{repository}: neither a folder here nor a model of the hub that you may read; check the "
-            f"spelling. Named models: {', '.join(known)}"
+            f"{repository}: neither a folder here nor a model of the hub that you may read; check the spelling"
+            f"{f'. Named models: {named}' if known else ''}"
         ) from error
     except Exception as error:  # the kinds differ between versions of the hub client and of its transport
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
         reason = one_line((str(error).strip() or type(error).__name__).splitlines()[0])
         raise FetchError(
             f"{repository}: no such folder here, and the hub could not be reached{offline}: {reason} "
-            f"Name a local folder or .gguf file, or one of {', '.join(known)}"
+            f"Name a local folder or .gguf file{f', or one of {named}' if known else ''}"
         ) from error
 
 

@@ -9,16 +9,22 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+import specdec
+from eval.plan import Asked, plan_memory
 from specdec import load_processor
+from specdec.model.adapters.build import check_adapters
 from specdec.weights.hub.folder import companions
 from specdec.weights.hub.names import HubName
-from specdec.weights.hub.paths import FetchError, model_path, settings_path
+from specdec.weights.hub.paths import FetchError, adapter_path, model_path, settings_path
 from specdec.weights.hub.repository import cached_repositories
 from specdec.weights.tokenizer import load_tokenizer
+from tests.support.adapters.tiny_adapter import make_peft
 from tests.support.processes.pseudo_terminal import PseudoTerminal
 from tests.support.stores.hub import COMMIT, Hub, serving
+from tests.support.tiny import prompt, tiny_model
 from tests.support.tiny_gguf import gemma4_tokens
 
 UNSLOTH, TWO, SAFE = "unsloth/gemma-4-12b-it-GGUF", "me/two", "google/gemma-4-12B-it"
@@ -126,6 +132,51 @@ def test_names_that_are_none_of_its_files(hub: Hub, name: str, message: str) -> 
     with pytest.raises(FetchError, match=message):
         model_path(name)
     assert not fetched(hub)
+
+
+def test_adapters(hub: Hub, tmp_path: Path) -> None:
+    """A PEFT folder without what lies beside it, a file by its name and by its type; a path that is here goes first."""
+    peft = {
+        "adapter_config.json": b"{}",
+        "adapter_model.safetensors": b"weights",
+        "README.md": b"",
+        "optimizer.pt": b"",
+    }
+    hub.repositories["me/lora"] = peft
+    hub.repositories["me/lora-GGUF"] = {"lora-Q8_0.gguf": b"GGUF", "lora-F16.gguf": b"GGUF!"}
+    hub.repositories["me/pickled"] = {"adapter_config.json": b"{}", "adapter_model.bin": b"\x80"}
+    folder = adapter_path("me/lora")
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == {name: peft[name] for name in [*peft][:2]}
+    assert fetched(hub) == {"adapter_config.json", "adapter_model.safetensors"}
+    assert adapter_path("me/lora") == folder
+    assert adapter_path("me/lora-GGUF/lora-F16.gguf").read_bytes() == b"GGUF!"
+    assert adapter_path("me/lora-GGUF:q8_0").name == "lora-Q8_0.gguf"
+    with pytest.raises(FetchError, match=r"me/pickled: no adapter of the hub .* neither adapter_config\.json with"):
+        adapter_path("me/pickled")
+    with pytest.raises(FetchError, match=r"no/such: neither a folder here nor a model of the hub [^:]*spelling\Z"):
+        adapter_path("no/such")
+    (tmp_path / "me" / "lora").mkdir(parents=True)
+    assert adapter_path("me/lora") == Path("me/lora") and adapter_path(tmp_path / "nowhere") == tmp_path / "nowhere"
+
+
+def test_an_adapter_of_the_hub_is_loaded_by_its_id(hub: Hub, tmp_path: Path) -> None:
+    made = make_peft(tmp_path / "made", "gemma3")
+    hub.repositories["me/terse"] = {file.name: file.read_bytes() for file in made.iterdir()}
+    folder = tmp_path / "model"
+    tiny_model("gemma3").save_pretrained(folder)
+    model = specdec.load(folder, drafter=None, device="cpu", adapter={"x": "me/terse"})
+    model.load_adapter("me/terse")
+    here = specdec.load(folder, drafter=None, device="cpu", adapter=made)
+    names = [*model.decoder.adapters.names]
+    assert names == ["x", "terse"]
+    ids = prompt(12)
+    logits = here(ids).logits
+    assert torch.equal(model(ids).logits, logits)
+    model.set_adapter("none")
+    assert not torch.equal(model(ids).logits, logits)
+    asked = Asked(str(folder), "none", None, torch.float32, 64, None, "none", adapters=("me/terse",))
+    planned = plan_memory(asked, 0)
+    assert planned.adapters == check_adapters({"x": made}, here.decoder.spec) > 0
 
 
 def test_safetensors_without_pickles(hub: Hub) -> None:
