@@ -31,6 +31,7 @@ examples:
   python run.py chat --draft-length 4        then type; /help lists its commands
   python run.py serve --port 8080            then point a client at http://127.0.0.1:8080/v1
   python run.py train --model gemma-3-270m --minutes 40 --out heads/gemma-3-270m
+  python run.py chat --learn                 keep what is said; then train --from-use --minutes 10 --out heads/mine
   python run.py pull unsloth/gemma-4-12b-it-GGUF:Q4_0   a model with its drafter; then --model with the same name
   python run.py models                       what is here, and what each would take
 
@@ -45,6 +46,7 @@ COMMANDS = {
     "chat": "converse",
     "serve": "answer agents and editors, through OpenAI's and Anthropic's interfaces",
     "train": "train a draft head for a model",
+    "learned": "show what chat and serve kept with --learn, or erase it",
     "plan": "say what a model takes in memory, before it is loaded",
     "models": "list the models on this disk, and what each would take",
     "show": "say what a model is, and what lies beside it",
@@ -89,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     from eval.cli.terminal import say_loading
 
     settings = settings_from(arguments)
-    if arguments.command not in ("report", "models", "show", "pull", "remove"):
+    if arguments.command not in ("report", "learned", "models", "show", "pull", "remove"):
         check_names(settings, getattr(arguments, "modes", ()), full_size_names() if arguments.command == "plan" else ())
     if arguments.command == "train":
         check_head_folder(arguments.out)
@@ -136,6 +138,11 @@ def run(arguments: argparse.Namespace) -> int:
         from eval.serve.command import options_from, serve
 
         return serve(settings, options_from(arguments))
+    if arguments.command == "learned":
+        from eval.use.learned import learned
+
+        a = arguments
+        return learned(a.model, a.texts, a.erase, a.yes, a.json)
     if arguments.command == "plan":
         return run_plan(arguments)
     if arguments.command in ("export", "models", "show", "pull", "remove"):
@@ -143,7 +150,8 @@ def run(arguments: argparse.Namespace) -> int:
     from eval.chat.command import chat
 
     a = arguments
-    return chat(settings, a.dashboard, not a.plain, not a.no_history, a.image_tokens, a.frames)
+    learn = a.learn_limit if a.learn else None
+    return chat(settings, a.dashboard, not a.plain, not a.no_history, a.image_tokens, a.frames, learn)
 
 
 def run_generate(settings: GenerationSettings, a: argparse.Namespace) -> int:

@@ -79,6 +79,9 @@ class TrainerSettings:
     seed: int = 0
 
 
+ADAPTING_RATE = 3e-4  # learning rate where a head that is in use is adapted to a little text (`--from-use`)
+
+
 @dataclass(frozen=True)
 class TimeBudget:
     """Say how long to train: `minutes` in all, of which `collecting` is the share that goes into data, or `steps` of

@@ -29,6 +29,7 @@ from eval.cli.options import (
 )
 from eval.cli.output import file_name
 from eval.train.options import add_train_options
+from eval.use.options import add_learn_options, add_learned_options
 
 BENCH_TEXT = """\
 Decode every prompt plainly and with drafting, in alternating order, and compare speed and output. Shows tokens/s,
@@ -175,6 +176,7 @@ def add_chat_options(chat: argparse.ArgumentParser) -> None:
     )
     chat.add_argument("--no-history", action="store_true", help="keep nothing of what is typed for the next session")
     add_media_options(chat.add_argument_group("pictures, sound and video", "For /image, /audio and /video."))
+    add_learn_options(chat)
     add_prometheus_option(chat)
     add_sampling_options(chat, max_new_tokens=512, seed=None)
     add_drafting_options(chat)
@@ -283,6 +285,7 @@ def add_serve_options(serve: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="a site whose pages may ask, like https://example.org; *: every site",
     )
+    add_learn_options(serve)
     add_drafting_options(serve)
     add_model_options(serve)
 
@@ -295,4 +298,5 @@ ADD_OPTIONS = {
     "serve": add_serve_options,
     "train": add_train_command_options,
     "plan": add_plan_options,
+    "learned": add_learned_options,
 }

@@ -73,7 +73,8 @@ class Collector:
     `layers` and fuse the outputs of its `aux_layers`.
 
     `prompts`: token ids [n], always the same prompts from the first on. `given`: where the texts come
-    from instead; their prompts are those that follow the `HELD_OUT` first ones.
+    from instead; their prompts are those that follow the `HELD_OUT` first ones. `held_out`: how many prompts are kept
+    for evaluation, if not `HELD_OUT`.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Collector:
         about: dict[str, Any],
         aux_layers: Sequence[int] = (),
         given: GivenTexts | None = None,
+        held_out: int | None = None,
     ) -> None:
         """Begin the set in `folder`, or go on with it.
 
@@ -103,7 +105,7 @@ class Collector:
         self.writer = DatasetWriter(folder, about)
         self.backbone, self.layers, self.eos_ids, self.answering = backbone, layers, eos_ids, answering
         self.aux_layers, self._given = tuple(aux_layers), given
-        self.held_out = list(islice(prompts, HELD_OUT))
+        self.held_out = list(islice(prompts, HELD_OUT if held_out is None else held_out))
         self._prompts = prompts
         self._counting = Lock()
         self.fresh = 0  # tokens answered since `grow` began, those of texts under way too

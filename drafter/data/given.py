@@ -32,13 +32,14 @@ class GivenText(NamedTuple):
     answer: int
 
 
-GivenTexts = Callable[[int, Patience], Iterator[tuple[int, GivenText]]]
-"""(number of the first text, when to stop) -> the texts from that one on, with their numbers, in any order."""
+GivenTexts = Callable[[int, Patience], Iterator[tuple[int, GivenText | Features]]]
+"""(number of the first text, when to stop) -> the texts from that one on, with their numbers, in any order; as features
+where the backbone has read them."""
 
 
 def read_given(
     backbone: Decoder,
-    texts: Iterator[tuple[int, GivenText]],
+    texts: Iterator[tuple[int, GivenText | Features]],
     *,
     layers: Sequence[int],
     aux_layers: Sequence[int] = (),
@@ -52,8 +53,12 @@ def read_given(
     any worker. Features are those that `generate_answers` keeps of the same text: those of all tokens but the last one.
     """
 
-    def work(mine: Iterator[tuple[int, GivenText]]) -> Iterator[tuple[int, Features]]:
+    def work(mine: Iterator[tuple[int, GivenText | Features]]) -> Iterator[tuple[int, Features]]:
         for number, text in mine:
+            if isinstance(text, Features):
+                on_tokens(len(text))
+                yield number, text
+                continue
             tokens = text.tokens[:-1] if len(text.tokens) > 1 else text.tokens
             (found,) = read(backbone, [tokens], layers, dtype, aux_layers)
             on_tokens(len(text.tokens))

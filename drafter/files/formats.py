@@ -17,11 +17,12 @@ from torch import Tensor
 from drafter.config import Config, MTPHeadConfig, MTPHeadSpec, assistant_spec, head_spec, head_tensors
 from drafter.files.assistant import assistant_config, save_assistant
 from drafter.files.checkpoint import provenance_of, read_stored
-from drafter.files.head import save_head
+from drafter.files.head import STORED, save_head
 from drafter.settings import Shape
 from specdec.model.build import Source
 from specdec.model.decoder import Decoder
 from specdec.model.spec import DecoderSpec
+from specdec.weights.gguf.checkpoint import GGUFCheckpoint
 
 _NO_AUX = "Gemma 4's assistants take the last state alone; train this head without --aux-layers"
 
@@ -180,6 +181,19 @@ def _widened(fuse: Tensor | None, have: tuple[int, ...], want: tuple[int, ...], 
     if fuse is not None:
         wide[:, [want.index(layer) for layer in have]] = fuse.view(hidden, len(have), hidden)
     return wide.view(hidden, len(want) * hidden)
+
+
+def stored_bits(name_or_path: str | os.PathLike[str]) -> int:
+    """Return the bits of the layers' matrices of a head in our own format, as `read_start` takes them; 8 for others.
+
+    Raises:
+        ValueError: there is no head.
+    """
+    checkpoint = read_stored(name_or_path).checkpoint
+    kinds = {kind: bits for bits, kind in STORED.items()}
+    tensors = checkpoint.header.tensors if isinstance(checkpoint, GGUFCheckpoint) else {}
+    found = (kinds.get(info.type) for name, info in tensors.items() if name.startswith("layers."))
+    return min(filter(None, found), default=8)
 
 
 def form_for(shape: Shape, backbone: DecoderSpec, config: Config) -> Form:

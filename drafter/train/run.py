@@ -282,6 +282,8 @@ class TrainingRun:
             "trained": {"steps": trainer.step_number, "tokens": trainer.tokens, **asdict(self.settings)},
             "score": None if score is None else asdict(score),
         }
+        if self.start is not None and self.progress.scores:
+            about["before"] = self.progress.scores[0]  # of the head that training began with, saved as this one is
         tensors, ids = trainer.network.tensors(), trainer.candidates.ids
         self.form.save(folder, Trained(tensors, ids, self.backbone, about, self.settings.recipe.steps))
 

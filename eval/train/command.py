@@ -25,16 +25,19 @@ from drafter.data.build_dataset import HELD_OUT, Collector, encode_prompts, trai
 from drafter.data.features import longest_text
 from drafter.data.given import EncodedPrompt
 from drafter.data.server import AnswerServer, Reply, ServerAnswers
-from drafter.files.formats import form_for, read_start
+from drafter.files.formats import form_for, read_start, stored_bits
 from drafter.prompts.generator import TrainingPrompt
-from drafter.settings import Answering, Recipe, Shape, TimeBudget, fast_bfloat16
+from drafter.settings import ADAPTING_RATE, Answering, Recipe, Shape, TimeBudget, fast_bfloat16
 from drafter.settings import TrainerSettings as Training
 from drafter.train.run import TrainingRun
+from drafter.use.log import use_folder
+from drafter.use.texts import UseSplit
 from eval.cli.options import GenerationSettings
 from eval.cli.output import INTERRUPTED, check_writable, put_record
 from eval.cli.provenance import machine
 from eval.cli.session import Session, open_session
 from eval.prompts.sets import Message
+from eval.train.from_use import counts, head_in_use, mixed_texts, texts_of_use, use_record
 from eval.train.view import view_for
 from specdec.util.terminal import Terminal
 
@@ -55,6 +58,8 @@ class TrainOptions:
     start: str | None
     answers_from: str | None
     answers_model: str | None
+    from_use: Path | None  # the folder of logs
+    own_bits: bool  # whether the saved head has the bits of the one that training begins with
     began: float  # on time.monotonic(): when the budget's minutes began
 
 
@@ -87,9 +92,12 @@ def _train(settings: GenerationSettings, options: TrainOptions, json_file: Path 
         )
     backbone = session.model.decoder
 
-    start = None
-    if options.start is not None:
-        start = read_start(options.start, backbone, options.shape.bits, options.shape.aux_layers)
+    start, name = None, options.start
+    if options.from_use is not None and name is None:
+        name = head_in_use(backbone)
+    if name is not None:
+        bits = stored_bits(name) if options.own_bits else options.shape.bits
+        start = read_start(name, backbone, bits, options.shape.aux_layers)
         if options.draft_vocab is not None:
             start = start.with_draft_vocab(options.draft_vocab)
     form = start.form if start else form_for(options.shape, backbone.spec, session.model.config.get_text_config())
@@ -102,6 +110,13 @@ def _train(settings: GenerationSettings, options: TrainOptions, json_file: Path 
         drawn = training_prompts(options.data, options.answering.seed)
         return encode_prompts(drawn, lambda prompt: session.encode(messages_of(prompt))[0], most)
 
+    def general() -> Iterator[Tensor]:
+        return (one.ids for one in prompts())
+
+    use = None
+    if options.from_use is not None:
+        use = texts_of_use(options.from_use, options.out, session, layers, not parallel or distributed.get_rank() == 0)
+        made_from["from_use"] = True
     answers = None
     if server is not None:
         answers = ServerAnswers(
@@ -116,17 +131,21 @@ def _train(settings: GenerationSettings, options: TrainOptions, json_file: Path 
         options.out / "training" / "set",
         backbone,
         layers,
-        (one.ids for one in prompts()),
+        use.prompts(most) if use else general(),
         ends_of(session),
         options.answering,
         made_from,
         spec.aux_layers,
-        answers,
+        mixed_texts(use, general, backbone, layers, spec.aux_layers, ends_of(session), options.answering)
+        if use
+        else answers,
+        len(use.held_out) if use else None,
     )
     here = machine(backbone.device)
-    began = None if start is None else {"name": options.start, "provenance": start.provenance}
+    began = None if start is None else {"name": name, "provenance": start.provenance}
     about = {"backbone_name": settings.model, "start": began, "versions": here["versions"]}
     about |= {"adapter": backbone.adapters.default} if backbone.adapters.default else {}
+    about |= {"from_use": counts(use)} if use else {}
     about["cpu"], about["threads"] = here["host"]["cpu"], here["host"]["threads"]
     training_run = TrainingRun(
         options.out, backbone, collector, form, options.training, options.budget, about, start, began=options.began
@@ -140,7 +159,7 @@ def _train(settings: GenerationSettings, options: TrainOptions, json_file: Path 
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
     if training_run.first:
-        _report(console, training_run, options, json_file, answers)
+        _report(console, training_run, options, json_file, answers, use)
     return 0
 
 
@@ -185,6 +204,7 @@ def _report(
     options: TrainOptions,
     json_file: Path | None,
     answers: ServerAnswers | None,
+    use: UseSplit | None,
 ) -> None:
     scores = training_run.progress.scores
     best = max(scores, key=lambda score: float(score["real"]))
@@ -217,6 +237,17 @@ def _report(
             soft_wrap=True,
         )
         record["answers"] = {"from": answers.server.model, "used": answers.used, "left_out": answers.left_out}
+    if use is not None:
+        record["from_use"] = found = use_record(use, scores)
+        before, after = found["before"], found["after"]
+        console.print(
+            f"On conversations of your use that were held out: {before['real']:.2f} tokens per round before, "
+            f"{after['real']:.2f} now"
+            + (", the same head: it learned nothing of use yet." if after["step"] == before["step"] else "."),
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
     put_record(json_file, record)
 
 
@@ -224,6 +255,9 @@ def options_from(arguments: argparse.Namespace) -> TrainOptions:
     """Return the options that the parsed `arguments` ask for. Raises ValueError for a combination that makes no
     sense."""
     a = arguments
+    if a.from_use and a.answers_from:
+        raise ValueError("--from-use learns from texts that are there already; leave out --answers-from")
+    usual = ADAPTING_RATE if a.from_use else Training.learning_rate
     return TrainOptions(
         out=a.out,
         data=tuple(a.data),
@@ -231,7 +265,7 @@ def options_from(arguments: argparse.Namespace) -> TrainOptions:
         answering=Answering(a.max_new_tokens, temperatures=tuple(a.temperature), seed=a.seed, max_batch=a.max_batch),
         training=Training(
             recipe=Recipe(steps=a.draft_length, feature_weight=a.feature_weight, soft=not a.hard, deeper=a.unrolled),
-            learning_rate=a.learning_rate,
+            learning_rate=usual if a.learning_rate is None else a.learning_rate,
             matrix_rate=a.matrix_rate,
             batch_tokens=a.batch_tokens,
             bfloat16=not a.float32 and fast_bfloat16(),
@@ -240,13 +274,15 @@ def options_from(arguments: argparse.Namespace) -> TrainOptions:
         start=a.start,
         answers_from=a.answers_from,
         answers_model=a.answers_model,
+        from_use=use_folder() if a.from_use else None,
+        own_bits=a.from_use and a.bits is None,
         began=a.began,
         shape=Shape(
             a.depth,
             a.width,
             Shape.draft_vocab if a.draft_vocab is None else a.draft_vocab,
             a.bigram,
-            a.bits,
+            a.bits or Shape.bits,
             tuple(a.aux_layers),
         ),
         draft_vocab=a.draft_vocab,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from drafter.settings import Answering, Recipe, Shape, TimeBudget, TrainerSettings
+from drafter.settings import ADAPTING_RATE, Answering, Recipe, Shape, TimeBudget, TrainerSettings
 from eval.cli.options import fraction, number, source, temperature, whole_number
 from eval.cli.output import file_name
 
@@ -49,6 +49,13 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
     )
     data.add_argument(
         "--answers-model", metavar="NAME", help="the model's name there (default: the first that the server lists)"
+    )
+    data.add_argument(
+        "--from-use",
+        action="store_true",
+        help="adapt the head in use (or --start) to what chat and serve kept with --learn, with a third as many "
+        "prompts from --data; a tenth of the conversations is held out to judge by. Keep OUT/training to yourself: it "
+        "holds the texts",
     )
     data.add_argument(
         "--tokens", type=whole_number(1), metavar="N", help="size of the training set (with --minutes: at most)"
@@ -130,12 +137,15 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         "--bits",
         type=int,
         choices=(8, 5, 4),
-        default=Shape.bits,
-        help="of the saved matrices (default %(default)s); 4: of the layers, and 5 for the others",
+        help=f"of the saved matrices (default {Shape.bits}; with --from-use: as the head has them); 4: of the "
+        "layers, and 5 for the others",
     )
     how = train.add_argument_group("how to train")
     how.add_argument(
-        "--learning-rate", type=number, default=TrainerSettings.learning_rate, metavar="X", help="default %(default)s"
+        "--learning-rate",
+        type=number,
+        metavar="X",
+        help=f"default {TrainerSettings.learning_rate}; with --from-use {ADAPTING_RATE}",
     )
     how.add_argument(
         "--matrix-rate",
