@@ -35,7 +35,7 @@ _METHODS = {
     "vptq": "VPTQ", "higgs": "HIGGS", "bitnet": "BitNet", "fp_quant": "FP-Quant", "mxfp4": "MXFP4", "quark": "Quark",
     "exl2": "EXL2", "exl3": "EXL3", "modelopt": "modelopt NVFP4", "nvfp4": "NVFP4", "sinq": "SINQ", "quip": "QuIP",
 }  # fmt: skip
-READ = "compressed-tensors W4A16, MLX of 4 or 5 bits, AWQ, GPTQ, bitsandbytes NF4, fp8"
+READ = "compressed-tensors W4A16 or W8A16, MLX (affine), AWQ, GPTQ, bitsandbytes NF4, fp8"
 
 
 def packed_matrices(

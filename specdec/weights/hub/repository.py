@@ -196,8 +196,8 @@ def _explained(repository: str, known: Sequence[str]) -> Iterator[None]:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
         reason = one_line((str(error).strip() or type(error).__name__).splitlines()[0])
         raise FetchError(
-            f"{repository}: no such folder here, and the hub could not be reached{offline}: {reason} "
-            f"Name a local folder or .gguf file, or one of {', '.join(known)}"
+            f"{repository}: no such folder here, and the hub could not be reached{offline}: "
+            f"{reason.rstrip('.')}. Name a local folder or .gguf file, or one of {', '.join(known)}"
         ) from error
 
 
