@@ -165,8 +165,9 @@ class Chat:
         model = self.turns.session.model
         if name:
             model.set_adapter(name)
-        known = ", ".join((*model.decoder.adapters.names, "none"))
-        self.turns.say(f"adapter: {' '.join(model.active_adapters()) or 'none'} (there are: {known})")
+        names = model.decoder.adapters.names
+        known = f"there are: {', '.join((*names, 'none'))}" if names else "the model has none; --adapter adds one"
+        self.turns.say(f"adapter: {' '.join(model.active_adapters()) or 'none'} ({known})")
 
     def _stats(self) -> None:
         runs = self.turns.runs
