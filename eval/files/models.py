@@ -42,8 +42,8 @@ def models(json_file: Path | None) -> int:
     if records:
         console.print(table)
         console.print(
-            f"in memory: weights, the drafter beside them, a context of {POSITIONS:,}, workspace and Python; folders of "
-            f"floats with --quantize int4. {available_bytes() / 1e9:.1f} GB are free. `show NAME` says more",
+            f"in memory: weights, the drafter beside them, a context of {POSITIONS:,}, workspace and Python; folders "
+            f"of floats with --quantize int4. {available_bytes() / 1e9:.1f} GB are free. `show NAME` says more",
             soft_wrap=True,
         )
     else:
