@@ -179,22 +179,32 @@ def load_decoder(
     adapters: Mapping[str, Path] | None = None,
 ) -> tuple[Decoder, Any, GenerationConfig]:
     """Return the decoder, config and generation config of a .gguf file or a Hugging Face folder. `adapters`: files of
-    adapters by name, the default first."""
+    adapters by name, the default first.
+
+    Raises ValueError, naming the model's file or the adapter's, as `load` does.
+    """
+    adapters = adapters or {}
+    spec, source, config, generation_config = open_checkpoint(path)
+    added = check_adapters(adapters, spec)  # before the minutes that a large model takes
     with naming(path):
-        return _read(path, dtype, device, quantize, kv_dtype, budget, adapters or {})
+        decoder = _read(path, spec, source, dtype, device, quantize, kv_dtype, budget, added)
+    add_adapters(decoder, adapters)
+    return decoder, config, generation_config
 
 
 def _read(
     path: Path,
+    spec: DecoderSpec,
+    source: Source,
     dtype: torch.dtype,
     device: torch.device,
     quantize: Quantize,
     kv_dtype: torch.dtype | None,
     budget: MemoryBudget | None,
-    adapters: Mapping[str, Path],
-) -> tuple[Decoder, Any, GenerationConfig]:
-    spec, source, config, generation_config = open_checkpoint(path)
-    added = check_adapters(adapters, spec)  # before the minutes that a large model takes
+    added: int,
+) -> Decoder:
+    """Return the decoder of `spec` with the weights of `source`, which is the checkpoint at `path`. `added`: bytes of
+    the adapters that come with it."""
     room = None if budget is None else budget.room(spec, source, quantize, dtype, kv_dtype or dtype, added)
     limit = room.experts if room is not None else experts_in_free_memory(spec, source, quantize, dtype)
     checkpoint, packed = source.checkpoint, None
@@ -202,23 +212,20 @@ def _read(
     if large and quantize != "none" and (quantize is not None or is_packed(checkpoint)):
         packed = quantized.load_or_quantize(path, spec, source, quantize, dtype, progress_bar)
     if packed is not None:
-        decoder = assemble(spec, quantized.PackedReader(packed, dtype, device, source, limit), kv_dtype, room)
-    else:
-        pages = quantized.expert_pages(path, spec, source, quantize, dtype, device, progress_bar, limit)
-        with progress_bar(f"loading {path.name}", len(expected_tensors(spec))) as advance:
-            decoder = build_decoder(
-                spec,
-                source,
-                dtype=dtype,
-                device=device,
-                quantize=quantize,
-                progress=lambda _: advance(1),
-                kv_dtype=kv_dtype,
-                room=room,
-                pages=pages,
-            )
-    add_adapters(decoder, adapters)
-    return decoder, config, generation_config
+        return assemble(spec, quantized.PackedReader(packed, dtype, device, source, limit), kv_dtype, room)
+    pages = quantized.expert_pages(path, spec, source, quantize, dtype, device, progress_bar, limit)
+    with progress_bar(f"loading {path.name}", len(expected_tensors(spec))) as advance:
+        return build_decoder(
+            spec,
+            source,
+            dtype=dtype,
+            device=device,
+            quantize=quantize,
+            progress=lambda _: advance(1),
+            kv_dtype=kv_dtype,
+            room=room,
+            pages=pages,
+        )
 
 
 @dataclass(frozen=True)

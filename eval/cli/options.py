@@ -16,7 +16,7 @@ from typing import Any
 
 from eval.cli.names import expand_modes
 from eval.cli.output import file_name
-from eval.cli.parser import Parser
+from eval.cli.parser import HelpFormatter, Parser
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 _THREADS_EACH, _THREADS = 4, 16  # of a processor, at most, where that is not less than so many
@@ -81,9 +81,7 @@ def check_names(settings: GenerationSettings, modes: Sequence[str] = (), shapes:
 
 def module_parser(name: str, about: str | None) -> argparse.ArgumentParser:
     """Return the parser of `python -m eval.NAME`, which describes the module with `about`."""
-    return Parser(
-        prog=f"python -m eval.{name}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    return Parser(prog=f"python -m eval.{name}", description=about, formatter_class=HelpFormatter)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -249,7 +249,8 @@ def table_weight(codes: Tensor, scale: Tensor, table: str, name: str = "the tens
 
 
 def table_scale(scale: Tensor, table: str) -> Tensor:
-    """Return what is stored for a scale of the format's own numbers: blocks multiply whole numbers, and by a unit."""
+    """Return what is stored for scale [...] of the format's own numbers, for blocks multiply the whole numbers of
+    `table`, and by its unit."""
     return scale / (TABLES[table].one * TABLES[table].unit)
 
 

@@ -46,10 +46,11 @@ _CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")  # ways to begin
 
 
 class PeftConfig:
-    """The settings of a PEFT adapter. Raises ValueError, naming the file, for what is damaged or not supported."""
+    """Keep the settings of a PEFT adapter, and answer for the modules of a model by them."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the `adapter_config.json` of `folder`."""
+        """Read the `adapter_config.json` of `folder`. Raises ValueError, naming the file, for what is damaged or not
+        supported."""
         self.path = folder / CONFIG
         with naming(self.path):
             values = Values(read_object(self.path))

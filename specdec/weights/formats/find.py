@@ -37,7 +37,7 @@ _METHODS = {
     "exl2": "EXL2", "exl3": "EXL3", "modelopt": "modelopt in another form than NVFP4", "sinq": "SINQ", "quip": "QuIP",
     "quark": "Quark",
 }  # fmt: skip
-READ = "compressed-tensors W4A16, MLX, AWQ, GPTQ, bitsandbytes NF4, NVFP4, MXFP4, fp8"
+READ = "compressed-tensors W4A16 or W8A16, MLX, AWQ, GPTQ, bitsandbytes NF4, NVFP4, MXFP4, fp8"
 
 
 def packed_matrices(

@@ -243,7 +243,7 @@ def _explained(repository: str, known: Sequence[str]) -> Iterator[None]:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
         reason = one_line((str(error).strip() or type(error).__name__).splitlines()[0])
         raise FetchError(
-            f"{repository}: no such folder here, and the hub could not be reached{offline}: {reason} "
+            f"{repository}: no such folder here, and the hub could not be reached{offline}: {reason.rstrip('.')}. "
             f"Name a local folder or .gguf file{f', or one of {named}' if known else ''}"
         ) from error
 

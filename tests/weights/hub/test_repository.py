@@ -280,7 +280,8 @@ def test_the_tokenizer_of_a_repository_of_gguf_files(hub: Hub, tmp_path: Path) -
         # Made without __init__, which wants a response of the transport, and that differs between versions.
         (GatedRepoError.__new__(GatedRepoError), "accept the model's terms"),
         (RepositoryNotFoundError.__new__(RepositoryNotFoundError), "check the spelling"),
-        (ConnectionError("no route"), r"could not be reached: no route.* Name a local folder"),
+        (ConnectionError("no route"), r"could not be reached: no route\. Name a local folder"),
+        (ConnectionError("try later."), r"could not be reached: try later\. Name a local folder"),
     ],
 )
 def test_errors_of_the_hub_say_what_to_do(
