@@ -38,7 +38,7 @@ from eval.cli import options as cli
 from eval.cli.output import check_writable, file_name, put_record, run_guarded
 from eval.cli.provenance import machine
 from eval.cli.session import Session, open_session
-from eval.train.command import ends_of
+from eval.train.texts import ends_of
 from specdec.util.terminal import Terminal
 
 

@@ -38,7 +38,7 @@ from drafter.train.schedule import Clock, Pace, Schedule, Step, rows_per_second,
 from drafter.train.trainer import StepReport, Trainer
 from specdec.model.decoder import Decoder
 
-COLLECTING, TRAINING = "collecting answers", "training"
+COLLECTING, TRAINING = "collecting texts", "training"
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class TrainingRun:
             self.collected = found = grown
             yield found
         if not found.tokens:
-            raise ValueError("there are no prompts short enough to learn from; give others with --data")
+            raise ValueError("there are no prompts short enough to learn from; give others with --data, or texts")
 
     def _enough(self, found: Size) -> bool:
         """Tell whether the set has its tokens; with steps, whole blocks of them, which do not depend on the time."""

@@ -36,10 +36,20 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         "--data",
         type=source,
         nargs="+",
-        default=[("builtin", 1.0)],
         metavar="NAME[=WEIGHT]",
-        help="builtin (default): generated prompts; a folder of text files, or one: passages with a request; a .jsonl "
-        "file: your prompts or chats, as for bench. Drawn from in proportion to their weights",
+        help="prompts, which the model answers. builtin (default): generated ones; a folder of text files, or one: "
+        "passages with a request; a .jsonl file: your prompts or chats, as for bench. Drawn from in proportion to "
+        "their weights",
+    )
+    data.add_argument(
+        "--texts",
+        type=source,
+        nargs="+",
+        default=[],
+        metavar="NAME[=WEIGHT]",
+        help="texts that the model reads as they are, instead of answering prompts, or among them where --data or "
+        "--answers-from is given too: a .jsonl file of chats that end with the assistant's answer; a folder of text "
+        "files, or one: passages. What the head is judged on is always answered",
     )
     data.add_argument(
         "--answers-from",

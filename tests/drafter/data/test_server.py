@@ -24,7 +24,7 @@ from drafter.prompts.generator import TrainingPrompt
 from drafter.settings import Answering
 from eval.cli.options import GenerationSettings
 from eval.cli.session import Session
-from eval.train.command import completed, ends_of, messages_of
+from eval.train.texts import completed, ends_of, messages_of
 from tests.support.serving.served import listening, served
 
 HOW = Answering(max_new_tokens=24, temperatures=(0.0, 0.8), seed=3)

@@ -119,8 +119,8 @@ def test_how_long_has_to_be_said(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_both_views_show_every_kind_of_event() -> None:
     events = [
-        (Size(), Status("collecting answers", 0.0, 170.0, 0, 0, None)),
-        (Size(2, 1000, 600, 3.0), Status("collecting answers", 0.5, 120.0, 1000, 0, None)),
+        (Size(), Status("collecting texts", 0.0, 170.0, 0, 0, None)),
+        (Size(2, 1000, 600, 3.0), Status("collecting texts", 0.5, 120.0, 1000, 0, None)),
         (Began(9_000_000, 8192, 0.93, 0), Status("beginning", 0.0, 80.0, 1000, 0, None)),
         (StepReport(1, 100, 3.0, 2.0, 0.5, (0.5, 0.25), 1e-3), Status("training", 0.1, 70.0, 100, 1, None)),
         (Scored(1, 100, 66.0, 1.75, 1.76, (0.5, 0.25), True, 24), Status("judging", 0.0, 66.0, 100, 1, 1.75)),
@@ -141,14 +141,14 @@ def test_both_views_show_every_kind_of_event() -> None:
 
 
 def test_a_pipe_is_told_where_training_is_even_when_nothing_happens() -> None:
-    now, stream = [Status("collecting answers", 0.25, 100.0, 1234, 0, None)], io.StringIO()
+    now, stream = [Status("collecting texts", 0.25, 100.0, 1234, 0, None)], io.StringIO()
     with PlainLines(Console(file=stream, width=80), "a head", lambda: now[0], every=0.02) as view:
         _until(lambda: stream.getvalue().count("1,234 tokens") > 1)
         now[0] = Status("training", 0.5, None, 99, 7, 1.5)
         view.on_event(StepReport(7, 99, 3.0, 2.0, 0.5, (0.5, 0.25), 1e-3))
         _until(lambda: "step 7" in stream.getvalue())
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "a head" and lines[1] == "collecting answers, 25%: 1,234 tokens, 1.7 min left"
+    assert lines[0] == "a head" and lines[1] == "collecting texts, 25%: 1,234 tokens, 1.7 min left"
     assert lines[-1].startswith("training, 50%: 99 tokens, step 7: loss 2.00, drafts right 0.50 0.25, ")
     assert lines[-1].endswith("best 1.50 tokens per round") and "\x1b" not in stream.getvalue()
 
