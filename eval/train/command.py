@@ -216,7 +216,16 @@ def options_from(arguments: argparse.Namespace) -> TrainOptions:
         budget=TimeBudget(a.minutes, a.steps, a.tokens, a.collecting, a.evaluate_minutes),
         answering=Answering(a.max_new_tokens, temperatures=tuple(a.temperature), seed=a.seed, max_batch=a.max_batch),
         training=Training(
-            recipe=Recipe(steps=a.draft_length, feature_weight=a.feature_weight, soft=not a.hard, deeper=a.unrolled),
+            recipe=Recipe(
+                steps=a.draft_length,
+                feature_weight=a.feature_weight,
+                soft=not a.hard,
+                deeper=a.unrolled,
+                later=a.later_steps,
+                overlap=a.overlap,
+                target_temperature=a.target_temperature,
+                prompt_rows=a.prompt_rows,
+            ),
             learning_rate=a.learning_rate,
             matrix_rate=a.matrix_rate,
             batch_tokens=a.batch_tokens,

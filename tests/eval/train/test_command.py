@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 import signal
@@ -184,3 +185,21 @@ def test_ablations_train_what_they_name(
     capsys.readouterr()
     assert ablations.main([*asked, str(tmp_path / "no.json"), "--only", "two layers"]) == 2
     assert "these heads read [2, 3]" in capsys.readouterr().err
+
+
+def test_ablations_go_on_from_a_head_and_judge_on_a_held_out_set(folder: Path, prompts: Path, tmp_path: Path) -> None:
+    head, other = tmp_path / "head", tmp_path / "other"
+    assert run.main([*words(folder, prompts, head), "--steps", "1", "--draft-length", "4"]) == 0
+    assert run.main([*words(folder, prompts, other), "--steps", "1", "--draft-length", "4", "--seed", "7"]) == 0
+    asked = ["--set", str(head / "training" / "set"), "--steps", "2", "--model", str(folder), "--start", str(head)]
+    asked += ["--held-out", str(other / "training" / "set"), "--prompts", str(prompts), "--limit", "3"]
+    asked += ["--max-new-tokens", "12", "--threads", "1", "--device", "cpu", "--json", str(tmp_path / "out.json")]
+    assert ablations.main([*asked, "--only", "base", "later", "overlap", "rows", "targets", "layer"]) == 0
+    record = json.loads((tmp_path / "out.json").read_text())
+    rows = {row["name"]: row for row in record["variants"]}
+    assert len(rows) == 9 and "one layer" not in rows, "the head has its layers"
+    assert record["prompts"] == 3 and record["start"] == str(head)
+    for row in rows.values():
+        assert row["teacher_forced_length"] == pytest.approx(1 + sum(row["teacher_forced"]))
+        assert all(a >= b for a, b in itertools.pairwise(row["teacher_forced"]))
+    assert ablations.main([*asked, "--only", "two layers"]) == 2
