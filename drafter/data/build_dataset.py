@@ -25,7 +25,8 @@ from drafter.data.features import Features
 from drafter.data.given import EncodedPrompt, GivenText, GivenTexts, read_given
 from drafter.data.mixture import Item, Mixture, answer_and_read
 from drafter.data.patience import PATIENT, USUAL, Intervals, Patience
-from drafter.prompts.generator import TrainingPrompt, document_prompts, generated_prompts, mix_prompts, user_prompts
+from drafter.prompts.files import TrainingPrompt
+from drafter.prompts.generator import document_prompts, generated_prompts, mix_prompts, user_prompts
 from drafter.settings import Answering
 from specdec.model.decoder import Decoder
 

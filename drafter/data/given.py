@@ -15,7 +15,7 @@ from torch import Tensor
 from drafter.data.features import Features, read
 from drafter.data.patience import Patience
 from drafter.data.workers import in_workers
-from drafter.prompts.generator import TrainingPrompt
+from drafter.prompts.files import TrainingPrompt
 from specdec.model.decoder import Decoder
 
 

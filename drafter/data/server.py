@@ -18,7 +18,7 @@ from torch import Tensor
 from drafter.data.given import EncodedPrompt, GivenText
 from drafter.data.patience import Patience
 from drafter.data.workers import in_workers
-from drafter.prompts.generator import TrainingPrompt
+from drafter.prompts.files import TrainingPrompt
 from drafter.settings import Answering
 
 _SECONDS = 300.0  # that an answer may take

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,14 @@ ROLES = ("system", "user", "assistant")
 FORMS = '{"prompt": "..."}, {"turns": ["...", ...]} or {"messages": [{"role": "user", "content": "..."}]}'
 
 Parsed = TypeVar("Parsed")
+
+
+@dataclass(frozen=True)
+class TrainingPrompt:
+    """Keep a prompt: `messages` are (role, content) as chat templates take them; the last message is the user's."""
+
+    kind: str
+    messages: tuple[tuple[str, str], ...]
 
 
 def parse_file(path: Path, parse: Callable[[str, int], Parsed]) -> list[Parsed]:

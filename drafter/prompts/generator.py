@@ -25,7 +25,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
-from drafter.prompts.files import FORMS, ROLES, entries_of, parse_file, parse_line
+from drafter.prompts.files import FORMS, ROLES, TrainingPrompt, entries_of, parse_file, parse_line
 from drafter.prompts.grammar import Grammar
 
 Drawn = TypeVar("Drawn")
@@ -41,14 +41,6 @@ _SHINGLE = 8  # words in a run; every 16th run or so is kept, to know a passage 
 _CODE = ".py .c .h .cc .cpp .hpp .js .ts .java .go .rs .rb .php .pl .pm .sh .lua .sql .css .el .tcl .awk .r"
 _DATA = ".json .jsonl .csv .tsv .xml .html .htm .svg .yaml .yml .toml .ini .cfg .conf .desktop"
 _SUFFIXES = {**dict.fromkeys(_CODE.split(), "code"), **dict.fromkeys(_DATA.split(), "data")}
-
-
-@dataclass(frozen=True)
-class TrainingPrompt:
-    """Keep a prompt: `messages` are (role, content) as chat templates take them; the last message is the user's."""
-
-    kind: str
-    messages: tuple[tuple[str, str], ...]
 
 
 def generated_prompts(seed: int) -> Iterator[TrainingPrompt]:

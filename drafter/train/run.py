@@ -112,6 +112,11 @@ class TrainingRun:
         return self.folder / "training" / "state.pt"
 
     @property
+    def before(self) -> dict[str, Any] | None:
+        """Return the score of the head that training began with; None until it is known."""
+        return self.progress.scores[0] if self.progress.scores else None
+
+    @property
     def status(self) -> Status:
         """Return where the run is now; another thread may ask while `run` is under way."""
         left = max(0.0, self.schedule.left) if self.schedule.limited else None
@@ -280,6 +285,8 @@ class TrainingRun:
             "trained": {"steps": trainer.step_number, "tokens": trainer.tokens, **asdict(self.settings)},
             "score": None if score is None else asdict(score),
         }
+        if self.start is not None:
+            about["before"] = self.before
         tensors, ids = trainer.network.tensors(), trainer.candidates.ids
         self.form.save(folder, Trained(tensors, ids, self.backbone, about, self.settings.recipe.steps))
 

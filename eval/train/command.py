@@ -143,7 +143,11 @@ def _train(settings: GenerationSettings, options: TrainOptions, json_file: Path 
         given,
     )
     here = machine(backbone.device)
-    began = None if start is None else {"name": options.start, "provenance": start.provenance}
+    began = None
+    if start is not None:
+        began = {"name": options.start, "provenance": start.provenance, "trained_for": start.trained_for}
+        if start.trained_for is not None:
+            _say(console, f"{options.start} was trained for {start.trained_for}; it is adapted to {settings.model}.")
     about = {"backbone_name": settings.model, "start": began, "versions": here["versions"]}
     about |= {"adapter": backbone.adapters.default} if backbone.adapters.default else {}
     about["cpu"], about["threads"] = here["host"]["cpu"], here["host"]["threads"]
@@ -173,19 +177,20 @@ def _report(
     scores = training_run.progress.scores
     best = max(scores, key=lambda score: float(score["real"]))
     k = options.training.recipe.steps
-    console.print(
+    _say(
+        console,
         f"\n{options.out}: {best['real']:.2f} tokens per round with {k} drafted, on held-out prompts.\n"
         f"Use it: --drafter {options.out} with any command, or specdec.load(..., drafter={str(options.out)!r}).\n"
         f"{options.out}/training may be deleted once you are done.",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
     )
+    if training_run.start is not None and (before := training_run.before) is not None:
+        _say(console, f"{options.start} had {before['real']:.2f} on the same prompts before.")
     record: dict[str, Any] = {
         "command": "train",
         "out": str(options.out),
         "best": best,
         "scores": scores,
+        "before": training_run.before if training_run.start is not None else None,
         "set": training_run.collected._asdict(),
         "budget": asdict(options.budget),
         "training": asdict(options.training),
@@ -193,15 +198,17 @@ def _report(
         **machine(training_run.backbone.device),
     }
     if answers is not None and answers.used:
-        console.print(
+        _say(
+            console,
             f"{answers.used} answers came from {answers.server.url}, and {answers.left_out} more were left out: empty, "
             "refused, or not the text of their own tokens.",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
         )
         record["answers"] = {"from": answers.server.model, "used": answers.used, "left_out": answers.left_out}
     put_record(json_file, record)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def options_from(arguments: argparse.Namespace) -> TrainOptions:

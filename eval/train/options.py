@@ -97,7 +97,8 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         "--start",
         metavar="NAME",
         help="go on from a trained head or a released assistant (a folder, or a hub id); its shape comes with it, "
-        "--bits and new --aux-layers apart. A --learning-rate of 2e-5 suits one that is already good",
+        "--bits and new --aux-layers apart. It may have been trained for another model, if its sizes fit: so it "
+        "follows a fine-tune, merged or by --adapter. A --learning-rate of 2e-5 suits one that is already good",
     )
     shape.add_argument(
         "--draft-length",

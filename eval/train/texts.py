@@ -10,7 +10,8 @@ from torch import Tensor
 
 from drafter.data.given import EncodedPrompt, GivenText
 from drafter.data.server import Reply
-from drafter.prompts.generator import TrainingPrompt, document_passages
+from drafter.prompts.files import TrainingPrompt
+from drafter.prompts.generator import document_passages
 from drafter.prompts.texts import Chat, read_chats
 from eval.cli.session import Session
 from eval.prompts.sets import Message

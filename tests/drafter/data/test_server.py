@@ -20,7 +20,7 @@ from drafter.data.features import longest_text
 from drafter.data.given import EncodedPrompt, read_given
 from drafter.data.patience import PATIENT, Patience
 from drafter.data.server import AnswerServer, Reply, ServerAnswers
-from drafter.prompts.generator import TrainingPrompt
+from drafter.prompts.files import TrainingPrompt
 from drafter.settings import Answering
 from eval.cli.options import GenerationSettings
 from eval.cli.session import Session

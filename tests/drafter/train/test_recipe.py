@@ -84,9 +84,9 @@ def test_a_row_counts_as_much_as_the_steps_before_it_survive(drafted: bool) -> N
     torch.testing.assert_close(mine, x.grad, rtol=1e-4, atol=1e-5)
 
 
-def text_of(answer: int = 6) -> Features:
+def text_of(answer: int = 6, length: int = 15) -> Features:
     decoder = backbone("llama")
-    (text,) = read(decoder, [prompt(15, seed=2)[0]], decoder.spec.shared_kv_layers.values(), torch.float32)
+    (text,) = read(decoder, [prompt(length, seed=2)[0]], decoder.spec.shared_kv_layers.values(), torch.float32)
     return replace(text, answer=answer)
 
 
@@ -150,7 +150,7 @@ def test_teacher_forced_shares_are_of_all_drafts_of_the_answers() -> None:
     ids = draft_ids(mine.spec)
     assert ids is not None
     known, embed = Candidates.of(ids, VOCAB), lambda tokens: backbone("llama").embed(tokens).clone()
-    texts = [text_of(6), text_of(1), text_of(15)]
+    texts = [text_of(6, 400), text_of(1, 400), text_of(400, 400)]
     right = unrolled_loss(mine, embed, texts[:1], 1.0, known, Recipe(3, 1.0, soft=False)).right.float()
     both = torch.cat((right[5:], right))
     assert teacher_forced(mine, embed, texts, known, 3) == pytest.approx(both.mean(dim=0).tolist())
