@@ -23,6 +23,7 @@ def threads() -> Iterator[None]:
 def test_a_row_for_each_kind_of_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("eval.train.texts.ends_of", lambda session: frozenset([session.tokenizer.eos_token_id]))
     replies = speed._replies
     # a random model's own words are often none of its tokenizer's
     monkeypatch.setattr(speed, "_replies", lambda *given: dict.fromkeys(replies(*given), "It is so."))
