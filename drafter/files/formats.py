@@ -5,6 +5,7 @@ A `Form` is a head's shape and the way in which the head is saved; training know
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +23,9 @@ from drafter.settings import Shape
 from specdec.model.build import Source
 from specdec.model.decoder import Decoder
 from specdec.model.spec import DecoderSpec
+from specdec.weights.checkpoint import Checkpoint
 from specdec.weights.gguf.checkpoint import GGUFCheckpoint
+from specdec.weights.metadata import naming
 
 _NO_AUX = "Gemma 4's assistants take the last state alone; train this head without --aux-layers"
 
@@ -114,13 +117,14 @@ class Start(NamedTuple):
 
     `tensors`: as `Network` takes them. `draft_ids`: the tokens of a pruned head. `provenance`: what the folder says of
     the head's making; any JSON. `renewed`: whether the tokens that the head proposes are chosen anew, from the training
-    set.
+    set. `trained_for`: the name of the backbone that the head says it was trained for, where that is another one.
     """
 
     form: Form
     tensors: dict[str, Tensor]
     draft_ids: Tensor | None
     provenance: Any = None
+    trained_for: str | None = None
     renewed: bool = False
 
     def with_draft_vocab(self, count: int) -> Start:
@@ -143,12 +147,23 @@ def read_start(
     `bits`: of the matrices of the head that training saves. `aux_layers`: the layers of the backbone whose outputs the
     head is to fuse from now on, those that it fuses already among them; the weights of new ones are zero at first.
 
+    A head that was trained for another backbone is a start too, if it fits this one: the other may be what `backbone`
+    is a fine-tune of. `trained_for` of the result tells. To fit is to read layers that store K/V of the backbone's
+    sizes, to have its width, and to propose tokens of its vocabulary; that they are the same words cannot be seen.
+
     Raises:
         ValueError: there is no head, the head does not fit `backbone`, scores its vocabulary by clusters, or fuses
             layers that are not among `aux_layers`; or `aux_layers` are named for a Gemma 4 assistant, which fuses none.
     """
     stored = read_stored(name_or_path)
-    spec = stored.spec(backbone)
+    with naming(stored.path):
+        spec = stored.fit(backbone.spec)
+        if stored.draft_ids is not None and int(stored.draft_ids.max()) >= backbone.spec.vocab_size:
+            raise ValueError(f"proposes tokens that a vocabulary of {backbone.spec.vocab_size} does not have")
+        if wrong := _misshapen(stored.checkpoint, spec):
+            raise ValueError(f"was made for another backbone: {wrong}")
+    other = stored.meant is not None and stored.meant[0] != backbone.fingerprint
+    trained_for = stored.meant[1] if stored.meant is not None and other else None
     if spec.centroids:
         raise ValueError(f"{stored.path}: scores clusters of its vocabulary, and such heads cannot be trained here")
     source = Source.huggingface(stored.checkpoint, spec.text)
@@ -160,7 +175,7 @@ def read_start(
     if not isinstance(stored.shape, MTPHeadConfig):
         if aux_layers:
             raise ValueError(_NO_AUX)
-        return Start(MTPHeadFormat(stored.shape), tensors, None, made)
+        return Start(MTPHeadFormat(stored.shape), tensors, None, made, trained_for)
     config = stored.shape
     if aux_layers and not set(config.aux_layers) <= set(aux_layers):
         raise ValueError(
@@ -170,7 +185,20 @@ def read_start(
     if aux_layers and config.aux_layers != aux_layers:
         tensors["fuse.weight"] = _widened(tensors.get("fuse.weight"), config.aux_layers, aux_layers, backbone.spec)
         config = replace(config, aux_layers=aux_layers)
-    return Start(OwnForm(config, bits), tensors, stored.draft_ids, made)
+    return Start(OwnForm(config, bits), tensors, stored.draft_ids, made, trained_for)
+
+
+def _misshapen(checkpoint: Checkpoint, spec: MTPHeadSpec) -> str:
+    """Return the first tensor of a head of `spec` that `checkpoint` lacks, or has in another size, in words; "" for
+    none."""
+    if spec.centroids:
+        return ""
+    names, stored = Source.huggingface(checkpoint, spec.text).names, checkpoint.shapes()
+    for name, shape in head_tensors(spec).items():
+        found = stored.get(names.get(name, name))
+        if found is None or math.prod(found) != math.prod(shape):
+            return f"{name} is {'missing' if found is None else list(found)}, and {list(shape)} would fit"
+    return ""
 
 
 def _widened(fuse: Tensor | None, have: tuple[int, ...], want: tuple[int, ...], backbone: DecoderSpec) -> Tensor:

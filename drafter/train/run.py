@@ -38,7 +38,7 @@ from drafter.train.schedule import Clock, Pace, Schedule, Step, rows_per_second,
 from drafter.train.trainer import StepReport, Trainer
 from specdec.model.decoder import Decoder
 
-COLLECTING, TRAINING = "collecting answers", "training"
+COLLECTING, TRAINING = "collecting texts", "training"
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,11 @@ class TrainingRun:
         return self.folder / "training" / "state.pt"
 
     @property
+    def before(self) -> dict[str, Any] | None:
+        """Return the score of the head that training began with; None until it is known."""
+        return self.progress.scores[0] if self.progress.scores else None
+
+    @property
     def status(self) -> Status:
         """Return where the run is now; another thread may ask while `run` is under way."""
         left = max(0.0, self.schedule.left) if self.schedule.limited else None
@@ -162,7 +167,7 @@ class TrainingRun:
             self.collected = found = grown
             yield found
         if not found.tokens:
-            raise ValueError("there are no prompts short enough to learn from; give others with --data")
+            raise ValueError("there are no prompts short enough to learn from; give others with --data, or texts")
 
     def _enough(self, found: Size) -> bool:
         """Tell whether the set has its tokens; with steps, whole blocks of them, which do not depend on the time."""
@@ -282,8 +287,8 @@ class TrainingRun:
             "trained": {"steps": trainer.step_number, "tokens": trainer.tokens, **asdict(self.settings)},
             "score": None if score is None else asdict(score),
         }
-        if self.start is not None and self.progress.scores:
-            about["before"] = self.progress.scores[0]  # of the head that training began with, saved as this one is
+        if self.start is not None:
+            about["before"] = self.before
         tensors, ids = trainer.network.tensors(), trainer.candidates.ids
         self.form.save(folder, Trained(tensors, ids, self.backbone, about, self.settings.recipe.steps))
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import argparse
 import time
 
-from drafter.settings import ADAPTING_RATE, Answering, Recipe, Shape, TimeBudget, TrainerSettings
-from eval.cli.options import fraction, number, source, temperature, whole_number
+from drafter.settings import ADAPTING_RATE, LATER, Answering, Recipe, Shape, TimeBudget, TrainerSettings
+from eval.cli.options import fraction, not_negative, number, positive, source, temperature, whole_number
 from eval.cli.output import file_name
 
 
@@ -36,10 +36,20 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         "--data",
         type=source,
         nargs="+",
-        default=[("builtin", 1.0)],
         metavar="NAME[=WEIGHT]",
-        help="builtin (default): generated prompts; a folder of text files, or one: passages with a request; a .jsonl "
-        "file: your prompts or chats, as for bench. Drawn from in proportion to their weights",
+        help="prompts, which the model answers. builtin (default): generated ones; a folder of text files, or one: "
+        "passages with a request; a .jsonl file: your prompts or chats, as for bench. Drawn from in proportion to "
+        "their weights",
+    )
+    data.add_argument(
+        "--texts",
+        type=source,
+        nargs="+",
+        default=[],
+        metavar="NAME[=WEIGHT]",
+        help="texts that the model reads as they are, instead of answering prompts, or among them where --data or "
+        "--answers-from is given too: a .jsonl file of chats that end with the assistant's answer; a folder of text "
+        "files, or one: passages. What the head is judged on is always answered",
     )
     data.add_argument(
         "--answers-from",
@@ -94,8 +104,9 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         "--start",
         metavar="NAME",
         help="go on from a trained head or a released assistant (a folder, or a hub id); its shape comes with it, "
-        "--bits, new --aux-layers and a new --draft-vocab apart. A --learning-rate of 2e-5 suits one that is already "
-        "good",
+        "--bits, new --aux-layers and a new --draft-vocab apart. It may have been trained for another model, if its "
+        "sizes fit: so it follows a fine-tune, merged or by --adapter. A --learning-rate of 2e-5 suits one that is "
+        "already good",
     )
     shape.add_argument(
         "--draft-length",
@@ -176,6 +187,35 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         default=Recipe.deeper,
         metavar="P",
         help="share of positions from which more than a draft's first token is trained (default %(default)s)",
+    )
+    how.add_argument(
+        "--later-steps",
+        choices=LATER,
+        default=Recipe.later,
+        help="what the later tokens of a draft count: less with every step (decay, default), the chance that the draft "
+        "gets so far (chance), or 1 where the head's own draft is the text so far and 0 elsewhere (draft)",
+    )
+    how.add_argument(
+        "--overlap",
+        type=not_negative,
+        default=Recipe.overlap,
+        metavar="X",
+        help="learn the overlap with the model's distribution the more, the larger it is: w * cross entropy + (1 - w) "
+        "* (1 - overlap), w = exp(-X * overlap); 3 as in arXiv 2602.23881 (default 0: never)",
+    )
+    how.add_argument(
+        "--target-temperature",
+        type=positive,
+        default=Recipe.target_temperature,
+        metavar="X",
+        help="of the model's distribution that is learned; sharper below 1 (default %(default)s)",
+    )
+    how.add_argument(
+        "--prompt-rows",
+        type=not_negative,
+        default=Recipe.prompt_rows,
+        metavar="P",
+        help="share of positions in prompts that are trained on (default %(default)s: all)",
     )
     how.add_argument("--float32", action="store_true", help="no bfloat16 products, where the processor has them")
     how.add_argument(
