@@ -34,14 +34,13 @@ class GivenText(NamedTuple):
     answer: int
 
 
-GivenTexts = Callable[[int, Patience], Iterator[tuple[int, GivenText | Features]]]
-"""(number of the first text, when to stop) -> the texts from that one on, with their numbers, in any order; as features
-where the backbone has read them."""
+GivenTexts = Callable[[int, Patience], Iterator[tuple[int, GivenText]]]
+"""(number of the first text, when to stop) -> the texts from that one on, with their numbers, in any order."""
 
 
 def read_given(
     backbone: Decoder,
-    texts: Iterator[tuple[int, GivenText | Features]],
+    texts: Iterator[tuple[int, GivenText]],
     *,
     layers: Sequence[int],
     aux_layers: Sequence[int] = (),
@@ -55,12 +54,8 @@ def read_given(
     any worker. Features are those that `generate_answers` keeps of the same text: those of all tokens but the last one.
     """
 
-    def work(mine: Iterator[tuple[int, GivenText | Features]]) -> Iterator[tuple[int, Features]]:
+    def work(mine: Iterator[tuple[int, GivenText]]) -> Iterator[tuple[int, Features]]:
         for number, text in mine:
-            if isinstance(text, Features):
-                on_tokens(len(text))
-                yield number, text
-                continue
             tokens = text.tokens[:-1] if len(text.tokens) > 1 else text.tokens
             (found,) = read(backbone, [tokens], layers, dtype, aux_layers)
             on_tokens(len(text.tokens))

@@ -107,8 +107,8 @@ def unrolled_loss(
         newest, hidden = tokens[at], states.last[at].float()  # [R], [R, H]
         x, state = network.step(embed(newest), state, sight)
         follows = tokens[(at + 1).clamp(max=len(tokens) - 1)]  # behind the last step nothing follows
-        places = (candidates.slots[ids] for ids in (newest, choices[at], follows))
-        drafts.append(_Drafts(x, *places, at, weight))
+        slots = candidates.slots
+        drafts.append(_Drafts(x, slots[newest], slots[choices[at]], slots[follows], at, weight))
         feature = F.smooth_l1_loss(state.float() / scale, hidden / scale, reduction="sum") / hidden.shape[1]
         total = total + weight * recipe.decay**step * recipe.feature_weight * feature
         features = features + weight * feature.detach()

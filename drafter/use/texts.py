@@ -1,24 +1,21 @@
 """From a log to a training set: which texts are held out, which are learned from, and general prompts among them.
 
-What: `UseSplit` divides the texts; `MixedTexts` gives those to learn from, with general prompts that the backbone
-answers, as `drafter.data.given.GivenTexts`. Why general ones: a head that sees one person's texts alone, over and over,
-unlearns the others, and that person's next kind of question is one of the others.
+What: `UseSplit` divides the texts, and gives those to learn from with general prompts among them, which the backbone
+answers. Why general ones: a head that sees one person's texts alone, over and over, unlearns the others, and that
+person's next kind of question is one of the others.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from drafter.data.features import Features
-from drafter.data.given import GivenText
-from drafter.data.patience import Patience
+from drafter.data.given import EncodedPrompt, GivenText
 from drafter.use.log import UseText, write_private
 from specdec.weights.metadata import LARGEST, Values, naming, read_object
 
@@ -26,10 +23,7 @@ LEAST_TEXTS, LEAST_TOKENS = 20, 2000  # of conversations, and of the tokens of t
 HELD_OUT = 0.1  # of the conversations, at least LEAST_HELD_OUT and at most MOST_HELD_OUT
 LEAST_HELD_OUT, MOST_HELD_OUT = 4, 24
 LONGEST = 2048  # tokens of a text that are learned from: attention of a training step grows with their square
-OWN, GENERAL = 96, 32  # texts in a group: a quarter are general
-
-Answers = Callable[[Iterable[Tensor], int, Patience], Iterator[tuple[int, Features]]]
-"""(prompts [n], number of the first one, when to stop) -> the backbone's answers with their numbers, in any order."""
+OWN = 3  # texts of use before each general prompt
 
 
 class UseSplit(NamedTuple):
@@ -71,6 +65,13 @@ class UseSplit(NamedTuple):
         for text in self.held_out:
             yield shorten(text.tokens[: text.answer], text.answer, most).tokens
 
+    def mixed(self, general: Iterator[EncodedPrompt]) -> Iterator[EncodedPrompt | GivenText]:
+        """Yield the texts to learn from, a prompt of `general` before the first and after every `OWN` of them."""
+        for number, text in enumerate(self.texts):
+            if number % OWN == 0 and (prompt := next(general, None)) is not None:
+                yield prompt
+            yield text
+
 
 def _given(values: Values) -> GivenText:
     tokens = values.wholes("tokens", 0, LARGEST - 1)
@@ -94,33 +95,3 @@ def check_enough(texts: Sequence[UseText], model: str) -> None:
             f"{LEAST_TEXTS} with {LEAST_TOKENS:,} are the least to learn from; `chat --learn` and `serve --learn` keep "
             "more, and `learned` lists what there is"
         )
-
-
-class MixedTexts:
-    """The texts `own`, in groups of `OWN`, each followed by a third as many general prompts that `answers` answers.
-
-    `general()`: prompts [n] without end, always the same. A text depends on its number alone.
-    """
-
-    def __init__(self, own: Sequence[GivenText], general: Callable[[], Iterator[Tensor]], answers: Answers) -> None:
-        self.own, self._general, self._answers = own, general, answers
-
-    def __call__(self, first: int, patience: Patience) -> Iterator[tuple[int, GivenText | Features]]:
-        """Yield texts from number `first` on, until all are given or `patience` is over."""
-        group = OWN + GENERAL
-        for number in range(0, -(-len(self.own) // OWN) * group, group):
-            at = number // group
-            own = self.own[at * OWN : (at + 1) * OWN]
-            general = -(-len(own) * GENERAL // OWN)
-            for i, text in enumerate(own, number):
-                if patience.over():
-                    return
-                if i >= first:
-                    yield i, text
-            begin = max(first, number + len(own))
-            skipped = begin - (number + len(own))
-            if skipped < general:
-                prompts = islice(self._general(), at * GENERAL + skipped, at * GENERAL + general)
-                yield from self._answers(prompts, begin, patience)
-            if patience.over():
-                return

@@ -33,9 +33,10 @@ from eval.cli.session import Session, open_session
 from eval.from_use.prompts import PROMPTS, one_persons_prompts
 from eval.live.parts import count_bar
 from eval.prompts.sets import Prompt, foreign_prompts
-from eval.train.command import ends_of, options_from, train
+from eval.train.command import options_from, train
 from eval.train.from_use import head_in_use
 from eval.train.options import add_train_options
+from eval.train.texts import ends_of
 from eval.use.options import LIMIT
 from specdec.util.terminal import Terminal
 

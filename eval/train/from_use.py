@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from drafter.data.answering import generate_answers
 from drafter.data.features import longest_text
 from drafter.files.formats import read_start
-from drafter.settings import Answering
 from drafter.use.log import UseLog
 from drafter.use.recorder import used_model
-from drafter.use.texts import LONGEST, MixedTexts, UseSplit, check_enough
+from drafter.use.texts import LONGEST, UseSplit, check_enough
 from eval.cli.session import Session
 from specdec.drafting.registry import checkpoints, heads_beside
 from specdec.model.decoder import Decoder
@@ -60,33 +54,6 @@ def texts_of_use(folder: Path, out: Path, session: Session, layers: Sequence[int
         written.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         split.write(written)
     return split
-
-
-def mixed_texts(
-    split: UseSplit,
-    general: Callable[[], Iterator[Tensor]],
-    backbone: Decoder,
-    layers: Sequence[int],
-    aux_layers: Sequence[int],
-    eos_ids: frozenset[int],
-    answering: Answering,
-) -> MixedTexts:
-    """Return the texts to learn from, with `general` prompts [n] among them, which `backbone` answers."""
-    answers = partial(
-        generate_answers,
-        backbone,
-        layers=layers,
-        aux_layers=aux_layers,
-        max_new_tokens=answering.max_new_tokens,
-        eos_ids=eos_ids,
-        temperatures=answering.temperatures,
-        seed=answering.seed,
-        max_batch=answering.max_batch,
-        workers=torch.get_num_threads() if backbone.device.type == "cpu" else 1,
-    )
-    return MixedTexts(
-        split.texts, general, lambda prompts, first, patience: answers(prompts=prompts, first=first, patience=patience)
-    )
 
 
 def use_record(split: UseSplit, scores: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import stat
 from array import array
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from drafter.data.answering import generate_answers
-from drafter.data.features import Features
-from drafter.data.given import GivenText, read_given
-from drafter.data.patience import PATIENT, Patience
+from drafter.data.given import EncodedPrompt, GivenText, read_given
+from drafter.prompts.files import TrainingPrompt
 from drafter.use.log import UseLog, UseText
 from drafter.use.recorder import UseRecorder, used_model
-from drafter.use.texts import MixedTexts, UseSplit, check_enough, shorten
+from drafter.use.texts import UseSplit, check_enough, shorten
 from tests.support.serving.served import served
 from tests.support.tiny import prompt
 from tests.support.tiny_decoder import quantised
@@ -68,24 +65,14 @@ def test_a_split_is_written_for_its_owner_and_read_again(tmp_path: Path) -> None
         UseSplit.read(tmp_path / "use.json")
 
 
-def features(ids: Tensor) -> Features:
-    return Features(ids, torch.zeros(len(ids), 1, dtype=torch.float32), ids, {}, 1)
-
-
-def answers(prompts: Iterable[Tensor], first: int, patience: Patience) -> Iterator[tuple[int, Features]]:
-    return ((number, features(ids)) for number, ids in enumerate(prompts, first))
-
-
-def test_a_quarter_is_general_and_a_text_depends_on_its_number_alone() -> None:
+def test_a_quarter_is_general() -> None:
     own = [GivenText(torch.tensor([i, i], dtype=torch.int64), 1) for i in range(100)]
-    mixed = MixedTexts(own, lambda: (torch.tensor([1000 + i], dtype=torch.int64) for i in range(500)), answers)
-    found = {number: int(one.tokens[0]) for number, one in mixed(0, PATIENT)}
-    assert sorted(found) == [*range(96 + 32 + 4 + 2)]
-    assert [found[i] for i in (0, 95, 96, 127, 128, 131, 132, 133)] == [0, 95, 1000, 1031, 96, 99, 1032, 1033]
-    for first in (1, 95, 96, 100, 128, 130, 133, 134):
-        later = {number: int(one.tokens[0]) for number, one in mixed(first, PATIENT)}
-        assert later == {number: token for number, token in found.items() if number >= first}
-    assert list(mixed(0, Patience(until=0.0, now=lambda: 1.0))) == []
+    asked = [EncodedPrompt(TrainingPrompt("user", ()), torch.tensor([1000 + i], dtype=torch.int64)) for i in range(40)]
+    mixed = list(UseSplit([], own).mixed(iter(asked)))
+    assert [text for text in mixed if isinstance(text, GivenText)] == own
+    found = [int((one.tokens if isinstance(one, GivenText) else one.ids)[0]) for one in mixed]
+    assert found[:9] == [1000, 0, 1, 2, 1001, 3, 4, 5, 1002] and found[-2:] == [1033, 99] and len(found) == 134
+    assert len(list(UseSplit([], own).mixed(iter(asked[:2])))) == 102, "where there are few prompts nothing is lost"
 
 
 def test_read_again_a_kept_text_has_the_states_of_its_decoding(tmp_path: Path) -> None:
@@ -95,12 +82,11 @@ def test_read_again_a_kept_text_has_the_states_of_its_decoding(tmp_path: Path) -
     recorder.add(tokens.tolist(), 4)
     recorder.close()
     (kept,), _ = UseLog(tmp_path, used_model(backbone, "tiny", "")).texts()
-    texts = iter([(0, GivenText(torch.tensor(kept.tokens, dtype=torch.int64), kept.answer)), (1, features(tokens))])
-    (_, read), (_, given) = read_given(backbone, texts, layers=[0], dtype=torch.float32)
+    texts = iter([(0, GivenText(torch.tensor(kept.tokens, dtype=torch.int64), kept.answer))])
+    ((_, read),) = read_given(backbone, texts, layers=[0], dtype=torch.float32)
     cache = backbone.new_cache()
     states = backbone.forward(tokens[:-1], cache)
     assert torch.equal(read.hidden, states.last) and read.answer == 4
-    assert torch.equal(given.tokens, tokens), "what is read already is passed on"
 
 
 def test_a_full_disk_is_said_once_and_hurts_nobody(
