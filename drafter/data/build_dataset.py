@@ -75,8 +75,9 @@ class Collector:
     """Grow the training set in `folder` with answers to `prompts`, for heads that read the K/V of the backbone's
     `layers` and fuse the outputs of its `aux_layers`.
 
-    `prompts`: token ids [n], always the same prompts from the first on, of which the `held_out` first ones are kept for
-    evaluation; behind those there may be texts that are read as they are. `given`: where all texts come from instead.
+    `prompts`: token ids [n], always the same prompts from the first on, of which the `held_out` first ones (None:
+    `HELD_OUT`) are kept for evaluation; behind those there may be texts that are read as they are. `given`: where all
+    texts come from instead.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Collector:
         about: dict[str, Any],
         aux_layers: Sequence[int] = (),
         given: GivenTexts | None = None,
-        held_out: int = HELD_OUT,
+        held_out: int | None = None,
     ) -> None:
         """Begin the set in `folder`, or go on with it.
 
@@ -107,7 +108,11 @@ class Collector:
         self.writer = DatasetWriter(folder, about)
         self.backbone, self.layers, self.eos_ids, self.answering = backbone, layers, eos_ids, answering
         self.aux_layers, self._given = tuple(aux_layers), given
-        self.held_out = [found for found in islice(prompts, held_out) if not isinstance(found, GivenText)]
+        self.held_out = [
+            found
+            for found in islice(prompts, HELD_OUT if held_out is None else held_out)
+            if not isinstance(found, GivenText)
+        ]
         self._prompts = prompts
         self._counting = Lock()
         self.fresh = 0  # tokens answered since `grow` began, those of texts under way too

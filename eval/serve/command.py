@@ -85,7 +85,7 @@ def serve(settings: GenerationSettings, options: ServeOptions) -> int:
     from specdec.server.guard import Access
     from specdec.server.listen import Listening, listen
 
-    recorders = list[UseRecorder]()
+    recorders: list[UseRecorder] = []
 
     def load() -> Service:
         session = open_session(settings, remember=True)

@@ -33,7 +33,7 @@ def prompts(tmp_path: Path) -> Path:
 
 def trained(out: Path, model: Path, prompts: Path, *more: str | Path) -> dict[str, Any]:
     fixed = ["--model", model, "--device", "cpu", "--threads", "1", "--data", prompts, "--out", out, "--steps", "2"]
-    sizes = ["--tokens", "200", "--max-new-tokens", "8", "--draft-length", "2", "--draft-vocab", "64"]
+    sizes = ["--tokens", "200", "--max-new-tokens", "8", "--draft-length", "2"]
     record = out.with_suffix(".json")
     assert run.main([*map(str, ("train", *fixed, *sizes, *more)), "--json", str(record)]) == 0
     found: dict[str, Any] = json.loads(record.read_text())
@@ -44,7 +44,7 @@ def test_a_head_of_ours_goes_on_with_an_adapter_and_with_a_merged_model(
     prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = make_folder(tmp_path / "model", "llama")
-    assert trained(tmp_path / "head", model, prompts)["before"] is None
+    assert trained(tmp_path / "head", model, prompts, "--draft-vocab", "64")["before"] is None
     low_rank = parts(modules("llama"), LORA)
     adapter = make_peft(tmp_path / "lora", "llama", LORA, low_rank)
     other = make_folder(tmp_path / "merged", "llama")
