@@ -50,7 +50,6 @@ def test_half_a_text_is_not_told(tiny: Served, told: Told) -> None:
     with slow_passes(0.02) as passes, tiny.client() as client:
         body = {"messages": [USER], "max_tokens": 400, "stream": True, "ignore_eos": True}
         with client.stream("POST", "/v1/chat/completions", json=body) as reply:
-            next(reply.iter_lines())
+            next(line for line in reply.iter_lines() if len(passes) > 2)
         until(lambda: tiny.service.thread.running == 0)
-        assert passes
     assert told == []
