@@ -277,6 +277,13 @@ def fraction(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """Parse a number from 0 to 1: an argparse type."""
+    if not 0 <= (value := number(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {text}")
+    return value
+
+
 def adapter(text: str) -> tuple[str, str]:
     """Parse NAME=PATH, or PATH: an argparse type."""
     name, equals, path = text.partition("=")

@@ -7,7 +7,7 @@ import argparse
 import time
 
 from drafter.settings import ADAPTING_RATE, LATER, Answering, Recipe, Shape, TimeBudget, TrainerSettings
-from eval.cli.options import fraction, not_negative, number, positive, source, temperature, whole_number
+from eval.cli.options import fraction, not_negative, number, positive, share, source, temperature, whole_number
 from eval.cli.output import file_name
 
 
@@ -212,7 +212,7 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
     )
     how.add_argument(
         "--prompt-rows",
-        type=not_negative,
+        type=share,
         default=Recipe.prompt_rows,
         metavar="P",
         help="share of positions in prompts that are trained on (default %(default)s: all)",

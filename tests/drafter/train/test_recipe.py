@@ -38,8 +38,8 @@ def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 def test_targets_of_a_temperature_and_the_overlap(temperature: float, overlap: float) -> None:
     x, matrix = random(ROWS, SIZE, seed=1).requires_grad_(), random(CANDIDATES, SIZE, seed=2).requires_grad_()
     theirs, states = random(CANDIDATES, SIZE, seed=3), random(9, SIZE, seed=4)
-    at, weights = torch.arange(ROWS) % 9, random(ROWS, seed=5).abs()
-    wanted = torch.arange(ROWS) % (CANDIDATES + 1)
+    at, weights = torch.arange(ROWS, dtype=torch.int64) % 9, random(ROWS, seed=5).abs()
+    wanted = torch.arange(ROWS, dtype=torch.int64) % (CANDIDATES + 1)
     found = scores(x, matrix, Teacher(wanted, theirs, states, at, temperature, overlap), weights)
     found.loss.backward()
     mine = [x.grad, matrix.grad]
@@ -66,11 +66,11 @@ def test_a_row_counts_as_much_as_the_steps_before_it_survive(drafted: bool) -> N
     before = torch.cat((torch.arange(11), every, torch.arange(6) + 11))
     tokens = q.argmax(dim=-1).clone()
     tokens[[2, 12, 13]] = torch.tensor([1, CANDIDATES, 4])  # one of them is no candidate
-    wanted, weights = torch.arange(ROWS), torch.full((ROWS,), 2.0)
+    wanted, weights = torch.arange(ROWS, dtype=torch.int64), torch.full((ROWS,), 2.0, dtype=torch.float32)
     found = scores(x, matrix, Choices(wanted), weights, DraftPath((0, 11, 17), before, tokens, drafted))
     found.loss.backward()
     mine, x.grad = x.grad, None
-    alive = torch.ones(ROWS)
+    alive = torch.ones(ROWS, dtype=torch.float32)
     for row in range(11, ROWS):
         earlier = int(before[row])
         token = int(tokens[earlier])
@@ -78,7 +78,7 @@ def test_a_row_counts_as_much_as_the_steps_before_it_survive(drafted: bool) -> N
         alive[row] = alive[earlier] * (float(q[earlier].argmax() == token) if drafted else chance)
     torch.testing.assert_close(found.alive, alive)
     assert not drafted or (alive == 0).nonzero()[:, 0].tolist() == [12, 18, 19], "behind rows 2, 12 and 13"
-    loss = -(2 * alive * q.log()[torch.arange(ROWS), wanted]).sum()
+    loss = -(2 * alive * q.log()[torch.arange(ROWS, dtype=torch.int64), wanted]).sum()
     loss.backward()
     torch.testing.assert_close(found.loss, loss)
     torch.testing.assert_close(mine, x.grad, rtol=1e-4, atol=1e-5)

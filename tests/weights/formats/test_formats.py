@@ -40,7 +40,9 @@ def matrix(rows: int = ROWS, columns: int = COLUMNS) -> torch.Tensor:
 
 def spread(rows: int, columns: int) -> torch.Tensor:
     """Sixteens of which one may be a hundred times the next: scales of e4m3 that seven bits do not have."""
-    size = 10 ** (torch.rand(rows, columns // 16, 1, generator=torch.Generator().manual_seed(1)) * 2)
+    size = 10 ** (
+        torch.rand(rows, columns // 16, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float32) * 2
+    )
     return (matrix(rows, columns).view(rows, -1, 16) * size).flatten(1)
 
 
@@ -106,7 +108,7 @@ def test_other_tables_of_bitsandbytes_are_looked_at(tmp_path: Path) -> None:
     changes = {"weight": moved[:, :1] << 4 | moved[:, 1:], "weight.quant_map": parts["weight.quant_map"][order]}
     for name, bits, changed in (
         ("moved", 4, parts | changes),
-        ("own", 8, parts | {"weight.quant_map": torch.linspace(-1, 1, 16)}),
+        ("own", 8, parts | {"weight.quant_map": torch.linspace(-1, 1, 16, dtype=torch.float32)}),
     ):
         (folder := tmp_path / name).mkdir()
         save_file({f"a.{part}": t.contiguous() for part, t in changed.items()}, folder / "model.safetensors")
@@ -135,7 +137,9 @@ def test_the_smaller_of_two_scales_is_rounded_to_a_part_of_the_larger(format: st
     stored = FORMATS[format].store(spread(64, 256))[0]
     bytes_ = stored["scales" if format.startswith("mlx") else "weight_scale"].view(torch.float8_e4m3fn)
     pairs = bytes_.float().view(64, -1, 2)
-    whole = float(stored.get("weight_scale_2", 1 / stored.get("weight_global_scale", torch.ones(1))))
+    whole = float(
+        stored.get("weight_scale_2", 1 / stored.get("weight_global_scale", torch.ones(1, dtype=torch.float32)))
+    )
     larger = pairs.amax(-1, keepdim=True)
     error = (ours - floats).abs().view(64, -1, 2, 16).amax(-1) / whole
     assert (error <= 6 * larger * (0.5 / 64 + 2**-11)).all()
@@ -201,8 +205,8 @@ def test_zero_points_as_bytes(tmp_path: Path) -> None:
 
 def test_scales_of_activations_and_biases_of_nothing_are_left_out(tmp_path: Path) -> None:
     parts, _ = FORMATS["gptq"].store(matrix(32, 64))
-    parts |= {"input_scale": torch.ones(1), "bias": torch.zeros(32)}
+    parts |= {"input_scale": torch.ones(1, dtype=torch.float32), "bias": torch.zeros(32, dtype=torch.float32)}
     tensors = {f"a.{part}": tensor for part, tensor in parts.items()}
-    save_file({**tensors, "b.bias": torch.zeros(32)}, tmp_path / "model.safetensors")
+    save_file({**tensors, "b.bias": torch.zeros(32, dtype=torch.float32)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(FORMATS["gptq"].config))
     assert set(SafetensorsCheckpoint(tmp_path).shapes()) == {"a.weight", "b.bias"}

@@ -152,7 +152,7 @@ def test_experts_of_nvfp4_with_a_scale_each(tmp_path: Path) -> None:
 
 
 def test_floats_that_were_trained_for_4_bits_are_counted_as_what_they_become(tmp_path: Path) -> None:
-    trained, plain = bfloat16_on_lattice(128, 256), torch.randn(128, 256).bfloat16()
+    trained, plain = bfloat16_on_lattice(128, 256), torch.randn(128, 256, dtype=torch.float32).bfloat16()
     for storage, native in (("BF16", torch.bfloat16), ("F16", torch.float16), ("F32", torch.float32)):
         kind = Type[storage]
         tensors = {"trained": trained, "plain": plain, "experts": trained.view(4, 32, 256), "odd": plain[:, :40]}
