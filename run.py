@@ -12,30 +12,32 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from eval.cli.parser import Parser
+from eval.cli.parser import HelpFormatter, Parser
 
 if TYPE_CHECKING:
     from eval.cli.options import GenerationSettings
 
 EXAMPLES = """\
 examples:
-  python run.py                              compare plain and drafted decoding, on the default model
+  python run.py                         compare plain and drafted decoding
   python run.py bench --limit 2 --json out.json
-  python run.py bench --model gemma-3-270m --prompts mine.jsonl --temperature 0.8 --top-p 0.95
-  python run.py bench --suite --modes adaptive fixed --repeat 3 --json runs/mine.json
-  python run.py report runs/*.json            one HTML page of them
-  python run.py bench --modes adaptive transformers llama.cpp --limit 2 --threads 2
+  python run.py bench --model gemma-3-270m --prompts mine.jsonl --top-p 0.95
+  python run.py bench --suite --modes adaptive fixed --json runs/mine.json
+  python run.py report runs/*.json      one HTML page of them
+  python run.py bench --modes adaptive transformers llama.cpp --limit 2
   python run.py generate "Explain recursion." --stats
   cat notes.txt | python run.py generate - --max-new-tokens 400
-  python run.py generate "What is this?" --image cat.png --model google/gemma-4-12B-it --quantize int4
-  python run.py chat --draft-length 4        then type; /help lists its commands
-  python run.py serve --port 8080            then point a client at http://127.0.0.1:8080/v1
-  python run.py train --model gemma-3-270m --minutes 40 --out heads/gemma-3-270m
-  python run.py pull unsloth/gemma-4-12b-it-GGUF:Q4_0   a model with its drafter; then --model with the same name
-  python run.py models                       what is here, and what each would take
+  python run.py generate "What is this?" --image cat.png --model mymodel.gguf
+  python run.py chat --draft-length 4   then type; /help lists its commands
+  python run.py chat --learn            keep what is said, for train --from-use
+  python run.py serve --port 8080       for clients of http://127.0.0.1:8080/v1
+  python run.py train --model gemma-3-270m --minutes 40 --out heads/mine
+  python run.py pull unsloth/gemma-4-12b-it-GGUF:Q4_0     for --model afterwards
+  python run.py models                  what is here, and what each would take
 
 Drafting never changes the text: a drafted token is kept only when it is the one that the model itself chooses.
 `python run.py COMMAND --help` explains a command's options.
+
 exit codes: 0 all well, 1 outputs differed, 2 bad arguments or an unusable model, 130 stopped with Ctrl-C"""
 
 COMMANDS = {
@@ -45,6 +47,7 @@ COMMANDS = {
     "chat": "converse",
     "serve": "answer agents and editors, through OpenAI's and Anthropic's interfaces",
     "train": "train a draft head for a model",
+    "learned": "show what chat and serve kept with --learn, or erase it",
     "plan": "say what a model takes in memory, before it is loaded",
     "models": "list the models on this disk, and what each would take",
     "show": "say what a model is, and what lies beside it",
@@ -67,7 +70,7 @@ def parser(*names: str) -> argparse.ArgumentParser:
         prog=_program(),
         description="Speculative decoding of local language models: the same text, sooner.",
         epilog=EXAMPLES if _program() == "run.py" else EXAMPLES.replace("python run.py", _program()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     commands = root.add_subparsers(dest="command", metavar="COMMAND")
     made = {name: commands.add_parser(name, help=summary) for name, summary in COMMANDS.items()}
@@ -89,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     from eval.cli.terminal import say_loading
 
     settings = settings_from(arguments)
-    if arguments.command not in ("report", "models", "show", "pull", "remove"):
+    if arguments.command not in ("report", "learned", "models", "show", "pull", "remove"):
         check_names(settings, getattr(arguments, "modes", ()), full_size_names() if arguments.command == "plan" else ())
     if arguments.command == "train":
         check_head_folder(arguments.out)
@@ -136,6 +139,11 @@ def run(arguments: argparse.Namespace) -> int:
         from eval.serve.command import options_from, serve
 
         return serve(settings, options_from(arguments))
+    if arguments.command == "learned":
+        from eval.use.learned import learned
+
+        a = arguments
+        return learned(a.model, a.texts, a.erase, a.yes, a.json)
     if arguments.command == "plan":
         return run_plan(arguments)
     if arguments.command in ("export", "models", "show", "pull", "remove"):
@@ -143,7 +151,8 @@ def run(arguments: argparse.Namespace) -> int:
     from eval.chat.command import chat
 
     a = arguments
-    return chat(settings, a.dashboard, not a.plain, not a.no_history, a.image_tokens, a.frames)
+    learn = a.learn_limit if a.learn else None
+    return chat(settings, a.dashboard, not a.plain, not a.no_history, a.image_tokens, a.frames, learn)
 
 
 def run_generate(settings: GenerationSettings, a: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ _DEEPEST = 1 << 12  # layers that a backbone may have
 # Tensors that an MTP head has besides a decoder's.
 PRE_PROJECTION, POST_PROJECTION = "pre_projection.weight", "post_projection.weight"
 FUSE = "fuse.weight"
+HEAD = "embed_tokens.weight"  # the rows of the tokens that a head scores
 BIGRAM_LEFT, BIGRAM_RIGHT = "bigram.left.weight", "bigram.right.weight"
 CENTROIDS, TOKEN_ORDERING = "masked_embedding.centroids.weight", "masked_embedding.token_ordering"
 MODEL_TYPES = ("gemma4_assistant", "gemma4_unified_assistant")  # `model_type` of Google's assistants

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+LATER = ("decay", "chance", "draft")  # what a later step of a draft counts
+
 
 def fast_bfloat16() -> bool:
     """Return whether the processor multiplies bfloat16 itself; elsewhere bfloat16 is slower than float32."""
@@ -47,7 +49,13 @@ class Recipe:
 
     `soft`: whether the target is the backbone's distribution over the candidates, not its choice. `deeper`: the share
     of rows that go on after the first step, chosen at random and counted for the others: the first step of a draft is
-    most of what has to be learned, and costs a fraction of a whole unroll.
+    most of what has to be learned, and costs a fraction of a whole unroll. `later`: what the cross entropy of a later
+    step counts. "decay": `decay` to the power of the steps before it. "chance": the chance that those are accepted, the
+    product of the chances that the head gives the text's tokens. "draft": 1 where the head's own draft so far is the
+    text, else 0; so the head learns from its own drafts, and where a draft leaves the text no label is known.
+    `overlap`: how soon the loss moves from the cross entropy to the overlap of the two distributions, as
+    `drafter.train.cross_entropy` has it; 0: never. `target_temperature`: of the backbone's distribution. `prompt_rows`:
+    the share of positions in prompts that are trained on.
     """
 
     steps: int = 4
@@ -55,6 +63,17 @@ class Recipe:
     decay: float = 0.8
     feature_weight: float = 0.3
     soft: bool = True
+    later: str = LATER[0]
+    overlap: float = 0.0
+    target_temperature: float = 1.0
+    prompt_rows: float = 1.0
+
+    def __post_init__(self) -> None:
+        assert self.later in LATER
+        if not 0 <= self.prompt_rows <= 1:
+            raise ValueError(f"the share of positions in prompts must be from 0 to 1, not {self.prompt_rows:g}")
+        if not self.soft and (self.overlap or self.target_temperature != 1):
+            raise ValueError("hard targets are no distribution: they have no overlap and no temperature")
 
 
 @dataclass(frozen=True)
@@ -77,6 +96,9 @@ class TrainerSettings:
     weight_decay: float = 0.0
     bfloat16: bool = field(default_factory=fast_bfloat16)
     seed: int = 0
+
+
+ADAPTING_RATE = 3e-4  # learning rate where a head that is in use is adapted to a little text (`--from-use`)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from eval.cli.provenance import provenance
 from eval.cli.session import Session, open_session
 from eval.live.parts import count_bar, format_percent
 from eval.prompts.sets import Prompt, foreign_prompts, load_prompts
-from eval.train.command import ends_of
+from eval.train.texts import ends_of
 from specdec.cache import KVCache
 from specdec.drafting.protocol import Drafter, NoDraft, Proposer
 from specdec.engine.sampling import Noise

@@ -28,7 +28,9 @@ from eval.cli.options import (
     whole_number,
 )
 from eval.cli.output import file_name
+from eval.cli.parser import HelpFormatter
 from eval.train.options import add_train_options
+from eval.use.options import add_learn_options, add_learned_options
 
 BENCH_TEXT = """\
 Decode every prompt plainly and with drafting, in alternating order, and compare speed and output. Shows tokens/s,
@@ -60,11 +62,13 @@ messages, streamed or not. Texts are those of generate(): greedy and seeded answ
 
   python run.py serve            # then, in another terminal:
   OPENAI_BASE_URL=http://127.0.0.1:8080/v1 OPENAI_API_KEY=none your-agent
-  curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\
-    -d '{"messages": [{"role": "user", "content": "Name three rivers."}], "stream": true}'
+  curl http://127.0.0.1:8080/v1/chat/completions \\
+    -H 'Content-Type: application/json' \\
+    -d '{"messages": [{"role": "user", "content": "Hello"}], "stream": true}'
 
 docs/serve.md has the endpoints, the fields, and how clients are pointed here. Needs the extra:
-pip install -c constraints.txt -e '.[serve]'"""
+
+  pip install -c constraints.txt -e '.[serve]'"""
 PLAN_TEXT = """\
 Say what a model, its drafter and a context take in memory, and the longest context that fits, from headers alone. The
 exit code is 1 when the context does not fit."""
@@ -74,7 +78,8 @@ foresee its words. What is trained is used with --drafter FOLDER, by every comma
 from the built-in generator, from text files, and from your own .jsonl files; the more they are like what you will ask,
 the better. Ctrl-C, or a kill, loses at most two minutes: the same command goes on. Evaluations decode held-out prompts
 for real, and the head that did best is the one that is kept. On several machines, or sockets:
-torchrun --nproc-per-node N run.py train ..."""
+
+  torchrun --nproc-per-node N run.py train ..."""
 
 
 def add_bench_options(bench: argparse.ArgumentParser) -> None:
@@ -175,6 +180,7 @@ def add_chat_options(chat: argparse.ArgumentParser) -> None:
     )
     chat.add_argument("--no-history", action="store_true", help="keep nothing of what is typed for the next session")
     add_media_options(chat.add_argument_group("pictures, sound and video", "For /image, /audio and /video."))
+    add_learn_options(chat)
     add_prometheus_option(chat)
     add_sampling_options(chat, max_new_tokens=512, seed=None)
     add_drafting_options(chat)
@@ -184,7 +190,7 @@ def add_chat_options(chat: argparse.ArgumentParser) -> None:
 def add_train_command_options(train: argparse.ArgumentParser) -> None:
     """Add the options of `run.py train`."""
     train.description = TRAIN_TEXT
-    train.formatter_class = argparse.RawDescriptionHelpFormatter
+    train.formatter_class = HelpFormatter
     add_train_options(train)
     add_json_option(train, "scores, settings and versions")
     add_model_options(train)
@@ -215,7 +221,7 @@ def add_plan_options(planned: argparse.ArgumentParser) -> None:
 def add_serve_options(serve: argparse.ArgumentParser) -> None:
     """Add the options of `run.py serve`."""
     serve.description = SERVE_TEXT
-    serve.formatter_class = argparse.RawDescriptionHelpFormatter
+    serve.formatter_class = HelpFormatter
     serve.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="default 127.0.0.1; another one needs --api-key"
     )
@@ -283,6 +289,7 @@ def add_serve_options(serve: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="a site whose pages may ask, like https://example.org; *: every site",
     )
+    add_learn_options(serve)
     add_drafting_options(serve)
     add_model_options(serve)
 
@@ -295,4 +302,5 @@ ADD_OPTIONS = {
     "serve": add_serve_options,
     "train": add_train_command_options,
     "plan": add_plan_options,
+    "learned": add_learned_options,
 }

@@ -29,7 +29,7 @@ from specdec.model.names import PER_LAYER_TABLE, expected_tensors, is_expert_mat
 from specdec.model.spec import DecoderSpec
 from specdec.open import open_checkpoint
 from specdec.util.terminal import Terminal
-from specdec.weights.hub.paths import model_path
+from specdec.weights.hub.paths import adapter_path, model_path
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Asked:
     kv_dtype: str
     picture: int = 0  # soft tokens
     frames: int = 0
-    adapters: tuple[str, ...] = ()  # folders or files
+    adapters: tuple[str, ...] = ()  # folders, files, hub ids
 
 
 def plan(asked: Asked, json_file: Path | None) -> int:
@@ -91,7 +91,7 @@ def plan_memory(asked: Asked, program: int) -> Planner:
     if (asked.picture or asked.frames) and (spec.media is None or spec.media.vision is None):
         raise ValueError(f"{asked.model} takes no pictures; leave --picture and --frames out")
     drafter, draft = _drafter(asked, spec, path), draft_spec(resolve_drafter(asked.drafter))
-    added = check_adapters({one: Path(one) for one in asked.adapters}, spec)
+    added = check_adapters({one: adapter_path(one) for one in asked.adapters}, spec)
     media = (asked.picture, asked.frames)
     return Planner(spec, weights, drafter, program, asked.dtype, *media, experts=experts, draft=draft, adapters=added)
 

@@ -33,7 +33,7 @@ from specdec.memory.plan import (
     program_bytes,
 )
 from specdec.model import quantized
-from specdec.model.adapters.adapter import AdapterLike, named_adapters
+from specdec.model.adapters.adapter import AdapterLike, adapter_files
 from specdec.model.adapters.build import add_adapters, check_adapters
 from specdec.model.build import Quantize, Source, assemble, build_decoder
 from specdec.model.decoder import Decoder, MemoryLimits
@@ -103,7 +103,7 @@ def load(
             Attention reads rounded K and V, so another type may give another text; drafting never does.
         memory_budget: bytes, or text like "9GB", that this process may take in all. A model that does not fit is
             refused before it is read; a prompt that does not fit is refused before it is computed.
-        adapter: a low-rank adapter (LoRA), a PEFT folder or a GGUF file, or several by name: {"name": path}. Adapters
+        adapter: a low-rank adapter (LoRA), a PEFT folder, a GGUF file or a hub id, or several: {"name": path}. Adapters
             are kept apart from the weights. The first is the default; `generate(adapter="name")` takes another one,
             "none" the model as it is.
         remember: begin with the costs and the acceptance that the last such program measured here, and keep them in
@@ -137,7 +137,7 @@ def load(
     proposer = resolve_drafter(drafter)  # before the minutes that a large model takes: a wrong name fails at once
     kept = None if kv_dtype is None else _kv_dtype(kv_dtype, where)
     draft = draft_spec(proposer)
-    adapters = named_adapters(adapter)
+    adapters = adapter_files(adapter)
     budget = None if memory_budget is None else MemoryBudget(parse_bytes(memory_budget), drafter, draft)
     path = model_path(name_or_path)
     decoder, config, generation_config = load_decoder(path, kind, where, quantize, kept, budget, adapters)
@@ -179,22 +179,32 @@ def load_decoder(
     adapters: Mapping[str, Path] | None = None,
 ) -> tuple[Decoder, Any, GenerationConfig]:
     """Return the decoder, config and generation config of a .gguf file or a Hugging Face folder. `adapters`: files of
-    adapters by name, the default first."""
+    adapters by name, the default first.
+
+    Raises ValueError, naming the model's file or the adapter's, as `load` does.
+    """
+    adapters = adapters or {}
+    spec, source, config, generation_config = open_checkpoint(path)
+    added = check_adapters(adapters, spec)  # before the minutes that a large model takes
     with naming(path):
-        return _read(path, dtype, device, quantize, kv_dtype, budget, adapters or {})
+        decoder = _read(path, spec, source, dtype, device, quantize, kv_dtype, budget, added)
+    add_adapters(decoder, adapters)
+    return decoder, config, generation_config
 
 
 def _read(
     path: Path,
+    spec: DecoderSpec,
+    source: Source,
     dtype: torch.dtype,
     device: torch.device,
     quantize: Quantize,
     kv_dtype: torch.dtype | None,
     budget: MemoryBudget | None,
-    adapters: Mapping[str, Path],
-) -> tuple[Decoder, Any, GenerationConfig]:
-    spec, source, config, generation_config = open_checkpoint(path)
-    added = check_adapters(adapters, spec)  # before the minutes that a large model takes
+    added: int,
+) -> Decoder:
+    """Return the decoder of `spec` with the weights of `source`, which is the checkpoint at `path`. `added`: bytes of
+    the adapters that come with it."""
     room = None if budget is None else budget.room(spec, source, quantize, dtype, kv_dtype or dtype, added)
     limit = room.experts if room is not None else experts_in_free_memory(spec, source, quantize, dtype)
     checkpoint, packed = source.checkpoint, None
@@ -202,23 +212,20 @@ def _read(
     if large and quantize != "none" and (quantize is not None or is_packed(checkpoint)):
         packed = quantized.load_or_quantize(path, spec, source, quantize, dtype, progress_bar)
     if packed is not None:
-        decoder = assemble(spec, quantized.PackedReader(packed, dtype, device, source, limit), kv_dtype, room)
-    else:
-        pages = quantized.expert_pages(path, spec, source, quantize, dtype, device, progress_bar, limit)
-        with progress_bar(f"loading {path.name}", len(expected_tensors(spec))) as advance:
-            decoder = build_decoder(
-                spec,
-                source,
-                dtype=dtype,
-                device=device,
-                quantize=quantize,
-                progress=lambda _: advance(1),
-                kv_dtype=kv_dtype,
-                room=room,
-                pages=pages,
-            )
-    add_adapters(decoder, adapters)
-    return decoder, config, generation_config
+        return assemble(spec, quantized.PackedReader(packed, dtype, device, source, limit), kv_dtype, room)
+    pages = quantized.expert_pages(path, spec, source, quantize, dtype, device, progress_bar, limit)
+    with progress_bar(f"loading {path.name}", len(expected_tensors(spec))) as advance:
+        return build_decoder(
+            spec,
+            source,
+            dtype=dtype,
+            device=device,
+            quantize=quantize,
+            progress=lambda _: advance(1),
+            kv_dtype=kv_dtype,
+            room=room,
+            pages=pages,
+        )
 
 
 @dataclass(frozen=True)

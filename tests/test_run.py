@@ -50,6 +50,13 @@ def test_help_teaches(arguments: list[str]) -> None:
         assert words in done.stdout
 
 
+@pytest.mark.parametrize("arguments", [[], *([name] for name in run.COMMANDS)], ids=lambda words: " ".join(words))
+def test_help_fits_a_terminal(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = start(*arguments, "--help").stdout
+    assert shown.startswith("usage: ") and max(map(len, shown.splitlines())) <= 80
+
+
 def test_help_of_training_teaches() -> None:
     shown = start("train", "--help").stdout
     for words in ("--minutes", "--steps", "--data", "--out", "--start", "torchrun", "Ctrl-C", "--drafter"):

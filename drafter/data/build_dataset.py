@@ -1,6 +1,6 @@
-"""Making a training set: prompts answered by the backbone, shard by shard.
+"""Making a training set: prompts answered by the backbone, and texts read as they are, shard by shard.
 
-Block s holds the prompts s * PER_SHARD and on, in the order of the prompts, whatever the order in which their answers
+Block s holds the texts s * PER_SHARD and on, in the order of their prompts, whatever the order in which the answers
 ended. Every answer depends on its prompt's number alone: a set whose making was stopped, and that grew later, is the
 set of an uninterrupted run. A block is written when it is full, or in pieces, as time goes by. A limit of time shows in
 the texts only at its end: the texts that are under way then end where they are.
@@ -8,8 +8,9 @@ the texts only at its end: the texts that are under way then end where they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
 from threading import Lock
@@ -21,9 +22,11 @@ from torch import Tensor
 from drafter.data.answering import generate_answers
 from drafter.data.dataset import DatasetWriter, Size, size
 from drafter.data.features import Features
-from drafter.data.given import EncodedPrompt, GivenTexts, read_given
+from drafter.data.given import EncodedPrompt, GivenText, GivenTexts, read_given
+from drafter.data.mixture import Item, Mixture, answer_and_read
 from drafter.data.patience import PATIENT, USUAL, Intervals, Patience
-from drafter.prompts.generator import TrainingPrompt, document_prompts, generated_prompts, mix_prompts, user_prompts
+from drafter.prompts.files import TrainingPrompt
+from drafter.prompts.generator import document_prompts, generated_prompts, mix_prompts, user_prompts
 from drafter.settings import Answering
 from specdec.model.decoder import Decoder
 
@@ -72,8 +75,9 @@ class Collector:
     """Grow the training set in `folder` with answers to `prompts`, for heads that read the K/V of the backbone's
     `layers` and fuse the outputs of its `aux_layers`.
 
-    `prompts`: token ids [n], always the same prompts from the first on. `given`: where the texts come
-    from instead; their prompts are those that follow the `HELD_OUT` first ones.
+    `prompts`: token ids [n], always the same prompts from the first on, of which the `held_out` first ones (None:
+    `HELD_OUT`) are kept for evaluation; behind those there may be texts that are read as they are. `given`: where all
+    texts come from instead.
     """
 
     def __init__(
@@ -81,12 +85,13 @@ class Collector:
         folder: Path,
         backbone: Decoder,
         layers: Sequence[int],
-        prompts: Iterator[Tensor],
+        prompts: Iterator[Item],
         eos_ids: frozenset[int],
         answering: Answering,
         about: dict[str, Any],
         aux_layers: Sequence[int] = (),
         given: GivenTexts | None = None,
+        held_out: int | None = None,
     ) -> None:
         """Begin the set in `folder`, or go on with it.
 
@@ -103,7 +108,11 @@ class Collector:
         self.writer = DatasetWriter(folder, about)
         self.backbone, self.layers, self.eos_ids, self.answering = backbone, layers, eos_ids, answering
         self.aux_layers, self._given = tuple(aux_layers), given
-        self.held_out = list(islice(prompts, HELD_OUT))
+        self.held_out = [
+            found
+            for found in islice(prompts, HELD_OUT if held_out is None else held_out)
+            if not isinstance(found, GivenText)
+        ]
         self._prompts = prompts
         self._counting = Lock()
         self.fresh = 0  # tokens answered since `grow` began, those of texts under way too
@@ -131,48 +140,51 @@ class Collector:
                 full = (found.texts + len(ready)) % PER_SHARD == 0
                 if not full and now() - closed < (intervals.shard if found.shards else intervals.first_shard):
                     break
-                found, closed = self._add(found, ready, now() - closed), now()
+                found, closed = self._add(found, ready, waiting, now() - closed), now()
                 yield found
         while ready := self._ready(waiting, found.texts):  # the prompts are used up, or the time is
-            found, closed = self._add(found, ready, now() - closed), now()
+            found, closed = self._add(found, ready, waiting, now() - closed), now()
             yield found
 
     def _texts(self, first: int, patience: Patience, max_batch: int | None) -> Iterator[tuple[int, Features]]:
         """Return the texts from number `first` on, with their numbers, in the order in which they are made."""
         how = self.answering
-        if self._given is not None:
-            return read_given(
-                self.backbone,
-                self._given(first, patience),
-                layers=self.layers,
-                aux_layers=self.aux_layers,
-                workers=self._workers(),
-                on_tokens=self._count_tokens,
-            )
-        return generate_answers(
+        read = partial(
+            read_given,
             self.backbone,
-            islice(self._prompts, first, None),
+            layers=self.layers,
+            aux_layers=self.aux_layers,
+            workers=self._workers(),
+            on_tokens=self._count_tokens,
+        )
+        if self._given is not None:
+            return read(self._given(first, patience))
+        mixture = Mixture(self._prompts, first, patience)
+        answers = generate_answers(
+            self.backbone,
+            mixture.prompts(),
             layers=self.layers,
             aux_layers=self.aux_layers,
             max_new_tokens=how.max_new_tokens,
             eos_ids=self.eos_ids,
             temperatures=how.temperatures,
             seed=how.seed,
-            first=first,
+            first=mixture.asked_before,
             max_batch=how.max_batch if max_batch is None else max_batch,
             workers=self._workers(),
             patience=patience,
             on_tokens=self._count_tokens,
         )
+        return answer_and_read(mixture, answers, read)
 
     @staticmethod
-    def _ready(waiting: dict[int, Features], first: int) -> dict[int, Features]:
-        """Return the texts of `waiting` that follow text `first` without a gap, up to the end of its block."""
-        block = range(first, first - first % PER_SHARD + PER_SHARD)
-        return {number: waiting[number] for number in takewhile(waiting.__contains__, block)}
+    def _ready(waiting: Mapping[int, Features], first: int) -> list[int]:
+        """Return the numbers of the texts of `waiting` from `first` on without a gap, up to the end of its block."""
+        return list(takewhile(waiting.__contains__, range(first, first - first % PER_SHARD + PER_SHARD)))
 
-    def _add(self, found: Size, ready: dict[int, Features], seconds: float) -> Size:
-        texts = list(ready.values())
+    def _add(self, found: Size, ready: Sequence[int], waiting: dict[int, Features], seconds: float) -> Size:
+        """Write the texts with the numbers `ready` as a shard; they wait no longer, or a long run would fill memory."""
+        texts = [waiting.pop(number) for number in ready]
         self.writer.add(texts, seconds, going_on=found.texts % PER_SHARD > 0)
         tokens, own = sum(map(len, texts)), sum(len(text) - text.answer for text in texts)
         return found.and_shard(tokens, own, seconds, len(texts))

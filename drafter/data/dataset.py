@@ -132,7 +132,7 @@ class Dataset:
 
 
 class Size(NamedTuple):
-    """Count a set: its shards, its texts, its tokens, those of the tokens that the backbone `answered`, and its
+    """Count a set: its shards, its texts, its tokens, those of the tokens that are not a prompt's (`answered`), and its
     seconds."""
 
     shards: int = 0

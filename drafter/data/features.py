@@ -35,8 +35,8 @@ class Features:
 
     `tokens` [n] int64. `hidden` [n, hidden]: the state after the final norm at each token, which chose the next token.
     `best` [n] int64: that choice, the likeliest next token. `keys`: K and V, [kv_heads, n, head_dim] each, by the layer
-    of the backbone that stores them. `answer`: where the backbone's own words begin. `aux` [n, hidden]: the outputs of
-    other layers of the backbone, by layer.
+    of the backbone that stores them. `answer`: where the words behind the prompt begin. `aux` [n, hidden]: the
+    outputs of other layers of the backbone, by layer.
     """
 
     tokens: Tensor

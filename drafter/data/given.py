@@ -1,5 +1,6 @@
-"""Texts whose tokens are given: a server's answers, say. The backbone reads them, which takes a fraction of the time
-that it needs to write as many."""
+"""Texts whose tokens are given: a server's answers, chats, documents.
+
+The backbone reads them, which takes a fraction of the time that it needs to write as many."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from drafter.data.features import Features, read
 from drafter.data.patience import Patience
 from drafter.data.workers import in_workers
-from drafter.prompts.generator import TrainingPrompt
+from drafter.prompts.files import TrainingPrompt
 from specdec.model.decoder import Decoder
 
 
@@ -26,7 +27,8 @@ class EncodedPrompt(NamedTuple):
 
 
 class GivenText(NamedTuple):
-    """Keep a text, `tokens` [n] int64, whose answer begins at token `answer`; n where it has none."""
+    """Keep a text, `tokens` [n] int64, whose answer begins at token `answer`; n where it has none, and 1 in a document,
+    which is not preceded by a prompt."""
 
     tokens: Tensor
     answer: int

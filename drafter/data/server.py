@@ -18,7 +18,7 @@ from torch import Tensor
 from drafter.data.given import EncodedPrompt, GivenText
 from drafter.data.patience import Patience
 from drafter.data.workers import in_workers
-from drafter.prompts.generator import TrainingPrompt
+from drafter.prompts.files import TrainingPrompt
 from drafter.settings import Answering
 
 _SECONDS = 300.0  # that an answer may take
@@ -108,7 +108,8 @@ def _hint(status: int) -> str:
 
 
 class ServerAnswers:
-    """Texts of a server's answers to prompts, as `GivenTexts`. `prompts()`: the prompts from the first one on.
+    """Texts of a server's answers to prompts, as `GivenTexts`. `prompts()`: the prompts from the first one on; texts
+    among them stay as they are.
 
     `used`, `left_out`: how many answers are texts now, and how many were no use. `together`: requests under way.
     """
@@ -116,7 +117,7 @@ class ServerAnswers:
     def __init__(
         self,
         server: AnswerServer,
-        prompts: Callable[[], Iterator[EncodedPrompt]],
+        prompts: Callable[[], Iterator[EncodedPrompt | GivenText]],
         complete: Complete,
         answering: Answering,
         together: int,
@@ -130,15 +131,15 @@ class ServerAnswers:
         """Ask for answers from prompt number `first` on. Raises ValueError: see `AnswerServer.ask`, or most answers are
         of no use."""
 
-        def due() -> Iterator[tuple[int, EncodedPrompt]]:
+        def due() -> Iterator[tuple[int, EncodedPrompt | GivenText]]:
             for found in enumerate(islice(self._prompts(), first, None), first):
                 if patience.over():
                     return
                 yield found
 
-        def work(mine: Iterator[tuple[int, EncodedPrompt]]) -> Iterator[tuple[int, GivenText]]:
-            for number, prompt in mine:
-                yield number, self._text(number, prompt)
+        def work(mine: Iterator[tuple[int, EncodedPrompt | GivenText]]) -> Iterator[tuple[int, GivenText]]:
+            for number, found in mine:
+                yield number, found if isinstance(found, GivenText) else self._text(number, found)
 
         return in_workers(work, due(), self.together, threading.Event())
 

@@ -202,6 +202,8 @@ def _own(folder: Path, values: dict[str, Any]) -> Stored:
 
 
 def _config_json(folder: Path) -> dict[str, Any]:
+    if not (folder / CONFIG).is_file() and (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{folder}: an adapter (LoRA), which drafts nothing: name it with adapter= (--adapter)")
     try:
         values = read_object(folder / CONFIG)
         kind = Values(values).text("model_type", default="")

@@ -5,6 +5,7 @@ A `Form` is a head's shape and the way in which the head is saved; training know
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,11 +18,14 @@ from torch import Tensor
 from drafter.config import Config, MTPHeadConfig, MTPHeadSpec, assistant_spec, head_spec, head_tensors
 from drafter.files.assistant import assistant_config, save_assistant
 from drafter.files.checkpoint import provenance_of, read_stored
-from drafter.files.head import save_head
+from drafter.files.head import STORED, save_head
 from drafter.settings import Shape
 from specdec.model.build import Source
 from specdec.model.decoder import Decoder
 from specdec.model.spec import DecoderSpec
+from specdec.weights.checkpoint import Checkpoint
+from specdec.weights.gguf.checkpoint import GGUFCheckpoint
+from specdec.weights.metadata import naming
 
 _NO_AUX = "Gemma 4's assistants take the last state alone; train this head without --aux-layers"
 
@@ -112,13 +116,27 @@ class Start(NamedTuple):
     """Keep a head that training goes on from.
 
     `tensors`: as `Network` takes them. `draft_ids`: the tokens of a pruned head. `provenance`: what the folder says of
-    the head's making; any JSON.
+    the head's making; any JSON. `renewed`: whether the tokens that the head proposes are chosen anew, from the training
+    set. `trained_for`: the name of the backbone that the head says it was trained for, where that is another one.
     """
 
     form: Form
     tensors: dict[str, Tensor]
     draft_ids: Tensor | None
     provenance: Any = None
+    trained_for: str | None = None
+    renewed: bool = False
+
+    def with_draft_vocab(self, count: int) -> Start:
+        """Return this start for a head that proposes `count` tokens (0: all), which the training set chooses.
+
+        Raises:
+            ValueError: it is a Gemma 4 assistant, which proposes its backbone's whole vocabulary.
+        """
+        if not isinstance(self.form, OwnForm):
+            raise ValueError("Gemma 4's assistants propose every token; train this head without --draft-vocab")
+        form = replace(self.form, config=replace(self.form.config, draft_vocab=count))
+        return self._replace(form=form, renewed=True)
 
 
 def read_start(
@@ -127,14 +145,25 @@ def read_start(
     """Read a head from a folder, GGUF file or hub id (a released assistant), in float32, for training to go on from.
 
     `bits`: of the matrices of the head that training saves. `aux_layers`: the layers of the backbone whose outputs the
-    head is to fuse from now on, where the head fuses none; their weights are zero at first.
+    head is to fuse from now on, those that it fuses already among them; the weights of new ones are zero at first.
+
+    A head that was trained for another backbone is a start too, if it fits this one: the other may be what `backbone`
+    is a fine-tune of. `trained_for` of the result tells. To fit is to read layers that store K/V of the backbone's
+    sizes, to have its width, and to propose tokens of its vocabulary; that they are the same words cannot be seen.
 
     Raises:
         ValueError: there is no head, the head does not fit `backbone`, scores its vocabulary by clusters, or fuses
-            other layers than `aux_layers`; or `aux_layers` are named for a Gemma 4 assistant, which fuses none.
+            layers that are not among `aux_layers`; or `aux_layers` are named for a Gemma 4 assistant, which fuses none.
     """
     stored = read_stored(name_or_path)
-    spec = stored.spec(backbone)
+    with naming(stored.path):
+        spec = stored.fit(backbone.spec)
+        if stored.draft_ids is not None and int(stored.draft_ids.max()) >= backbone.spec.vocab_size:
+            raise ValueError(f"proposes tokens that a vocabulary of {backbone.spec.vocab_size} does not have")
+        if wrong := _misshapen(stored.checkpoint, spec):
+            raise ValueError(f"was made for another backbone: {wrong}")
+    other = stored.meant is not None and stored.meant[0] != backbone.fingerprint
+    trained_for = stored.meant[1] if stored.meant is not None and other else None
     if spec.centroids:
         raise ValueError(f"{stored.path}: scores clusters of its vocabulary, and such heads cannot be trained here")
     source = Source.huggingface(stored.checkpoint, spec.text)
@@ -146,15 +175,53 @@ def read_start(
     if not isinstance(stored.shape, MTPHeadConfig):
         if aux_layers:
             raise ValueError(_NO_AUX)
-        return Start(MTPHeadFormat(stored.shape), tensors, None, made)
+        return Start(MTPHeadFormat(stored.shape), tensors, None, made, trained_for)
     config = stored.shape
-    if aux_layers and config.aux_layers not in ((), aux_layers):
-        raise ValueError(f"{stored.path}: fuses the states of layers {list(config.aux_layers)}, and goes on with those")
-    if aux_layers and not config.aux_layers:
+    if aux_layers and not set(config.aux_layers) <= set(aux_layers):
+        raise ValueError(
+            f"{stored.path}: fuses the states of layers {list(config.aux_layers)}, and goes on with those; "
+            "--aux-layers can add others to them"
+        )
+    if aux_layers and config.aux_layers != aux_layers:
+        tensors["fuse.weight"] = _widened(tensors.get("fuse.weight"), config.aux_layers, aux_layers, backbone.spec)
         config = replace(config, aux_layers=aux_layers)
-        shapes = head_tensors(head_spec(config, backbone.spec))
-        tensors["fuse.weight"] = torch.zeros(shapes["fuse.weight"], dtype=torch.float32)
-    return Start(OwnForm(config, bits), tensors, stored.draft_ids, made)
+    return Start(OwnForm(config, bits), tensors, stored.draft_ids, made, trained_for)
+
+
+def _misshapen(checkpoint: Checkpoint, spec: MTPHeadSpec) -> str:
+    """Return the first tensor of a head of `spec` that `checkpoint` lacks, or has in another size, in words; "" for
+    none."""
+    if spec.centroids:
+        return ""
+    names, stored = Source.huggingface(checkpoint, spec.text).names, checkpoint.shapes()
+    for name, shape in head_tensors(spec).items():
+        found = stored.get(names.get(name, name))
+        if found is None or math.prod(found) != math.prod(shape):
+            return f"{name} is {'missing' if found is None else list(found)}, and {list(shape)} would fit"
+    return ""
+
+
+def _widened(fuse: Tensor | None, have: tuple[int, ...], want: tuple[int, ...], backbone: DecoderSpec) -> Tensor:
+    """Return the matrix that fuses the layers `want`, [hidden, layers * hidden]: `fuse` for the layers `have`, zero for
+    the others."""
+    hidden = backbone.hidden_size
+    wide = torch.zeros(hidden, len(want), hidden, dtype=torch.float32)
+    if fuse is not None:
+        wide[:, [want.index(layer) for layer in have]] = fuse.view(hidden, len(have), hidden)
+    return wide.view(hidden, len(want) * hidden)
+
+
+def stored_bits(name_or_path: str | os.PathLike[str]) -> int:
+    """Return the bits of the layers' matrices of a head in our own format, as `read_start` takes them; 8 for others.
+
+    Raises:
+        ValueError: there is no head.
+    """
+    checkpoint = read_stored(name_or_path).checkpoint
+    kinds = {kind: bits for bits, kind in STORED.items()}
+    tensors = checkpoint.header.tensors if isinstance(checkpoint, GGUFCheckpoint) else {}
+    found = (kinds.get(info.type) for name, info in tensors.items() if name.startswith("layers."))
+    return min(filter(None, found), default=8)
 
 
 def form_for(shape: Shape, backbone: DecoderSpec, config: Config) -> Form:

@@ -3,12 +3,49 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
 from specdec.util.text import check_text
 
 ROLES = ("system", "user", "assistant")
 FORMS = '{"prompt": "..."}, {"turns": ["...", ...]} or {"messages": [{"role": "user", "content": "..."}]}'
+
+Parsed = TypeVar("Parsed")
+
+
+@dataclass(frozen=True)
+class TrainingPrompt:
+    """Keep a prompt: `messages` are (role, content) as chat templates take them; the last message is the user's."""
+
+    kind: str
+    messages: tuple[tuple[str, str], ...]
+
+
+def parse_file(path: Path, parse: Callable[[str, int], Parsed]) -> list[Parsed]:
+    """Return what `parse` makes of each line of the file `path`, given the line and its number; empty lines are passed
+    over.
+
+    Raises:
+        ValueError: the file cannot be read, or `parse` refuses a line; the message names the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        number = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {number}: not UTF-8; save the file as UTF-8") from None
+    found = []
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would cut at U+2028 in a string
+        if line.strip():
+            try:
+                found.append(parse(line, number))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+    return found
 
 
 def parse_line(line: str) -> Any:

@@ -23,10 +23,12 @@ from functools import cache
 from importlib import resources
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from drafter.prompts.files import FORMS, ROLES, entries_of, parse_line
+from drafter.prompts.files import FORMS, ROLES, TrainingPrompt, entries_of, parse_file, parse_line
 from drafter.prompts.grammar import Grammar
+
+Drawn = TypeVar("Drawn")
 
 HELD_OUT_ONE_IN = 64
 MIN_WORDS, MAX_WORDS, MAX_CHARS = 60, 400, 4_000  # of a document's passage
@@ -39,14 +41,6 @@ _SHINGLE = 8  # words in a run; every 16th run or so is kept, to know a passage 
 _CODE = ".py .c .h .cc .cpp .hpp .js .ts .java .go .rs .rb .php .pl .pm .sh .lua .sql .css .el .tcl .awk .r"
 _DATA = ".json .jsonl .csv .tsv .xml .html .htm .svg .yaml .yml .toml .ini .cfg .conf .desktop"
 _SUFFIXES = {**dict.fromkeys(_CODE.split(), "code"), **dict.fromkeys(_DATA.split(), "data")}
-
-
-@dataclass(frozen=True)
-class TrainingPrompt:
-    """Keep a prompt: `messages` are (role, content) as chat templates take them; the last message is the user's."""
-
-    kind: str
-    messages: tuple[tuple[str, str], ...]
 
 
 def generated_prompts(seed: int) -> Iterator[TrainingPrompt]:
@@ -89,9 +83,17 @@ def document_prompts(folder_or_file: Path, seed: int) -> Iterator[TrainingPrompt
     Raises:
         ValueError: there is no such file or folder.
     """
-    if not folder_or_file.exists():
-        raise ValueError(f"{folder_or_file}: no such file or folder; name a text file, or a folder that holds some")
-    return _document_prompts(folder_or_file, random.Random(seed))
+    rng = random.Random(seed)
+    return (_document_prompt(*passage, rng) for passage in _document_passages(folder_or_file, rng))
+
+
+def document_passages(folder_or_file: Path, seed: int) -> Iterator[str]:
+    """Yield the passages of `document_prompts`, without a request, in random order.
+
+    Raises:
+        ValueError: there is no such file or folder.
+    """
+    return (passage for _, passage in _document_passages(folder_or_file, random.Random(seed)))
 
 
 def user_prompts(path: Path) -> Iterator[TrainingPrompt]:
@@ -104,27 +106,14 @@ def user_prompts(path: Path) -> Iterator[TrainingPrompt]:
         ValueError: the file cannot be read, holds no prompts, or has a line that is no prompt; the message names the
             line.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        number = error.object.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {number}: not UTF-8; save the file as UTF-8") from None
-    prompts = []
-    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would cut at U+2028 in a string
-        if line.strip():
-            try:
-                prompts.append(TrainingPrompt("user", _parse_line(line)))
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
+    prompts = parse_file(path, lambda line, number: TrainingPrompt("user", _parse_line(line)))
     if not prompts:
         raise ValueError(f"{path}: holds no prompts; each line is one of {FORMS}")
     return iter(prompts)
 
 
-def mix_prompts(parts: Sequence[tuple[float, Iterator[TrainingPrompt]]], seed: int) -> Iterator[TrainingPrompt]:
-    """Draw prompts from the sources in proportion to their weights; end when every source has run dry.
+def mix_prompts(parts: Sequence[tuple[float, Iterator[Drawn]]], seed: int) -> Iterator[Drawn]:
+    """Draw prompts, or texts, from the sources in proportion to their weights; end when every source has run dry.
 
     Raises:
         ValueError: a weight is not positive.
@@ -135,7 +124,7 @@ def mix_prompts(parts: Sequence[tuple[float, Iterator[TrainingPrompt]]], seed: i
     return _mixed(list(parts), random.Random(seed))
 
 
-def _mixed(parts: list[tuple[float, Iterator[TrainingPrompt]]], rng: random.Random) -> Iterator[TrainingPrompt]:
+def _mixed(parts: list[tuple[float, Iterator[Drawn]]], rng: random.Random) -> Iterator[Drawn]:
     while parts:
         number = rng.choices(range(len(parts)), [weight for weight, _ in parts])[0]
         prompt = next(parts[number][1], None)
@@ -213,7 +202,14 @@ def _fingerprint(prompt: TrainingPrompt) -> int:
     return zlib.crc32(re.sub(r"[\W_]+", "", spoken.lower()).encode())
 
 
-def _document_prompts(root: Path, rng: random.Random) -> Iterator[TrainingPrompt]:
+def _document_passages(root: Path, rng: random.Random) -> Iterator[tuple[str, str]]:
+    """Return the (suffix of the file, passage) of the text files at `root`. Raises ValueError: nothing is there."""
+    if not root.exists():
+        raise ValueError(f"{root}: no such file or folder; name a text file, or a folder that holds some")
+    return _drawn_passages(root, rng)
+
+
+def _drawn_passages(root: Path, rng: random.Random) -> Iterator[tuple[str, str]]:
     files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file() and not p.is_symlink())
     rng.shuffle(files)
     pool: list[tuple[str, str]] = []  # (suffix, passage)
@@ -225,10 +221,9 @@ def _document_prompts(root: Path, rng: random.Random) -> Iterator[TrainingPrompt
                 pool.append((file.suffix, passage))
             seen |= keys
         while len(pool) > _POOL:
-            yield _document_prompt(*pool.pop(rng.randrange(len(pool))), rng)
+            yield pool.pop(rng.randrange(len(pool)))
     rng.shuffle(pool)
-    for suffix, passage in pool:
-        yield _document_prompt(suffix, passage, rng)
+    yield from pool
 
 
 def _shingles(passage: str) -> set[int]:

@@ -10,13 +10,13 @@ sizes differ from the backbone's begin random.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from drafter.config import MTPHeadSpec, head_tensors
+from drafter.config import BIGRAM_LEFT, BIGRAM_RIGHT, HEAD, MTPHeadSpec, head_tensors
 from drafter.data.features import Features
 from specdec.model.decoder import Decoder
 from specdec.model.stack import Layer, Linear
@@ -47,7 +47,7 @@ def initial_tensors(
         else torch.randn(shape, generator=generator, dtype=torch.float32) * shape[-1] ** -0.5
         for name, shape in head_tensors(spec).items()
     }
-    copies = {"norm.weight": backbone.norm, "embed_tokens.weight": backbone.head.rows(ids, torch.float32)}
+    copies = {"norm.weight": backbone.norm, HEAD: backbone.head.rows(ids, torch.float32)}
     for i, layer in enumerate(_sources(spec, backbone)):
         copies |= {f"layers.{i}.{name}": tensor for name, tensor in _copies(spec, layer).items()}
     for name, tensor in copies.items():
@@ -63,6 +63,31 @@ def initial_tensors(
         made |= fitted_projections(spec, backbone, texts)
     if spec.bigram:
         made["bigram.left.weight"].zero_()  # no bias at first
+    return made
+
+
+def with_candidates(
+    tensors: Mapping[str, Tensor], had: Tensor | None, ids: Tensor, backbone: Decoder
+) -> dict[str, Tensor]:
+    """Return the `tensors` of a head that scores the tokens `had` [candidates before], for one that scores `ids`.
+
+    `had`: None for all tokens. `ids` [candidates]. Tokens of both keep what the head knows of them; the rows of new
+    ones are copies of the backbone's head, and their bigram bias is zero.
+    """
+    vocab = backbone.spec.vocab_size
+    had = torch.arange(vocab, dtype=torch.int64) if had is None else had
+    slots = torch.full((vocab,), -1, dtype=torch.int64)
+    slots[had] = torch.arange(len(had), dtype=torch.int64)
+    place, known = slots[ids], slots[ids] >= 0  # [candidates]
+    made = dict(tensors)
+    rows = made[HEAD] = backbone.head.rows(ids, torch.float32).clone()
+    rows[known] = tensors[HEAD][place[known]]
+    for name in (BIGRAM_LEFT, BIGRAM_RIGHT):
+        if (old := tensors.get(name)) is not None:
+            bias = torch.zeros(len(ids) + len(old) - len(had), old.shape[1], dtype=torch.float32)
+            bias[: len(ids)][known] = old[place[known]]
+            bias[len(ids) :] = old[len(had) :]  # of the tokens that are no candidates
+            made[name] = bias
     return made
 
 

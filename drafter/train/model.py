@@ -18,13 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from drafter.config import MTPHeadSpec, head_tensors
+from drafter.config import HEAD, MTPHeadSpec, head_tensors
 from drafter.data.features import AttentionStates
 from drafter.train.attention import attend
 from specdec.model.stack import Rotations
 from specdec.model.states import States
-
-_HEAD = "embed_tokens.weight"
 
 
 class TextView(NamedTuple):
@@ -127,10 +125,10 @@ class Network(nn.Module):
         The bigram bias, left @ right^T, adds columns to both factors.
         """
         if not self.spec.bigram:
-            return x, self[_HEAD]
+            return x, self[HEAD]
         assert slots is not None
         left = self["bigram.left.weight"][slots].to(x.dtype)  # [rows, rank]
-        return torch.cat((x, left), dim=1), torch.cat((self[_HEAD], self["bigram.right.weight"]), dim=1)
+        return torch.cat((x, left), dim=1), torch.cat((self[HEAD], self["bigram.right.weight"]), dim=1)
 
     def _layer(self, index: int, x: Tensor, sight: Sight) -> Tensor:
         text, at = self.spec.text, f"layers.{index}."

@@ -29,7 +29,7 @@ from drafter.data.features import Features
 from drafter.data.patience import PATIENT, USUAL, Intervals, Now
 from drafter.files.formats import Form, Start, Trained
 from drafter.settings import TimeBudget, TrainerSettings
-from drafter.train.initial import initial_tensors
+from drafter.train.initial import initial_tensors, with_candidates
 from drafter.train.judge import Judge, Progress, Scored
 from drafter.train.loss import Candidates
 from drafter.train.model import Network
@@ -38,7 +38,7 @@ from drafter.train.schedule import Clock, Pace, Schedule, Step, rows_per_second,
 from drafter.train.trainer import StepReport, Trainer
 from specdec.model.decoder import Decoder
 
-COLLECTING, TRAINING = "collecting answers", "training"
+COLLECTING, TRAINING = "collecting texts", "training"
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,11 @@ class TrainingRun:
         return self.folder / "training" / "state.pt"
 
     @property
+    def before(self) -> dict[str, Any] | None:
+        """Return the score of the head that training began with; None until it is known."""
+        return self.progress.scores[0] if self.progress.scores else None
+
+    @property
     def status(self) -> Status:
         """Return where the run is now; another thread may ask while `run` is under way."""
         left = max(0.0, self.schedule.left) if self.schedule.limited else None
@@ -162,7 +167,7 @@ class TrainingRun:
             self.collected = found = grown
             yield found
         if not found.tokens:
-            raise ValueError("there are no prompts short enough to learn from; give others with --data")
+            raise ValueError("there are no prompts short enough to learn from; give others with --data, or texts")
 
     def _enough(self, found: Size) -> bool:
         """Tell whether the set has its tokens; with steps, whole blocks of them, which do not depend on the time."""
@@ -176,13 +181,15 @@ class TrainingRun:
         dataset, backbone = Dataset(self.collector.writer.folder), self.backbone
         self.collected = size(dataset.shards)
         vocab = backbone.spec.vocab_size
-        wanted = None if self.start is None else self.start.draft_ids
+        wanted = None if self.start is None or self.start.renewed else self.start.draft_ids
         ids, coverage = frequent(dataset, vocab, self.form.draft_vocab or vocab, wanted)
         teacher = backbone.head.rows(ids, torch.float32) if self.settings.recipe.soft else None
         candidates = Candidates.of(ids, vocab, teacher)
         going_on = self.state.is_file()
         if self.start is not None:
             tensors = self.start.tensors
+            if self.start.renewed:
+                tensors = with_candidates(tensors, self.start.draft_ids, ids, backbone)
         else:
             tensors = initial_tensors(self.spec, backbone, ids, self._to_fit(dataset, going_on), self.settings.seed)
         network = Network(self.spec, tensors)
@@ -280,6 +287,8 @@ class TrainingRun:
             "trained": {"steps": trainer.step_number, "tokens": trainer.tokens, **asdict(self.settings)},
             "score": None if score is None else asdict(score),
         }
+        if self.start is not None:
+            about["before"] = self.before
         tensors, ids = trainer.network.tensors(), trainer.candidates.ids
         self.form.save(folder, Trained(tensors, ids, self.backbone, about, self.settings.recipe.steps))
 

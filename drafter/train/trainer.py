@@ -174,6 +174,8 @@ class Trainer:
             theirs, candidates = state["settings"], state["candidates"]
         except Exception as error:  # torch and pickle have many of their own
             raise ValueError(f"{path}: a damaged checkpoint ({error}); delete it to begin anew") from error
+        usual = asdict(TrainerSettings())  # what a file of earlier days does not say is as it was then
+        theirs = {**usual, **theirs, "recipe": {**usual["recipe"], **theirs["recipe"]}}
         mine = asdict(self.settings)
         if changed := sorted(name for name in mine if mine[name] != theirs.get(name)):
             raise ValueError(f"{path}: begun with another {', '.join(changed)}; use those, or delete it to begin anew")

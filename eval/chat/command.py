@@ -29,11 +29,13 @@ def chat(
     history: bool = True,
     image_tokens: int | None = None,
     frames: int | None = None,
+    learn: int | None = None,
 ) -> int:
     """Converse until /quit or the end of stdin; return exit code 0.
 
     `markdown`: show answers as styled text on a terminal. `history`: keep the typed messages, for later sessions.
     `image_tokens`, `frames`: see `MediaOptions`.
+    `learn`: keep the conversations for training, in at most so many bytes (None: nothing).
 
     Raises ValueError: the model is not usable, has no chat template, or reads text alone and has options for media.
     """
@@ -42,12 +44,21 @@ def chat(
         from eval.chat.commands import Chat
         from eval.chat.media import MediaOptions
         from eval.cli.session import open_session
+        from eval.use.recording import open_recorder, say
 
         session, media = open_session(settings, remember=True), MediaOptions(image_tokens, frames)
         conversation = Chat(session, Console(), dashboard, markdown, media)
         if media != MediaOptions():
             assert conversation.turns.media.processor  # options for a model of text alone are an error
-        _converse(conversation, _history_file() if history else None)
+        recorder = None if learn is None else open_recorder(session, learn)
+        if recorder is not None:
+            conversation.turns.on_text = recorder.add
+            conversation.turns.say(f"({say(recorder)})")
+        try:
+            _converse(conversation, _history_file() if history else None)
+        finally:
+            if recorder is not None:
+                recorder.close()
     return 0
 
 

@@ -24,9 +24,10 @@ from eval.cli.session import Session
 from eval.live.parts import format_percent, position_table
 
 KEYS = """\
-Enter sends, Alt-Enter or Ctrl-J begins another line; what is pasted is one message, and so is what stands between two
-lines with three quotation marks. Ctrl-C stops an answer and keeps what was said; Ctrl-D leaves. A message that begins
-as a command does is sent with one more slash: //help."""
+Enter sends, Alt-Enter or Ctrl-J begins another line; what is pasted is one \
+message, and so is what stands between two lines with three quotation marks. \
+Ctrl-C stops an answer and keeps what was said; Ctrl-D leaves. A message that \
+begins as a command does is sent with one more slash: //help."""
 _ALIASES = {"/exit": "/quit", "/bye": "/quit", "/clear": "/reset", "/regen": "/regenerate", "/?": "/help"}
 _LIKE_A_COMMAND = re.compile(r"/[A-Za-z]+")
 
@@ -57,7 +58,7 @@ class Chat:
         self.commands: dict[str, Command] = {
             "/help": Command(lambda _: self._help(), "", "this list"),
             "/regenerate": Command(lambda _: self.turns.ask_again(), "", "another answer to the last question"),
-            "/edit": Command(self._edit, "[TEXT]", "write a message in $EDITOR, beginning with TEXT or the last one"),
+            "/edit": Command(self._edit, "[TEXT]", "write in $EDITOR, beginning with TEXT or the last question"),
             "/undo": Command(lambda _: self.turns.take_back(), "", "forget the last question and its answer"),
             "/reset": Command(lambda _: self._reset(), "", "forget the conversation (the role stays)"),
             "/system": Command(self._set_system, "[TEXT]", "give the model a role; without TEXT: take it away", True),
@@ -164,8 +165,9 @@ class Chat:
         model = self.turns.session.model
         if name:
             model.set_adapter(name)
-        known = ", ".join((*model.decoder.adapters.names, "none"))
-        self.turns.say(f"adapter: {' '.join(model.active_adapters()) or 'none'} (there are: {known})")
+        names = model.decoder.adapters.names
+        known = f"there are: {', '.join((*names, 'none'))}" if names else "the model has none; --adapter adds one"
+        self.turns.say(f"adapter: {' '.join(model.active_adapters()) or 'none'} ({known})")
 
     def _stats(self) -> None:
         runs = self.turns.runs

@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -65,6 +66,7 @@ class Turns:
         self.runs: list[TimedRun] = []
         self.markdown = markdown
         self.shown, self.dashboard = dashboard, Dashboard(session.costs, session.memory)
+        self.on_text: Callable[[list[int], int], None] | None = None  # hears of answers that were not stopped
         self._again = 0  # how often the last question was asked again
 
     @property
@@ -163,6 +165,8 @@ class Turns:
             return False
         else:
             self.runs.append(run)
+            if self.on_text is not None and not inputs:
+                self.on_text([*ids[0].tolist(), *run.tokens], ids.shape[1])
             self.say(f"({one_line(run)})")
             if run.finish == "length":
                 self.say(f"({cut_note(self.session, run)})")

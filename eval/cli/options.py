@@ -16,7 +16,7 @@ from typing import Any
 
 from eval.cli.names import expand_modes
 from eval.cli.output import file_name
-from eval.cli.parser import Parser
+from eval.cli.parser import HelpFormatter, Parser
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 _THREADS_EACH, _THREADS = 4, 16  # of a processor, at most, where that is not less than so many
@@ -66,21 +66,22 @@ def check_names(settings: GenerationSettings, modes: Sequence[str] = (), shapes:
     `modes`: of a bench; `shapes`: other names that the model may have.
     """
     # Here, because it imports rich, which --help need not wait for.
-    from specdec.weights.hub.paths import drafter_path, local_path
+    from specdec.weights.hub.names import HubName
+    from specdec.weights.hub.paths import drafter_path, is_path, local_path
 
     local_path(settings.model, shapes)
     drafter_path(settings.drafter)
     for _, path in settings.adapter:
-        if not Path(path).exists():
-            raise ValueError(f"--adapter {path}: there is no such file or folder")
+        if not is_path(Path(path)) and HubName.of(path) is None:
+            raise ValueError(
+                f"--adapter {path}: there is no such file or folder, and no adapter of the hub is called so"
+            )
     expand_modes(modes)
 
 
 def module_parser(name: str, about: str | None) -> argparse.ArgumentParser:
     """Return the parser of `python -m eval.NAME`, which describes the module with `about`."""
-    return Parser(
-        prog=f"python -m eval.{name}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    return Parser(prog=f"python -m eval.{name}", description=about, formatter_class=HelpFormatter)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -119,8 +120,8 @@ def add_adapter_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help="a LoRA adapter, a PEFT folder or a .gguf file; NAME= may be left out. Several times: the first is used, "
-        "and serve answers with each, as the model MODEL:NAME",
+        help="a LoRA adapter: a PEFT folder, a .gguf file or a hub id; NAME= may be left out. Several times: the first "
+        "is used, and serve answers with each, as the model MODEL:NAME",
     )
 
 
@@ -273,6 +274,13 @@ def fraction(text: str) -> float:
     """Parse a number above 0, up to 1: an argparse type."""
     if not 0 < (value := number(text)) <= 1:
         raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")
+    return value
+
+
+def share(text: str) -> float:
+    """Parse a number from 0 to 1: an argparse type."""
+    if not 0 <= (value := number(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {text}")
     return value
 
 

@@ -7,10 +7,27 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from specdec.util.text import did_you_mean, printable
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Fill the paragraphs of a description to the width of the terminal, and leave lines that are indented, such as
+    commands, as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join(self._paragraph(part, width, indent) for part in text.strip("\n").split("\n\n"))
+
+    def _paragraph(self, text: str, width: int, indent: str) -> str:
+        lines = text.splitlines()
+        if any(line.startswith("  ") for line in lines):
+            return "\n".join(indent + line for line in lines)
+        return textwrap.fill(
+            text, width, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
 
 
 class Parser(argparse.ArgumentParser):

@@ -19,7 +19,7 @@ from specdec.open import open_checkpoint
 from specdec.util.terminal import Terminal
 from specdec.util.text import did_you_mean
 from specdec.weights.gguf.blocks import BLOCKS, FLOATS
-from specdec.weights.gguf.checkpoint import name_of
+from specdec.weights.gguf.floats import name_of
 from specdec.weights.gguf.split import read_parts
 from specdec.weights.hub.folder import companions
 from specdec.weights.hub.paths import model_path
@@ -37,13 +37,13 @@ def models(json_file: Path | None) -> int:
         records.append(record)
         takes = f"{record['memory'] / 1e9:.2f}" if "memory" in record else "not supported"
         words = "(a drafter)" if record["kind"] == "drafter" else ", ".join(record["beside"])
-        table.add_row(here.name, here.keeper, f"{here.nbytes / 1e9:.2f}", takes, words)
+        table.add_row(one_line(here.name), here.keeper, f"{here.nbytes / 1e9:.2f}", takes, words)
     console = Terminal(highlight=False)
     if records:
         console.print(table)
         console.print(
-            f"in memory: weights, the drafter beside them, a context of {POSITIONS:,} and Python; folders of floats "
-            f"with --quantize int4. {available_bytes() / 1e9:.1f} GB are free. `show NAME` says more",
+            f"in memory: weights, the drafter beside them, a context of {POSITIONS:,}, workspace and Python; folders "
+            f"of floats with --quantize int4. {available_bytes() / 1e9:.1f} GB are free. `show NAME` says more",
             soft_wrap=True,
         )
     else:
@@ -74,10 +74,11 @@ def show(name: str, json_file: Path | None) -> int:
     Raises ValueError: nothing is there, or it is no model that is supported.
     """
     check_writable(json_file)
+    program = program_bytes()  # before a vocabulary is read, which does not stay
     path = model_path(name)
     here = Here(name, "", path)
     spec, *_ = open_checkpoint(path)
-    needs, found = needs_of(path, quantize_of(path), program_bytes()), companions(path)
+    needs, found = needs_of(path, quantize_of(path), program), companions(path)
     console = Terminal(highlight=False)
     console.print(str(path), soft_wrap=True)
     console.print(

@@ -33,7 +33,7 @@ def files_of(name: str) -> list[Path]:
         return files
     models = {path.name: path for path in sort_files(files).models}
     if wanted.file is not None:
-        chosen = next((path for path in files if path.as_posix().endswith(f"/{wanted.file}")), None)
+        chosen = next((path for path in files if _in_snapshot(path) == wanted.file), None)
     else:
         chosen = models[pick(list(models), wanted.tag, wanted.repository)] if models else None
     if chosen is None:
@@ -42,3 +42,9 @@ def files_of(name: str) -> list[Path]:
     last = {*models.values()} <= {chosen}
     found = companions(chosen)
     return [*(part for part in parts if part.is_file()), *((*found.drafters, *found.embedders) if last else ())]
+
+
+def _in_snapshot(path: Path) -> str:
+    """Return the name that a file has in its repository, with its folders."""
+    snapshot = next(parent for parent in path.parents if parent.parent.name == "snapshots")
+    return path.relative_to(snapshot).as_posix()

@@ -27,6 +27,7 @@ from drafter.files.checkpoint import provenance_of
 from drafter.files.gguf import DIALECTS
 from drafter.files.head import HEAD_FILE
 from drafter.prompts.generator import user_prompts
+from drafter.use.log import ABOUT, model_of, read_text
 from eval.fuzz.adapters import read_adapter
 from eval.fuzz.media import PICTURES, SOUNDS, VIDEOS, read_picture, read_sounds, read_video
 from eval.prompts.sets import load_prompts
@@ -204,6 +205,18 @@ def _read_prompts(folder: Path, world: World) -> None:
         call(folder / "prompts.jsonl")
 
 
+def _read_use(folder: Path, world: World) -> None:
+    """Read the text of a log, and the model that it is of; both are tried, and the first error counts."""
+    found: list[ValueError] = []
+    for path in folder.glob("*.json"):
+        try:
+            model_of(folder) if path.name == ABOUT else read_text(path)
+        except ValueError as error:
+            found.append(error)
+    if found:
+        raise found[0]
+
+
 @contextmanager
 def no_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Make a progress bar that nobody sees."""
@@ -211,7 +224,7 @@ def no_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 HF = ("hf-llama", "hf-qwen3", "hf-gemma3", "hf-gemma4", "hf-gemma4-shared")
-QUANTISED = ("ct-asymmetric", "mlx-5", "awq", "gptq-v2", "nf4-double", "fp8-row")  # by other programs
+QUANTISED = ("ct-asymmetric", "mlx-5", "awq", "gptq-v2", "nf4-double", "fp8-row", "mlx-mxfp4", "ct-nvfp4")  # by others
 GGUF = ("gguf-llama", "gguf-qwen3", "gguf-gemma3", "gguf-gemma4-shared")
 KINDS: dict[str, Kind] = {
     "gguf": Kind(GGUF, ("model.gguf",), _read_both),
@@ -231,6 +244,7 @@ KINDS: dict[str, Kind] = {
     "adapter": Kind(("adapter-peft",), ("adapter_config.json", "adapter_model.safetensors"), _read_adapter),
     "gguf-adapter": Kind(("adapter-gguf",), ("adapter.gguf",), _read_adapter),
     "shards": Kind(("shards",), ("set.json", "00000.safetensors"), _read_shards),
+    "use": Kind(("use",), ("*.json",), _read_use),
     "prompts": Kind(("prompts",), ("prompts.jsonl",), _read_prompts),
     "picture": Kind(tuple(f"picture-{name}" for name in PICTURES), ("file.*",), lambda folder, _: read_picture(folder)),
     "sound": Kind(tuple(f"sound-{name}" for name in SOUNDS), ("file.*",), lambda folder, _: read_sounds(folder)),

@@ -35,8 +35,8 @@ ValueError on one line that names it; anything else fails. The same seed makes t
 failed."""
 NAMES = (
     "gguf", "manifest", "mmproj", "config", "generation", "tokenizer", "index", "safetensors", "quantised", "packed",
-    "conversation", "head", "assistant", "drafter", "adapter", "gguf-adapter", "shards", "prompts", "picture",
-    "sound", "video",
+    "conversation", "head", "assistant", "drafter", "adapter", "gguf-adapter", "shards", "prompts", "use",
+    "picture", "sound", "video",
 )  # fmt: skip
 KEEP = Path("runs/fuzz")
 _SHOWN = 12  # failures that are printed

@@ -26,6 +26,7 @@ from drafter.files.assistant import assistant_config, save_assistant
 from drafter.files.gguf import DIALECTS
 from drafter.files.gguf_writer import TYPES, write_assistant
 from drafter.files.head import save_head
+from drafter.use.log import UsedModel, UseLog
 from eval.fuzz.adapters import write_adapters
 from eval.fuzz.cases import GGUF, QUANTISED, VOCAB, World, generate, no_bar
 from eval.fuzz.media import write_media
@@ -110,6 +111,9 @@ def write_seeds(folder: Path) -> None:
     _write_shards(folder / "shards", world.model().decoder)
     write_adapters(folder / "adapter", world.model("hf-gemma4").decoder, "gemma4")
     write_media(folder)
+    log = UseLog(folder / "logs", UsedModel("tiny", world.model().decoder.fingerprint), 1 << 20)
+    log.add(range(2, 60), 20)
+    log.place.rename(folder / "use")
     (folder / "prompts").mkdir()
     lines = (
         {"prompt": "Hello", "id": 1, "category": "chat"},

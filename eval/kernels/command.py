@@ -52,23 +52,26 @@ class Measured:
 
     bandwidth: Bandwidth
     quick: bool = False
+    repetitions: int | None = None
     series: list[Series] = field(default_factory=list)
     model: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def effort(self) -> Effort:
-        """Return how often to repeat the call of a kernel."""
-        return Effort(most=15, seconds=0.05) if self.quick else Effort()
+    def effort(self, quick: Effort, thorough: Effort) -> Effort:
+        """Return how often to repeat a call: the repetitions that were asked for, else `quick` or `thorough`."""
+        if self.repetitions is not None:
+            return Effort(self.repetitions, self.repetitions)
+        return quick if self.quick else thorough
 
     def kernels(self, only: frozenset[str], report: Report) -> None:
         """Time the kernels named in `only`."""
+        effort = self.effort(Effort(most=15, seconds=0.05), Effort())
         for case in cases(self.quick, only):
             report(f"{case.kernel} {case.what}")
             before = self.bandwidth.readings[-1]
             timings: dict[int, KernelTiming] = {}
             for some in ([t for t in case.rows if t in DECODE], [t for t in case.rows if t not in DECODE]):
                 # Prefill has a rotation of its own: after 512 rows, one row finds neither its data nor its threads.
-                timings |= alternate({rows: case.call(rows) for rows in some}, self.effort)
+                timings |= alternate({rows: case.call(rows) for rows in some}, effort)
             ceiling = max(before, self.bandwidth.measure())
             self.series.append(Series.of(case.kernel, case.what, timings, case.bytes_read, ceiling))
 
@@ -76,7 +79,7 @@ class Measured:
         """Time whole passes, V(T). Raises ValueError: see `pass_costs`."""
         report(f"passes at {context} positions")
         before = self.bandwidth.measure()
-        effort = Effort(most=10, seconds=0.5) if self.quick else Effort(least=7, most=60, seconds=1.5)
+        effort = self.effort(Effort(most=10, seconds=0.5), Effort(least=7, most=60, seconds=1.5))
         timings = pass_costs(decoder, context, rows, effort)
         ceiling = max(before, self.bandwidth.measure())
         what = f"pass after {context} positions"
@@ -86,7 +89,8 @@ class Measured:
         """Time a prompt of `tokens` tokens, or of as many as the model has room for, in tokens a second."""
         report(f"prefill of {tokens}")
         tokens = min(tokens, decoder.spec.max_positions)
-        timing = prefill_speed(decoder, tokens, Effort(most=5 if self.quick else 7, seconds=2.0))
+        effort = self.effort(Effort(most=5, seconds=2.0), Effort(most=7, seconds=2.0))
+        timing = prefill_speed(decoder, tokens, effort)
         self.model |= {"prefill_tokens": tokens, "prefill_tokens_per_second": tokens / timing.median}
 
     def full_size(self, name: str, context: int, kv_dtype: torch.dtype, report: Report, adapter_rank: int = 0) -> None:
@@ -112,10 +116,15 @@ class Measured:
         """Time passes with a random adapter of `rank` on all matrices, and without it, in turn."""
         report(f"passes with an adapter of {rank} ranks")
         adapter = add_random_adapter(decoder, rank)
-        effort = Effort(least=5, most=10, seconds=1.0) if self.quick else Effort(least=9, most=60, seconds=10.0)
+        effort = self.effort(Effort(most=10, seconds=1.0), Effort(least=9, most=60, seconds=10.0))
         costs = adapter_costs(decoder, context, ADAPTER_ROWS, adapter.name, effort)
         found = [
-            {"rows": rows, "us": plain.median * 1e6, "adapted_us": with_it.median * 1e6}
+            {
+                "rows": rows,
+                "us": plain.median * 1e6,
+                "adapted_us": with_it.median * 1e6,
+                "repetitions": len(plain.seconds),
+            }
             for rows, (plain, with_it) in costs.items()
         ]
         self.model["adapter"] = {"rank": rank, "bytes": adapter.nbytes, "passes": found}
@@ -129,7 +138,7 @@ def measure(arguments: argparse.Namespace) -> int:
     only = frozenset(arguments.only)
     console, interrupted = Terminal(stderr=True), False
     neighbours = Neighbours()
-    measured = Measured(Bandwidth(torch.get_num_threads()), arguments.quick)
+    measured = Measured(Bandwidth(torch.get_num_threads()), arguments.quick, arguments.repetitions)
     with Progress(
         TextColumn("{task.description}"), BarColumn(), console=console, transient=True, disable=not console.is_terminal
     ) as progress:
@@ -214,6 +223,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m eval.kernels` with the words `argv` (None: the process's own); return its exit code."""
     parser = cli.module_parser("kernels", ABOUT)
     parser.add_argument("--quick", action="store_true", help="fewer shapes, rows and repetitions: about half a minute")
+    parser.add_argument(
+        "--repetitions",
+        type=cli.whole_number(1),
+        metavar="N",
+        help="time every call N times; a figure is the median (default: as often as some seconds allow, shown by "
+        "--json)",
+    )
     parser.add_argument(
         "--only",
         nargs="+",

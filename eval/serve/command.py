@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from eval.cli.options import GenerationSettings
 
 if TYPE_CHECKING:
+    from drafter.use.recorder import UseRecorder
     from eval.cli.session import Session
     from specdec.media.processor import Processor
 
@@ -35,6 +36,8 @@ class ServeOptions:
     keep_alive: float = 10.0
     cache_dir: Path | None = None
     debug: bool = False
+    learn: bool = False
+    learn_limit: int = 0  # bytes
 
 
 def options_from(arguments: argparse.Namespace) -> ServeOptions:
@@ -76,13 +79,18 @@ def serve(settings: GenerationSettings, options: ServeOptions) -> int:
         check_folder(options.cache_dir)
     print(f"loading {settings.model} ...", file=sys.stderr, flush=True)
     from eval.cli.session import open_session
+    from eval.use.recording import open_recorder, say
     from specdec.drafting.draft_length import FixedLength
     from specdec.server.generation.service import Service
     from specdec.server.guard import Access
     from specdec.server.listen import Listening, listen
 
+    recorders: list[UseRecorder] = []
+
     def load() -> Service:
         session = open_session(settings, remember=True)
+        if options.learn:
+            recorders.append(open_recorder(session, options.learn_limit))
         lengths = None if isinstance(settings.draft_length, str) else FixedLength(settings.draft_length)
         return Service(
             session.model,
@@ -93,6 +101,7 @@ def serve(settings: GenerationSettings, options: ServeOptions) -> int:
             lengths,
             options.cache_dir,
             _processor(session),
+            recorders[0].add if recorders else None,
         )
 
     def started(address: str, service: Service) -> None:
@@ -100,6 +109,8 @@ def serve(settings: GenerationSettings, options: ServeOptions) -> int:
         if not service.tokenizer.chat_template:
             print("it has no chat template: /v1/completions alone answers", file=sys.stderr)
         print(f"what it does is drawn at {address}/", file=sys.stderr)
+        if recorders:
+            print(say(recorders[0]), file=sys.stderr)
         print(
             f"at most {options.max_sequences} at a time, {service.context:,} tokens of context each; "
             f"{'a key is asked for' if options.api_key else 'no key is asked for'}; Ctrl-C ends",
@@ -116,7 +127,11 @@ def serve(settings: GenerationSettings, options: ServeOptions) -> int:
 
     access = Access(options.api_key, (options.host, *options.allow_host), options.allow_origin)
     where = Listening(options.host, options.port, access, options.grace, options.debug, options.keep_alive)
-    listen(load, where, started, ending)
+    try:
+        listen(load, where, started, ending)
+    finally:
+        for recorder in recorders:
+            recorder.close()
     return 0
 
 

@@ -1,5 +1,5 @@
-"""`run.py train`: train a head for a model, from the model's own answers; the folder that the command leaves is a
-drafter.
+"""`run.py train`: train a head for a model, from the model's own answers or texts as they are; the folder that the
+command leaves is a drafter.
 
 Under `torchrun` each process runs this command; the first one prints.
 """
@@ -13,28 +13,31 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from torch import Tensor, distributed
+from torch import distributed
 
-from drafter.data.build_dataset import HELD_OUT, Collector, encode_prompts, training_prompts
+from drafter.data.build_dataset import BUILT_IN, HELD_OUT, Collector, encode_prompts, training_prompts
 from drafter.data.features import longest_text
-from drafter.data.given import EncodedPrompt
-from drafter.data.server import AnswerServer, Reply, ServerAnswers
-from drafter.files.formats import form_for, read_start
-from drafter.prompts.generator import TrainingPrompt
-from drafter.settings import Answering, Recipe, Shape, TimeBudget, fast_bfloat16
+from drafter.data.given import EncodedPrompt, GivenText, GivenTexts
+from drafter.data.mixture import as_given
+from drafter.data.server import AnswerServer, ServerAnswers
+from drafter.files.formats import form_for, read_start, stored_bits
+from drafter.prompts.generator import mix_prompts
+from drafter.settings import ADAPTING_RATE, Answering, Recipe, Shape, TimeBudget, fast_bfloat16
 from drafter.settings import TrainerSettings as Training
 from drafter.train.run import TrainingRun
+from drafter.use.log import use_folder
+from drafter.use.texts import UseSplit
 from eval.cli.options import GenerationSettings
 from eval.cli.output import INTERRUPTED, check_writable, put_record
 from eval.cli.provenance import machine
-from eval.cli.session import Session, open_session
-from eval.prompts.sets import Message
+from eval.cli.session import open_session
+from eval.train.from_use import counts, head_in_use, texts_of_use, use_record
+from eval.train.texts import Texts, completed, ends_of, messages_of
 from eval.train.view import view_for
 from specdec.util.terminal import Terminal
 
@@ -47,13 +50,18 @@ class TrainOptions:
 
     out: Path
     data: tuple[tuple[str, float], ...]
+    texts: tuple[tuple[str, float], ...]
+    asks: bool  # whether the backbone, or a server, answers prompts, besides those that the head is judged on
     budget: TimeBudget
     answering: Answering
     training: Training
     shape: Shape
+    draft_vocab: int | None  # as it was asked for; the shape has the default else
     start: str | None
     answers_from: str | None
     answers_model: str | None
+    from_use: Path | None  # the folder of logs
+    own_bits: bool  # whether the saved head has the bits of the one that training begins with
     began: float  # on time.monotonic(): when the budget's minutes began
 
 
@@ -76,6 +84,7 @@ def train(settings: GenerationSettings, options: TrainOptions, json_file: Path |
 def _train(settings: GenerationSettings, options: TrainOptions, json_file: Path | None, parallel: bool) -> int:
     console = Console(quiet=parallel and distributed.get_rank() > 0)
     training_prompts(options.data, options.answering.seed)  # before the model: a wrong name fails at once
+    texts = Texts(options.texts, options.answering.seed)
     server = None
     if options.answers_from is not None:
         server = AnswerServer(options.answers_from, options.answers_model, os.environ.get("OPENAI_API_KEY"))
@@ -86,44 +95,81 @@ def _train(settings: GenerationSettings, options: TrainOptions, json_file: Path 
         )
     backbone = session.model.decoder
 
-    start = None
-    if options.start is not None:
-        start = read_start(options.start, backbone, options.shape.bits, options.shape.aux_layers)
+    start, name = None, options.start
+    if options.from_use is not None and name is None:
+        name = head_in_use(backbone)
+    if name is not None:
+        bits = stored_bits(name) if options.own_bits else options.shape.bits
+        start = read_start(name, backbone, bits, options.shape.aux_layers)
+        if options.draft_vocab is not None:
+            start = start.with_draft_vocab(options.draft_vocab)
     form = start.form if start else form_for(options.shape, backbone.spec, session.model.config.get_text_config())
     spec = form.spec(backbone.spec)
     layers = spec.reads
     most = min(options.answering.max_prompt, 2 * longest_text(backbone, layers) // 3)
     made_from: dict[str, Any] = {"data": [list(source) for source in options.data]}
 
+    longest = min(longest_text(backbone, layers), options.answering.max_prompt + options.answering.max_new_tokens)
+    texts.encode(session, longest)
+    if texts:
+        made_from |= {"texts": [list(source) for source in options.texts], "asks": options.asks}
+
     def prompts() -> Iterator[EncodedPrompt]:
         drawn = training_prompts(options.data, options.answering.seed)
         return encode_prompts(drawn, lambda prompt: session.encode(messages_of(prompt))[0], most)
 
-    answers = None
+    use = None
+    if options.from_use is not None:
+        use = texts_of_use(options.from_use, options.out, session, layers, not parallel or distributed.get_rank() == 0)
+        made_from["from_use"] = True
+
+    def items(asked: Iterator[EncodedPrompt]) -> Iterator[EncodedPrompt | GivenText]:
+        """Return `asked`, where prompts are to be answered, mixed with the texts that are read as they are."""
+        if use is not None:
+            return use.mixed(asked)
+        if not texts:
+            return asked
+        parts: list[tuple[float, Iterator[EncodedPrompt | GivenText]]] = []
+        if options.asks:
+            parts.append((sum(weight for _, weight in options.data), asked))
+        return mix_prompts([*parts, *texts.parts(session, longest)], options.answering.seed)
+
+    answers: ServerAnswers | None = None
+    given: GivenTexts | None = None
     if server is not None:
-        answers = ServerAnswers(
+        given = answers = ServerAnswers(
             server,
-            lambda: islice(prompts(), HELD_OUT, None),
+            lambda: items(islice(prompts(), HELD_OUT, None)),
             partial(completed, session),
             options.answering,
             options.answering.max_batch,
         )
         made_from["answers_from"] = server.model
+    elif not options.asks:
+        given = as_given(lambda: mix_prompts(texts.parts(session, longest), options.answering.seed))
+    asked = prompts()
+    held_out = list(use.prompts(most)) if use else [one.ids for one in islice(asked, HELD_OUT)]
     collector = Collector(
         options.out / "training" / "set",
         backbone,
         layers,
-        (one.ids for one in prompts()),
+        chain(held_out, (one if isinstance(one, GivenText) else one.ids for one in items(asked))),
         ends_of(session),
         options.answering,
         made_from,
         spec.aux_layers,
-        answers,
+        given,
+        len(held_out),
     )
     here = machine(backbone.device)
-    began = None if start is None else {"name": options.start, "provenance": start.provenance}
+    began = None
+    if start is not None:
+        began = {"name": name, "provenance": start.provenance, "trained_for": start.trained_for}
+        if start.trained_for is not None:
+            _say(console, f"{name} was trained for {start.trained_for}; it is adapted to {settings.model}.")
     about = {"backbone_name": settings.model, "start": began, "versions": here["versions"]}
     about |= {"adapter": backbone.adapters.default} if backbone.adapters.default else {}
+    about |= {"from_use": counts(use)} if use else {}
     about["cpu"], about["threads"] = here["host"]["cpu"], here["host"]["threads"]
     training_run = TrainingRun(
         options.out, backbone, collector, form, options.training, options.budget, about, start, began=options.began
@@ -137,43 +183,8 @@ def _train(settings: GenerationSettings, options: TrainOptions, json_file: Path 
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
     if training_run.first:
-        _report(console, training_run, options, json_file, answers)
+        _report(console, training_run, options, json_file, answers, use)
     return 0
-
-
-def messages_of(prompt: TrainingPrompt) -> list[Message]:
-    """Return the messages of `prompt` as chat templates take them."""
-    return [{"role": role, "content": content} for role, content in prompt.messages]
-
-
-def completed(session: Session, prompt: EncodedPrompt, reply: Reply) -> Tensor | None:
-    """Return the token ids [n] of `prompt` and the answer to it, as the model's template writes them, up to the
-    answer's end token; without it where the limit ended the answer.
-
-    None where the prompt's ids are not the beginning, or the answer's ids are not its text again.
-    """
-    try:
-        whole = session.encode([*messages_of(prompt.prompt), {"role": "assistant", "content": reply.text}], ended=True)[
-            0
-        ]
-    except ValueError:
-        return None
-    asked, ends = len(prompt.ids), ends_of(session)
-    if not torch.equal(whole[:asked], prompt.ids):
-        return None
-    end = next((i for i in range(asked, len(whole)) if int(whole[i]) in ends), None)
-    if end is None:
-        return None
-    written = session.tokenizer.decode(whole[asked:end].tolist(), skip_special_tokens=False)
-    if written.strip() != reply.text.strip():  # templates trim
-        return None
-    return whole[: end + 1 if reply.ended else end]
-
-
-def ends_of(session: Session) -> frozenset[int]:
-    """Return the tokens that end a text of the model."""
-    eos_ids = session.model.generation_config.eos_token_id
-    return frozenset(eos_ids if isinstance(eos_ids, list) else [] if eos_ids is None else [eos_ids])
 
 
 def _report(
@@ -182,23 +193,25 @@ def _report(
     options: TrainOptions,
     json_file: Path | None,
     answers: ServerAnswers | None,
+    use: UseSplit | None,
 ) -> None:
     scores = training_run.progress.scores
     best = max(scores, key=lambda score: float(score["real"]))
     k = options.training.recipe.steps
-    console.print(
+    _say(
+        console,
         f"\n{options.out}: {best['real']:.2f} tokens per round with {k} drafted, on held-out prompts.\n"
         f"Use it: --drafter {options.out} with any command, or specdec.load(..., drafter={str(options.out)!r}).\n"
         f"{options.out}/training may be deleted once you are done.",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
     )
+    if options.start is not None and use is None and (before := training_run.before) is not None:
+        _say(console, f"{options.start} had {before['real']:.2f} on the same prompts before.")
     record: dict[str, Any] = {
         "command": "train",
         "out": str(options.out),
         "best": best,
         "scores": scores,
+        "before": training_run.before if training_run.start is not None else None,
         "set": training_run.collected._asdict(),
         "budget": asdict(options.budget),
         "training": asdict(options.training),
@@ -206,29 +219,57 @@ def _report(
         **machine(training_run.backbone.device),
     }
     if answers is not None and answers.used:
-        console.print(
+        _say(
+            console,
             f"{answers.used} answers came from {answers.server.url}, and {answers.left_out} more were left out: empty, "
             "refused, or not the text of their own tokens.",
+        )
+        record["answers"] = {"from": answers.server.model, "used": answers.used, "left_out": answers.left_out}
+    if use is not None:
+        record["from_use"] = found = use_record(use, scores)
+        before, after = found["before"], found["after"]
+        console.print(
+            f"On conversations of your use that were held out: {before['real']:.2f} tokens per round before, "
+            f"{after['real']:.2f} now"
+            + (", the same head: it learned nothing of use yet." if after["step"] == before["step"] else "."),
             highlight=False,
             markup=False,
             soft_wrap=True,
         )
-        record["answers"] = {"from": answers.server.model, "used": answers.used, "left_out": answers.left_out}
     put_record(json_file, record)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def options_from(arguments: argparse.Namespace) -> TrainOptions:
     """Return the options that the parsed `arguments` ask for. Raises ValueError for a combination that makes no
     sense."""
     a = arguments
+    if a.from_use and (a.answers_from or a.texts):
+        other = "--texts" if a.texts else "--answers-from"
+        raise ValueError(f"--from-use learns from texts that are there already; leave out {other}")
+    usual = ADAPTING_RATE if a.from_use else Training.learning_rate
     return TrainOptions(
         out=a.out,
-        data=tuple(a.data),
+        data=tuple(a.data or [(BUILT_IN, 1.0)]),
+        texts=tuple(a.texts),
+        asks=bool(a.data or a.answers_from or not a.texts),
         budget=TimeBudget(a.minutes, a.steps, a.tokens, a.collecting, a.evaluate_minutes),
         answering=Answering(a.max_new_tokens, temperatures=tuple(a.temperature), seed=a.seed, max_batch=a.max_batch),
         training=Training(
-            recipe=Recipe(steps=a.draft_length, feature_weight=a.feature_weight, soft=not a.hard, deeper=a.unrolled),
-            learning_rate=a.learning_rate,
+            recipe=Recipe(
+                steps=a.draft_length,
+                feature_weight=a.feature_weight,
+                soft=not a.hard,
+                deeper=a.unrolled,
+                later=a.later_steps,
+                overlap=a.overlap,
+                target_temperature=a.target_temperature,
+                prompt_rows=a.prompt_rows,
+            ),
+            learning_rate=usual if a.learning_rate is None else a.learning_rate,
             matrix_rate=a.matrix_rate,
             batch_tokens=a.batch_tokens,
             bfloat16=not a.float32 and fast_bfloat16(),
@@ -237,6 +278,16 @@ def options_from(arguments: argparse.Namespace) -> TrainOptions:
         start=a.start,
         answers_from=a.answers_from,
         answers_model=a.answers_model,
+        from_use=use_folder() if a.from_use else None,
+        own_bits=a.from_use and a.bits is None,
         began=a.began,
-        shape=Shape(a.depth, a.width, a.draft_vocab, a.bigram, a.bits, tuple(a.aux_layers)),
+        shape=Shape(
+            a.depth,
+            a.width,
+            Shape.draft_vocab if a.draft_vocab is None else a.draft_vocab,
+            a.bigram,
+            a.bits or Shape.bits,
+            tuple(a.aux_layers),
+        ),
+        draft_vocab=a.draft_vocab,
     )

@@ -6,8 +6,8 @@ from __future__ import annotations
 import argparse
 import time
 
-from drafter.settings import Answering, Recipe, Shape, TimeBudget, TrainerSettings
-from eval.cli.options import fraction, number, source, temperature, whole_number
+from drafter.settings import ADAPTING_RATE, LATER, Answering, Recipe, Shape, TimeBudget, TrainerSettings
+from eval.cli.options import fraction, not_negative, number, positive, share, source, temperature, whole_number
 from eval.cli.output import file_name
 
 
@@ -36,10 +36,20 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         "--data",
         type=source,
         nargs="+",
-        default=[("builtin", 1.0)],
         metavar="NAME[=WEIGHT]",
-        help="builtin (default): generated prompts; a folder of text files, or one: passages with a request; a .jsonl "
-        "file: your prompts or chats, as for bench. Drawn from in proportion to their weights",
+        help="prompts, which the model answers. builtin (default): generated ones; a folder of text files, or one: "
+        "passages with a request; a .jsonl file: your prompts or chats, as for bench. Drawn from in proportion to "
+        "their weights",
+    )
+    data.add_argument(
+        "--texts",
+        type=source,
+        nargs="+",
+        default=[],
+        metavar="NAME[=WEIGHT]",
+        help="texts that the model reads as they are, instead of answering prompts, or among them where --data or "
+        "--answers-from is given too: a .jsonl file of chats that end with the assistant's answer; a folder of text "
+        "files, or one: passages. What the head is judged on is always answered",
     )
     data.add_argument(
         "--answers-from",
@@ -49,6 +59,13 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
     )
     data.add_argument(
         "--answers-model", metavar="NAME", help="the model's name there (default: the first that the server lists)"
+    )
+    data.add_argument(
+        "--from-use",
+        action="store_true",
+        help="adapt the head in use (or --start) to what chat and serve kept with --learn, with a third as many "
+        "prompts from --data; a tenth of the conversations is held out to judge by. Keep OUT/training to yourself: it "
+        "holds the texts",
     )
     data.add_argument(
         "--tokens", type=whole_number(1), metavar="N", help="size of the training set (with --minutes: at most)"
@@ -87,7 +104,9 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         "--start",
         metavar="NAME",
         help="go on from a trained head or a released assistant (a folder, or a hub id); its shape comes with it, "
-        "--bits and new --aux-layers apart. A --learning-rate of 2e-5 suits one that is already good",
+        "--bits, new --aux-layers and a new --draft-vocab apart. It may have been trained for another model, if its "
+        "sizes fit: so it follows a fine-tune, merged or by --adapter. A --learning-rate of 2e-5 suits one that is "
+        "already good",
     )
     shape.add_argument(
         "--draft-length",
@@ -105,9 +124,9 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
     shape.add_argument(
         "--draft-vocab",
         type=whole_number(0),
-        default=Shape.draft_vocab,
         metavar="N",
-        help="default %(default)s; 0: every token",
+        help=f"tokens that it can propose, those that the model chooses most (default {Shape.draft_vocab}, or those of "
+        "--start); 0: every token",
     )
     shape.add_argument(
         "--bigram",
@@ -129,12 +148,15 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         "--bits",
         type=int,
         choices=(8, 5, 4),
-        default=Shape.bits,
-        help="of the saved matrices (default %(default)s); 4: of the layers, and 5 for the others",
+        help=f"of the saved matrices (default {Shape.bits}; with --from-use: as the head has them); 4: of the "
+        "layers, and 5 for the others",
     )
     how = train.add_argument_group("how to train")
     how.add_argument(
-        "--learning-rate", type=number, default=TrainerSettings.learning_rate, metavar="X", help="default %(default)s"
+        "--learning-rate",
+        type=number,
+        metavar="X",
+        help=f"default {TrainerSettings.learning_rate}; with --from-use {ADAPTING_RATE}",
     )
     how.add_argument(
         "--matrix-rate",
@@ -165,6 +187,35 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         default=Recipe.deeper,
         metavar="P",
         help="share of positions from which more than a draft's first token is trained (default %(default)s)",
+    )
+    how.add_argument(
+        "--later-steps",
+        choices=LATER,
+        default=Recipe.later,
+        help="what the later tokens of a draft count: less with every step (decay, default), the chance that the draft "
+        "gets so far (chance), or 1 where the head's own draft is the text so far and 0 elsewhere (draft)",
+    )
+    how.add_argument(
+        "--overlap",
+        type=not_negative,
+        default=Recipe.overlap,
+        metavar="X",
+        help="learn the overlap with the model's distribution the more, the larger it is: w * cross entropy + (1 - w) "
+        "* (1 - overlap), w = exp(-X * overlap); 3 as in arXiv 2602.23881 (default 0: never)",
+    )
+    how.add_argument(
+        "--target-temperature",
+        type=positive,
+        default=Recipe.target_temperature,
+        metavar="X",
+        help="of the model's distribution that is learned; sharper below 1 (default %(default)s)",
+    )
+    how.add_argument(
+        "--prompt-rows",
+        type=share,
+        default=Recipe.prompt_rows,
+        metavar="P",
+        help="share of positions in prompts that are trained on (default %(default)s: all)",
     )
     how.add_argument("--float32", action="store_true", help="no bfloat16 products, where the processor has them")
     how.add_argument(

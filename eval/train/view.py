@@ -196,8 +196,8 @@ def where(status: Status, running: Running) -> str:
 
 
 def _describe_collection(size: Size) -> str:
-    speed = f", {size.answered / size.seconds:.0f} answered/s" if size.seconds else ""
-    return f"{size.tokens:,} tokens collected, {size.answered:,} of them answers{speed}"
+    speed = f", {size.answered / size.seconds:.0f}/s of those" if size.seconds else ""
+    return f"{size.tokens:,} tokens collected, {size.answered:,} of them behind prompts{speed}"
 
 
 def _describe_start(event: Began) -> str:

@@ -22,7 +22,7 @@ from specdec.drafting.protocol import Drafter, NoDraft
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.model.decoder import Decoder
 from specdec.model.spec import DecoderSpec
-from specdec.weights.hub.folder import companions
+from specdec.weights.hub.folder import companions, damaged_drafters
 from specdec.weights.hub.paths import NAMED_DRAFTERS, drafter_path
 
 DrafterLike = Drafter | str | os.PathLike[str] | None  # what `resolve_drafter` takes
@@ -72,6 +72,8 @@ class AutoDrafter(CompositeDrafter):
                 else:
                     break
             else:
+                for sentence in damaged_drafters(backbone.path) if backbone.path is not None else ():
+                    warnings.warn(f"a drafter lies beside the model, and cannot be used: {sentence}", stacklevel=2)
                 if (bundled := checkpoints().bundled_head(backbone.fingerprint)) is not None:
                     self.take(checkpoints().open_drafter(str(bundled)))
             self._for = key

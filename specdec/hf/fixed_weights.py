@@ -19,6 +19,7 @@ from specdec.hf.weights import TokenEmbedding, count_weights, named_weights
 from specdec.model.adapters.adapter import PLAIN, name_of
 from specdec.model.adapters.build import load_adapter
 from specdec.model.decoder import Decoder
+from specdec.weights.hub.paths import adapter_path
 
 Self = TypeVar("Self", bound="FixedWeights")
 
@@ -78,13 +79,13 @@ class FixedWeights:
         return self.decoder.nbytes
 
     def load_adapter(self, peft_model_id: str | os.PathLike[str], adapter_name: str | None = None) -> None:
-        """Read a low-rank adapter, a PEFT folder or a GGUF file, for `generate(adapter=adapter_name)`; without a name
-        it is called as its folder or file. Weights stay as they are.
+        """Read a low-rank adapter, a PEFT folder, a GGUF file or one of the hub, for `generate(adapter=adapter_name)`;
+        without a name it is called as its folder or file. Weights stay as they are.
 
         Raises ValueError: see `specdec.load`, whose `adapter=` also makes an adapter the default.
         """
-        path = Path(peft_model_id)
-        load_adapter(self.decoder, adapter_name or name_of(path), path)
+        name = adapter_name or name_of(Path(peft_model_id))
+        load_adapter(self.decoder, name, adapter_path(peft_model_id))
 
     def set_adapter(self, adapter_name: str) -> None:
         """Make an adapter that is loaded the one of calls that name none; "none": no adapter. Raises ValueError for

@@ -162,7 +162,7 @@ def unpack_sub(w: BlockTensor) -> Tensor | None:
     """Return `sub` [N, K/16] as `pack_blocks` took it; None where there is none."""
     if w.sub is None:
         return None
-    plain = w.sub.transpose(1, 2).reshape(-1, w.columns // HALF)[: w.rows].contiguous()
+    plain = w.sub.transpose(1, 2).reshape(-1, w.columns // HALF)[: w.rows].contiguous()  # [N, K/16]
     return plain if w.minimum is not None else plain.view(torch.int8)
 
 
@@ -186,7 +186,7 @@ def split_rows(w: BlockTensor, ids: Tensor) -> Tensor:
 
 
 def values_of(codes: Tensor, w: BlockTensor) -> Tensor:
-    """Return the integers, as float32, that `codes` mean, of any shape: before scales and minimums."""
+    """Return the integers that `codes` [...] of `w` mean, before scales and minimums: float32 [...]."""
     if w.table is not None:
         return TABLES[w.table].numbers.to(codes.device)[codes.long()].float()
     return codes.float() - (0.0 if w.minimum is not None else float(w.zero))
@@ -208,14 +208,14 @@ def _join(chunks: Tensor, bits: int) -> Tensor:
         lines.append(chunks[:, :, :4] & 15 | chunks[:, :, 4:] << 4)  # [G, B, 4, R, I]
         shift = 4
     if bits in (2, 3, 6):
-        twos = (chunks >> shift & 3).reshape(*chunks.shape[:2], 2, 4, GROUP, 4)
+        twos = (chunks >> shift & 3).reshape(*chunks.shape[:2], 2, 4, GROUP, 4)  # [G, B, 2, 4, R, I]
         twos = twos << 2 * _counted(4, chunks)[:, None, None]
         lines.append(twos.sum(dim=3, dtype=torch.uint8))  # [G, B, 2, R, I]
         shift += 2
     if bits % 2:
-        eights = (chunks >> shift).reshape(*chunks.shape[:2], 8, GROUP // 2, 8)  # of a pair of rows
+        eights = (chunks >> shift).reshape(*chunks.shape[:2], 8, GROUP // 2, 8)  # [G, B, 8, R/2, two rows' I]
         ones = (eights << _counted(8, chunks)).sum(dim=-1, dtype=torch.uint8)  # [G, B, 8, R/2]
-        lines.append(ones.view(*chunks.shape[:2], 1, GROUP, 4))
+        lines.append(ones.view(*chunks.shape[:2], 1, GROUP, 4))  # [G, B, 1, R, I]
     return lines[0].contiguous() if len(lines) == 1 else torch.cat(lines, dim=2)
 
 

@@ -55,8 +55,8 @@ class LowRank:
     @cached_property
     def matrices(self) -> tuple[Tensor, Tensor]:
         """Return `down` [R, inputs] and `up` [outputs, R] as plain matrices: a copy, made once."""
-        down = self.down.permute(0, 2, 1, 3).reshape(self.rank, -1)[:, : self.inputs]
-        up = self.up.transpose(1, 2).reshape(-1, self.rank)[: self.outputs]
+        down = self.down.permute(0, 2, 1, 3).reshape(self.rank, -1)[:, : self.inputs]  # [R, K]
+        up = self.up.transpose(1, 2).reshape(-1, self.rank)[: self.outputs]  # [N, R]
         return down.contiguous(), up.contiguous()
 
     def to(self, device: torch.device | str) -> LowRank:
@@ -101,4 +101,4 @@ def low_rank(x: Tensor, part: LowRank) -> Tensor:
     out = x.new_zeros((x.shape[0], part.up.shape[0], LANES), dtype=torch.float32)  # [T, N/16, 16]
     for one, up in zip(low.unbind(1), part.up.float().unbind(1), strict=True):
         out += one * up
-    return out.view(x.shape[0], -1)[:, : part.outputs].to(x.dtype).contiguous()
+    return out.view(x.shape[0], -1)[:, : part.outputs].to(x.dtype).contiguous()  # [T, N]

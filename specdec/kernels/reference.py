@@ -99,7 +99,7 @@ def block_rows(ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < w.rows:
         raise IndexError(f"ids must be from 0 to {w.rows - 1}, got {ids.tolist()}")
     group, lane = ids // GROUP, ids % GROUP
-    codes = split_rows(w, ids).reshape(ids.shape[0], w.columns // BLOCK, BLOCK)
+    codes = split_rows(w, ids).reshape(ids.shape[0], w.columns // BLOCK, BLOCK)  # [T, B, 32]
     values = values_of(codes, w)  # [T, B, 32]
     d = w.scale[group, :, lane].float()[..., None] * w.unit  # [T, B, 1]
     low = None if w.minimum is None else w.minimum[group, :, lane].float()[..., None]
@@ -110,7 +110,7 @@ def block_rows(ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:
     values = values * d
     if low is not None:
         values = values + low
-    return values.reshape(ids.shape[0], w.columns).to(dtype)
+    return values.reshape(ids.shape[0], w.columns).to(dtype)  # [T, K]
 
 
 def best(x: Tensor) -> tuple[float, int]:
@@ -121,7 +121,8 @@ def best(x: Tensor) -> tuple[float, int]:
 
 
 def gumbel_candidates(scores: Tensor, top: float, floor: float, key: int) -> Tensor:
-    """Return the indices of the tokens above `floor`, each of which could win with enough noise."""
+    """Return the indices int64 [n] of the tokens of scores [vocabulary] above `floor`, each of which could win with
+    enough noise."""
     return torch.nonzero(scores > floor).squeeze(1)
 
 
@@ -220,7 +221,7 @@ def _columns_first(w: BlockTensor, groups: slice) -> Tensor:
     """Lay out the integers of some groups for a product per block: float32 [B, 32, n], codes without a table as they
     are stored."""
     chunks = split(w.q[groups], w.bits).permute(1, 2, 4, 0, 3)  # [B, 8, I, G, R]
-    codes = chunks.reshape(w.q.shape[1], BLOCK, -1)
+    codes = chunks.reshape(w.q.shape[1], BLOCK, -1)  # [B, 32, n]
     return codes.float() if w.table is None and w.sub is None else values_of(codes, w)
 
 

@@ -81,6 +81,18 @@ def fit_minimum(x: Tensor, bits: int) -> Natural:
     return values, scale.half().view(shape), minimum.half().view(shape)
 
 
+def split_halves(scales: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a scale for each 32 inputs, float32 [R, K/32], and a factor of it for each 16, int8 [R, K/16], of `scales`
+    float32 [R, K/16].
+
+    Of two scales the larger one is 64 to 127 steps, and the smaller one is rounded to them. Steps are powers of two, so
+    that scales of four bits, as e4m3 has them, stay what they are unless one is more than eight times the other.
+    """
+    pairs = scales.view(len(scales), -1, 2)  # [R, K/32, 2]
+    step = torch.exp2(torch.floor(torch.log2(pairs.abs().amax(-1).clamp(min=2**-100))) - 6)
+    return step, torch.round(pairs / step[..., None]).clamp_(-127, 127).to(torch.int8).flatten(-2)
+
+
 def _round(y: Tensor, scale: Tensor, minimum: Tensor, top: int, out: Tensor) -> None:
     inverse = _inverse(scale)
     torch.mul(y, inverse, out=out).sub_(minimum * inverse).round_().clamp_(0, top)

@@ -71,7 +71,8 @@ def read_config(folder: Path, tensors: int, supported: Sequence[str]) -> Any:
     if not path.is_file():
         if (folder / "adapter_config.json").is_file():
             raise ValueError(
-                f"{folder}: an adapter (LoRA): load the model that it goes with, with adapter= this folder"
+                f"{folder}: an adapter (LoRA), which goes with a model: load the model, with adapter= (--adapter) this "
+                "folder"
             )
         raise ValueError(f"{folder}: no {CONFIG}; a Hugging Face folder holds {CONFIG} and *.safetensors")
     values = read_object(path)

@@ -126,6 +126,8 @@ class Values:
 
 def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in the file `path`. Raises ValueError, naming the file, for anything else."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: is no file; put the file of that name in its place")
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:

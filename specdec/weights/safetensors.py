@@ -148,11 +148,11 @@ class SafetensorsCheckpoint:
 
     def _on_lattice(self, name: str, entry: _Entry, quantize: QuantizedStorage) -> bool:
         """Return whether the tensor `name` is a matrix that was trained for 4 bits, by a few of its rows."""
-        if len(entry.shape) != 2 or entry.shape[1] % BLOCK or 0 in entry.shape or entry.dtype in _INTEGERS:
+        if len(entry.shape) < 2 or entry.shape[-1] % BLOCK or 0 in entry.shape or entry.dtype in _INTEGERS:
             return False
         if (name, quantize) not in self._lattices:
             with safe_open(entry.shard, framework="pt") as file:
-                self._lattices[name, quantize] = is_on_lattice(file.get_tensor(name), quantize)
+                self._lattices[name, quantize] = is_on_lattice(file.get_tensor(name).flatten(0, -2), quantize)
         return self._lattices[name, quantize]
 
     def tensor(self, name: str) -> Tensor:
@@ -200,18 +200,18 @@ class SafetensorsCheckpoint:
             opened = cache(lambda shard: files.enter_context(safe_open(shard, framework="pt")))
             parts = {part: opened(self._parts[full].shard).get_tensor(full) for part, full in matrix.parts.items()}
             weight = matrix.weight(parts, dtype, quantize, rows, f"{self.path}: tensor {name!r}")
-            if matrix.is_refitted and weight.packed is not None and rows is None and matrix.format not in self._told:
+            if matrix.is_changed and weight.packed is not None and rows is None and matrix.format not in self._told:
                 self._told.add(matrix.format)
                 count = min(_MEASURED, matrix.shape[0])
                 theirs = matrix.floats(parts, slice(0, count))
                 whole = float(theirs.square().sum())
                 ours = weight.rows(torch.arange(count, dtype=torch.int64), torch.float32)
-                if whole:
-                    self._tell(name, matrix, weight.nbytes, float((ours - theirs).square().sum()) / whole)
+                if whole and (lost := float((ours - theirs).square().sum())):
+                    self._tell(name, matrix, weight.nbytes, lost / whole)
         return weight
 
     def _tell(self, name: str, matrix: PackedMatrix, nbytes: int, error: float) -> None:
-        """Warn that a matrix was quantised again, with the error of its first rows."""
+        """Warn that a matrix has other weights than in its format, with the error of its first rows."""
         size = matrix.shape[0] * matrix.shape[1]
         stored = sum(self._parts[part].nbytes for part in matrix.parts.values())
         warnings.warn(
@@ -239,7 +239,7 @@ def _shards(path: Path) -> tuple[list[Path], dict[str, Path]]:
     if (path / INDEX).is_file():
         indexed = _index(path / INDEX)
         return sorted(set(indexed.values())), indexed
-    found = sorted(path.glob("*.safetensors"))
+    found = sorted(file for file in path.glob("*.safetensors") if file.is_file())
     if len(found) == 1:
         return found, {}
     if found:

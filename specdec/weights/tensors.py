@@ -249,7 +249,8 @@ def table_weight(codes: Tensor, scale: Tensor, table: str, name: str = "the tens
 
 
 def table_scale(scale: Tensor, table: str) -> Tensor:
-    """Return what is stored for a scale of the format's own numbers: blocks multiply whole numbers, and by a unit."""
+    """Return what is stored for scale [...] of the format's own numbers, for blocks multiply the whole numbers of
+    `table`, and by its unit."""
     return scale / (TABLES[table].one * TABLES[table].unit)
 
 
@@ -269,6 +270,7 @@ def pack(
 
     def made(start: int, stop: int) -> BlockTensor:
         values, scale, minimum, *sub = read(start, stop)
+        scale, minimum = scale.half(), None if minimum is None else minimum.half()  # infinite where they do not fit
         if not all(bool(torch.isfinite(t).all()) for t in (scale, minimum) if t is not None):
             raise ValueError(
                 f"{name} holds values that are not finite, or too large for float16 block scales; fetch the "

@@ -67,10 +67,17 @@ def test_of_several_the_one_that_fits(folder: Path, tmp_path: Path) -> None:
         assert drafter_identity(word, model.decoder)
 
 
-def test_without_a_drafter_nothing_is_said(folder: Path) -> None:
+def test_a_damaged_drafter_is_named(folder: Path) -> None:
+    """What it is cannot be known: the folder is refused, and the model's own file goes without a drafter."""
     (folder / "mtp-gemma.gguf").write_bytes(b"GGUF")  # a download that broke off
-    with pytest.raises(ValueError, match=r"2 \.gguf files"):
-        specdec.load(folder, device="cpu")  # what it is cannot be known
+    with pytest.raises(ValueError, match=r"mtp-gemma\.gguf: the download is incomplete: 4 bytes.*fetch it again"):
+        specdec.load(folder, device="cpu")
+    with pytest.warns(UserWarning, match=r"cannot be used: .*mtp-gemma\.gguf: the download is incomplete: 4 bytes"):
+        model = specdec.load(folder / "gemma-Q8_0.gguf", device="cpu")
+    assert model.drafter.name == "suffix"
+
+
+def test_without_a_drafter_nothing_is_said(folder: Path) -> None:
     (folder / "mtp-gemma.gguf").unlink()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

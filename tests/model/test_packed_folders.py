@@ -19,10 +19,11 @@ from specdec.memory.plan import loaded_bytes
 from specdec.model import quantized
 from specdec.model.quantized import load_or_quantize
 from specdec.open import open_checkpoint
+from specdec.weights.formats.matrix import PackedMatrix
 from tests.support.tiny import WINDOW, prompt, tiny_model
 from tests.support.tiny_assistant import save_assistant
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*takes 8.5 bits")
+pytestmark = pytest.mark.filterwarnings("ignore:.*bits a weight in memory")
 CASES = [*(("gemma4_unified", format) for format in FORMATS), ("llama", "ct-g32"), ("llama", "mlx-5"), ("llama", "awq")]
 LENGTH = 3 * WINDOW
 
@@ -108,7 +109,7 @@ def test_a_config_that_names_no_method_and_a_stored_tied_head(tmp_path: Path) ->
 
 @pytest.mark.parametrize("quantize", [None, "int4"])
 def test_the_plan_counts_what_is_loaded(quantize: str | None, tmp_path: Path) -> None:
-    for format in ("ct-g64", "mlx-4", "nf4"):
+    for format in ("ct-g64", "mlx-4", "nf4-double", "mlx-mxfp4", "ct-nvfp4", "mlx-mxfp8"):
         folder = tmp_path / format
         write_packed(saved(tmp_path / f"{format}-floats", "llama"), folder, format)
         spec, source, *_ = open_checkpoint(folder)
@@ -131,6 +132,24 @@ def test_a_large_one_is_kept_as_it_is_multiplied(tmp_path: Path, monkeypatch: py
     assert text() == first
     monkeypatch.setattr(quantized, "load_or_quantize", load_or_quantize)
     assert text() == first
+
+
+def test_a_kept_one_is_made_anew_where_its_matrices_become_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they do in a version that reads a format better."""
+    monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(quantized, "LEAST", 0)
+    write_packed(saved(tmp_path / "floats", "llama"), tmp_path / "packed", "nf4")
+
+    def bits() -> int:
+        gate = specdec.load(tmp_path / "packed", drafter=None, device="cpu").decoder.layers[0].gate.weight
+        return gate.packed.bits
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackedMatrix, "is_refitted", True)
+        assert bits() == 8
+    assert bits() == 4
 
 
 def test_a_model_that_was_trained_for_4_bits_takes_4_bits(tmp_path: Path) -> None:

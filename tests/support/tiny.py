@@ -136,11 +136,12 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-# The same with widths that llama.cpp's blocks of 256 inputs divide.
+# The same with widths that llama.cpp's blocks of 256 inputs divide; of a mixture those of 64.
 WIDE_FAMILIES = {
     f"{family}-wide": (*FAMILIES[family][:2], {**FAMILIES[family][2], **shape})
     for family, shape in {
-        "gemma3": {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "query_pre_attn_scalar": 64}
+        "gemma3": {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "query_pre_attn_scalar": 64},
+        "gemma4-moe": {"intermediate_size": 128, "moe_intermediate_size": 64},
     }.items()
 }
 

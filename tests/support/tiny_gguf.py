@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, quants
 from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedModel
 
 from specdec.model.families import decoder_spec
 from specdec.model.names import expected_tensors, gguf_name
@@ -101,13 +102,14 @@ def write_model(
     extra: Mapping[str, tuple[np.ndarray, GGMLQuantizationType | None]] | None = None,
     ollama: bool = False,
     random: bool = False,
+    model: PreTrainedModel | None = None,
 ) -> Path:
     """`tiny_model(family)` as llama.cpp's converter writes it: names, metadata, Llama's row order, Gemma 3's norms.
 
     `tokens`: texts of a vocabulary, without the rest of a tokenizer. `extra`: tensors besides, with their types.
     `ollama`: experts under the names of Ollama's converter. `random`: matrices are not the model's but random blocks,
-    of types that the `gguf` package cannot write too."""
-    model = tiny_model(family)
+    of types that the `gguf` package cannot write too. `model`: another one of the family."""
+    model = model or tiny_model(family)
     config, spec = model.config, decoder_spec(model.config)
     known = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}
     arch = known.get(spec.model_type, "gemma4")
@@ -158,11 +160,13 @@ def write_model(
             head = spec.layers[0].head_dim
             tensor = tensor.reshape(-1, 2, head // 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
         for stored_as, array in _stored(gguf_name(spec, name), tensor.contiguous().numpy(), ollama).items():
-            if array.ndim == 2 and random:
-                blocks = blocks_of_a_model(kind, *array.shape, len(array) + len(name), 0.08)
-                writer.add_tensor(stored_as, blocks, raw_dtype=kind)
-                if kind is GGMLQuantizationType.NVFP4:
-                    scale = np.array([0.08], dtype=np.float32)
+            if array.ndim >= 2 and random and "ffn_gate_inp" not in stored_as:
+                rows, columns = int(np.prod(array.shape[:-1])), array.shape[-1]
+                blocks = blocks_of_a_model(kind, rows, columns, rows + len(name), 0.08)
+                writer.add_tensor(stored_as, blocks.reshape(*array.shape[:-1], -1), raw_dtype=kind)
+                if kind is GGMLQuantizationType.NVFP4 and "ffn_down_exps" not in stored_as:  # which has its own
+                    count = len(array) if array.ndim > 2 else 1
+                    scale = np.linspace(0.06, 0.08, count, dtype=np.float32)
                     writer.add_tensor(stored_as.removesuffix("weight") + "scale", scale)
             elif array.ndim >= 2 and array.shape[-1] % 32 == 0 and "ffn_gate_inp" not in stored_as:
                 writer.add_tensor(stored_as, quants.quantize(array, kind), raw_dtype=kind)

@@ -34,3 +34,18 @@ def _table(text: str) -> Table:
     table = Table("name")
     table.add_row(Text(text))
     return table
+
+
+@pytest.mark.parametrize("name", ["ollama:a:latest", "m[2]/[red]x.gguf", "models [/old]/x.gguf", ":rocket:"])
+def test_names_are_no_markup(name: str) -> None:
+    file = io.StringIO()
+    console = Terminal(file=file, width=60)
+    console.print(name)
+    console.print(_rows(name))
+    assert file.getvalue().count(name) == 2
+
+
+def _rows(text: str) -> Table:
+    table = Table("name")
+    table.add_row(text)
+    return table

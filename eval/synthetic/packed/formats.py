@@ -24,6 +24,10 @@ _NF4 = (  # quantiles of a normal distribution, from the paper (arXiv 2305.14314
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
 
+_FP4 = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)  # bitsandbytes', before they are divided by the largest
+_LEVELS = {"nf4": _NF4, "fp4": tuple(sign * number / 12 for sign in (1, -1) for number in _FP4)}
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
 
 @dataclass(frozen=True)
 class Format:
@@ -145,12 +149,12 @@ def _gptq(group: int, bits: int = 4, symmetric: bool = True, version: str = "gpt
     return Format(group, store, {"quantization_config": config | {"checkpoint_format": version}})
 
 
-def _nf4(double: bool) -> Format:
+def _bitsandbytes(kind: str, double: bool = False) -> Format:
     def store(w: Tensor) -> tuple[Parts, Tensor]:
-        table, blocks = torch.tensor(_NF4, dtype=torch.float32), w.float().reshape(-1, 64)
+        table, blocks = torch.tensor(_LEVELS[kind], dtype=torch.float32), w.float().reshape(-1, 64)
         absmax = blocks.abs().amax(1)
         codes = (blocks / absmax[:, None]).unsqueeze(-1).sub(table).abs().argmin(-1)
-        about: dict[str, Any] = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": list(w.shape)}
+        about: dict[str, Any] = {"quant_type": kind, "blocksize": 64, "dtype": "bfloat16", "shape": list(w.shape)}
         parts: Parts = {}
         if double:
             offset, codebook = float(absmax.mean()), torch.linspace(-1, 1, 256, dtype=torch.float32)
@@ -167,12 +171,66 @@ def _nf4(double: bool) -> Format:
             "weight": (flat[:, 0] << 4 | flat[:, 1]).to(torch.uint8)[:, None],
             "weight.absmax": absmax_bytes if double else absmax,
             "weight.quant_map": table,
-            "weight.quant_state.bitsandbytes__nf4": raw,
+            f"weight.quant_state.bitsandbytes__{kind}": raw,
         }
         return parts, (table[codes] * absmax[:, None]).view(w.shape)
 
     config = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_use_double_quant": double}
     return Format(64, store, {"quantization_config": config})
+
+
+def _small_floats(w: Tensor, mode: str, whole: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Round [N, K] to floats of 4 or 8 bits: codes uint8 [N, K], bytes of scales [N, groups], floats [N, K]. `whole`:
+    what every weight is multiplied by besides."""
+    groups = w.float().view(len(w), -1, 16 if mode == "nvfp4" else 32) / whole
+    largest = 448.0 if mode == "mxfp8" else 6.0
+    wanted = groups.abs().amax(-1) / largest
+    if mode == "nvfp4":
+        bytes_ = wanted.to(torch.float8_e4m3fn).view(torch.uint8)
+        scale = bytes_.view(torch.float8_e4m3fn).float()
+    else:
+        exponents = torch.ceil(torch.log2(wanted))
+        bytes_, scale = (exponents + 127).to(torch.uint8), torch.exp2(exponents)
+    scaled = groups / scale[..., None].clamp(min=2**-9 if mode == "nvfp4" else 0)
+    if mode == "mxfp8":
+        stored = scaled.to(torch.float8_e4m3fn)
+        codes, numbers = stored.view(torch.uint8), stored.float()
+    else:
+        levels = torch.tensor(_E2M1, dtype=torch.float32)
+        places = (scaled.abs()[..., None] - levels).abs().argmin(-1)
+        codes, numbers = (places + 8 * (scaled < 0)).to(torch.uint8), levels[places] * scaled.sign()
+    return codes.view(w.shape), bytes_, (numbers * (scale * whole)[..., None]).view(w.shape)
+
+
+def _mlx_floats(mode: str) -> Format:
+    def store(w: Tensor) -> tuple[Parts, Tensor]:
+        codes, scales, floats = _small_floats(w, mode, 1.0)
+        words = bit_stream(codes, 8 if mode == "mxfp8" else 4)
+        return {"weight": words.view(torch.uint32), "scales": scales}, floats
+
+    said = {"group_size": 16 if mode == "nvfp4" else 32, "bits": 8 if mode == "mxfp8" else 4, "mode": mode}
+    return Format(32, store, {"quantization": said, "quantization_config": said})
+
+
+def _float4(mode: str, program: str) -> Format:
+    ours = program == "modelopt"
+
+    def store(w: Tensor) -> tuple[Parts, Tensor]:
+        whole = float(w.float().abs().amax() / (6 * 448)) if mode == "nvfp4" else 1.0
+        # Each program stores one of a number and its inverse, in float32.
+        stored = torch.tensor(whole if ours else 1 / whole, dtype=torch.float32)
+        codes, scales, floats = _small_floats(w, mode, float(stored) if ours else 1 / float(stored))
+        parts = {
+            "weight" if ours else "weight_packed": codes[:, ::2] | codes[:, 1::2] << 4,
+            "weight_scale": scales.view(torch.float8_e4m3fn) if mode == "nvfp4" else scales,
+        }
+        if mode == "nvfp4":
+            parts |= {"weight_scale_2": stored} if ours else {"weight_global_scale": stored[None]}
+        return parts, floats
+
+    said = {"quant_method": program}
+    said |= {"quant_algo": "NVFP4"} if ours else {"format": f"{mode}-pack-quantized"}
+    return Format(32, store, {"quantization_config": said})
 
 
 def _fp8(how: str) -> Format:
@@ -209,8 +267,15 @@ FORMATS: dict[str, Format] = {
     "gptq-v2": _gptq(32, version="gptq_v2"),
     "gptq-asymmetric": _gptq(64, symmetric=False),
     "gptq-8": _gptq(64, bits=8),
-    "nf4": _nf4(False),
-    "nf4-double": _nf4(True),
+    "nf4": _bitsandbytes("nf4"),
+    "nf4-double": _bitsandbytes("nf4", double=True),
+    "bnb-fp4": _bitsandbytes("fp4"),
+    "mlx-mxfp4": _mlx_floats("mxfp4"),
+    "mlx-nvfp4": _mlx_floats("nvfp4"),
+    "mlx-mxfp8": _mlx_floats("mxfp8"),
+    "ct-mxfp4": _float4("mxfp4", "compressed-tensors"),
+    "ct-nvfp4": _float4("nvfp4", "compressed-tensors"),
+    "modelopt-nvfp4": _float4("nvfp4", "modelopt"),
     "fp8-tensor": _fp8("tensor"),
     "fp8-row": _fp8("row"),
     "fp8-block": _fp8("block"),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from specdec.model.stack import AdaptedLayers, Linear
 from specdec.util.atomic import user_path
+from specdec.weights.hub.paths import adapter_path
 from specdec.weights.tensors import Weight
 
 AdapterLike = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None
@@ -92,7 +93,8 @@ class Adapters:
 
 def name_of(path: Path) -> str:
     """Return the name of the adapter at `path` where nobody gave one: its folder's or file's, in characters that names
-    have."""
+    have. For a path like ".." it is that of the folder that the path leads to."""
+    path = Path(os.path.abspath(user_path(path)))
     stem = path.parent.name if path.name.startswith("adapter_") else path.stem if path.suffix == ".gguf" else path.name
     return re.sub(r"[^\w.+-]+", "-", stem)[:_LONGEST]
 
@@ -101,6 +103,8 @@ def named_adapters(adapter: AdapterLike) -> dict[str, Path]:
     """Return the paths that `adapter` names, by name. Raises ValueError for a name that is none, and for no path."""
     if adapter is None:
         return {}
+    if adapter == "":
+        raise ValueError("the adapter's path is empty; name a PEFT folder or a .gguf file")
     if isinstance(adapter, (str, os.PathLike)):
         adapter = {name_of(Path(adapter)): adapter}
     if not isinstance(adapter, Mapping):
@@ -110,6 +114,12 @@ def named_adapters(adapter: AdapterLike) -> dict[str, Path]:
             raise ValueError(f"adapter must be a path, or names with their paths, not {name!r}: {path!r}")
         check_name(name)
     return {name: user_path(path) for name, path in adapter.items()}
+
+
+def adapter_files(adapter: AdapterLike) -> dict[str, Path]:
+    """Return the files and folders that `adapter` names, by name, those of the hub fetched. Raises ValueError as
+    `named_adapters` does, FetchError where fetching fails."""
+    return {name: adapter_path(path) for name, path in named_adapters(adapter).items()}
 
 
 def check_name(name: str) -> None:

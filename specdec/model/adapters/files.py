@@ -80,8 +80,7 @@ class AdapterFile:
 def open_adapter(path: str | Path, spec: DecoderSpec) -> AdapterFile:
     """Return what the PEFT folder or GGUF file `path` has for a model of `spec`; its tensors stay unread.
 
-    Raises ValueError, naming the file and the module, for what is
-    damaged, not supported, or of another model.
+    Raises ValueError, naming the file and the module, for what is damaged, not supported, or of another model.
     """
     path = user_path(path)
     try:
@@ -90,8 +89,8 @@ def open_adapter(path: str | Path, spec: DecoderSpec) -> AdapterFile:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     if not there:
         raise ValueError(
-            f"{path}: there is no such file or folder; an adapter is a PEFT folder ({CONFIG} and {TENSORS}) or a .gguf "
-            "file; fetch one of the Hugging Face hub first: hf download OWNER/NAME --local-dir FOLDER"
+            f"{path}: there is no such file or folder; an adapter is a PEFT folder ({CONFIG} and {TENSORS}), a .gguf "
+            "file, or one of the Hugging Face hub, named owner/name"
         )
     with naming(path):
         if not folder and path.name in (TENSORS, CONFIG):
@@ -139,13 +138,13 @@ def _peft(folder: Path, spec: DecoderSpec) -> AdapterFile:
     _check_shapes(checkpoint, spec, copies)
     _check(checkpoint, spec, pairs, replaced, "lora_A", "lora_B")
     for canonical, module in trained.items():
-        _check_told(config, module, checkpoint.shapes()[pairs[canonical]["A"]][0])
-    _check_whole(config, spec, trained, checkpoint.shapes())
+        _check_settings(config, module, checkpoint.shapes()[pairs[canonical]["A"]][0])
+    _check_complete(config, spec, trained, checkpoint.shapes())
     parts = {name: Pair(pair["A"], pair["B"], config.scale_of(trained[name])) for name, pair in pairs.items()}
     return AdapterFile(folder, checkpoint, parts, replaced)
 
 
-def _check_told(config: PeftConfig, module: str, rank: int) -> None:
+def _check_settings(config: PeftConfig, module: str, rank: int) -> None:
     """Raise a ValueError where the settings say other things of `module` than the file, which has `rank` ranks of
     it."""
     if not config.adapts(module):
@@ -157,7 +156,7 @@ def _check_told(config: PeftConfig, module: str, rank: int) -> None:
         )
 
 
-def _check_whole(config: PeftConfig, spec: DecoderSpec, trained: Mapping[str, str], stored: Iterable[str]) -> None:
+def _check_complete(config: PeftConfig, spec: DecoderSpec, trained: Mapping[str, str], stored: Iterable[str]) -> None:
     """Raise a ValueError where the file lacks modules that the settings name."""
     first = next(filter(_LAYER.match, trained), None)
     prefix = "model." if first is None else trained[first].removesuffix(first.removesuffix(".weight"))
@@ -285,4 +284,4 @@ def _quoted(name: str) -> str:
 def undo_interleaving(up: Tensor, head_dim: int) -> Tensor:
     """Return up [N, r] of a q or k matrix, whose rows llama.cpp stores as pairs (i, i + D / 2), in the usual order."""
     order = torch.arange(up.shape[0], dtype=torch.int64).view(-1, head_dim // 2, 2)  # [heads, D / 2, 2]
-    return up[order.transpose(1, 2).reshape(-1)]
+    return up[order.transpose(1, 2).reshape(-1)]  # [heads, 2, D / 2] -> [N]

@@ -36,6 +36,7 @@ _SAMPLING = (
     Field("max_completion_tokens", _TOKENS, _LIMIT),
     Field("max_output_tokens", _TOKENS, _LIMIT),
     Field("ignore_eos", Flag(), "go on to the limit, or to where a schema ends"),
+    Field("store", Flag(), "false: the text is not kept to learn from, where the server was started with --learn"),
 )
 _ANSWER = (_MODEL, Field("stream", Flag(), _STREAM), *_SAMPLING)
 _CHOICES = (

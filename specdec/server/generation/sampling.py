@@ -54,7 +54,8 @@ class Defaults:
 @dataclass(frozen=True)
 class Sampling:
     """The settings of one request. `logprobs`: how many alternatives to report (None: no logprobs at all). `never`:
-    token ids that are no answer's, as the model's generation config says. `model`: the name that was asked for."""
+    token ids that are no answer's, as the model's generation config says. `model`: the name that was asked for.
+    `store`: whether the text may be kept to learn from."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -72,6 +73,7 @@ class Sampling:
     logprobs: int | None = None
     never: Sequence[int] = ()
     model: str = ""
+    store: bool = True
 
     def seeds(self, texts: int) -> list[int | None]:
         """Return a seed for each of `texts`, the request's own for the first: those of a batch of `generate`."""
@@ -125,6 +127,7 @@ def read_sampling(body: Fields, defaults: Defaults, vocabulary: int) -> Sampling
         choices=body.get("n", 1),
         never=defaults.suppress_tokens,
         model=body.get("model") or "",
+        store=body.get("store", True),
     )
 
 

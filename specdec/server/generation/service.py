@@ -18,6 +18,7 @@ from specdec.drafting.protocol import DraftLength, bind_drafter
 from specdec.drafting.registry import draft_spec
 from specdec.engine.constraints import Constraint
 from specdec.engine.engine import Engine
+from specdec.engine.event import Event
 from specdec.engine.sequence import Request
 from specdec.hf import SpecdecForCausalLM
 from specdec.hf.batch import media_of_rows
@@ -40,6 +41,10 @@ from specdec.util.threads import turn_to_compute
 
 T = TypeVar("T")
 
+OnText = Callable[[list[int], int, str], None]
+"""Called in the engine's thread with every text without media that has come to its own end: all its token ids, how many
+of them are the prompt's, and the name of its adapter in caches ("": none)."""
+
 
 class Service:
     """A model that answers requests: its engine runs in a thread of its own until `close`.
@@ -47,7 +52,7 @@ class Service:
     `name`: what the model is called in replies. `max_sequences`: texts that are decoded at a time; `max_waiting`: those
     that may wait besides. `lengths`: what chooses draft lengths (None: the model's own adaptive lengths).
     `kept_in`: the folder where conversations are kept between runs (None: nowhere). `processor`: reads pictures and
-    sound for the model (None: it reads text alone).
+    sound for the model (None: it reads text alone). `on_text`: hears of every text that has ended.
     """
 
     def __init__(
@@ -60,8 +65,10 @@ class Service:
         lengths: DraftLength | None = None,
         kept_in: Path | None = None,
         processor: Processor | None = None,
+        on_text: OnText | None = None,
     ) -> None:
         self.model, self.tokenizer, self.name, self.processor = model, tokenizer, name, processor
+        self.on_text = on_text
         self.decoder = model.decoder
         ends = _ids(model.generation_config.eos_token_id) or _ids(tokenizer.eos_token_id)
         self.format: ChatFormat = format_for(tokenizer, ends, self.decoder.spec.vocab_size)
@@ -219,7 +226,10 @@ class Service:
                 prediction=tuple(prediction[: self.context]),  # no answer is longer
                 adapter=adapter,
             )
-            queued.append((request, partial(answer.on_event, output)))
+            listener: Listener = partial(answer.on_event, output)
+            if self.on_text is not None and sampling.store and not media:
+                listener = partial(_tell_text, listener, self.on_text)
+            queued.append((request, listener))
         places = [block.place for block in media]
         answer.parting = self.partings.note(prompts[0], places, self.decoder.adapters.resolve(adapter))
         answer.begin(self.thread, self.thread.submit(queued))
@@ -246,6 +256,14 @@ class Service:
             raise too_long(len(prompt), self.context)
         if min(prompt) < 0 or max(prompt) >= self.decoder.spec.vocab_size:
             raise bad_request(f"token ids must lie in 0..{self.decoder.spec.vocab_size - 1}", "prompt")
+
+
+def _tell_text(listener: Listener, on_text: OnText, what: Event | ApiError | Exception) -> None:
+    """Tell `on_text` of a text that has come to its end, then pass `what` on to `listener`. A client that left, and an
+    error, end a text half way: nobody is told."""
+    if isinstance(what, Event) and what.sequence.finish in ("stop", "length"):
+        on_text(what.sequence.row.tolist(), len(what.sequence.request.row), what.sequence.adapter)
+    listener(what)
 
 
 def _ids(known: Any) -> list[int]:

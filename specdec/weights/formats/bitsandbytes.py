@@ -3,8 +3,10 @@
 A matrix `X.weight` [N, K] is bytes [N * K / 2, 1] of two codes, the high one first; `X.weight.quant_map` [16] says what
 a code means, `X.weight.absmax` what each block of 64 is multiplied by. Doubly quantised, `absmax` is bytes itself, with
 `X.weight.nested_quant_map` [256], `X.weight.nested_absmax` and an offset. `X.weight.quant_state.bitsandbytes__nf4` is
-JSON in bytes: shape, block sizes, offset. A code's sixteen numbers are no steps, so the matrix is fitted to 8 bits.
-Left out: LLM.int8 (`X.SCB`). Source: https://github.com/bitsandbytes-foundation/bitsandbytes
+JSON in bytes: shape, block sizes, offset. Codes stay codes: of a table of ours whose whole numbers are near those of
+`quant_map`, which is looked at; where none is, the matrix is fitted to 8 bits. FP4's numbers are e2m1's in another
+order, but for the smallest, which becomes 0. Left out: LLM.int8 (`X.SCB`).
+Source: https://github.com/bitsandbytes-foundation/bitsandbytes
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specdec.weights.formats.matrix import PackedMatrix, Parts, Rows, Stored, misfit
+from specdec.weights.formats.matrix import Codes, PackedMatrix, Parts, Rows, Stored, misfit, table_of
 from specdec.weights.formats.settings import Settings, Small
 from specdec.weights.metadata import Values, naming
 
@@ -58,6 +60,7 @@ def bitsandbytes_4bit(
             for part, entry in found.items()
         ):
             raise misfit("bitsandbytes", name, stored, parts)
+        codes = table_of(small(parts["quant_map"]))
         yield (
             name,
             PackedMatrix(
@@ -65,7 +68,9 @@ def bitsandbytes_4bit(
                 (rows, columns),
                 parts,
                 _Reader(columns, size, nested_size, shift).read,
-                group=size,
+                4 if codes is not None else None,
+                math.gcd(size, columns),
+                codes=codes,
             ),
         )
 
@@ -84,7 +89,7 @@ class _Reader:
     def __init__(self, columns: int, size: int, nested_size: int, shift: float) -> None:
         self.columns, self.size, self.nested_size, self.shift = columns, size, nested_size, shift
 
-    def read(self, parts: Parts, rows: Rows) -> Tensor:
+    def read(self, parts: Parts, rows: Rows) -> Codes:
         raw = parts["weight"].view(-1, self.columns // 2)[rows]  # [R, K / 2]
         codes = torch.stack([raw >> 4, raw & 15], dim=-1).flatten(1)  # [R, K]
         if isinstance(rows, slice):
@@ -93,8 +98,7 @@ class _Reader:
         unit = math.gcd(self.size, self.columns)
         starts = torch.arange(0, self.columns, unit, dtype=torch.int64)
         block = (rows[:, None] * self.columns + starts) // self.size  # [R, units]
-        values = parts["quant_map"].index_select(0, codes.flatten().int()).view(len(rows), -1, unit)
-        return (values * self._largest(parts, block)[..., None]).view(codes.shape)
+        return Codes(codes, self._largest(parts, block), None, parts["quant_map"])
 
     def _largest(self, parts: Parts, block: Tensor) -> Tensor:
         absmax = parts["absmax"].flatten()[block]

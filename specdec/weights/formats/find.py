@@ -11,14 +11,15 @@ from collections.abc import Mapping
 
 from specdec.weights.formats.bitsandbytes import bitsandbytes_4bit
 from specdec.weights.formats.compressed_tensors import int_quantized, packed_quantized
+from specdec.weights.formats.float4 import float4
 from specdec.weights.formats.float8 import float8
 from specdec.weights.formats.matrix import PackedMatrix, Stored
-from specdec.weights.formats.mlx import mlx_affine
+from specdec.weights.formats.mlx import mlx_packed
 from specdec.weights.formats.qweight import awq_and_gptq
 from specdec.weights.formats.settings import Settings, Small
 from specdec.weights.metadata import quote
 
-_FORMATS = (packed_quantized, int_quantized, mlx_affine, awq_and_gptq, bitsandbytes_4bit, float8)
+_FORMATS = (packed_quantized, int_quantized, float4, mlx_packed, awq_and_gptq, bitsandbytes_4bit, float8)
 # Last parts of names that quantising libraries add to those of a matrix.
 _ADDED = (
     "qweight", "qzeros", "g_idx", "scales", "biases", "weight_packed", "weight_scale", "weight_scale_inv",
@@ -32,10 +33,11 @@ _UNUSED = (
 )  # fmt: skip
 _METHODS = {
     "hqq": "HQQ", "eetq": "EETQ", "quanto": "quanto", "torchao": "torchao", "aqlm": "AQLM", "spqr": "SpQR",
-    "vptq": "VPTQ", "higgs": "HIGGS", "bitnet": "BitNet", "fp_quant": "FP-Quant", "mxfp4": "MXFP4", "quark": "Quark",
-    "exl2": "EXL2", "exl3": "EXL3", "modelopt": "modelopt NVFP4", "nvfp4": "NVFP4", "sinq": "SINQ", "quip": "QuIP",
+    "vptq": "VPTQ", "higgs": "HIGGS", "bitnet": "BitNet", "fp_quant": "FP-Quant", "mxfp4": "MXFP4 of experts",
+    "exl2": "EXL2", "exl3": "EXL3", "modelopt": "modelopt in another form than NVFP4", "sinq": "SINQ", "quip": "QuIP",
+    "quark": "Quark",
 }  # fmt: skip
-READ = "compressed-tensors W4A16, MLX of 4 or 5 bits, AWQ, GPTQ, bitsandbytes NF4, fp8"
+READ = "compressed-tensors W4A16 or W8A16, MLX, AWQ, GPTQ, bitsandbytes NF4, NVFP4, MXFP4, fp8"
 
 
 def packed_matrices(
@@ -73,9 +75,9 @@ def refusal(left: Mapping[str, Stored], settings: Settings) -> tuple[str, str] |
     names = [name for name, entry in left.items() if is_part(name, entry)]
     if not names:
         return None
-    name = next((name for name in names if _by_name(name, left[name])), names[0])
+    name = next((name for name in names if _by_name(name)), names[0])
     method = settings.method
-    known = _METHODS.get(method) or _by_name(name, left[name]) or (f"the method {quote(method)}" if method else None)
+    known = _METHODS.get(method) or _by_name(name) or (f"the method {quote(method)}" if method else None)
     told = f"is quantised by {known}, which is not read" if known else "cannot be read"
     return name, (
         f"tensor {name!r} ({left[name].dtype}) {told}: name the 16-bit checkpoint (F32, F16, BF16) of this model with "
@@ -83,10 +85,7 @@ def refusal(left: Mapping[str, Stored], settings: Settings) -> tuple[str, str] |
     )
 
 
-def _by_name(name: str, entry: Stored) -> str | None:
-    last = name.rpartition(".")[2]
-    if last in ("weight_scale_2", "weight_global_scale") or (last == "weight_packed" and entry.dtype == "U8"):
-        return "NVFP4 or MXFP4"
+def _by_name(name: str) -> str | None:
     return {
         "SCB": "bitsandbytes LLM.int8", "weight_format": "bitsandbytes LLM.int8", "W_q": "HQQ", "weight_scales": "EETQ",
-    }.get(last)  # fmt: skip
+    }.get(name.rpartition(".")[2])  # fmt: skip

@@ -1,9 +1,10 @@
-"""Floats of 8 bits (e4m3) with scales: what transformers, vLLM, llm-compressor and modelopt call fp8.
+"""Floats of 8 bits (e4m3) with scales: what transformers, vLLM, llm-compressor and modelopt call fp8, MLX mxfp8.
 
 A matrix `X.weight` [N, K] of F8_E4M3 is multiplied by `X.weight_scale`, one number, one for each row, or one for each
 square of 128 x 128, or by `X.weight_scale_inv`, which is multiplied as well, whatever its name says. Scales of
 activations (`X.input_scale`) are not needed: activations stay floats here. Eight bits of a float are no steps, so the
-matrix is fitted to 8 bits. Left out: e5m2, and blocks of other sizes.
+matrix is fitted to 8 bits. MLX has the bytes in uint32 words, and a scale for 32 inputs, a power of two (e8m0). Left
+out: e5m2, and blocks of other sizes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from specdec.kernels import BLOCK
+from specdec.weights.formats.float4 import powers_of_two
 from specdec.weights.formats.matrix import PackedMatrix, Parts, Rows, Stored, is_matrix, misfit
 from specdec.weights.formats.settings import Settings, Small
 
@@ -40,6 +43,17 @@ def float8(stored: Mapping[str, Stored], settings: Settings, small: Small) -> It
         else:
             raise misfit("8-bit floats", name, stored, parts)
         yield name, PackedMatrix(f"8-bit floats (e4m3), {how}", (rows, columns), parts, reader.read)
+
+
+def mlx_float8(shape: tuple[int, int], parts: Mapping[str, str]) -> PackedMatrix:
+    """Return a matrix of MLX whose `parts`, weight and scales, are known to fit."""
+    return PackedMatrix("MLX, MXFP8", shape, parts, _read_mlx)
+
+
+def _read_mlx(parts: Parts, rows: Rows) -> Tensor:
+    values = parts["weight"][rows].contiguous().view(torch.float8_e4m3fn).float()  # [R, K]
+    groups = values.view(len(values), -1, BLOCK) * powers_of_two(parts["scales"][rows])[..., None]
+    return groups.view(values.shape)
 
 
 class _Reader:

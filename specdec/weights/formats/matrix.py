@@ -2,8 +2,9 @@
 
 What: `PackedMatrix` knows which tensors of the files hold a matrix; `weight` makes blocks of them a few rows at a time,
 so that no copy of the matrix in floats is ever in memory. Integers stay the integers that they are where our blocks
-have room for them: 4 and 8 bits, and up to 5 bits with an offset. Others are expanded and fitted to 8 bits. Why groups
-of 64 and more cost nothing: our blocks of 32 repeat the scale.
+have room for them: 4 and 8 bits, and up to 5 bits with an offset; codes of sixteen numbers stay codes where one of our
+tables has these numbers. Others are expanded and fitted to 8 bits. Why groups of 64 and more cost nothing: our blocks
+of 32 repeat the scale.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from specdec.kernels import BLOCK
-from specdec.weights.fit import Natural, fit_int8
+from specdec.kernels import BLOCK, HALF, TABLES, BlockForm
+from specdec.weights.fit import NaturalHalves, fit_int8, split_halves
 from specdec.weights.metadata import quote
 from specdec.weights.tensors import (
     BlockWeight,
@@ -27,9 +28,11 @@ from specdec.weights.tensors import (
     chunks,
     pack,
     stored_bytes,
+    table_scale,
 )
 
 FLOATS = ("F32", "F16", "BF16")  # types of scales, in the words of safetensors
+_NEAR = 0.006  # of a table's largest number: NF4's are within 0.004, bitsandbytes' FP4 within 0.0053
 Rows = slice | Tensor
 """Consecutive rows, the first a multiple of 16; or ids of rows, long [R]."""
 Parts = Mapping[str, Tensor]
@@ -45,11 +48,25 @@ class Stored(NamedTuple):
 
 class Codes(NamedTuple):
     """Rows as integers: weight = values * scale + offset; without an offset (values - middle) * scale, where the middle
-    is half of the range. values uint8 [R, K]; scale and offset float32 [R, groups]."""
+    is half of the range; with numbers, numbers[values] * scale * whole. values uint8 [R, K]; scale and offset float32
+    [R, groups]; numbers float32 [16]; whole: the scale of the whole matrix."""
 
     values: Tensor
     scale: Tensor
     offset: Tensor | None
+    numbers: Tensor | None = None
+    whole: float = 1.0
+
+
+class TableCodes(NamedTuple):
+    """What a format's codes are among ours. `table`: a name of `specdec.kernels.TABLES`; `places` uint8 [16]: the code
+    in that table of each of the format's; `one`: what the format calls 1, in the table's own numbers; `exact`: the
+    table has the format's very numbers."""
+
+    table: str
+    places: Tensor
+    one: float
+    exact: bool
 
 
 @dataclass(frozen=True)
@@ -58,7 +75,7 @@ class PackedMatrix:
 
     `format`: for people. `parts`: names in the files by the last part of the name. `bits`: of the integers that `read`
     returns, None where it returns floats [R, K]. `group`: inputs that share a scale. `rounds`: offsets are products,
-    which float16 rounds.
+    which float16 rounds. `codes`: what codes that name sixteen numbers are among ours; None where values are numbers.
     """
 
     format: str
@@ -69,31 +86,50 @@ class PackedMatrix:
     group: int = BLOCK
     offset: bool = False
     rounds: bool = False
+    codes: TableCodes | None = None
 
     @property
     def is_refitted(self) -> bool:
         """Tell whether the integers have no place in our blocks, so that the matrix is quantised again."""
-        return self.bits is None or self.bits not in ((2, 3, 4, 5) if self.offset else (4, 8)) or self.group % BLOCK > 0
+        if self.bits is None:
+            return True
+        if self.codes is not None:
+            return self.group % BLOCK > 0 and not (self.group == HALF and self.codes.exact)
+        return self.bits not in ((2, 3, 4, 5) if self.offset else (4, 8)) or self.group % BLOCK > 0
 
     @property
-    def blocks(self) -> tuple[int, bool]:
-        """Return the bits of our blocks, and whether they have a minimum."""
+    def is_changed(self) -> bool:
+        """Tell whether the weights are others than the format's by more than the rounding of a product."""
+        return self.is_refitted or (self.codes is not None and (self.group == HALF or not self.codes.exact))
+
+    @property
+    def form(self) -> BlockForm:
+        """Return the form of our blocks."""
         if self.is_refitted or self.bits is None:
-            return 8, False
-        return max(self.bits, 4), self.offset
+            return BlockForm(8)
+        if self.codes is not None:
+            return BlockForm(4, table=True, sub=self.group == HALF)
+        return BlockForm(max(self.bits, 4), self.offset)
 
     @property
     def becomes(self) -> str:
         """Say what the matrix is in memory, and how exact."""
-        bits, minimum = self.blocks
-        how = "quantised again" if self.is_refitted else "minimum rounded" if self.rounds else "exact"
-        return f"{bits} bits{', with a minimum' if minimum else ''}; {how}"
+        form = self.form
+        what = (
+            f"{form.bits} bits{', with a minimum' if form.minimum else ''}{', codes of a table' if form.table else ''}"
+        )
+        halves = ", 16 inputs to a scale" if form.sub else ""
+        if self.codes is not None and self.is_changed and not self.is_refitted:
+            how = "scales rounded" if self.codes.exact else "numbers rounded"
+        else:
+            how = "quantised again" if self.is_refitted else "minimum rounded" if self.rounds else "exact"
+        return f"{what}{halves}; {how}"
 
     def loaded_bytes(self, dtype: torch.dtype, quantize: Storage) -> int:
         """Return the bytes in memory of what `weight` makes."""
         if quantize == "none" or self.shape[1] % BLOCK:
             return stored_bytes(self.shape, "none", dtype)
-        return block_bytes(self.shape, *self.blocks)
+        return block_bytes(self.shape, self.form.bits, self.form.minimum, self.form.sub)
 
     def weight(self, parts: Parts, dtype: torch.dtype, quantize: Storage, rows: Tensor | None, label: str) -> Weight:
         """Return the matrix in blocks; in `dtype` where `quantize` is "none", or where K is no multiple of 32.
@@ -113,14 +149,16 @@ class PackedMatrix:
         return self._packed(parts, picked, count, label)
 
     def _packed(self, parts: Parts, picked: Callable[[int, int], Rows], count: int, label: str) -> BlockWeight:
-        def read(start: int, stop: int) -> Natural:
+        table = None if self.codes is None or self.is_refitted else self.codes
+
+        def read(start: int, stop: int) -> NaturalHalves:
             if self.is_refitted:
                 return fit_int8(self.floats(parts, picked(start, stop)))
             codes = self.read(parts, picked(start, stop))
             assert isinstance(codes, Codes)
-            return _natural(codes, self.blocks[0])
+            return _natural(codes, self.form.bits) if table is None else _of_table(codes, table)
 
-        return pack(count, self.shape[1], self.blocks[0], read, label)
+        return pack(count, self.shape[1], self.form.bits, read, label, None if table is None else table.table)
 
     def floats(self, parts: Parts, rows: Rows) -> Tensor:
         """Return rows as float32 [R, K], by the format's own formula."""
@@ -128,6 +166,9 @@ class PackedMatrix:
         if isinstance(found, Tensor):
             return found
         count, columns = found.values.shape
+        if found.numbers is not None:
+            numbers = found.numbers.index_select(0, found.values.flatten().int()).view(*found.scale.shape, -1)
+            return (numbers * (found.scale * found.whole)[..., None]).view(count, columns)
         groups = found.values.view(count, found.scale.shape[1], -1).float()
         if found.offset is None:
             assert self.bits is not None
@@ -136,7 +177,32 @@ class PackedMatrix:
         return (groups * found.scale[..., None] + found.offset[..., None]).view(count, columns)
 
 
-def _natural(codes: Codes, bits: int) -> Natural:
+def table_of(numbers: Tensor) -> TableCodes | None:
+    """Return what codes of these numbers, float32 [16] of which the largest is 1, are among ours; None where no table
+    is near."""
+    for table in ("fp4", "nf4"):
+        ours = TABLES[table].numbers.float()
+        top = float(ours.max())
+        apart = (numbers[:, None] - ours / top).abs()
+        nearest, places = apart.min(1)
+        if float(nearest.max()) < _NEAR:
+            return TableCodes(table, places.to(torch.uint8), top / TABLES[table].one, not bool(nearest.any()))
+    return None
+
+
+def _of_table(codes: Codes, ours: TableCodes) -> NaturalHalves:
+    values = codes.values
+    if not torch.equal(ours.places, torch.arange(16, dtype=torch.uint8)):
+        values = ours.places.index_select(0, values.flatten().int()).view(values.shape)
+    blocks = values.shape[1] // BLOCK
+    if codes.scale.shape[1] > blocks:
+        step, factors = split_halves(codes.scale)
+        return values, table_scale(step * codes.whole / ours.one, ours.table), None, factors
+    scale = table_scale(codes.scale * codes.whole / ours.one, ours.table)
+    return values, scale.repeat_interleave(blocks // scale.shape[1], 1), None
+
+
+def _natural(codes: Codes, bits: int) -> NaturalHalves:
     repeat = codes.values.shape[1] // BLOCK // codes.scale.shape[1]
     scale = codes.scale.half().repeat_interleave(repeat, 1)
     if bits == 8:

@@ -2,7 +2,7 @@
 
 What: `BLOCKS` has the types that are read, with the reader of each. Why the `gguf` package reads the look-up tables of
 IQ3, IQ2 and IQ1: with a block's scale set to one, what it returns is the integers times the scale of 16 or 32 weights,
-which the block says in three or four bits; the quotient is exact. Left out: Q8_K and Q1_0, which no model is stored in.
+which the block says in three or four bits; the quotient is exact. `expand` has rows of a type as floats.
 Source of the bit layouts: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
 """
 
@@ -11,18 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from gguf import GGMLQuantizationType as Type
-from gguf.quants import dequantize
 from torch import Tensor
 
 from specdec.kernels import BLOCK, HALF, TABLES
-from specdec.weights.fit import NaturalHalves
+from specdec.weights.fit import NaturalHalves, split_halves
+from specdec.weights.gguf.floats import expand, float32, signs
 from specdec.weights.tensors import table_scale
-
-Bytes = npt.NDArray[np.uint8]
 
 
 class Blocks(NamedTuple):
@@ -47,11 +43,6 @@ class Blocks(NamedTuple):
         return f"{self.bits} bits{', with a minimum' if self.minimum else ''}{table}{halves}; {rounded}"
 
 
-def expand(data: Bytes, kind: Type) -> Tensor:
-    """Return rows of bytes [R, bytes] of any type that the `gguf` package reads as float32 [R, K]."""
-    return torch.from_numpy(dequantize(np.array(data), kind))
-
-
 def _q4_0(raw: Tensor) -> NaturalHalves:
     return _nibbles(raw[..., 2:]).flatten(1), _float16(raw[..., 0:2]), None
 
@@ -70,6 +61,17 @@ def _q5_1(raw: Tensor) -> NaturalHalves:
 
 def _q8_0(raw: Tensor) -> NaturalHalves:
     return raw[..., 2:].view(torch.int8).flatten(1), _float16(raw[..., 0:2]), None
+
+
+def _q8_k(raw: Tensor) -> NaturalHalves:
+    # 256 weights: a float32 scale, 256 bytes, and their sums, which only products need.
+    return raw[..., 4:260].contiguous().view(torch.int8).flatten(1), _for_each_block(float32(raw[..., :4]).half()), None
+
+
+def _q1_0(raw: Tensor) -> NaturalHalves:
+    # 128 weights: the float16 scale, 16 bytes of signs; -d and d are -d and 2d more.
+    d = _float16(raw[..., 0:2]).float().repeat_interleave(4, dim=1)
+    return signs(raw[..., 2:]).flatten(1), 2 * d, -d, d.new_full((len(d), 2 * d.shape[1]), 0x11, dtype=torch.uint8)
 
 
 def _q4_k(raw: Tensor) -> NaturalHalves:
@@ -189,12 +191,9 @@ def _mxfp4(raw: Tensor) -> NaturalHalves:
 
 def _nvfp4(raw: Tensor) -> NaturalHalves:
     # 64 weights: four scales of eight bits, then 8 bytes of nibbles for each 16 weights.
-    scales = _UE4M3[raw[..., :4].long()].view(*raw.shape[:2], 2, 2)  # [R, B, 2, 2]
-    top = scales.amax(-1).clamp(min=2**-9)  # [R, B, 2]
-    step = torch.exp2(torch.floor(torch.log2(top)) - 6)  # the larger scale is 64 .. 120 steps, and exact
-    factors = torch.round(scales / step[..., None]).to(torch.int8)
+    step, factors = split_halves(_UE4M3[raw[..., :4].long()].flatten(1))
     codes = _nibbles(raw[..., 4:].reshape(*raw.shape[:2], 4, 8))
-    return codes.flatten(1), table_scale(step, "fp4").flatten(1), None, factors.flatten(1)
+    return codes.flatten(1), table_scale(step, "fp4"), None, factors
 
 
 def _ternary(kind: Type) -> Callable[[Tensor], NaturalHalves]:
@@ -291,6 +290,8 @@ BLOCKS: dict[Type, Blocks] = {
     Type.Q5_0: Blocks(5, 22, _q5_0, True),
     Type.Q5_1: Blocks(5, 24, _q5_1, True, True),
     Type.Q8_0: Blocks(8, 34, _q8_0, True),
+    Type.Q8_K: Blocks(8, 292, _q8_k, False),
+    Type.Q1_0: Blocks(2, 18, _q1_0, True, True, sub=True),
     Type.Q2_K: Blocks(2, 84, _q2_k, True, True, sub=True),
     Type.Q3_K: Blocks(3, 110, _q3_k, True, sub=True),
     Type.Q4_K: Blocks(4, 144, _q4_k, False, True),

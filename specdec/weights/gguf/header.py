@@ -26,6 +26,7 @@ MAX_ARRAY = 1 << 22  # entries of one metadata array: ten times the largest voca
 MAX_TEXT = 1 << 28  # bytes of one string
 MAX_NAME = 65535  # bytes of a key or a tensor's name
 MAX_DIMENSIONS = 4
+MAX_KEYS, MAX_TENSORS = 1 << 13, 1 << 15  # a hundred times what models have, and a second's work
 _ABSURD = 1 << 50  # a "missing" byte beyond this means a damaged length, not a file that was cut short
 _PREAMBLE = struct.Struct("<4sIQQ")  # magic, version, tensor count, metadata count
 _LENGTH = struct.Struct("<Q")
@@ -110,6 +111,8 @@ def check_preamble(file: Path) -> None:
     needed = _PREAMBLE.size + 13 * fields + 24 * tensors
     if needed > size:
         raise ValueError(_cut_short(file, size, needed))
+    if fields > MAX_KEYS or tensors > MAX_TENSORS:
+        raise _damaged(file, f"{fields} keys and {tensors} tensors")
 
 
 class _Reader(GGUFReader):  # type: ignore[misc]

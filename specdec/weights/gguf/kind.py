@@ -44,6 +44,8 @@ def is_gguf(path: Path) -> bool:
     if path.suffix == ".gguf":
         return True
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with path.open("rb") as stream:
             return stream.read(len(_MAGIC)) == _MAGIC
     except OSError:
@@ -59,7 +61,7 @@ def kind_of(path: Path) -> Kind:
     """Return what the GGUF file `path` is. A file that cannot be read is a model, for whoever opens it to complain."""
     try:
         found = _first_texts(path)
-    except ValueError:
+    except (ValueError, OSError):
         return "model"
     name = found.get(_ARCHITECTURE, "")
     if name in DRAFTERS:
@@ -69,6 +71,15 @@ def kind_of(path: Path) -> Kind:
     if name == "clip":
         return "embedder"
     return "other" if name in _NOT_MODELS else "model"
+
+
+def damage(path: Path) -> str | None:
+    """Return the sentence about a file whose beginning cannot be read, so that nobody knows what it is; else None."""
+    try:
+        _first_texts(path)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def check_is_model(path: Path) -> None:

@@ -13,12 +13,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from specdec.weights.gguf.kind import is_gguf, kind_of
+from specdec.weights.gguf.kind import damage, is_gguf, kind_of
 from specdec.weights.gguf.split import first_part, part_names
 from specdec.weights.hub import ollama
 
 DRAFTERS_FIRST = ("Q8_0", "BF16", "F16", "F32", "Q4_0")  # 8 bits draft as well as floats, and twice as fast
 _MODELS_FIRST = ("Q4_K_M", "Q4_0", "UD-Q4_K_XL", "Q4_K_XL", "Q4_K_S", "Q5_K_M", "Q8_0")
+_DRAFTER = re.compile(r"(^|[-_.])(mtp|assistant)[-_.]", re.IGNORECASE)
 _TAG = re.compile(r"(?:UD-)?(?:I?Q\d\w*|TQ\d_0|MXFP4\w*|BF16|F16|F32)(?=[-.]|$)", re.IGNORECASE)
 
 
@@ -58,6 +59,12 @@ def companions(model: Path) -> Files:
     return found._replace(drafters=tuple(drafters))
 
 
+def damaged_drafters(model: Path) -> list[str]:
+    """Return a sentence about each file beside `model` that is a drafter by its name, and cannot be read."""
+    named = [path for path in companions(model).models if path != model and _DRAFTER.search(path.name)]
+    return [sentence for path in named if (sentence := damage(path)) is not None]
+
+
 def _beside(model: Path) -> Files:
     if model.is_dir():
         return files_in(model)
@@ -86,10 +93,13 @@ def _prefix_in_cache(model: Path) -> str | None:
 def model_in(folder: Path) -> Path | None:
     """Return the only model among the GGUF files of `folder`; None where it has none.
 
-    Raises ValueError when it has several.
+    Raises ValueError when it has several, or one beside a file that cannot be read, which may be anything.
     """
     models = [path for path in files_in(folder).models if path.parent == folder]
     if len(models) > 1:
+        damaged = [sentence for path in models if (sentence := damage(path)) is not None]
+        if len(models) - len(damaged) == 1:
+            raise ValueError(damaged[0])
         names = ", ".join(path.name for path in models)
         raise ValueError(f"{folder}: {len(models)} .gguf files; name one of them: {names}")
     return models[0] if models else None

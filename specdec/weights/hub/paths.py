@@ -117,6 +117,29 @@ def drafter_path(name: str) -> Path | None:
     return _found(name, (*NAMED_DRAFTERS, *NAMED_MODELS), "Drafters", "one")
 
 
+def adapter_path(name: str | os.PathLike[str]) -> Path:
+    """Return the folder or file of the adapter `name`; one of the hub (`owner/name`, `owner/name/FILE.gguf`) that is
+    not here as a path is fetched.
+
+    Whether it is an adapter, or is there at all, is for whoever opens it to say. Raises FetchError with what to do
+    about it.
+    """
+    path = user_path(os.fspath(name))
+    if is_path(path) or (wanted := HubName.of(os.fspath(name).replace(os.sep, "/"))) is None:
+        return path
+    from specdec.weights.hub.repository import fetch_adapter
+
+    return fetch_adapter(wanted)
+
+
+def is_path(path: Path) -> bool:
+    """Tell whether a file or folder is there, or something that cannot be looked at."""
+    try:
+        return path.exists()
+    except OSError:
+        return True
+
+
 def _found(name: str, known: Sequence[str], heading: str, one: str) -> Path | None:
     if not name:
         raise ValueError(f"the name is empty. {heading}: {', '.join(known)}")

@@ -1,7 +1,8 @@
 """Models from the Hugging Face hub, through `huggingface_hub`: its cache, its login, its progress bars.
 
 What: `fetch` brings the safetensors of a repository, or one .gguf file with all its parts, and with it the repository's
-drafter and embedder where their names say so; what they are is looked at once they are here. A download that broke off
+drafter and embedder where their names say so; what they are is looked at once they are here. `fetch_adapter` brings an
+adapter. A download that broke off
 goes on; each file's SHA-256 is compared with the one that the hub tells, once. Left out: pickled weights.
 """
 
@@ -12,6 +13,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from specdec.weights.hub.wheels import file_sha256
 from specdec.weights.metadata import one_line
 
 SETTINGS = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
+ADAPTER = ["adapter_config.json", "adapter_model.safetensors"]
 SAFETENSORS = ["*.safetensors", *SETTINGS]
 NOT_SAFETENSORS = ["*/*.safetensors", "*/*.json", "*/*.txt", "consolidated*"]  # the same weights for other programs
 _EMBEDDER = re.compile(r"(^|/)mmproj", re.IGNORECASE)
@@ -51,6 +54,28 @@ def fetch(name: HubName, known: Sequence[str]) -> Path:
     return paths[0]
 
 
+def fetch_adapter(name: HubName) -> Path:
+    """Return the PEFT folder, or the .gguf file, of the adapter that `name` means, fetched where it is not here.
+
+    Raises FetchError with what to do.
+    """
+    files = _files(name.repository, ())
+    peft = [file for file in ADAPTER if file in files]
+    ggufs = sorted(file for file in files if file.endswith(".gguf"))
+    if name.whole and len(peft) == len(ADAPTER):
+        wanted = peft
+    elif ggufs:
+        wanted = [_chosen(name, ggufs)]
+    else:
+        raise FetchError(
+            f"{name.repository}: no adapter of the hub that can be read: it has neither {' with '.join(ADAPTER)} nor "
+            ".gguf files; convert another form with PEFT's save_pretrained"
+        )
+    _check_room(name.repository, {file: files[file] for file in wanted})
+    paths = [_download(name.repository, file, files[file], ()) for file in wanted]
+    return paths[0].parent if wanted is peft else paths[0]
+
+
 def fetch_settings(repository: str, known: Sequence[str]) -> Path | None:
     """Return the folder with the config, the tokenizer and the chat template of a repository, fetched where they are
     not here; None where it has .gguf files alone, which have these in themselves.
@@ -68,10 +93,20 @@ def _snapshot_of(repository: str, files: dict[str, _File], wanted: Sequence[str]
     here = [about.here for file, about in files.items() if "/" not in file and about.here is not None]
     if here:
         return here[0].parent
-    with _explained(repository, known):
-        from huggingface_hub import snapshot_download
+    names = [file for file in files if _matches(file, wanted) and not _matches(file, NOT_SAFETENSORS)]
+    _check_room(repository, {name: files[name] for name in names})
+    # Not snapshot_download, after which nobody knows which files have just arrived and are to be checked.
+    folders = {
+        _download(repository, name, files[name], known).parents[name.count("/")]: None
+        for name in sorted(names, key=lambda name: files[name].size or 0)
+    }
+    if len(folders) != 1:
+        raise FetchError(f"{repository}: changed while it was fetched; try again")
+    return next(iter(folders))
 
-        return Path(snapshot_download(repository, allow_patterns=list(wanted), ignore_patterns=NOT_SAFETENSORS))
+
+def _matches(file: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(file, pattern) for pattern in patterns)
 
 
 class _File:
@@ -166,7 +201,7 @@ def _download(repository: str, name: str, about: _File, known: Sequence[str]) ->
     before = try_to_load_from_cache(repository, name)
     with _explained(repository, known):
         path = Path(hf_hub_download(repository, name))
-    if str(path) != before and about.sha256 is not None and (found := file_sha256(path)) != about.sha256:
+    if str(path) != before and about.sha256 is not None and (found := _sha256_or_unlink(path)) != about.sha256:
         path.resolve().unlink(missing_ok=True)  # the blob, which would be taken for whole the next time
         path.unlink(missing_ok=True)
         raise FetchError(
@@ -176,11 +211,23 @@ def _download(repository: str, name: str, about: _File, known: Sequence[str]) ->
     return path
 
 
+def _sha256_or_unlink(path: Path) -> str:
+    """Return the SHA-256 of a file that has arrived. After Ctrl-C its link goes, or it would be taken for checked the
+    next time; what the link led to stays, and need not be fetched again."""
+    try:
+        return file_sha256(path)
+    except BaseException:
+        if path.is_symlink():
+            path.unlink()
+        raise
+
+
 @contextmanager
 def _explained(repository: str, known: Sequence[str]) -> Iterator[None]:
     """Turn what `huggingface_hub` raises into a FetchError that says what to do."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+    named = ", ".join(known)
     try:
         yield
     except GatedRepoError as error:
@@ -189,15 +236,15 @@ def _explained(repository: str, known: Sequence[str]) -> Iterator[None]:
         ) from error
     except RepositoryNotFoundError as error:
         raise FetchError(
-            f"{repository}: neither a folder here nor a model of the hub that you may read; check the "
-            f"spelling. Named models: {', '.join(known)}"
+            f"{repository}: neither a folder here nor a model of the hub that you may read; check the spelling"
+            f"{f'. Named models: {named}' if known else ''}"
         ) from error
     except Exception as error:  # the kinds differ between versions of the hub client and of its transport
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
         reason = one_line((str(error).strip() or type(error).__name__).splitlines()[0])
         raise FetchError(
-            f"{repository}: no such folder here, and the hub could not be reached{offline}: {reason} "
-            f"Name a local folder or .gguf file, or one of {', '.join(known)}"
+            f"{repository}: no such folder here, and the hub could not be reached{offline}: {reason.rstrip('.')}. "
+            f"Name a local folder or .gguf file{f', or one of {named}' if known else ''}"
         ) from error
 
 

@@ -24,6 +24,7 @@ def lm_studio_folders() -> list[Path]:
     pointer = home / ".lmstudio-home-pointer"  # of a user who has moved them
     try:
         moved = [Path(pointer.read_text(encoding="utf-8").strip()) / "models"]
+        moved = [folder for folder in moved if folder.is_dir()]  # what it says may be no path at all
     except (OSError, UnicodeDecodeError):
         moved = []
     usual = [home / ".lmstudio" / "models", home / ".cache" / "lm-studio" / "models"]

@@ -20,11 +20,11 @@ from drafter.data.features import longest_text
 from drafter.data.given import EncodedPrompt, read_given
 from drafter.data.patience import PATIENT, Patience
 from drafter.data.server import AnswerServer, Reply, ServerAnswers
-from drafter.prompts.generator import TrainingPrompt
+from drafter.prompts.files import TrainingPrompt
 from drafter.settings import Answering
 from eval.cli.options import GenerationSettings
 from eval.cli.session import Session
-from eval.train.command import completed, ends_of, messages_of
+from eval.train.texts import completed, ends_of, messages_of
 from tests.support.serving.served import listening, served
 
 HOW = Answering(max_new_tokens=24, temperatures=(0.0, 0.8), seed=3)

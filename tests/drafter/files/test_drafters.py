@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from specdec.memory.plan import text_bytes
 from specdec.model.states import States
 from specdec.weights.hub.paths import drafter_path
 from specdec.weights.tensors import BlockWeight
+from tests.support.adapters.tiny_adapter import make_peft
 from tests.support.stores.gguf_kinds import write_kind
 from tests.support.tiny import SHAPE, VOCAB, WINDOW, prompt, tiny_model
 from tests.support.tiny_assistant import save_assistant
@@ -53,6 +55,12 @@ def small(folder: Path, vocabulary: int, renamed: int = 0, tokenizer: bool = Tru
 @pytest.fixture
 def backbone(tmp_path: Path) -> Path:
     return make_folder(tmp_path / "backbone", "gemma4_unified")
+
+
+def test_an_adapter_is_no_drafter(tmp_path: Path) -> None:
+    folder = make_peft(tmp_path / "legal")
+    with pytest.raises(ValueError, match="^" + re.escape(f"{folder}: an adapter (LoRA), which drafts nothing")):
+        open_drafter(folder)
 
 
 @pytest.mark.parametrize("quantize", [None, "int4"])

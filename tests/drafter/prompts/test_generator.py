@@ -9,14 +9,8 @@ from itertools import islice, repeat
 import pytest
 
 from drafter.prompts import generator as prompts
-from drafter.prompts.generator import (
-    TrainingPrompt,
-    document_prompts,
-    generated_prompts,
-    held_out_prompts,
-    mix_prompts,
-    user_prompts,
-)
+from drafter.prompts.files import TrainingPrompt
+from drafter.prompts.generator import document_prompts, generated_prompts, held_out_prompts, mix_prompts, user_prompts
 from drafter.prompts.grammar import Grammar, plural, with_article
 
 COUNT = 20_000

@@ -22,6 +22,7 @@ from drafter.files.checkpoint import load_drafter
 from drafter.files.formats import OwnForm, read_start
 from drafter.settings import TimeBudget
 from drafter.train.evaluate import measure_drafts
+from drafter.train.initial import with_candidates
 from drafter.train.judge import Scored
 from drafter.train.run import Began, Event
 from drafter.train.trainer import StepReport
@@ -155,8 +156,10 @@ def test_a_trained_head_is_a_start(family: str, tmp_path: Path) -> None:
     assert torch.equal(second.trainer.candidates.ids, first.trainer.candidates.ids)
     scores = [event.real for event in events if isinstance(event, Scored)]
     assert scores[0] == max(score["real"] for score in first.progress.scores)  # 8 bits hold 8 bits
-    with pytest.raises(ValueError, match="trained for another model"):
-        read_start(tmp_path / "first", decoder_of(tiny_model(family, seed=1)))
+    assert start.trained_for is None
+    assert read_start(tmp_path / "first", decoder_of(tiny_model(family, seed=1))).trained_for == "tiny"
+    with pytest.raises(ValueError, match=r"first: .*(made for another backbone|stores none there)"):
+        read_start(tmp_path / "first", decoder_of(tiny_model("gemma3" if family == "llama" else "gemma4-e2b")))
 
 
 def test_a_start_may_have_more_states_and_other_bits(tmp_path: Path) -> None:
@@ -170,13 +173,43 @@ def test_a_start_may_have_more_states_and_other_bits(tmp_path: Path) -> None:
     again = read_start(tmp_path / "second", first.backbone, bits=4)
     assert again.provenance["score"]["real"] == max(score["real"] for score in second.progress.scores)
     assert isinstance(again.form, OwnForm) and (again.form.config.aux_layers, again.form.bits) == ((0, 2), 4)
-    with pytest.raises(ValueError, match=r"fuses states of layers \[0, 2\]|fuses the states of layers \[0, 2\]"):
+    with pytest.raises(ValueError, match=r"fuses the states of layers \[0, 2\].*--aux-layers can add others"):
         read_start(tmp_path / "second", first.backbone, aux_layers=(1,))
+    wider = read_start(tmp_path / "second", first.backbone, bits=8, aux_layers=(0, 1, 2))
+    hidden = first.backbone.spec.hidden_size
+    low, new, high = wider.tensors["fuse.weight"].view(hidden, 3, hidden).unbind(1)  # [hidden, 3 * hidden]
+    had = read_start(tmp_path / "second", first.backbone).tensors["fuse.weight"].view(hidden, 2, hidden)
+    assert torch.equal(torch.stack((low, high), dim=1), had) and not new.any()
     gemma = training_run(tmp_path / "gemma", "gemma4_unified", TimeBudget(steps=1, tokens=300))
     list(gemma.run())
     assert read_start(tmp_path / "gemma", gemma.backbone).provenance["trained"]["steps"] <= 1
     with pytest.raises(ValueError, match="without --aux-layers"):
         read_start(tmp_path / "gemma", gemma.backbone, aux_layers=(1,))
+
+
+def test_a_start_may_propose_other_tokens(tmp_path: Path) -> None:
+    first = training_run(tmp_path / "first")
+    list(first.run())
+    start = read_start(tmp_path / "first", first.backbone).with_draft_vocab(96)
+    second = training_run(tmp_path / "second", budget=TimeBudget(steps=1, tokens=300), start=start)
+    list(second.run())
+    ids, had = second.trainer.candidates.ids, first.trainer.candidates.ids
+    assert (len(had), len(ids)) == (64, 96) and set(ids.tolist()) - set(had.tolist())
+    made = with_candidates(start.tensors, had, ids, first.backbone)
+    rows = {"embed_tokens.weight": first.backbone.head.rows(ids, torch.float32)}
+    for name in ("embed_tokens.weight", "bigram.left.weight", "bigram.right.weight"):
+        assert len(made[name]) == len(start.tensors[name]) + 32
+        for slot, token in enumerate(ids.tolist()):
+            new = rows[name][slot] if name in rows else torch.zeros(4, dtype=torch.float32)
+            old = start.tensors[name][had.tolist().index(token)] if token in had.tolist() else new
+            assert torch.equal(made[name][slot], old), (name, token)
+    assert torch.equal(made["bigram.left.weight"][-1], start.tensors["bigram.left.weight"][-1]), "of all other tokens"
+    assert all(made[name] is tensor for name, tensor in start.tensors.items() if made[name].shape == tensor.shape)
+    assert read_start(tmp_path / "second", first.backbone).draft_ids.tolist() == ids.tolist()
+    gemma = training_run(tmp_path / "gemma", "gemma4_unified", TimeBudget(steps=1, tokens=300))
+    list(gemma.run())
+    with pytest.raises(ValueError, match="without --draft-vocab"):
+        read_start(tmp_path / "gemma", gemma.backbone).with_draft_vocab(32)
 
 
 def test_prompts_that_are_all_too_long_are_not_asked_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

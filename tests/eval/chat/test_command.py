@@ -123,6 +123,13 @@ def test_statistics(chat: Chat) -> None:
     assert "all 1: 8 tokens" in said(chat)
 
 
+def test_a_model_without_adapters_says_so(chat: Chat) -> None:
+    chat.line("/adapter")
+    chat.line("/adapter nope")
+    assert "adapter: none (the model has none; --adapter adds one)" in said(chat)
+    assert "there is no adapter 'nope'; the model has none" in said(chat)
+
+
 def test_help_unknown_empty_and_quit(chat: Chat) -> None:
     assert chat.line("/help")
     assert chat.line("/dance")

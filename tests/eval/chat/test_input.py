@@ -220,8 +220,9 @@ def test_options_reach_the_chat(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("eval.chat.command.chat", noted)
     other = ["chat", "--plain", "--no-history", "--dashboard", "--image-tokens", "1120", "--frames", "8"]
+    other += ["--learn", "--learn-limit", "2MB"]
     assert run.main(["chat"]) == run.main(other) == 0
-    assert taken == [(False, True, True, None, None), (True, False, False, 1120, 8)]
+    assert taken == [(False, True, True, None, None, None), (True, False, False, 1120, 8, 2_000_000)]
 
 
 def test_no_home_means_no_history(monkeypatch: pytest.MonkeyPatch) -> None:

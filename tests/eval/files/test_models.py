@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from gguf import GGMLQuantizationType as Type
 
+from eval.files import models
 from eval.plan import Asked, plan_memory
 from run import main
 from specdec.memory.plan import program_bytes
@@ -87,6 +88,18 @@ def test_a_model_is_pulled_shown_and_removed(hub: Hub, tmp_path: Path, capsys: p
     assert not left, "the weights themselves are still there"
 
 
+def test_remove_takes_the_file_of_that_name_and_no_other(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = hub.repositories[REPOSITORY]
+    files["A/tiny-Q4_0.gguf"] = files["tiny-Q8_0.gguf"]
+    for name in ("A/tiny-Q4_0.gguf", "tiny-Q4_0.gguf"):
+        run("pull", f"{REPOSITORY}/{name}", capsys=capsys)
+    run("remove", f"{REPOSITORY}/tiny-Q4_0.gguf", "--yes", capsys=capsys)
+    left = [path for path in (tmp_path / "hub").rglob("*.gguf") if path.exists()]
+    assert [path.parent.name for path in left if path.name == "tiny-Q4_0.gguf"] == ["A"]
+
+
 def test_the_last_model_of_a_repository_takes_its_drafter_along(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,6 +119,29 @@ def test_memory_is_that_of_plan(hub: Hub, tmp_path: Path, capsys: pytest.Capture
     asked = Asked(told["path"], "auto", None, torch.float32, 512, None, "float32")
     expected = plan_memory(asked, program_bytes()).needs(512).total
     assert told["memory"] == pytest.approx(expected, rel=0.02)
+
+
+def test_show_and_models_count_the_same_program(
+    hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"{REPOSITORY}:Q8_0"
+    run("pull", name, capsys=capsys)
+    happened, honest = list[str](), models.open_checkpoint
+
+    def program() -> int:
+        happened.append("program")
+        return 400_000_000
+
+    def header(path: Path) -> Any:
+        happened.append("header")
+        return honest(path)
+
+    monkeypatch.setattr(models, "program_bytes", program)
+    monkeypatch.setattr(models, "open_checkpoint", header)
+    assert main(["show", name, "--json", "-"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert happened == ["program", "header"], "a vocabulary that was read would count as Python's memory"
+    assert shown["needs"]["total"] == listed(capsys)[name]["memory"]
 
 
 def test_other_programs_models_are_listed_and_left_alone(

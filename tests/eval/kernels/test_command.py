@@ -277,6 +277,17 @@ def test_the_full_size_command_decodes_and_times_passes(capsys: pytest.CaptureFi
     assert "plain decoding of 32 tokens after 64:" in output
 
 
+@pytest.mark.usefixtures("tiny_shape")
+def test_repetitions_are_those_that_were_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--full-size", "gemma-4-12b", "--adapter-rank", "2", "--repetitions", "3", "--quick", "--json", "-"]
+    assert main(words) == 0
+    written, output = capsys.readouterr()
+    model, series = (json.loads(written)[name] for name in ("model", "series"))
+    assert [(one["rows"], one["repetitions"]) for one in model["adapter"]["passes"]] == [(1, 3), (4, 3)]
+    assert {point["repetitions"] for point in series[0]["points"]} == {3}
+    assert "V(4) with an adapter of 2 ranks" in output
+
+
 def test_user_errors_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", str(folder / "gone"), "--only", "model"]) == 2
     assert main(["--model", str(folder), "--only", "model", "--context", "9000"]) == 2

@@ -101,3 +101,4 @@ def test_names_and_paths_of_adapters(tmp_path: Path) -> None:
     settings = GenerationSettings(adapter=(("", str(tmp_path / "nowhere")),))
     with pytest.raises(ValueError, match=r"--adapter .*nowhere: there is no such file or folder"):
         check_names(settings)
+    check_names(GenerationSettings(adapter=(("", "owner/name"), ("", "owner/name/lora.gguf"))))  # of the hub

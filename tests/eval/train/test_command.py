@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 import signal
@@ -119,8 +120,8 @@ def test_how_long_has_to_be_said(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_both_views_show_every_kind_of_event() -> None:
     events = [
-        (Size(), Status("collecting answers", 0.0, 170.0, 0, 0, None)),
-        (Size(2, 1000, 600, 3.0), Status("collecting answers", 0.5, 120.0, 1000, 0, None)),
+        (Size(), Status("collecting texts", 0.0, 170.0, 0, 0, None)),
+        (Size(2, 1000, 600, 3.0), Status("collecting texts", 0.5, 120.0, 1000, 0, None)),
         (Began(9_000_000, 8192, 0.93, 0), Status("beginning", 0.0, 80.0, 1000, 0, None)),
         (StepReport(1, 100, 3.0, 2.0, 0.5, (0.5, 0.25), 1e-3), Status("training", 0.1, 70.0, 100, 1, None)),
         (Scored(1, 100, 66.0, 1.75, 1.76, (0.5, 0.25), True, 24), Status("judging", 0.0, 66.0, 100, 1, 1.75)),
@@ -141,14 +142,14 @@ def test_both_views_show_every_kind_of_event() -> None:
 
 
 def test_a_pipe_is_told_where_training_is_even_when_nothing_happens() -> None:
-    now, stream = [Status("collecting answers", 0.25, 100.0, 1234, 0, None)], io.StringIO()
+    now, stream = [Status("collecting texts", 0.25, 100.0, 1234, 0, None)], io.StringIO()
     with PlainLines(Console(file=stream, width=80), "a head", lambda: now[0], every=0.02) as view:
         _until(lambda: stream.getvalue().count("1,234 tokens") > 1)
         now[0] = Status("training", 0.5, None, 99, 7, 1.5)
         view.on_event(StepReport(7, 99, 3.0, 2.0, 0.5, (0.5, 0.25), 1e-3))
         _until(lambda: "step 7" in stream.getvalue())
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "a head" and lines[1] == "collecting answers, 25%: 1,234 tokens, 1.7 min left"
+    assert lines[0] == "a head" and lines[1] == "collecting texts, 25%: 1,234 tokens, 1.7 min left"
     assert lines[-1].startswith("training, 50%: 99 tokens, step 7: loss 2.00, drafts right 0.50 0.25, ")
     assert lines[-1].endswith("best 1.50 tokens per round") and "\x1b" not in stream.getvalue()
 
@@ -184,3 +185,21 @@ def test_ablations_train_what_they_name(
     capsys.readouterr()
     assert ablations.main([*asked, str(tmp_path / "no.json"), "--only", "two layers"]) == 2
     assert "these heads read [2, 3]" in capsys.readouterr().err
+
+
+def test_ablations_go_on_from_a_head_and_judge_on_a_held_out_set(folder: Path, prompts: Path, tmp_path: Path) -> None:
+    head, other = tmp_path / "head", tmp_path / "other"
+    assert run.main([*words(folder, prompts, head), "--steps", "1", "--draft-length", "4"]) == 0
+    assert run.main([*words(folder, prompts, other), "--steps", "1", "--draft-length", "4", "--seed", "7"]) == 0
+    asked = ["--set", str(head / "training" / "set"), "--steps", "2", "--model", str(folder), "--start", str(head)]
+    asked += ["--held-out", str(other / "training" / "set"), "--prompts", str(prompts), "--limit", "3"]
+    asked += ["--max-new-tokens", "12", "--threads", "1", "--device", "cpu", "--json", str(tmp_path / "out.json")]
+    assert ablations.main([*asked, "--only", "base", "later", "overlap", "rows", "targets", "layer"]) == 0
+    record = json.loads((tmp_path / "out.json").read_text())
+    rows = {row["name"]: row for row in record["variants"]}
+    assert len(rows) == 9 and "one layer" not in rows, "the head has its layers"
+    assert record["prompts"] == 3 and record["start"] == str(head)
+    for row in rows.values():
+        assert row["teacher_forced_length"] == pytest.approx(1 + sum(row["teacher_forced"]))
+        assert all(a >= b for a, b in itertools.pairwise(row["teacher_forced"]))
+    assert ablations.main([*asked, "--only", "two layers"]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,13 @@ from torch import Tensor
 from specdec.hf import decoder_of
 from specdec.model.adapters.build import add_adapters
 from specdec.model.decoder import Decoder
-from tests.support.adapters.tiny_adapter import make_gguf, make_peft, merged, modules, parts
+from tests.support.adapters.tiny_adapter import RANK, make_gguf, make_peft, merged, modules, parts, unmerged
 from tests.support.native.needs_native import needs_library
 from tests.support.tiny import FAMILIES, WINDOW, prompt, tiny_model
 from tests.support.tiny_decoder import of, quantised
 
 LENGTH = 5 * WINDOW
+LowRankParts = dict[str, tuple[Tensor, Tensor]]
 
 
 def states_of(decoder: Decoder, ids: Tensor, rows: int, adapter: str | None = None) -> Tensor:
@@ -40,6 +42,48 @@ def test_logits_are_those_of_merged_weights(family: str, tmp_path: Path) -> None
     without = decoder.logits(states_of(decoder, ids, 16, "none"), [""] * len(ids))
     assert (without - plain).abs().max() < 1e-4
     assert (expected - plain).abs().max() > 0.5, "an adapter that changes nothing shows nothing"
+
+
+def logits_of(
+    family: str, low_rank: LowRankParts, scales: dict[str, float], folder: Path
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Our logits, and those of PEFT's arithmetic in float32 and in float64, all [LENGTH, vocabulary] float64."""
+    decoder = decoder_of(tiny_model(family))
+    add_adapters(decoder, {"mine": folder})
+    ids = prompt(LENGTH, seed=2)[0]
+    model = unmerged(family, low_rank, scales)
+    with torch.no_grad():
+        single = model(ids[None]).logits[0]
+        double = model.double()(ids[None]).logits[0]
+    assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
+    return decoder.logits(states_of(decoder, ids, 16)).double(), single.double(), double
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 4.0])  # lora_alpha / r of trained adapters
+@pytest.mark.parametrize("family", FUSED)
+def test_logits_are_those_of_low_rank_parts_beside_the_weights(family: str, scale: float, tmp_path: Path) -> None:
+    low_rank = parts(modules(family), 3)
+    folder = make_peft(tmp_path / "mine", family, low_rank=low_rank, lora_alpha=scale * RANK)
+    ours, single, double = logits_of(family, low_rank, dict.fromkeys(low_rank, scale), folder)
+    assert (ours - single).abs().max() < 1e-4
+    assert (ours - double).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_large_scales_are_as_near_to_float64_as_float32_is(family: str, tmp_path: Path) -> None:
+    """rsLoRA with patterns: scales from 6.5 to 16, at which PEFT in float32 and PEFT in float64 may be more than 1e-4
+    apart. So the measure is float64, and the bar what float32 itself loses there."""
+    low_rank, scales, shapes = LowRankParts(), dict[str, float](), modules(family)
+    for name in filter(lambda name: name.endswith(("q_proj", "o_proj", "up_proj", "down_proj")), shapes):
+        rank = 6 if name.endswith("q_proj") else 3 if name == "layers.1.mlp.up_proj" else RANK
+        low_rank |= parts({name: shapes[name]}, len(scales), rank)
+        scales[name] = (32 if name.endswith("o_proj") else 16) / math.sqrt(rank)
+    patterns = {"rank_pattern": {"q_proj": 6, r"layers\.1\.mlp\.up_proj": 3}, "alpha_pattern": {"o_proj": 32}}
+    settings = {"lora_alpha": 16, "use_rslora": True, **patterns}
+    folder = make_peft(tmp_path / "mine", family, low_rank=low_rank, **settings)
+    ours, single, double = logits_of(family, low_rank, scales, folder)
+    assert (ours - double).norm() < 1.5 * (single - double).norm()
+    assert (ours - double).abs().max() < 2e-4
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "gemma4"])

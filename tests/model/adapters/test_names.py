@@ -15,9 +15,14 @@ from tests.support.tiny_decoder import of
 FAMILY = "gemma3"
 
 
-def test_names_of_adapters(tmp_path: Path) -> None:
+def test_names_of_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert name_of(tmp_path / "my adapter: two") == "my-adapter-two"
     assert name_of(Path("a/lora-Q8.gguf")) == "lora-Q8" and name_of(Path("a/adapter_model.safetensors")) == "a"
+    (tmp_path / "mine" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "mine" / "sub")
+    assert [name_of(Path(path)) for path in (".", "..", "../../mine/", "~/a")] == ["sub", "mine", "mine", "a"]
+    with pytest.raises(ValueError, match="path is empty"):
+        named_adapters("")
     assert named_adapters(None) == {} and [*named_adapters("a/b")] == ["b"]
     assert [*named_adapters({"x": "a", "y": Path("b")})] == ["x", "y"]
     for name in ("", "none", "a:b", "a=b", "a b", "x" * 65, "a\n"):

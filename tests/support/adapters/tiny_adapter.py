@@ -107,6 +107,30 @@ def merged(
     return model
 
 
+class LowRankLinear(torch.nn.Module):
+    """x W^T + (x A^T) B^T s, as PEFT's `lora.Linear` computes it: the products apart, the scale last."""
+
+    def __init__(self, base: torch.nn.Linear, down: Tensor, up: Tensor, scale: float) -> None:
+        super().__init__()
+        self.base, self.scale = base, scale
+        self.down, self.up = torch.nn.Parameter(down), torch.nn.Parameter(up)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + torch.nn.functional.linear(torch.nn.functional.linear(x, self.down), self.up) * self.scale
+
+
+def unmerged(
+    family: str, low_rank: Mapping[str, tuple[Tensor, Tensor]], scales: Mapping[str, float]
+) -> PreTrainedModel:
+    """The tiny model with its low-rank parts beside the weights, in float32; `.double()` makes it float64 (but for
+    norms and rope, which transformers computes in float32)."""
+    model = copy.deepcopy(tiny_model(family))
+    for name, (a, b) in low_rank.items():
+        full = f"model.{name}"
+        model.set_submodule(full, LowRankLinear(model.get_submodule(full), a, b, scales[name]))
+    return model
+
+
 def rank_stabilised(rank: int) -> float:
     return ALPHA / math.sqrt(rank)
 

@@ -12,8 +12,21 @@ from gguf import quants
 HALVES = {  # where float16 numbers lie in a block, besides at its beginning
     **dict.fromkeys((Type.Q4_1, Type.Q5_1, Type.Q4_K, Type.Q5_K), (0, 2)),
     Type.Q2_K: (80, 82), Type.Q3_K: (108,), Type.Q6_K: (208,), Type.TQ1_0: (52,), Type.TQ2_0: (64,),
-    Type.MXFP4: (), Type.NVFP4: (), Type.IQ1_M: (),
+    Type.MXFP4: (), Type.NVFP4: (), Type.IQ1_M: (), Type.Q8_K: (),
 }  # fmt: skip
+
+
+def floats(raw: np.ndarray, kind: Type) -> np.ndarray:
+    """What rows of bytes [R, bytes] mean, float32 [R, K]: by the `gguf` package, or where it has no reader by the C
+    structs of ggml (`block_q8_K`, `block_q1_0`), field by field."""
+    if kind is Type.Q8_K:
+        made = np.frombuffer(raw.tobytes(), np.dtype([("d", "<f4"), ("qs", "i1", 256), ("bsums", "<i2", 16)]))
+        return (made["d"][:, None] * made["qs"].astype(np.float32)).reshape(len(raw), -1)
+    if kind is Type.Q1_0:
+        made = np.frombuffer(raw.tobytes(), np.dtype([("d", "<f2"), ("qs", "u1", 16)]))
+        bits = np.unpackbits(made["qs"], axis=1, bitorder="little")
+        return (made["d"].astype(np.float32)[:, None] * (2.0 * bits - 1).astype(np.float32)).reshape(len(raw), -1)
+    return quants.dequantize(raw, kind)
 
 
 def random_blocks(kind: Type, rows: int, columns: int, seed: int = 0) -> np.ndarray:
@@ -37,7 +50,7 @@ def blocks_of_a_model(kind: Type, rows: int, columns: int, seed: int, size: floa
         ranges = (near, near + 2), (0x20, 0x30)
         return _blocks(kind, rows, columns, rng, lambda *shape: np.full(shape, half), *ranges)
 
-    return made(size / float(quants.dequantize(made(1.0), kind).std()))
+    return made(size / float(floats(made(1.0), kind).std()))
 
 
 def _blocks(
@@ -54,6 +67,8 @@ def _blocks(
     raw = rng.integers(0, 256, (*shape, size), dtype=np.uint8)
     for offset in HALVES.get(kind, (0,)):
         raw[..., offset : offset + 2] = halves(*shape, 1).astype(np.float16).view(np.uint8)
+    if kind is Type.Q8_K:
+        raw[..., :4] = halves(*shape, 1).astype(np.float32).view(np.uint8)
     if kind is Type.MXFP4:
         raw[..., 0] = rng.integers(*exponents, shape, dtype=np.uint8)
     if kind is Type.NVFP4:

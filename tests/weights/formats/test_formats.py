@@ -11,23 +11,39 @@ import torch
 from safetensors.torch import save_file
 
 from eval.synthetic.packed.formats import FORMATS
+from specdec.kernels import BlockForm
 from specdec.weights import BlockWeight, DenseWeight, SafetensorsCheckpoint
+from specdec.weights.tensors import block_bytes
 
 ROWS, COLUMNS = 144, 768
-# Our bits and minimum, and the largest relative squared error: 0 where the layout holds the same numbers.
+# Our form, and the largest relative squared error: 0 where the layout holds the same numbers.
+TABLE, HALVES = BlockForm(4, table=True), BlockForm(4, table=True, sub=True)
 BECOMES = {
-    **dict.fromkeys(("ct-g32", "ct-g64", "ct-g128", "ct-channel", "gptq", "gptq-v2"), (4, False, 0.0)),
-    **dict.fromkeys(("ct-w8", "ct-w8a8", "gptq-8"), (8, False, 0.0)),
-    **dict.fromkeys(("ct-asymmetric", "awq", "gptq-asymmetric"), (4, True, 2e-7)),
-    **dict.fromkeys(("mlx-2", "mlx-3", "mlx-4"), (4, True, 0.0)),
-    "mlx-5": (5, True, 0.0),
-    **dict.fromkeys(("mlx-6", "mlx-8", "nf4", "nf4-double"), (8, False, 4e-5)),
-    **dict.fromkeys(("fp8-tensor", "fp8-row", "fp8-block"), (8, False, 4e-5)),
+    **dict.fromkeys(("ct-g32", "ct-g64", "ct-g128", "ct-channel", "gptq", "gptq-v2"), (BlockForm(4), 0.0)),
+    **dict.fromkeys(("ct-w8", "ct-w8a8", "gptq-8"), (BlockForm(8), 0.0)),
+    **dict.fromkeys(("ct-asymmetric", "awq", "gptq-asymmetric"), (BlockForm(4, minimum=True), 2e-7)),
+    **dict.fromkeys(("mlx-2", "mlx-3", "mlx-4"), (BlockForm(4, minimum=True), 0.0)),
+    "mlx-5": (BlockForm(5, minimum=True), 0.0),
+    **dict.fromkeys(("mlx-6", "mlx-8", "mlx-mxfp8"), (BlockForm(8), 4e-5)),
+    **dict.fromkeys(("fp8-tensor", "fp8-row", "fp8-block"), (BlockForm(8), 4e-5)),
+    **dict.fromkeys(("nf4", "nf4-double"), (TABLE, 3e-5)),
+    "bnb-fp4": (TABLE, 4e-5),
+    **dict.fromkeys(("mlx-mxfp4", "ct-mxfp4"), (TABLE, 0.0)),
+    "mlx-nvfp4": (HALVES, 5e-6),
+    **dict.fromkeys(("ct-nvfp4", "modelopt-nvfp4"), (HALVES, 5e-6)),  # and one rounding of the scale
 }
 
 
 def matrix(rows: int = ROWS, columns: int = COLUMNS) -> torch.Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * 0.05
+
+
+def spread(rows: int, columns: int) -> torch.Tensor:
+    """Sixteens of which one may be a hundred times the next: scales of e4m3 that seven bits do not have."""
+    size = 10 ** (
+        torch.rand(rows, columns // 16, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float32) * 2
+    )
+    return (matrix(rows, columns).view(rows, -1, 16) * size).flatten(1)
 
 
 def written(folder: Path, format: str, w: torch.Tensor) -> tuple[SafetensorsCheckpoint, torch.Tensor]:
@@ -39,14 +55,14 @@ def written(folder: Path, format: str, w: torch.Tensor) -> tuple[SafetensorsChec
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.filterwarnings("ignore:.*takes 8.5 bits")
+@pytest.mark.filterwarnings("ignore:.*bits a weight in memory")
 def test_a_matrix_is_what_its_format_says(format: str, tmp_path: Path) -> None:
     checkpoint, floats = written(tmp_path, format, matrix())
-    bits, minimum, worst = BECOMES[format]
+    form, worst = BECOMES[format]
     assert checkpoint.shapes() == {"a.weight": (ROWS, COLUMNS)}
     weight = checkpoint.weight("a.weight", torch.float32)
     assert isinstance(weight, BlockWeight)
-    assert (weight.blocks.bits, weight.blocks.minimum is not None) == (bits, minimum)
+    assert weight.blocks.form == form
     error = float((weight.dequantize() - floats).square().sum() / floats.square().sum())
     assert error <= worst
     ((found, count, size),) = checkpoint.formats
@@ -63,7 +79,7 @@ def test_a_matrix_is_what_its_format_says(format: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["ct-asymmetric", "awq", "gptq", "nf4-double"])
-@pytest.mark.filterwarnings("ignore:.*takes 8.5 bits")
+@pytest.mark.filterwarnings("ignore:.*bits a weight in memory")
 def test_matrices_are_read_a_few_rows_at_a_time(format: str, tmp_path: Path) -> None:
     """More than a million weights: two chunks, the second of which begins inside of words and blocks."""
     checkpoint, floats = written(tmp_path, format, matrix(288, 4096))
@@ -73,13 +89,63 @@ def test_matrices_are_read_a_few_rows_at_a_time(format: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.filterwarnings("ignore:.*takes 8.5 bits")
+@pytest.mark.filterwarnings("ignore:.*bits a weight in memory")
 def test_rows_in_any_order(format: str, tmp_path: Path) -> None:
     checkpoint, floats = written(tmp_path, format, matrix(144, 256))
     order = torch.randperm(144, generator=torch.Generator().manual_seed(1))[:50]
     whole = checkpoint.weight("a.weight", torch.float32).dequantize()
     assert torch.equal(checkpoint.weight("a.weight", torch.float32, "none", order).dequantize(), floats[order])
     assert torch.equal(checkpoint.weight("a.weight", torch.float32, None, order).dequantize(), whole[order])
+
+
+@pytest.mark.filterwarnings("ignore:.*bits a weight in memory")
+def test_other_tables_of_bitsandbytes_are_looked_at(tmp_path: Path) -> None:
+    """In another order the codes are moved; a table that is none of ours is fitted to 8 bits."""
+    parts, floats = FORMATS["nf4"].store(matrix(32, 128))
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(2))
+    flat = torch.stack([parts["weight"] >> 4, parts["weight"] & 15], dim=-1).flatten().long()
+    moved = order.argsort()[flat].to(torch.uint8).view(-1, 2)
+    changes = {"weight": moved[:, :1] << 4 | moved[:, 1:], "weight.quant_map": parts["weight.quant_map"][order]}
+    for name, bits, changed in (
+        ("moved", 4, parts | changes),
+        ("own", 8, parts | {"weight.quant_map": torch.linspace(-1, 1, 16, dtype=torch.float32)}),
+    ):
+        (folder := tmp_path / name).mkdir()
+        save_file({f"a.{part}": t.contiguous() for part, t in changed.items()}, folder / "model.safetensors")
+        checkpoint = SafetensorsCheckpoint(folder)
+        theirs = checkpoint.tensor("a.weight")
+        assert torch.equal(theirs, floats) == (name == "moved")
+        weight = checkpoint.weight("a.weight", torch.float32)
+        assert weight.packed is not None and weight.packed.bits == bits
+        assert float((weight.dequantize() - theirs).square().sum() / theirs.square().sum()) < 4e-5
+
+
+@pytest.mark.filterwarnings("ignore:.*bits a weight in memory")
+def test_blocks_over_the_ends_of_rows(tmp_path: Path) -> None:
+    """Of 96 inputs: the second block of 64 has the end of a row and the beginning of the next."""
+    checkpoint, floats = written(tmp_path, "nf4-double", matrix(32, 96))
+    weight = checkpoint.weight("a.weight", torch.float32)
+    assert weight.nbytes == block_bytes((32, 96), 4, False)
+    assert float((weight.dequantize() - floats).square().sum() / floats.square().sum()) < 3e-5
+
+
+@pytest.mark.parametrize("format", ["mlx-nvfp4", "ct-nvfp4", "modelopt-nvfp4"])
+@pytest.mark.filterwarnings("ignore:.*bits a weight in memory")
+def test_the_smaller_of_two_scales_is_rounded_to_a_part_of_the_larger(format: str, tmp_path: Path) -> None:
+    checkpoint, floats = written(tmp_path, format, spread(64, 256))
+    ours = checkpoint.weight("a.weight", torch.float32).dequantize()
+    stored = FORMATS[format].store(spread(64, 256))[0]
+    bytes_ = stored["scales" if format.startswith("mlx") else "weight_scale"].view(torch.float8_e4m3fn)
+    pairs = bytes_.float().view(64, -1, 2)
+    whole = float(
+        stored.get("weight_scale_2", 1 / stored.get("weight_global_scale", torch.ones(1, dtype=torch.float32)))
+    )
+    larger = pairs.amax(-1, keepdim=True)
+    error = (ours - floats).abs().view(64, -1, 2, 16).amax(-1) / whole
+    assert (error <= 6 * larger * (0.5 / 64 + 2**-11)).all()
+    near = pairs * 8 >= larger
+    assert near.any() and not near.all() and (error[near] <= (6 * larger * 2**-11).expand_as(error)[near]).all()
+    assert 0 < float((ours - floats).square().sum() / floats.square().sum()) < 1e-5
 
 
 def test_inputs_that_are_no_multiple_of_32_stay_floats(tmp_path: Path) -> None:
@@ -89,10 +155,23 @@ def test_inputs_that_are_no_multiple_of_32_stay_floats(tmp_path: Path) -> None:
     assert torch.equal(weight.tensor, floats)
 
 
-def test_what_is_quantised_again_says_so_once_with_its_error(tmp_path: Path) -> None:
-    checkpoint, _ = written(tmp_path, "nf4-double", matrix(64, 256))
-    with pytest.warns(UserWarning, match=r"NF4 in blocks of 64, doubly quantised takes 8\.5 bits .* error 3.0e-05"):
+@pytest.mark.parametrize(
+    ("format", "told"),
+    [
+        (
+            "nf4-double",
+            r"NF4 in blocks of 64, doubly quantised takes 4\.5 bits a weight in memory, and 4\.7 in the file",
+        ),
+        ("fp8-row", r"a scale for each row takes 8\.5 bits a weight in memory, and 8\.1 in the file"),
+        ("mlx-nvfp4", r"MLX, NVFP4 takes 5\.0 bits a weight in memory, and 4\.5 in the file"),
+    ],
+)
+def test_what_has_other_weights_says_so_once_with_its_error(format: str, told: str, tmp_path: Path) -> None:
+    checkpoint, floats = written(tmp_path, format, spread(64, 256))
+    with pytest.warns(UserWarning, match=told) as caught:
         first = checkpoint.weight("a.weight", torch.float32)
+    error = float((first.dequantize() - floats).square().sum() / floats.square().sum())
+    assert f"relative squared error {error:.1e}, measured on a.weight" in str(caught[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         again = checkpoint.weight("a.weight", torch.float32)
@@ -126,8 +205,8 @@ def test_zero_points_as_bytes(tmp_path: Path) -> None:
 
 def test_scales_of_activations_and_biases_of_nothing_are_left_out(tmp_path: Path) -> None:
     parts, _ = FORMATS["gptq"].store(matrix(32, 64))
-    parts |= {"input_scale": torch.ones(1), "bias": torch.zeros(32)}
+    parts |= {"input_scale": torch.ones(1, dtype=torch.float32), "bias": torch.zeros(32, dtype=torch.float32)}
     tensors = {f"a.{part}": tensor for part, tensor in parts.items()}
-    save_file({**tensors, "b.bias": torch.zeros(32)}, tmp_path / "model.safetensors")
+    save_file({**tensors, "b.bias": torch.zeros(32, dtype=torch.float32)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(FORMATS["gptq"].config))
     assert set(SafetensorsCheckpoint(tmp_path).shapes()) == {"a.weight", "b.bias"}

@@ -165,10 +165,10 @@ def test_tensors_outlive_the_file(tmp_path):
     path = write(tmp_path / "m.gguf", {"norm": (np.ones(8, np.float32), None)})
     norm = GGUFCheckpoint(path).tensor("norm")
     path.write_bytes(b"")
-    assert torch.equal(norm, torch.ones(8))
+    assert torch.equal(norm, torch.ones(8, dtype=torch.float32))
 
 
-@pytest.mark.parametrize("kind", [Type.Q1_0, Type.Q8_K, Type.F64, Type.I32], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [Type.F64, Type.I32, Type.I8], ids=lambda kind: kind.name)
 def test_types_that_are_not_read_are_told_where_they_are_needed(tmp_path, kind):
     block, size = gguf.GGML_QUANT_SIZES[kind]
     raw = np.zeros((2, 256 // block * size), dtype=np.uint8)

@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 import pytest
 
-from specdec.weights.gguf.header import MAX_ARRAY, read_header
+from specdec.weights.gguf.header import MAX_ARRAY, MAX_KEYS, MAX_TENSORS, read_header
 
 
 def text(value: str) -> bytes:
@@ -236,3 +236,11 @@ def test_a_large_vocabulary_is_read_quickly(tmp_path: Path) -> None:
     assert time.perf_counter() - begin < 2  # 0.15 s on an idle machine; the package alone needs more than 2
     assert metadata["a"] == tokens
     assert metadata["s"] == scores.tolist()
+
+
+@pytest.mark.parametrize(("tensors", "keys"), [(MAX_TENSORS + 1, 0), (0, MAX_KEYS + 1)])
+def test_counts_that_fit_the_file_and_no_model_are_refused(tensors: int, keys: int, tmp_path: Path) -> None:
+    path = tmp_path / "many.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, tensors, keys) + bytes(24 * (tensors + keys)))
+    with pytest.raises(ValueError, match=f"{keys} keys and {tensors} tensors"):
+        read_header(path)

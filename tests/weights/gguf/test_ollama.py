@@ -17,7 +17,7 @@ from tests.support.tiny import prompt
 from tests.support.tiny_gguf import gemma4_tokens, write_model
 
 BLOB = "sha256-" + "0123456789abcdef" * 4
-STRANGE = np.zeros((2, 36 * 4), np.uint8), Type.Q1_0  # a type that is not read
+STRANGE = np.zeros((2, 36 * 4), np.uint8), Type.F64  # a type that is not read
 ENCODERS = {
     "v.blk.0.attn_q.weight": STRANGE,
     "v.clamp_data": (np.ones(4, np.float32), None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 from drafter.files.gguf import DIALECTS
 from drafter.files.head import ARCHITECTURE
 from specdec.weights.gguf.kind import DRAFTERS, architecture, kind_of
-from specdec.weights.hub.folder import companions, files_in, pick, tag_of
+from specdec.weights.hub.folder import companions, damaged_drafters, files_in, pick, tag_of
 from specdec.weights.hub.paths import model_path
+from specdec.weights.metadata import read_object
+from specdec.weights.safetensors import SafetensorsCheckpoint
 from tests.support.stores.gguf_kinds import write_kind
 
 
@@ -31,6 +34,23 @@ def test_names_lie(tmp_path: Path) -> None:
     write_kind(tmp_path / "other.gguf", "gemma4")
     with pytest.raises(ValueError, match=r"2 \.gguf files; name one of them: mtp-Qwen-MTP-Q4_0\.gguf, other\.gguf"):
         model_path(tmp_path)
+
+
+@pytest.mark.parametrize("length", [3, 40, 400])
+def test_a_damaged_file_beside_a_model_is_no_second_model(length: int, tmp_path: Path) -> None:
+    model = write_kind(tmp_path / "gemma-4-12b-it-Q4_0.gguf", "gemma4")
+    drafter = write_kind(tmp_path / "mtp-gemma-4-12b-it.gguf", "gemma4-assistant")
+    assert model_path(tmp_path) == model and damaged_drafters(model) == []
+    drafter.write_bytes(drafter.read_bytes()[:length] if length > 3 else b"<html>")
+    if length == 400:  # the keys are whole enough to say what it is
+        assert model_path(tmp_path) == model and companions(model).drafters == (drafter,)
+        return
+    with pytest.raises(ValueError, match=r"\A[^\n]*mtp-gemma-4-12b-it\.gguf: [^\n]+\Z") as raised:
+        model_path(tmp_path)
+    assert "name one of them" not in str(raised.value)
+    assert damaged_drafters(model) == [str(raised.value)] and companions(model).drafters == ()
+    model.unlink()
+    assert model_path(tmp_path) == drafter, "whoever opens it says what is wrong"
 
 
 def test_drafters_of_several_types_in_a_folder_of_their_own(tmp_path: Path) -> None:
@@ -100,3 +120,19 @@ def test_tags_are_whole_words() -> None:
         pick(names, "Q4_K", "here")
     with pytest.raises(ValueError, match=r"2 \.gguf files of 'it': a-it\.gguf, b-it\.gguf; name one"):
         pick(["a-it.gguf", "b-it.gguf"], "it", "here")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes in folders")
+def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path: Path) -> None:
+    model = write_kind(tmp_path / "m.gguf", "llama")
+    for name in ("pipe", "p.gguf", "p.safetensors"):
+        os.mkfifo(tmp_path / name)
+    assert model_path(tmp_path) == model and companions(model).models == (model,)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    os.mkfifo(folder / "model.safetensors")
+    with pytest.raises(ValueError, match="holds neither"):
+        SafetensorsCheckpoint(folder)
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(ValueError, match=r"config\.json: is no file"):
+        read_object(folder / "config.json")

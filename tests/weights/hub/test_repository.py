@@ -3,81 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
+import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+import specdec
+from eval.plan import Asked, plan_memory
 from specdec import load_processor
+from specdec.model.adapters.build import check_adapters
 from specdec.weights.hub.folder import companions
 from specdec.weights.hub.names import HubName
-from specdec.weights.hub.paths import FetchError, model_path, settings_path
+from specdec.weights.hub.paths import FetchError, adapter_path, model_path, settings_path
 from specdec.weights.hub.repository import cached_repositories
 from specdec.weights.tokenizer import load_tokenizer
+from tests.support.adapters.tiny_adapter import make_peft
 from tests.support.processes.pseudo_terminal import PseudoTerminal
-from tests.support.stores.hub import COMMIT, Hub, serving
+from tests.support.stores.hub import COMMIT, Hub
+from tests.support.stores.models import SAFE, TWO, UNSLOTH, fetched
+from tests.support.tiny import prompt, tiny_model
 from tests.support.tiny_gguf import gemma4_tokens
-
-UNSLOTH, TWO, SAFE = "unsloth/gemma-4-12b-it-GGUF", "me/two", "google/gemma-4-12B-it"
-
-
-def small(folder: Path, architecture: str, seed: int = 0) -> bytes:
-    """The bytes of a GGUF file of this architecture, which differ by `seed`."""
-    path = folder / "made.gguf"
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_tensor("w", np.full((4, 2048), seed, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path.read_bytes()
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    model = [small(tmp_path, "gemma4", i) for i in range(4)]
-    drafter, embedder = small(tmp_path, "gemma4-assistant"), small(tmp_path, "clip")
-    files = {
-        "README.md": b"# a model",
-        "gemma-4-12b-it-Q4_0.gguf": model[0],
-        "gemma-4-12b-it-UD-Q4_K_XL.gguf": model[1],
-        "BF16/gemma-4-12b-it-BF16-00001-of-00002.gguf": model[2],
-        "BF16/gemma-4-12b-it-BF16-00002-of-00002.gguf": model[3],
-        "MTP/mtp-gemma-4-12b-it-BF16.gguf": drafter + b"more",
-        "MTP/mtp-gemma-4-12b-it-Q8_0.gguf": drafter,
-        "mmproj-BF16.gguf": embedder,
-        "mmproj-F32.gguf": embedder + b"more",
-        "imatrix_unsloth.gguf": b"GGUF",
-    }
-    safe = {
-        "config.json": b"{}",
-        "model-00001-of-00001.safetensors": b"weights",
-        "tokenizer.json": b"{}",
-        "merges.txt": b"",
-        "pytorch_model.bin": b"\x80",
-        "original/model.safetensors": b"weights",
-        "code.py": b"",
-    }
-    two = {"a.gguf": model[0], "b.gguf": model[1]}
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in ("OLLAMA_MODELS", "LLAMA_CACHE", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    with serving({UNSLOTH: files, SAFE: safe, TWO: two}) as made:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", made.url)
-        template = made.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS", True)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        yield made
-
-
-def fetched(hub: Hub) -> set[str]:
-    return {*hub.sent}
 
 
 @pytest.mark.parametrize("tag", ["Q4_0", "q4_0"])
@@ -128,43 +74,49 @@ def test_names_that_are_none_of_its_files(hub: Hub, name: str, message: str) -> 
     assert not fetched(hub)
 
 
-def test_safetensors_without_pickles(hub: Hub) -> None:
-    folder = model_path(SAFE)
-    assert {file.name for file in folder.iterdir()} == {
-        "config.json",
-        "model-00001-of-00001.safetensors",
-        "tokenizer.json",
-        "merges.txt",
+def test_adapters(hub: Hub, tmp_path: Path) -> None:
+    """A PEFT folder without what lies beside it, a file by its name and by its type; a path that is here goes first."""
+    peft = {
+        "adapter_config.json": b"{}",
+        "adapter_model.safetensors": b"weights",
+        "README.md": b"",
+        "optimizer.pt": b"",
     }
+    hub.repositories["me/lora"] = peft
+    hub.repositories["me/lora-GGUF"] = {"lora-Q8_0.gguf": b"GGUF", "lora-F16.gguf": b"GGUF!"}
+    hub.repositories["me/pickled"] = {"adapter_config.json": b"{}", "adapter_model.bin": b"\x80"}
+    folder = adapter_path("me/lora")
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == {name: peft[name] for name in [*peft][:2]}
+    assert fetched(hub) == {"adapter_config.json", "adapter_model.safetensors"}
+    assert adapter_path("me/lora") == folder
+    assert adapter_path("me/lora-GGUF/lora-F16.gguf").read_bytes() == b"GGUF!"
+    assert adapter_path("me/lora-GGUF:q8_0").name == "lora-Q8_0.gguf"
+    with pytest.raises(FetchError, match=r"me/pickled: no adapter of the hub .* neither adapter_config\.json with"):
+        adapter_path("me/pickled")
+    with pytest.raises(FetchError, match=r"no/such: neither a folder here nor a model of the hub [^:]*spelling\Z"):
+        adapter_path("no/such")
+    (tmp_path / "me" / "lora").mkdir(parents=True)
+    assert adapter_path("me/lora") == Path("me/lora") and adapter_path(tmp_path / "nowhere") == tmp_path / "nowhere"
 
 
-def test_a_download_that_broke_off_goes_on(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    name, cut = "gemma-4-12b-it-Q4_0.gguf", 20_000
-    whole = hub.repositories[UNSLOTH][name]
-    hub.breaks[name] = cut
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)  # what is written at a time
-    path = model_path(f"{UNSLOTH}/{name}")
-    assert path.read_bytes() == whole
-    assert hub.sent[name] == len(whole), "bytes were sent twice"
-    assert any(f"bytes={cut}-" in asked for asked in hub.asked)
-
-
-def test_what_arrives_damaged_is_not_kept(hub: Hub, tmp_path: Path) -> None:
-    name = "gemma-4-12b-it-Q4_0.gguf"
-    whole = hub.repositories[UNSLOTH][name]
-    hub.instead[name] = whole[:-1] + b"X"
-    with pytest.raises(FetchError, match=r"arrived with SHA-256 .*and the hub says .*not kept"):
-        model_path(f"{UNSLOTH}/{name}")
-    assert not [path for path in (tmp_path / "hub").rglob("*") if path.is_file() and path.stat().st_size == len(whole)]
-    hub.instead.clear()
-    assert model_path(f"{UNSLOTH}/{name}").read_bytes() == whole
-
-
-def test_too_little_room_is_told_first(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 1000})())
-    with pytest.raises(FetchError, match=r"0\.0 GB are to be fetched, and 0\.0 are free.*HF_HOME"):
-        model_path(f"{UNSLOTH}:Q4_0")
-    assert not fetched(hub)
+def test_an_adapter_of_the_hub_is_loaded_by_its_id(hub: Hub, tmp_path: Path) -> None:
+    made = make_peft(tmp_path / "made", "gemma3")
+    hub.repositories["me/terse"] = {file.name: file.read_bytes() for file in made.iterdir()}
+    folder = tmp_path / "model"
+    tiny_model("gemma3").save_pretrained(folder)
+    model = specdec.load(folder, drafter=None, device="cpu", adapter={"x": "me/terse"})
+    model.load_adapter("me/terse")
+    here = specdec.load(folder, drafter=None, device="cpu", adapter=made)
+    names = [*model.decoder.adapters.names]
+    assert names == ["x", "terse"]
+    ids = prompt(12)
+    logits = here(ids).logits
+    assert torch.equal(model(ids).logits, logits)
+    model.set_adapter("none")
+    assert not torch.equal(model(ids).logits, logits)
+    asked = Asked(str(folder), "none", None, torch.float32, 64, None, "none", adapters=("me/terse",))
+    planned = plan_memory(asked, 0)
+    assert planned.adapters == check_adapters({"x": made}, here.decoder.spec) > 0
 
 
 def test_without_the_hub_what_is_here_is_found(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +151,8 @@ def test_the_tokenizer_of_a_repository_of_gguf_files(hub: Hub, tmp_path: Path) -
         # Made without __init__, which wants a response of the transport, and that differs between versions.
         (GatedRepoError.__new__(GatedRepoError), "accept the model's terms"),
         (RepositoryNotFoundError.__new__(RepositoryNotFoundError), "check the spelling"),
-        (ConnectionError("no route"), r"could not be reached: no route.* Name a local folder"),
+        (ConnectionError("no route"), r"could not be reached: no route\. Name a local folder"),
+        (ConnectionError("try later."), r"could not be reached: try later\. Name a local folder"),
     ],
 )
 def test_errors_of_the_hub_say_what_to_do(

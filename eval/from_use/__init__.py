@@ -1,0 +1,1 @@
+"""What learning from use is worth to one person: `python -m eval.from_use`."""
