@@ -103,7 +103,7 @@ class Layer(Structure):
         *((name, c_int64) for name in ("heads", "kv_heads", "head_dim", "kind", "store", "activation", "norm_values")),
         ("eps", c_float),
         ("scale", c_float),
-        ("mixture", POINTER(Mixture)),
+        ("experts", POINTER(Mixture)),
     )
 
 

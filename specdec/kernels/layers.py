@@ -315,5 +315,5 @@ class FusedLayers:
             setattr(record, name, address(getattr(layer, name)))
         if layer.experts is not None:
             self._mixtures.append(mixture_record(layer.experts, self._failed))
-            record.mixture = pointer(self._mixtures[-1])
+            record.experts = pointer(self._mixtures[-1])
         return record

@@ -72,7 +72,8 @@ def test_one_call_writes_the_stores_that_op_by_op_writes(family: str, kept: torc
     for rows in (1, 5, 64):
         assert torch.equal(run(decoder, ids, rows, True, kept), expected), f"{rows} rows in a pass"
     whole = run(decoder, ids, 16, True)
-    assert 0 < (whole - expected).norm() < 0.5 * whole.norm()  # another rounding, the same model
+    bar = 0.5 if decoder.spec.experts is None else 0.75  # rounded, a row may choose other experts
+    assert 0 < (whole - expected).norm() < bar * whole.norm()  # another rounding, the same model
 
 
 @pytest.mark.parametrize("threads", [1, 3], indirect=True)

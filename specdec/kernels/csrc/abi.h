@@ -95,7 +95,7 @@ struct Layer {
   const float* scalar;  // one float
   int64_t heads, kv_heads, head_dim, kind, store, activation, norm_values;
   float eps, scale;
-  const Mixture* mixture;
+  const Mixture* experts;
 };
 
 // One kind of layer's rotations [rows, head_dim], and what its rows see: positions first[t] .. end[t] - 1, which may be

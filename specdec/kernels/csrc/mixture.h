@@ -38,7 +38,7 @@ class MixtureSpace {
       : rows_(rows), hidden_(hidden) {
     int64_t scores = 0, used = 0, experts = 0, width = 0;
     for (int64_t i = 0; i < count; ++i) {
-      const Mixture* m = layers[i].mixture;
+      const Mixture* m = layers[i].experts;
       if (!m) continue;
       scores = larger(scores, m->router.rank), experts = larger(experts, m->count);
       used = larger(used, m->used), width = larger(width, m->width);

@@ -63,7 +63,7 @@ struct Stack {
         columns = larger(columns, m->columns());
         cost += cost_of(*m, rows);
       }
-      if (const Mixture* m = l.mixture) cost += 3.0 * m->used * rows * m->width * hidden;
+      if (const Mixture* m = l.experts) cost += 3.0 * m->used * rows * m->width * hidden;
     }
     part = (larger(larger(hidden, queries), keys) + 31) & ~int64_t(15);
     low = LowRanks(texts, count, rows, hidden);
@@ -202,11 +202,11 @@ struct Stack {
     each_row(team, 3 * hidden, [&](int64_t r, int thread) {
       add(l, l.attention_post_norm, r, thread);
       prepare(l, l.mlp_norm, r, narrow, thread);
-      if (!l.mixture) return;
-      norm(l, x + r * hidden, l.mixture->router_scale, hidden, mixture.turned + r * hidden, thread);
-      norm(l, x + r * hidden, l.mixture->pre_norm, hidden, mixture.entry + r * hidden, thread);
+      if (!l.experts) return;
+      norm(l, x + r * hidden, l.experts->router_scale, hidden, mixture.turned + r * hidden, thread);
+      norm(l, x + r * hidden, l.experts->pre_norm, hidden, mixture.entry + r * hidden, thread);
     });
-    if (l.mixture) mixture.route(team, *l.mixture);
+    if (l.experts) mixture.route(team, *l.experts);
     low.descend(team, index, kGateUp, low.normed, hidden);
     expect(team, &down, 1);
     multiply_gated(team, narrow, gate, up, l.activation != kSilu);
@@ -216,10 +216,10 @@ struct Stack {
       Product following[3];
       if (index + 1 < count) expect(team, following, projections_of(index + 1, following));
     };
-    l.mixture ? mixture.expect_experts(team, *l.mixture) : expect_next();
+    l.experts ? mixture.expect_experts(team, *l.experts) : expect_next();
     multiply(team, activated, &down, 1);
-    if (l.mixture) {
-      mixture.run(team, *l.mixture, l.eps, l.activation != kSilu, z, space, part);
+    if (l.experts) {
+      mixture.run(team, *l.experts, l.eps, l.activation != kSilu, z, space, part);
       expect_next();
     }
     if (l.ple_gate.present()) feed(team, index, memory);

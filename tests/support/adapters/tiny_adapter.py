@@ -29,8 +29,8 @@ def tiny_spec(family: str) -> DecoderSpec:
 
 
 def modules(family: str) -> dict[str, tuple[int, int]]:
-    """Canonical names and shapes of every linear of the layers, and of what stands beside them."""
-    shapes = expected_tensors(tiny_spec(family))
+    """Canonical names and shapes of every linear of the layers that can be adapted, and of what stands beside them."""
+    shapes = {name: shape for name, shape in expected_tensors(tiny_spec(family)).items() if ".router." not in name}
     return {
         name.removesuffix(".weight"): (shape[0], shape[1])
         for name, shape in shapes.items()

@@ -237,7 +237,7 @@ struct Decoder {
     layer.q_norm = layer.k_norm = narrow.data();
     layer.attention_post_norm = layer.mlp_post_norm = layer.ple_norm = wide.data();
     layer.scalar = narrow.data();
-    layer.mixture = &mixed.record;
+    layer.experts = &mixed.record;
   }
 };
 
