@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import threading
+from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -22,45 +23,88 @@ from torch import Tensor
 from specdec import kernels
 from specdec.kernels import BlockTensor, LowRank, pack_low_rank
 from specdec.model.spec import DecoderSpec, ExpertsSpec
-from specdec.weights.packed import PackedFile
+from specdec.weights.packed import PackedFile, Span
 from specdec.weights.tensors import DenseWeight, Weight, row_range, tensors_of
+
+AROUND = 2 << 20  # bytes: the largest folio of Linux's cache of files, which one fault maps as a whole
 
 
 class ExpertPages:
     """Keep the experts of a model that are pages of a packed file within `limit` bytes of this process: those that were
-    used longest ago make room. They stay in the system's cache of files as long as it has memory for them."""
+    used longest ago make room. They stay in the system's cache of files as long as it has memory for them.
+
+    Who reads a page gets the pages around it that the system keeps together (up to `AROUND` bytes of a file that was
+    read or written in one go), those of experts that nobody asked for, too. They leave before the next layer reads.
+    """
 
     def __init__(self, file: PackedFile, limit: int) -> None:
         self.file, self.limit = file, limit
         self._lock = threading.Lock()
-        self._held: OrderedDict[tuple[int, int], tuple[Tensor, ...]] = OrderedDict()  # by layer and expert: its parts
+        self._held: OrderedDict[tuple[int, int], tuple[Span, ...]] = OrderedDict()  # by layer and expert: its parts
+        self._spans: list[Span] = []  # of those, ascending
         self._bytes = 0
+        self._read: list[Span] = []  # what the layer before began to read
+        file.map_small_pages()
 
     def use(self, layer: int, experts: Sequence[int], parts_of: Callable[[int], tuple[Tensor, ...]]) -> None:
         """Make room for the pages of `experts` of a layer, which a pass reads next, and begin to read them.
         `parts_of`: the tensors of one of them. A pass that uses more than the limit has them all."""
         with self._lock:
-            fresh = []
+            fresh: list[Span] = []
             for expert in experts:
                 if (layer, expert) in self._held:
                     self._held.move_to_end((layer, expert))
                 else:
-                    fresh.append(expert)
-            for expert in fresh:
-                parts = self._held[layer, expert] = parts_of(expert)
-                self._bytes += _size(parts)
+                    parts = self._held[layer, expert] = tuple(map(self.file.span, parts_of(expert)))
+                    fresh += parts
+            for span in fresh:
+                insort(self._spans, span)
+            self._bytes += _size(fresh)
+            unused: list[Span] = []
             while self._bytes > self.limit and len(self._held) > len(experts):
                 _, parts = self._held.popitem(last=False)
                 self._bytes -= _size(parts)
-                for part in parts:
-                    self.file.forget(part)
-            for expert in fresh:
-                for part in self._held[layer, expert]:
-                    self.file.fetch(part)
+                unused += parts
+            for span in unused:
+                del self._spans[bisect_left(self._spans, span)]
+            for area in _areas(unused + self._read, self.file.nbytes):
+                for gap in self._gaps(area):
+                    self.file.forget(gap)
+            for span in fresh:
+                self.file.fetch(span)
+            self._read = fresh
+
+    def _gaps(self, area: Span) -> Iterator[Span]:
+        """Yield what lies between the held parts within `area`."""
+        begin = area.begin
+        for i in range(max(0, bisect_left(self._spans, Span(begin, 0)) - 1), len(self._spans)):
+            span = self._spans[i]
+            if span.begin >= area.end:
+                break
+            if begin < span.begin:
+                yield Span(begin, span.begin)
+            begin = max(begin, span.end)
+        if begin < area.end:
+            yield Span(begin, area.end)
 
 
-def _size(parts: tuple[Tensor, ...]) -> int:
-    return sum(part.nbytes for part in parts)
+def _size(parts: Iterable[Span]) -> int:
+    return sum(part.end - part.begin for part in parts)
+
+
+def _areas(spans: Iterable[Span], size: int) -> Iterator[Span]:
+    """Yield the areas, ascending, whose pages come with those of `spans` in a file of `size` bytes."""
+    area: Span | None = None
+    for begin, end in sorted(spans):
+        wide = Span(begin // AROUND * AROUND, min(size, -(-end // AROUND) * AROUND))
+        if area is None or area.end < wide.begin:
+            if area is not None:
+                yield area
+            area = wide
+        else:
+            area = Span(area.begin, max(area.end, wide.end))
+    if area is not None:
+        yield area
 
 
 class Routes(NamedTuple):

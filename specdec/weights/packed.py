@@ -22,7 +22,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -155,6 +155,13 @@ def packing(path: Path, about: dict[str, Any]) -> Iterator[PackedWriter]:
         writer.finish()
 
 
+class Span(NamedTuple):
+    """The bytes `begin` to `end` - 1 of a file."""
+
+    begin: int
+    end: int
+
+
 class StaleError(ValueError):
     """A packed file is whole, and was made from something else than what is there now."""
 
@@ -233,22 +240,32 @@ class PackedFile:
         (part,) = self._tensors[name].parts
         return self._tensor(part)
 
-    def forget(self, part: Tensor) -> None:
-        """Take the pages of `part`, a tensor of this file or some of its rows, out of this process: who reads them
-        next gets them from the system's cache of files, or from the disk. Nothing happens on Windows."""
-        self._advise(part, "MADV_DONTNEED")
+    def span(self, part: Tensor) -> Span:
+        """Return where `part`, a tensor of this file or some of its rows, lies in the file."""
+        begin = part.data_ptr() - self._address
+        return Span(begin, begin + part.nbytes)
 
-    def fetch(self, part: Tensor) -> None:
-        """Let the system read the pages of `part` while this process goes on; where it can."""
-        self._advise(part, "MADV_WILLNEED")
+    def map_small_pages(self) -> None:
+        """Let the pages of this file enter and leave the process one by one: in huge pages a part that leaves would
+        take its neighbours along, which come back with it when they are read again."""
+        self._advise(Span(0, self.nbytes), "MADV_NOHUGEPAGE")
 
-    def _advise(self, part: Tensor, advice: str) -> None:
+    def forget(self, span: Span) -> None:
+        """Take the whole pages of `span` out of this process: who reads them next gets them from the system's cache of
+        files, or from the disk. Nothing happens on Windows."""
+        self._advise(span, "MADV_DONTNEED")
+
+    def fetch(self, span: Span) -> None:
+        """Let the system read the pages of `span` while this process goes on; where it can."""
+        self._advise(span, "MADV_WILLNEED")
+
+    def _advise(self, span: Span, advice: str) -> None:
         if not hasattr(mmap, advice):
             return
-        begin = part.data_ptr() - self._address
-        first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, (begin + part.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        first, last = -(-span.begin // mmap.PAGESIZE) * mmap.PAGESIZE, span.end // mmap.PAGESIZE * mmap.PAGESIZE
         if first < last:  # whole pages, the others are the neighbours' too
-            self._memory.madvise(getattr(mmap, advice), first, last - first)
+            with suppress(OSError):  # a system without huge pages says so
+                self._memory.madvise(getattr(mmap, advice), first, last - first)
 
     def verify(self, advance: Callable[[int], None] = lambda done: None, forget: bool = False) -> None:
         """Read the whole file and compare checksums. `advance(bytes)` is called after each part. `forget`: pages do not
@@ -264,7 +281,7 @@ class PackedFile:
             for start in range(0, len(raw), _CHUNK):
                 crc = zlib.crc32(raw[start : start + _CHUNK], crc)
                 if forget:
-                    self.forget(tensor[start : start + _CHUNK])
+                    self.forget(self.span(tensor[start : start + _CHUNK]))
             return crc == part.crc, len(raw)
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:

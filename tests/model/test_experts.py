@@ -6,9 +6,9 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,11 +24,9 @@ from specdec.drafting.draft_length import FixedLength
 from specdec.drafting.protocol import Drafter, NoDraft
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.hf import decoder_of
-from specdec.memory.system import resident_bytes
 from specdec.model import quantized
 from specdec.model.experts import ExpertPages, Experts, Routes
 from specdec.model.names import expected_tensors
-from specdec.weights.packed import PackedFile, packing
 from specdec.weights.tensors import BlockWeight, DenseWeight, quantize, row_range
 from tests.support.decoding import decode, request
 from tests.support.tiny import WINDOW, prompt, tiny_model
@@ -233,53 +231,6 @@ def test_a_damaged_file_of_experts_is_made_again(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="damaged"):
         assert greedy(specdec.load(path, drafter=None, device="cpu")) == text
     assert greedy(model) == text
-
-
-@dataclass
-class Recorded:
-    """What `ExpertPages` asks of a file."""
-
-    said: list[tuple[str, int]]
-
-    def forget(self, part: torch.Tensor) -> None:
-        self.said.append(("forget", int(part[0])))
-
-    def fetch(self, part: torch.Tensor) -> None:
-        self.said.append(("fetch", int(part[0])))
-
-
-def test_the_experts_that_were_used_longest_ago_make_room() -> None:
-    file = Recorded([])
-    pages = ExpertPages(cast(PackedFile, file), 3 * 80)
-
-    def use(layer: int, *experts: int) -> list[tuple[str, int]]:
-        file.said.clear()
-        pages.use(layer, experts, lambda expert: (torch.full((10,), 100 * layer + expert),))
-        return list(file.said)
-
-    assert use(1, 1, 2) == [("fetch", 101), ("fetch", 102)]
-    assert use(2, 1) == [("fetch", 201)]
-    assert use(1, 1) == []
-    assert use(2, 2) == [("forget", 102), ("fetch", 202)]
-    assert use(1, 1, 2) == [("forget", 201), ("fetch", 102)]
-    forgotten = [("forget", 202), ("forget", 101), ("forget", 102)]
-    assert use(3, 0, 1, 2, 3) == [*forgotten, *(("fetch", 300 + i) for i in range(4))]
-    assert use(4, 7) == [("forget", 300), ("forget", 301), ("fetch", 407)]
-
-
-def test_a_part_of_a_file_leaves_the_process_and_comes_back(tmp_path: Path) -> None:
-    tensor = torch.arange(4_000_000, dtype=torch.float32)
-    with packing(tmp_path / "x.packed", {}) as writer:
-        writer.vector("v", tensor)
-    file = PackedFile(tmp_path / "x.packed", {})
-    found = file.vector("v")
-    before = resident_bytes()
-    assert float(found.sum()) > 0
-    assert resident_bytes() - before > 12_000_000
-    file.forget(found[1_000_000:])
-    if sys.platform == "linux":
-        assert resident_bytes() - before < 8_000_000
-    assert torch.equal(found, tensor)
 
 
 @pytest.mark.parametrize("seed", [None, 5], ids=["greedy", "sampled"])

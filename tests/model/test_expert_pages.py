@@ -1,0 +1,125 @@
+"""Experts that are pages of a file: which of them leave the process, and that it holds no others."""
+
+from __future__ import annotations
+
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+
+from specdec.memory.system import file_bytes, resident_bytes
+from specdec.model.experts import AROUND, ExpertPages
+from specdec.weights.packed import PackedFile, Span, packing
+
+EACH = 4 * AROUND
+
+
+@dataclass
+class Recorded:
+    """What `ExpertPages` asks of a file, in which the part of expert e of layer l begins at byte 100 * l + e, times
+    `EACH`."""
+
+    said: list[tuple[str, int]]
+    nbytes: int = 1 << 40
+
+    def map_small_pages(self) -> None:
+        self.said.append(("small pages", 0))
+
+    def span(self, part: torch.Tensor) -> Span:
+        return Span(EACH * int(part[0]), EACH * int(part[0]) + 80)
+
+    def forget(self, span: Span) -> None:
+        self.said.append(("forget", span.begin // EACH))
+
+    def fetch(self, span: Span) -> None:
+        self.said.append(("fetch", span.begin // EACH))
+
+
+def test_the_experts_that_were_used_longest_ago_make_room() -> None:
+    file = Recorded([])
+    pages = ExpertPages(cast(PackedFile, file), 3 * 80)
+    assert file.said == [("small pages", 0)]
+
+    def use(layer: int, *experts: int) -> list[tuple[str, int]]:
+        file.said.clear()
+        pages.use(layer, experts, lambda expert: (torch.full((10,), 100 * layer + expert),))
+        return list(file.said)
+
+    def around(*parts: int) -> list[tuple[str, int]]:
+        return [("forget", part) for part in parts]
+
+    assert use(1, 1, 2) == [("fetch", 101), ("fetch", 102)]
+    assert use(2, 1) == [*around(101, 102), ("fetch", 201)]  # what came with the pages of the layer before
+    assert use(1, 1) == around(201)
+    assert use(2, 2) == [("forget", 102), ("fetch", 202)]
+    assert use(1, 1, 2) == [*around(201, 202), ("fetch", 102)]
+    assert use(3, 0, 1, 2, 3) == [*around(101, 102, 202), *(("fetch", 300 + i) for i in range(4))]
+    assert use(4, 7) == [*around(300, 301, 302, 303), ("fetch", 407)]
+
+
+def test_pages_that_come_with_an_expert_leave_and_those_of_its_neighbours_stay() -> None:
+    """Parts of 1 MB, side by side: four of them are within what one fault maps of the largest folios."""
+    unit = 1 << 20
+    found: list[Span] = []
+
+    class File(Recorded):
+        def span(self, part: torch.Tensor) -> Span:
+            return Span(int(part[0]) * unit, (int(part[0]) + 1) * unit)
+
+        def forget(self, span: Span) -> None:
+            found.append(span)
+
+    pages = ExpertPages(cast(PackedFile, File([], 100 * unit)), 3 * unit)
+
+    def use(*experts: int) -> list[tuple[float, float]]:
+        found.clear()
+        pages.use(0, experts, lambda expert: (torch.tensor([expert], dtype=torch.int64),))
+        return [(span.begin / unit, span.end / unit) for span in found]
+
+    assert use(4, 7) == []
+    assert use(9) == [(5, 7)]  # of 4 to 8, what is neither 4 nor 7
+    assert use(20, 21) == [(4, 9)]  # 4 and 7 make room
+    assert use(99) == [(8, 10)]
+    assert use(99) == [(98, 99)]  # the file ends at 100
+    assert use(99) == []
+
+
+def test_a_part_of_a_file_leaves_the_process_and_comes_back(tmp_path: Path) -> None:
+    tensor = torch.arange(4_000_000, dtype=torch.float32)
+    with packing(tmp_path / "x.packed", {}) as writer:
+        writer.vector("v", tensor)
+    file = PackedFile(tmp_path / "x.packed", {})
+    found = file.vector("v")
+    before = resident_bytes()
+    assert float(found.sum()) > 0
+    assert resident_bytes() - before > 12_000_000
+    file.forget(file.span(found[1_000_000:]))
+    if sys.platform == "linux":
+        assert resident_bytes() - before < 8_000_000
+    assert torch.equal(found, tensor)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system tells the pages of files apart")
+def test_a_process_holds_the_pages_of_the_experts_that_it_may_and_few_others(tmp_path: Path) -> None:
+    experts, names, bytes_of_part = 64, "abcd", 1 << 18
+    with packing(tmp_path / "x.packed", {}) as writer:
+        for name in names:
+            writer.vector(name, torch.arange(experts * bytes_of_part, dtype=torch.int64).to(torch.uint8))
+    file = PackedFile(tmp_path / "x.packed", {})
+    whole = [file.vector(name).view(experts, bytes_of_part) for name in names]
+    before = file_bytes()
+    assert before is not None
+    pages, chosen = ExpertPages(file, experts // 2 * len(names) * bytes_of_part), random.Random(5)
+    for _ in range(100):
+        used = sorted(chosen.sample(range(experts), 2))
+        pages.use(0, used, lambda expert: tuple(part[expert] for part in whole))
+        for expert in used:
+            for part in whole:
+                assert part[expert].view(-1, 256)[:, 9].eq(9).all()
+        # of the two that were read last, each part may have come with what is around it
+        others = len(used) * len(names) * (2 * AROUND - bytes_of_part)
+        assert (file_bytes() or 0) - before < pages.limit + others / 2
