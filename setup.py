@@ -24,7 +24,7 @@ INCLUDED = [os.path.relpath(path) for path in SOURCES["source_files"]()]
 
 
 class BuildNative(build_ext):
-    """One compiler call per extension, with a file name that does not depend on the Python version."""
+    """Make one compiler call per extension, with a file name that does not depend on the Python version."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return os.path.join(*fullname.split(".")) + (".dll" if sys.platform == "win32" else ".so")
@@ -50,7 +50,7 @@ class BuildNative(build_ext):
 
 
 class AnyPython(bdist_wheel):
-    """A wheel for every Python 3 of one platform: the library knows nothing of Python."""
+    """Name a wheel for every Python 3 of one platform: the library knows nothing of Python."""
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]

@@ -79,8 +79,8 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """The type of this package. Importing a submodule binds its name here. `specdec.load` has to stay the function when
-    somebody imports the module of that name, so the function is bound in the module's place."""
+    """Be the type of this package. Importing a submodule binds its name here. `specdec.load` has to stay the function
+    when somebody imports the module of that name, so the function is bound in the module's place."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         shadowed = name in __all__ and isinstance(value, ModuleType)

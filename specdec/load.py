@@ -230,7 +230,8 @@ def _read(
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """The bytes that this process may take, with a model and `drafter` in it, and the caches of the model `draft`."""
+    """Describe the bytes that this process may take, with a model and `drafter` in it, and the caches of the model
+    `draft`."""
 
     total: int
     drafter: DrafterLike

@@ -159,6 +159,21 @@ def test_every_package_says_what_it_is_for() -> None:
     assert silent == []
 
 
+NO_VERBS = {"A", "An", "All", "Each", "Every", "How", "One", "Some", "The", "What", "Where", "Whether", "Which"}
+
+
+def test_what_a_class_says_of_itself_begins_with_a_verb() -> None:
+    """An imperative: neither an article nor a third person ("Holds")."""
+    wrong = []
+    for name, path in FILES.items():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef) and (said := ast.get_docstring(node)):
+                first = said.split()[0]
+                if first in NO_VERBS or (first.endswith("s") and not first.endswith("ss")):
+                    wrong.append(f"{name}.{node.name}: {first}")
+    assert wrong == []
+
+
 def test_no_test_file_imports_another() -> None:
     files = modules(ROOT, ("tests",))
     for name, others in imports(files).items():

@@ -40,7 +40,7 @@ answer's tokens cannot be told from its text."""
 
 
 class AnswerServer:
-    """A server at `url`, with or without "/v1" at its end. `model`: its name there; None: the first that it lists.
+    """Ask a server at `url`, with or without "/v1" at its end. `model`: its name there; None: the first that it lists.
     `key`: the API key."""
 
     def __init__(self, url: str, model: str | None = None, key: str | None = None) -> None:
@@ -108,8 +108,8 @@ def _hint(status: int) -> str:
 
 
 class ServerAnswers:
-    """Texts of a server's answers to prompts, as `GivenTexts`. `prompts()`: the prompts from the first one on; texts
-    among them stay as they are.
+    """Hold texts of a server's answers to prompts, as `GivenTexts`. `prompts()`: the prompts from the first one on;
+    texts among them stay as they are.
 
     `used`, `left_out`: how many answers are texts now, and how many were no use. `together`: requests under way.
     """

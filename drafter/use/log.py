@@ -91,7 +91,7 @@ class Stored:
 
 
 class UseLog:
-    """The texts of one model in `folder / key`, where all logs of `folder` take at most `limit` bytes."""
+    """Hold the texts of one model in `folder / key`, where all logs of `folder` take at most `limit` bytes."""
 
     def __init__(self, folder: Path, model: UsedModel, limit: int = 0) -> None:
         """Open the log; nothing is written before the first text."""

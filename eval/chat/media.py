@@ -32,7 +32,8 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class MediaOptions:
-    """How much of a context media take: soft tokens of a picture, frames of a video, and whether videos are heard.
+    """Describe how much of a context media take: soft tokens of a picture, frames of a video, and whether videos are
+    heard.
 
     None: as the model's own settings say.
     """

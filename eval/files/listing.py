@@ -30,7 +30,8 @@ POSITIONS = 4096  # of the context whose needs are shown
 
 
 class Here(NamedTuple):
-    """A model or drafter on this disk: the name that commands take, who keeps it, and its .gguf file or folder."""
+    """Describe a model or drafter on this disk: the name that commands take, who keeps it, and its .gguf file or
+    folder."""
 
     name: str
     keeper: str

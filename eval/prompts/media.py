@@ -24,7 +24,7 @@ FRAMES_A_SECOND = 25  # of sound
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of so many columns and rows of patches; `shows` tells pictures apart."""
+    """Describe a picture of so many columns and rows of patches; `shows` tells pictures apart."""
 
     columns: int
     rows: int
@@ -33,7 +33,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Sound:
-    """A clip of so many frames, 40 ms each."""
+    """Describe a clip of so many frames, 40 ms each."""
 
     frames: int
     shows: int = 0
@@ -41,7 +41,7 @@ class Sound:
 
 @dataclass(frozen=True)
 class Video:
-    """A video of so many frames, with six tokens of text before each, as many as a time takes."""
+    """Describe a video of so many frames, with six tokens of text before each, as many as a time takes."""
 
     frames: int
     size: tuple[int, int] = FRAME
@@ -54,7 +54,7 @@ Part = int | Picture | Sound | Video
 
 @dataclass(frozen=True)
 class MediaPrompt:
-    """A prompt as `generate` takes it: token ids [1, n], and what a processor makes of the media."""
+    """Hold a prompt as `generate` takes it: token ids [1, n], and what a processor makes of the media."""
 
     name: str
     ids: Tensor

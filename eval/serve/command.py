@@ -22,7 +22,7 @@ NEEDED = ("starlette", "uvicorn", "llguidance")
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """Where to listen, whom to answer, and how much at a time."""
+    """Describe where to listen, whom to answer, and how much at a time."""
 
     host: str = "127.0.0.1"
     port: int = 8080

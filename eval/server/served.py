@@ -39,7 +39,7 @@ class _Watched(ServerState):
 
 
 class Served:
-    """A running server, and a client of it."""
+    """Hold a running server, and a client of it."""
 
     def __init__(self, session: Session, state: _Watched, port: int, client: Executor) -> None:
         self.session, self.port, self._state, self._client = session, port, state, client

@@ -20,7 +20,7 @@ def needed_positions(length: int, limit: int) -> int:
 
 
 class MediaKey(NamedTuple):
-    """Tells a run of soft tokens from others: its positions start .. end - 1, and a hash of what it shows."""
+    """Tell a run of soft tokens from others: its positions start .. end - 1, and a hash of what it shows."""
 
     start: int
     end: int
@@ -32,7 +32,7 @@ Keys = Sequence[MediaKey]
 
 @dataclass(eq=False)
 class Conversation:
-    """A cache, the tokens that it holds, and the marks that it can go back to.
+    """Hold a cache, the tokens that it holds, and the marks that it can go back to.
 
     `tokens` [n] int64: the text, whose first `cache.length` tokens are in the cache. `media`: the text's pictures and
     sound, in their order. `reserved`: bytes that the budget counts for the cache while it is decoded, enough for
@@ -71,7 +71,7 @@ class Conversation:
 
 
 class CacheProvider(Protocol):
-    """Gives a cache to every text that begins, and takes it back when the text ends, from any thread."""
+    """Give a cache to every text that begins, and take it back when the text ends, from any thread."""
 
     def acquire(self, prompt: Tensor, longest: int, media: Keys = (), adapter: str = "") -> Conversation:
         """Return a conversation for a text of at most `longest` tokens, with the adapter of this name ("": none). Its

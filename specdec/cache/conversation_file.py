@@ -124,7 +124,7 @@ def load_conversation(
 
 @dataclass(frozen=True)
 class _Stored:
-    """The tensors of a file. A tensor that has another shape than is due, or that was changed, is refused."""
+    """Read the tensors of a file. A tensor that has another shape than is due, or that was changed, is refused."""
 
     file: Any
     checksums: Mapping[str, Any]

@@ -30,7 +30,7 @@ MAX_ROWS = 64  # rows of an ordinary pass; fixed, so that the layout of a ring n
 
 
 class RingCheckpoint(NamedTuple):
-    """The rings of a cache as they were at `length` positions, before a longer text overwrites them.
+    """Hold the rings of a cache as they were at `length` positions, before a longer text overwrites them.
 
     `reach`: the cache's reach at that time. `rings`: per ring, the parts of its store.
     """
@@ -46,7 +46,7 @@ class RingCheckpoint(NamedTuple):
 
 
 class Companion(Protocol):
-    """What somebody else keeps of the text of a cache: a model that drafts keeps a cache of its own.
+    """Hold what somebody else keeps of the text of a cache: a model that drafts keeps a cache of its own.
 
     A companion knows which tokens it holds, and is told of nothing: its owner compares them with the text.
     """
@@ -60,7 +60,7 @@ class Companion(Protocol):
 
 
 class KVCache:
-    """The stores of all layers, and how many positions are committed.
+    """Hold the stores of all layers, and how many positions are committed.
 
     A pass is `begin(rows)`, one `write` per store, `commit(n)`: the first n of its rows are kept and the others
     forgotten. `stores[i]` is None for a layer that reads another layer's K/V. `dtype`: the type in which K and V are

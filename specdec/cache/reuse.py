@@ -38,7 +38,7 @@ EARLY = 256  # tokens before the end of a prompt where the first of them is made
 
 
 class _Found(NamedTuple):
-    """How much of a prompt `conversation` has in its cache, by way of `mark` where there is one."""
+    """Say how much of a prompt `conversation` has in its cache, by way of `mark` where there is one."""
 
     length: int = 0
     mark: RingCheckpoint | None = None
@@ -46,7 +46,7 @@ class _Found(NamedTuple):
 
 
 class Conversations:
-    """The conversations that may go on, in at most `limit` bytes, the most recently used one last."""
+    """Hold the conversations that may go on, in at most `limit` bytes, the most recently used one last."""
 
     def __init__(
         self, new_cache: Callable[..., KVCache], limit: int = 0, bytes_for: Callable[[int], int] | None = None

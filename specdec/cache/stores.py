@@ -26,7 +26,8 @@ BLOCK = 2048  # slots by which it grows at the most: copying 32k positions sixte
 
 
 class StoreShape(NamedTuple):
-    """The shape of a layer's store: `kv_heads` x `head_dim` for K and for V, `window` positions (None: all of them).
+    """Describe the shape of a layer's store: `kv_heads` x `head_dim` for K and for V, `window` positions (None: all of
+    them).
 
     `key_from_value(n)`: the means to make K from V for positions below n; K is then not stored. None: K is stored.
     """

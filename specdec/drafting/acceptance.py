@@ -17,7 +17,7 @@ GOING_WELL = 0.85  # a_i of the last position that is drafted, where such tries 
 
 
 class AcceptanceRecord:
-    """The outcomes of one source's drafts, by position: `average` outcome, over how many rounds (`seen`), and the
+    """Hold the outcomes of one source's drafts, by position: `average` outcome, over how many rounds (`seen`), and the
     source's round of the last draft (`drafted`). A try is due after `patience` rounds without a draft, or `streaks`
     drafts in a row that were wholly right."""
 

@@ -57,7 +57,7 @@ class Costs:
 
 
 class LiveCosts:
-    """Costs in seconds that follow the machine: the measured costs, times the machine's pace now."""
+    """Hold costs in seconds that follow the machine: the measured costs, times the machine's pace now."""
 
     def __init__(self) -> None:
         self._costs = Costs()

@@ -45,7 +45,7 @@ HORIZON = 128  # tokens within which what is read for drafts has to pay: a text 
 
 
 class Learned(NamedTuple):
-    """What draft lengths learned: costs, the threads and texts that these were measured for, records, and credit."""
+    """Hold what draft lengths learned: costs, the threads and texts of their measurement, records, and credit."""
 
     costs: Costs
     measured_for: tuple[int, int] | None
@@ -54,7 +54,7 @@ class Learned(NamedTuple):
 
 
 class FixedLength:
-    """One draft length for all drafts, from the preferred source."""
+    """Choose one draft length for all drafts, from the preferred source."""
 
     def __init__(self, length: int) -> None:
         """Draft `length` tokens each time, where a source drafts as many. Raises ValueError below 0."""

@@ -34,7 +34,7 @@ MOST_SOURCES, MOST_ROWS = 16, 256
 
 
 class LearnedFile(NamedTuple):
-    """The file of one machine, model, kernels, number of threads and drafter, whose hash is `key`."""
+    """Hold the file of one machine, model, kernels, number of threads and drafter, whose hash is `key`."""
 
     path: Path
     key: str

@@ -13,7 +13,7 @@ HOPED = 0.25  # of what drafts would win if all of them were right: most that ar
 
 
 class DraftTotal(NamedTuple):
-    """The total of a pass's drafts: tokens that they are expected to win, rows, and seconds that they take."""
+    """Hold the total of a pass's drafts: tokens that they are expected to win, rows, and seconds that they take."""
 
     expected: float = 0.0
     rows: int = 0
@@ -27,7 +27,7 @@ class DraftTotal(NamedTuple):
 
 
 class PlannedPass:
-    """A planned pass of `texts` texts, beside `beside` rows of prompts."""
+    """Hold a planned pass of `texts` texts, beside `beside` rows of prompts."""
 
     def __init__(self, costs: LiveCosts, acceptance: Mapping[str, Sequence[float]], texts: int, beside: int) -> None:
         """Prepare sums over drafts. `acceptance`: a_i of every position, by source; `costs` must not change

@@ -17,7 +17,7 @@ NEAR = 4  # tokens that a proposer reads at the cost of one
 
 
 class OpenEnd(NamedTuple):
-    """A text whose next tokens are to be drafted.
+    """Hold a text whose next tokens are to be drafted.
 
     `tokens`: the whole text so far, the pending token last; `states`: of the row that chose the pending
     token; `room`: the longest draft that can be used.
@@ -30,7 +30,8 @@ class OpenEnd(NamedTuple):
 
 
 class Proposals(NamedTuple):
-    """A draft for each text of a pass. `caught_up`: whether proposers read further besides, which took its time."""
+    """Hold a draft for each text of a pass. `caught_up`: whether proposers read further besides, which took its
+    time."""
 
     drafts: list[Draft]
     caught_up: bool

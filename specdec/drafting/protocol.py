@@ -20,7 +20,7 @@ from specdec.model.states import States
 
 @dataclass(frozen=True)
 class Draft:
-    """The tokens proposed for one round, and the source of each."""
+    """Hold the tokens proposed for one round, and the source of each."""
 
     tokens: tuple[int, ...] = ()
     sources: tuple[str, ...] = ()
@@ -32,7 +32,7 @@ class Draft:
 
 
 class Proposer(Protocol):
-    """Proposes the drafts of one text. Its knowledge of the text is its own: several texts may be decoded at once."""
+    """Propose the drafts of one text. Its knowledge of the text is its own: several texts may be decoded at once."""
 
     name: str  # of its drafts, in statistics and in acceptance records
     max_draft: int  # the longest draft that it can usefully make; 0: never proposes
@@ -47,7 +47,7 @@ class Proposer(Protocol):
 
 
 class ReadingProposer(Protocol):
-    """A proposer that has to read the text itself before it can draft, such as a model with a cache of its own.
+    """Propose after reading the text itself, as a model with a cache of its own has to.
 
     The draft length decides when it reads more than the few tokens that a round leaves, because a prompt may take
     longer than a draft wins.
@@ -68,7 +68,7 @@ class ReadingProposer(Protocol):
 
 @runtime_checkable
 class Composite(Protocol):
-    """A proposer with several proposers inside that compete; the draft length picks one of them for each draft."""
+    """Let several proposers compete; the draft length picks one of them for each draft."""
 
     name: str
     max_draft: int
@@ -84,14 +84,14 @@ class Composite(Protocol):
 
 
 class Drafted(NamedTuple):
-    """A draft that was checked: the source of each token, and how many tokens were accepted."""
+    """Hold a draft that was checked: the source of each token, and how many tokens were accepted."""
 
     sources: tuple[str, ...]
     accepted: int
 
 
 class DraftLength(Protocol):
-    """Chooses source and length of each draft in a pass, and learns how the drafts did."""
+    """Choose source and length of each draft in a pass, and learn how the drafts did."""
 
     def may_draft(self, texts: int, beside: int = 0) -> bool:
         """Return whether drafts are worth planning in a pass of `texts` texts; `beside`: further rows of the pass."""
@@ -123,7 +123,7 @@ class DraftLength(Protocol):
 
 
 class Drafter(Protocol):
-    """Makes a `Proposer` for every text.
+    """Make a `Proposer` for every text.
 
     `bind` is called before `start`; `start` is called for every text. `bind` is cheap when the backbone is the last
     one, and refuses a backbone that the drafter was not made for. No other thread calls either between the two.
@@ -175,7 +175,7 @@ def proposer_for(drafter: Drafter, backbone: Decoder, cache: KVCache, noise: Noi
 
 
 class NoDraft:
-    """Proposes nothing: plain decoding. `aux_layers`: layers whose outputs somebody else wants."""
+    """Propose nothing: plain decoding. `aux_layers`: layers whose outputs somebody else wants."""
 
     name = "none"
     max_draft = 0

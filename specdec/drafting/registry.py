@@ -30,7 +30,7 @@ GROUP, CHECKPOINTS = "specdec.drafters", "checkpoints"
 
 
 class DrafterCheckpoints(Protocol):
-    """The functions of a package that reads checkpoints of drafters."""
+    """Hold the functions of a package that reads checkpoints of drafters."""
 
     def open_drafter(self, name_or_path: str) -> Drafter:
         """Return the drafter of a file, folder or name, not bound to a backbone yet. Raises ValueError without one."""

@@ -21,7 +21,7 @@ _START = -1  # stands before the first token of an answer, and of its prediction
 
 
 class SuffixDrafter:
-    """Proposes the tokens that followed the longest earlier occurrence of the text's ending.
+    """Propose the tokens that followed the longest earlier occurrence of the text's ending.
 
     It needs no training and costs next to nothing. It is good where the answer repeats the prompt or itself (editing,
     summaries, code, JSON). transformers, vLLM and llama.cpp call it prompt lookup or n-gram drafting.
@@ -51,7 +51,7 @@ class SuffixDrafter:
 
 
 class SuffixMatches:
-    """The n-grams of one text, and where each ends: the proposer of a `SuffixDrafter`."""
+    """Hold the n-grams of one text, and where each ends: the proposer of a `SuffixDrafter`."""
 
     def __init__(self, drafter: SuffixDrafter) -> None:
         self.name, self.max_draft = drafter.name, drafter.max_draft

@@ -12,7 +12,7 @@ from specdec.engine.verify import Verdict
 
 
 class PassClock:
-    """A clock that assigns the time since its last lap to a phase."""
+    """Assign the time since the last lap to a phase."""
 
     def __init__(self, stats: GenerationStats) -> None:
         self.stats = stats

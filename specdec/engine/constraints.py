@@ -22,7 +22,7 @@ from specdec.model.states import States
 
 
 class Matcher(Protocol):
-    """Follows one text from its first emitted token on."""
+    """Follow one text from its first emitted token on."""
 
     @property
     def ended(self) -> bool:
@@ -49,14 +49,14 @@ class Matcher(Protocol):
 
 
 class Constraint(Protocol):
-    """What a request's text must look like. One constraint may serve several texts at once."""
+    """Say what a request's text must look like. One constraint may serve several texts at once."""
 
     def start(self) -> Matcher:
         """Return the matcher of a new text."""
 
 
 class ForcedTokens:
-    """The proposer of one round in which a constraint leaves no choice."""
+    """Propose the tokens of one round in which a constraint leaves no choice."""
 
     name = FORCED
 

@@ -36,7 +36,7 @@ from specdec.util.threads import one_torch_thread, turn_to_compute
 
 
 class Engine:
-    """Decodes many texts at once.
+    """Decode many texts at once.
 
     `add` and `cancel` may be called from any thread, from callbacks of a pass too, and never wait for a pass. `step`
     runs in one thread at a time. Several engines on one backbone take turns pass by pass.

@@ -11,7 +11,8 @@ from specdec.engine.verify import Verdict
 
 
 class Event(NamedTuple):
-    """One sequence's result of a pass: the tokens that it emitted, and the logits [emitted, vocab] that chose them.
+    """Hold one sequence's result of a pass: the tokens that it emitted, and the logits [emitted, vocab] that chose
+    them.
 
     Without tokens the sequence has ended otherwise: it was cancelled, or `sequence.error` is what its own sampler or
     stop condition raised. `sequence.finish` tells whether it has ended.

@@ -28,11 +28,11 @@ LONGEST_PIECE = 64  # bytes of a token that a text is cut into where the tokeniz
 
 
 class GrammarError(ValueError):
-    """A grammar that was compiled cannot be followed to where a text has come."""
+    """Report that a grammar that was compiled cannot be followed to where a text has come."""
 
 
 class Grammar:
-    """A Lark grammar in llguidance's dialect, as a constraint: the text ends where nothing may follow."""
+    """Hold a Lark grammar in llguidance's dialect, as a constraint: the text ends where nothing may follow."""
 
     def __init__(self, lark: str, tokens: LLTokenizer) -> None:
         """Compile `lark`. Raises ValueError for a grammar, or a JSON schema in it, that llguidance refuses."""
@@ -54,7 +54,7 @@ def _reason(error: str) -> str:
 
 
 class GrammarMatcher:
-    """Follows one text through a grammar."""
+    """Follow one text through a grammar."""
 
     def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
         self._matcher, self._vocab_size = matcher, vocab_size
@@ -114,7 +114,7 @@ def grammar_tokens(
 
 
 class _Vocabulary:
-    """A tokenizer with the names that llguidance asks for."""
+    """Show a tokenizer with the names that llguidance asks for."""
 
     bos_token_id = None
 

@@ -34,8 +34,8 @@ Processors = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Warping:
-    """The part of the processors that a drafter can apply to its own logits: transformers' warpers of these names, in
-    this order. Only drafters look at it: a wrong warping costs time and changes no token."""
+    """Hold the part of the processors that a drafter can apply to its own logits: transformers' warpers of these names,
+    in this order. Only drafters look at it: a wrong warping costs time and changes no token."""
 
     temperature: float = 1.0
     top_k: int = 0  # 0: all
@@ -60,7 +60,7 @@ class Warping:
 
 @dataclass(frozen=True)
 class Noise:
-    """The noise of a text's choices, known before there are logits. Token t wins at a position where
+    """Hold the noise of a text's choices, known before there are logits. Token t wins at a position where
     `logits[t] / temperature + gumbel(key, t)` is largest.
 
     A drafter whose logits come close to the backbone's and which adds the same noise proposes the winner far more often
@@ -91,7 +91,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Chooses tokens. `seed` is None for greedy decoding.
+    """Choose tokens. `seed` is None for greedy decoding.
 
     `offset`: how many tokens of the row are padding, so that a prompt's noise does not depend on its padding.
     `warping`: the part of the processors that a drafter should know.

@@ -25,7 +25,7 @@ from specdec.model.states import States
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One text to decode.
+    """Hold one text to decode.
 
     `row` [n] int64: `padding` padding tokens, then the prompt. Processors and `stop` see the whole row, the model only
     the prompt. `limit`: tokens at which the row is full, padding included. `stop(tokens, choice)` is asked after every
@@ -58,7 +58,7 @@ class Request:
 
 
 class RowsChooser(Protocol):
-    """Chooses for all rows of a batch at once, in place of each request's own `sampler` and `stop`."""
+    """Choose for all rows of a batch at once, in place of each request's own `sampler` and `stop`."""
 
     def choose(self, rows: Tokens[Tensor], logits: Tensor) -> list[Choice]:
         """Return a choice for each of `rows` ([n] int64 each, of one length), from logits [rows, vocab] float32."""
@@ -69,7 +69,7 @@ class RowsChooser(Protocol):
 
 @dataclass(eq=False)
 class Lockstep:
-    """Rows of a batch whose tokens `chooser` picks together: all are in every pass from the first token on."""
+    """Hold rows of a batch whose tokens `chooser` picks together: all are in every pass from the first token on."""
 
     chooser: RowsChooser
     members: list[Sequence]
@@ -89,7 +89,7 @@ class Lockstep:
 
 
 class Sequence:
-    """A text in flight. `tokens[:length]` are emitted, prompt included; `finish` says how the text ended.
+    """Hold a text in flight. `tokens[:length]` are emitted, prompt included; `finish` says how the text ended.
 
     `reused`: how many of the prompt's tokens were in the cache that the sequence was given. `adapter`: the name in its
     cache of the adapter that it has, "" for none. The caller that added the

@@ -10,7 +10,7 @@ PHASES = ("prefill", "draft", "verify", "other")
 
 
 class Round(NamedTuple):
-    """One round of one text, as `generate(on_round=...)` gets it.
+    """Hold one round of one text, as `generate(on_round=...)` gets it.
 
     `sources`: the source of each drafted token; the first `accepted` of them were right. `emitted`: the round's tokens.
     The seconds are the round's share of a pass: of its drafts, of its verification, and of the time since the last
@@ -27,7 +27,7 @@ class Round(NamedTuple):
 
 @dataclass
 class GenerationStats:
-    """Counts of one generation, or of several merged.
+    """Hold counts of one generation, or of several merged.
 
     `reused`: how many of the `prompt_tokens` came from the cache of an earlier text. `rounds` excludes the prefill,
     whose logits give the first token without a draft: emitted = prompts + rounds + accepted.

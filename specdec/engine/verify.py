@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Choice:
-    """The token chosen from one row, and the row after the logits processors, [vocab] in float32."""
+    """Hold the token chosen from one row, and the row after the logits processors, [vocab] in float32."""
 
     token: int
     scores: Tensor
@@ -24,7 +24,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The choices that a round emits: the accepted tokens of the draft, then one choice of the backbone's own.
+    """Hold the choices that a round emits: the accepted tokens of the draft, then one choice of the backbone's own.
 
     `ended`: whether the text ends with the last of these tokens, which may then be a drafted one too.
     """

@@ -48,8 +48,8 @@ Config = Any  # transformers' GenerationConfig, after generate() prepared it
 
 @dataclass(frozen=True)
 class Batch:
-    """The arguments that transformers' `generate` hands to a decoding method. `input_ids`: [rows, n] int64; `media`:
-    the pictures and sound of each row, where there are any."""
+    """Hold the arguments that transformers' `generate` hands to a decoding method. `input_ids`: [rows, n] int64;
+    `media`: the pictures and sound of each row, where there are any."""
 
     input_ids: Tensor
     attention_mask: Tensor | None
@@ -138,7 +138,7 @@ def media_of_rows(
 
 
 class _Streamed:
-    """Feeds a streamer: token by token; for rows in lockstep step by step, once the last row's token was emitted."""
+    """Feed a streamer: token by token; for rows in lockstep step by step, once the last row's token was emitted."""
 
     def __init__(self, streamer: Any, rows: int) -> None:
         self._streamer, self._rows = streamer, rows
@@ -156,8 +156,8 @@ class _Streamed:
 
 @dataclass
 class _Row:
-    """A row of a batch: its prompt as it was `given` [n], with its `media`; `tokens` [n] int64, which begin as the same
-    prompt with its padding on the left; `scores` and `logits` of each emitted token, [vocab], where they are asked
+    """Hold a row of a batch: its prompt as it was `given` [n], with its `media`; `tokens` [n] int64, which begin as the
+    same prompt with its padding on the left; `scores` and `logits` of each emitted token, [vocab], where they are asked
     for."""
 
     given: Tensor

@@ -25,7 +25,7 @@ Self = TypeVar("Self", bound="FixedWeights")
 
 
 class FixedWeights:
-    """Answers for the weights of `decoder`. A mixin: it stands before transformers' classes."""
+    """Answer for the weights of `decoder`. A mixin: it stands before transformers' classes."""
 
     decoder: Decoder
     device: Any

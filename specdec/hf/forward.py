@@ -22,7 +22,7 @@ from specdec.util.threads import turn_to_compute
 
 
 class ForwardCache:
-    """The state that a forward pass leaves for the next pass: `past_key_values` of the output, changed in place.
+    """Hold the state that a forward pass leaves for the next pass: `past_key_values` of the output, changed in place.
 
     `mask` [rows, columns] bool: which columns so far were tokens. `following`: each row's next position.
     """

@@ -43,7 +43,7 @@ _POSITIONAL = list(inspect.signature(GenerationMixin.generate).parameters)[3:-1]
 
 
 class SpecdecForCausalLM(FixedWeights, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
-    """A causal language model that decodes speculatively; made by `specdec.load`.
+    """Generate as transformers' causal language models do, and speculatively; made by `specdec.load`.
 
     `generate(**anything transformers accepts, speculation=True, draft_length="adaptive", seed=None, reuse=True,
     on_round=None, constraint=None, adapter=None)`; the text depends on prompt, settings, seed, constraint and adapter,

@@ -18,7 +18,7 @@ from specdec.engine.stats import Round
 
 @dataclass(frozen=True)
 class Options:
-    """The arguments of `generate` besides transformers' own.
+    """Describe the arguments of `generate` besides transformers' own.
 
     `speculation`: False decodes plainly. `draft_length`: "adaptive", or a number of tokens. `seed`: of the noise that
     sampling uses; None draws a seed from torch's global generator, so that `torch.manual_seed` rules. `reuse`: False

@@ -136,7 +136,7 @@ def _attention(model: PreTrainedModel) -> Iterator[str]:
 
 
 class _Plain(NamedTuple):
-    """A module of a fresh model: its class, its settings, and the names of its tensors."""
+    """Hold a module of a fresh model: its class, its settings, and the names of its tensors."""
 
     kind: type
     settings: dict[str, Any]
@@ -173,7 +173,7 @@ def _differences(model: PreTrainedModel, modules: dict[str, nn.Module]) -> Itera
 
 
 class _Blueprint:
-    """The class and the config of a model, as a key: equal when the class and all values of the config are."""
+    """Name the class and the config of a model, as a key: equal when the class and all values of the config are."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.kind, self.config = type(model), model.config

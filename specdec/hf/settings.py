@@ -19,7 +19,7 @@ Config = Any  # transformers' GenerationConfig
 
 
 class Refusal(NamedTuple):
-    """A setting that would change the text or the result in a way that the loop does not have.
+    """Describe a setting that would change the text or the result in a way that the loop does not have.
 
     `harmless`: the values that ask for nothing. `instead`: what a user writes in its place.
     """

@@ -105,7 +105,7 @@ def _find(decoder: Decoder, stem: str) -> Any:
 
 
 class TokenEmbedding(nn.Module):
-    """The embedding of a decoder as a module: token ids [...] to embeddings [..., hidden], scaled as the family does.
+    """Embed token ids [...] as a module does: [..., hidden], scaled as the family of the decoder has it.
 
     `weight` [vocab, hidden] is shared where it is stored in the model's dtype, and otherwise expanded to that dtype on
     each access.

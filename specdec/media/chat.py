@@ -36,7 +36,7 @@ _PLACES = {"path", "url", "base64"}  # where parts keep a medium, and no other p
 
 @dataclass
 class ConversationMedia:
-    """The media of a conversation, in the order of their parts."""
+    """Hold the media of a conversation, in the order of their parts."""
 
     image: list[Any] = field(default_factory=list)
     audio: list[Any] = field(default_factory=list)

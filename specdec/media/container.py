@@ -18,7 +18,7 @@ _TEXTS = {"tty", "bin", "xbin", "adf", "idf"}  # FFmpeg draws the letters of any
 
 
 class OtherKindError(MediaError):
-    """A medium was given as a `given` and is a `kind`: each "picture", "sound" or "video"."""
+    """Report that a medium was given as a `given` and is a `kind`: each "picture", "sound" or "video"."""
 
     def __init__(self, name: str, given: str, kind: str) -> None:
         super().__init__(f"{name}: is a {kind}, and was given as a {given}; pass it as a {kind}")

@@ -40,7 +40,7 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 @dataclass(frozen=True)
 class PicturePatches:
-    """A picture cut into patches [patches, 6912], in the type of its pixels; `across` of them lie in a row."""
+    """Hold a picture cut into patches [patches, 6912], in the type of its pixels; `across` of them lie in a row."""
 
     values: Tensor
     across: int
@@ -48,7 +48,7 @@ class PicturePatches:
 
 
 class PatchBatch(NamedTuple):
-    """The patches of several pictures, each padded to the budget."""
+    """Hold the patches of several pictures, each padded to the budget."""
 
     values: Tensor  # [pictures, budget, 6912] float32, 0 after a picture's last patch
     positions: Tensor  # [pictures, budget, 2] int64: column and row of a patch, -1 after the last

@@ -19,7 +19,7 @@ from specdec.weights.metadata import naming
 
 @dataclass(frozen=True)
 class ReadVideo:
-    """The picked frames of a video, and the metadata that say at what times the frames are."""
+    """Hold the picked frames of a video, and the metadata that say at what times the frames are."""
 
     frames: list[PicturePatches]
     metadata: VideoMetadata

@@ -84,7 +84,7 @@ _TEMPLATE = {
 
 @dataclass(frozen=True)
 class MediaSettings:
-    """How media become numbers, in one call."""
+    """Describe how media become numbers, in one call."""
 
     image_tokens: int = 280
     frame_tokens: int = 70

@@ -37,7 +37,7 @@ ADVICE = {
 
 @dataclass(frozen=True)
 class MediaSource:
-    """A medium in a file or in memory, and its name in messages."""
+    """Hold a medium in a file or in memory, and its name in messages."""
 
     name: str
     content: Path | bytes
@@ -124,7 +124,8 @@ def _decoded(text: str, kind: str) -> bytes:
 
 
 class MediaError(ValueError):
-    """A medium cannot be used; the message names it and says what to do, and `readable` leaves it as it is."""
+    """Report that a medium cannot be used; the message names it and says what to do, and `readable` leaves it as it
+    is."""
 
 
 @contextmanager

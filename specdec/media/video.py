@@ -28,7 +28,7 @@ ASSUMED_RATE = 24.0  # frames a second of frames that come without a rate
 
 @dataclass(frozen=True)
 class Clip:
-    """A video: how many frames, how many a second, and either a file or the frames."""
+    """Hold a video: how many frames, how many a second, and either a file or the frames."""
 
     total: int
     rate: float | None

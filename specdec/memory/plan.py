@@ -42,8 +42,8 @@ LATER = 22_000_000  # parts of libraries that a generation is the first to need;
 
 @dataclass(frozen=True)
 class Needs:
-    """The bytes of each part, for `positions` of context in stores of `kv_dtype`. `experts`: the part of a mixture's
-    experts that is in memory, apart from `weights`."""
+    """Hold the bytes of each part, for `positions` of context in stores of `kv_dtype`. `experts`: the part of a
+    mixture's experts that is in memory, apart from `weights`."""
 
     positions: int
     kv_dtype: str
@@ -70,10 +70,10 @@ class Needs:
 
 @dataclass(frozen=True)
 class Planner:
-    """The figures that do not depend on the length: the model's spec, bytes of weights, drafter, program and adapters,
-    and the media that a prompt may have: a picture of so many soft tokens, so many frames of video. `experts`: the
-    bytes of `weights` that are a mixture's experts, which may stay in a file where memory is short. `draft`: of the
-    model that drafts, where one does."""
+    """Hold the figures that do not depend on the length: the model's spec, bytes of weights, drafter, program and
+    adapters, and the media that a prompt may have: a picture of so many soft tokens, so many frames of video.
+    `experts`: the bytes of `weights` that are a mixture's experts, which may stay in a file where memory is short.
+    `draft`: of the model that drafts, where one does."""
 
     spec: DecoderSpec
     weights: int

@@ -30,7 +30,7 @@ _LISTED = 8  # tensors of a kind that an error lists
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint, its name of each tensor, and the two ways in which formats differ in content."""
+    """Hold a checkpoint, its name of each tensor, and the two ways in which formats differ in content."""
 
     checkpoint: Checkpoint
     names: Mapping[str, str]  # canonical -> the checkpoint's
@@ -57,8 +57,8 @@ class Source:
 
 
 class Reader(Protocol):
-    """The tensors of a model by canonical name, on the device and in the dtype of the model. `pages`: what keeps its
-    experts within a part of the memory; None: they are all in memory."""
+    """Read the tensors of a model by canonical name, on the device and in the dtype of the model. `pages`: what keeps
+    its experts within a part of the memory; None: they are all in memory."""
 
     pages: ExpertPages | None
 
@@ -249,7 +249,7 @@ def storage_of(name: str, quantize: Quantize) -> Storage:
 
 
 class TensorReader:
-    """A `Reader` of `source`; at most one tensor is in memory besides those that it returned."""
+    """Hold a `Reader` of `source`; at most one tensor is in memory besides those that it returned."""
 
     def __init__(
         self,

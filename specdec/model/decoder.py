@@ -52,8 +52,8 @@ class PerLayerEmbedding:
 
 
 class MemoryLimits(NamedTuple):
-    """The limits that a memory budget sets: `positions` of one text, `cache` bytes for all texts together, and of a
-    mixture `experts` bytes of the matrices of its experts; None: all of them are in memory."""
+    """Describe the limits that a memory budget sets: `positions` of one text, `cache` bytes for all texts together, and
+    of a mixture `experts` bytes of the matrices of its experts; None: all of them are in memory."""
 
     positions: int
     cache: int
@@ -61,7 +61,7 @@ class MemoryLimits(NamedTuple):
 
 
 class Decoder:
-    """A text decoder. `forward` is one pass through all layers; `logits` is the head, for the rows that need it."""
+    """Run a text decoder: `forward` is one pass through all layers; `logits` is the head, for the rows that need it."""
 
     def __init__(
         self,

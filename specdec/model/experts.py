@@ -108,7 +108,7 @@ def _areas(spans: Iterable[Span], size: int) -> Iterator[Span]:
 
 
 class Routes(NamedTuple):
-    """The experts of each row and their weights, [T][used] each."""
+    """Hold the experts of each row and their weights, [T][used] each."""
 
     ids: Sequence[Sequence[int]]
     weights: Sequence[Sequence[float]]
@@ -116,7 +116,7 @@ class Routes(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Experts(kernels.MixtureWeights):
-    """The mixture of a layer, under the names that the kernels know too, and its computation op by op. `gate_up`
+    """Hold the mixture of a layer, under the names that the kernels know too, and its computation op by op. `gate_up`
     [E * 2 * width, hidden]: of each expert the rows of gate, then those of up. `down` [E * hidden, width]."""
 
     spec: ExpertsSpec

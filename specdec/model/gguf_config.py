@@ -31,7 +31,7 @@ _GEMMA3_LAYERS_OF_27B = 62
 
 
 class GGUFKeys(Values):
-    """The metadata of one file; `keys.whole("attention.head_count")` reads `llama.attention.head_count`."""
+    """Hold the metadata of one file; `keys.whole("attention.head_count")` reads `llama.attention.head_count`."""
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self.architecture = Values(metadata).text("general.architecture", default="")

@@ -17,7 +17,7 @@ from specdec.cache import MediaKey
 
 @dataclass(frozen=True)
 class MediaBlock:
-    """One run of soft tokens in a prompt: a picture, a frame of a video, or a clip of sound.
+    """Hold one run of soft tokens in a prompt: a picture, a frame of a video, or a clip of sound.
 
     A clip may be several blocks, one after the other: its rows see earlier ones alone.
     """

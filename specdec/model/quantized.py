@@ -45,7 +45,7 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 class PackedReader:
-    """A `model.build.Reader` of a packed file, on `device`, vectors in `dtype`."""
+    """Hold a `model.build.Reader` of a packed file, on `device`, vectors in `dtype`."""
 
     def __init__(
         self,

@@ -35,7 +35,8 @@ class RopeSpec:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One decoder layer. `window` is None for full attention; a query then sees all earlier positions and itself."""
+    """Describe one decoder layer. `window` is None for full attention; a query then sees all earlier positions and
+    itself."""
 
     kind: str  # name of the rope this layer uses: a transformers layer type
     heads: int
@@ -49,7 +50,8 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class ExpertsSpec:
-    """The experts beside the MLP of every layer: `count` gated MLPs of `width`, of which each row uses `used`."""
+    """Describe the experts beside the MLP of every layer: `count` gated MLPs of `width`, of which each row uses
+    `used`."""
 
     count: int
     used: int
@@ -58,7 +60,7 @@ class ExpertsSpec:
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """A whole decoder. Sizes are counts of elements; `attention_scale` multiplies q @ k."""
+    """Describe a whole decoder. Sizes are counts of elements; `attention_scale` multiplies q @ k."""
 
     model_type: str
     vocab_size: int

@@ -40,7 +40,7 @@ ROPE_BLOCKS = 16  # blocks of a kind that are kept: 2 MB each for heads of 512
 
 @dataclass(frozen=True)
 class Linear:
-    """A weight matrix [out, in] with an optional bias [out], and the low-rank part that an adapter adds to it."""
+    """Hold a weight matrix [out, in] with an optional bias [out], and the low-rank part that an adapter adds to it."""
 
     weight: Weight
     bias: Tensor | None = None
@@ -60,7 +60,7 @@ class Linear:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer(LayerWeights[Linear]):
-    """One decoder layer: its parts, under the names that the kernels know too, and its computation op by op."""
+    """Hold one decoder layer: its parts, under the names that the kernels know too, and its computation op by op."""
 
     spec: LayerSpec
     experts: Experts | None = None
@@ -119,7 +119,8 @@ class Layer(LayerWeights[Linear]):
 
 @dataclass(frozen=True, eq=False)
 class AdaptedLayers:
-    """Layers with an adapter's parts. `records`: of native calls; None: it replaces matrices, and all goes op by op."""
+    """Hold layers with an adapter's parts. `records`: of native calls; None: it replaces matrices, and all goes op by
+    op."""
 
     layers: tuple[Layer, ...]
     records: AdapterRecords | None
@@ -273,7 +274,7 @@ def _apart(
 
 
 class SequenceRows(NamedTuple):
-    """The rows of one text in a pass: at positions start .. start + rows - 1 of `cache`, through the layers of
+    """Hold the rows of one text in a pass: at positions start .. start + rows - 1 of `cache`, through the layers of
     `adapted` where the text has an adapter."""
 
     cache: KVCache
@@ -289,7 +290,7 @@ class SequenceRows(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Some rows of a pass, and the texts that they belong to, with those of their rows that are among them."""
+    """Hold some rows of a pass, and the texts that they belong to, with those of their rows that are among them."""
 
     rows: slice
     texts: list[SequenceRows]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """The states of some rows: `last` after the final norm, and `aux`, the outputs of the aux layers asked for.
+    """Hold the states of some rows: `last` after the final norm, and `aux`, the outputs of the aux layers asked for.
 
     Every tensor is [rows, hidden]; `aux` has one for each of those layers, in the order in which they were asked for.
     vLLM calls `aux` "auxiliary hidden states"; they are the features that EAGLE-3 (arXiv 2503.01840) fuses.

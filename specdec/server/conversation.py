@@ -16,7 +16,7 @@ _SWITCHES = {"enabled": True, "adaptive": True, "between_tools": True, "disabled
 
 @dataclass(frozen=True)
 class Conversation:
-    """What is asked. `messages` and `tools` as in OpenAI's chat completions; `wanted`: `tools`, `tool_choice`,
+    """Hold what is asked. `messages` and `tools` as in OpenAI's chat completions; `wanted`: `tools`, `tool_choice`,
     `parallel_tool_calls` and `response_format`; `options`: `thinking` and `chat_template_kwargs`, for the template;
     `prediction`: the answer that the client expects, as far as it knows."""
 

@@ -22,7 +22,7 @@ RETRY_AFTER = 2  # seconds, where a client may try again
 
 @dataclass
 class ApiError(Exception):
-    """A request that is answered with an error. `param`: the field at fault; `code`: a word for programs."""
+    """Report a request that is answered with an error. `param`: the field at fault; `code`: a word for programs."""
 
     status: int
     message: str

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class GoneError(Exception):
-    """The client has left."""
+    """Report that the client has left."""
 
 
 class EventStream(Response):

@@ -33,8 +33,8 @@ _IDLE = 75  # seconds until a connection without a request is closed: longer tha
 
 @dataclass(frozen=True)
 class Listening:
-    """Where to listen, whom to answer, how long answers may take to end when the server is told to, and after how long
-    a silence a stream gets a comment."""
+    """Describe where to listen, whom to answer, how long answers may take to end when the server is told to, and after
+    how long a silence a stream gets a comment."""
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -118,7 +118,7 @@ def listen(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server with the two signals. `loop` is set when it runs."""
+    """Run uvicorn's server with the two signals. `loop` is set when it runs."""
 
     def __init__(self, config: uvicorn.Config, state: ServerState, grace: float, ending: Callable[[int], None]) -> None:
         super().__init__(config)

@@ -72,7 +72,8 @@ def media_parts(messages: Sequence[Any]) -> list[Part]:
 
 @dataclass(frozen=True)
 class Media:
-    """The media of a prompt: the soft tokens of each picture and each sound, and a model's inputs besides token ids."""
+    """Hold the media of a prompt: the soft tokens of each picture and each sound, and a model's inputs besides token
+    ids."""
 
     pictures: Sequence[list[int]] = ()
     sounds: Sequence[list[int]] = ()

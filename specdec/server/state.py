@@ -20,7 +20,7 @@ QUANTILES = (0.5, 0.9, 0.99)
 
 @dataclass
 class Latencies:
-    """The newest seconds to first tokens and between tokens."""
+    """Hold the newest seconds to first tokens and between tokens."""
 
     first: deque[float] = field(default_factory=lambda: deque(maxlen=NEWEST))
     between: deque[float] = field(default_factory=lambda: deque(maxlen=NEWEST))
@@ -40,7 +40,7 @@ def quantiles(values: Iterable[float]) -> dict[float, float]:
 
 
 class ServerState:
-    """The state that endpoints share. `service` is None while the model is being loaded."""
+    """Hold the state that endpoints share. `service` is None while the model is being loaded."""
 
     def __init__(self, service: Service | None = None, debug: bool = False, keep_alive: float = KEEP_ALIVE) -> None:
         """Begin with `service`, if it is there already. `debug`: show clients' texts to those who ask for them;

@@ -76,7 +76,7 @@ T = TypeVar("T")
 
 
 class LastOf(Generic[T]):
-    """The newest value of each thread; for a thread that has none, the newest of all threads."""
+    """Hold the newest value of each thread; for a thread that has none, the newest of all threads."""
 
     def __init__(self, first: T) -> None:
         """Begin with `first`, which stands for all threads until one sets a value."""
@@ -93,7 +93,7 @@ class LastOf(Generic[T]):
 
 
 class Turns:
-    """The right to compute, given to one caller at a time in the order in which callers asked.
+    """Give the right to compute to one caller at a time in the order in which callers asked.
 
     `threading.Lock` is not fair: a thread that decodes would take it again and again, and the others would wait for the
     end of its text. A caller that has the turn may ask for it once more: a drafter may be a model that generates.
@@ -136,7 +136,7 @@ class Turns:
 
 
 class _Turn:
-    """One use of `Turns`. A class, because Ctrl-C can come between a generator's first half and its block."""
+    """Make one use of `Turns`. A class, because Ctrl-C can come between a generator's first half and its block."""
 
     def __init__(self, turns: Turns) -> None:
         self._turns, self._taken = turns, False

@@ -19,7 +19,7 @@ _ALIGNMENT = 64  # bytes: a cache line, and the widest load of the kernels
 
 
 class Arena:
-    """Copies CPU tensors into regions of its own; a region lives as long as a tensor in it."""
+    """Copy CPU tensors into regions of its own; a region lives as long as a tensor in it."""
 
     def __init__(self) -> None:
         self._region = torch.empty(0, dtype=torch.uint8)

@@ -64,14 +64,14 @@ class Checkpoint(Protocol):
 
 @runtime_checkable
 class RowSource(Protocol):
-    """A checkpoint whose matrices can stay in their files."""
+    """Serve as a checkpoint whose matrices can stay in their files."""
 
     def table(self, name: str) -> StoredRows:
         """Return the matrix `name`, each row of which is read from its file when it is asked for."""
 
 
 class StoredRows:
-    """A matrix [N, K] that stays in a file: an embedding of which a token needs one row (it is a `Weight`).
+    """Hold a matrix [N, K] that stays in a file: an embedding of which a token needs one row (it is a `Weight`).
 
     A row is read when it is asked for, and not mapped: mapped pages would add up in this process, row after row. The
     file stays open, so that the rows are those of the file that was opened whatever takes its place.

@@ -42,7 +42,7 @@ _DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloa
 
 
 class Part(NamedTuple):
-    """The place of a tensor, or of a part of one, in the file: `at` byte, with dtype, shape and checksum."""
+    """Describe the place of a tensor, or of a part of one, in the file: `at` byte, with dtype, shape and checksum."""
 
     at: int
     dtype: torch.dtype
@@ -51,7 +51,7 @@ class Part(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A tensor of the index; `blocks`: bits, rows and columns of a matrix in blocks, whose parts are
+    """Describe a tensor of the index; `blocks`: bits, rows and columns of a matrix in blocks, whose parts are
     `present`; `table`: what its codes mean."""
 
     parts: tuple[Part, ...]
@@ -99,7 +99,7 @@ def _part(values: Values) -> Part:
 
 
 class PackedWriter:
-    """Writes tensor after tensor to a file; made by `packing`."""
+    """Write tensor after tensor to a file; made by `packing`."""
 
     def __init__(self, file: BinaryIO, about: dict[str, Any]) -> None:
         self._file, self._about = file, {**about, "byte_order": sys.byteorder}
@@ -156,18 +156,18 @@ def packing(path: Path, about: dict[str, Any]) -> Iterator[PackedWriter]:
 
 
 class Span(NamedTuple):
-    """The bytes `begin` to `end` - 1 of a file."""
+    """Describe the bytes `begin` to `end` - 1 of a file."""
 
     begin: int
     end: int
 
 
 class StaleError(ValueError):
-    """A packed file is whole, and was made from something else than what is there now."""
+    """Report that a packed file is whole, and was made from something else than what is there now."""
 
 
 class PackedFile:
-    """A packed file, mapped: its tensors are pages of the file, and take memory once they are read."""
+    """Hold a packed file, mapped: its tensors are pages of the file, and take memory once they are read."""
 
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
         """Map the file `path`. Raises ValueError when it is damaged, StaleError when it was made from something else

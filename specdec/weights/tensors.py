@@ -31,7 +31,7 @@ _ON_LATTICE = {"int4": 0.9, "int8": 0.9999}
 
 
 class Weight(Protocol):
-    """A matrix [N outputs, K inputs]; the caller never asks how it is stored."""
+    """Hold a matrix [N outputs, K inputs]; the caller never asks how it is stored."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -60,7 +60,7 @@ class Weight(Protocol):
 
 @dataclass(frozen=True)
 class DenseWeight:
-    """A matrix of floats [N, K]."""
+    """Hold a matrix of floats [N, K]."""
 
     tensor: Tensor
 
@@ -98,7 +98,7 @@ class DenseWeight:
 
 @dataclass(frozen=True)
 class BlockWeight:
-    """A matrix in blocks of 32 inputs, of 2 to 8 bits (layout: `specdec.kernels`)."""
+    """Hold a matrix in blocks of 32 inputs, of 2 to 8 bits (layout: `specdec.kernels`)."""
 
     blocks: BlockTensor
 

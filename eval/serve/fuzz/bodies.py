@@ -24,7 +24,7 @@ _STUCK = 1800  # seconds without the end of any case: then every thread's stack 
 
 @dataclass
 class BodiesResult:
-    """What became of damaged bodies. `resident`: bytes in memory by cases that were done."""
+    """Hold what became of damaged bodies. `resident`: bytes in memory by cases that were done."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     failures: list[dict[str, Any]] = field(default_factory=list)

@@ -42,7 +42,7 @@ _VALUES: tuple[Any, ...] = (
 
 @dataclass(frozen=True)
 class Sent:
-    """A request that is sent: the path, the body, and what the body is declared as."""
+    """Hold a request that is sent: the path, the body, and what the body is declared as."""
 
     path: str
     body: bytes

@@ -40,7 +40,7 @@ _PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVB
 
 
 class Good(NamedTuple):
-    """A path, and a body that it answers with 200 (or 400, where `refused`)."""
+    """Hold a path, and a body that it answers with 200 (or 400, where `refused`)."""
 
     path: str
     body: dict[str, Any]

@@ -49,7 +49,7 @@ COUNTED = (Answer, Ticket, Sequence, GrammarMatcher, KVCache)
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply: its status (0: none came), media type and body."""
+    """Hold a reply: its status (0: none came), media type and body."""
 
     status: int
     kind: str = ""
@@ -57,7 +57,7 @@ class Reply:
 
 
 class Target:
-    """The server. `address`: host and port of its socket."""
+    """Reach the server that is tested. `address`: host and port of its socket."""
 
     def __init__(self, service: Service, app: Starlette, address: tuple[str, int]) -> None:
         self.service, self.app, self.address = service, app, address
@@ -138,7 +138,7 @@ def parsed(raw: bytes) -> Reply:
 
 
 class _Errors(logging.Handler):
-    """Keeps what the server logged of its newest failure."""
+    """Keep what the server logged of its newest failure."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)

@@ -31,7 +31,7 @@ _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 @dataclass(frozen=True)
 class Format:
-    """A way to store a matrix: what it needs of K, how it is stored, and what config.json says of it."""
+    """Describe a way to store a matrix: what it needs of K, how it is stored, and what config.json says of it."""
 
     multiple: int
     store: Callable[[Tensor], tuple[Parts, Tensor]]

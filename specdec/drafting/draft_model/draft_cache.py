@@ -21,7 +21,8 @@ MARKS = 2
 
 
 class DraftCache:
-    """Keys and values of a text's first tokens, in the draft model's own cache, which is made with the first row."""
+    """Hold keys and values of a text's first tokens, in the draft model's own cache, which is made with the first
+    row."""
 
     def __init__(self, new_cache: Callable[[], KVCache]) -> None:
         """Begin without a token."""

@@ -32,7 +32,7 @@ from specdec.model.states import States
 
 
 class _Owner:
-    """Owns the caches that one build of the model keeps beside others: they go when it goes."""
+    """Own the caches that one build of the model keeps beside others: they go when it goes."""
 
 
 class DraftModel:

@@ -43,8 +43,8 @@ class Adapter:
 
 @dataclass
 class Adapters:
-    """The adapters of a decoder, in the order in which they were added. `default`: the name of the one for texts that
-    ask for none, "" for none."""
+    """Hold the adapters of a decoder, in the order in which they were added. `default`: the name of the one for texts
+    that ask for none, "" for none."""
 
     default: str = PLAIN
     _known: dict[str, Adapter] = field(default_factory=dict)

@@ -49,7 +49,7 @@ def load_adapter(decoder: Decoder, name: str, path: str | Path) -> Adapter:
 
 
 class _Builder:
-    """Reads the tensors of `file`, one matrix at a time."""
+    """Read the tensors of `file`, one matrix at a time."""
 
     def __init__(self, decoder: Decoder, file: AdapterFile) -> None:
         self.decoder, self.file = decoder, file

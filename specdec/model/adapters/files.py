@@ -50,7 +50,7 @@ FIELDS = {
 
 
 class Pair(NamedTuple):
-    """A low-rank part in a file: the names of its tensors, and what it is multiplied by."""
+    """Hold a low-rank part in a file: the names of its tensors, and what it is multiplied by."""
 
     down: str
     up: str

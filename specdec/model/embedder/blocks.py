@@ -23,8 +23,8 @@ _SAME_CALL = "hand over the prompts and the media that one call of the processor
 
 
 class _Kind(NamedTuple):
-    """A kind of media: its soft token, the token before a run of it, the argument that brings it, a word for messages;
-    `whole`: its rows see each other."""
+    """Describe a kind of media: its soft token, the token before a run of it, the argument that brings it, a word for
+    messages; `whole`: its rows see each other."""
 
     token: int | None
     begin: int | None
@@ -86,7 +86,7 @@ def _kinds(inputs: MediaInputs, embedder: MediaEmbedder) -> Iterator[tuple[_Kind
 
 @dataclass
 class _Media:
-    """The media of one kind, taken in order by the runs of soft tokens."""
+    """Hold the media of one kind, taken in order by the runs of soft tokens."""
 
     kind: _Kind
     media: list[Medium]

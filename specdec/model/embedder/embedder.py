@@ -29,7 +29,7 @@ _LAYER_NORM_EPS = 1e-5  # in transformers' modules; no config says another
 
 @dataclass(frozen=True)
 class LayerNorm:
-    """A norm over the last dimension, by mean and variance; weight and bias [D]."""
+    """Normalise the last dimension by mean and variance; weight and bias [D]."""
 
     weight: Tensor
     bias: Tensor
@@ -42,7 +42,7 @@ class LayerNorm:
 
 @dataclass(frozen=True)
 class VisionEmbedder:
-    """The weights that embed patches of pictures; the names are transformers'."""
+    """Hold the weights that embed patches of pictures; the names are transformers'."""
 
     patch_ln1: LayerNorm
     patch_dense: Linear  # [width, patch]
@@ -63,7 +63,7 @@ class VisionEmbedder:
 
 @dataclass(frozen=True)
 class AudioEmbedder:
-    """The weight that embeds frames of sound."""
+    """Hold the weight that embeds frames of sound."""
 
     embedding_projection: Linear  # [hidden, frame]
     eps: float
@@ -74,7 +74,7 @@ class AudioEmbedder:
 
 
 class MediaEmbedder:
-    """Embeds what a processor made of pictures, frames and sound; `dtype` is that of the rows."""
+    """Embed what a processor made of pictures, frames and sound; `dtype` is that of the rows."""
 
     def __init__(
         self,

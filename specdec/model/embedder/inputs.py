@@ -19,7 +19,7 @@ from specdec.model.embedder.embedder import MediaEmbedder
 
 @dataclass(frozen=True)
 class MediaInputs:
-    """The inputs of a multimodal model besides token ids.
+    """Hold the inputs of a multimodal model besides token ids.
 
     Pictures: pixel values [pictures, budget, patch] and positions [pictures, budget, 2], -1 for padding. Frames of all
     videos: the same, and the number of frames of each video. Sound: frames [clips, longest, samples], and the mask
@@ -57,7 +57,7 @@ MEDIA_INPUTS = tuple(field.name for field in fields(MediaInputs))
 
 
 class Medium(NamedTuple):
-    """A picture, frame or clip: its soft tokens, what tells it from others, and the means to embed it."""
+    """Hold a picture, frame or clip: its soft tokens, what tells it from others, and the means to embed it."""
 
     tokens: int
     key: bytes

@@ -14,7 +14,8 @@ CHANNELS = 3  # of a pixel: red, green, blue
 
 @dataclass(frozen=True)
 class VisionSpec:
-    """What makes a row of a picture: a patch of `side` x `side` pixels becomes `width` numbers, then the hidden size.
+    """Describe what makes a row of a picture: a patch of `side` x `side` pixels becomes `width` numbers, then the
+    hidden size.
 
     `positions`: rows of the table of positions, for each axis. `eps`: of the norm before the last product.
     """
@@ -32,7 +33,8 @@ class VisionSpec:
 
 @dataclass(frozen=True)
 class AudioSpec:
-    """What makes a row of sound: a frame of so many samples becomes the hidden size. `eps`: of the norm before it."""
+    """Describe what makes a row of sound: a frame of so many samples becomes the hidden size. `eps`: of the norm before
+    it."""
 
     frame: int
     eps: float
@@ -40,7 +42,7 @@ class AudioSpec:
 
 @dataclass(frozen=True)
 class MediaTokens:
-    """The token ids that stand for media in a prompt; None where the model has no such token.
+    """Hold the token ids that stand for media in a prompt; None where the model has no such token.
 
     `image`, `video` and `audio` are soft tokens, one for each row. The others stand before and after them.
     """
@@ -62,7 +64,7 @@ class MediaTokens:
 
 @dataclass(frozen=True)
 class MediaSpec:
-    """A whole embedder. `vision` or `audio` is None where the model cannot embed pictures, or sound."""
+    """Describe a whole embedder. `vision` or `audio` is None where the model cannot embed pictures, or sound."""
 
     hidden: int
     vision: VisionSpec | None

@@ -16,7 +16,7 @@ _SHOWN = 60  # characters of a wrong value
 
 
 class Kind(Protocol):
-    """A kind of value."""
+    """Describe a kind of value."""
 
     @property
     def words(self) -> str:
@@ -51,7 +51,7 @@ def shown(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Number:
-    """A number from `least` to `most`."""
+    """Describe a number from `least` to `most`."""
 
     least: float
     most: float
@@ -79,7 +79,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Whole:
-    """A whole number from `least` to `most`, which is not 0 where `nonzero`."""
+    """Describe a whole number from `least` to `most`, which is not 0 where `nonzero`."""
 
     least: int
     most: int
@@ -136,7 +136,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class Text:
-    """A string; one of `choices` where there are any."""
+    """Describe a string; one of `choices` where there are any."""
 
     choices: tuple[str, ...] = ()
 
@@ -163,7 +163,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Items:
-    """A list of `least` to `most` values of one kind. `each`: what they are, in words."""
+    """Describe a list of `least` to `most` values of one kind. `each`: what they are, in words."""
 
     of: Kind
     each: str
@@ -196,7 +196,7 @@ class Items:
 
 @dataclass(frozen=True, init=False)
 class Either:
-    """A value of one of several kinds, which are told apart by their JSON types."""
+    """Describe a value of one of several kinds, which are told apart by their JSON types."""
 
     kinds: tuple[Kind, ...]
 
@@ -227,8 +227,8 @@ class Either:
 
 @dataclass(frozen=True)
 class Refused:
-    """A value that a protocol has and this server has not: refused, lest it be lost in silence. `why` goes on after
-    the field's name; `allowed` are values that ask for nothing."""
+    """Describe a value that a protocol has and this server has not: refused, lest it be lost in silence. `why` goes on
+    after the field's name; `allowed` are values that ask for nothing."""
 
     why: str
     allowed: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ from specdec.server.errors import bad_request
 
 @dataclass(frozen=True)
 class Field:
-    """A field: its name, the kind of its values, and what it means, in Markdown."""
+    """Describe a field: its name, the kind of its values, and what it means, in Markdown."""
 
     name: str
     kind: Kind
@@ -25,7 +25,7 @@ class Field:
 
 
 class Fields:
-    """The fields of an object that has come. `values`: as they came; `where`: the object's own name."""
+    """Hold the fields of an object that has come. `values`: as they came; `where`: the object's own name."""
 
     def __init__(self, declared: Mapping[str, Field], values: dict[str, Any], where: str) -> None:
         self.values, self.where, self._declared = values, where, declared
@@ -58,7 +58,7 @@ class Fields:
 
 
 class Object:
-    """An object with declared fields. `name`: what `/openapi.json` calls it."""
+    """Describe an object with declared fields. `name`: what `/openapi.json` calls it."""
 
     words = "a JSON object"
 
@@ -96,7 +96,7 @@ def _nullable(field: Field) -> Schema:
 
 @dataclass(frozen=True)
 class AnyObject:
-    """An object that is taken as it comes: a JSON schema, a template's variables."""
+    """Describe an object that is taken as it comes: a JSON schema, a template's variables."""
 
     words = "a JSON object"
 
@@ -118,7 +118,7 @@ class AnyObject:
 
 @dataclass(frozen=True)
 class TokenNumbers:
-    """An object from token ids, in digits, to numbers; at most `most` of them."""
+    """Describe an object from token ids, in digits, to numbers; at most `most` of them."""
 
     most: int
     _digits = 9  # which is more than any vocabulary has

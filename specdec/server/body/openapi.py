@@ -31,8 +31,8 @@ _EVENT: Schema = {
 
 @dataclass(frozen=True)
 class Operation:
-    """What a path does. `reply`: the schema of its JSON, or the media type of a reply that is none. `refusals`:
-    statuses besides those that every path has. `streams`: events come where the body asks for them."""
+    """Describe what a path does. `reply`: the schema of its JSON, or the media type of a reply that is none.
+    `refusals`: statuses besides those that every path has. `streams`: events come where the body asks for them."""
 
     endpoint: Endpoint
     about: str

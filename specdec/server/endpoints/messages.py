@@ -169,7 +169,7 @@ def _failed(error: ApiError) -> str:
 
 
 class _Blocks:
-    """The events of a stream: content blocks that open, grow and close one after another."""
+    """Make the events of a stream: content blocks that open, grow and close one after another."""
 
     def __init__(self, answer: Answer, head: dict[str, Any]) -> None:
         self.answer, self.head = answer, head

@@ -129,7 +129,7 @@ def _format(form: Fields | None) -> dict[str, Any] | None:
 
 
 class _Response:
-    """A response object that grows with an answer's pieces, and the events of its growth."""
+    """Grow a response object with an answer's pieces, and make the events of its growth."""
 
     def __init__(self, answer: Answer, body: Fields, sampling: Sampling, model: str) -> None:
         self.answer, form = answer, _inner(body, "text", "format")

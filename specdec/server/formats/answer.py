@@ -16,18 +16,18 @@ from specdec.server.formats.reader import Item, Mark, Reader
 
 
 class MalformedError(Exception):
-    """The inside of a call is not what the format writes there."""
+    """Report that the inside of a call is not what the format writes there."""
 
 
 class Call(NamedTuple):
-    """A complete call: the tool's name and its arguments as JSON text."""
+    """Hold a complete call: the tool's name and its arguments as JSON text."""
 
     name: str
     arguments: str
 
 
 class CallReader(Protocol):
-    """Reads what stands between the marks of a call."""
+    """Read what stands between the marks of a call."""
 
     name: str | None
     """The tool's name, once it is known."""
@@ -41,8 +41,8 @@ class CallReader(Protocol):
 
 @dataclass(frozen=True)
 class Style:
-    """The marks of a format, and what belongs to them. `header`: what a thought begins with; `loose`: line breaks
-    around a thought belong to the format."""
+    """Describe the marks of a format, and what belongs to them. `header`: what a thought begins with; `loose`: line
+    breaks around a thought belong to the format."""
 
     thought_open: str
     thought_close: str
@@ -54,7 +54,7 @@ class Style:
 
 
 class AnswerParser:
-    """Parses one answer."""
+    """Parse one answer."""
 
     def __init__(
         self,

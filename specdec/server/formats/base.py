@@ -14,7 +14,8 @@ from specdec.server.formats.wanted import Wanted
 
 @dataclass(frozen=True)
 class ToolCallDelta:
-    """A piece of a tool call. `arguments`: JSON text, a piece of it; `id` and `name` come with a call's first piece."""
+    """Hold a piece of a tool call. `arguments`: JSON text, a piece of it; `id` and `name` come with a call's first
+    piece."""
 
     index: int
     id: str | None
@@ -24,7 +25,7 @@ class ToolCallDelta:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of an answer: exactly one of the fields is set."""
+    """Hold a piece of an answer: exactly one of the fields is set."""
 
     content: str = ""
     reasoning: str = ""
@@ -32,7 +33,7 @@ class Delta:
 
 
 class OutputParser(Protocol):
-    """Takes an answer's tokens as they come, and says what they mean. No sequence of tokens is an error."""
+    """Take an answer's tokens as they come, and say what they mean. No sequence of tokens is an error."""
 
     calls: int
     """Calls that are complete."""
@@ -52,7 +53,7 @@ class OutputParser(Protocol):
 
 
 class ChatFormat(Protocol):
-    """How a model writes conversations."""
+    """Describe how a model writes conversations."""
 
     name: str
     tokenizer: PreTrainedTokenizerBase

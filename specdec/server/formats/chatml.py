@@ -31,7 +31,7 @@ _HEAD = re.compile(rf'\s*\{{\s*"name"\s*:\s*({_STRING})\s*,\s*"arguments"\s*:\s*
 
 
 class JSONCall:
-    """Reads what stands between the tags: an object with name and arguments, or a list of such objects."""
+    """Read what stands between the tags: an object with name and arguments, or a list of such objects."""
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -99,7 +99,7 @@ def _call(found: Any) -> Call:
 
 
 class ChatMLFormat:
-    """Calls as JSON between tags, in the turns of the model's template."""
+    """Describe calls as JSON between tags, in the turns of the model's template."""
 
     name = "chatml"
 

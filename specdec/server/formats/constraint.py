@@ -52,7 +52,7 @@ def _kept(chat: ChatFormat, prompt: Sequence[int], tool: Tool, tokens: LLTokeniz
 
 
 class Compiled:
-    """Compiles grammars, and keeps those that were used last: `most` at the most, whose texts have `letters` letters
+    """Compile grammars, and keep those that were used last: `most` at the most, whose texts have `letters` letters
     together. A compiled grammar of plain words takes 500 bytes for each letter."""
 
     def __init__(self, most: int = 32, letters: int = 200_000) -> None:

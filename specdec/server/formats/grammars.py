@@ -15,7 +15,7 @@ WHITESPACE = r"[\x20\x0A\x0D\x09]{1,40}"
 
 @dataclass(frozen=True)
 class Shape:
-    """How a format writes the parts of an answer, as items of a Lark grammar.
+    """Describe how a format writes the parts of an answer, as items of a Lark grammar.
 
     `between`: what stands between two calls. `thought`: the ids of its two tokens, and of those that it cannot have;
     None where no thought may come. `in_thought`: it has begun. `after_thought`: a terminal for what may stand between a

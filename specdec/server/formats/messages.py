@@ -17,7 +17,7 @@ Message = dict[str, Any]
 
 
 class FieldError(ValueError):
-    """A field of a request's body that cannot be used. `param`: the field's full name."""
+    """Report a field of a request's body that cannot be used. `param`: the field's full name."""
 
     def __init__(self, param: str, message: str) -> None:
         super().__init__(f"{param}: {message}")

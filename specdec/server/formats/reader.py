@@ -20,7 +20,7 @@ LEAST = 3  # letters that are rather half a mark than text: "<t" may go on as "<
 
 @dataclass(frozen=True)
 class Mark:
-    """A mark in an answer. `shown`: its text where it turns out to mean nothing."""
+    """Hold a mark in an answer. `shown`: its text where it turns out to mean nothing."""
 
     name: str
     shown: str = ""
@@ -30,7 +30,7 @@ Item = str | Mark
 
 
 class Marks:
-    """The marks of a format: those that are tokens by id, the others by their string."""
+    """Hold the marks of a format: those that are tokens by id, the others by their string."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, shown: Mapping[str, str]) -> None:
         """Look for marks in the vocabulary; `shown`: the text of each where it turns out to mean nothing."""
@@ -48,7 +48,7 @@ class Marks:
 
 
 class Reader:
-    """Reads one answer."""
+    """Read one answer."""
 
     def __init__(
         self, pieces: Sequence[bytes], marks: Mapping[int, Mark], dropped: frozenset[int], strings: Sequence[str]

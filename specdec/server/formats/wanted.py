@@ -19,7 +19,7 @@ NOTHING: dict[str, Any] = {"type": "object", "properties": {}, "additionalProper
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that may be called. `index`: its place in the request. `strict`: its schema must be kept to the
+    """Hold a function that may be called. `index`: its place in the request. `strict`: its schema must be kept to the
     letter, or refused; otherwise keywords that a grammar does not know are left out."""
 
     index: int
@@ -30,8 +30,8 @@ class Tool:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What an answer may be. `calls`: "auto", "none" or "required"; `parallel`: more than one call, never where a
-    request names the tool; `schema`: of the content, JSON then, None for any text."""
+    """Describe what an answer may be. `calls`: "auto", "none" or "required"; `parallel`: more than one call, never
+    where a request names the tool; `schema`: of the content, JSON then, None for any text."""
 
     tools: tuple[Tool, ...] = ()
     calls: str = "auto"

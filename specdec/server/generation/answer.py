@@ -27,7 +27,7 @@ from specdec.server.generation.stop_strings import StopStrings
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """The log probability of an emitted token before any sampling setting, and of the likeliest tokens there."""
+    """Hold the log probability of an emitted token before any sampling setting, and of the likeliest tokens there."""
 
     token: int
     logprob: float
@@ -36,7 +36,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Piece:
-    """What a pass gave for one choice. `finish`: how the choice ended ("stop", "length" or "tool_calls")."""
+    """Hold what a pass gave for one choice. `finish`: how the choice ended ("stop", "length" or "tool_calls")."""
 
     index: int
     deltas: list[Delta] = field(default_factory=list)
@@ -62,7 +62,7 @@ def together(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 class Output:
-    """Takes the tokens of one choice, in the engine's thread. `stop` is the request's stop condition.
+    """Take the tokens of one choice, in the engine's thread. `stop` is the request's stop condition.
 
     `ends`: token ids that end the text; with `ignore_eos` they are passed over instead.
     """
@@ -129,7 +129,7 @@ def _logprobs(tokens: list[int], event: Event, count: int) -> Iterator[TokenLogp
 
 @dataclass
 class Parting:
-    """Where a prompt of `tokens` tokens parted from the kept text that was most like it: after `shared` tokens.
+    """Hold where a prompt of `tokens` tokens parted from the kept text that was most like it: after `shared` tokens.
 
     `before`: tokens before that place; `was`, `now`: those after it, of the kept text and of the prompt. `cached`: how
     many came from the cache (None: the answer is on its way).
@@ -145,7 +145,7 @@ class Parting:
 
 @dataclass
 class Usage:
-    """The counts of an answer.
+    """Hold the counts of an answer.
 
     `cached` of the `prompt` tokens came from an earlier text's cache, and `reasoning` of the `completion` tokens are
     thoughts, with the marks around them.
@@ -158,7 +158,7 @@ class Usage:
 
 
 class Answer:
-    """The choices of one request, on their way. Made, iterated and cancelled in the event loop."""
+    """Hold the choices of one request, on their way. Made, iterated and cancelled in the event loop."""
 
     def __init__(self, outputs: list[Output], prompt_tokens: int, logprobs: int | None) -> None:
         self.outputs, self.prompt_tokens, self.logprobs = outputs, prompt_tokens, logprobs
@@ -244,7 +244,7 @@ class Answer:
 
 @dataclass
 class Collected:
-    """The whole of one choice. `calls`: tool calls in the order of their indices."""
+    """Hold the whole of one choice. `calls`: tool calls in the order of their indices."""
 
     content: str = ""
     reasoning: str = ""

@@ -30,7 +30,7 @@ Listener = Callable[["Event | ApiError | Exception"], None]
 
 
 class Ticket:
-    """A text that was submitted.
+    """Hold a text that was submitted.
 
     `sequence` is None while the text waits for its first room, and when it is over: an answer that somebody still holds
     must not hold a cache. `number`: tickets are numbered as they come. `block`: soft tokens of its largest picture.
@@ -62,7 +62,7 @@ class Ticket:
 
 
 class EngineThread:
-    """Runs `engine` in a thread of its own.
+    """Run `engine` in a thread of its own.
 
     `max_waiting`: texts that may wait for room; the next one is refused. `cache_room`: bytes that the caches of texts
     in flight may take together (None: as many as come), and `bytes_for`: those of a cache of so many positions, and of

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Mailbox(Generic[T]):
-    """Holds items on their way. Made and emptied in an event loop, and filled from any thread."""
+    """Hold items on their way. Made and emptied in an event loop, and filled from any thread."""
 
     def __init__(self, pause: float = PAUSE) -> None:
         """`pause`: seconds that a fetch comes after the one before at the earliest, unless there is an urgent item."""

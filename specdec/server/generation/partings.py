@@ -19,7 +19,7 @@ _AROUND = 24  # tokens that are shown on each side
 
 
 class Partings:
-    """The newest prompts, each with the place where it parted from the kept conversation that was most like it."""
+    """Hold the newest prompts, each with the place where it parted from the kept conversation that was most like it."""
 
     def __init__(self, conversations: Conversations) -> None:
         self.conversations = conversations

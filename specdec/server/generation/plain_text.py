@@ -11,7 +11,7 @@ from specdec.server.formats.reader import Item, Marks
 
 
 class PlainText:
-    """Turns tokens into content: an `OutputParser` that knows no markup."""
+    """Turn tokens into content: an `OutputParser` that knows no markup."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.calls, self.cut, self.thoughts = 0, False, 0

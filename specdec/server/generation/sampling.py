@@ -30,7 +30,7 @@ from specdec.server.errors import bad_request
 
 @dataclass(frozen=True)
 class Defaults:
-    """What holds where a request says nothing: the model's own generation settings."""
+    """Describe what holds where a request says nothing: the model's own generation settings."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -53,9 +53,9 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Sampling:
-    """The settings of one request. `logprobs`: how many alternatives to report (None: no logprobs at all). `never`:
-    token ids that are no answer's, as the model's generation config says. `model`: the name that was asked for.
-    `store`: whether the text may be kept to learn from."""
+    """Describe the settings of one request. `logprobs`: how many alternatives to report (None: no logprobs at all).
+    `never`: token ids that are no answer's, as the model's generation config says. `model`: the name that was asked
+    for. `store`: whether the text may be kept to learn from."""
 
     temperature: float = 1.0
     top_p: float = 1.0

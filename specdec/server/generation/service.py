@@ -47,7 +47,7 @@ of them are the prompt's, and the name of its adapter in caches ("": none)."""
 
 
 class Service:
-    """A model that answers requests: its engine runs in a thread of its own until `close`.
+    """Answer requests with a model: its engine runs in a thread of its own until `close`.
 
     `name`: what the model is called in replies. `max_sequences`: texts that are decoded at a time; `max_waiting`: those
     that may wait besides. `lengths`: what chooses draft lengths (None: the model's own adaptive lengths).

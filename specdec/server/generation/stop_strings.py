@@ -8,7 +8,7 @@ from specdec.server.formats.reader import overlap
 
 
 class StopStrings:
-    """Cuts a text where the first of several strings begins, and holds back what could be the beginning of one."""
+    """Cut a text where the first of several strings begins, and hold back what could be the beginning of one."""
 
     def __init__(self, strings: Sequence[str]) -> None:
         self.strings = [string for string in strings if string]

@@ -40,16 +40,16 @@ Parts = Mapping[str, Tensor]
 
 
 class Stored(NamedTuple):
-    """A tensor of a file as its header has it; `dtype` in the words of safetensors."""
+    """Hold a tensor of a file as its header has it; `dtype` in the words of safetensors."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
 class Codes(NamedTuple):
-    """Rows as integers: weight = values * scale + offset; without an offset (values - middle) * scale, where the middle
-    is half of the range; with numbers, numbers[values] * scale * whole. values uint8 [R, K]; scale and offset float32
-    [R, groups]; numbers float32 [16]; whole: the scale of the whole matrix."""
+    """Hold rows as integers: weight = values * scale + offset; without an offset (values - middle) * scale, where the
+    middle is half of the range; with numbers, numbers[values] * scale * whole. values uint8 [R, K]; scale and offset
+    float32 [R, groups]; numbers float32 [16]; whole: the scale of the whole matrix."""
 
     values: Tensor
     scale: Tensor
@@ -59,8 +59,8 @@ class Codes(NamedTuple):
 
 
 class TableCodes(NamedTuple):
-    """What a format's codes are among ours. `table`: a name of `specdec.kernels.TABLES`; `places` uint8 [16]: the code
-    in that table of each of the format's; `one`: what the format calls 1, in the table's own numbers; `exact`: the
+    """Hold what a format's codes are among ours. `table`: a name of `specdec.kernels.TABLES`; `places` uint8 [16]: the
+    code in that table of each of the format's; `one`: what the format calls 1, in the table's own numbers; `exact`: the
     table has the format's very numbers."""
 
     table: str
@@ -71,7 +71,7 @@ class TableCodes(NamedTuple):
 
 @dataclass(frozen=True)
 class PackedMatrix:
-    """A quantised matrix of a checkpoint.
+    """Hold a quantised matrix of a checkpoint.
 
     `format`: for people. `parts`: names in the files by the last part of the name. `bits`: of the integers that `read`
     returns, None where it returns floats [R, K]. `group`: inputs that share a scale. `rounds`: offsets are products,

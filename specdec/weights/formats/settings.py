@@ -24,7 +24,7 @@ Small = Callable[[str], Tensor]
 
 
 class Settings:
-    """The quantisation that the config beside a checkpoint tells of; empty where there is none.
+    """Describe the quantisation that the config beside a checkpoint tells of; empty where there is none.
 
     Each access raises ValueError, naming the file, when the config is damaged.
     """

@@ -30,7 +30,7 @@ def with_fused_experts(checkpoint: Checkpoint) -> Checkpoint:
 
 
 class FusedExperts:
-    """A checkpoint in which gate and up of the experts of `inner` are one tensor [E, 2 * width, hidden]."""
+    """Hold a checkpoint in which gate and up of the experts of `inner` are one tensor [E, 2 * width, hidden]."""
 
     def __init__(self, inner: Checkpoint) -> None:
         """Find the pairs in `inner`. A gate without its up, or of another shape, is left as it is: the model then lacks

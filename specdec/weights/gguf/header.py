@@ -35,8 +35,9 @@ _MAGIC = b"GGUF"
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor: `shape` in torch order, (out, in) for a matrix; `offset` in bytes from the file's start. `type`: a
-    plain number where the `gguf` package does not know it; `nbytes` is 0 then, and the tensor cannot be read."""
+    """Describe one tensor: `shape` in torch order, (out, in) for a matrix; `offset` in bytes from the file's start.
+    `type`: a plain number where the `gguf` package does not know it; `nbytes` is 0 then, and the tensor cannot be
+    read."""
 
     name: str
     shape: tuple[int, ...]
@@ -48,7 +49,8 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """A header. `metadata` holds int, float, bool, str, and lists of those; `tensors` keeps the order of the file."""
+    """Hold a header. `metadata` holds int, float, bool, str, and lists of those; `tensors` keeps the order of the
+    file."""
 
     path: Path
     metadata: dict[str, Any]
@@ -80,7 +82,7 @@ def _read(file: Path) -> GGUFHeader:
 
 
 class _BadHeaderError(Exception):
-    """A complete message for the user (not a ValueError, so that it is told from those of the package)."""
+    """Carry a complete message for the user (not a ValueError, so that it is told from those of the package)."""
 
 
 def _damaged(file: Path, what: str) -> ValueError:
@@ -116,7 +118,7 @@ def check_preamble(file: Path) -> None:
 
 
 class _Reader(GGUFReader):  # type: ignore[misc]
-    """The package's reader, with bounds; `table` replaces its list of mapped tensors."""
+    """Bound the package's reader; `table` replaces its list of mapped tensors."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

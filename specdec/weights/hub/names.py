@@ -13,7 +13,7 @@ _HUB_NAME = re.compile(
 
 
 class HubName(NamedTuple):
-    """A repository of the hub, and which of its files: one that is named, or the one of a type (Q4_K_M)."""
+    """Describe a repository of the hub, and which of its files: one that is named, or the one of a type (Q4_K_M)."""
 
     repository: str
     tag: str | None = None

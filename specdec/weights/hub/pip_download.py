@@ -28,7 +28,7 @@ _OPTIONS = [
 
 
 class FetchError(ValueError):
-    """A failure to fetch files; the message says what to do."""
+    """Report a failure to fetch files; the message says what to do."""
 
 
 def pip_download(requirements: Sequence[str], folder: Path, nbytes: int) -> None:

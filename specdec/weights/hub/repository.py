@@ -110,7 +110,8 @@ def _matches(file: str, patterns: Sequence[str]) -> bool:
 
 
 class _File:
-    """What the hub says of a file: bytes and SHA-256, None where it does not say; whether it is on this disk alone."""
+    """Hold what the hub says of a file: bytes and SHA-256, None where it does not say; whether it is on this disk
+    alone."""
 
     def __init__(self, size: int | None = None, sha256: str | None = None, here: Path | None = None) -> None:
         self.size, self.sha256, self.here = size, sha256, here

@@ -34,7 +34,7 @@ Downloader = Callable[[Sequence[str], Path, int], None]
 
 @dataclass(frozen=True)
 class Part:
-    """A wheel, and the file in it that holds (a part of) a model; `nbytes`: the wheel's size, for the bar."""
+    """Describe a wheel, and the file in it that holds (a part of) a model; `nbytes`: the wheel's size, for the bar."""
 
     package: str
     version: str
@@ -49,7 +49,7 @@ class Part:
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A model that the wheels carry: `parts`, joined in order, are the file whose SHA-256 is `sha256`."""
+    """Hold a model that the wheels carry: `parts`, joined in order, are the file whose SHA-256 is `sha256`."""
 
     file: str
     sha256: str

@@ -45,7 +45,7 @@ def in_order(keys: dict[str, Any]) -> list[str]:
 
 
 class ArgumentsReader:
-    """Turns an object in Gemma's syntax into JSON text, as it comes."""
+    """Turn an object in Gemma's syntax into JSON text, as it comes."""
 
     def __init__(self) -> None:
         self.done = False
@@ -153,7 +153,7 @@ class ArgumentsReader:
 
 
 class GemmaCall:
-    """Reads one call: `call:NAME{arguments}`."""
+    """Read one call: `call:NAME{arguments}`."""
 
     def __init__(self) -> None:
         self.name: str | None = None
