@@ -45,7 +45,7 @@ from specdec.util.text import did_you_mean
 from specdec.util.threads import turn_to_compute
 from specdec.weights.hub.paths import model_path
 from specdec.weights.metadata import naming
-from specdec.weights.safetensors import SafetensorsCheckpoint, is_packed
+from specdec.weights.safetensors import safetensors_of
 
 # Arguments of transformers' `from_pretrained`, and what to write instead.
 _INSTEAD = {
@@ -207,9 +207,9 @@ def _read(
     the adapters that come with it."""
     room = None if budget is None else budget.room(spec, source, quantize, dtype, kv_dtype or dtype, added)
     limit = room.experts if room is not None else experts_in_free_memory(spec, source, quantize, dtype)
-    checkpoint, packed = source.checkpoint, None
-    large = isinstance(checkpoint, SafetensorsCheckpoint) and checkpoint.nbytes >= quantized.LEAST
-    if large and quantize != "none" and (quantize is not None or is_packed(checkpoint)):
+    folder, packed = safetensors_of(source.checkpoint), None
+    large = folder is not None and folder.nbytes >= quantized.LEAST
+    if large and quantize != "none" and (quantize is not None or folder.formats):
         packed = quantized.load_or_quantize(path, spec, source, quantize, dtype, progress_bar)
     if packed is not None:
         return assemble(spec, quantized.PackedReader(packed, dtype, device, source, limit), kv_dtype, room)

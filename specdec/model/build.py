@@ -18,7 +18,7 @@ from specdec.model.spec import DecoderSpec
 from specdec.model.stack import Layer, Linear
 from specdec.weights.arena import Arena
 from specdec.weights.checkpoint import Checkpoint, RowSource
-from specdec.weights.gguf.experts import with_fused_experts
+from specdec.weights.formats.experts import with_gathered_experts
 from specdec.weights.metadata import one_line
 from specdec.weights.tensors import BlockWeight, Storage, Weight
 
@@ -44,6 +44,8 @@ class Source:
     @classmethod
     def huggingface(cls, checkpoint: Checkpoint, spec: DecoderSpec) -> Source:
         """Return the source of a checkpoint with transformers' names."""
+        if spec.experts is not None:
+            checkpoint = with_gathered_experts(checkpoint, spec.experts.count)
         return cls(checkpoint, hf_names(spec, checkpoint.shapes()), spec.norm_offset, False)
 
     @classmethod
@@ -52,7 +54,8 @@ class Source:
         interleaved."""
         # `MmprojCheckpoint` has an embedder's tensors under their canonical names.
         names = {name: name if is_media(name) else gguf_name(spec, name) for name in expected_tensors(spec)}
-        checkpoint = checkpoint if spec.experts is None else with_fused_experts(checkpoint)
+        if spec.experts is not None:
+            checkpoint = with_gathered_experts(checkpoint, spec.experts.count)
         return cls(checkpoint, names, 0.0, spec.model_type == "llama")
 
 

@@ -31,7 +31,7 @@ from specdec.weights.checkpoint import RowSource
 from specdec.weights.gguf.split import part_names
 from specdec.weights.hub.paths import cache_folder
 from specdec.weights.packed import PackedFile, StaleError, packing
-from specdec.weights.safetensors import SafetensorsCheckpoint
+from specdec.weights.safetensors import safetensors_of
 from specdec.weights.tensors import Weight
 
 FORMAT = 1  # of the packed files; another number makes all of them anew
@@ -105,7 +105,7 @@ def load_or_quantize(
     tensors = _digest([sorted(shapes.items()), source.norm_offset])
     kind = {"format": FORMAT, "quantize": quantize, "dtype": str(dtype)}
     about: dict[str, Any] = {**kind, "from": made_from, "tensors": tensors, "fit": FIT}
-    if isinstance(source.checkpoint, SafetensorsCheckpoint) and (formats := source.checkpoint.formats):
+    if (folder := safetensors_of(source.checkpoint)) is not None and (formats := folder.formats):
         about["formats"] = sorted(f"{matrix.format}: {matrix.becomes}" for matrix, *_ in formats)
     where = "the cache folder"
     try:

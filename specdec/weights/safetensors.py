@@ -25,6 +25,7 @@ from torch import Tensor
 from specdec.kernels import BLOCK
 from specdec.weights.checkpoint import Bytes, Checkpoint, StoredRows, check_request, checked_floats, exact_floats, find
 from specdec.weights.checkpoint import offset_in_safetensors as offset_of
+from specdec.weights.formats.experts import GatheredExperts, is_stack
 from specdec.weights.formats.find import packed_matrices, refusal
 from specdec.weights.formats.matrix import PackedMatrix, Stored
 from specdec.weights.formats.settings import Settings
@@ -89,7 +90,7 @@ class SafetensorsCheckpoint:
 
     def _find_packed(self) -> None:
         """Put the quantised matrices in the place of the tensors that they are stored as."""
-        stored = {name: Stored(entry.shape, entry.dtype) for name, entry in self._parts.items()}
+        stored = {name: Stored(_flat(name, entry.shape), entry.dtype) for name, entry in self._parts.items()}
         settings = Settings(self._path)
         with ExitStack() as files:
             opened = cache(lambda shard: files.enter_context(safe_open(shard, framework="pt")))
@@ -199,6 +200,7 @@ class SafetensorsCheckpoint:
         with naming(self.path), ExitStack() as files:
             opened = cache(lambda shard: files.enter_context(safe_open(shard, framework="pt")))
             parts = {part: opened(self._parts[full].shard).get_tensor(full) for part, full in matrix.parts.items()}
+            parts = {part: tensor.reshape(_flat(matrix.parts[part], tensor.shape)) for part, tensor in parts.items()}
             weight = matrix.weight(parts, dtype, quantize, rows, f"{self.path}: tensor {name!r}")
             if matrix.is_changed and weight.packed is not None and rows is None and matrix.format not in self._told:
                 self._told.add(matrix.format)
@@ -221,9 +223,15 @@ class SafetensorsCheckpoint:
         )
 
 
-def is_packed(checkpoint: Checkpoint) -> bool:
-    """Tell whether a checkpoint holds matrices that another program quantised, other than GGUF's."""
-    return isinstance(checkpoint, SafetensorsCheckpoint) and bool(checkpoint.formats)
+def _flat(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape in which a format reads a tensor: matrices of experts one below the other."""
+    return (shape[0] * shape[1], shape[2]) if len(shape) == 3 and is_stack(name) else tuple(shape)
+
+
+def safetensors_of(checkpoint: Checkpoint) -> SafetensorsCheckpoint | None:
+    """Return the safetensors checkpoint that `checkpoint` is, or whose experts it gathers; None of another format."""
+    inner = checkpoint.inner if isinstance(checkpoint, GatheredExperts) else checkpoint
+    return inner if isinstance(inner, SafetensorsCheckpoint) else None
 
 
 def _shards(path: Path) -> tuple[list[Path], dict[str, Path]]:

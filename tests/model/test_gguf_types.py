@@ -15,8 +15,8 @@ from eval.synthetic.packed.folders import bfloat16_on_lattice
 from specdec.memory.plan import loaded_bytes
 from specdec.open import open_checkpoint
 from specdec.weights import GGUFCheckpoint
+from specdec.weights.formats.experts import with_gathered_experts
 from specdec.weights.gguf.blocks import BLOCKS
-from specdec.weights.gguf.experts import with_fused_experts
 from tests.support.tiny import WINDOW, prompt, tiny_model
 from tests.support.tiny_gguf import write_model
 
@@ -61,7 +61,7 @@ def test_a_mixture_in_nvfp4_has_a_scale_for_each_expert(ollama: bool, tmp_path: 
     sizes = layer.flatten(1).norm(dim=1)
     assert float((sizes[-1] / sizes[0]).log()) == pytest.approx(math.log(0.08 / 0.06), abs=0.1)
     model = specdec.load(path, drafter="suffix", device="cpu")
-    checkpoint = with_fused_experts(GGUFCheckpoint(path))
+    checkpoint = with_gathered_experts(GGUFCheckpoint(path), 8)
     for name in ("blk.0.ffn_gate_up_exps.weight", "blk.0.ffn_down_exps.weight"):
         assert checkpoint.loaded_bytes(name, torch.float32) == checkpoint.weight(name, torch.float32).nbytes
     plain, drafted = (

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from eval.synthetic.packed.formats import FORMATS
 from specdec.util.atomic import replacing
+from specdec.weights.formats.experts import is_stack
 
 _LARGEST = (0.6, 0.38, 0.01, 0.006, 0.004)  # of blocks, whose largest number is 8, 7, 6, 5, 4
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -37,12 +38,16 @@ def write_packed(
     kind = FORMATS[format]
     for name, tensor in load_file(source / WEIGHTS).items():
         wanted = ".layers." in f".{name}" or (vocabulary and "embed_tokens" in name)
-        if tensor.ndim != 2 or not wanted or not name.endswith(".weight") or tensor.shape[1] % kind.multiple:
+        matrix = tensor.ndim == 2 or (tensor.ndim == 3 and is_stack(name))
+        if not matrix or not wanted or not name.endswith(".weight") or tensor.shape[-1] % kind.multiple:
             stored[rename(name)], floats[name] = tensor, tensor.float()
             continue
-        parts, floats[name] = kind.store(tensor)
+        parts, made = kind.store(tensor.flatten(0, -2))  # of a stack of experts, one below the other
+        floats[name] = made.view(tensor.shape)
         stem = rename(name).removesuffix("weight")
-        stored |= {stem + part: content.contiguous() for part, content in parts.items()}
+        for part, content in parts.items():
+            stacked = content.view(*tensor.shape[:2], -1) if tensor.ndim == 3 else content
+            stored[stem + part] = stacked.contiguous()
     folder.mkdir(parents=True)
     for file in source.iterdir():
         if file.name not in (WEIGHTS, CONFIG):
