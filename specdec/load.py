@@ -208,8 +208,8 @@ def _read(
     room = None if budget is None else budget.room(spec, source, quantize, dtype, kv_dtype or dtype, added)
     limit = room.experts if room is not None else experts_in_free_memory(spec, source, quantize, dtype)
     folder, packed = safetensors_of(source.checkpoint), None
-    large = folder is not None and folder.nbytes >= quantized.LEAST
-    if large and quantize != "none" and (quantize is not None or folder.formats):
+    changes = folder is not None and quantize != "none" and (quantize is not None or bool(folder.formats))
+    if folder is not None and changes and folder.nbytes >= quantized.LEAST:
         packed = quantized.load_or_quantize(path, spec, source, quantize, dtype, progress_bar)
     if packed is not None:
         return assemble(spec, quantized.PackedReader(packed, dtype, device, source, limit), kv_dtype, room)
