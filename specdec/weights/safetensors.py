@@ -138,8 +138,7 @@ class SafetensorsCheckpoint:
         return {name: entry.shape for name, entry in self._entries.items()} | packed
 
     def loaded_bytes(self, name: str, dtype: torch.dtype, quantize: Storage = None) -> int:
-        """Return the bytes in memory of a matrix that `weight` makes, or of a vector that `tensor` makes, in
-        `dtype`."""
+        """Return the bytes in memory of what `weight` makes of a matrix, or `tensor` of a vector, in `dtype`."""
         if (matrix := self._matrices.get(name)) is not None:
             return matrix.loaded_bytes(dtype, quantize)
         entry = find(name, self._entries, self.path)
@@ -257,7 +256,7 @@ def _shards(path: Path) -> tuple[list[Path], dict[str, Path]]:
         raise _pickle(path, pickles)
     if ggufs := [name for name in names if name.endswith(".gguf")]:
         raise ValueError(f"{path}: holds GGUF; name the file itself: {path / ggufs[0]}")
-    raise ValueError(f"{path}: holds neither {SINGLE} nor {INDEX}; fetch the weights of the model")
+    raise ValueError(f"{path}: holds no .gguf file, no {SINGLE} and no {INDEX}; fetch the weights of the model")
 
 
 def _index(file: Path) -> dict[str, Path]:

@@ -187,7 +187,7 @@ def test_pickle_beside_safetensors_is_ignored(tmp_path):
 
 
 def test_folders_without_weights(tmp_path):
-    assert "holds neither model.safetensors nor" in refused(tmp_path)
+    assert "holds no .gguf file, no model.safetensors and no" in refused(tmp_path)
     assert "no such file or folder" in refused(tmp_path / "nowhere")
     (tmp_path / "model-Q4_0.gguf").write_bytes(b"GGUF")
     assert f"name the file itself: {tmp_path / 'model-Q4_0.gguf'}" in refused(tmp_path)
