@@ -118,6 +118,9 @@ def test_an_expert_that_is_missing_and_one_of_another_type_are_refused(tmp_path:
     save_file(left, folder / WEIGHTS)
     with pytest.raises(ValueError, match=r"1 missing: model\.layers\.1\.experts\.gate_up_proj .* surplus"):
         specdec.load(folder, drafter=None, device="cpu")
+    save_file(left | {f"{stem}weight": up.flatten()}, folder / WEIGHTS)  # no matrix
+    with pytest.raises(ValueError, match=r"1 missing: model\.layers\.1\.experts\.gate_up_proj"):
+        specdec.load(folder, drafter=None, device="cpu")
     save_file(left | {f"{stem}weight": up.contiguous()}, folder / WEIGHTS)
     with pytest.raises(ValueError, match=r"layers\.1\.experts\.0\.gate_proj.*different types.*all experts in one"):
         specdec.load(folder, drafter=None, device="cpu")

@@ -56,12 +56,12 @@ class GatheredExperts:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._made: dict[str, _Columns] = {}
         for name, columns in _found(shapes, count):
-            kinds = {shapes.get(part) for column in columns for part in column}
-            shape = kinds.pop()
-            if kinds or shape is None or name in shapes:
+            kinds = {shapes.get(part, ()) for column in columns for part in column}
+            shape, whole = kinds.pop(), len(columns[0]) == 1
+            if kinds or name in shapes or len(shape) not in ((2, 3) if whole else (2,)):
                 continue
             if len(shape) == 2:  # a matrix for each, or all of them one below the other
-                shape = (count, shape[0] // (count if len(columns[0]) == 1 else 1), shape[1])
+                shape = (count, shape[0] // (count if whole else 1), shape[1])
             self._made[name] = columns
             self._shapes[name] = (shape[0], len(columns) * shape[1], shape[2])
         self._renamed = {
@@ -121,15 +121,21 @@ def _found(shapes: Mapping[str, tuple[int, ...]], count: int) -> Iterator[tuple[
     for name, shape in shapes.items():
         if (found := _PAIR.match(name)) and len(shape) == 3:
             yield f"{found[1]}ffn_gate_up_exps.weight", ((name,), (f"{found[1]}ffn_up_exps.weight",))
-        elif (found := _STACK.match(name)) and found[3] == "weight" and found[2] != "up" and shape[0] % count == 0:
+        elif (
+            (found := _STACK.match(name))
+            and found[3] == "weight"
+            and found[2] != "up"
+            and shape
+            and not shape[0] % count
+        ):
             pair = ((name,), (f"{found[1]}switch_glu.up_proj.weight",))
             yield (f"{found[1]}gate_up_proj", pair) if found[2] == "gate" else (f"{found[1]}down_proj", pair[:1])
         elif found := _ONE.match(name):
             ones.setdefault(found[1], {}).setdefault(found[3], {})[int(found[2])] = name
     for prefix, kinds in ones.items():
-        gate, up, down = (
-            tuple(kinds.get(kind, {}).get(i, "") for i in range(count)) for kind in ("gate", "up", "down")
-        )
+        if {len(kinds.get(kind, ())) for kind in ("gate", "up", "down")} != {count}:
+            continue
+        gate, up, down = (tuple(kinds[kind].get(i, "") for i in range(count)) for kind in ("gate", "up", "down"))
         yield f"{prefix}gate_up_proj", (gate, up)
         yield f"{prefix}down_proj", (down,)
 
