@@ -133,11 +133,12 @@ def _found(shapes: Mapping[str, tuple[int, ...]], count: int) -> Iterator[tuple[
         elif found := _ONE.match(name):
             ones.setdefault(found[1], {}).setdefault(found[3], {})[int(found[2])] = name
     for prefix, kinds in ones.items():
-        if {len(kinds.get(kind, ())) for kind in ("gate", "up", "down")} != {count}:
-            continue
-        gate, up, down = (tuple(kinds[kind].get(i, "") for i in range(count)) for kind in ("gate", "up", "down"))
-        yield f"{prefix}gate_up_proj", (gate, up)
-        yield f"{prefix}down_proj", (down,)
+        whole = {kind: names for kind, names in kinds.items() if len(names) == count}
+        all_of = {kind: tuple(names.get(i, "") for i in range(count)) for kind, names in whole.items()}
+        if "gate" in all_of and "up" in all_of:
+            yield f"{prefix}gate_up_proj", (all_of["gate"], all_of["up"])
+        if "down" in all_of:
+            yield f"{prefix}down_proj", (all_of["down"],)
 
 
 def _stacked(weights: Sequence[Weight]) -> Weight | None:
