@@ -50,7 +50,7 @@ class BuildNative(build_ext):
 
 
 class AnyPython(bdist_wheel):
-    """Name a wheel for every Python 3 of one platform: the library knows nothing of Python."""
+    """Tag the wheel as one for every Python 3 of a platform: the library knows nothing of Python."""
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]

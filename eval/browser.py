@@ -57,7 +57,7 @@ def browse(browser: str, address: str, *options: str) -> subprocess.CompletedPro
 
 
 class Page:
-    """Hold an open page. `events`: what the browser has told of it, in DevTools' words."""
+    """Drive an open page. `events`: what the browser has told of it, in DevTools' words."""
 
     def __init__(self, pipes: _Pipes, session: str) -> None:
         self._pipes, self._session = pipes, session
@@ -176,7 +176,7 @@ def opened(browser: str) -> Iterator[Callable[[], Page]]:
 
 
 class _Pipes:
-    """Hold the two pipes: JSON texts, each with a zero byte behind it."""
+    """Exchange JSON texts, each with a zero byte behind it, through the two pipes."""
 
     def __init__(self, write: int, read: int) -> None:
         self.events: list[dict[str, Any]] = []

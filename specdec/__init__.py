@@ -79,8 +79,9 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Be the type of this package. Importing a submodule binds its name here. `specdec.load` has to stay the function
-    when somebody imports the module of that name, so the function is bound in the module's place."""
+    """Bind a public function where Python would bind the submodule of the same name: `specdec.load` has to stay the
+    function when somebody imports the module. It is the type of this package, because only a module's type can say what
+    setting a name does."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         shadowed = name in __all__ and isinstance(value, ModuleType)

@@ -159,17 +159,24 @@ def test_every_package_says_what_it_is_for() -> None:
     assert silent == []
 
 
-NO_VERBS = {"A", "An", "All", "Each", "Every", "How", "One", "Some", "The", "What", "Where", "Whether", "Which"}
+# A list, because nothing else tells "Store K and V" from "Stores of K and V", or a verb from "Media".
+VERBS = """
+    Add Answer Ask Assign Bind Call Carry Check Choose Collect Compare Compile Constrain Copy Count Cut Deal Decode
+    Describe Draft Draw Drive Edit Embed Exchange Feed Fill Follow Generate Give Grow Hand Have Hold Join Judge Keep
+    Lay Lead Let Lower Make Map Mark Measure Move Name Normalise Note Own Parse Place Plan Point Present Print
+    Propose Put Reach Read Refuse Remember Render Report Run Say Scale Score Send Show Store Stream Take Tell Train
+    Turn Write
+"""
 
 
 def test_what_a_class_says_of_itself_begins_with_a_verb() -> None:
-    """An imperative: neither an article nor a third person ("Holds")."""
+    """A verb that is not in `VERBS` yet is added there; a noun, an article or a third person ("Holds") is not."""
     wrong = []
     for name, path in FILES.items():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.ClassDef) and (said := ast.get_docstring(node)):
                 first = said.split()[0]
-                if first in NO_VERBS or (first.endswith("s") and not first.endswith("ss")):
+                if first not in VERBS.split():
                     wrong.append(f"{name}.{node.name}: {first}")
     assert wrong == []
 

@@ -108,7 +108,7 @@ def _hint(status: int) -> str:
 
 
 class ServerAnswers:
-    """Hold texts of a server's answers to prompts, as `GivenTexts`. `prompts()`: the prompts from the first one on;
+    """Make texts of a server's answers to prompts, as `GivenTexts`. `prompts()`: the prompts from the first one on;
     texts among them stay as they are.
 
     `used`, `left_out`: how many answers are texts now, and how many were no use. `together`: requests under way.

@@ -95,7 +95,7 @@ def backbone_in(metadata: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 class AssistantGGUF:
-    """Hold a Gemma 4 assistant's file as a `Checkpoint` with transformers' names, and its config.
+    """Read a Gemma 4 assistant's file as a `Checkpoint` with transformers' names, and its config.
 
     Raises ValueError when the file is damaged, is no assistant, or has sizes that no assistant has.
     """

@@ -46,7 +46,7 @@ class RingCheckpoint(NamedTuple):
 
 
 class Companion(Protocol):
-    """Hold what somebody else keeps of the text of a cache: a model that drafts keeps a cache of its own.
+    """Keep beside a cache what somebody else needs of its text: a model that drafts keeps a cache of its own.
 
     A companion knows which tokens it holds, and is told of nothing: its owner compares them with the text.
     """

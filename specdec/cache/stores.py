@@ -39,7 +39,7 @@ class StoreShape(NamedTuple):
 
 
 class LayerStore:
-    """K and V of one layer, [kv_heads, slots, head_dim] each; int8 ones with their scales [kv_heads, slots]."""
+    """Store K and V of one layer, [kv_heads, slots, head_dim] each; int8 ones with their scales [kv_heads, slots]."""
 
     def __init__(self, shape: StoreShape, max_rows: int, dtype: torch.dtype, device: torch.device) -> None:
         """Allocate the first slots, zeroed. `max_rows`: of one pass; a ring has room for them beside its window."""

@@ -18,8 +18,8 @@ from specdec.model.states import States
 
 
 class CompositeDrafter:
-    """Suffix matches and `other`, which compete for every round. A draft of `other` goes on with a suffix match of
-    `LONG` tokens or more, where it leads to one.
+    """Let suffix matches and `other` compete for every round. A draft of `other` goes on with a suffix match of `LONG`
+    tokens or more, where it leads to one.
 
     A long match is right more often than most drafters, a short one (`SHORT` tokens or more) less often, and both cost
     next to nothing. The draft length keeps a record of each of the three, and picks the source.

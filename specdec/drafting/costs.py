@@ -23,9 +23,10 @@ DOUBT, DOUBT_SECONDS = 1.3, 50.0
 
 @dataclass
 class Costs:
-    """Seconds, by number of rows and by source. `passes`: V(rows), for two numbers of rows or more. `steps`: d of a
-    drafted token. `starts`: c, the rest of a draft's cost. `readings`: e of a token that a source reads without
-    drafting, after the first of a pass, which takes d. `text`: s of a further text in a pass; None: not known."""
+    """Hold costs in seconds, by number of rows and by source. `passes`: V(rows), for two numbers of rows or more.
+    `steps`: d of a drafted token. `starts`: c, the rest of a draft's cost. `readings`: e of a token that a source reads
+    without drafting, after the first of a pass, which takes d. `text`: s of a further text in a pass; None: not
+    known."""
 
     passes: dict[int, float] = field(default_factory=lambda: {1: 1.0, 2: 1.0 + COST_PER_ROW})
     steps: dict[str, float] = field(default_factory=dict)
@@ -57,7 +58,7 @@ class Costs:
 
 
 class LiveCosts:
-    """Hold costs in seconds that follow the machine: the measured costs, times the machine's pace now."""
+    """Scale the measured costs, in seconds, by the machine's pace now."""
 
     def __init__(self) -> None:
         self._costs = Costs()

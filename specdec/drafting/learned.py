@@ -34,7 +34,8 @@ MOST_SOURCES, MOST_ROWS = 16, 256
 
 
 class LearnedFile(NamedTuple):
-    """Hold the file of one machine, model, kernels, number of threads and drafter, whose hash is `key`."""
+    """Read and write the file of one machine, model, kernels, number of threads and drafter; `key` is a hash of
+    these."""
 
     path: Path
     key: str

@@ -27,7 +27,7 @@ class DraftTotal(NamedTuple):
 
 
 class PlannedPass:
-    """Hold a planned pass of `texts` texts, beside `beside` rows of prompts."""
+    """Plan a pass of `texts` texts, beside `beside` rows of prompts."""
 
     def __init__(self, costs: LiveCosts, acceptance: Mapping[str, Sequence[float]], texts: int, beside: int) -> None:
         """Prepare sums over drafts. `acceptance`: a_i of every position, by source; `costs` must not change

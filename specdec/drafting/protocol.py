@@ -47,7 +47,7 @@ class Proposer(Protocol):
 
 
 class ReadingProposer(Protocol):
-    """Propose after reading the text itself, as a model with a cache of its own has to.
+    """Read the text before drafting, as a model with a cache of its own has to.
 
     The draft length decides when it reads more than the few tokens that a round leaves, because a prompt may take
     longer than a draft wins.

@@ -30,7 +30,7 @@ GROUP, CHECKPOINTS = "specdec.drafters", "checkpoints"
 
 
 class DrafterCheckpoints(Protocol):
-    """Hold the functions of a package that reads checkpoints of drafters."""
+    """Read checkpoints of drafters: what the package that is registered for them provides."""
 
     def open_drafter(self, name_or_path: str) -> Drafter:
         """Return the drafter of a file, folder or name, not bound to a backbone yet. Raises ValueError without one."""
@@ -52,7 +52,8 @@ class DrafterCheckpoints(Protocol):
 
 
 class AutoDrafter(CompositeDrafter):
-    """Suffix matches, and a trained head where there is one: that beside the model, or the package's own."""
+    """Draft by suffix matches, and with a trained head where there is one: that beside the model, or the package's
+    own."""
 
     def __init__(self) -> None:
         super().__init__(NoDraft())

@@ -51,7 +51,7 @@ class SuffixDrafter:
 
 
 class SuffixMatches:
-    """Hold the n-grams of one text, and where each ends: the proposer of a `SuffixDrafter`."""
+    """Propose for one text, from its n-grams and where each ends: the proposer of a `SuffixDrafter`."""
 
     def __init__(self, drafter: SuffixDrafter) -> None:
         self.name, self.max_draft = drafter.name, drafter.max_draft

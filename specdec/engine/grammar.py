@@ -32,7 +32,7 @@ class GrammarError(ValueError):
 
 
 class Grammar:
-    """Hold a Lark grammar in llguidance's dialect, as a constraint: the text ends where nothing may follow."""
+    """Constrain texts by a Lark grammar in llguidance's dialect: a text ends where nothing may follow."""
 
     def __init__(self, lark: str, tokens: LLTokenizer) -> None:
         """Compile `lark`. Raises ValueError for a grammar, or a JSON schema in it, that llguidance refuses."""
@@ -114,7 +114,7 @@ def grammar_tokens(
 
 
 class _Vocabulary:
-    """Show a tokenizer with the names that llguidance asks for."""
+    """Present a tokenizer under the names that llguidance asks for."""
 
     bos_token_id = None
 

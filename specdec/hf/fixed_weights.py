@@ -25,7 +25,8 @@ Self = TypeVar("Self", bound="FixedWeights")
 
 
 class FixedWeights:
-    """Answer for the weights of `decoder`. A mixin: it stands before transformers' classes."""
+    """Show the weights of `decoder` through transformers' methods, and refuse to move or change them. A mixin: it
+    stands before transformers' classes."""
 
     decoder: Decoder
     device: Any

@@ -252,7 +252,7 @@ def storage_of(name: str, quantize: Quantize) -> Storage:
 
 
 class TensorReader:
-    """Hold a `Reader` of `source`; at most one tensor is in memory besides those that it returned."""
+    """Read the tensors of `source`, as a `Reader`; at most one tensor is in memory besides those that it returned."""
 
     def __init__(
         self,

@@ -33,7 +33,8 @@ from specdec.weights.tensors import Weight
 
 @dataclass(frozen=True)
 class PerLayerEmbedding:
-    """Gemma 4 E2B/E4B: a second embedding whose slices feed every layer (transformers `modeling_gemma4.py`)."""
+    """Embed tokens a second time, for slices that feed every layer of Gemma 4 E2B/E4B (transformers
+    `modeling_gemma4.py`)."""
 
     embedding: Weight  # [per_layer_vocab, layers * width]
     projection: Linear  # [layers * width, hidden]

@@ -116,8 +116,8 @@ class Routes(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Experts(kernels.MixtureWeights):
-    """Hold the mixture of a layer, under the names that the kernels know too, and its computation op by op. `gate_up`
-    [E * 2 * width, hidden]: of each expert the rows of gate, then those of up. `down` [E * hidden, width]."""
+    """Hold the mixture of a layer, under the names that the kernels know too, and compute it op by op. `gate_up` [E * 2
+    * width, hidden]: of each expert the rows of gate, then those of up. `down` [E * hidden, width]."""
 
     spec: ExpertsSpec
     activation: str

@@ -45,7 +45,7 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 class PackedReader:
-    """Hold a `model.build.Reader` of a packed file, on `device`, vectors in `dtype`."""
+    """Read the tensors of a packed file as a `model.build.Reader`, on `device`, vectors in `dtype`."""
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ Activation = Literal["silu", "gelu_tanh"]
 
 @dataclass(frozen=True)
 class RopeSpec:
-    """Rotary embedding of one layer kind: `angle[p, i] = p * frequencies[i]`, rotate-half convention.
+    """Describe the rotary embedding of one layer kind: `angle[p, i] = p * frequencies[i]`, rotate-half convention.
 
     `frequencies` holds head_dim / 2 values, zero for dimensions that do not rotate (Gemma 4's "proportional" rope).
     `factor` multiplies cos and sin (YaRN's attention factor).

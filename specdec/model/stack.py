@@ -60,7 +60,7 @@ class Linear:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer(LayerWeights[Linear]):
-    """Hold one decoder layer: its parts, under the names that the kernels know too, and its computation op by op."""
+    """Hold the parts of one decoder layer, under the names that the kernels know too, and compute it op by op."""
 
     spec: LayerSpec
     experts: Experts | None = None
@@ -127,7 +127,7 @@ class AdaptedLayers:
 
 
 class Rotations:
-    """Rotary cos and sin per layer kind, made for blocks of positions; the blocks that were used last are kept."""
+    """Make rotary cos and sin per layer kind, for blocks of positions; the blocks that were used last are kept."""
 
     def __init__(self, ropes: Mapping[str, RopeSpec], dtype: torch.dtype, device: torch.device) -> None:
         self._ropes, self._dtype, self._device = ropes, dtype, device
@@ -182,8 +182,8 @@ def _pieces(low: int, high: int) -> list[tuple[int, int, int]]:
 
 
 class Stack:
-    """Decoder layers one after the other, and the norm after the last: in one native call where the kernels can, else
-    op by op, to the same bits.
+    """Run decoder layers one after the other, and the norm after the last: in one native call where the kernels can,
+    else op by op, to the same bits.
 
     A pass in which a text has more than `MAX_ROWS` rows goes through each layer in pieces of about as many rows: K and
     V of all pieces first, because rows of a picture see later ones, then the rest. Only the residual stream is then

@@ -26,7 +26,7 @@ OPEN_PATHS = frozenset({"/", "/dashboard", "/health", "/v1/health", "/openapi.js
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask. `keys`: one of them must come with a request, where there are any. `hosts`: names of this server
+    """Say who may ask. `keys`: one of them must come with a request, where there are any. `hosts`: names of this server
     besides those of the loopback and addresses in digits. `origins`: sites whose pages may ask."""
 
     keys: Collection[str] = ()

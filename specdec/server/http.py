@@ -27,7 +27,7 @@ class GoneError(Exception):
 
 
 class EventStream(Response):
-    """Server-sent events. A client that leaves ends them at once, during a long prompt too.
+    """Stream server-sent events. A client that leaves ends them at once, during a long prompt too.
 
     `events`: the texts of the events. `failed` makes the event of an error, with which the stream ends. `close` is
     called in the end, however it comes. `keep_alive`: seconds without an event, after which a comment is sent.

@@ -12,7 +12,7 @@ from specdec.util.text import printable
 
 
 class Terminal(Console):
-    """Hold a console on stdout, or on stderr with `stderr=True`; all text printed on it goes through `printable`.
+    """Print on stdout, or on stderr with `stderr=True`, as rich's console does; all text goes through `printable`.
 
     Names of files and models may read like rich's markup: ollama:a:latest has an emoji in it, and of "m[2].gguf" rich
     would show "m.gguf", or raise an error. What is to have a style is a `rich.text.Text`.

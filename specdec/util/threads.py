@@ -136,7 +136,8 @@ class Turns:
 
 
 class _Turn:
-    """Make one use of `Turns`. A class, because Ctrl-C can come between a generator's first half and its block."""
+    """Hold the turn of a `with` block. A class, because Ctrl-C can come between a generator's first half and its
+    block."""
 
     def __init__(self, turns: Turns) -> None:
         self._turns, self._taken = turns, False

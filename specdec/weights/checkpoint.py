@@ -32,7 +32,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class Checkpoint(Protocol):
-    """Named tensors on disk, read when asked for. Nothing is cached: each call reads the file again."""
+    """Read named tensors on disk when they are asked for. Nothing is cached: each call reads the file again."""
 
     @property
     def path(self) -> Path:
@@ -64,14 +64,15 @@ class Checkpoint(Protocol):
 
 @runtime_checkable
 class RowSource(Protocol):
-    """Serve as a checkpoint whose matrices can stay in their files."""
+    """Give matrices of a checkpoint that stay in their files."""
 
     def table(self, name: str) -> StoredRows:
         """Return the matrix `name`, each row of which is read from its file when it is asked for."""
 
 
 class StoredRows:
-    """Hold a matrix [N, K] that stays in a file: an embedding of which a token needs one row (it is a `Weight`).
+    """Read rows of a matrix [N, K] that stays in a file: an embedding of which a token needs one row (it is a
+    `Weight`).
 
     A row is read when it is asked for, and not mapped: mapped pages would add up in this process, row after row. The
     file stays open, so that the rows are those of the file that was opened whatever takes its place.
@@ -133,7 +134,7 @@ def offset_in_safetensors(shard: Path, name: str) -> int:
 
 
 class JoinedCheckpoint:
-    """Two checkpoints as one, the second of which has tensors that the first lacks: parts of a model in two files."""
+    """Join two checkpoints, the second of which has tensors that the first lacks: parts of a model in two files."""
 
     def __init__(self, first: Checkpoint, second: Checkpoint) -> None:
         self.first, self.second = first, second

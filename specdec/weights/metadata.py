@@ -25,7 +25,7 @@ _MESSAGE = 2000  # characters of a message: one may list many names
 
 
 class Values:
-    """Named values of one source: a mapping, or an object with attributes.
+    """Check named values of one source: a mapping, or an object with attributes.
 
     Each method raises ValueError, with the value's full name, when the value is missing without a default, or is of
     another kind. None counts as missing.

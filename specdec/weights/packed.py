@@ -167,7 +167,7 @@ class StaleError(ValueError):
 
 
 class PackedFile:
-    """Hold a packed file, mapped: its tensors are pages of the file, and take memory once they are read."""
+    """Map a packed file: its tensors are pages of the file, and take memory once they are read."""
 
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
         """Map the file `path`. Raises ValueError when it is damaged, StaleError when it was made from something else

@@ -55,7 +55,7 @@ class _Entry:
 
 
 class SafetensorsCheckpoint:
-    """Hold the tensors of a safetensors file or folder (the methods are those of `checkpoint.Checkpoint`).
+    """Read the tensors of a safetensors file or folder (the methods are those of `checkpoint.Checkpoint`).
 
     Raises ValueError, naming the file and what to do, when a shard is missing, cut short or damaged, when the
     index and the shards disagree, when a name occurs twice, and for pickle files and formats that are not read.

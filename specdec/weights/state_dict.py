@@ -13,7 +13,7 @@ from specdec.weights.tensors import DenseWeight, Storage, Weight, stored_bytes
 
 
 class StateDictCheckpoint:
-    """Hold a `Checkpoint` over `state` (a module's `state_dict()`); `owner` names it in errors.
+    """Read `state` (a module's `state_dict()`) as a `Checkpoint`; `owner` names it in errors.
 
     Raises:
         ValueError: tensors on several devices, without data, or in a dtype that is not a float's.

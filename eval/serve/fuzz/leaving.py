@@ -25,7 +25,7 @@ _LEAVING = 0.6  # of the clients
 
 @dataclass
 class LeavingResult:
-    """Hold what is left. `resident` and `left`: by requests that were done."""
+    """Hold what clients that left have left behind. `resident` and `left`: by requests that were done."""
 
     ends: Counter[str] = field(default_factory=Counter)
     failures: list[dict[str, Any]] = field(default_factory=list)

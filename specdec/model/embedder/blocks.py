@@ -119,7 +119,8 @@ class _Media:
 
 
 class _Embedded:
-    """Media of one kind that transformers has embedded: `pooler_output`, [n, hidden] each, or [n, hidden] of all."""
+    """Hold media of one kind that transformers has embedded: `pooler_output`, [n, hidden] each, or [n, hidden] of
+    all."""
 
     def __init__(self, kind: _Kind, output: Any) -> None:
         parts = output.pooler_output

@@ -42,7 +42,7 @@ class LayerNorm:
 
 @dataclass(frozen=True)
 class VisionEmbedder:
-    """Hold the weights that embed patches of pictures; the names are transformers'."""
+    """Embed patches of pictures; the names of the weights are transformers'."""
 
     patch_ln1: LayerNorm
     patch_dense: Linear  # [width, patch]
@@ -63,7 +63,7 @@ class VisionEmbedder:
 
 @dataclass(frozen=True)
 class AudioEmbedder:
-    """Hold the weight that embeds frames of sound."""
+    """Embed frames of sound."""
 
     embedding_projection: Linear  # [hidden, frame]
     eps: float

@@ -114,7 +114,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Flag:
-    """True or false."""
+    """Describe true or false."""
 
     words = "true or false"
 
@@ -227,8 +227,8 @@ class Either:
 
 @dataclass(frozen=True)
 class Refused:
-    """Describe a value that a protocol has and this server has not: refused, lest it be lost in silence. `why` goes on
-    after the field's name; `allowed` are values that ask for nothing."""
+    """Refuse a value that a protocol has and this server has not, lest it be lost in silence. `why` goes on after the
+    field's name; `allowed` are values that ask for nothing."""
 
     why: str
     allowed: tuple[str, ...] = ()

@@ -99,7 +99,7 @@ def _call(found: Any) -> Call:
 
 
 class ChatMLFormat:
-    """Describe calls as JSON between tags, in the turns of the model's template."""
+    """Write and read calls as JSON between tags, in the turns of the model's template."""
 
     name = "chatml"
 

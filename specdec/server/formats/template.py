@@ -23,7 +23,7 @@ _SET_ASIDE = re.compile(f"{_ASIDE[0]}([0-9]+){_ASIDE[1]}")
 
 
 class Template:
-    """Hold the chat template of a tokenizer."""
+    """Render the chat template of a tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, marks: Sequence[str] = ()) -> None:
         """Take the tokenizer's own template. `marks`: strings besides special tokens that are tokens of the format."""

@@ -129,7 +129,7 @@ def _logprobs(tokens: list[int], event: Event, count: int) -> Iterator[TokenLogp
 
 @dataclass
 class Parting:
-    """Hold where a prompt of `tokens` tokens parted from the kept text that was most like it: after `shared` tokens.
+    """Say where a prompt of `tokens` tokens parted from the kept text that was most like it: after `shared` tokens.
 
     `before`: tokens before that place; `was`, `now`: those after it, of the kept text and of the prompt. `cached`: how
     many came from the cache (None: the answer is on its way).

@@ -66,7 +66,7 @@ _MEASURED = 256  # rows on which the error of rounding is measured
 
 
 class GGUFCheckpoint:
-    """Hold the tensors of a GGUF file, with all parts of a split one (see `specdec.weights.checkpoint.Checkpoint` for
+    """Read the tensors of a GGUF file, with all parts of a split one (see `specdec.weights.checkpoint.Checkpoint` for
     the methods).
 
     Raises ValueError when a part is missing or damaged (`gguf.header.read_header`); a method does when a tensor is

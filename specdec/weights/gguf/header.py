@@ -49,8 +49,8 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """Hold a header. `metadata` holds int, float, bool, str, and lists of those; `tensors` keeps the order of the
-    file."""
+    """Hold the header of a GGUF file. `metadata` holds int, float, bool, str, and lists of those; `tensors` keeps the
+    order of the file."""
 
     path: Path
     metadata: dict[str, Any]
@@ -118,7 +118,7 @@ def check_preamble(file: Path) -> None:
 
 
 class _Reader(GGUFReader):  # type: ignore[misc]
-    """Bound the package's reader; `table` replaces its list of mapped tensors."""
+    """Read a header with the package's reader, within bounds; `table` replaces its list of mapped tensors."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

@@ -71,7 +71,7 @@ def _parts(metadata: Mapping[str, Any]) -> list[str]:
 
 
 class MmprojCheckpoint:
-    """Hold the tensors of an mmproj file by their canonical names (the methods are those of `checkpoint.Checkpoint`).
+    """Read the tensors of an mmproj file by their canonical names (the methods are those of `checkpoint.Checkpoint`).
 
     A file of another kind of encoder has none. Raises ValueError when the file is damaged, or has types of blocks that
     are not read.

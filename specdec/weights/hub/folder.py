@@ -24,7 +24,7 @@ _TAG = re.compile(r"(?:UD-)?(?:I?Q\d\w*|TQ\d_0|MXFP4\w*|BF16|F16|F32)(?=[-.]|$)"
 
 
 class Files(NamedTuple):
-    """GGUF files by what they are, each sort by name; of a split model the first part alone."""
+    """Hold the GGUF files of a folder by what they are, each sort by name; of a split model the first part alone."""
 
     models: tuple[Path, ...] = ()
     drafters: tuple[Path, ...] = ()

@@ -49,7 +49,7 @@ class Part:
 
 @dataclass(frozen=True)
 class NamedModel:
-    """Hold a model that the wheels carry: `parts`, joined in order, are the file whose SHA-256 is `sha256`."""
+    """Describe a model that the wheels carry: `parts`, joined in order, are the file whose SHA-256 is `sha256`."""
 
     file: str
     sha256: str

@@ -30,7 +30,7 @@ _STYLE = Style(THOUGHT, THOUGHT_END, CALL, CALL_END, "thought\n", False, GemmaCa
 
 
 class Gemma4Format:
-    """Gemma 4's chat format."""
+    """Write and read Gemma 4's chat format."""
 
     name = "gemma4"
 

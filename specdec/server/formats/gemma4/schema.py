@@ -26,7 +26,7 @@ MOST_RULES = 4096  # of a request's schemas: a reference beside other keywords i
 
 
 class GemmaSchema:
-    """Hold the rules of a Lark grammar, which grow with each schema. `quote`: the id of the mark around strings."""
+    """Collect the rules of a Lark grammar, to which each schema adds. `quote`: the id of the mark around strings."""
 
     def __init__(self, quote: int, strict: bool = False, prefix: str = "") -> None:
         """Begin without rules. `strict`: a keyword that the grammar cannot keep is an error, and not left out.
