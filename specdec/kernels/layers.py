@@ -79,7 +79,7 @@ class LayerWeights(Generic[Linear]):
     `scale` multiplies q @ k. `k`, `v` and `k_norm` are None in a layer that reads another layer's K/V; `v` also where V
     is made from k_proj's output. `norm_values` says whether V is normed. Norms are weights [width] in the compute
     dtype, None where the family has none. `ple_*`: the gated projection of a per-layer input (Gemma 4 E2B). `scalar`
-    [1] multiplies the layer's output. `experts`: what each row uses a few of beside the MLP.
+    [1] multiplies the layer's output. `experts`: the mixture beside the MLP; None where the layer has none.
     """
 
     spec: LayerShape
@@ -236,10 +236,11 @@ class FusedLayers:
         return x, *(outputs[layer] for layer in aux_layers)
 
     def run(self, *arguments: Any, **options: Any) -> None:
-        """Call `Native.layers`, and raise what a mixture's `use` raised meanwhile."""
+        """Call `Native.layers`, and raise what a mixture's `use` raised first meanwhile."""
+        self._failed.clear()  # where several layers of an earlier pass raised, the errors after the first are left
         self.library.layers(*arguments, **options)
         if self._failed:
-            raise self._failed.pop()
+            raise self._failed.pop(0)
 
     def piece(
         self, x: Tensor, spans: Mapping[str, Span], texts: Sequence[StoreRows], extra: Tensor | None = None

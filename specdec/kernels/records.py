@@ -33,7 +33,7 @@ class Matrix:
 
 
 class ExpertsShape(Protocol):
-    """Give the sizes of a mixture."""
+    """Give the sizes of a mixture of experts."""
 
     @property
     def count(self) -> int:
@@ -52,10 +52,11 @@ class ExpertsShape(Protocol):
 class MixtureWeights(ABC):
     """Hold the mixture of experts beside a layer's MLP: the router, the experts and the norms around them.
 
-    `router`: a low-rank part [E, hidden] whose output are the scores: `down` has the router's rows, and `up` is the
-    identity. `expert_scale` [E] multiplies the weight that an expert gets; the norms are weights [hidden]. `dense_norm`
-    is that of what the MLP beside the experts makes, `pre_norm` and `post_norm` those before and after the experts.
-    `layer`: the number by which `use` gets to know which layer is meant.
+    `router`: a low-rank part [E, hidden] whose outputs are the scores: its `down` has the router's rows, and its `up`
+    is the identity. `router_scale` [hidden] is the weight of the norm before the router, `expert_scale` [E] multiplies
+    the weight that an expert gets. Norms are weights [hidden]: `dense_norm` of the output of the MLP beside the
+    experts, `pre_norm` and `post_norm` before and after the experts. `layer`: the layer's number, which the library
+    hands to the record's callback.
     """
 
     spec: ExpertsShape
@@ -169,13 +170,13 @@ def mixture_record(mixture: MixtureWeights, failed: list[BaseException]) -> abi.
         setattr(record, name, address(vector))
     if use is not None:
 
-        def called(_layer: int, experts: Any, count: int) -> None:
+        def call_use(_layer: int, experts: Any, count: int) -> None:
             try:
                 use(experts[:count])
             except BaseException as error:  # an interrupt by the user, too
                 failed.append(error)
 
-        record.use = abi.UseExperts(called)
+        record.use = abi.UseExperts(call_use)
     return record
 
 

@@ -23,86 +23,87 @@ from torch import Tensor
 from specdec import kernels
 from specdec.kernels import BlockTensor, LowRank, pack_low_rank
 from specdec.model.spec import DecoderSpec, ExpertsSpec
-from specdec.weights.packed import PackedFile, Span
+from specdec.weights.packed import ByteRange, PackedFile
 from specdec.weights.tensors import DenseWeight, Weight, row_range, tensors_of
 
-AROUND = 2 << 20  # bytes: the largest folio of Linux's cache of files, which one fault maps as a whole
+FOLIO = 2 << 20  # bytes: the largest folio of Linux's cache of files, which one fault maps as a whole
 
 
 class ExpertPages:
     """Keep the experts of a model that are pages of a packed file within `limit` bytes of this process: those that were
     used longest ago make room. They stay in the system's cache of files as long as it has memory for them.
 
-    Who reads a page gets the pages around it that the system keeps together (up to `AROUND` bytes of a file that was
-    read or written in one go), those of experts that nobody asked for, too. They leave before the next layer reads.
+    A process that reads a page gets the pages around it that the system keeps together (up to `FOLIO` bytes of a file
+    that was read or written in one go), even where they hold experts that nobody asked for. These pages leave before
+    the next layer reads.
     """
 
     def __init__(self, file: PackedFile, limit: int) -> None:
         self.file, self.limit = file, limit
         self._lock = threading.Lock()
-        self._held: OrderedDict[tuple[int, int], tuple[Span, ...]] = OrderedDict()  # by layer and expert: its parts
-        self._spans: list[Span] = []  # of those, ascending
+        self._held: OrderedDict[tuple[int, int], tuple[ByteRange, ...]] = OrderedDict()  # by layer and expert
+        self._parts: list[ByteRange] = []  # all of `_held`, ascending
         self._bytes = 0
-        self._read: list[Span] = []  # what the layer before began to read
+        self._last_read: list[ByteRange] = []  # what the layer before began to read
         file.map_small_pages()
 
     def use(self, layer: int, experts: Sequence[int], parts_of: Callable[[int], tuple[Tensor, ...]]) -> None:
         """Make room for the pages of `experts` of a layer, which a pass reads next, and begin to read them.
-        `parts_of`: the tensors of one of them. A pass that uses more than the limit has them all."""
+        `parts_of(expert)`: the tensors of one of them. A pass that uses more than the limit has them all."""
         with self._lock:
-            fresh: list[Span] = []
+            fresh: list[ByteRange] = []
             for expert in experts:
                 if (layer, expert) in self._held:
                     self._held.move_to_end((layer, expert))
                 else:
-                    parts = self._held[layer, expert] = tuple(map(self.file.span, parts_of(expert)))
+                    parts = self._held[layer, expert] = tuple(map(self.file.byte_range, parts_of(expert)))
                     fresh += parts
-            for span in fresh:
-                insort(self._spans, span)
+            for part in fresh:
+                insort(self._parts, part)
             self._bytes += _size(fresh)
-            unused: list[Span] = []
+            unused: list[ByteRange] = []
             while self._bytes > self.limit and len(self._held) > len(experts):
                 _, parts = self._held.popitem(last=False)
                 self._bytes -= _size(parts)
                 unused += parts
-            for span in unused:
-                del self._spans[bisect_left(self._spans, span)]
-            for area in _areas(unused + self._read, self.file.nbytes):
+            for part in unused:
+                del self._parts[bisect_left(self._parts, part)]
+            for area in _areas(unused + self._last_read, self.file.nbytes):
                 for gap in self._gaps(area):
                     self.file.forget(gap)
-            for span in fresh:
-                self.file.fetch(span)
-            self._read = fresh
+            for part in fresh:
+                self.file.fetch(part)
+            self._last_read = fresh
 
-    def _gaps(self, area: Span) -> Iterator[Span]:
+    def _gaps(self, area: ByteRange) -> Iterator[ByteRange]:
         """Yield what lies between the held parts within `area`."""
         begin = area.begin
-        for i in range(max(0, bisect_left(self._spans, Span(begin, 0)) - 1), len(self._spans)):
-            span = self._spans[i]
-            if span.begin >= area.end:
+        for i in range(max(0, bisect_left(self._parts, ByteRange(begin, 0)) - 1), len(self._parts)):
+            part = self._parts[i]
+            if part.begin >= area.end:
                 break
-            if begin < span.begin:
-                yield Span(begin, span.begin)
-            begin = max(begin, span.end)
+            if begin < part.begin:
+                yield ByteRange(begin, part.begin)
+            begin = max(begin, part.end)
         if begin < area.end:
-            yield Span(begin, area.end)
+            yield ByteRange(begin, area.end)
 
 
-def _size(parts: Iterable[Span]) -> int:
+def _size(parts: Iterable[ByteRange]) -> int:
     return sum(part.end - part.begin for part in parts)
 
 
-def _areas(spans: Iterable[Span], size: int) -> Iterator[Span]:
-    """Yield the areas, ascending, whose pages come with those of `spans` in a file of `size` bytes."""
-    area: Span | None = None
-    for begin, end in sorted(spans):
-        wide = Span(begin // AROUND * AROUND, min(size, -(-end // AROUND) * AROUND))
+def _areas(parts: Iterable[ByteRange], size: int) -> Iterator[ByteRange]:
+    """Yield the areas, ascending, whose pages come with those of `parts` in a file of `size` bytes."""
+    area: ByteRange | None = None
+    for begin, end in sorted(parts):
+        wide = ByteRange(begin // FOLIO * FOLIO, min(size, -(-end // FOLIO) * FOLIO))
         if area is None or area.end < wide.begin:
             if area is not None:
                 yield area
             area = wide
         else:
-            area = Span(area.begin, max(area.end, wide.end))
+            area = ByteRange(area.begin, max(area.end, wide.end))
     if area is not None:
         yield area
 
@@ -187,7 +188,7 @@ class Experts(kernels.MixtureWeights):
             shares = torch.tensor([share for _, share in users[expert]], dtype=torch.float32, device=x.device)
             gate_up, down = self._parts[expert]
             y = gate_up.linear(x[rows]).view(len(rows), 2, -1)  # [n, 2, width]
-            y = down.linear(kernels.gated(y[:, 0].contiguous(), y[:, 1].contiguous(), self.activation))
+            y = down.linear(kernels.gated(y[:, 0].contiguous(), y[:, 1].contiguous(), self.activation))  # [n, hidden]
             mixed.index_add_(0, rows, y.float() * shares[:, None])  # rows occur once: no order to choose
         return mixed.to(x.dtype)
 

@@ -155,7 +155,7 @@ def packing(path: Path, about: dict[str, Any]) -> Iterator[PackedWriter]:
         writer.finish()
 
 
-class Span(NamedTuple):
+class ByteRange(NamedTuple):
     """Describe the bytes `begin` to `end` - 1 of a file."""
 
     begin: int
@@ -240,29 +240,29 @@ class PackedFile:
         (part,) = self._tensors[name].parts
         return self._tensor(part)
 
-    def span(self, part: Tensor) -> Span:
+    def byte_range(self, part: Tensor) -> ByteRange:
         """Return where `part`, a tensor of this file or some of its rows, lies in the file."""
         begin = part.data_ptr() - self._address
-        return Span(begin, begin + part.nbytes)
+        return ByteRange(begin, begin + part.nbytes)
 
     def map_small_pages(self) -> None:
         """Let the pages of this file enter and leave the process one by one: in huge pages a part that leaves would
         take its neighbours along, which come back with it when they are read again."""
-        self._advise(Span(0, self.nbytes), "MADV_NOHUGEPAGE")
+        self._advise(ByteRange(0, self.nbytes), "MADV_NOHUGEPAGE")
 
-    def forget(self, span: Span) -> None:
-        """Take the whole pages of `span` out of this process: who reads them next gets them from the system's cache of
+    def forget(self, where: ByteRange) -> None:
+        """Take the whole pages of `where` out of this process: their next reader gets them from the system's cache of
         files, or from the disk. Nothing happens on Windows."""
-        self._advise(span, "MADV_DONTNEED")
+        self._advise(where, "MADV_DONTNEED")
 
-    def fetch(self, span: Span) -> None:
-        """Let the system read the pages of `span` while this process goes on; where it can."""
-        self._advise(span, "MADV_WILLNEED")
+    def fetch(self, where: ByteRange) -> None:
+        """Let the system read the pages of `where` while this process goes on; where it can."""
+        self._advise(where, "MADV_WILLNEED")
 
-    def _advise(self, span: Span, advice: str) -> None:
+    def _advise(self, where: ByteRange, advice: str) -> None:
         if not hasattr(mmap, advice):
             return
-        first, last = -(-span.begin // mmap.PAGESIZE) * mmap.PAGESIZE, span.end // mmap.PAGESIZE * mmap.PAGESIZE
+        first, last = -(-where.begin // mmap.PAGESIZE) * mmap.PAGESIZE, where.end // mmap.PAGESIZE * mmap.PAGESIZE
         if first < last:  # whole pages, the others are the neighbours' too
             with suppress(OSError):  # a system without huge pages says so
                 self._memory.madvise(getattr(mmap, advice), first, last - first)
@@ -281,7 +281,7 @@ class PackedFile:
             for start in range(0, len(raw), _CHUNK):
                 crc = zlib.crc32(raw[start : start + _CHUNK], crc)
                 if forget:
-                    self.forget(self.span(tensor[start : start + _CHUNK]))
+                    self.forget(self.byte_range(tensor[start : start + _CHUNK]))
             return crc == part.crc, len(raw)
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from specdec.memory.system import file_bytes, resident_bytes
-from specdec.model.experts import AROUND, ExpertPages
-from specdec.weights.packed import PackedFile, Span, packing
+from specdec.model.experts import FOLIO, ExpertPages
+from specdec.weights.packed import ByteRange, PackedFile, packing
 
-EACH = 4 * AROUND
+EACH = 4 * FOLIO
 
 
 @dataclass
-class Recorded:
+class RecordingFile:
     """What `ExpertPages` asks of a file, in which the part of expert e of layer l begins at byte 100 * l + e, times
     `EACH`."""
 
@@ -29,18 +29,18 @@ class Recorded:
     def map_small_pages(self) -> None:
         self.said.append(("small pages", 0))
 
-    def span(self, part: torch.Tensor) -> Span:
-        return Span(EACH * int(part[0]), EACH * int(part[0]) + 80)
+    def byte_range(self, part: torch.Tensor) -> ByteRange:
+        return ByteRange(EACH * int(part[0]), EACH * int(part[0]) + 80)
 
-    def forget(self, span: Span) -> None:
-        self.said.append(("forget", span.begin // EACH))
+    def forget(self, where: ByteRange) -> None:
+        self.said.append(("forget", where.begin // EACH))
 
-    def fetch(self, span: Span) -> None:
-        self.said.append(("fetch", span.begin // EACH))
+    def fetch(self, where: ByteRange) -> None:
+        self.said.append(("fetch", where.begin // EACH))
 
 
 def test_the_experts_that_were_used_longest_ago_make_room() -> None:
-    file = Recorded([])
+    file = RecordingFile([])
     pages = ExpertPages(cast(PackedFile, file), 3 * 80)
     assert file.said == [("small pages", 0)]
 
@@ -64,21 +64,21 @@ def test_the_experts_that_were_used_longest_ago_make_room() -> None:
 def test_pages_that_come_with_an_expert_leave_and_those_of_its_neighbours_stay() -> None:
     """Parts of 1 MB, side by side: four of them are within what one fault maps of the largest folios."""
     unit = 1 << 20
-    found: list[Span] = []
+    found: list[ByteRange] = []
 
-    class File(Recorded):
-        def span(self, part: torch.Tensor) -> Span:
-            return Span(int(part[0]) * unit, (int(part[0]) + 1) * unit)
+    class File(RecordingFile):
+        def byte_range(self, part: torch.Tensor) -> ByteRange:
+            return ByteRange(int(part[0]) * unit, (int(part[0]) + 1) * unit)
 
-        def forget(self, span: Span) -> None:
-            found.append(span)
+        def forget(self, where: ByteRange) -> None:
+            found.append(where)
 
     pages = ExpertPages(cast(PackedFile, File([], 100 * unit)), 3 * unit)
 
     def use(*experts: int) -> list[tuple[float, float]]:
         found.clear()
         pages.use(0, experts, lambda expert: (torch.tensor([expert], dtype=torch.int64),))
-        return [(span.begin / unit, span.end / unit) for span in found]
+        return [(where.begin / unit, where.end / unit) for where in found]
 
     assert use(4, 7) == []
     assert use(9) == [(5, 7)]  # of 4 to 8, what is neither 4 nor 7
@@ -97,7 +97,7 @@ def test_a_part_of_a_file_leaves_the_process_and_comes_back(tmp_path: Path) -> N
     before = resident_bytes()
     assert float(found.sum()) > 0
     assert resident_bytes() - before > 12_000_000
-    file.forget(file.span(found[1_000_000:]))
+    file.forget(file.byte_range(found[1_000_000:]))
     if sys.platform == "linux":
         assert resident_bytes() - before < 8_000_000
     assert torch.equal(found, tensor)
@@ -105,15 +105,15 @@ def test_a_part_of_a_file_leaves_the_process_and_comes_back(tmp_path: Path) -> N
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no other system tells the pages of files apart")
 def test_a_process_holds_the_pages_of_the_experts_that_it_may_and_few_others(tmp_path: Path) -> None:
-    experts, names, bytes_of_part = 64, "abcd", 1 << 18
+    experts, names, part_bytes = 64, "abcd", 1 << 18
     with packing(tmp_path / "x.packed", {}) as writer:
         for name in names:
-            writer.vector(name, torch.arange(experts * bytes_of_part, dtype=torch.int64).to(torch.uint8))
+            writer.vector(name, torch.arange(experts * part_bytes, dtype=torch.int64).to(torch.uint8))
     file = PackedFile(tmp_path / "x.packed", {})
-    whole = [file.vector(name).view(experts, bytes_of_part) for name in names]
+    whole = [file.vector(name).view(experts, part_bytes) for name in names]
     before = file_bytes()
     assert before is not None
-    pages, chosen = ExpertPages(file, experts // 2 * len(names) * bytes_of_part), random.Random(5)
+    pages, chosen = ExpertPages(file, experts // 2 * len(names) * part_bytes), random.Random(5)
     for _ in range(100):
         used = sorted(chosen.sample(range(experts), 2))
         pages.use(0, used, lambda expert: tuple(part[expert] for part in whole))
@@ -121,5 +121,5 @@ def test_a_process_holds_the_pages_of_the_experts_that_it_may_and_few_others(tmp
             for part in whole:
                 assert part[expert].view(-1, 256)[:, 9].eq(9).all()
         # of the two that were read last, each part may have come with what is around it
-        others = len(used) * len(names) * (2 * AROUND - bytes_of_part)
+        others = len(used) * len(names) * (2 * FOLIO - part_bytes)
         assert (file_bytes() or 0) - before < pages.limit + others / 2

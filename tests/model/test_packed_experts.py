@@ -41,7 +41,7 @@ def split(name: str, tensor: Tensor, how: str) -> dict[str, Tensor]:
     }
 
 
-def saved(folder: Path, how: str) -> Path:
+def save_tiny(folder: Path, how: str) -> Path:
     """The tiny mixture with its experts stored `how`."""
     tiny_model(FAMILY).save_pretrained(folder)
     stored = load_file(folder / WEIGHTS)
@@ -53,7 +53,7 @@ def saved(folder: Path, how: str) -> Path:
     return folder
 
 
-def gathered(floats: dict[str, Tensor], how: str) -> dict[str, Tensor]:
+def gather(floats: dict[str, Tensor], how: str) -> dict[str, Tensor]:
     """Transformers' tensors of the floats that `write_packed` returns."""
     found: dict[str, Tensor] = {}
     for name, tensor in tiny_model(FAMILY).state_dict().items():
@@ -68,9 +68,9 @@ def gathered(floats: dict[str, Tensor], how: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("how", "format"), CASES)
 def test_logits_are_those_of_transformers_with_the_same_numbers(how: str, format: str, tmp_path: Path) -> None:
-    floats = write_packed(saved(tmp_path / "floats", how), tmp_path / "packed", format)
+    floats = write_packed(save_tiny(tmp_path / "floats", how), tmp_path / "packed", format)
     theirs = copy.deepcopy(tiny_model(FAMILY))
-    changed = gathered(floats, how)
+    changed = gather(floats, how)
     assert not theirs.load_state_dict(changed, strict=False).unexpected_keys
     first = "model.layers.0.experts.gate_up_proj"
     assert not torch.equal(changed[first], tiny_model(FAMILY).state_dict()[first]), "the experts are quantised"
@@ -83,7 +83,7 @@ def test_logits_are_those_of_transformers_with_the_same_numbers(how: str, format
 
 @pytest.mark.parametrize(("how", "format"), [("ones", "ct-g32"), ("stacks", "mlx-4"), ("ones", "nf4")])
 def test_experts_stay_in_blocks_are_counted_and_drafts_change_no_token(how: str, format: str, tmp_path: Path) -> None:
-    write_packed(saved(tmp_path / "floats", how), tmp_path / "packed", format)
+    write_packed(save_tiny(tmp_path / "floats", how), tmp_path / "packed", format)
     model = specdec.load(tmp_path / "packed", drafter=str(tmp_path / "packed"), device="cpu")  # it drafts for itself
     experts = model.decoder.layers[0].experts
     assert experts.gate_up.packed is not None and experts.down.packed is not None
@@ -92,8 +92,8 @@ def test_experts_stay_in_blocks_are_counted_and_drafts_change_no_token(how: str,
     ids = prompt(WINDOW)
     for sampled in ({"do_sample": False}, {"do_sample": True, "temperature": 0.7, "seed": 3}):
         plain, drafted = (
-            model.generate(ids, max_new_tokens=2 * WINDOW, draft_length=3, speculation=how, **sampled)
-            for how in (False, True)
+            model.generate(ids, max_new_tokens=2 * WINDOW, draft_length=3, speculation=speculation, **sampled)
+            for speculation in (False, True)
         )
         assert torch.equal(plain, drafted)
         assert model.last_stats.drafted > 0
@@ -103,14 +103,14 @@ def test_experts_stay_in_blocks_are_counted_and_drafts_change_no_token(how: str,
 def test_experts_in_floats_are_those_of_transformers(how: str, tmp_path: Path) -> None:
     ids = prompt(40)
     with torch.inference_mode():
-        logits = specdec.load(saved(tmp_path / "floats", how), drafter=None, device="cpu")(ids).logits
+        logits = specdec.load(save_tiny(tmp_path / "floats", how), drafter=None, device="cpu")(ids).logits
         expected = tiny_model(FAMILY)(ids).logits
     assert float((logits - expected).abs().max() / expected.abs().max()) < 1e-4
 
 
 def test_an_expert_that_is_missing_and_one_of_another_type_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "packed"
-    write_packed(saved(tmp_path / "floats", "ones"), folder, "ct-g32")
+    write_packed(save_tiny(tmp_path / "floats", "ones"), folder, "ct-g32")
     stored = load_file(folder / WEIGHTS)
     stem = "model.layers.1.experts.5.up_proj."
     up = tiny_model(FAMILY).state_dict()["model.layers.1.experts.gate_up_proj"][5].chunk(2)[1]

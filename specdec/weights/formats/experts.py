@@ -1,7 +1,7 @@
 """The experts of a mixture, which programs store in several ways, as transformers has them: two tensors a layer.
 
 What: `GatheredExperts` gives gate and up of all experts as one tensor [E, 2 * width, hidden], each expert's gate before
-its up, and down as one [E, hidden, width], where they lie as
+its up, and down as one [E, hidden, width], of a file that has
 
 - one tensor for gate and one for up (`ffn_gate_exps`, `ffn_up_exps`: Ollama's converter, whose name for the scales of
   the experts is another one, too);
@@ -31,49 +31,50 @@ _SCALE = re.compile(r"^(blk\.\d+\.)ffn_gate_inp\.per_expert_scale$")
 _PAIR = re.compile(r"^(blk\.\d+\.)ffn_gate_exps\.weight$")
 _STACK = re.compile(r"^(.*\.experts\.)switch_glu\.(gate|up|down)_proj\.(weight|scales|biases)$")
 _ONE = re.compile(r"^(.*\.experts\.)(\d{1,6})\.(gate|up|down)_proj\.weight$")
-_Columns = tuple[tuple[str, ...], ...]
-"""What a tensor is made of: those that lie beside each other in an expert, each of tensors that are stacked."""
+_Sources = tuple[tuple[str, ...], ...]
+"""The names of what a tensor is made of: for gate and for up (or for down alone) one tensor of all experts, or a matrix
+of each."""
 
 
 def is_stack(name: str) -> bool:
-    """Tell whether the tensor `name` is (a part of) a matrix of every expert, which MLX stores in three dimensions."""
+    """Tell whether the tensor `name` is one of MLX's three dimensions: a matrix of every expert, or a part of it."""
     return _STACK.match(name) is not None
 
 
 def with_gathered_experts(checkpoint: Checkpoint, count: int) -> Checkpoint:
-    """Return `checkpoint`, or a `GatheredExperts` of it where its `count` experts lie in another way."""
-    found = GatheredExperts(checkpoint, count)
-    return found if found.changes else checkpoint
+    """Return `checkpoint`, or a `GatheredExperts` of it where it stores its `count` experts in another way."""
+    gathered = GatheredExperts(checkpoint, count)
+    return gathered if gathered.changes else checkpoint
 
 
 class GatheredExperts:
-    """Hold a checkpoint in which the experts of `inner` are two tensors a layer."""
+    """Give the experts of `inner` as two tensors a layer, and its other tensors as they are."""
 
     def __init__(self, inner: Checkpoint, count: int) -> None:
-        """Find the tensors of the `count` experts in `inner`. What is not whole, or of several shapes, is left as it
-        is: the model then lacks a tensor, and has some too many."""
+        """Find the tensors of the `count` experts in `inner`. Incomplete experts, and those whose matrices have several
+        shapes, are left as they are: the loader then refuses the file, with the names that are missing and surplus."""
         self.inner, shapes = inner, inner.shapes()
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._made: dict[str, _Columns] = {}
-        for name, columns in _found(shapes, count):
-            kinds = {shapes.get(part, ()) for column in columns for part in column}
-            shape, whole = kinds.pop(), len(columns[0]) == 1
-            if kinds or name in shapes or len(shape) not in ((2, 3) if whole else (2,)):
+        self._sources: dict[str, _Sources] = {}
+        for name, sources in _find_sources(shapes, count):
+            distinct = {shapes.get(part, ()) for parts in sources for part in parts}
+            shape, whole = next(iter(distinct)), len(sources[0]) == 1
+            if len(distinct) > 1 or name in shapes or len(shape) not in ((2, 3) if whole else (2,)):
                 continue
             if len(shape) == 2:  # a matrix for each, or all of them one below the other
                 shape = (count, shape[0] // (count if whole else 1), shape[1])
-            self._made[name] = columns
-            self._shapes[name] = (shape[0], len(columns) * shape[1], shape[2])
-        self._renamed = {
-            f"{found[1]}ffn_down_exps.scale": name
+            self._sources[name] = sources
+            self._shapes[name] = (shape[0], len(sources) * shape[1], shape[2])
+        self._stored_names = {
+            f"{match[1]}ffn_down_exps.scale": name
             for name in shapes
-            if (found := _SCALE.match(name)) and f"{found[1]}ffn_down_exps.scale" not in shapes
+            if (match := _SCALE.match(name)) and f"{match[1]}ffn_down_exps.scale" not in shapes
         }
 
     @property
     def changes(self) -> bool:
-        """Return whether anything lies in another way than here."""
-        return bool(self._made or self._renamed)
+        """Return whether `inner` has other tensors than this checkpoint."""
+        return bool(self._sources or self._stored_names)
 
     @property
     def path(self) -> Path:
@@ -82,108 +83,115 @@ class GatheredExperts:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return every tensor's name and shape."""
-        parts = {part for columns in self._made.values() for column in columns for part in column}
-        names = {stored: name for name, stored in self._renamed.items()}
-        left = {names.get(name, name): shape for name, shape in self.inner.shapes().items() if name not in parts}
-        return left | self._shapes
+        used = {part for sources in self._sources.values() for parts in sources for part in parts}
+        names = {stored: name for name, stored in self._stored_names.items()}
+        others = {names.get(name, name): shape for name, shape in self.inner.shapes().items() if name not in used}
+        return others | self._shapes
 
     def loaded_bytes(self, name: str, dtype: torch.dtype, quantize: Storage = None) -> int:
         """Return the bytes in memory of the tensor, as the inner checkpoint counts them."""
-        columns = self._made.get(name, ((self._renamed.get(name, name),),))
-        return sum(self.inner.loaded_bytes(part, dtype, quantize) for column in columns for part in column)
+        sources = self._sources.get(name, ((self._stored_names.get(name, name),),))
+        return sum(self.inner.loaded_bytes(part, dtype, quantize) for parts in sources for part in parts)
 
     def tensor(self, name: str) -> Tensor:
         """Return the whole tensor as float32."""
-        return self.inner.tensor(self._renamed.get(name, name))
+        return self.inner.tensor(self._stored_names.get(name, name))
 
     def weight(self, name: str, dtype: torch.dtype, quantize: Storage = None, rows: Tensor | None = None) -> Weight:
-        """Return the matrix `name`; of experts each one's rows of gate, then those of up.
+        """Return the matrix `name`: that of `inner`, or the matrices of all experts one below the other, each expert's
+        rows of gate before those of up.
 
         Raises ValueError when experts become blocks of different kinds.
         """
-        if name not in self._made:
+        if name not in self._sources:
             return self.inner.weight(name, dtype, quantize, rows)
         assert rows is None, "experts are read whole"
-        count, columns = self._shapes[name][0], self._made[name]
-        stacked = [_stacked([self.inner.weight(part, dtype, quantize) for part in column]) for column in columns]
-        found = _interleaved(stacked, count)
-        if found is None:
+        count, sources = self._shapes[name][0], self._sources[name]
+        columns = [_concatenate([self.inner.weight(part, dtype, quantize) for part in parts]) for parts in sources]
+        weight = _interleave(columns, count)
+        if weight is None:
             raise ValueError(
-                f"{self.path}: {' and '.join(one_line(column[0]) for column in columns)}, or those of other experts, "
+                f"{self.path}: {' and '.join(one_line(parts[0]) for parts in sources)}, or those of other experts, "
                 "are stored in different types, which is not supported; choose a file that stores all experts in one"
             )
-        return found
+        return weight
 
 
-def _found(shapes: Mapping[str, tuple[int, ...]], count: int) -> Iterator[tuple[str, _Columns]]:
-    """Yield the tensors that can be made of those there are, and of which."""
+def _find_sources(shapes: Mapping[str, tuple[int, ...]], count: int) -> Iterator[tuple[str, _Sources]]:
+    """Yield the name of each tensor that can be made of those in `shapes`, and what it is made of."""
     ones: dict[str, dict[str, dict[int, str]]] = {}
     for name, shape in shapes.items():
-        if (found := _PAIR.match(name)) and len(shape) == 3:
-            yield f"{found[1]}ffn_gate_up_exps.weight", ((name,), (f"{found[1]}ffn_up_exps.weight",))
+        if (match := _PAIR.match(name)) and len(shape) == 3:
+            yield f"{match[1]}ffn_gate_up_exps.weight", ((name,), (f"{match[1]}ffn_up_exps.weight",))
         elif (
-            (found := _STACK.match(name))
-            and found[3] == "weight"
-            and found[2] != "up"
+            (match := _STACK.match(name))
+            and match[3] == "weight"
+            and match[2] != "up"
             and shape
             and not shape[0] % count
         ):
-            pair = ((name,), (f"{found[1]}switch_glu.up_proj.weight",))
-            yield (f"{found[1]}gate_up_proj", pair) if found[2] == "gate" else (f"{found[1]}down_proj", pair[:1])
-        elif found := _ONE.match(name):
-            ones.setdefault(found[1], {}).setdefault(found[3], {})[int(found[2])] = name
+            pair = ((name,), (f"{match[1]}switch_glu.up_proj.weight",))
+            yield (f"{match[1]}gate_up_proj", pair) if match[2] == "gate" else (f"{match[1]}down_proj", pair[:1])
+        elif match := _ONE.match(name):
+            ones.setdefault(match[1], {}).setdefault(match[3], {})[int(match[2])] = name
     for prefix, kinds in ones.items():
-        whole = {kind: names for kind, names in kinds.items() if len(names) == count}
-        all_of = {kind: tuple(names.get(i, "") for i in range(count)) for kind, names in whole.items()}
+        complete = {kind: names for kind, names in kinds.items() if len(names) == count}
+        # "" where the numbers are others than 0 .. count - 1: it has no shape, so that the caller leaves them
+        all_of = {kind: tuple(names.get(i, "") for i in range(count)) for kind, names in complete.items()}
         if "gate" in all_of and "up" in all_of:
             yield f"{prefix}gate_up_proj", (all_of["gate"], all_of["up"])
         if "down" in all_of:
             yield f"{prefix}down_proj", (all_of["down"],)
 
 
-def _stacked(weights: Sequence[Weight]) -> Weight | None:
-    """Return matrices of one kind one below the other; None where they are of several."""
+def _concatenate(weights: Sequence[Weight]) -> Weight | None:
+    """Return matrices of one kind one below the other; None where they are of several kinds."""
     if len(weights) == 1:
         return weights[0]
     dense = [weight.tensor for weight in weights if isinstance(weight, DenseWeight)]
     if len(dense) == len(weights):
         return DenseWeight(torch.cat(dense))
-    blocks = _alike(weights)
-    if blocks is None or blocks[0].rows % GROUP:
+    blocks = _blocks_of_one_kind(weights)
+    if blocks is None or blocks[0].rows % GROUP:  # a group of the layout would hold rows of two experts
         return None
-    parts: dict[str, Any] = {part: torch.cat([getattr(each, part) for each in blocks]) for part in _tensors(blocks[0])}
+    parts: dict[str, Any] = {
+        part: torch.cat([getattr(each, part) for each in blocks]) for part in _tensor_names(blocks[0])
+    }
     return BlockWeight(replace(blocks[0], rows=len(blocks) * blocks[0].rows, **parts))
 
 
-def _interleaved(columns: Sequence[Weight | None], count: int) -> Weight | None:
-    """Return a `count`-th of the first of `columns`, a `count`-th of the next, and so on, then the second `count`-th of
-    the first; None where they are of several kinds."""
+def _interleave(columns: Sequence[Weight | None], count: int) -> Weight | None:
+    """Return the rows of `columns` expert by expert: of each of the `count` experts those of the first column, then
+    those of the next. None where the columns are of several kinds, or one of them is None."""
     weights = [column for column in columns if column is not None]
     if len(weights) < len(columns) or len(columns) == 1:
         return columns[0] if len(columns) == 1 else None
 
     def interleave(parts: Sequence[Tensor]) -> Tensor:
-        return torch.stack([part.view(count, -1, *part.shape[1:]) for part in parts], dim=1).flatten(0, 2)
+        experts = [part.view(count, -1, *part.shape[1:]) for part in parts]  # [E, rows or groups of an expert, ...]
+        return torch.stack(experts, dim=1).flatten(0, 2)  # [E * columns * rows or groups of an expert, ...]
 
     dense = [weight.tensor for weight in weights if isinstance(weight, DenseWeight)]
     if len(dense) == len(weights):
         return DenseWeight(interleave(dense))
-    blocks = _alike(weights)
+    blocks = _blocks_of_one_kind(weights)
     if blocks is None or blocks[0].rows // count % GROUP:
         return None
-    made: dict[str, Any] = {part: interleave([getattr(each, part) for each in blocks]) for part in _tensors(blocks[0])}
+    made: dict[str, Any] = {
+        part: interleave([getattr(each, part) for each in blocks]) for part in _tensor_names(blocks[0])
+    }
     return BlockWeight(replace(blocks[0], rows=len(blocks) * blocks[0].rows, **made))
 
 
-def _alike(weights: Sequence[Weight]) -> list[BlockTensor] | None:
+def _blocks_of_one_kind(weights: Sequence[Weight]) -> list[BlockTensor] | None:
     """Return the blocks of `weights`; None where these are of several kinds, or in no blocks."""
     blocks = [weight.packed for weight in weights if weight.packed is not None]
     return blocks if len(blocks) == len(weights) and len(set(map(_kind, blocks))) == 1 else None
 
 
-def _tensors(blocks: BlockTensor) -> list[str]:
+def _tensor_names(blocks: BlockTensor) -> list[str]:
     return [field.name for field in fields(blocks) if isinstance(getattr(blocks, field.name), Tensor)]
 
 
 def _kind(blocks: BlockTensor) -> tuple[Any, ...]:
-    return blocks.bits, blocks.table, blocks.columns, blocks.rows, *_tensors(blocks)
+    return blocks.bits, blocks.table, blocks.columns, blocks.rows, *_tensor_names(blocks)
