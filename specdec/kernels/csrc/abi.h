@@ -64,10 +64,10 @@ struct KV {
   int64_t type, slots, width, value_width, pairs;
 };
 
-// The mixture of experts beside a layer's MLP. `gate_up` [count * 2 * width, hidden] has of each expert the rows of gate,
-// then those of up; `down` is [count * hidden, width]; of `router` only `down` is read, whose first `count` ranks are
-// scores. Each row takes `used` experts. `use`: is called with the number of the layer and the experts that a pass
-// reads next, ascending; null: nobody wants to know.
+// The mixture of experts beside a layer's MLP. `gate_up` [count * 2 * width, hidden] has of each expert the rows of
+// gate, then those of up; `down` is [count * hidden, width]; of `router` only `down` is read, whose first `count` ranks
+// are scores. Each row takes `used` experts. `use` is called with the number of the layer and the experts that a pass
+// reads next, ascending; it is null where all experts are in memory.
 using UseExperts = void (*)(int64_t layer, const int64_t* experts, int64_t count);
 struct Mixture {
   Weights gate_up, down;

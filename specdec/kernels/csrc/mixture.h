@@ -30,6 +30,7 @@ Weights rows_from(const Weights& w, int64_t row) {
   return part;
 }
 
+// The scratch memory of the mixtures of a pass, one layer after the other, and the steps that work in it.
 class MixtureSpace {
  public:
   MixtureSpace() = default;
@@ -44,34 +45,34 @@ class MixtureSpace {
       used = larger(used, m->used), width = larger(width, m->width);
     }
     if (!used) return;
-    most_ = smaller(rows * used, larger(rows, kPairs));
-    turned = arena.take<float>(rows * hidden);
-    entry = arena.take<float>(rows * hidden);
+    most_pairs_ = smaller(rows * used, larger(rows, kPairs));
+    router_in = arena.take<float>(rows * hidden);
+    expert_in = arena.take<float>(rows * hidden);
     mixed_ = arena.take<float>(rows * hidden);
     scores_ = arena.take<float>(rows * scores);
     ids_ = arena.take<int64_t>(rows * used);
     shares_ = arena.take<float>(rows * used);
-    wide_ = arena.take<float>(most_ * width);
-    out_ = arena.take<float>(most_ * hidden);
+    wide_ = arena.take<float>(most_pairs_ * width);
+    out_ = arena.take<float>(most_pairs_ * hidden);
     row_of_ = arena.take<int64_t>(rows * used);
     pair_of_ = arena.take<int64_t>(rows * used);
     begin_ = arena.take<int64_t>(experts + 1);
-    chosen_ = arena.take<int64_t>(experts);
-    in_ = Activations(most_, hidden, arena);
-    inner_ = Activations(most_, width, arena);
+    active_ = arena.take<int64_t>(experts);
+    in_ = Activations(most_pairs_, hidden, arena);
+    inner_ = Activations(most_pairs_, width, arena);
   }
 
   // Rows [rows, hidden], filled in by the caller: normed as the router reads them, and as the experts do.
-  float* turned = nullptr;
-  float* entry = nullptr;
+  float* router_in = nullptr;
+  float* expert_in = nullptr;
 
-  // Chooses the experts of all rows, and says which those are.
+  // Chooses the experts of all rows, and tells `use` which those are.
   void route(Team& team, const Mixture& m) {
     const int64_t chunks = m.router.rank / kRanks, used = m.used;
     team.spread(chunks, 1, double(rows_) * m.router.rank * hidden_, [&](int64_t begin, int64_t end, int) {
       for (int64_t rank = begin * kRanks; rank < end * kRanks; rank += kRanks)
         for (int64_t r = 0; r < rows_; ++r)
-          chosen->descend(m.router, rank, hidden_, turned + r * hidden_, scores_ + r * m.router.rank + rank);
+          chosen->descend(m.router, rank, hidden_, router_in + r * hidden_, scores_ + r * m.router.rank + rank);
     });
     team.spread(rows_, 1, 2.0 * rows_ * m.count * used, [&](int64_t begin, int64_t end, int) {
       for (int64_t r = begin; r < end; ++r)
@@ -79,37 +80,37 @@ class MixtureSpace {
     });
     for (int64_t e = 0; e <= m.count; ++e) begin_[e] = 0;
     for (int64_t i = 0; i < rows_ * used; ++i) begin_[ids_[i] + 1] += 1;
-    count_ = 0;
+    active_count_ = 0;
     for (int64_t e = 0; e < m.count; ++e) {
-      if (begin_[e + 1]) chosen_[count_++] = e;
+      if (begin_[e + 1]) active_[active_count_++] = e;
       begin_[e + 1] += begin_[e];
     }
     // row by row, so that an expert's rows ascend; afterwards begin_[e] is the end of e's, and they move up by one
     for (int64_t i = 0; i < rows_ * used; ++i) row_of_[pair_of_[i] = begin_[ids_[i]]++] = i / used;
     for (int64_t e = m.count; e > 0; --e) begin_[e] = begin_[e - 1];
     begin_[0] = 0;
-    if (m.use) m.use(m.layer, chosen_, count_);
+    if (m.use) m.use(m.layer, active_, active_count_);
   }
 
   // The next shared product will be that of the experts' gates.
   void expect_experts(Team& team, const Mixture& m) const {
-    const int64_t inner = m.width / 16, groups = count_ * inner, size = m.gate_up.blocks * 64 * m.gate_up.bits;
+    const int64_t inner = m.width / 16, groups = active_count_ * inner, size = m.gate_up.blocks * 64 * m.gate_up.bits;
     for (int thread = 0; thread < team.threads(); ++thread) {
       const int64_t first = team.first_of(groups, piece_of(groups, team.threads()), thread);
-      const int64_t e = chosen_[smaller(first / inner, count_ - 1)], group = first % inner;
+      const int64_t e = active_[smaller(first / inner, active_count_ - 1)], group = first % inner;
       team.expect(thread, m.gate_up.q + (2 * e * inner + group) * size, (inner - group) * size);
     }
   }
 
-  // z [rows, hidden] = norm(z) + norm(the weighted sum of what each row's experts make of `entry`). `part`: floats of
-  // `space` between the scratch of two threads.
+  // z [rows, hidden] = norm(z) + norm(the weighted sum of what each row's experts make of `expert_in`). `part`: floats
+  // of `space` between the scratch of two threads.
   void run(Team& team, const Mixture& m, float eps, bool gelu, float* z, float* space, int64_t part) {
     std::memset(mixed_, 0, sizeof(float) * size_t(rows_ * hidden_));
-    for (int64_t first = 0, last = 0; first < count_; first = last) {
-      const int64_t low = begin_[chosen_[first]];
-      while (last < count_ && begin_[chosen_[last] + 1] - low <= most_) ++last;
+    for (int64_t first = 0, last = 0; first < active_count_; first = last) {
+      const int64_t low = begin_[active_[first]];
+      while (last < active_count_ && begin_[active_[last] + 1] - low <= most_pairs_) ++last;
       multiply_some(team, m, gelu, first, last);
-      const int64_t high = begin_[chosen_[last - 1] + 1];
+      const int64_t high = begin_[active_[last - 1] + 1];
       team.spread(rows_, 1, 2.0 * (high - low) * hidden_, [&](int64_t begin, int64_t end, int) {
         for (int64_t r = begin; r < end; ++r) add_pairs(m, r, low, high);
       });
@@ -128,12 +129,12 @@ class MixtureSpace {
  private:
   static constexpr int64_t kPairs = 128;  // pairs of a row and an expert whose outputs are held, or as many as rows
 
-  int64_t rows_ = 0, hidden_ = 0, most_ = 0, count_ = 0;
+  int64_t rows_ = 0, hidden_ = 0, most_pairs_ = 0, active_count_ = 0;
   float *mixed_ = nullptr, *scores_ = nullptr, *shares_ = nullptr, *wide_ = nullptr, *out_ = nullptr;
   // Of each row its experts [rows, used], the best first, and their pairs; pairs are ordered by expert, then by row.
   int64_t *ids_ = nullptr, *pair_of_ = nullptr, *row_of_ = nullptr;
   int64_t* begin_ = nullptr;   // [experts + 1]: the first pair of each expert
-  int64_t* chosen_ = nullptr;  // [count_]: the experts that any row uses, ascending
+  int64_t* active_ = nullptr;  // [active_count_]: the experts that any row uses, ascending
   Activations in_, inner_;
 
   // The best `used` of a row's scores, the first of equals and NaN before all, with their part of the softmax of these.
@@ -156,7 +157,7 @@ class MixtureSpace {
 
   // The pairs of the chosen experts `first` .. `last` - 1 through their matrices, to `out_`.
   void multiply_some(Team& team, const Mixture& m, bool gelu, int64_t first, int64_t last) {
-    const int64_t low = begin_[chosen_[first]], pairs = begin_[chosen_[last - 1] + 1] - low, experts = last - first;
+    const int64_t low = begin_[active_[first]], pairs = begin_[active_[last - 1] + 1] - low, experts = last - first;
     const int64_t inner = m.width / 16, outer = hidden_ / 16;
     const auto gate_of = [&](int64_t e) { return Matrix{rows_from(m.gate_up, e * 2 * m.width), nullptr, m.width}; };
     const auto up_of = [&](int64_t e) { return Matrix{rows_from(m.gate_up, (2 * e + 1) * m.width), nullptr, m.width}; };
@@ -167,7 +168,7 @@ class MixtureSpace {
     const auto put_rows = [&](const Activations& all, int64_t columns, const auto& row_at) {
       team.spread(experts, 1, 1.0 * pairs * columns, [&](int64_t begin, int64_t end, int) {
         for (int64_t i = begin; i < end; ++i) {
-          const int64_t e = chosen_[first + i];
+          const int64_t e = active_[first + i];
           const Activations part = all.part(first_of(e), rows_of(e));
           for (int64_t r = 0; r < part.rows; ++r) part.put(r, row_at(first_of(e) + r));
         }
@@ -175,14 +176,14 @@ class MixtureSpace {
     };
     const Activations activated = inner_.narrowed(m.width);
     if (rows_ == 1) {  // all of its experts read the same
-      in_.part(0, 1).put(0, entry);
+      in_.part(0, 1).put(0, expert_in);
     } else {
-      put_rows(in_, hidden_, [&](int64_t i) { return entry + row_of_[low + i] * hidden_; });
+      put_rows(in_, hidden_, [&](int64_t i) { return expert_in + row_of_[low + i] * hidden_; });
     }
     double cost = 0;
-    for (int64_t i = first; i < last; ++i) cost += 2 * cost_of(gate_of(chosen_[i]), rows_of(chosen_[i]));
+    for (int64_t i = first; i < last; ++i) cost += 2 * cost_of(gate_of(active_[i]), rows_of(active_[i]));
     each_group(team, experts, inner, cost, [&](int64_t i, int64_t begin, int64_t end) {
-      const int64_t e = chosen_[first + i];
+      const int64_t e = active_[first + i];
       const Matrix gate = gate_of(e), up = up_of(e);
       const Product open{&gate, wide_ + first_of(e) * m.width}, flow{&up, nullptr};
       const Activations x = rows_ == 1 ? in_.part(0, 1) : in_.part(first_of(e), rows_of(e));
@@ -190,7 +191,7 @@ class MixtureSpace {
     });
     put_rows(activated, m.width, [&](int64_t i) { return wide_ + i * m.width; });
     each_group(team, experts, outer, cost / 2, [&](int64_t i, int64_t begin, int64_t end) {
-      const int64_t e = chosen_[first + i];
+      const int64_t e = active_[first + i];
       const Matrix down = down_of(e);
       const Activations x = activated.part(first_of(e), rows_of(e));
       for (int64_t g = begin; g < end; ++g) multiply_group({&down, out_ + first_of(e) * hidden_}, x, g);

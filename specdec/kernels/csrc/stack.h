@@ -203,8 +203,8 @@ struct Stack {
       add(l, l.attention_post_norm, r, thread);
       prepare(l, l.mlp_norm, r, narrow, thread);
       if (!l.experts) return;
-      norm(l, x + r * hidden, l.experts->router_scale, hidden, mixture.turned + r * hidden, thread);
-      norm(l, x + r * hidden, l.experts->pre_norm, hidden, mixture.entry + r * hidden, thread);
+      norm(l, x + r * hidden, l.experts->router_scale, hidden, mixture.router_in + r * hidden, thread);
+      norm(l, x + r * hidden, l.experts->pre_norm, hidden, mixture.expert_in + r * hidden, thread);
     });
     if (l.experts) mixture.route(team, *l.experts);
     low.descend(team, index, kGateUp, low.normed, hidden);
