@@ -20,8 +20,8 @@ EACH = 4 * FOLIO
 
 @dataclass
 class RecordingFile:
-    """What `ExpertPages` asks of a file, in which the part of expert e of layer l begins at byte 100 * l + e, times
-    `EACH`."""
+    """Record what `ExpertPages` asks of a file. The one part of expert e of layer l is 80 bytes that begin at byte
+    `EACH` * (100 * l + e)."""
 
     said: list[tuple[str, int]]
     nbytes: int = 1 << 40
@@ -62,7 +62,7 @@ def test_the_experts_that_were_used_longest_ago_make_room() -> None:
 
 
 def test_pages_that_come_with_an_expert_leave_and_those_of_its_neighbours_stay() -> None:
-    """Parts of 1 MB, side by side: four of them are within what one fault maps of the largest folios."""
+    """Parts of 1 MB, side by side: two of them lie in each folio of the largest size."""
     unit = 1 << 20
     found: list[ByteRange] = []
 
@@ -122,4 +122,6 @@ def test_a_process_holds_the_pages_of_the_experts_that_it_may_and_few_others(tmp
                 assert part[expert].view(-1, 256)[:, 9].eq(9).all()
         # of the two that were read last, each part may have come with what is around it
         others = len(used) * len(names) * (2 * FOLIO - part_bytes)
-        assert (file_bytes() or 0) - before < pages.limit + others / 2
+        now = file_bytes()
+        assert now is not None
+        assert now - before < pages.limit + others / 2
