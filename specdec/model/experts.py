@@ -50,29 +50,39 @@ class ExpertPages:
         """Make room for the pages of `experts` of a layer, which a pass reads next, and begin to read them.
         `parts_of`: the tensors of one of them. A pass that uses more than the limit has them all."""
         with self._lock:
-            fresh: list[Span] = []
-            for expert in experts:
-                if (layer, expert) in self._held:
-                    self._held.move_to_end((layer, expert))
-                else:
-                    parts = self._held[layer, expert] = tuple(map(self.file.span, parts_of(expert)))
-                    fresh += parts
-            for span in fresh:
-                insort(self._spans, span)
-            self._bytes += _size(fresh)
-            unused: list[Span] = []
-            while self._bytes > self.limit and len(self._held) > len(experts):
-                _, parts = self._held.popitem(last=False)
-                self._bytes -= _size(parts)
-                unused += parts
-            for span in unused:
-                del self._spans[bisect_left(self._spans, span)]
-            for area in _areas(unused + self._read, self.file.nbytes):
-                for gap in self._gaps(area):
-                    self.file.forget(gap)
-            for span in fresh:
-                self.file.fetch(span)
-            self._read = fresh
+            try:
+                self._use(layer, experts, parts_of)
+            except BaseException:  # an interrupt comes between any two lines: what is held is not known any more
+                self._held.clear()
+                self._spans.clear()
+                self._bytes, self._read = 0, []
+                self.file.forget(Span(0, self.file.nbytes))
+                raise
+
+    def _use(self, layer: int, experts: Sequence[int], parts_of: Callable[[int], tuple[Tensor, ...]]) -> None:
+        fresh: list[Span] = []
+        for expert in experts:
+            if (layer, expert) in self._held:
+                self._held.move_to_end((layer, expert))
+            else:
+                parts = self._held[layer, expert] = tuple(map(self.file.span, parts_of(expert)))
+                fresh += parts
+        for span in fresh:
+            insort(self._spans, span)
+        self._bytes += _size(fresh)
+        unused: list[Span] = []
+        while self._bytes > self.limit and len(self._held) > len(experts):
+            _, parts = self._held.popitem(last=False)
+            self._bytes -= _size(parts)
+            unused += parts
+        for span in unused:
+            del self._spans[bisect_left(self._spans, span)]
+        for area in _areas(unused + self._read, self.file.nbytes):
+            for gap in self._gaps(area):
+                self.file.forget(gap)
+        for span in fresh:
+            self.file.fetch(span)
+        self._read = fresh
 
     def _gaps(self, area: Span) -> Iterator[Span]:
         """Yield what lies between the held parts within `area`."""

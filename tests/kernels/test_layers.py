@@ -4,6 +4,10 @@ instruction set, whatever the storage, the number of rows and the number of thre
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -216,12 +220,13 @@ class Asked:
 
     said: list[tuple[int, tuple[int, ...], int]] = field(default_factory=list)
     error: BaseException | None = None
+    times: int = 1
 
     def use(self, layer: int, experts: Sequence[int], parts_of: Callable[[int], tuple[Tensor, ...]]) -> None:
         self.said.append((layer, tuple(experts), sum(part.nbytes for e in experts for part in parts_of(e))))
-        if (error := self.error) is not None:
-            self.error = None
-            raise error
+        if self.error is not None and self.times:
+            self.times -= 1
+            raise self.error
 
 
 def test_one_call_names_the_experts_that_op_by_op_names() -> None:
@@ -242,3 +247,73 @@ def test_what_happens_while_experts_are_named_reaches_the_caller(error: BaseExce
     with torch.inference_mode(), pytest.raises(type(error)):
         decoder.forward(ids, decoder.new_cache())
     assert torch.equal(run(decoder, ids, 20, fused=True), expected)
+
+
+def test_a_use_that_fails_in_every_layer_fails_one_pass_and_no_later_one() -> None:
+    decoder, ids = quantised("gemma4-moe", "int8"), prompt(20)[0]
+    asked = Asked(error=OSError("no such page"), times=1 << 30)
+    failing = routed(decoder, asked)
+    with torch.inference_mode():
+        with pytest.raises(OSError, match="no such page"):
+            failing.forward(ids, failing.new_cache())
+        asked.times = 0
+        later = failing.forward(ids, failing.new_cache()).last
+    assert torch.equal(later, run(decoder, ids, 20, fused=True))
+
+
+def test_an_error_reaches_the_thread_whose_pass_it_stopped() -> None:
+    ids, turns, failed, ended = prompt(20)[0], threading.Barrier(2), threading.Event(), threading.Event()
+
+    @dataclass
+    class TwoTexts:
+        """Lets the passes of two threads meet in the first layer, where the first's fails; the second's ends before."""
+
+        first: int = 0
+
+        def use(self, layer: int, experts: Sequence[int], parts_of: Callable[[int], tuple[Tensor, ...]]) -> None:
+            if layer == 0:
+                turns.wait(60)
+            if threading.get_ident() != self.first:
+                assert failed.wait(60)
+            elif layer == 0:
+                failed.set()
+                raise OSError("the first thread's")
+            else:
+                ended.wait(60)
+
+    pages = TwoTexts()
+    decoder = routed(quantised("gemma4-moe", "int8"), pages)
+    found: dict[str, Any] = {}
+
+    def forward(name: str) -> None:
+        if name == "first":
+            pages.first = threading.get_ident()
+        try:
+            with torch.inference_mode():
+                found[name] = decoder.forward(ids, decoder.new_cache()).last
+        except OSError as error:
+            found[name] = str(error)
+        if name == "second":
+            ended.set()
+
+    both = [threading.Thread(target=forward, args=(name,)) for name in ("first", "second")]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert found["first"] == "the first thread's"
+    assert torch.equal(found["second"], run(quantised("gemma4-moe", "int8"), ids, 20, fused=True))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signal is sent to oneself there")
+def test_an_interrupt_while_native_code_runs_is_raised_and_not_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    """What Python raises for a signal when the library calls it, before the first line of the callback."""
+    decoder, ids = routed(quantised("gemma4-moe", "int8"), Asked()), prompt(400)[0]
+    with torch.inference_mode():
+        for delay in range(12):
+            sender = threading.Timer(0.002 * delay, os.kill, (os.getpid(), signal.SIGINT))
+            with pytest.raises(KeyboardInterrupt):
+                sender.start()
+                for _ in range(300):
+                    decoder.forward(ids, decoder.new_cache())
+    assert "ctypes" not in capsys.readouterr().err
