@@ -250,8 +250,7 @@ def test_what_happens_while_experts_are_named_reaches_the_caller(error: BaseExce
 
 
 def test_a_use_that_fails_in_every_layer_fails_one_pass_and_no_later_one() -> None:
-    decoder, ids = quantised("gemma4-moe", "int8"), prompt(20)[0]
-    asked = Asked(error=OSError("no such page"), times=1 << 30)
+    decoder, ids, asked = quantised("gemma4-moe", "int8"), prompt(20)[0], Asked(error=OSError("no such page"), times=99)
     failing = routed(decoder, asked)
     with torch.inference_mode():
         with pytest.raises(OSError, match="no such page"):
@@ -296,11 +295,10 @@ def test_an_error_reaches_the_thread_whose_pass_it_stopped() -> None:
         if name == "second":
             ended.set()
 
-    both = [threading.Thread(target=forward, args=(name,)) for name in ("first", "second")]
-    for thread in both:
-        thread.start()
-    for thread in both:
-        thread.join()
+    thread = threading.Thread(target=forward, args=("first",))
+    thread.start()
+    forward("second")
+    thread.join()
     assert found["first"] == "the first thread's"
     assert torch.equal(found["second"], run(quantised("gemma4-moe", "int8"), ids, 20, fused=True))
 
@@ -309,11 +307,14 @@ def test_an_error_reaches_the_thread_whose_pass_it_stopped() -> None:
 def test_an_interrupt_while_native_code_runs_is_raised_and_not_reported(capsys: pytest.CaptureFixture[str]) -> None:
     """What Python raises for a signal when the library calls it, before the first line of the callback."""
     decoder, ids = routed(quantised("gemma4-moe", "int8"), Asked()), prompt(400)[0]
+
+    def passes(delay: float) -> None:
+        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()
+        for _ in range(300):
+            decoder.forward(ids, decoder.new_cache())
+
     with torch.inference_mode():
         for delay in range(12):
-            sender = threading.Timer(0.002 * delay, os.kill, (os.getpid(), signal.SIGINT))
             with pytest.raises(KeyboardInterrupt):
-                sender.start()
-                for _ in range(300):
-                    decoder.forward(ids, decoder.new_cache())
+                passes(0.002 * delay)
     assert "ctypes" not in capsys.readouterr().err

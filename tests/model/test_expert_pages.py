@@ -92,9 +92,12 @@ def test_after_an_interrupt_anywhere_the_limit_holds(call: int) -> None:
         pages.use(layer, experts, lambda expert: (torch.full((10,), 100 * layer + expert),))
         return list(file.said)
 
-    with pytest.raises(KeyboardInterrupt):
+    def several() -> None:
         for layer in range(3):
             use(layer, 1, 2)
+
+    with pytest.raises(KeyboardInterrupt):
+        several()
     assert file.said[-1] == ("forget", 0)  # the whole file
     assert use(1, 1, 2) == [("fetch", 101), ("fetch", 102)]
     assert use(2, 1) == [("forget", 101), ("forget", 102), ("fetch", 201)]

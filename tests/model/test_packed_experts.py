@@ -108,6 +108,26 @@ def test_experts_in_floats_are_those_of_transformers(how: str, tmp_path: Path) -
     assert float((logits - expected).abs().max() / expected.abs().max()) < 1e-4
 
 
+@pytest.mark.parametrize("storage", ["int4", "int8"])
+@pytest.mark.parametrize("trained", ["3.up", "3.down"])
+def test_one_matrix_that_was_trained_for_4_bits_among_floats(trained: str, storage: str, tmp_path: Path) -> None:
+    """Alone it would take blocks of another kind than the others."""
+    folder = saved(tmp_path / "floats", "ones")
+    stored, name = load_file(folder / WEIGHTS), f"model.layers.1.experts.{trained}_proj.weight"
+    generator = torch.Generator().manual_seed(3)
+    stored[name] = torch.randint(-8, 8, stored[name].shape, generator=generator) * 0.01
+    save_file(stored, folder / WEIGHTS, metadata={"format": "pt"})
+    model = specdec.load(folder, drafter=None, quantize=storage, device="cpu")
+    spec, source, *_ = open_checkpoint(folder)
+    assert loaded_bytes(spec, source, storage, torch.float32) == model.decoder.nbytes
+    experts = model.decoder.layers[1].experts
+    gate, up = experts.gate_up.dequantize().view(8, 2, 64, 64)[3]
+    found = {"3.up": up, "3.down": experts.down.dequantize().view(8, 64, 64)[3]}[trained]
+    assert float((found - stored[name]).norm() / stored[name].norm()) < (0.1 if storage == "int4" else 0.01)
+    own = stored["model.layers.1.experts.3.gate_proj.weight"]
+    assert float((gate - own).norm() / own.norm()) < (0.1 if storage == "int4" else 0.01)
+
+
 def test_an_expert_that_is_missing_and_one_of_another_type_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "packed"
     write_packed(saved(tmp_path / "floats", "ones"), folder, "ct-g32")
