@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,21 @@ def test_one_matrix_that_was_trained_for_4_bits_among_floats(trained: str, stora
     assert float((gate - own).norm() / own.norm()) < (0.1 if storage == "int4" else 0.01)
 
 
+def test_a_small_folder_keeps_its_experts_in_a_file_too_where_memory_is_short(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path / "cache"))
+    write_packed(saved(tmp_path / "floats", "ones"), tmp_path / "packed", "ct-g32")
+    texts = []
+    for limit in (None, 0):
+        monkeypatch.setattr(sys.modules["specdec.load"], "experts_in_free_memory", lambda *_, limit=limit: limit)
+        model = specdec.load(tmp_path / "packed", drafter=None, device="cpu")
+        pages = model.decoder.layers[0].experts.pages
+        assert (None if pages is None else pages.limit) == limit
+        texts.append(model.generate(prompt(20), max_new_tokens=WINDOW, do_sample=False))
+    assert torch.equal(*texts)
+
+
 def test_an_expert_that_is_missing_and_one_of_another_type_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "packed"
     write_packed(saved(tmp_path / "floats", "ones"), folder, "ct-g32")
@@ -136,8 +152,9 @@ def test_an_expert_that_is_missing_and_one_of_another_type_are_refused(tmp_path:
     up = tiny_model(FAMILY).state_dict()["model.layers.1.experts.gate_up_proj"][5].chunk(2)[1]
     left = {name: tensor for name, tensor in stored.items() if not name.startswith(stem)}
     save_file(left, folder / WEIGHTS)
-    with pytest.raises(ValueError, match=r"1 missing: model\.layers\.1\.experts\.gate_up_proj .* surplus"):
-        specdec.load(folder, drafter=None, device="cpu")
+    for budget in (None, "8GB"):
+        with pytest.raises(ValueError, match=r"1 missing: model\.layers\.1\.experts\.gate_up_proj .* surplus"):
+            specdec.load(folder, drafter=None, device="cpu", memory_budget=budget)
     save_file(left | {f"{stem}weight": up.flatten()}, folder / WEIGHTS)  # no matrix
     with pytest.raises(ValueError, match=r"1 missing: model\.layers\.1\.experts\.gate_up_proj"):
         specdec.load(folder, drafter=None, device="cpu")
