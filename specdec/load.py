@@ -117,7 +117,8 @@ def load(
     drafted tokens on this machine. Adaptive draft lengths follow from these costs.
 
     A checkpoint of more than a gigabyte that is quantised while it loads is also written, quantised, to the cache
-    folder ($SPECDEC_CACHE, else ~/.cache/specdec) and mapped from there: the next start takes seconds.
+    folder ($SPECDEC_CACHE, else ~/.cache/specdec) and mapped from there: the next start takes seconds. So is a smaller
+    one whose experts do not fit in memory.
 
     A warning appears once in a process where weights in blocks are on the CPU and their native kernels are missing,
     stale or broken.
@@ -209,7 +210,7 @@ def _read(
     limit = room.experts if room is not None else experts_in_free_memory(spec, source, quantize, dtype)
     folder, packed = safetensors_of(source.checkpoint), None
     changes = folder is not None and quantize != "none" and (quantize is not None or bool(folder.formats))
-    if folder is not None and changes and folder.nbytes >= quantized.LEAST:
+    if folder is not None and changes and (limit is not None or folder.nbytes >= quantized.LEAST):
         packed = quantized.load_or_quantize(path, spec, source, quantize, dtype, progress_bar)
     if packed is not None:
         return assemble(spec, quantized.PackedReader(packed, dtype, device, source, limit), kv_dtype, room)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from ctypes import Array, addressof, c_int64, c_void_p, pointer
 from dataclasses import dataclass
 from itertools import accumulate
@@ -23,6 +24,7 @@ from specdec.kernels.native import Native
 from specdec.kernels.records import (
     STORE_TYPES,
     AdapterRecords,
+    CallbackErrors,
     Matrix,
     MixtureWeights,
     adapter_pointers,
@@ -201,7 +203,7 @@ class FusedLayers:
         self._kinds = tuple(dict.fromkeys(layer.spec.kind for layer in layers))
         self._weights = tuple(layers)  # the records below point into these
         self._mixtures: list[abi.Mixture] = []  # and into these
-        self._failed: list[BaseException] = []  # what `use` of a mixture raised
+        self._errors = CallbackErrors()  # of `use` of the mixtures
         self.records = (abi.Layer * len(layers))(*map(self._record, layers, stores))
         self._tables = _Tables()
 
@@ -237,10 +239,8 @@ class FusedLayers:
 
     def run(self, *arguments: Any, **options: Any) -> None:
         """Call `Native.layers`, and raise what a mixture's `use` raised first meanwhile."""
-        self._failed.clear()  # where several layers of an earlier pass raised, the errors after the first are left
-        self.library.layers(*arguments, **options)
-        if self._failed:
-            raise self._failed.pop(0)
+        with self._errors.raised() if self._mixtures else nullcontext():
+            self.library.layers(*arguments, **options)
 
     def piece(
         self, x: Tensor, spans: Mapping[str, Span], texts: Sequence[StoreRows], extra: Tensor | None = None
@@ -315,6 +315,6 @@ class FusedLayers:
         for name in _VECTORS:
             setattr(record, name, address(getattr(layer, name)))
         if layer.experts is not None:
-            self._mixtures.append(mixture_record(layer.experts, self._failed))
+            self._mixtures.append(mixture_record(layer.experts, self._errors))
             record.experts = pointer(self._mixtures[-1])
         return record

@@ -5,8 +5,11 @@ A record is valid as long as the tensors that it was made of live; its owner has
 
 from __future__ import annotations
 
+import sys
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from ctypes import Array, addressof, c_void_p, sizeof
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -92,6 +95,44 @@ class MixtureWeights(ABC):
         return packed and all(map(plain, self.vectors.values()))
 
 
+class CallbackErrors(threading.local):
+    """Hold what Python raises while the library calls it, of each thread its own: nothing is raised through the
+    library."""
+
+    def __init__(self) -> None:
+        self.found: list[BaseException] = []
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """Run a native call, and raise the first of what was raised meanwhile.
+
+        A signal (Ctrl-C) comes while native code runs, and Python raises for it as soon as it is called: before the
+        first line of the callback, where no `try` is. What ctypes then reports, instead of raising it, is taken here.
+        """
+        self.found.clear()
+        if threading.current_thread() is not threading.main_thread():  # no signal is handled there
+            yield
+        else:
+            report = sys.unraisablehook
+
+            def take(reported: Any) -> None:
+                here = threading.current_thread() is threading.main_thread()
+                if here and "ctypes callback" in (reported.err_msg or "") and reported.exc_value is not None:
+                    self.found.append(reported.exc_value)
+                else:
+                    report(reported)
+
+            sys.unraisablehook = take
+            try:
+                yield
+            finally:
+                sys.unraisablehook = report
+        if self.found:
+            first = self.found[0]
+            self.found.clear()  # an error holds the frames that it went through
+            raise first
+
+
 class DraftSampling(NamedTuple):
     """Say how the tokens of a draft are sampled.
 
@@ -158,9 +199,9 @@ def matrix_record(matrix: Matrix) -> abi.Matrix:
     return abi.Matrix(weights_record(matrix.blocks), address(matrix.bias), matrix.blocks.rows)
 
 
-def mixture_record(mixture: MixtureWeights, failed: list[BaseException]) -> abi.Mixture:
+def mixture_record(mixture: MixtureWeights, errors: CallbackErrors) -> abi.Mixture:
     """Return the record of a mixture, which is `readable` and stays the caller's. What its `use` raises goes to
-    `failed`: nothing may be raised through the library."""
+    `errors`, and the layers after it do not call theirs: their results are dropped."""
     gate_up, down = mixture.packed
     assert gate_up is not None and down is not None and mixture.readable
     spec, use = mixture.spec, mixture.use
@@ -172,9 +213,10 @@ def mixture_record(mixture: MixtureWeights, failed: list[BaseException]) -> abi.
 
         def call_use(_layer: int, experts: Any, count: int) -> None:
             try:
-                use(experts[:count])
+                if not errors.found:
+                    use(experts[:count])
             except BaseException as error:  # an interrupt by the user, too
-                failed.append(error)
+                errors.found.append(error)
 
         record.use = abi.UseExperts(call_use)
     return record

@@ -167,7 +167,11 @@ def weight_bytes(shapes: Mapping[str, tuple[int, ...]], quantize: Quantize, dtyp
 
 
 def loaded_bytes(spec: DecoderSpec, source: Source, quantize: Quantize, dtype: torch.dtype) -> int:
-    """Return the bytes of the weights of the decoder that `build_decoder` makes of `source`."""
+    """Return the bytes of the weights of the decoder that `build_decoder` makes of `source`.
+
+    Raises ValueError, which lists them, when tensors are missing, surplus or misshapen.
+    """
+    check_tensors(spec, source)
     names = [name for name in expected_tensors(spec) if not source.stays_in_file(name)]
     return sum(source.checkpoint.loaded_bytes(source.names[n], dtype, storage_of(n, quantize)) for n in names)
 

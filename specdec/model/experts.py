@@ -51,29 +51,39 @@ class ExpertPages:
         """Make room for the pages of `experts` of a layer, which a pass reads next, and begin to read them.
         `parts_of(expert)`: the tensors of one of them. A pass that uses more than the limit has them all."""
         with self._lock:
-            fresh: list[ByteRange] = []
-            for expert in experts:
-                if (layer, expert) in self._held:
-                    self._held.move_to_end((layer, expert))
-                else:
-                    parts = self._held[layer, expert] = tuple(map(self.file.byte_range, parts_of(expert)))
-                    fresh += parts
-            for part in fresh:
-                insort(self._parts, part)
-            self._bytes += _size(fresh)
-            unused: list[ByteRange] = []
-            while self._bytes > self.limit and len(self._held) > len(experts):
-                _, parts = self._held.popitem(last=False)
-                self._bytes -= _size(parts)
-                unused += parts
-            for part in unused:
-                del self._parts[bisect_left(self._parts, part)]
-            for area in _areas(unused + self._last_read, self.file.nbytes):
-                for gap in self._gaps(area):
-                    self.file.forget(gap)
-            for part in fresh:
-                self.file.fetch(part)
-            self._last_read = fresh
+            try:
+                self._use(layer, experts, parts_of)
+            except BaseException:  # an interrupt comes between any two lines: what is held is not known any more
+                self._held.clear()
+                self._parts.clear()
+                self._bytes, self._last_read = 0, []
+                self.file.forget(ByteRange(0, self.file.nbytes))
+                raise
+
+    def _use(self, layer: int, experts: Sequence[int], parts_of: Callable[[int], tuple[Tensor, ...]]) -> None:
+        fresh: list[ByteRange] = []
+        for expert in experts:
+            if (layer, expert) in self._held:
+                self._held.move_to_end((layer, expert))
+            else:
+                parts = self._held[layer, expert] = tuple(map(self.file.byte_range, parts_of(expert)))
+                fresh += parts
+        for part in fresh:
+            insort(self._parts, part)
+        self._bytes += _size(fresh)
+        unused: list[ByteRange] = []
+        while self._bytes > self.limit and len(self._held) > len(experts):
+            _, parts = self._held.popitem(last=False)
+            self._bytes -= _size(parts)
+            unused += parts
+        for part in unused:
+            del self._parts[bisect_left(self._parts, part)]
+        for area in _areas(unused + self._last_read, self.file.nbytes):
+            for gap in self._gaps(area):
+                self.file.forget(gap)
+        for part in fresh:
+            self.file.fetch(part)
+        self._last_read = fresh
 
     def _gaps(self, area: ByteRange) -> Iterator[ByteRange]:
         """Yield what lies between the held parts within `area`."""

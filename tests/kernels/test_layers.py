@@ -4,6 +4,10 @@ instruction set, whatever the storage, the number of rows and the number of thre
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -212,15 +216,17 @@ def routed(decoder: Decoder, pages: Any) -> Decoder:
 
 @dataclass
 class Asked:
-    """Experts that a pass is about to read, layer by layer; each of `errors` is raised once, the last first."""
+    """Experts that a pass is about to read, layer by layer; `error` is raised in the first `times` layers."""
 
     said: list[tuple[int, tuple[int, ...], int]] = field(default_factory=list)
-    errors: list[BaseException] = field(default_factory=list)
+    error: BaseException | None = None
+    times: int = 1
 
     def use(self, layer: int, experts: Sequence[int], parts_of: Callable[[int], tuple[Tensor, ...]]) -> None:
         self.said.append((layer, tuple(experts), sum(part.nbytes for e in experts for part in parts_of(e))))
-        if self.errors:
-            raise self.errors.pop()
+        if self.error is not None and self.times:
+            self.times -= 1
+            raise self.error
 
 
 def test_one_call_names_the_experts_that_op_by_op_names() -> None:
@@ -236,9 +242,79 @@ def test_one_call_names_the_experts_that_op_by_op_names() -> None:
 def test_what_happens_while_experts_are_named_reaches_the_caller(error: BaseException) -> None:
     decoder, ids = quantised("gemma4-moe", "int8"), prompt(20)[0]
     expected = run(decoder, ids, 20, fused=True)
-    decoder = routed(decoder, Asked(errors=[ValueError("a later layer's"), error]))
+    asked = Asked(error=error)
+    decoder = routed(decoder, asked)
+    with torch.inference_mode(), pytest.raises(type(error)):
+        decoder.forward(ids, decoder.new_cache())
+    assert torch.equal(run(decoder, ids, 20, fused=True), expected)
+
+
+def test_a_use_that_fails_in_every_layer_fails_one_pass_and_no_later_one() -> None:
+    decoder, ids, asked = quantised("gemma4-moe", "int8"), prompt(20)[0], Asked(error=OSError("no such page"), times=99)
+    failing = routed(decoder, asked)
     with torch.inference_mode():
-        with pytest.raises(type(error)) as raised:
+        with pytest.raises(OSError, match="no such page"):
+            failing.forward(ids, failing.new_cache())
+        asked.times = 0
+        later = failing.forward(ids, failing.new_cache()).last
+    assert torch.equal(later, run(decoder, ids, 20, fused=True))
+
+
+def test_an_error_reaches_the_thread_whose_pass_it_stopped() -> None:
+    ids, turns, failed, ended = prompt(20)[0], threading.Barrier(2), threading.Event(), threading.Event()
+
+    @dataclass
+    class TwoTexts:
+        """Lets the passes of two threads meet in the first layer, where the first's fails; the second's ends before."""
+
+        first: int = 0
+
+        def use(self, layer: int, experts: Sequence[int], parts_of: Callable[[int], tuple[Tensor, ...]]) -> None:
+            if layer == 0:
+                turns.wait(60)
+            if threading.get_ident() != self.first:
+                assert failed.wait(60)
+            elif layer == 0:
+                failed.set()
+                raise OSError("the first thread's")
+            else:
+                ended.wait(60)
+
+    pages = TwoTexts()
+    decoder = routed(quantised("gemma4-moe", "int8"), pages)
+    found: dict[str, Any] = {}
+
+    def forward(name: str) -> None:
+        if name == "first":
+            pages.first = threading.get_ident()
+        try:
+            with torch.inference_mode():
+                found[name] = decoder.forward(ids, decoder.new_cache()).last
+        except OSError as error:
+            found[name] = str(error)
+        if name == "second":
+            ended.set()
+
+    thread = threading.Thread(target=forward, args=("first",))
+    thread.start()
+    forward("second")
+    thread.join()
+    assert found["first"] == "the first thread's"
+    assert torch.equal(found["second"], run(quantised("gemma4-moe", "int8"), ids, 20, fused=True))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signal is sent to oneself there")
+def test_an_interrupt_while_native_code_runs_is_raised_and_not_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    """What Python raises for a signal when the library calls it, before the first line of the callback."""
+    decoder, ids = routed(quantised("gemma4-moe", "int8"), Asked()), prompt(400)[0]
+
+    def passes(delay: float) -> None:
+        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()
+        for _ in range(300):
             decoder.forward(ids, decoder.new_cache())
-        assert raised.value is error
-        assert torch.equal(decoder.forward(ids, decoder.new_cache()).last, expected)
+
+    with torch.inference_mode():
+        for delay in range(12):
+            with pytest.raises(KeyboardInterrupt):
+                passes(0.002 * delay)
+    assert "ctypes" not in capsys.readouterr().err

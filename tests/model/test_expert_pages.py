@@ -61,6 +61,49 @@ def test_the_experts_that_were_used_longest_ago_make_room() -> None:
     assert use(4, 7) == [*around(300, 301, 302, 303), ("fetch", 407)]
 
 
+@pytest.mark.parametrize("call", range(1, 14))
+def test_after_an_interrupt_anywhere_the_limit_holds(call: int) -> None:
+    """Each call of the file that a use makes, and what it is told of the experts, is interrupted once."""
+    left = [call]
+
+    def interrupted() -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+
+    class File(RecordingFile):
+        def byte_range(self, part: torch.Tensor) -> ByteRange:
+            interrupted()
+            return super().byte_range(part)
+
+        def forget(self, where: ByteRange) -> None:
+            interrupted()
+            super().forget(where)
+
+        def fetch(self, where: ByteRange) -> None:
+            interrupted()
+            super().fetch(where)
+
+    file = File([])
+    pages = ExpertPages(cast(PackedFile, file), 3 * 80)
+
+    def use(layer: int, *experts: int) -> list[tuple[str, int]]:
+        file.said.clear()
+        pages.use(layer, experts, lambda expert: (torch.full((10,), 100 * layer + expert),))
+        return list(file.said)
+
+    def several() -> None:
+        for layer in range(3):
+            use(layer, 1, 2)
+
+    with pytest.raises(KeyboardInterrupt):
+        several()
+    assert file.said[-1] == ("forget", 0)  # the whole file
+    assert use(1, 1, 2) == [("fetch", 101), ("fetch", 102)]
+    assert use(2, 1) == [("forget", 101), ("forget", 102), ("fetch", 201)]
+    assert use(2, 2)[0] == ("forget", 101)
+
+
 def test_pages_that_come_with_an_expert_leave_and_those_of_its_neighbours_stay() -> None:
     """Parts of 1 MB, side by side: two of them lie in each folio of the largest size."""
     unit = 1 << 20

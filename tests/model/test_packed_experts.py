@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,41 @@ def test_experts_in_floats_are_those_of_transformers(how: str, tmp_path: Path) -
     assert float((logits - expected).abs().max() / expected.abs().max()) < 1e-4
 
 
+@pytest.mark.parametrize("storage", ["int4", "int8"])
+@pytest.mark.parametrize("trained", ["3.up", "3.down"])
+def test_one_matrix_that_was_trained_for_4_bits_among_floats(trained: str, storage: str, tmp_path: Path) -> None:
+    """Alone it would take blocks of another kind than the others."""
+    folder = save_tiny(tmp_path / "floats", "ones")
+    stored, name = load_file(folder / WEIGHTS), f"model.layers.1.experts.{trained}_proj.weight"
+    generator = torch.Generator().manual_seed(3)
+    stored[name] = torch.randint(-8, 8, stored[name].shape, generator=generator, dtype=torch.int64).float() * 0.01
+    save_file(stored, folder / WEIGHTS, metadata={"format": "pt"})
+    model = specdec.load(folder, drafter=None, quantize=storage, device="cpu")
+    spec, source, *_ = open_checkpoint(folder)
+    assert loaded_bytes(spec, source, storage, torch.float32) == model.decoder.nbytes
+    experts = model.decoder.layers[1].experts
+    gate, up = experts.gate_up.dequantize().view(8, 2, 64, 64)[3]
+    found = {"3.up": up, "3.down": experts.down.dequantize().view(8, 64, 64)[3]}[trained]
+    assert float((found - stored[name]).norm() / stored[name].norm()) < (0.1 if storage == "int4" else 0.01)
+    own = stored["model.layers.1.experts.3.gate_proj.weight"]
+    assert float((gate - own).norm() / own.norm()) < (0.1 if storage == "int4" else 0.01)
+
+
+def test_a_small_folder_keeps_its_experts_in_a_file_too_where_memory_is_short(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path / "cache"))
+    write_packed(save_tiny(tmp_path / "floats", "ones"), tmp_path / "packed", "ct-g32")
+    texts = []
+    for limit in (None, 0):
+        monkeypatch.setattr(sys.modules["specdec.load"], "experts_in_free_memory", lambda *_, limit=limit: limit)
+        model = specdec.load(tmp_path / "packed", drafter=None, device="cpu")
+        pages = model.decoder.layers[0].experts.pages
+        assert (None if pages is None else pages.limit) == limit
+        texts.append(model.generate(prompt(20), max_new_tokens=WINDOW, do_sample=False))
+    assert torch.equal(*texts)
+
+
 def test_an_expert_that_is_missing_and_one_of_another_type_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "packed"
     write_packed(save_tiny(tmp_path / "floats", "ones"), folder, "ct-g32")
@@ -116,8 +152,9 @@ def test_an_expert_that_is_missing_and_one_of_another_type_are_refused(tmp_path:
     up = tiny_model(FAMILY).state_dict()["model.layers.1.experts.gate_up_proj"][5].chunk(2)[1]
     left = {name: tensor for name, tensor in stored.items() if not name.startswith(stem)}
     save_file(left, folder / WEIGHTS)
-    with pytest.raises(ValueError, match=r"1 missing: model\.layers\.1\.experts\.gate_up_proj .* surplus"):
-        specdec.load(folder, drafter=None, device="cpu")
+    for budget in (None, "8GB"):
+        with pytest.raises(ValueError, match=r"1 missing: model\.layers\.1\.experts\.gate_up_proj .* surplus"):
+            specdec.load(folder, drafter=None, device="cpu", memory_budget=budget)
     save_file(left | {f"{stem}weight": up.flatten()}, folder / WEIGHTS)  # no matrix
     with pytest.raises(ValueError, match=r"1 missing: model\.layers\.1\.experts\.gate_up_proj"):
         specdec.load(folder, drafter=None, device="cpu")

@@ -13,6 +13,7 @@ Left out: experts that are stored in different types.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -25,7 +26,7 @@ from torch import Tensor
 from specdec.kernels import GROUP, BlockTensor
 from specdec.weights.checkpoint import Checkpoint
 from specdec.weights.metadata import one_line
-from specdec.weights.tensors import BlockWeight, DenseWeight, Storage, Weight
+from specdec.weights.tensors import BlockWeight, DenseWeight, Storage, Weight, block_bytes, convert, stored_bytes
 
 _SCALE = re.compile(r"^(blk\.\d+\.)ffn_gate_inp\.per_expert_scale$")
 _PAIR = re.compile(r"^(blk\.\d+\.)ffn_gate_exps\.weight$")
@@ -90,8 +91,12 @@ class GatheredExperts:
 
     def loaded_bytes(self, name: str, dtype: torch.dtype, quantize: Storage = None) -> int:
         """Return the bytes in memory of the tensor, as the inner checkpoint counts them."""
-        sources = self._sources.get(name, ((self._stored_names.get(name, name),),))
-        return sum(self.inner.loaded_bytes(part, dtype, quantize) for parts in sources for part in parts)
+        if name not in self._sources:
+            return self.inner.loaded_bytes(self._stored_names.get(name, name), dtype, quantize)
+        whole, lattice = self._bytes(name, dtype, quantize), block_bytes(self._shapes[name], 4, False)
+        if quantize in ("int4", "int8") and whole != lattice and self._in_floats(name):
+            return stored_bytes(self._shapes[name], quantize, dtype)  # also where some were trained for 4 bits
+        return whole
 
     def tensor(self, name: str) -> Tensor:
         """Return the whole tensor as float32."""
@@ -106,15 +111,33 @@ class GatheredExperts:
         if name not in self._sources:
             return self.inner.weight(name, dtype, quantize, rows)
         assert rows is None, "experts are read whole"
-        count, sources = self._shapes[name][0], self._sources[name]
-        columns = [_concatenate([self.inner.weight(part, dtype, quantize) for part in parts]) for parts in sources]
-        weight = _interleave(columns, count)
-        if weight is None:
+        found = self._joined(name, dtype, quantize)
+        if found is None and quantize in ("int4", "int8") and self._in_floats(name):
+            # Some were trained for 4 bits and others not: they take what one tensor of all of them takes.
+            floats = self._joined(name, torch.float32, "none")
+            assert isinstance(floats, DenseWeight)
+            return convert(floats.tensor, dtype, quantize, name=f"{self.path}: tensor {name!r}")
+        if found is None:
             raise ValueError(
-                f"{self.path}: {' and '.join(one_line(parts[0]) for parts in sources)}, or those of other experts, "
-                "are stored in different types, which is not supported; choose a file that stores all experts in one"
+                f"{self.path}: {' and '.join(one_line(parts[0]) for parts in self._sources[name])}, or those of other "
+                "experts, are stored in different types, which is not supported; choose a file that stores all experts "
+                "in one"
             )
-        return weight
+        return found
+
+    def _joined(self, name: str, dtype: torch.dtype, quantize: Storage) -> Weight | None:
+        """Return the matrix of all experts; None where their matrices are of several kinds."""
+        sources = self._sources[name]
+        columns = [_concatenate([self.inner.weight(part, dtype, quantize) for part in parts]) for parts in sources]
+        return _interleave(columns, self._shapes[name][0])
+
+    def _in_floats(self, name: str) -> bool:
+        """Return whether the file has floats for all experts of `name`."""
+        return self._bytes(name, torch.float32, None) == 4 * math.prod(self._shapes[name])
+
+    def _bytes(self, name: str, dtype: torch.dtype, quantize: Storage) -> int:
+        """Return the bytes of all matrices of the experts of `name`, each for itself."""
+        return sum(self.inner.loaded_bytes(part, dtype, quantize) for parts in self._sources[name] for part in parts)
 
 
 def _find_sources(shapes: Mapping[str, tuple[int, ...]], count: int) -> Iterator[tuple[str, _Sources]]:
