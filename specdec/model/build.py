@@ -44,8 +44,7 @@ class Source:
     @classmethod
     def huggingface(cls, checkpoint: Checkpoint, spec: DecoderSpec) -> Source:
         """Return the source of a checkpoint with transformers' names."""
-        if spec.experts is not None:
-            checkpoint = with_gathered_experts(checkpoint, spec.experts.count)
+        checkpoint = with_gathered_experts(checkpoint, 0 if spec.experts is None else spec.experts.count)
         return cls(checkpoint, hf_names(spec, checkpoint.shapes()), spec.norm_offset, False)
 
     @classmethod
@@ -54,8 +53,7 @@ class Source:
         interleaved."""
         # `MmprojCheckpoint` has an embedder's tensors under their canonical names.
         names = {name: name if is_media(name) else gguf_name(spec, name) for name in expected_tensors(spec)}
-        if spec.experts is not None:
-            checkpoint = with_gathered_experts(checkpoint, spec.experts.count)
+        checkpoint = with_gathered_experts(checkpoint, 0 if spec.experts is None else spec.experts.count)
         return cls(checkpoint, names, 0.0, spec.model_type == "llama")
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from specdec import kernels
 from specdec.kernels import abi, native, sources
+from specdec.memory import plan
 from tests.support.native.needs_native import needs_library
 
 ROOT = Path(__file__).parents[2]
@@ -184,3 +185,8 @@ def test_a_build_that_requires_the_library_fails_without_a_compiler(tmp_path: Pa
         )
         assert (done.returncode == 0) is succeeds, done.stderr
         assert "native kernels not built (no C++ compiler)" in done.stderr
+
+
+def test_the_plan_counts_as_many_pairs_of_a_mixture_as_the_kernels_hold() -> None:
+    mixture = (sources.FOLDER / "mixture.h").read_text(encoding="utf-8")
+    assert re.findall(r"kPairs = (\d+);", mixture) == [str(plan.PAIRS)]

@@ -3,9 +3,8 @@ reach the caller."""
 
 from __future__ import annotations
 
-import os
+import _thread
 import signal
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -130,13 +129,12 @@ def test_an_error_reaches_the_thread_whose_pass_it_stopped() -> None:
     assert torch.equal(found["second"], states(quantised("gemma4-moe", "int8"), ids))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no signal is sent to oneself there")
 def test_an_interrupt_while_native_code_runs_is_raised_and_not_reported(capsys: pytest.CaptureFixture[str]) -> None:
     """What Python raises for a signal when the library calls it, before the first line of the callback."""
     decoder, ids = routed(quantised("gemma4-moe", "int8"), Asked()), prompt(400)[0]
 
     def passes(delay: float) -> None:
-        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()
+        threading.Timer(delay, _thread.interrupt_main).start()
         for _ in range(300):
             decoder.forward(ids, decoder.new_cache())
 

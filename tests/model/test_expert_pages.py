@@ -46,7 +46,7 @@ def test_the_experts_that_were_used_longest_ago_make_room() -> None:
 
     def use(layer: int, *experts: int) -> list[tuple[str, int]]:
         file.said.clear()
-        pages.use(layer, experts, lambda expert: (torch.full((10,), 100 * layer + expert),))
+        pages.use(layer, experts, lambda expert: (torch.full((10,), 100 * layer + expert, dtype=torch.int64),))
         return list(file.said)
 
     def around(*parts: int) -> list[tuple[str, int]]:
@@ -89,7 +89,7 @@ def test_after_an_interrupt_anywhere_the_limit_holds(call: int) -> None:
 
     def use(layer: int, *experts: int) -> list[tuple[str, int]]:
         file.said.clear()
-        pages.use(layer, experts, lambda expert: (torch.full((10,), 100 * layer + expert),))
+        pages.use(layer, experts, lambda expert: (torch.full((10,), 100 * layer + expert, dtype=torch.int64),))
         return list(file.said)
 
     def several() -> None:

@@ -44,8 +44,8 @@ def is_stack(name: str) -> bool:
 
 def with_gathered_experts(checkpoint: Checkpoint, count: int) -> Checkpoint:
     """Return `checkpoint`, or a `GatheredExperts` of it where it stores its `count` experts in another way."""
-    gathered = GatheredExperts(checkpoint, count)
-    return gathered if gathered.changes else checkpoint
+    gathered = GatheredExperts(checkpoint, count) if count else None
+    return checkpoint if gathered is None or not gathered.changes else gathered
 
 
 class GatheredExperts:
