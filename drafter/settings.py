@@ -82,7 +82,8 @@ class TrainerSettings:
 
     `batch_tokens` make a step, about `pass_tokens` of them a pass. `matrix_rate`: the learning rate of the matrices
     that Muon moves, in units of `learning_rate`; 0: AdamW moves everything. `bfloat16`: whether matrix products are
-    bfloat16, for processors that are faster that way.
+    bfloat16, for processors that are faster that way. `quantised`: the share of the run, at its end, in which passes
+    compute with the weights as they will be saved, and the weights themselves are moved by those passes' gradients.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
@@ -96,6 +97,7 @@ class TrainerSettings:
     weight_decay: float = 0.0
     bfloat16: bool = field(default_factory=fast_bfloat16)
     seed: int = 0
+    quantised: float = 0.3
 
 
 ADAPTING_RATE = 3e-4  # learning rate where a head that is in use is adapted to a little text (`--from-use`)

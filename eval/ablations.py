@@ -180,11 +180,14 @@ def judge_variant(
     def embed(tokens: Tensor) -> Tensor:
         return backbone.embed(tokens).float().clone()
 
-    trainer = Trainer(network, dataset, embed, candidates, settings)
+    trainer = Trainer(network, dataset, embed, candidates, settings, form.stored)
     began = time.monotonic()
     for step in range(steps):
         trainer.step(step / steps)
     seconds = time.monotonic() - began
+    with torch.no_grad():  # the head that is judged is the saved one, here as in decoding
+        for name, parameter in network.by_name():
+            parameter.copy_(form.stored(name, parameter.detach()))
     found: dict[str, Any] = {}
     if how.held_out is not None:
         texts = (text for _, text in Dataset(how.held_out).texts(0, epochs=1))

@@ -18,7 +18,7 @@ from torch import Tensor
 from drafter.config import Config, MTPHeadConfig, MTPHeadSpec, assistant_spec, head_spec, head_tensors
 from drafter.files.assistant import assistant_config, save_assistant
 from drafter.files.checkpoint import provenance_of, read_stored
-from drafter.files.head import STORED, save_head
+from drafter.files.head import STORED, as_stored, save_head
 from drafter.settings import Shape
 from specdec.model.build import Source
 from specdec.model.decoder import Decoder
@@ -62,6 +62,9 @@ class Form(Protocol):
     def save(self, folder: Path, head: Trained) -> None:
         """Write a usable drafter to `folder`."""
 
+    def stored(self, name: str, tensor: Tensor) -> Tensor:
+        """Return the head's tensor `name` as it is once it was saved, float32."""
+
     def to_dict(self) -> dict[str, Any]:
         """Return the head's config in JSON types, for the record of a training run."""
 
@@ -86,6 +89,10 @@ class OwnForm:
         """Write `config.json` and the quantised `mtp.gguf` to `folder`: see `drafter.files.head.save_head`."""
         save_head(folder, self.config, head.tensors, head.draft_ids, head.backbone, head.about, self.bits)
 
+    def stored(self, name: str, tensor: Tensor) -> Tensor:
+        """Return the head's tensor `name` as its blocks give it back: see `drafter.files.head.as_stored`."""
+        return as_stored(name, tensor, self.bits)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the config, without `bits`: the saved matrices say their own."""
         return self.config.to_dict()
@@ -106,6 +113,10 @@ class MTPHeadFormat:
         """Write an assistant that transformers loads to `folder`: see `drafter.files.assistant.save_assistant`."""
         spec = self.spec(head.backbone.spec)
         save_assistant(folder, self.config, spec, head.tensors, head.backbone, head.about, head.draft_length)
+
+    def stored(self, name: str, tensor: Tensor) -> Tensor:
+        """Return `tensor`, which is saved as it is."""
+        return tensor
 
     def to_dict(self) -> dict[str, Any]:
         """Return transformers' config of the assistant as a dict."""

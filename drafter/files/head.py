@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from gguf import GGMLQuantizationType, GGUFWriter, quants
 from numpy.typing import NDArray
 from torch import Tensor
@@ -77,19 +78,40 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], draft_ids: Tensor
         if draft_ids is not None:
             writer.add_array(DRAFT_IDS, draft_ids.tolist())
         for name, tensor in tensors.items():
-            if tensor.dim() == 2 and tensor.shape[1] % BLOCK == 0:
-                # What chooses the token, and what joins the inputs, suffers more from 4 bits than the layers do.
-                own = 5 if bits == 4 and not name.startswith("layers.") else bits
-                kind = STORED[own]
-                stored = quants.quantize(tensor.float().numpy(), kind) if own == 8 else _blocks(tensor.float(), own)
-                writer.add_tensor(name, stored, raw_dtype=kind)
-            else:
+            own = _bits_of(name, tensor, bits)
+            if own is None:
                 writer.add_tensor(name, tensor.float().numpy())
+                continue
+            kind = STORED[own]
+            stored = quants.quantize(tensor.float().numpy(), kind) if own == 8 else _blocks(tensor.float(), own)
+            writer.add_tensor(name, stored, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
     return _digest(folder / HEAD_FILE)
+
+
+def as_stored(name: str, tensor: Tensor, bits: int) -> Tensor:
+    """Return the tensor `name` [...] as a head's file of so many bits gives it back, float32."""
+    own = _bits_of(name, tensor, bits)
+    if own is None:
+        return tensor.float()
+    if own == 8:
+        stored = quants.quantize(tensor.float().numpy(), STORED[own])
+        return torch.from_numpy(quants.dequantize(stored, STORED[own]))
+    values, scale, minimum = fit_minimum(tensor.float(), own)
+    assert minimum is not None
+    blocks = values.float().view(*scale.shape, BLOCK)  # [R, K] -> [R, K / 32, 32]
+    return (blocks * scale.float()[..., None] + minimum.float()[..., None]).view(tensor.shape)  # [R, K]
+
+
+def _bits_of(name: str, tensor: Tensor, bits: int) -> int | None:
+    """Return the bits in which a head of `bits` bits stores the tensor `name`; None: as float32."""
+    if tensor.dim() != 2 or tensor.shape[1] % BLOCK:
+        return None
+    # What chooses the token, and what joins the inputs, suffers more from 4 bits than the layers do.
+    return 5 if bits == 4 and not name.startswith("layers.") else bits
 
 
 def _blocks(tensor: Tensor, bits: int) -> NDArray[np.uint8]:

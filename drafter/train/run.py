@@ -193,7 +193,7 @@ class TrainingRun:
         else:
             tensors = initial_tensors(self.spec, backbone, ids, self._to_fit(dataset, going_on), self.settings.seed)
         network = Network(self.spec, tensors)
-        trainer = Trainer(network, dataset, self._embed, candidates, self.settings)
+        trainer = Trainer(network, dataset, self._embed, candidates, self.settings, self.form.stored)
         if going_on:
             trainer.restore(self.state)
         parameters = sum(p.numel() for p in network.parameters())

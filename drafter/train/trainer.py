@@ -11,6 +11,7 @@ step depends on, so a run that was killed and started again ends with the same w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,13 @@ class Trainer:
         embed: Callable[[Tensor], Tensor],
         candidates: Candidates,
         settings: TrainerSettings,
+        stored: Callable[[str, Tensor], Tensor] | None = None,
     ) -> None:
-        """Begin at the first text of `dataset` and with the weights of `network`, which proposes `candidates`."""
+        """Begin at the first text of `dataset` and with the weights of `network`, which proposes `candidates`.
+
+        `stored`: gives a tensor of this name as it is once it was saved; None: saving changes none.
+        """
+        self.stored = stored
         self.network, self.dataset, self.embed, self.candidates = network, dataset, embed, candidates
         self.settings = settings
         self.optimizers = _optimizers(network, settings)
@@ -88,15 +94,16 @@ class Trainer:
         mine = [(text, chance ^ number) for number, text in dealt]
         # loss, cross entropy, feature loss, rows, rows that went on, those right
         sums = torch.zeros(5 + steps, dtype=torch.float32)
-        for group, seeds in _groups(mine, self.settings.pass_tokens):
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bfloat16):
-                found = unrolled_loss(
-                    self.network, self.embed, group, self.scale, self.candidates, self.settings.recipe, seeds
-                )
-            torch.autograd.backward(found.loss)
-            losses = torch.stack((found.loss.detach(), found.cross_entropy, found.feature))
-            counts = torch.tensor((found.rows, len(found.right)), dtype=torch.float32)
-            sums += torch.cat((losses, counts, found.right.sum(dim=0)))
+        with self._weights_as_stored(progress):
+            for group, seeds in _groups(mine, self.settings.pass_tokens):
+                with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bfloat16):
+                    found = unrolled_loss(
+                        self.network, self.embed, group, self.scale, self.candidates, self.settings.recipe, seeds
+                    )
+                torch.autograd.backward(found.loss)
+                losses = torch.stack((found.loss.detach(), found.cross_entropy, found.feature))
+                counts = torch.tensor((found.rows, len(found.right)), dtype=torch.float32)
+                sums += torch.cat((losses, counts, found.right.sum(dim=0)))
         self._add_up(sums)
         loss, cross_entropy, feature, count, deeper, *right = sums.tolist()
         for parameter in self.network.parameters():
@@ -113,6 +120,27 @@ class Trainer:
         return StepReport(
             self.step_number, tokens, loss / count, cross_entropy / drafts, feature / drafts, per_position, rate
         )
+
+    @contextmanager
+    def _weights_as_stored(self, progress: float) -> Iterator[None]:
+        """Let passes compute with the weights as they will be saved, where it is time for that.
+
+        Gradients of the rounded weights are taken for those of the weights themselves (the straight-through estimator,
+        Bengio, Léonard, Courville, arXiv 1308.3432), so that training ends where rounding costs least.
+        """
+        if self.stored is None or progress < 1 - self.settings.quantised:
+            yield
+            return
+        own = {name: parameter.detach().clone() for name, parameter in self.network.by_name()}
+        try:
+            with torch.no_grad():
+                for name, parameter in self.network.by_name():
+                    parameter.copy_(self.stored(name, own[name]))
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in self.network.by_name():
+                    parameter.copy_(own[name])
 
     def _batch(self, tokens: int) -> list[Features]:
         """Return the next texts, `tokens` tokens of them: the same on every process, which takes its share of them."""

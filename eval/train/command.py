@@ -273,6 +273,7 @@ def options_from(arguments: argparse.Namespace) -> TrainOptions:
             matrix_rate=a.matrix_rate,
             batch_tokens=a.batch_tokens,
             bfloat16=not a.float32 and fast_bfloat16(),
+            quantised=a.quantised,
             seed=a.seed,
         ),
         start=a.start,

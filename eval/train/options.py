@@ -217,6 +217,14 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         metavar="P",
         help="share of positions in prompts that are trained on (default %(default)s: all)",
     )
+    how.add_argument(
+        "--quantised",
+        type=share,
+        default=TrainerSettings.quantised,
+        metavar="P",
+        help="share of the run, at its end, that is trained with the weights rounded as they will be saved (default "
+        "%(default)s; 0: never)",
+    )
     how.add_argument("--float32", action="store_true", help="no bfloat16 products, where the processor has them")
     how.add_argument(
         "--evaluate-minutes",

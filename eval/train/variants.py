@@ -92,6 +92,8 @@ VARIANTS = (
     Variant("targets of temperature 0.8", settings=_recipe(target_temperature=0.8)),
     Variant("one layer", Shape(depth=1)),
     Variant("two layers", Shape(depth=2)),
+    Variant("weights never rounded", settings=lambda base: replace(base, quantised=0.0)),
+    Variant("weights rounded from the start", settings=lambda base: replace(base, quantised=1.0)),
     Variant("AdamW alone", settings=lambda base: replace(base, matrix_rate=0.0)),
     Variant("half the feed-forward width", Shape(width=768)),
     Variant("draft vocabulary 4,096", Shape(draft_vocab=4096)),

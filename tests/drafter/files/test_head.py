@@ -11,7 +11,8 @@ from gguf import quants
 
 from drafter import load_drafter
 from drafter.config import MTPHeadConfig, head_spec
-from drafter.files.head import HEAD_FILE, STORED, save_head
+from drafter.files.formats import read_start
+from drafter.files.head import HEAD_FILE, STORED, as_stored, save_head
 from drafter.train.evaluate import measure_drafts
 from drafter.train.initial import initial_tensors
 from drafter.train.model import Network
@@ -42,6 +43,17 @@ def saved(folder: Path, family: str, bigram: int = 32, draft_vocab: int = len(ID
     about = {"backbone_name": family, "data": "made up", "scores": {"acceptance_length": 1.5}}
     save_head(folder, config, network.tensors(), IDS, decoder, about, bits)
     return network
+
+
+@pytest.mark.parametrize("bits", sorted(STORED))
+def test_the_weights_of_a_file_are_known_before_it_is_written(bits: int, tmp_path: Path) -> None:
+    network = saved(tmp_path, "llama", bits=bits)
+    read = read_start(tmp_path, backbone("llama"), bits).tensors
+    off = 0.0
+    for name, tensor in network.tensors().items():
+        assert torch.equal(as_stored(name, tensor, bits), read[name]), name
+        off += float(torch.dist(tensor, read[name]))
+    assert off > 0
 
 
 def generated(decoder: Decoder, drafter: Drafter) -> tuple[list[int], GenerationStats]:

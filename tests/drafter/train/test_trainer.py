@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from drafter.config import MTPHeadConfig, head_spec, head_tensors
 from drafter.data.answering import generate_answers
 from drafter.data.dataset import Dataset, DatasetWriter, frequent
+from drafter.files.head import as_stored
 from drafter.settings import Recipe, TrainerSettings
 from drafter.train.initial import initial_tensors
 from drafter.train.loss import Candidates
@@ -38,13 +40,16 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset(folder)
 
 
-def trainer(dataset: Dataset, settings: TrainerSettings = SETTINGS) -> Trainer:
+Stored = Callable[[str, torch.Tensor], torch.Tensor]
+
+
+def trainer(dataset: Dataset, settings: TrainerSettings = SETTINGS, stored: Stored | None = None) -> Trainer:
     decoder: Decoder = backbone("llama")
     spec = head_spec(MTPHeadConfig.like(decoder.spec, depth=1, draft_vocab=48), decoder.spec)
     ids, coverage = frequent(dataset, VOCAB, 48)
     assert 0.4 < coverage <= 1
     network = Network(spec, initial_tensors(spec, decoder, ids))
-    return Trainer(network, dataset, lambda t: decoder.embed(t).clone(), Candidates.of(ids, VOCAB), settings)
+    return Trainer(network, dataset, lambda t: decoder.embed(t).clone(), Candidates.of(ids, VOCAB), settings, stored)
 
 
 def weights(run: Trainer) -> list[torch.Tensor]:
@@ -92,6 +97,44 @@ def test_a_run_that_was_put_down_ends_with_the_same_weights(dataset: Dataset, tm
         again.step(i / 12)
     assert all(torch.equal(a, b) for a, b in zip(weights(again), weights(whole), strict=True))
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+
+
+def coarse(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    return as_stored(name, tensor, 4)
+
+
+def test_the_end_of_a_run_computes_with_the_weights_as_they_are_saved(dataset: Dataset) -> None:
+    settings = replace(SETTINGS, quantised=0.25, bfloat16=False)
+    aware, plain, rounded = (trainer(dataset, settings, stored) for stored in (coarse, None, None))
+    own = weights(aware)
+    with torch.no_grad():
+        for name, parameter in rounded.network.by_name():
+            parameter.copy_(coarse(name, parameter.detach()))
+    losses = [run.step(0.75).loss for run in (aware, plain, rounded)]
+    assert losses[0] == losses[2] != losses[1]
+    # The own weights are moved, not the rounded ones: by as much as a step of the rate moves them.
+    moved = [torch.dist(a, b) / b.numel() ** 0.5 for a, b in zip(weights(aware), own, strict=True)]
+    off = [torch.dist(a, b) / b.numel() ** 0.5 for a, b in zip(weights(rounded), own, strict=True)]
+    matrices = [i for i, tensor in enumerate(own) if tensor.dim() == 2]
+    assert matrices and all(0 < moved[i] < off[i] for i in matrices)
+
+
+def test_weights_are_not_rounded_before_the_end_of_a_run(dataset: Dataset) -> None:
+    settings = replace(SETTINGS, quantised=0.25)
+    assert trainer(dataset, settings, coarse).step(0.74).loss == trainer(dataset, settings).step(0.74).loss
+
+
+def test_a_step_that_is_stopped_leaves_the_own_weights(dataset: Dataset) -> None:
+    run = trainer(dataset, replace(SETTINGS, quantised=1.0), coarse)
+    own = weights(run)
+
+    def stop(_: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    run.embed = stop
+    with pytest.raises(KeyboardInterrupt):
+        run.step(0.5)
+    assert all(torch.equal(a, b) for a, b in zip(weights(run), own, strict=True))
 
 
 def test_what_cannot_be_taken_up(dataset: Dataset, tmp_path: Path) -> None:
