@@ -16,8 +16,8 @@ from torch import Tensor
 
 from specdec.kernels.reference import TINY
 from specdec.kernels.store import KVView
-from specdec.kernels.triton.floats import rounded
-from specdec.kernels.triton.launch import launch
+from specdec.kernels.triton.launch import launch, rounded
+from specdec.kernels.triton.norm import squares
 
 
 def append(store: KVView, start: Tensor, k: Tensor | None, v: Tensor) -> None:
@@ -38,13 +38,13 @@ def norm_rope(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Te
 
 
 def norm_rope_append(
-    store: KVView, start: Tensor, q: Tensor, k: Tensor, v: Tensor, q_norm: Tensor | None, k_norm: Tensor | None,
+    store: KVView, start: Tensor, q: Tensor | None, k: Tensor, v: Tensor, q_norm: Tensor | None, k_norm: Tensor | None,
     eps: float, cos: Tensor, sin: Tensor, *, norm_values: bool,
-) -> Tensor:  # fmt: skip
+) -> Any:  # fmt: skip
     """Return `norm_rope` of q [T, Hq, D], and `append` that of k and v [T, Hkv, D], all in one kernel.
 
-    `norm_values`: v is normed too, without a weight. `k` and `v` are one tensor where a layer has one projection for
-    both.
+    `q` is None where only keys and values are wanted: then None is returned. `norm_values`: v is normed too, without a
+    weight. `k` and `v` are one tensor where a layer has one projection for both.
     """
     return _launch(store, start, q, k, v, q_norm, k_norm, eps, cos, sin, norm_values=norm_values)
 
@@ -75,16 +75,6 @@ def _launch(
 
 
 @triton.jit
-def _squares(x, P: tl.constexpr):
-    """Sum the squares of x float32 [P] by halves: number i adds number i + P / 2, and so on -> [1]."""
-    total = x * x
-    for level in tl.static_range(1, 31):
-        if (P >> level) > 0:
-            total = tl.sum(tl.reshape(total, [2, P >> level]), axis=0)
-    return tl.reshape(total, [1])
-
-
-@triton.jit
 def _changed(x, weight, cos, sin, eps, width, NORM: tl.constexpr, P: tl.constexpr):
     """Read a head x [width], normed and rotated as there are a norm, a weight and cos -> float32 [P]."""
     column = tl.arange(0, P)
@@ -92,7 +82,7 @@ def _changed(x, weight, cos, sin, eps, width, NORM: tl.constexpr, P: tl.constexp
     head = tl.load(x + column, mask=there, other=0.0).to(tl.float32)
     if NORM:
         one = tl.full([1], 1.0, tl.float32)
-        over = tl.div_rn(one, tl.sqrt_rn(tl.div_rn(_squares(head, P), one * width) + eps))
+        over = tl.div_rn(one, tl.sqrt_rn(tl.div_rn(squares(head, 1, P), one * width) + eps))
         head = head * over
         if weight is not None:
             head = head * tl.load(weight + column, mask=there, other=0.0).to(tl.float32)

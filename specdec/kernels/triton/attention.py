@@ -26,8 +26,8 @@ import triton.language as tl
 from torch import Tensor
 
 from specdec.kernels.store import KVView
-from specdec.kernels.triton.floats import PART, add_product, rounded
-from specdec.kernels.triton.launch import launch, tiles
+from specdec.kernels.triton.floats import PART, add_product
+from specdec.kernels.triton.launch import launch, rounded, tiles
 
 QUERIES = 16  # of a tile, as many as a matrix unit takes
 CHUNK, SPAN = 128, 1024  # positions

@@ -189,6 +189,7 @@ def _decide(
         winner = tl.min(tl.where(added == most, winner, 0x7FFFFFFF), axis=0)
         second = tl.load(seconds + at, mask=there, other=-float("inf"))
         others = tl.where(tl.load(winners + at, mask=there, other=0) == winner, second, added)
+        most = tl.where(sampled, most, 0.0)
         close = most - tl.max(others, axis=0) <= CLOSE * (tl.abs(most) + 64.0)
         index = tl.where(sampled, winner, index)
         unsure = sampled & close
