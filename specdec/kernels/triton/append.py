@@ -10,13 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from specdec.kernels.reference import TINY
 from specdec.kernels.store import KVView
-from specdec.kernels.triton.launch import launch, rounded
+from specdec.kernels.triton.launch import jit, launch, rounded
 from specdec.kernels.triton.norm import squares
 
 
@@ -34,7 +33,8 @@ def norm_rope(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Te
 
     `weight` is None in a family without this norm: heads are rotated alone.
     """
-    return _launch(None, None, x, None, None, weight, None, eps, cos, sin, norm_values=False)
+    turned: Tensor = _launch(None, None, x, None, None, weight, None, eps, cos, sin, norm_values=False)
+    return turned
 
 
 def norm_rope_append(
@@ -74,7 +74,7 @@ def _launch(
     return out
 
 
-@triton.jit
+@jit
 def _changed(x, weight, cos, sin, eps, width, NORM: tl.constexpr, P: tl.constexpr):
     """Read a head x [width], normed and rotated as there are a norm, a weight and cos -> float32 [P]."""
     column = tl.arange(0, P)
@@ -103,7 +103,7 @@ def _changed(x, weight, cos, sin, eps, width, NORM: tl.constexpr, P: tl.constexp
     return head
 
 
-@triton.jit
+@jit
 def _write(head, store, scale, at, scale_at, width, P: tl.constexpr, TINY: tl.constexpr):
     """Write a head float32 [P] into a slot; an int8 store gets its scale too, as `quantise_store` makes it."""
     column = tl.arange(0, P)
@@ -123,7 +123,7 @@ def _write(head, store, scale, at, scale_at, width, P: tl.constexpr, TINY: tl.co
         tl.store(store + at + column, rounded(head, store.dtype.element_ty), mask=column < width)
 
 
-@triton.jit(do_not_specialize=["slots"])
+@jit
 def _heads(
     q, k, v, out, keys, values, key_scale, value_scale, q_norm, k_norm, cos, sin, start, eps,
     slots, heads, key_heads, value_heads, width, width_v, key_head, key_slot, value_head, value_slot,

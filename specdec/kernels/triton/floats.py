@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
-from specdec.kernels.triton.launch import INTERPRETED
+from specdec.kernels.triton.launch import INTERPRETED, jit
 
 PART = tl.float32 if INTERPRETED else tl.bfloat16
 """The type of a part in a product: the interpreter multiplies bfloat16 as if its bits were integers."""
 
 
-@triton.jit
+@jit
 def _parts(x, COUNT: tl.constexpr, PART: tl.constexpr):
     """Cut x into COUNT parts of bfloat16 in the type PART, the largest first, and nothing for those it does not have.
 
@@ -34,7 +33,7 @@ def _parts(x, COUNT: tl.constexpr, PART: tl.constexpr):
     return parts
 
 
-@triton.jit
+@jit
 def add_product(total, a, b, A: tl.constexpr, B: tl.constexpr, PART: tl.constexpr):
     """Add a [M, K] times b [K, N] to total float32 [M, N], with a in A parts and b in B parts.
 

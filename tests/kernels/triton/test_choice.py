@@ -37,7 +37,7 @@ def chosen(x: Tensor, keys: Tensor | None, *options: Tensor | None) -> tuple[lis
     """Choose on the device: the indices, the largest scores, and which rows are sure."""
     there = [None if part is None else part.to(DEVICE) for part in (x, keys, *options)]
     found = best(there[0]) if keys is None else choose(*there)
-    return found.index.tolist(), found.top.tolist(), found.sure.tolist()
+    return found.winner.tolist(), found.top.tolist(), found.sure.tolist()
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.3, 4.0, 30.0])
