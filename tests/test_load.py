@@ -14,9 +14,9 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from safetensors.torch import load_file, save_file
 
 import specdec
-from specdec.load import resolve_device
 from specdec.model.families import decoder_spec
 from specdec.model.stack import Stack
+from specdec.util.device import resolve_device
 from tests.support.stores.gguf_kinds import write_kind
 from tests.support.tiny import FAMILIES, prompt, tiny_model
 from tests.support.tiny_gguf import write_model

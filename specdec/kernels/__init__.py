@@ -76,6 +76,7 @@ __all__ = [
     "fuse",
     "fuse_draft",
     "gated",
+    "invariant",
     "low_rank",
     "missing",
     "pack_blocks",
@@ -144,6 +145,11 @@ def arithmetic() -> str:
     """Name the arithmetic that gives results their rounding here: a cache that another arithmetic filled has other
     bits."""
     return "reference" if _use is None else f"native {_use.instruction_set}"
+
+
+def invariant(device: torch.device) -> bool:
+    """Return whether a row has the same bits on `device` whatever the other rows of its pass are."""
+    return device.type == "cpu"
 
 
 def fuse(layers: Sequence[LayerWeights[Any]], stores: Sequence[int], norm: Tensor) -> FusedLayers | None:
