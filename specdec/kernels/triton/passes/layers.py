@@ -23,7 +23,7 @@ from specdec.kernels.triton.norm import add_norm_quantise, norm_quantise, rms_no
 from specdec.kernels.triton.passes.graphs import MOST_ROWS, Graphs
 from specdec.kernels.triton.passes.places import DeviceSpan, Places, from_tensors, to_tensors
 from specdec.kernels.triton.product import FORMS, Quantised, block_product, gated_product
-from specdec.kernels.triton.rows import gated
+from specdec.kernels.triton.rows import gated, rope
 
 STORE_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 Layer = LayerWeights[Any]
@@ -56,8 +56,8 @@ def reads_blocks(*parts: Any) -> bool:
 
 
 class DeviceLayers:
-    """Run a stack of layers on a GPU, and the norm after it, with the face of `FusedLayers`. `specdec.kernels.fuse` makes
-    the objects."""
+    """Run a stack of layers on a GPU, and the norm after it, with the face of `FusedLayers`. `specdec.kernels.fuse`
+    makes the objects."""
 
     def __init__(
         self,
@@ -161,8 +161,8 @@ class DeviceLayers:
     def _rest(
         self, number: int, x: Tensor, normed: Normed, places: Places, extra: Tensor | None
     ) -> tuple[Tensor, Normed | None]:
-        """Attend and go through the MLP; return the rows [T, hidden], and them normed for the next layer, where a kernel
-        has done that with what was before."""
+        """Attend and go through the MLP; return the rows [T, hidden], and the same normed for the next layer, where a
+        kernel has done that with what was before."""
         layer = self.layers[number]
         y = layer.o(self._attended(number, normed, places))
         x, normed = _added(x, y, layer.attention_post_norm, layer.mlp_norm, layer.eps, layer.gate, layer.up)
@@ -243,9 +243,7 @@ def _normed(x: Tensor, weight: Tensor, eps: float, *parts: Any) -> Normed:
     return Normed(rms_norm(x, weight, eps), None, x.dtype)
 
 
-def _added(
-    x: Tensor, y: Tensor, post: Tensor | None, weight: Tensor, eps: float, *parts: Any
-) -> tuple[Tensor, Normed]:
+def _added(x: Tensor, y: Tensor, post: Tensor | None, weight: Tensor, eps: float, *parts: Any) -> tuple[Tensor, Normed]:
     """Add y, normed with `post` where there is one, to x [T, hidden]; return that, and it normed for `parts`."""
     if reads_blocks(*parts):
         x, blocks = add_norm_quantise(x, y, post, weight, eps)
@@ -260,4 +258,6 @@ def _post(y: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
 def _turned(x: Tensor, weight: Tensor | None, eps: float, span: DeviceSpan) -> Tensor:
     """Norm heads x [T, H, D], where they have a norm, and rotate them."""
+    if weight is None:
+        return rope(x, span.cos, span.sin)
     return norm_rope(x, weight, eps, span.cos, span.sin)

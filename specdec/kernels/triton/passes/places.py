@@ -1,4 +1,4 @@
-"""Where the rows of a pass are, in tensors on the device: a captured pass reads them there, and they differ each time."""
+"""Where the rows of a pass are, in tensors on the device: a captured pass reads them there, other ones each time."""
 
 from __future__ import annotations
 
