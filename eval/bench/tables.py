@@ -173,6 +173,7 @@ def summary_table(record: Record) -> Table:
     texts = f"{same} of {record['prompts']} texts, token for token"
     table.add_row("identical", "", yes_or_no(record["identical"]), Text(texts, style="dim"))
     lines = [f"kernels: {record['host']['kernels']}", *_cost_lines(record["costs"])]
+    lines += [text] if (text := graphs_text(mode["graphs"])) else []
     table.caption, table.caption_justify = Text("\n".join(lines), style="dim"), "left"
     return table
 
