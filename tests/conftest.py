@@ -19,6 +19,8 @@ from pathlib import Path
 
 # Before torch: its threads that wait would otherwise spin, on the processors that the other test processes need.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before triton, which transformers imports: its kernels run under the interpreter, on tensors of the CPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
