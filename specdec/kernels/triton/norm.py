@@ -13,7 +13,7 @@ from torch import Tensor
 
 from specdec.kernels.forms import BLOCK
 from specdec.kernels.triton.launch import jit, launch, rounded, tiles
-from specdec.kernels.triton.product import Quantised, empty_quantised, quantised_blocks, store_quantised
+from specdec.kernels.triton.quantise import Quantised, empty_quantised, quantised_blocks, store_quantised
 
 _NUMBERS = 2048  # that a program norms at least: short rows go several to a program
 

@@ -4,14 +4,11 @@
 each block of 32 columns, a block's dot is a whole number and so exact however it is summed, and the terms of the blocks
 are added in their order. So tiles may have any shape, and it is chosen by the number of rows. `dense_linear` sums
 floats: its tile is the same for every number of rows.
-
-Quantised activations lie in pairs: number 2c + h of a block is column 16h + c, because a byte of 4-bit weights holds
-the columns c and 16 + c.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton.language as tl
@@ -20,6 +17,7 @@ from torch import Tensor
 from specdec.kernels.blocks import BlockTensor
 from specdec.kernels.forms import BLOCK, TABLES, BlockForm
 from specdec.kernels.triton.launch import INTERPRETED, jit, launch, rounded, tiles
+from specdec.kernels.triton.quantise import Quantised, quantise
 
 FORMS = frozenset(
     (
@@ -30,36 +28,6 @@ FORMS = frozenset(
 ACTIVATIONS = ("silu", "gelu_tanh")
 # One tile for every number of rows: which sums a product of floats makes first depends on the tile's shape.
 _DENSE = {"N": 64, "T": 32, "K": 32, "num_warps": 4, "num_stages": 3}
-_BLOCKS = 64  # of activations that a program quantises
-_MAGIC = tl.constexpr(12582912.0)  # 1.5 * 2^23: a small float32 that is added rounds to a whole number, half to even
-_MAGIC_BITS = tl.constexpr(0x4B400000)
-_INFINITY_BITS = tl.constexpr(0x7F800000)
-_TINY = tl.constexpr(1e-30)
-
-
-class Quantised(NamedTuple):
-    """Hold activations as blocks: `values` int8 [T, K] in pairs (see the module), `scale` float32 [T, K/32] and `sums`
-    float32 [T, K/32], of the values of a block."""
-
-    values: Tensor
-    scale: Tensor
-    sums: Tensor
-
-
-def empty_quantised(rows: int, columns: int, device: torch.device) -> Quantised:
-    """Return memory for quantised activations [rows, columns]."""
-    values = torch.empty(rows, columns, dtype=torch.int8, device=device)
-    scale = torch.empty(rows, columns // BLOCK, dtype=torch.float32, device=device)
-    return Quantised(values, scale, torch.empty_like(scale))
-
-
-def quantise(x: Tensor) -> Quantised:
-    """Quantise activations x [T, K], K a multiple of 32, of any float type."""
-    x = x.contiguous()
-    out = empty_quantised(*x.shape, x.device)
-    blocks = out.scale.numel()
-    launch(_quantise, (tiles(blocks, _BLOCKS),), x, *out, blocks, M=_BLOCKS)
-    return out
 
 
 def block_linear(x: Tensor, w: BlockTensor) -> Tensor:
@@ -136,41 +104,6 @@ def _table(name: str, device: torch.device) -> Tensor:
     if (name, device) not in _tables:
         _tables[name, device] = TABLES[name].numbers.to(device)
     return _tables[name, device]
-
-
-@jit
-def quantised_blocks(x):
-    """Quantise x float32 [M, 32], a block a row -> whole numbers int32 [M, 32], scale [M], sum float32 [M]."""
-    # the bits of |x|, as whole numbers, have the order of |x|; NaN and infinity come last
-    bits = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
-    largest = bits.to(tl.float32, bitcast=True)
-    finite = bits < _INFINITY_BITS
-    usable = finite & (largest >= _TINY)
-    safe = tl.where(usable, largest, 1.0)
-    inverse = tl.div_rn(tl.full(safe.shape, 127.0, tl.float32), safe)
-    rounded = x * inverse[:, None] + _MAGIC
-    whole = tl.where(usable[:, None], rounded.to(tl.int32, bitcast=True) - _MAGIC_BITS, 0)
-    scale = tl.where(usable, tl.div_rn(safe, tl.full(safe.shape, 127.0, tl.float32)), 0.0)
-    return whole, tl.where(finite, scale, float("nan")), tl.sum(whole, axis=1).to(tl.float32)
-
-
-@jit
-def store_quantised(whole, scale, total, values_at, scale_at, sums_at, mask):
-    """Store blocks whole int32 [M, 32] in pairs; the pointers [M] are those of the blocks."""
-    column = tl.arange(0, 32)
-    place = 2 * (column % 16) + column // 16
-    tl.store(values_at[:, None] + place[None, :], whole.to(tl.int8), mask=mask[:, None])
-    tl.store(scale_at, scale, mask=mask)
-    tl.store(sums_at, total, mask=mask)
-
-
-@jit
-def _quantise(x, values, scale, sums, rows, M: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
-    mask = at < rows
-    block = tl.load(x + at[:, None] * 32 + tl.arange(0, 32)[None, :], mask=mask[:, None], other=0.0)
-    whole, step, total = quantised_blocks(block.to(tl.float32))
-    store_quantised(whole, step, total, values + at * 32, scale + at, sums + at, mask)
 
 
 @jit
