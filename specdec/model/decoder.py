@@ -141,7 +141,8 @@ class Decoder:
 
         The shape and the first row of every matrix are in it.
         """
-        digest = hashlib.sha256(f"{self.fingerprint} {self.dtype} {self.kv_dtype} {kernels.arithmetic()}".encode())
+        arithmetic = kernels.arithmetic(self.device)
+        digest = hashlib.sha256(f"{self.fingerprint} {self.dtype} {self.kv_dtype} {arithmetic}".encode())
         first = torch.zeros(1, dtype=torch.int64, device=self.device)
         for weight in self._matrices():
             blocks = weight.packed

@@ -38,13 +38,13 @@ def norm_rope(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Te
 
 
 def norm_rope_append(
-    store: KVView, start: Tensor, q: Tensor, k: Tensor, v: Tensor, q_norm: Tensor | None, k_norm: Tensor | None,
+    store: KVView, start: Tensor, q: Tensor | None, k: Tensor, v: Tensor, q_norm: Tensor | None, k_norm: Tensor | None,
     eps: float, cos: Tensor, sin: Tensor, *, norm_values: bool,
-) -> Tensor:  # fmt: skip
+) -> Any:  # fmt: skip
     """Return `norm_rope` of q [T, Hq, D], and `append` that of k and v [T, Hkv, D], all in one kernel.
 
-    `norm_values`: v is normed too, without a weight. `k` and `v` are one tensor where a layer has one projection for
-    both.
+    `q` is None where only keys and values are wanted: then None is returned. `norm_values`: v is normed too, without a
+    weight. `k` and `v` are one tensor where a layer has one projection for both.
     """
     return _launch(store, start, q, k, v, q_norm, k_norm, eps, cos, sin, norm_values=norm_values)
 

@@ -46,8 +46,8 @@ class Graphs:
     """Run passes: the first time launch by launch, captured from the second time on. `counts`: passes by what they are
     of and how they were run, as "pass replayed", "draft eager", "pass captured" (and then replayed)."""
 
-    def __init__(self, capture: Capture, most: int = MOST_GRAPHS) -> None:
-        """Capture with `capture`, and keep `most` passes, those that ran last."""
+    def __init__(self, capture: Capture | None, most: int = MOST_GRAPHS) -> None:
+        """Capture with `capture` (None: nothing is captured), and keep `most` passes, those that ran last."""
         self.counts: Counter[str] = Counter()
         self.refused = ""  # why nothing is captured any more
         self._capture, self._most = capture, most
@@ -69,7 +69,7 @@ class Graphs:
         weights. `captured`: whether such a pass may be captured at all. Inputs may lie on the CPU.
         """
         with self._lock:
-            if not captured or self.refused:
+            if not captured or self.refused or self._capture is None:
                 return self._eager(what, inputs, launches)
             full_key = (what, key, tuple(map(id, reads)), tuple(one.shape for one in inputs))
             found = self._known(full_key, reads)
@@ -99,6 +99,7 @@ class Graphs:
 
     def _captured(self, what: str, found: _Pass, inputs: Tensors, launches: Launches) -> bool:
         """Capture `launches`; return whether that went well."""
+        assert self._capture is not None
         device = _device(inputs)
         static = tuple(torch.empty_like(one, device=device).copy_(one) for one in inputs)
         try:

@@ -16,17 +16,21 @@ import torch
 from torch import Tensor
 
 from specdec.kernels.abi import Work
+from specdec.kernels.blocks import BlockTensor
+from specdec.kernels.forms import BlockForm
 from specdec.kernels.layers import LayerWeights, Span, StoreRows, Views
-from specdec.kernels.triton.append import append, norm_rope
+from specdec.kernels.store import KVView
+from specdec.kernels.triton.append import norm_rope, norm_rope_append
 from specdec.kernels.triton.attention import attention
 from specdec.kernels.triton.norm import add_norm_quantise, norm_quantise, rms_norm
 from specdec.kernels.triton.passes.graphs import MOST_ROWS, Graphs
-from specdec.kernels.triton.passes.places import DeviceSpan, Places, from_tensors, to_tensors
-from specdec.kernels.triton.product import FORMS, Quantised, block_product, gated_product
-from specdec.kernels.triton.rows import gated, rope
+from specdec.kernels.triton.passes.places import Places, from_tensors, to_tensors
+from specdec.kernels.triton.product import block_product, gated_product
+from specdec.kernels.triton.quantise import Quantised
+from specdec.kernels.triton.rows import gated
 
 STORE_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
-Layer = LayerWeights[Any]
+Reads = Callable[[BlockForm], bool]
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,43 @@ class Normed:
         return y if matrix.bias is None else y + matrix.bias
 
 
-def reads_blocks(*parts: Any) -> bool:
-    """Return whether all of `parts` (None: not there) have blocks of a form that the kernels read, and no adapter."""
-    return all(
-        part is None or (part.low_rank is None and (b := part.matrix.blocks) is not None and b.form in FORMS)
-        for part in parts
-    )
+@dataclass(frozen=True)
+class DeviceLayer:
+    """Keep a layer, and which of its matrices read quantised rows: those of the attention (`attends`), gate and up
+    (`gates`), and these two in one product with the activation (`gates_at_once`)."""
+
+    weights: LayerWeights[Any]
+    attends: bool
+    gates: bool
+    gates_at_once: bool
+
+    @classmethod
+    def of(cls, layer: LayerWeights[Any], reads: Reads) -> DeviceLayer:
+        """Return `layer` with what its matrices read. `reads(form)`: whether kernels read blocks of a form."""
+
+        def all_read(*parts: Any) -> bool:
+            found = [part.matrix.blocks if part.low_rank is None else None for part in parts if part is not None]
+            return all(blocks is not None and reads(blocks.form) for blocks in found)
+
+        gates = all_read(layer.gate, layer.up)
+        plain = gates and layer.gate.matrix.bias is None and layer.up.matrix.bias is None
+        alike = plain and _kind(layer.gate.matrix.blocks) == _kind(layer.up.matrix.blocks)
+        return cls(layer, all_read(layer.q, layer.k, layer.v), gates, alike)
+
+    def normed(self, x: Tensor) -> Normed:
+        """Norm x [T, hidden] for the attention."""
+        layer = self.weights
+        if self.attends:
+            return Normed(None, norm_quantise(x, layer.input_norm, layer.eps), x.dtype)
+        return Normed(rms_norm(x, layer.input_norm, layer.eps), None, x.dtype)
+
+    def gated(self, normed: Normed) -> Tensor:
+        """Return activation(gate) * up of normed rows: [T, I]."""
+        layer = self.weights
+        if not self.gates_at_once or normed.blocks is None:
+            return gated(normed.times(layer.gate), normed.times(layer.up), layer.activation)
+        gate, up = layer.gate.matrix.blocks, layer.up.matrix.blocks
+        return gated_product(normed.blocks, gate, up, layer.activation, normed.dtype)
 
 
 class DeviceLayers:
@@ -61,15 +96,17 @@ class DeviceLayers:
 
     def __init__(
         self,
-        layers: Sequence[Layer],
+        layers: Sequence[LayerWeights[Any]],
         stores: Sequence[int],
         norm: Tensor,
         in_use: Callable[[], bool],
+        reads: Reads,
         graphs: Graphs,
     ) -> None:
         """Take `layers`, the store that each reads, by number, and the weight [hidden] of the norm after the last.
-        `in_use()`: whether Triton's kernels run there now."""
-        self.layers, self.stores, self.norm, self.graphs = tuple(layers), tuple(stores), norm, graphs
+        `in_use()`: whether Triton's kernels run there now; `reads(form)`: whether they read blocks of a form."""
+        self.layers = tuple(DeviceLayer.of(layer, reads) for layer in layers)
+        self.stores, self.norm, self.graphs = tuple(stores), norm, graphs
         self.kinds = tuple(dict.fromkeys(layer.spec.kind for layer in layers))
         self._in_use = in_use
         # A mixture asks which experts its rows use, and waits for the answer: no capture allows that.
@@ -91,7 +128,7 @@ class DeviceLayers:
         aux_layers: Sequence[int] = (),
     ) -> tuple[Tensor, ...]:
         """Take rows x [T, hidden] through all layers and the norm after them; return them, and the rows as they leave
-        each of `aux_layers`, [T, hidden] each. Arguments as of `FusedLayers`."""
+        each of `aux_layers`, [T, hidden] each. Arguments as of `FusedLayers`; no text has an adapter."""
         views = [(text.rows, text.views) for text in texts]
         wanted, given = tuple(aux_layers), () if extra is None else (extra,)
 
@@ -104,22 +141,24 @@ class DeviceLayers:
         inputs = (x, *to_tensors({kind: spans[kind] for kind in self.kinds}, texts, x.device), *given)
         key = (id(self), tuple(text.rows for text in texts), wanted)
         captured = self.capturable and x.shape[0] <= MOST_ROWS
-        return self.graphs.run("pass", key, _reads(views), inputs, launches, captured)
+        reads = [self, *(view for _, of_text in views for view in of_text if view is not None)]
+        return self.graphs.run("pass", key, reads, inputs, launches, captured)
 
     def run(
         self, x: Tensor, places: Places, extra: Tensor | None = None, wanted: Sequence[int] = ()
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Launch all layers over x [T, hidden], and the norm; return the rows, and those that leave layers `wanted`."""
         outputs = {}
-        normed = self._normed(0, x)
-        for i in range(len(self.layers)):
-            self._write(i, normed, places)
-            x, following = self._rest(i, x, normed, places, None if extra is None else extra[:, i])
+        normed = self.layers[0].normed(x)
+        for i, layer in enumerate(self.layers):
+            q = self._write(i, normed, places, Work.ALL)
+            assert q is not None
+            x, following = self._rest(i, x, q, places, None if extra is None else extra[:, i])
             if i in wanted:
                 outputs[i] = x
             if i + 1 < len(self.layers):
-                normed = following or self._normed(i + 1, x)
-        return rms_norm(x, self.norm, self.layers[-1].eps), outputs
+                normed = following or self.layers[i + 1].normed(x)
+        return rms_norm(x, self.norm, layer.weights.eps), outputs
 
     def piece(
         self, x: Tensor, spans: Mapping[str, Span], texts: Sequence[StoreRows], extra: Tensor | None = None
@@ -134,44 +173,52 @@ class DeviceLayers:
 
     def one(self, number: int, x: Tensor, places: Places, extra: Tensor | None, work: Work) -> Tensor:
         """Do `work` of the layer `number`; return the rows x [T, hidden] as they leave it, or x for `KEYS` alone."""
-        normed = self._normed(number, x)
-        if work is not Work.REST:
-            self._write(number, normed, places)
-        return x if work is Work.KEYS else self._rest(number, x, normed, places, extra)[0]
+        q = self._write(number, self.layers[number].normed(x), places, work)
+        return x if q is None else self._rest(number, x, q, places, extra)[0]
 
-    def _normed(self, number: int, x: Tensor) -> Normed:
-        """Norm x [T, hidden] for the attention of layer `number`."""
-        layer = self.layers[number]
-        return _normed(x, layer.input_norm, layer.eps, layer.q, layer.k, layer.v)
-
-    def _write(self, number: int, normed: Normed, places: Places) -> None:
-        """Store K and V of normed rows, where the layer `number` has its own."""
-        layer = self.layers[number]
-        if layer.k is None:
-            return
+    def _write(self, number: int, normed: Normed, places: Places, work: Work) -> Tensor | None:
+        """Store K and V of normed rows, where the layer `number` has its own, and return its queries [T, H, D]; for
+        `KEYS` the first alone, for `REST` the second."""
+        layer = self.layers[number].weights
         spec, span = layer.spec, places.spans[layer.spec.kind]
-        raw = normed.times(layer.k).view(-1, spec.kv_heads, spec.head_dim)  # [T, Hkv, D]
-        v = raw if layer.v is None else normed.times(layer.v).view(-1, spec.kv_heads, spec.head_dim)
-        k = None if self._view(number, places, 0).keys is None else _turned(raw, layer.k_norm, layer.eps, span)
-        v = rms_norm(v, None, layer.eps) if layer.norm_values else v
-        for i, text in enumerate(places.texts):
-            rows = text.rows
-            append(self._view(number, places, i), text.start, None if k is None else k[rows], v[rows])
+        q = None if work is Work.KEYS else normed.times(layer.q).view(-1, spec.heads, spec.head_dim)
+        if layer.k is None or work is Work.REST:
+            return None if q is None else norm_rope(q, layer.q_norm, layer.eps, span.cos, span.sin)
+        k = normed.times(layer.k).view(-1, spec.kv_heads, spec.head_dim)  # [T, Hkv, D]
+        v = k if layer.v is None else normed.times(layer.v).view(-1, spec.kv_heads, spec.head_dim)
+        turned = [
+            norm_rope_append(
+                self._view(number, places, i),
+                text.start,
+                None if q is None else q[text.rows],
+                k[text.rows],
+                v[text.rows],
+                layer.q_norm,
+                layer.k_norm,
+                layer.eps,
+                span.cos[text.rows],
+                span.sin[text.rows],
+                norm_values=layer.norm_values,
+            )
+            for i, text in enumerate(places.texts)
+        ]
+        return None if q is None else _together(turned)
 
     def _rest(
-        self, number: int, x: Tensor, normed: Normed, places: Places, extra: Tensor | None
+        self, number: int, x: Tensor, q: Tensor, places: Places, extra: Tensor | None
     ) -> tuple[Tensor, Normed | None]:
-        """Attend and go through the MLP; return the rows [T, hidden], and the same normed for the next layer, where a
-        kernel has done that with what was before."""
-        layer = self.layers[number]
-        y = layer.o(self._attended(number, normed, places))
-        x, normed = _added(x, y, layer.attention_post_norm, layer.mlp_norm, layer.eps, layer.gate, layer.up)
-        y = layer.down(self._gate(layer, normed))
+        """Attend with queries q [T, H, D] and go through the MLP; return the rows [T, hidden], and the same normed for
+        the next layer, where a kernel has done that with what was before."""
+        layer, last = self.layers[number].weights, number + 1 == len(self.layers)
+        y = layer.o(self._attended(number, q, places))
+        x, normed = _added(x, y, layer.attention_post_norm, layer.mlp_norm, layer.eps, self.layers[number].gates)
+        y = layer.down(self.layers[number].gated(normed))
         if layer.experts is not None:
-            y = layer.experts(x, y)  # type: ignore[operator]  # a mixture of the model is called, one of a test is not
-        if layer.ple_gate is None and layer.scalar is None and number + 1 < len(self.layers):
-            after = self.layers[number + 1]
-            return _added(x, y, layer.mlp_post_norm, after.input_norm, layer.eps, after.q, after.k, after.v)
+            experts: Any = layer.experts
+            y = experts(x, y)
+        if layer.ple_gate is None and not last and self.layers[number + 1].attends:
+            norm = self.layers[number + 1].weights.input_norm
+            return _added(x, y, layer.mlp_post_norm, norm, layer.eps, True, layer.scalar)
         x = x + _post(y, layer.mlp_post_norm, layer.eps)
         if layer.ple_gate is not None:
             assert layer.ple_projection is not None and extra is not None
@@ -179,33 +226,19 @@ class DeviceLayers:
             x = x + _post(layer.ple_projection(y), layer.ple_norm, layer.eps)
         return x if layer.scalar is None else x * layer.scalar, None
 
-    def _attended(self, number: int, normed: Normed, places: Places) -> Tensor:
-        """Attend with normed rows: [T, heads * head_dim]."""
-        layer = self.layers[number]
-        spec, span = layer.spec, places.spans[layer.spec.kind]
-        q = _turned(normed.times(layer.q).view(-1, spec.heads, spec.head_dim), layer.q_norm, layer.eps, span)
+    def _attended(self, number: int, q: Tensor, places: Places) -> Tensor:
+        """Attend with queries q [T, H, D]: [T, H * D]."""
+        layer = self.layers[number].weights
+        span = places.spans[layer.spec.kind]
         parts = [
             attention(
-                q[text.rows],
-                self._view(number, places, i),
-                span.first[text.rows],
-                span.end[text.rows],
-                layer.scale,
+                q[text.rows], self._view(number, places, i), span.first[text.rows], span.end[text.rows], layer.scale
             )
             for i, text in enumerate(places.texts)
         ]
-        y = parts[0] if len(parts) == 1 else torch.cat(parts)  # [T, H, D]
-        return y.reshape(-1, spec.heads * spec.head_dim)
+        return _together(parts).flatten(1)
 
-    def _gate(self, layer: Layer, normed: Normed) -> Tensor:
-        """Return activation(gate) * up of normed rows: [T, I]."""
-        gate, up = layer.gate.matrix, layer.up.matrix
-        if normed.blocks is None or gate.bias is not None or up.bias is not None or not _alike(gate.blocks, up.blocks):
-            return gated(normed.times(layer.gate), normed.times(layer.up), layer.activation)
-        assert gate.blocks is not None and up.blocks is not None
-        return gated_product(normed.blocks, gate.blocks, up.blocks, layer.activation, normed.dtype)
-
-    def _view(self, number: int, places: Places, text: int) -> Any:
+    def _view(self, number: int, places: Places, text: int) -> KVView:
         view = places.texts[text].views[self.stores[number]]
         assert view is not None
         return view
@@ -228,36 +261,26 @@ class DevicePiece:
             self.rows.copy_(found)
 
 
-def _reads(views: Sequence[tuple[int, Views]]) -> list[object]:
-    return [view for _, of_text in views for view in of_text if view is not None]
+def _kind(blocks: BlockTensor) -> tuple[object, ...]:
+    return blocks.form, blocks.table, blocks.rows
 
 
-def _alike(one: Any, other: Any) -> bool:
-    return (one.form, one.table, one.rows) == (other.form, other.table, other.rows)
+def _together(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
 
 
-def _normed(x: Tensor, weight: Tensor, eps: float, *parts: Any) -> Normed:
-    """Norm x [T, hidden] for the matrices of `parts`."""
-    if reads_blocks(*parts):
-        return Normed(None, norm_quantise(x, weight, eps), x.dtype)
-    return Normed(rms_norm(x, weight, eps), None, x.dtype)
-
-
-def _added(x: Tensor, y: Tensor, post: Tensor | None, weight: Tensor, eps: float, *parts: Any) -> tuple[Tensor, Normed]:
-    """Add y, normed with `post` where there is one, to x [T, hidden]; return that, and it normed for `parts`."""
-    if reads_blocks(*parts):
-        x, blocks = add_norm_quantise(x, y, post, weight, eps)
-        return x, Normed(None, blocks, x.dtype)
+def _added(
+    x: Tensor, y: Tensor, post: Tensor | None, weight: Tensor, eps: float, blocks: bool, scalar: Tensor | None = None
+) -> tuple[Tensor, Normed]:
+    """Add y, normed with `post` where there is one, to x [T, hidden], times `scalar`; return that, and it normed, as
+    `blocks` or as numbers."""
+    if blocks:
+        x, quantised = add_norm_quantise(x, y, post, weight, eps, scalar)
+        return x, Normed(None, quantised, x.dtype)
+    assert scalar is None
     x = x + _post(y, post, eps)
     return x, Normed(rms_norm(x, weight, eps), None, x.dtype)
 
 
 def _post(y: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     return y if weight is None else rms_norm(y, weight, eps)
-
-
-def _turned(x: Tensor, weight: Tensor | None, eps: float, span: DeviceSpan) -> Tensor:
-    """Norm heads x [T, H, D], where they have a norm, and rotate them."""
-    if weight is None:
-        return rope(x, span.cos, span.sin)
-    return norm_rope(x, weight, eps, span.cos, span.sin)
