@@ -137,7 +137,7 @@ def summarise(runs: Sequence[TimedRun]) -> dict[str, Any]:
 
 
 def graphs_text(graphs: Mapping[str, int]) -> str:
-    """Say how a GPU ran passes and drafts, from `GenerationStats.graphs`: "passes: 90 replayed, 3 eager, 2 captured"."""
+    """Say how a GPU ran passes and drafts, from `GenerationStats.graphs`: "passes: 90 replayed, 3 eager"."""
     said = []
     for what, plural in (("pass", "passes"), ("draft", "drafts")):
         counts = [f"{n:,} {how}" for how in ("replayed", "eager", "captured") if (n := graphs.get(f"{what} {how}", 0))]

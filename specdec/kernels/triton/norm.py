@@ -59,7 +59,8 @@ def add_norm_quantise(
     after, scale, factor = (x if part is None else part.contiguous() for part in (post, weight, scalar))
     shape = _tile_shape(width)
     launch(
-        _add_norm_quantise, (tiles(rows, shape["R"]),), residual, x, after, scale, factor, added, *out, rows, width, eps,
+        _add_norm_quantise, (tiles(rows, shape["R"]),),
+        residual, x, after, scale, factor, added, *out, rows, width, eps,
         POST=post is not None, WEIGHT=weight is not None, SCALAR=scalar is not None, **shape,
     )  # fmt: skip
     return added, out

@@ -150,7 +150,7 @@ class DeviceLayers:
         """Launch all layers over x [T, hidden], and the norm; return the rows, and those that leave layers `wanted`."""
         outputs = {}
         normed = self.layers[0].normed(x)
-        for i, layer in enumerate(self.layers):
+        for i in range(len(self.layers)):
             q = self._write(i, normed, places, Work.ALL)
             assert q is not None
             x, following = self._rest(i, x, q, places, None if extra is None else extra[:, i])
@@ -158,7 +158,7 @@ class DeviceLayers:
                 outputs[i] = x
             if i + 1 < len(self.layers):
                 normed = following or self.layers[i + 1].normed(x)
-        return rms_norm(x, self.norm, layer.weights.eps), outputs
+        return rms_norm(x, self.norm, self.layers[-1].weights.eps), outputs
 
     def piece(
         self, x: Tensor, spans: Mapping[str, Span], texts: Sequence[StoreRows], extra: Tensor | None = None
