@@ -123,7 +123,7 @@ def load(
     one whose experts do not fit in memory.
 
     A warning appears once in a process where weights in blocks are on the CPU and their native kernels are missing,
-    stale or broken.
+    stale or broken, and where a model is on a CUDA device and Triton's kernels cannot compute there.
 
     Raises:
         ValueError: nothing is at `name_or_path`, the architecture is not supported, the file is damaged, or tensors
@@ -145,8 +145,8 @@ def load(
     path = model_path(name_or_path)
     decoder, config, generation_config = load_decoder(path, kind, where, quantize, kept, budget, adapters)
     decoder.path = path
-    if (reason := kernels.missing()) and where.type == "cpu" and _in_blocks(decoder):
-        _warn_of_slowness(reason)
+    if (reason := kernels.missing(where)) and (where.type != "cpu" or _in_blocks(decoder)):
+        _warn_of_slowness(reason, where.type)
     model = SpecdecForCausalLM(decoder, config, generation_config, proposer, conversations_of(decoder, draft))
     kept_file = None
     if remember and proposer.max_draft:
@@ -164,12 +164,12 @@ def _in_blocks(decoder: Decoder) -> bool:
 
 
 @cache
-def _warn_of_slowness(reason: str) -> None:
+def _warn_of_slowness(reason: str, device: str) -> None:
     # eval.kernels prints the time of a product; with SPECDEC_KERNELS=reference, the time without native kernels.
-    warnings.warn(
-        f"quantised weights run on plain torch, a hundred times slower than on the native kernels, or worse: {reason}",
-        stacklevel=3,
-    )
+    said = "quantised weights run on plain torch, a hundred times slower than on the native kernels, or worse"
+    if device != "cpu":
+        said = f"plain torch computes on {device}: drafting may change a text there where two tokens nearly tie"
+    warnings.warn(f"{said}: {reason}", stacklevel=3)
 
 
 def load_decoder(

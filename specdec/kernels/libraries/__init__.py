@@ -124,11 +124,11 @@ def active(device: torch.device | str = "cpu") -> str:
 def missing(device: torch.device | str = "cpu") -> str | None:
     """Say why torch computes on a device, all ops or some, although nobody chose it, and how to get the kernels.
 
-    None where the kernels run, or where torch was chosen.
+    None where the kernels run, torch was chosen, or there are no kernels to get.
     """
     kind = torch.device(device).type
     library = _found(kind)
-    if library == _CHOSEN or isinstance(library, native.Native):
+    if library == _CHOSEN or kind not in ("cpu", "cuda") or isinstance(library, native.Native):
         return None
     if not isinstance(library, str):
         return library.sentence() or None

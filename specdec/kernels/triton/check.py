@@ -20,7 +20,8 @@ from specdec.kernels.low_rank import pack_low_rank
 from specdec.kernels.triton import norm, product, quantise, rows
 from specdec.kernels.triton.low_rank import low_rank
 
-_ROWS = (1, 11, 40)  # each of which takes another tile of a product
+# Numbers of rows that take another tile of a product each, and types.
+_ROWS = ((1, torch.bfloat16), (11, torch.float32), (40, torch.bfloat16))
 _NEAR = 2e-6  # of the largest number, in float32
 
 
@@ -72,9 +73,9 @@ def _near(what: str, found: Tensor, wanted: Tensor, tolerance: float = _NEAR) ->
 
 
 def _alone(what: str, op: Callable[[Tensor], Tensor], x: Tensor) -> None:
-    """Check that a row of op(x) has the bits that it has where it is computed alone."""
+    """Check that some rows of op(x) have the bits that they have where each is computed alone."""
     whole = op(x)
-    for row in range(x.shape[0]):
+    for row in (0, x.shape[0] // 2, x.shape[0] - 1):
         if not torch.equal(op(x[row : row + 1]), whole[row : row + 1]):
             raise _DifferentError(f"{what}: a row has other bits beside other rows")
 
@@ -82,18 +83,16 @@ def _alone(what: str, op: Callable[[Tensor], Tensor], x: Tensor) -> None:
 def check_form(form: BlockForm, device: torch.device) -> None:
     """Check all that reads blocks of `form`: products, products with an activation, rows."""
     draw = _Random()
-    w, up = draw.blocks(form, 72, 256), draw.blocks(form, 72, 256)
+    w, up = draw.blocks(form, 40, 128), draw.blocks(form, 40, 128)
     there, up_there = w.to(device), up.to(device)
-    for count in _ROWS:
-        for dtype in (torch.float32, torch.bfloat16):
-            x = draw.normal(count, 256, dtype=dtype)
-            wanted = reference.block_linear(x, w)
-            _same("a product", product.block_linear(x.to(device), there), wanted)
-            blocks = quantise.quantise(x.to(device))
-            both = product.gated_product(blocks, there, up_there, "silu", dtype)
-            apart = rows.gated(wanted.to(device), reference.block_linear(x, up).to(device), "silu")
-            _same("a product with an activation", both, apart.cpu())
-    ids = torch.tensor([71, 0, 16, 16], dtype=torch.int64)
+    for count, dtype in _ROWS:
+        x = draw.normal(count, 128, dtype=dtype)
+        wanted = reference.block_linear(x, w)
+        _same("a product", product.block_linear(x.to(device), there), wanted)
+        both = product.gated_product(quantise.quantise(x.to(device)), there, up_there, "silu", dtype)
+        apart = rows.gated(wanted.to(device), reference.block_linear(x, up).to(device), "silu")
+        _same("a product with an activation", both, apart.cpu())
+    ids = torch.tensor([39, 0, 16, 16], dtype=torch.int64)
     for dtype in (torch.float32, torch.bfloat16):
         _same("a row", rows.block_rows(ids.to(device), there, dtype), reference.block_rows(ids, w, dtype))
 
@@ -120,8 +119,8 @@ def check_norm(device: torch.device) -> None:
 def _same_blocks(found: quantise.Quantised, wanted: Tensor) -> None:
     """Compare quantised activations with those of `wanted` [T, K]."""
     values, scale, sums = reference.quantise_rows(wanted.float())
-    pairs = values.unflatten(-1, (2, BLOCK // 2)).transpose(-1, -2).reshape(wanted.shape)  # [T, K]
-    for what, part, other in zip(("values", "scales", "sums"), found, (pairs.to(torch.int8), scale, sums), strict=True):
+    whole = values.reshape(wanted.shape).to(torch.int8), scale, sums.int()
+    for what, part, other in zip(("values", "scales", "sums"), found, whole, strict=True):
         _same(f"one of the {what} of quantised activations", part, other)
 
 

@@ -81,14 +81,14 @@ def tile_shape(rows: int, w: BlockTensor) -> dict[str, int]:
     blocks = w.columns // BLOCK
     steps = 4 if blocks % 4 == 0 else 2 if blocks % 2 == 0 else 1
     if few <= 16:
-        return {"N": 16, "T": few, "K": steps, "num_warps": 1, "num_stages": 4}
-    return {"N": 64, "T": min(few, 64), "K": steps, "num_warps": 4, "num_stages": 3}
+        return {"N": 16, "T": few, "K": steps, "num_warps": 1, "STAGES": 4}
+    return {"N": 64, "T": min(few, 64), "K": steps, "num_warps": 4, "STAGES": 3}
 
 
 def kernel_parts(w: BlockTensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the tensors of `w` as the kernels take them: what it has not is the scale again, and never read."""
     table = w.scale if w.table is None else _table(w.table, w.device)
-    return w.q.view(torch.int32), w.scale, w.scale if w.minimum is None else w.minimum, table
+    return w.q, w.scale, w.scale if w.minimum is None else w.minimum, table
 
 
 def kernel_constants(w: BlockTensor) -> dict[str, Any]:
@@ -107,71 +107,64 @@ def _table(name: str, device: torch.device) -> Tensor:
 
 
 @jit
-def _bytes(word):
-    """Take words int32 [N, 4] apart into bytes, lowest first: int32 [N, 4, 2, 2]."""
-    even = tl.join(word & 255, (word >> 16) & 255)
-    odd = tl.join((word >> 8) & 255, (word >> 24) & 255)
-    return tl.join(even, odd)
+def _tile_codes(q, BITS: tl.constexpr, G: tl.constexpr):
+    """Read the codes of one block for G groups of 16 rows: int8 [16 * G, 32]; 8 bits: less 128.
 
-
-@jit
-def _spread(four):
-    """Take the lowest four bits of words int32 [N, 4] apart: [N, 4, 2, 2], 0 or 1."""
-    return tl.join(tl.join(four & 1, (four >> 2) & 1), tl.join((four >> 1) & 1, (four >> 3) & 1))
-
-
-@jit
-def block_codes(q, at, lane, BITS: tl.constexpr, N: tl.constexpr):
-    """Read the codes of one block for N rows, in pairs: int32 [N, 32]; 8 bits: less 128.
-
-    `q`: words; `at` [N]: where the block of a row begins; `lane` [N]: which of its group's rows a row is.
+    `q` [G]: where the lines of the block are. They are read from front to back, and put in their places in registers.
     """
-    chunk = tl.arange(0, 4)
-    place = at[:, None] + chunk[None, :] * 16 + lane[:, None]
-    lines = _bytes(tl.load(q + place))
     if BITS == 8:
-        low = lines - 128
-        high = _bytes(tl.load(q + place + 64)) - 128
-    else:
-        low = lines & 15
-        high = lines >> 4
+        lines = tl.load(q[:, None] + tl.arange(0, 512)[None, :]) ^ 0x80
+        lines = tl.permute(tl.reshape(lines, [G, 8, 16, 4]), (0, 2, 1, 3))  # [G, R, J, I]
+        return tl.reshape(lines, [16 * G, 32]).to(tl.int8, bitcast=True)
+    lines = tl.load(q[:, None] + tl.arange(0, 256)[None, :])
+    halves = tl.reshape(tl.join(lines & 15, lines >> 4), [G, 4, 16, 4, 2])  # [G, J, R, I, H]
+    codes = tl.reshape(tl.permute(halves, (0, 2, 4, 1, 3)), [16 * G, 32])
     if BITS == 5:
-        fifth = at[:, None] + 64 + chunk[None, :] * 2 + (lane // 8)[:, None]
-        shift = (4 * (lane % 8))[:, None]
-        low += _spread(tl.load(q + fifth) >> shift) << 4
-        high += _spread(tl.load(q + fifth + 8) >> shift) << 4
-    return tl.reshape(tl.join(low, high), [N, 32])
+        ones = tl.load(q[:, None] + 256 + tl.arange(0, 64)[None, :])
+        ones = tl.reshape(tl.join(ones & 15, ones >> 4), [G, 8, 16, 1])  # [G, C, R, 1]
+        fifth = (ones >> tl.arange(0, 4).to(tl.uint8)[None, None, None, :]) & 1  # [G, C, R, I]
+        codes |= tl.reshape(tl.permute(fifth, (0, 2, 1, 3)), [16 * G, 32]) << 4
+    return codes.to(tl.int8, bitcast=True)
 
 
 @jit
 def _add_term(
-    total, a, s, sums, q, scale, minimum, table, at, lane, scale_at,
+    total, a, s, sums, q, scale, minimum, table, b,
     BITS: tl.constexpr, MINIMUM: tl.constexpr, TABLE: tl.constexpr, UNIT: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Add the term of one block to total [N, T]: a int8 [32, T], s and sums float32 [T]."""
-    codes = block_codes(q, at, lane, BITS, N)
+    """Add the term of block `b` to total [N, T]: a int8 [32, T], s float32 [T], sums int32 [T].
+
+    `q`, `scale`, `minimum` [N / 16]: where the first blocks of the groups are.
+    """
+    codes = _tile_codes(q + b * (64 * BITS), BITS, N // 16)
     if TABLE:
-        weights = tl.load(table + codes)
-    elif MINIMUM or BITS == 8:
-        weights = codes.to(tl.int8)
-    else:
-        weights = (codes - (1 << (BITS - 1))).to(tl.int8)
-    dot = tl.dot(weights, a, out_dtype=tl.int32).to(tl.float32)
-    d = tl.load(scale + scale_at).to(tl.float32) * UNIT
+        codes = tl.load(table + codes.to(tl.int32))
+    start = tl.zeros(total.shape, tl.int32)
+    if not (MINIMUM or TABLE or BITS == 8):
+        start -= (sums * (1 << (BITS - 1)))[None, :]  # the codes' zero, for all columns at once
+    dot = tl.dot(codes, a, start, out_dtype=tl.int32).to(tl.float32)
+    row = tl.arange(0, 16)[None, :]
+    d = tl.reshape(tl.load((scale + b * 16)[:, None] + row), [N]).to(tl.float32) * UNIT
     term = (s[None, :] * d[:, None]) * dot
     if MINIMUM:
-        low = tl.load(minimum + scale_at).to(tl.float32)
-        term += low[:, None] * (s * sums)[None, :]
+        low = tl.reshape(tl.load((minimum + b * 16)[:, None] + row), [N]).to(tl.float32)
+        term += low[:, None] * (s * sums.to(tl.float32))[None, :]
     return total + term
 
 
 @jit
-def _activations(values, scale, sums, t, b, rows, blocks):
-    """Read block `b` of rows t [T]: int8 [32, T], scale and sums [T]; zeros where there is no row."""
-    at = t.to(tl.int64) * blocks + b
-    mask = t < rows
-    a = tl.load(values + at[None, :] * 32 + tl.arange(0, 32)[:, None], mask=mask[None, :], other=0)
-    return a, tl.load(scale + at, mask=mask, other=0.0), tl.load(sums + at, mask=mask, other=0.0)
+def _activations(values, scale, sums, mask):
+    """Read a block of some rows: int8 [32, T], scale and sums [T]; zeros where there is no row. Pointers [T]."""
+    a = tl.load(values[None, :] + tl.arange(0, 32)[:, None], mask=mask[None, :], other=0)
+    return a, tl.load(scale, mask=mask, other=0.0), tl.load(sums, mask=mask, other=0)
+
+
+@jit
+def _first_blocks(outputs, blocks, N: tl.constexpr):
+    """Return the first block of each group of this program's rows: int64 [N / 16]."""
+    group = tl.program_id(1) * (N // 16) + tl.arange(0, N // 16)
+    # the last tile may reach past the last group: there it reads the last group again, and stores nothing
+    return tl.minimum(group, (outputs - 1) // 16).to(tl.int64) * blocks
 
 
 @jit
@@ -185,22 +178,20 @@ def _store_tile(out, n, t, rows, outputs, total):
 def _product(
     values, scales, sums, q, scale, minimum, table, out, rows, outputs, blocks,
     BITS: tl.constexpr, MINIMUM: tl.constexpr, TABLE: tl.constexpr, UNIT: tl.constexpr,
-    N: tl.constexpr, T: tl.constexpr, K: tl.constexpr,
+    N: tl.constexpr, T: tl.constexpr, K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0) * T + tl.arange(0, T)
     n = tl.program_id(1) * N + tl.arange(0, N)
-    # the last tile may reach past the last group: there it reads the last group again, and stores nothing
-    group = tl.minimum(n // 16, (outputs - 1) // 16).to(tl.int64) * blocks
-    lane = n % 16
+    mask = t < rows
+    first, from_row = _first_blocks(outputs, blocks, N), t.to(tl.int64) * blocks
+    values, scales, sums = values + from_row * 32, scales + from_row, sums + from_row
+    q, scale, minimum = q + first * (64 * BITS), scale + first * 16, minimum + first * 16
     total = tl.zeros([N, T], tl.float32)
-    for step in tl.range(0, blocks // K):
+    for step in tl.range(0, blocks // K, num_stages=STAGES):
         for k in tl.static_range(K):
             b = step * K + k
-            a, s, summed = _activations(values, scales, sums, t, b, rows, blocks)
-            at, scale_at = (group + b) * (16 * BITS), (group + b) * 16 + lane
-            total = _add_term(
-                total, a, s, summed, q, scale, minimum, table, at, lane, scale_at, BITS, MINIMUM, TABLE, UNIT, N
-            )
+            a, s, summed = _activations(values + b * 32, scales + b, sums + b, mask)
+            total = _add_term(total, a, s, summed, q, scale, minimum, table, b, BITS, MINIMUM, TABLE, UNIT, N)
     _store_tile(out, n, t, rows, outputs, total)
 
 
@@ -208,25 +199,23 @@ def _product(
 def _gated_product(
     values, scales, sums, q, scale, minimum, table, q_up, scale_up, minimum_up, out, rows, outputs, blocks,
     BITS: tl.constexpr, MINIMUM: tl.constexpr, TABLE: tl.constexpr, UNIT: tl.constexpr,
-    N: tl.constexpr, T: tl.constexpr, K: tl.constexpr, GELU: tl.constexpr,
+    N: tl.constexpr, T: tl.constexpr, K: tl.constexpr, STAGES: tl.constexpr, GELU: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0) * T + tl.arange(0, T)
     n = tl.program_id(1) * N + tl.arange(0, N)
-    group = tl.minimum(n // 16, (outputs - 1) // 16).to(tl.int64) * blocks
-    lane = n % 16
+    mask = t < rows
+    first, from_row = _first_blocks(outputs, blocks, N), t.to(tl.int64) * blocks
+    values, scales, sums = values + from_row * 32, scales + from_row, sums + from_row
+    q, scale, minimum = q + first * (64 * BITS), scale + first * 16, minimum + first * 16
+    q_up, scale_up, minimum_up = q_up + first * (64 * BITS), scale_up + first * 16, minimum_up + first * 16
     gate = tl.zeros([N, T], tl.float32)
     up = tl.zeros([N, T], tl.float32)
-    for step in tl.range(0, blocks // K):
+    for step in tl.range(0, blocks // K, num_stages=STAGES):
         for k in tl.static_range(K):
             b = step * K + k
-            a, s, summed = _activations(values, scales, sums, t, b, rows, blocks)
-            at, scale_at = (group + b) * (16 * BITS), (group + b) * 16 + lane
-            gate = _add_term(
-                gate, a, s, summed, q, scale, minimum, table, at, lane, scale_at, BITS, MINIMUM, TABLE, UNIT, N
-            )
-            up = _add_term(
-                up, a, s, summed, q_up, scale_up, minimum_up, table, at, lane, scale_at, BITS, MINIMUM, TABLE, UNIT, N
-            )
+            a, s, summed = _activations(values + b * 32, scales + b, sums + b, mask)
+            gate = _add_term(gate, a, s, summed, q, scale, minimum, table, b, BITS, MINIMUM, TABLE, UNIT, N)
+            up = _add_term(up, a, s, summed, q_up, scale_up, minimum_up, table, b, BITS, MINIMUM, TABLE, UNIT, N)
     gate = rounded(gate, out.dtype.element_ty).to(tl.float32)
     up = rounded(up, out.dtype.element_ty).to(tl.float32)
     _store_tile(out, n, t, rows, outputs, activated(gate, GELU) * up)

@@ -1,8 +1,4 @@
-"""Quantise activations to int8 for each block of 32 columns, by the rule of `specdec/kernels/reference.py`.
-
-They lie in pairs: number 2c + h of a block is column 16h + c, because a byte of 4-bit weights holds the columns c and
-16 + c.
-"""
+"""Quantise activations to int8 for each block of 32 columns, by the rule of `specdec/kernels/reference.py`."""
 
 from __future__ import annotations
 
@@ -23,8 +19,8 @@ _TINY = tl.constexpr(1e-30)
 
 
 class Quantised(NamedTuple):
-    """Hold activations as blocks: `values` int8 [T, K] in pairs (see the module), `scale` float32 [T, K/32] and `sums`
-    float32 [T, K/32], of the values of a block."""
+    """Hold activations as blocks: `values` int8 [T, K], `scale` float32 [T, K/32] and `sums` int32 [T, K/32], of the
+    values of a block."""
 
     values: Tensor
     scale: Tensor
@@ -35,7 +31,7 @@ def empty_quantised(rows: int, columns: int, device: torch.device) -> Quantised:
     """Return memory for quantised activations [rows, columns]."""
     values = torch.empty(rows, columns, dtype=torch.int8, device=device)
     scale = torch.empty(rows, columns // BLOCK, dtype=torch.float32, device=device)
-    return Quantised(values, scale, torch.empty_like(scale))
+    return Quantised(values, scale, torch.empty_like(scale, dtype=torch.int32))
 
 
 def quantise(x: Tensor) -> Quantised:
@@ -49,7 +45,7 @@ def quantise(x: Tensor) -> Quantised:
 
 @jit
 def quantised_blocks(x):
-    """Quantise x float32 [M, 32], a block a row -> whole numbers int32 [M, 32], scale [M], sum float32 [M]."""
+    """Quantise x float32 [M, 32], a block a row -> whole numbers int32 [M, 32], scale [M], sum [M]."""
     # the bits of |x|, as whole numbers, have the order of |x|; NaN and infinity come last
     bits = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
     largest = bits.to(tl.float32, bitcast=True)
@@ -60,15 +56,13 @@ def quantised_blocks(x):
     rounded = x * inverse[:, None] + _MAGIC
     whole = tl.where(usable[:, None], rounded.to(tl.int32, bitcast=True) - _MAGIC_BITS, 0)
     scale = tl.where(usable, tl.div_rn(safe, tl.full(safe.shape, 127.0, tl.float32)), 0.0)
-    return whole, tl.where(finite, scale, float("nan")), tl.sum(whole, axis=1).to(tl.float32)
+    return whole, tl.where(finite, scale, float("nan")), tl.sum(whole, axis=1)
 
 
 @jit
 def store_quantised(whole, scale, total, values_at, scale_at, sums_at, mask):
-    """Store blocks whole int32 [M, 32] in pairs; the pointers [M] are those of the blocks."""
-    column = tl.arange(0, 32)
-    place = 2 * (column % 16) + column // 16
-    tl.store(values_at[:, None] + place[None, :], whole.to(tl.int8), mask=mask[:, None])
+    """Store blocks whole int32 [M, 32]; the pointers [M] are those of the blocks."""
+    tl.store(values_at[:, None] + tl.arange(0, 32)[None, :], whole.to(tl.int8), mask=mask[:, None])
     tl.store(scale_at, scale, mask=mask)
     tl.store(sums_at, total, mask=mask)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from specdec.kernels.blocks import BlockTensor
 from specdec.kernels.forms import BLOCK
 from specdec.kernels.triton.launch import jit, launch, rounded, tiles
-from specdec.kernels.triton.product import ACTIVATIONS, activated, block_codes, kernel_constants, kernel_parts
+from specdec.kernels.triton.product import ACTIVATIONS, activated, kernel_constants, kernel_parts
 
 _NUMBERS = 1024  # that a program makes
 
@@ -47,6 +47,19 @@ def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
 
 
 @jit
+def _codes(q, at, lane, column, BITS: tl.constexpr):
+    """Read the codes of columns [1, 32] of blocks of one row: int32 [B, 32]; 8 bits: less 128. `at` [B, 1]."""
+    place = at + lane * 4 + column % 4
+    if BITS == 8:
+        return tl.load(q + place + column // 4 * 64).to(tl.int32) - 128
+    codes = (tl.load(q + place + column % 16 // 4 * 64).to(tl.int32) >> (column // 16 * 4)) & 15
+    if BITS == 5:
+        ones = tl.load(q + at + 256 + column // 4 * 8 + lane // 2).to(tl.int32)
+        codes |= ((ones >> (lane % 2 * 4 + column % 4).to(tl.int32)) & 1) << 4
+    return codes
+
+
+@jit
 def _block_rows(
     ids, q, scale, minimum, table, out, outputs, blocks,
     BITS: tl.constexpr, MINIMUM: tl.constexpr, TABLE: tl.constexpr, UNIT: tl.constexpr, B: tl.constexpr,
@@ -58,8 +71,8 @@ def _block_rows(
     b = tl.program_id(1) * B + tl.arange(0, B)
     mask = b < blocks
     block = wanted // 16 * blocks + tl.minimum(b, blocks - 1)
-    lane = tl.full([B], 0, tl.int64) + wanted % 16
-    codes = block_codes(q, block * (16 * BITS), lane, BITS, B)
+    lane, column = wanted % 16, tl.arange(0, 32)[None, :]
+    codes = _codes(q, block[:, None] * (64 * BITS), lane, column, BITS)
     if TABLE:
         values = tl.load(table + codes).to(tl.float32)
     elif MINIMUM or BITS == 8:
@@ -69,10 +82,8 @@ def _block_rows(
     values = values * (tl.load(scale + block * 16 + lane).to(tl.float32) * UNIT)[:, None]
     if MINIMUM:
         values += tl.load(minimum + block * 16 + lane).to(tl.float32)[:, None]
-    pair = tl.arange(0, 32)
-    column = (row * blocks + b)[:, None] * 32 + (16 * (pair % 2) + pair // 2)[None, :]
     values = tl.where(known, values, float("nan"))
-    tl.store(out + column, rounded(values, out.dtype.element_ty), mask=mask[:, None])
+    tl.store(out + (row * blocks + b)[:, None] * 32 + column, rounded(values, out.dtype.element_ty), mask=mask[:, None])
 
 
 @jit
