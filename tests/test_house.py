@@ -46,7 +46,17 @@ LAYERS = (
     ("eval.prompts",),
     ("eval.cli",),
     ("eval.live", "eval.synthetic", "eval.use"),
-    ("eval.kernels", "eval.chat", "eval.serve", "eval.bench", "eval.report", "eval.train", "eval.fuzz", "eval.files"),
+    (
+        "eval.kernels",
+        "eval.chat",
+        "eval.serve",
+        "eval.bench",
+        "eval.report",
+        "eval.train",
+        "eval.fuzz",
+        "eval.files",
+        "eval.gpu",
+    ),
     ("eval",),
     ("run",),
 )

@@ -14,6 +14,7 @@ from specdec.kernels.triton.passes.layers import DeviceLayers
 from specdec.kernels.triton.product import FORMS
 from specdec.model.decoder import Decoder
 from specdec.model.stack import Layer, Linear, Stack
+from specdec.weights.tensors import Weight, quantize
 from tests.support.tiny_decoder import quantised
 from tests.support.triton.recorder import Recorder
 
@@ -39,12 +40,12 @@ def device_decoder(
     """Some layers of the tiny model of `family`, with matrices in `storage`, as passes with `graphs`; None: op by op,
     on the CPU, in torch's or the native arithmetic."""
     made = quantised(family, storage)
-    layers = [made.layers[i] for i in numbers]
-    parts: tuple[Any, ...] = (made.embedding, layers, made.norm, made.head, made.per_layer)
+    assert made.head is made.embedding and made.per_layer is None
+    embedding: Weight = quantize(made.embedding.dequantize(), "int8")
+    layers, norm = [made.layers[i] for i in numbers], made.norm
     if graphs is not None:
-        moved = [_moved(layer) for layer in layers]
-        parts = (made.embedding.to(HERE), moved, made.norm.to(HERE), made.head.to(HERE), made.per_layer)
-    decoder = Decoder(made.spec, *parts, kept)
+        embedding, layers, norm = embedding.to(HERE), [_moved(layer) for layer in layers], norm.to(HERE)
+    decoder = Decoder(made.spec, embedding, layers, norm, embedding, None, kept)
     if graphs is None:
         decoder.stack._fused = None
     else:
