@@ -31,43 +31,37 @@ def rounded(x, TYPE: tl.constexpr):
 
 
 @triton.jit
-def near_part(x, PART: tl.constexpr):
-    """Return the part of x float32 that is largest, as numbers of bfloat16 in the type PART."""
-    if PART.is_fp32():
-        return near_bfloat16(x)
+def _parts(x, COUNT: tl.constexpr, PART: tl.constexpr):
+    """Cut x into COUNT parts of bfloat16 in the type PART, the largest first, and nothing for those it does not have.
+
+    Of one part is what is exact in bfloat16, whatever its type. Two parts hold 16 bits of a number, three all 24.
+    """
+    parts = ()
+    if COUNT == 1:
+        parts += (x.to(PART),)
     else:
-        return x.to(PART)
+        rest = x.to(tl.float32)
+        for i in tl.static_range(COUNT):
+            if PART.is_fp32():
+                bits = rest.to(tl.int32, bitcast=True)  # as in near_bfloat16: calls cost the interpreter time
+                part = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+            else:
+                part = rest.to(PART)
+            parts += (part,)
+            if i + 1 < COUNT:
+                rest = rest - part.to(tl.float32)
+    return parts
 
 
 @triton.jit
 def add_product(total, a, b, A: tl.constexpr, B: tl.constexpr, PART: tl.constexpr):
-    """Add a [M, K] times b [K, N] to total float32 [M, N], with a in A parts and b in B parts of bfloat16.
+    """Add a [M, K] times b [K, N] to total float32 [M, N], with a in A parts and b in B parts.
 
-    Of one part is what is exact in bfloat16, whatever its type. Two parts hold 16 bits of a number, three all 24; what
-    two parts give that are both small is left out. So matrix units make products as good as float32's.
+    What is left out is what parts give that are small both. So matrix units make products as good as float32's.
     """
-    if A == 1:
-        a0 = a.to(PART)
-    else:
-        a0 = near_part(a, PART)
-        rest = a - a0.to(tl.float32)
-        a1 = near_part(rest, PART)
-        a2 = near_part(rest - a1.to(tl.float32), PART)
-    if B == 1:
-        b0 = b.to(PART)
-    else:
-        b0 = near_part(b, PART)
-        rest = b - b0.to(tl.float32)
-        b1 = near_part(rest, PART)
-        b2 = near_part(rest - b1.to(tl.float32), PART)
-    if A == 3:
-        total = tl.dot(a2, b0, total, input_precision="ieee")
-    if B == 3:
-        total = tl.dot(a0, b2, total, input_precision="ieee")
-        if A > 1:
-            total = tl.dot(a1, b1, total, input_precision="ieee")
-    if A > 1:
-        total = tl.dot(a1, b0, total, input_precision="ieee")
-    if B > 1:
-        total = tl.dot(a0, b1, total, input_precision="ieee")
-    return tl.dot(a0, b0, total, input_precision="ieee")
+    of_a, of_b = _parts(a, A, PART), _parts(b, B, PART)
+    for small in tl.static_range(A + B - 1):  # small products first: parts i and j, i + j = A + B - 2 - small
+        for i in tl.static_range(A):
+            if (A + B - 2 - small < max(A, B)) and (A + B - 2 - small - i >= 0) and (A + B - 2 - small - i < B):
+                total = tl.dot(of_a[i], of_b[A + B - 2 - small - i], total, input_precision="ieee")
+    return total
