@@ -1,7 +1,8 @@
 """Whole drafts on a GPU: a head's layers, the matrices around them and each token's choice, as one captured pass.
 
-The host waits once for a draft, for its tokens. Left out: drafts of sampled texts, which go step by step: the noise of
-a choice is computed on the host.
+The host waits once for a draft, for its tokens. The choice of a sampled draft is the host's but for near-ties, where
+logarithms of two libraries could differ: a draft may then be another, and never a text. Left out: choices among the
+likeliest tokens alone (top-k, top-p, min-p), which go step by step.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 from specdec.kernels.blocks import BlockTensor
 from specdec.kernels.layers import Span, StoreRows, Views
 from specdec.kernels.records import DraftSampling, Matrix
+from specdec.kernels.triton.choice import choose
 from specdec.kernels.triton.norm import rms_norm
 from specdec.kernels.triton.passes.layers import DeviceLayers
 from specdec.kernels.triton.passes.places import Places, from_tensors, to_tensors
@@ -44,8 +46,10 @@ class DeviceDraft:
         self._scale = None if embed_scale == 1.0 else torch.tensor(embed_scale, dtype=norm.dtype, device=norm.device)
 
     def usable(self, views: Views, sampling: DraftSampling | None = None) -> bool:
-        """Return whether this object can make a draft that reads the stores `views`: a greedy one."""
-        return sampling is None and self._layers.usable([views])
+        """Return whether this object can make a draft that reads the stores `views`, and samples with `sampling`."""
+        if sampling is not None and (sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0):
+            return False
+        return self._layers.usable([views])
 
     def __call__(
         self,
@@ -59,17 +63,19 @@ class DeviceDraft:
     ) -> list[int]:
         """Draft `steps` tokens after `newest`, and return them; arguments as of `FusedDraft`."""
         layers, of_aux = self._layers, len(aux)
-        assert sampling is None
-        token = torch.tensor([newest], dtype=torch.int64)
-        token = token.pin_memory() if state.is_cuda else token
+        keys = [] if sampling is None else [key - (1 << 64) if key >> 63 else key for key in sampling.keys[:steps]]
+        numbers = torch.tensor([newest, *keys], dtype=torch.int64)
+        sharpness = torch.tensor([1.0 if sampling is None else sampling.sharpness], dtype=torch.float32)
+        if state.is_cuda:
+            numbers, sharpness = numbers.pin_memory(), sharpness.pin_memory()
         spans = {kind: spans[kind] for kind in layers.kinds}
 
         def launches(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            token, state, *rest = inputs
+            numbers, sharpness, state, *rest = inputs
             places = from_tensors(layers.kinds, [(1, views)], rest[of_aux:])
-            return (self._tokens(self._first(state, rest[:of_aux]), token, steps, places),)
+            return (self._tokens(self._first(state, rest[:of_aux]), numbers, sharpness, steps, places),)
 
-        inputs = (token, state, *aux, *to_tensors(spans, [StoreRows(1, views, 0)], state.device))
+        inputs = (numbers, sharpness, state, *aux, *to_tensors(spans, [StoreRows(1, views, 0)], state.device))
         reads = [self, *(view for view in views if view is not None)]
         (tokens,) = layers.graphs.run("draft", steps, reads, inputs, launches, layers.capturable)
         drafted: list[int] = tokens.tolist()
@@ -82,14 +88,20 @@ class DeviceDraft:
         normed = rms_norm(torch.stack(tuple(aux)), None, self._eps)  # [aux layers, backbone hidden]
         return state[None] + _times(normed.reshape(1, -1), self._fuse)
 
-    def _tokens(self, hidden: Tensor, token: Tensor, steps: int, places: Places) -> Tensor:
-        """Return `steps` tokens int64 [steps] after `token` [1]."""
-        made = []
+    def _tokens(self, hidden: Tensor, numbers: Tensor, sharpness: Tensor, steps: int, places: Places) -> Tensor:
+        """Return `steps` tokens int64 [steps]. `numbers`: the newest token and, of a sampled draft, the key of each
+        one's noise; `sharpness` [1] multiplies its logits."""
+        token, made = numbers[:1], []
+        sampled = len(numbers) > 1
         for step in range(steps):
             embedded = block_rows(token, self._embedding, hidden.dtype)  # [1, backbone hidden]
             embedded = embedded if self._scale is None else embedded * self._scale
             x, _ = self._layers.run(_times(torch.cat((embedded, hidden), dim=-1), self._pre), places)
-            index = _times(x, self._head).argmax(dim=-1)  # [1, candidates] -> [1]
+            logits = _times(x, self._head)  # [1, candidates]
+            if sampled:
+                index = choose(logits.float() * sharpness, numbers[1 + step : 2 + step], self._ids).index  # [1]
+            else:
+                index = logits.argmax(dim=-1)
             token = index if self._ids is None else self._ids[index]
             made.append(token)
             if step + 1 < steps:

@@ -15,7 +15,7 @@ from drafter.train.initial import initial_tensors
 from specdec.drafting.draft_length import FixedLength
 from specdec.engine.sampling import Noise
 from specdec.engine.stats import GenerationStats
-from specdec.kernels.records import Matrix
+from specdec.kernels.records import DraftSampling, Matrix
 from specdec.kernels.triton.passes.draft import DeviceDraft
 from specdec.model.decoder import Decoder
 from tests.support.decoding import alone, decode, request
@@ -79,6 +79,11 @@ def test_a_draft_in_one_pass_is_the_draft_step_by_step(aux_layers: tuple[int, ..
     assert graphs.counts["draft eager"] == graphs.counts["draft captured"] == 1
     assert graphs.counts["draft replayed"] == 2
     assert not draft.usable(cache.views), "gradients are on here"
-    drafter._fused = draft
-    sampled = drafter.start(cache, Noise(3)).propose(ids.tolist(), states, 2).tokens
-    assert len(sampled) == 2 and graphs.counts["draft replayed"] == 2, "a sampled draft goes step by step"
+    sampled = []
+    for drafter._fused in (None, draft):
+        sampled.append(drafter.start(cache, Noise(3)).propose(ids.tolist(), states, 2).tokens)
+    assert sampled[0] == sampled[1] != found[0], "the noise is the host's, and changes what is drafted"
+    assert graphs.counts["draft eager"] == 2
+    with torch.inference_mode():
+        assert draft.usable(cache.views)
+        assert not draft.usable(cache.views, DraftSampling([1], 1.0, 5, 1.0, 0.0)), "a sort goes step by step"
