@@ -24,6 +24,7 @@ from specdec.drafting.registry import DrafterLike, draft_spec, drafter_bytes, dr
 from specdec.hf import SpecdecForCausalLM
 from specdec.memory.plan import (
     LARGEST_PICTURE,
+    PROGRAM,
     Planner,
     conversations_of,
     expert_bytes,
@@ -268,7 +269,7 @@ class MemoryBudget:
             experts=experts,
             draft=self.draft,
             adapters=adapters,
-            **({} if device.type != "cuda" else {"of_program": "CUDA's context"}),
+            of_program="CUDA's context" if device.type == "cuda" else PROGRAM,
         )
         return planner.room(self.total, str(kv_dtype).removeprefix("torch."))
 

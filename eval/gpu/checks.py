@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ class Checks:
                 w = random_blocks(rows, columns, bits, minimum, table=table)
                 there, exact = w.to(self.device), reference.block_linear(x, w)
                 what = f"{rows}x{columns} {bits} bits{', minimum' if minimum else ''}{', table' if table else ''}"
-                yield self._compare("block_linear", what, x, exact, 0.0, lambda x, w=there: kernels.block_linear(x, w))
+                yield self._compare("block_linear", what, x, exact, 0.0, partial(kernels.block_linear, w=there))
                 ids = torch.arange(0, rows, 3, dtype=torch.int64)
                 found = kernels.block_rows(ids.to(self.device), there, torch.float32).cpu()
                 yield Finding("block_rows", what, _error(found, reference.block_rows(ids, w, torch.float32)), 0.0, True)
@@ -79,9 +80,7 @@ class Checks:
                 y, plain = x.to(dtype), _random(rows, columns).to(dtype)
                 exact, moved = y.float() @ plain.float().t(), plain.to(self.device)
                 what = f"{rows}x{columns} {_name(dtype)}"
-                yield self._compare(
-                    "dense_linear", what, y, exact, bound, lambda x, w=moved: kernels.dense_linear(x, w)
-                )
+                yield self._compare("dense_linear", what, y, exact, bound, partial(kernels.dense_linear, w=moved))
 
     def _elementwise(self) -> Iterator[Finding]:
         width, heads, head_dim = (96, 4, 32) if self.small else (3840, 16, 256)
@@ -90,7 +89,7 @@ class Checks:
         yield self._compare("rms_norm", str(width), x, exact, 0.0, lambda x: kernels.rms_norm(x, there, 1e-6))
         for kind in ("silu", "gelu_tanh"):
             exact = reference.gated(x, x + 1, kind)
-            yield self._compare("gated", kind, x, exact, FLOAT, lambda x, kind=kind: kernels.gated(x, x + 1, kind))
+            yield self._compare("gated", kind, x, exact, FLOAT, partial(_gated, activation=kind))
         q, angles = _random(max(self._rows), heads, head_dim), _random(max(self._rows), head_dim)
         cos, sin = angles.cos(), angles.sin()
         turns = cos.to(self.device), sin.to(self.device)
@@ -150,6 +149,10 @@ class Checks:
 
 
 _CPU = torch.device("cpu")
+
+
+def _gated(x: Tensor, activation: str) -> Tensor:
+    return kernels.gated(x, x + 1, activation)
 
 
 def _filled(kv_heads: int, width: int, positions: int, slots: int, kept: torch.dtype, alone: bool) -> LayerStore:

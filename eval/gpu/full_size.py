@@ -7,6 +7,7 @@ Random weights have the time and the memory of real ones, and no text that means
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def product_figures(bandwidth: float) -> Figures:
         for rows in (1, 2, 4, 8, 16, 64):
             x = torch.randn(rows, PRODUCT[1], dtype=torch.bfloat16, device="cuda")
             kernels.block_linear(x, w)  # compiled before it is timed
-            calls = [lambda x=x, w=w: kernels.block_linear(x, w) for w in rotation]
+            calls = [partial(kernels.block_linear, x, w) for w in rotation]
             seconds = launch_seconds(calls)
             found[f"{'minimum ' if minimum else ''}{rows}"] = {
                 "us": seconds * 1e6,
@@ -74,12 +75,12 @@ class FullSize:
             cache.commit(0)
             return logits
 
-        times = {rows: call_seconds(lambda rows=rows: run(rows), 15) for rows in ROWS}
+        times = {rows: call_seconds(partial(run, rows), 15) for rows in ROWS}
         states = decoder.forward(ids[:1], cache)
         cache.commit(1)
         proposer = self.drafter.start(cache)
         text = [*random_tokens(decoder, CONTEXT).tolist(), int(ids[0])]
-        drafts = {k: call_seconds(lambda k=k: proposer.propose(text, states[0], k), 15) for k in (1, 4)}
+        drafts = {k: call_seconds(partial(proposer.propose, text, states[0], k), 15) for k in (1, 4)}
         step = (drafts[4] - drafts[1]) / 3
         return {
             "bytes_per_pass": bytes_per_pass(decoder),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -24,9 +25,9 @@ def launch_seconds(launches: Sequence[Callable[[], object]], replays: int = REPL
     with torch.cuda.graph(graph):
         kept = [launch() for launch in launches]
     graph.replay()
-    taken = []
+    taken: list[float] = []
     for _ in range(replays):
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        began, ended = _event(), _event()
         began.record()
         graph.replay()
         ended.record()
@@ -34,6 +35,11 @@ def launch_seconds(launches: Sequence[Callable[[], object]], replays: int = REPL
         taken.append(began.elapsed_time(ended) / 1e3)
     del kept
     return median(taken) / len(launches)
+
+
+def _event() -> Any:
+    make: Any = torch.cuda.Event
+    return make(enable_timing=True)
 
 
 def call_seconds(call: Callable[[], object], times: int, warm: int = 3) -> float:

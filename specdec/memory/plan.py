@@ -39,6 +39,7 @@ PAIRS = 128  # of a row and an expert, whose outputs the native kernels hold at 
 KEPT_SHARE = 8  # one part in so many of the free memory is for the caches of former conversations
 FRAME_TOKENS = 70  # of a frame of video, padding included
 LARGEST_PICTURE = 1120  # soft tokens: the largest budget of Gemma 4's processor
+PROGRAM = "Python with its libraries"
 LATER = 22_000_000  # parts of libraries that a generation is the first to need; measured with eval.memory
 
 
@@ -87,7 +88,7 @@ class Planner:
     experts: int = 0
     draft: DecoderSpec | None = None
     adapters: int = 0
-    of_program: str = "Python with its libraries"  # what `program` is of
+    of_program: str = PROGRAM  # what `program` is of
 
     def needs(self, positions: int, kv_dtype: str = "float32", budget: int | None = None) -> Needs:
         """Return the memory needs of a context of `positions`, where experts take what they may of `budget` bytes;

@@ -6,6 +6,7 @@ As `specdec/kernels/triton/check.py`: on random numbers, on the device that the 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,15 +53,15 @@ def check_attention(device: torch.device) -> None:
         end = [last - _ROWS + i + 1 for i in range(_ROWS)]
         first = [max(0, one - _SLOTS + _ROWS) for one in end]
         there, here = _moved(view, device), q.to(device)
-        bounds = [torch.tensor(bound, dtype=torch.int64, device=device) for bound in (first, end)]
-        found = attention(here, there, *bounds, 0.125)
+        low, high = (torch.tensor(bound, dtype=torch.int64, device=device) for bound in (first, end))
+        found = attention(here, there, low, high, 0.125)
         wanted = reference.attention(q, view, first, end, 0.125)
         error = float((found.cpu() - wanted).abs().max() / wanted.abs().max())
         if not error <= _NEAR:
             raise ValueError(f"attention over a {what} is {error:.1e} away from the reference")
         for row in range(_ROWS):
             part = slice(row, row + 1)
-            if not torch.equal(attention(here[part], there, *(bound[part] for bound in bounds), 0.125), found[part]):
+            if not torch.equal(attention(here[part], there, low[part], high[part], 0.125), found[part]):
                 raise ValueError(f"attention over a {what}: a row has other bits beside other rows")
 
 
@@ -77,10 +78,10 @@ def check_append(device: torch.device) -> None:
         q_norm, k_norm = (torch.randn(_WIDTH, generator=draw, dtype=torch.float32) for _ in range(2))
         cos, sin = (torch.randn(_ROWS, _WIDTH, generator=draw, dtype=torch.float32) for _ in range(2))
         there = _moved(view, device)
-        here = [part.to(device) for part in (q, k, v, q_norm, k_norm)]
-        turns = cos.to(device), sin.to(device)
+        moved = {"q": q, "k": k, "v": v, "q_norm": q_norm, "k_norm": k_norm, "cos": cos, "sin": sin}
+        here: dict[str, Any] = {name: part.to(device) for name, part in moved.items()}
         position = torch.tensor([at], dtype=torch.int64, device=device)
-        found = norm_rope_append(there, position, *here, 1e-6, *turns, norm_values=True)
+        found = norm_rope_append(there, position, eps=1e-6, norm_values=True, **here)
         _same(f"a rotated query beside a {what}", found, _turned(q, q_norm, cos, sin))
         rows = (_turned(k, k_norm, cos, sin), reference.rms_norm(v, None, 1e-6))
         slots = torch.tensor([(at + row) % _SLOTS for row in range(_ROWS)], dtype=torch.int64)

@@ -54,7 +54,7 @@ def from_tensors(kinds: Sequence[str], views: Sequence[tuple[int, Views]], tenso
     stores of each text."""
     whole, *turned = tensors
     rows = sum(count for count, _ in views)
-    parts = iter(whole.split([rows] * 2 * len(kinds) + [1] * len(views)))
+    parts = iter(torch.split(whole, [rows] * 2 * len(kinds) + [1] * len(views)))
     turns = iter(turned)
     spans = {kind: DeviceSpan(next(turns), next(turns), next(parts), next(parts)) for kind in kinds}
     return Places(spans, tuple(TextRows(part, view, next(parts)) for part, view in _slices(views)))
