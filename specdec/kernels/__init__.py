@@ -136,7 +136,8 @@ def fuse_draft(
         return None
     matrices = (pre, post, head, *(() if fuse is None else (fuse,)))
     if not isinstance(layers, FusedLayers):
-        drafts: DeviceDraft | None = serving(layers.norm).fuse_draft(layers, matrices, embedding, embed_scale, ids, eps)
+        make = getattr(serving(layers.norm), "fuse_draft", None)
+        drafts: DeviceDraft | None = make and make(layers, matrices, embedding, embed_scale, ids, eps)
         return drafts
     if any(b is None or not b.q.is_cpu for b in (embedding, *(matrix.blocks for matrix in matrices))):
         return None

@@ -6,8 +6,10 @@ when it has the same key (its number of rows, say) and reads the same stores; a 
 graphs with it. What differs from pass to pass, the inputs, is copied to where the captured launches read it. What is
 not captured, or not yet, runs the same launches one by one, to the same bits.
 
-The first pass of a key runs as it is: kernels are compiled and memory is asked for then, which no capture allows. Left
-out: passes with more than MOST_ROWS rows, for which launches are the smaller part.
+The first pass of a key runs as it is. Before the capture the launches run once more, over the static inputs: kernels
+are compiled and loaded then, also those that Triton makes for other alignments, which no capture allows. So what
+launches do twice must be what they do once: a row may be written to its slot, and nothing added up. Left out: passes
+with more than MOST_ROWS rows, for which launches are the smaller part.
 """
 
 from __future__ import annotations
@@ -104,6 +106,7 @@ class Graphs:
         device = _device(inputs)
         static = tuple(torch.empty_like(one, device=device).copy_(one) for one in inputs)
         try:
+            launches(static)
             found.replay, found.outputs = self._capture(lambda: launches(static))
         except RuntimeError as error:  # out of memory, or a launch that cannot be captured
             self.refused = str(error).strip().partition("\n")[0]
