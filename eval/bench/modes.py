@@ -40,9 +40,9 @@ from specdec.drafting.protocol import Draft, Drafter, Proposer
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.sampling import Noise
 from specdec.engine.stats import GenerationStats, Round
-from specdec.load import resolve_device
 from specdec.model.decoder import Decoder
 from specdec.model.states import States
+from specdec.util.device import resolve_device
 
 
 class Mode(Protocol):

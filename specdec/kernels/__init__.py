@@ -5,14 +5,15 @@ the native library, when it was built, and on a CUDA device Triton's kernels (`t
 installed. Both do `block_linear`, `low_rank`, `rms_norm` and `rope` to the bit, and `attention` and `gated` to float32
 rounding, because their exp is another. `libraries/` says which library serves which device, and how one is chosen.
 
-`fuse` makes one call of whole decoder layers, for the native library only: the same arithmetic, to the bit, without
-the trips between Python and C++ that cost a small model more than its weights. Left out: a native `dense_linear`.
+`fuse` makes one call of whole decoder layers: the same arithmetic, to the bit, without the trips between Python and C++
+that cost a small model more than its weights, and on a GPU without the launches one by one. Left out: a native
+`dense_linear`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from specdec.kernels.libraries import (
     arithmetic,
     choose,
     computing,
+    graph_counts,
     invariant,
     missing,
     serving,
@@ -44,6 +46,10 @@ from specdec.kernels.records import (
     plain,
 )
 from specdec.kernels.store import KeyFromValue, KVView
+
+if TYPE_CHECKING:  # Triton is imported where a GPU is first met
+    from specdec.kernels.triton.passes.draft import DeviceDraft
+    from specdec.kernels.triton.passes.layers import DeviceLayers
 
 __all__ = [
     "BLOCK",
@@ -79,6 +85,7 @@ __all__ = [
     "fuse",
     "fuse_draft",
     "gated",
+    "graph_counts",
     "invariant",
     "low_rank",
     "missing",
@@ -93,21 +100,24 @@ __all__ = [
 ]
 
 
-def fuse(layers: Sequence[LayerWeights[Any]], stores: Sequence[int], norm: Tensor) -> FusedLayers | None:
-    """Make one native call of `layers` and the norm after them (weight [hidden]).
+def fuse(layers: Sequence[LayerWeights[Any]], stores: Sequence[int], norm: Tensor) -> FusedLayers | DeviceLayers | None:
+    """Make one call of `layers` and the norm after them (weight [hidden]): a native one, or a pass of a GPU.
 
     `stores`: for each layer the index of the K/V that it reads, and writes where it has `k`. None where op by op is the
-    only way: no native kernels in use, weights that are not in blocks, vectors that are not float32, another device
-    than the CPU.
+    only way: no kernels in use, or some of Triton's that failed their check; on the CPU also weights that are not in
+    blocks, and vectors that are not float32.
     """
     library = serving(norm)
+    if (make := getattr(library, "fuse", None)) is not None:
+        passes: DeviceLayers | None = make(layers, stores, norm, lambda: serving(norm) is library)
+        return passes
     if not isinstance(library, Native) or not plain(norm) or not all(map(fits, layers)):
         return None
     return FusedLayers(library, layers, stores, norm, lambda: serving(norm) is library)
 
 
 def fuse_draft(
-    layers: FusedLayers | None,
+    layers: FusedLayers | DeviceLayers | None,
     pre: Matrix,
     post: Matrix,
     head: Matrix,
@@ -116,14 +126,20 @@ def fuse_draft(
     ids: Tensor | None,
     fuse: Matrix | None = None,
     eps: float = 0.0,
-) -> FusedDraft | None:
-    """Make one native call for all steps of a draft, of fused `layers` and the matrices of a draft head around them.
+) -> FusedDraft | DeviceDraft | None:
+    """Make one call for all steps of a draft, of fused `layers` and the matrices of a draft head around them.
 
     `embedding`: the backbone's; `ids` int64: the tokens of the head's rows, None: every one. `fuse`: what joins the
     states of other layers, normed with `eps`, to the last one. None where step by step is the only way, as in `fuse`.
     """
-    blocks = (pre.blocks, post.blocks, head.blocks, embedding, *(() if fuse is None else (fuse.blocks,)))
-    if layers is None or embedding is None or any(b is None or not b.q.is_cpu for b in blocks):
+    if layers is None or embedding is None:
+        return None
+    matrices = (pre, post, head, *(() if fuse is None else (fuse,)))
+    if not isinstance(layers, FusedLayers):
+        make = getattr(serving(layers.norm), "fuse_draft", None)
+        drafts: DeviceDraft | None = make and make(layers, matrices, embedding, embed_scale, ids, eps)
+        return drafts
+    if any(b is None or not b.q.is_cpu for b in (embedding, *(matrix.blocks for matrix in matrices))):
         return None
     return FusedDraft(layers, pre, post, head, embedding, embed_scale, ids, fuse, eps)
 

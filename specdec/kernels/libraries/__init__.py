@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from typing import Any
 
 import torch
@@ -151,6 +152,13 @@ def invariant(device: torch.device | str = "cpu") -> bool:
     if isinstance(library, str):
         return kind == "cpu"
     return isinstance(library, native.Native) or not library.refused
+
+
+def graph_counts(device: torch.device | str) -> Counter[str]:
+    """Return how passes and drafts were run on a device until now, as "pass replayed"; empty where nothing is captured
+    (`triton/passes/graphs.py`)."""
+    graphs = getattr(_found(torch.device(device).type), "graphs", None)
+    return Counter() if graphs is None else Counter(graphs.counts)
 
 
 try:

@@ -9,7 +9,7 @@ the CPU, for tests. Left out: gradients, for which torch computes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -20,11 +20,27 @@ from torch import Tensor
 from specdec.kernels import reference
 from specdec.kernels.blocks import BlockTensor
 from specdec.kernels.forms import BlockForm
+from specdec.kernels.layers import LayerWeights
 from specdec.kernels.low_rank import LowRank
 from specdec.kernels.low_rank import low_rank as low_rank_reference
+from specdec.kernels.records import Matrix
+from specdec.kernels.store import KVView
 from specdec.kernels.triton import check, norm, product, rows
+from specdec.kernels.triton.append import norm_rope_append
+from specdec.kernels.triton.attention import attention
 from specdec.kernels.triton.launch import INTERPRETED
 from specdec.kernels.triton.low_rank import low_rank
+from specdec.kernels.triton.passes.check import check_append, check_attention
+from specdec.kernels.triton.passes.draft import DeviceDraft
+from specdec.kernels.triton.passes.graphs import CUDACapture, Graphs
+from specdec.kernels.triton.passes.layers import DeviceLayers
+
+
+def _attention(q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale: float) -> Tensor:
+    """Attend as `reference.attention` does."""
+    first, end = (torch.tensor(bounds, dtype=torch.int64, device=q.device) for bounds in (lo, hi))
+    return attention(q, kv, first, end, scale)
+
 
 # What computes an op, what defines it, and what compares the two.
 _OPS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[[torch.device], None]]] = {
@@ -33,7 +49,10 @@ _OPS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[[torch.de
     "gated": (rows.gated, reference.gated, check.check_gated),
     "dense_linear": (product.dense_linear, reference.dense_linear, check.check_dense),
     "low_rank": (low_rank, low_rank_reference, check.check_low_rank),
+    "attention": (_attention, reference.attention, check_attention),
+    "append": (norm_rope_append, reference.rope, check_append),
 }
+_OF_A_PASS = ("rms_norm", "rope", "gated", "attention", "append")  # without which none is made at once
 
 
 class Triton:
@@ -48,6 +67,8 @@ class Triton:
         self._forms: dict[BlockForm, bool] = {}
         self.rms_norm, self.rope, self.gated = map(self._op, ("rms_norm", "rope", "gated"))
         self._dense_linear, self._low_rank = map(self._op, ("dense_linear", "low_rank"))
+        self.attention = self._op("attention")
+        self.graphs = Graphs(CUDACapture() if device.type == "cuda" else None)
 
     def _op(self, name: str) -> Callable[..., Any]:
         kernel, defined, _ = _OPS[name]
@@ -114,7 +135,27 @@ class Triton:
         out: Tensor = (low_rank_reference if reference.recorded(x) else self._low_rank)(x, part)
         return out
 
-    attention = staticmethod(reference.attention)
+    def fuse(
+        self, layers: Sequence[LayerWeights[Any]], stores: Sequence[int], norm: Tensor, in_use: Callable[[], bool]
+    ) -> DeviceLayers | None:
+        """Return what runs `layers` and the norm after them as one pass; None where a kernel for that failed its
+        check."""
+        if any(name in self.refused for name in _OF_A_PASS):
+            return None
+        return DeviceLayers(layers, stores, norm, in_use, self.reads, self.graphs)
+
+    def fuse_draft(
+        self, layers: DeviceLayers, matrices: Sequence[Matrix], embedding: BlockTensor, *arguments: Any
+    ) -> DeviceDraft | None:
+        """Return what makes all steps of a draft as one pass; None where the kernels do not read the blocks of one of
+        `matrices` or of `embedding`."""
+        blocks = [embedding, *(matrix.blocks for matrix in matrices)]
+        if not all(part is not None and self.reads(part.form) for part in blocks):
+            return None
+        pre, post, head, *fuse = matrices
+        scale, ids, eps = arguments
+        return DeviceDraft(layers, pre, post, head, embedding, scale, ids, fuse[0] if fuse else None, eps)
+
     best = staticmethod(reference.best)
     gumbel_candidates = staticmethod(reference.gumbel_candidates)
 

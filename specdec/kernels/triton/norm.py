@@ -45,9 +45,10 @@ def norm_quantise(x: Tensor, weight: Tensor | None, eps: float) -> Quantised:
 
 
 def add_norm_quantise(
-    residual: Tensor, x: Tensor, post: Tensor | None, weight: Tensor | None, eps: float
+    residual: Tensor, x: Tensor, post: Tensor | None, weight: Tensor | None, eps: float, scalar: Tensor | None = None
 ) -> tuple[Tensor, Quantised]:
-    """Add x, normed with `post` where there is one, to residual [T, K]; return that, and it normed and quantised.
+    """Add x, normed with `post` where there is one, to residual [T, K], and multiply by `scalar` [1]; return that, and
+    it normed and quantised.
 
     The bits are those of the same ops one by one, each of which rounds to the dtype of `residual` and x.
     """
@@ -55,11 +56,12 @@ def add_norm_quantise(
     assert x.dtype is residual.dtype
     rows, width = x.shape
     added, out = torch.empty_like(x), empty_quantised(rows, width, x.device)
-    after, scale = (x if part is None else part.contiguous() for part in (post, weight))
+    after, scale, factor = (x if part is None else part.contiguous() for part in (post, weight, scalar))
     shape = _tile_shape(width)
     launch(
-        _add_norm_quantise, (tiles(rows, shape["R"]),), residual, x, after, scale, added, *out, rows, width, eps,
-        POST=post is not None, WEIGHT=weight is not None, **shape,
+        _add_norm_quantise, (tiles(rows, shape["R"]),),
+        residual, x, after, scale, factor, added, *out, rows, width, eps,
+        POST=post is not None, WEIGHT=weight is not None, SCALAR=scalar is not None, **shape,
     )  # fmt: skip
     return added, out
 
@@ -130,8 +132,8 @@ def _norm_quantise(
 
 @jit
 def _add_norm_quantise(
-    residual, x, post, weight, added, values, scale, sums, rows, width, eps,
-    POST: tl.constexpr, WEIGHT: tl.constexpr, R: tl.constexpr, P: tl.constexpr,
+    residual, x, post, weight, scalar, added, values, scale, sums, rows, width, eps,
+    POST: tl.constexpr, WEIGHT: tl.constexpr, SCALAR: tl.constexpr, R: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     row, column, at, mask = _rows(rows, width, R, P)
     wide = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
@@ -139,6 +141,8 @@ def _add_norm_quantise(
         wide = rounded(normed(wide, post, column, width, eps, True, R, P), x.dtype.element_ty).to(tl.float32)
     whole = tl.load(residual + at, mask=mask, other=0.0).to(tl.float32) + wide
     whole = rounded(whole, x.dtype.element_ty)
+    if SCALAR:
+        whole = rounded(whole.to(tl.float32) * tl.load(scalar).to(tl.float32), x.dtype.element_ty)
     tl.store(added + at, whole, mask=mask)
     wide = normed(whole.to(tl.float32), weight, column, width, eps, WEIGHT, R, P)
     wide = rounded(wide, x.dtype.element_ty)
