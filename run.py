@@ -187,10 +187,12 @@ def run_plan(a: argparse.Namespace) -> int:
     from eval.plan import Asked, plan
     from specdec.memory.plan import parse_bytes
 
-    dtype, budget = getattr(torch, a.dtype), None if a.budget is None else parse_bytes(a.budget)
+    budget = None if a.budget is None else parse_bytes(a.budget)
+    dtype = a.dtype or ("float32" if a.device == "cpu" else "bfloat16")
+    stored = (a.model, a.drafter, a.quantize, getattr(torch, dtype))
     adapters = tuple(path for _, path in a.adapter)
-    asked = Asked(a.model, a.drafter, a.quantize, dtype, a.context, budget, a.kv_dtype, a.picture, a.frames, adapters)
-    return plan(asked, a.json)
+    media = (a.picture, a.frames)
+    return plan(Asked(*stored, a.context, budget, a.kv_dtype or dtype, *media, adapters, a.device), a.json)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

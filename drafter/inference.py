@@ -20,6 +20,7 @@ backbone's.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -33,6 +34,9 @@ from specdec.model.decoder import Decoder
 from specdec.model.stack import Linear, Rotations, SequenceRows, Stack
 from specdec.model.states import States
 from specdec.weights.tensors import Weight
+
+if TYPE_CHECKING:
+    from specdec.kernels.triton.passes.draft import DeviceDraft
 
 
 @dataclass(frozen=True)
@@ -140,11 +144,11 @@ class MTPHead:
     rotations: Rotations
     fuse: Linear | None = None  # [backbone hidden, aux layers * backbone hidden]
 
-    def fused(self, backbone: Decoder) -> kernels.FusedDraft | None:
-        """Return all steps of a draft for `backbone` as one native call, which gives the same bits.
+    def fused(self, backbone: Decoder) -> kernels.FusedDraft | DeviceDraft | None:
+        """Return all steps of a draft for `backbone` as one call, which gives the same bits.
 
-        Return None where the steps have to run one by one: without native kernels, with matrices that are not in
-        blocks, with a bigram bias, or with clusters.
+        Return None where the steps have to run one by one: without kernels that make one call, with matrices that are
+        not in blocks, with a bigram bias, or with clusters.
         """
         head = self.head
         if isinstance(head, CentroidHead) or (isinstance(head, PrunedHead) and head.bigram is not None):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,6 +22,9 @@ from specdec.kernels import DraftSampling, FusedDraft
 from specdec.model.decoder import Decoder
 from specdec.model.states import States
 
+if TYPE_CHECKING:
+    from specdec.kernels.triton.passes.draft import DeviceDraft
+
 
 class MTPDrafter:
     """Keep the head that `build(backbone)` makes, and draft with that head; `build` raises ValueError on a misfit."""
@@ -31,7 +35,7 @@ class MTPDrafter:
     def __init__(self, build: Callable[[Decoder], MTPHead]) -> None:
         self._build = build
         self._assistant: MTPHead | None = None
-        self._fused: FusedDraft | None = None
+        self._fused: FusedDraft | DeviceDraft | None = None
         self._backbone: Decoder | None = None
 
     @property
@@ -70,7 +74,12 @@ class MTPProposer:
     name, max_draft = MTPDrafter.name, MTPDrafter.max_draft
 
     def __init__(
-        self, assistant: MTPHead, fused: FusedDraft | None, backbone: Decoder, cache: KVCache, noise: Noise | None
+        self,
+        assistant: MTPHead,
+        fused: FusedDraft | DeviceDraft | None,
+        backbone: Decoder,
+        cache: KVCache,
+        noise: Noise | None,
     ) -> None:
         self._assistant, self._fused, self._backbone = assistant, fused, backbone
         self._cache, self._noise = cache, noise
@@ -87,8 +96,8 @@ class MTPProposer:
             return Draft()
         spans = assistant.spans(cache.length)
         keys = [] if noise is None else noise.keys(len(tokens), k)
-        if self._fused is not None and self._fused.usable(cache.views):
-            sampling = None if noise is None else DraftSampling(keys, sharpness(noise), *astuple(noise.warping)[1:])
+        sampling = None if noise is None else DraftSampling(keys, sharpness(noise), *astuple(noise.warping)[1:])
+        if self._fused is not None and self._fused.usable(cache.views, sampling):
             drafted = self._fused(states.last, states.aux, tokens[-1], k, spans, cache.views, sampling)
             return Draft.by(self.name, drafted)
         token = torch.tensor(tokens[-1:], dtype=torch.int64, device=backbone.device)  # [1]

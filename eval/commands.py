@@ -209,10 +209,21 @@ def add_plan_options(planned: argparse.ArgumentParser) -> None:
         "--drafter", default="auto", metavar="NAME", help="auto (default), suffix, none, or a checkpoint"
     )
     planned.add_argument("--context", type=whole_number(1), default=4096, metavar="N", help="positions (default 4096)")
+    planned.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="whose memory: the machine's (cpu, default) or a GPU's (cuda), which need not be here if --budget says "
+        "how much it has",
+    )
     planned.add_argument("--budget", metavar="SIZE", help="such as 16GB (default: what is free now)")
-    planned.add_argument("--kv-dtype", choices=KV_DTYPES, default="float32", help="what the cache keeps")
+    planned.add_argument("--kv-dtype", choices=KV_DTYPES, help="what the cache keeps (default: as --dtype)")
     planned.add_argument("--quantize", choices=QUANTIZE, help="as for every command")
-    planned.add_argument("--dtype", choices=DTYPES, default="float32", help="of activations")
+    planned.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="of activations (default: float32, on a GPU bfloat16)",
+    )
     add_adapter_option(planned)
     add_media_size_options(planned)
     add_json_option(planned, "the figures")

@@ -22,6 +22,7 @@ from eval.synthetic.full_size import full_size_config, full_size_drafter
 from specdec.drafting.registry import draft_spec, drafter_bytes, resolve_drafter
 from specdec.memory.plan import KV_DTYPES, Needs, Planner, expert_bytes, loaded_bytes, program_bytes, weight_bytes
 from specdec.memory.system import available_bytes
+from specdec.memory.video import video_memory
 from specdec.model.adapters.build import check_adapters
 from specdec.model.build import Quantize
 from specdec.model.families import decoder_spec
@@ -46,24 +47,31 @@ class Asked:
     picture: int = 0  # soft tokens
     frames: int = 0
     adapters: tuple[str, ...] = ()  # folders, files, hub ids
+    on: str = "cpu"  # the device in whose memory the model would be; a GPU need not be here
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device `on`."""
+        return torch.device(self.on)
 
 
 def plan(asked: Asked, json_file: Path | None) -> int:
     """Print the memory that is needed and the context that fits; return the exit code, 1 when it exceeds the budget.
 
-    Raises ValueError: the model or the drafter is not readable, or the context is longer than the model's.
+    Raises ValueError: the model or the drafter is not readable, the context is longer than the model's, or the budget
+    is that of a GPU that is not here.
     """
     check_writable(json_file)
-    program, free = program_bytes(), available_bytes()
+    program, free = program_bytes(asked.device), _free(asked)
     planner = plan_memory(asked, program)
     spec = planner.spec
-    # Free memory does not count this program, which is in memory already.
+    # Free memory does not count this program, which is in memory already: on a GPU its context, once it was asked.
     budget = asked.budget if asked.budget is not None else free + program
     needs = planner.needs(asked.context, asked.kv_dtype, budget)
     longest = {name: planner.longest(budget, name) for name in KV_DTYPES}
     fits = needs.total <= budget
     console = Terminal(highlight=False)
-    console.print(_table(needs, planner.experts))
+    console.print(_table(needs, planner.experts, asked.device.type))
     source = "the budget" if asked.budget is not None else "what is free"
     verdict = "fits into" if fits else "does not fit into"
     console.print(f"{verdict} {source}, {budget / 1e9:.2f} GB")
@@ -77,10 +85,20 @@ def plan(asked: Asked, json_file: Path | None) -> int:
         "fits": fits,
         "longest_context": longest,
         "available_memory": free,
-        **machine(torch.device("cpu")),
+        "device": asked.device.type,
+        **machine(torch.device("cpu") if video_memory(asked.device) is None else asked.device),
     }
     put_record(json_file, record)
     return 0 if fits else DIFFERS
+
+
+def _free(asked: Asked) -> int:
+    """Return the bytes that are free in the memory of the device; 0 where it is not here, and its size was given."""
+    if asked.device.type != "cuda":
+        return available_bytes()
+    if (video := video_memory(asked.device)) is None and asked.budget is None:
+        raise ValueError("no CUDA device is here to be asked: give the size of its memory, like --budget 16GB")
+    return 0 if video is None else video.free
 
 
 def plan_memory(asked: Asked, program: int) -> Planner:
@@ -90,6 +108,7 @@ def plan_memory(asked: Asked, program: int) -> Planner:
         raise ValueError(f"{asked.context:,} positions; {asked.model} has a context of {spec.max_positions:,}")
     if (asked.picture or asked.frames) and (spec.media is None or spec.media.vision is None):
         raise ValueError(f"{asked.model} takes no pictures; leave --picture and --frames out")
+    experts = 0 if asked.device.type == "cuda" else experts  # a GPU has all of them in its memory
     drafter, draft = _drafter(asked, spec, path), draft_spec(resolve_drafter(asked.drafter))
     added = check_adapters({one: adapter_path(one) for one in asked.adapters}, spec)
     media = (asked.picture, asked.frames)
@@ -125,7 +144,7 @@ def _drafter(asked: Asked, spec: DecoderSpec, path: Path | None) -> int:
     return drafter_bytes(asked.drafter, asked.dtype, quantized, path)
 
 
-def _table(needs: Needs, experts: int) -> Table:
+def _table(needs: Needs, experts: int, device: str) -> Table:
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
     table.add_column("")
     table.add_column("GB", justify="right")
@@ -137,7 +156,7 @@ def _table(needs: Needs, experts: int) -> Table:
         (f"cache of {needs.positions:,} positions, {needs.kv_dtype}", needs.cache),
         *([("the drafter's cache", needs.draft_cache)] if needs.draft_cache else []),
         ("workspace of a pass", needs.workspace),
-        ("Python and its libraries", needs.program),
+        ("CUDA's context (not measured)" if device == "cuda" else "Python and its libraries", needs.program),
         *([("pictures and video", needs.media)] if needs.media else []),
         ("in all", needs.total),
     ):

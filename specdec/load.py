@@ -24,6 +24,7 @@ from specdec.drafting.registry import DrafterLike, draft_spec, drafter_bytes, dr
 from specdec.hf import SpecdecForCausalLM
 from specdec.memory.plan import (
     LARGEST_PICTURE,
+    PROGRAM,
     Planner,
     conversations_of,
     expert_bytes,
@@ -40,6 +41,7 @@ from specdec.model.decoder import Decoder, MemoryLimits
 from specdec.model.names import expected_tensors
 from specdec.model.spec import DecoderSpec
 from specdec.open import open_checkpoint
+from specdec.util.device import resolve_device
 from specdec.util.progress import progress_bar
 from specdec.util.text import did_you_mean
 from specdec.util.threads import turn_to_compute
@@ -101,8 +103,9 @@ def load(
             computes, and a drafted text may differ from the plain one where two tokens nearly tie.
         kv_dtype: the type in which the cache keeps K and V: "float32", "bfloat16", "float16" or "int8"; None: `dtype`.
             Attention reads rounded K and V, so another type may give another text; drafting never does.
-        memory_budget: bytes, or text like "9GB", that this process may take in all. A model that does not fit is
-            refused before it is read; a prompt that does not fit is refused before it is computed.
+        memory_budget: bytes, or text like "9GB", that this process may take in all; of a GPU's memory where the model
+            is on one. A model that does not fit is refused before it is read; a prompt that does not fit is refused
+            before it is computed.
         adapter: a low-rank adapter (LoRA), a PEFT folder, a GGUF file or a hub id, or several: {"name": path}. Adapters
             are kept apart from the weights. The first is the default; `generate(adapter="name")` takes another one,
             "none" the model as it is.
@@ -121,7 +124,7 @@ def load(
     one whose experts do not fit in memory.
 
     A warning appears once in a process where weights in blocks are on the CPU and their native kernels are missing,
-    stale or broken.
+    stale or broken, and where a model is on a CUDA device and Triton's kernels cannot compute there.
 
     Raises:
         ValueError: nothing is at `name_or_path`, the architecture is not supported, the file is damaged, or tensors
@@ -143,8 +146,8 @@ def load(
     path = model_path(name_or_path)
     decoder, config, generation_config = load_decoder(path, kind, where, quantize, kept, budget, adapters)
     decoder.path = path
-    if (reason := kernels.missing()) and where.type == "cpu" and _in_blocks(decoder):
-        _warn_of_slowness(reason)
+    if (reason := kernels.missing(where)) and (where.type != "cpu" or _in_blocks(decoder)):
+        _warn_of_slowness(reason, where.type)
     model = SpecdecForCausalLM(decoder, config, generation_config, proposer, conversations_of(decoder, draft))
     kept_file = None
     if remember and proposer.max_draft:
@@ -162,12 +165,12 @@ def _in_blocks(decoder: Decoder) -> bool:
 
 
 @cache
-def _warn_of_slowness(reason: str) -> None:
+def _warn_of_slowness(reason: str, device: str) -> None:
     # eval.kernels prints the time of a product; with SPECDEC_KERNELS=reference, the time without native kernels.
-    warnings.warn(
-        f"quantised weights run on plain torch, a hundred times slower than on the native kernels, or worse: {reason}",
-        stacklevel=3,
-    )
+    said = "quantised weights run on plain torch, a hundred times slower than on the native kernels, or worse"
+    if device != "cpu":
+        said = f"plain torch computes on {device}: drafting may change a text there where two tokens nearly tie"
+    warnings.warn(f"{said}: {reason}", stacklevel=3)
 
 
 def load_decoder(
@@ -206,8 +209,10 @@ def _read(
 ) -> Decoder:
     """Return the decoder of `spec` with the weights of `source`, which is the checkpoint at `path`. `added`: bytes of
     the adapters that come with it."""
-    room = None if budget is None else budget.room(spec, source, quantize, dtype, kv_dtype or dtype, added)
-    limit = room.experts if room is not None else experts_in_free_memory(spec, source, quantize, dtype)
+    room = None if budget is None else budget.room(spec, source, quantize, dtype, kv_dtype or dtype, added, device)
+    limit = None  # on a GPU all experts are in its memory
+    if device.type == "cpu":
+        limit = room.experts if room is not None else experts_in_free_memory(spec, source, quantize, dtype)
     folder, packed = safetensors_of(source.checkpoint), None
     changes = folder is not None and quantize != "none" and (quantize is not None or bool(folder.formats))
     if folder is not None and changes and (limit is not None or folder.nbytes >= quantized.LEAST):
@@ -232,7 +237,7 @@ def _read(
 @dataclass(frozen=True)
 class MemoryBudget:
     """Describe the bytes that this process may take, with a model and `drafter` in it, and the caches of the model
-    `draft`."""
+    `draft`: of the machine's memory, or of the GPU's where the model is on one."""
 
     total: int
     drafter: DrafterLike
@@ -245,44 +250,31 @@ class MemoryBudget:
         quantize: Quantize,
         dtype: torch.dtype,
         kv_dtype: torch.dtype,
-        adapters: int = 0,
+        adapters: int,
+        device: torch.device,
     ) -> MemoryLimits:
         """Return the memory limits that the budget leaves for texts, beside adapters of so many bytes. Raises
         ValueError when it leaves too little."""
         weights = loaded_bytes(spec, source, quantize, dtype)
         blocks = weights < dtype.itemsize * sum(map(math.prod, expected_tensors(spec).values()))
         picture = 0 if spec.media is None else LARGEST_PICTURE
-        experts, drafter = expert_bytes(spec, source, quantize, dtype), self._drafter(source, dtype, blocks)
+        experts = expert_bytes(spec, source, quantize, dtype) if device.type == "cpu" else 0
         planner = Planner(
             spec,
             weights,
-            drafter,
-            program_bytes(),
+            self._drafter(source, dtype, blocks),
+            program_bytes(device),
             dtype,
             picture,
             experts=experts,
             draft=self.draft,
             adapters=adapters,
+            of_program="CUDA's context" if device.type == "cuda" else PROGRAM,
         )
         return planner.room(self.total, str(kv_dtype).removeprefix("torch."))
 
     def _drafter(self, source: Source, dtype: torch.dtype, quantized: bool) -> int:
         return drafter_bytes(self.drafter, dtype, quantized, source.checkpoint.path)
-
-
-def resolve_device(device: torch.device | str | None) -> torch.device:
-    """Return the device that `device` names; for None CUDA where there is one, else the CPU.
-
-    A Mac's GPU has to be asked for: torch would expand the blocks of every weight in every pass there, and would give a
-    row other bits with other rows beside it. Raises ValueError for a device that is not here.
-    """
-    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    here = [name for name, present in usable.items() if present]
-    if device is None:
-        return torch.device("cuda" if usable["cuda"] else "cpu")
-    if str(device).partition(":")[0] not in here:
-        raise ValueError(f"device {str(device)!r}: there is no such device here; choose {' or '.join(here)}")
-    return torch.device(device)
 
 
 def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:

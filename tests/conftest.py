@@ -20,8 +20,13 @@ from pathlib import Path
 # Before torch: its threads that wait would otherwise spin, on the processors that the other test processes need.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import pytest
 import torch
+
+# Before Triton, which transformers imports: its interpreter runs the kernels for GPUs where there is none.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

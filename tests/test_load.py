@@ -14,9 +14,9 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from safetensors.torch import load_file, save_file
 
 import specdec
-from specdec.load import resolve_device
 from specdec.model.families import decoder_spec
 from specdec.model.stack import Stack
+from specdec.util.device import resolve_device
 from tests.support.stores.gguf_kinds import write_kind
 from tests.support.tiny import FAMILIES, prompt, tiny_model
 from tests.support.tiny_gguf import write_model
@@ -165,6 +165,7 @@ def test_bad_arguments(folder: Path) -> None:
 @pytest.mark.parametrize(("cuda", "mps", "chosen"), [(0, 0, "cpu"), (0, 1, "cpu"), (1, 0, "cuda")])
 def test_the_device_that_nobody_named(monkeypatch: pytest.MonkeyPatch, cuda: int, mps: int, chosen: str) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: bool(cuda))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: cuda)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: bool(mps))
     assert resolve_device(None).type == chosen
     if mps:

@@ -40,9 +40,9 @@ from specdec.drafting.protocol import Draft, Drafter, Proposer
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.sampling import Noise
 from specdec.engine.stats import GenerationStats, Round
-from specdec.load import resolve_device
 from specdec.model.decoder import Decoder
 from specdec.model.states import States
+from specdec.util.device import resolve_device
 
 
 class Mode(Protocol):
@@ -88,7 +88,9 @@ class Ours:
         self.name, self.rates, self.adaptive = name, rates, draft_length == "adaptive"
         self._session, self._length = session, draft_length
         self._drafter = drafter or session.model.drafter
-        self.details = f"kernels: {kernels.active()}" if draft_length == 0 else f"drafter {self._drafter.name}"
+        self.details = (
+            f"kernels: {kernels.active(session.model.device)}" if draft_length == 0 else f"drafter {self._drafter.name}"
+        )
         # Costs are the machine's, and measured; the acceptance record is this mode's own.
         known = session.model.lengths
         self.lengths = AdaptiveLength(known.costs if known.measured_for else None)

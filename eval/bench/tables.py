@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.cli.figure_table import Column, FigureTable
-from eval.cli.metrics import NOISE
+from eval.cli.metrics import NOISE, graphs_text
 from eval.cli.names import PLAIN
 from eval.cli.words import DISTURBED, count_noun, repetitions
 from eval.live.parts import format_percent, milliseconds, position_table, size, yes_or_no
@@ -173,6 +173,7 @@ def summary_table(record: Record) -> Table:
     texts = f"{same} of {record['prompts']} texts, token for token"
     table.add_row("identical", "", yes_or_no(record["identical"]), Text(texts, style="dim"))
     lines = [f"kernels: {record['host']['kernels']}", *_cost_lines(record["costs"])]
+    lines += [text] if (text := graphs_text(mode.get("graphs", {}))) else []
     table.caption, table.caption_justify = Text("\n".join(lines), style="dim"), "left"
     return table
 

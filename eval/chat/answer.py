@@ -12,7 +12,7 @@ from transformers import TextStreamer
 
 from eval.chat.media import MediaOptions, MediaReader, Part, check_embedder, media_of, message_of
 from eval.chat.view import Raw
-from eval.cli.metrics import TimedRun, summarise
+from eval.cli.metrics import TimedRun, graphs_text, summarise
 from eval.cli.options import GenerationSettings
 from eval.cli.output import check_writable, put_record
 from eval.cli.provenance import provenance
@@ -71,6 +71,8 @@ def answer(
         print(f"[{cut_note(session, run)}]", file=sys.stderr)
     if stats:
         print(f"[{one_line(run)}]", file=sys.stderr)
+        if graphs := graphs_text(run.stats.graphs):
+            print(f"[{graphs}]", file=sys.stderr)
     if json_file:
         record = {
             "command": "generate",

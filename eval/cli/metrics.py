@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -131,8 +131,18 @@ def summarise(runs: Sequence[TimedRun]) -> dict[str, Any]:
         "phase_seconds": {phase: stats.seconds[phase] for phase in PHASES},
         "overhead": _overhead(stats),
         "cache_bytes": stats.cache_bytes,
+        "graphs": dict(sorted(stats.graphs.items())),
         "speculative_decoding": speculative_decoding(stats),
     }
+
+
+def graphs_text(graphs: Mapping[str, int]) -> str:
+    """Say how a GPU ran passes and drafts, from `GenerationStats.graphs`: "passes: 90 replayed, 3 eager"."""
+    said = []
+    for what, plural in (("pass", "passes"), ("draft", "drafts")):
+        counts = [f"{n:,} {how}" for how in ("replayed", "eager", "captured") if (n := graphs.get(f"{what} {how}", 0))]
+        said += [f"{plural}: {', '.join(counts)}"] if counts else []
+    return "; ".join(said)
 
 
 def _overhead(stats: GenerationStats) -> float:

@@ -101,7 +101,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "none: expand a quantised one (default: as stored)",
     )
     group.add_argument("--dtype", choices=DTYPES, help="of activations and float weights")
-    group.add_argument("--device", help="cpu, cuda or mps (default: cuda where there is one, else cpu, on a Mac too)")
+    group.add_argument("--device", help="cpu, cuda (cuda:1: the second) or mps (default: cuda where there is one)")
     group.add_argument(
         "--kv-dtype",
         choices=KV_DTYPES,

@@ -41,7 +41,7 @@ def machine(device: torch.device) -> dict[str, Any]:
             "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,  # over 1, 5 and 15 minutes
             "threads": torch.get_num_threads(),
             "system": platform.platform(),
-            "kernels": kernels.active(),
+            "kernels": kernels.active(device),
             "device": _device_name(device),
         },
     }

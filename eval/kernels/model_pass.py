@@ -40,7 +40,7 @@ def pass_costs(decoder: Decoder, context: int, rows: Sequence[int], effort: Effo
             "ask for a smaller --context"
         )
     ids = random_tokens(decoder, max(rows))
-    cache = _filled_cache(decoder, context)
+    cache = filled_cache(decoder, context)
 
     def one(count: int) -> Callable[[], object]:
         def run() -> Tensor:
@@ -60,7 +60,7 @@ def adapter_costs(
     ids, found = random_tokens(decoder, max(rows)), {}
 
     def one(name: str, count: int) -> Callable[[], object]:
-        cache = _filled_cache(decoder, context, name)
+        cache = filled_cache(decoder, context, name)
 
         def run() -> Tensor:
             logits = decoder.logits(decoder.forward(ids[:count], cache).last, [cache.adapter] * count)
@@ -76,7 +76,7 @@ def adapter_costs(
 
 
 @torch.inference_mode()
-def _filled_cache(decoder: Decoder, context: int, adapter: str | None = None) -> KVCache:
+def filled_cache(decoder: Decoder, context: int, adapter: str | None = None) -> KVCache:
     """Return a cache of `context` positions with random K and V, which cost what computed ones cost: to compute 16,000
     positions of a 12B model takes most of an hour."""
     cache = decoder.new_cache(adapter=adapter)
@@ -94,7 +94,7 @@ def _filled_cache(decoder: Decoder, context: int, adapter: str | None = None) ->
     return cache
 
 
-def _prefill(decoder: Decoder, ids: Tensor, cache: KVCache) -> Tensor:
+def prefill(decoder: Decoder, ids: Tensor, cache: KVCache) -> Tensor:
     """Commit ids [n] in the chunks that the engine has; return the last states of the last chunk."""
     hidden = torch.empty(0, dtype=decoder.dtype)
     for chunk in torch.split(ids, cache.max_rows):
@@ -109,7 +109,7 @@ def prefill_speed(decoder: Decoder, tokens: int, effort: Effort) -> KernelTiming
 
     def run() -> Tensor:
         cache = decoder.new_cache()
-        return decoder.logits(_prefill(decoder, ids, cache)[-1:])
+        return decoder.logits(prefill(decoder, ids, cache)[-1:])
 
     return alternate({"prefill": run}, effort)["prefill"]
 

@@ -19,8 +19,7 @@ from eval.cli.names import DRAFTER_SUFFIX, full_size_names
 from eval.synthetic.random_weights import RandomCheckpoint
 from specdec.drafting.protocol import NoDraft
 from specdec.hf import SpecdecForCausalLM
-from specdec.memory.plan import weight_bytes
-from specdec.memory.system import available_bytes
+from specdec.memory.plan import free_bytes, weight_bytes
 from specdec.model.build import Source, build_decoder
 from specdec.model.families import decoder_spec
 from specdec.model.names import expected_tensors
@@ -47,22 +46,25 @@ def _config(file: str) -> Any:
 
 
 def full_size_model(
-    name: str, progress: Callable[[str], None] | None = None, kv_dtype: torch.dtype | None = None
+    name: str,
+    progress: Callable[[str], None] | None = None,
+    kv_dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
 ) -> SpecdecForCausalLM:
-    """Build a model of the shape `name` on the CPU, with random blocks; `progress(name)` after each tensor. `kv_dtype`:
-    of K and V; None: float32.
+    """Build a model of the shape `name` on `device` (None: the CPU), with random blocks; `progress(name)` after each
+    tensor. `kv_dtype`: of K and V; None: that of activations, float32, on a GPU bfloat16.
 
     Raises ValueError for an unknown name, and when the model's weights do not fit into the memory that is free.
     """
-    config = full_size_config(name)
-    spec = decoder_spec(config)
-    check_memory(name, weight_bytes(expected_tensors(spec), "int4", torch.float32), available_bytes())
+    config, device = full_size_config(name), device or torch.device("cpu")
+    spec, dtype = decoder_spec(config), torch.float32 if device.type == "cpu" else torch.bfloat16
+    check_memory(name, weight_bytes(expected_tensors(spec), "int4", dtype), free_bytes(device))
     checkpoint = RandomCheckpoint(spec, f"random {name}")
     decoder = build_decoder(
         spec,
         Source.huggingface(checkpoint, spec),
-        dtype=torch.float32,
-        device=torch.device("cpu"),
+        dtype=dtype,
+        device=device,
         quantize="int4",
         progress=progress,
         kv_dtype=kv_dtype,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from specdec.kernels import adapter_records, pack_low_rank
+from specdec.kernels import FusedLayers, adapter_records, pack_low_rank
 from specdec.model.adapters.adapter import Adapter
 from specdec.model.decoder import Decoder
 from specdec.model.stack import AdaptedLayers, Layer, Linear
@@ -34,7 +34,7 @@ def add_random_adapter(decoder: Decoder, rank: int) -> Adapter:
         return replace(layer, **changed)
 
     layers = tuple(map(layer_of, decoder.layers))
-    records = adapter_records(layers) if decoder.device.type == "cpu" else None
+    records = adapter_records(layers) if isinstance(decoder.stack.fused, FusedLayers) else None
     adapter = Adapter(NAME, f"random {rank}", AdaptedLayers(layers, records), sum(sizes))
     decoder.adapters.add(adapter)
     return adapter

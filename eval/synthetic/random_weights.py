@@ -9,6 +9,7 @@ kernel's speed depends on the values. Left out: text that means anything.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -99,10 +100,11 @@ class RandomCheckpoint:
     of a 4-bit model's vocabulary. Norms and scalars are one, biases zero.
     """
 
-    def __init__(self, spec: DecoderSpec, owner: str) -> None:
-        """Make the tensors of `spec` known; each is made when asked for. `owner` names them in errors."""
+    def __init__(self, spec: DecoderSpec, owner: str, more: Mapping[str, tuple[int, ...]] | None = None) -> None:
+        """Make the tensors of `spec` known, and those of the shapes `more`; each is made when asked for. `owner` names
+        them in errors."""
         self.path = Path(owner)
-        self._shapes = expected_tensors(spec)
+        self._shapes = {**expected_tensors(spec), **(more or {})}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return every tensor's name and shape."""

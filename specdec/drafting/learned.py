@@ -81,7 +81,7 @@ def learned_file(backbone: Decoder, drafter: Drafter, identity: str) -> LearnedF
     about = [
         (platform.node(), platform.machine(), _processor(), os.cpu_count()),
         (backbone.identity_of(backbone.adapters.default), str(backbone.device)),
-        (kernels.active(), torch.get_num_threads()),
+        (kernels.active(backbone.device), torch.get_num_threads()),
         (drafter.name, drafter.max_draft, identity),
     ]
     key = hashlib.sha256(repr(about).encode()).hexdigest()[:32]

@@ -1,4 +1,5 @@
-"""Measure where an engine's time goes: prompts, drafts, verification, or none of these."""
+"""Measure where an engine's time goes: prompts, drafts, verification, or none of these; and how a GPU ran its
+passes."""
 
 from __future__ import annotations
 
@@ -6,6 +7,9 @@ import time
 from collections.abc import Mapping
 from collections.abc import Sequence as Several
 
+import torch
+
+from specdec import kernels
 from specdec.engine.sequence import Sequence
 from specdec.engine.stats import GenerationStats
 from specdec.engine.verify import Verdict
@@ -14,8 +18,9 @@ from specdec.engine.verify import Verdict
 class PassClock:
     """Assign the time since the last lap to a phase."""
 
-    def __init__(self, stats: GenerationStats) -> None:
-        self.stats = stats
+    def __init__(self, stats: GenerationStats, device: torch.device) -> None:
+        self.stats, self._device = stats, device
+        self._graphs = kernels.graph_counts(device)
         self.began = self.last = time.perf_counter()
 
     def skip(self) -> None:
@@ -41,7 +46,11 @@ class PassClock:
         return seconds
 
     def after_pass(self, verdicts: Mapping[Sequence, Verdict], active: Several[Sequence]) -> None:
-        """Note how many tokens have been emitted by now, and the most bytes that caches of `active` sequences took."""
+        """Note how many tokens have been emitted by now, the most bytes that caches of `active` sequences took, and how
+        passes were run on a GPU."""
+        graphs = kernels.graph_counts(self._device)
+        self.stats.graphs.update(graphs - self._graphs)
+        self._graphs = graphs
         if verdicts:
             self.stats.timeline.append((time.perf_counter() - self.began, self.stats.emitted))
         held = sum(sequence.conversation.cache.nbytes for sequence in active)

@@ -67,7 +67,7 @@ class Engine:
         self._lock = threading.Lock()  # guards these three lists; held only while a list changes
         self._work = threading.Condition(self._lock)
         self._stepper: object | None = None  # the call of `step` that is under way
-        self._clock = PassClock(self.stats)
+        self._clock = PassClock(self.stats, backbone.device)
 
     def add(self, request: Request) -> Sequence:
         """Queue `request`, whose prompt later steps read; return its sequence. Raises ValueError: the backbone has no

@@ -33,7 +33,8 @@ class GenerationStats:
     whose logits give the first token without a draft: emitted = prompts + rounds + accepted.
     `accepted_per_position[i]` and `drafted_per_position[i]` count rounds in which the draft's token i was accepted, and
     drafted. `draft_sources[name]` holds [drafted, accepted] of a source. `seconds`: by phase. `timeline` holds (seconds
-    since the request began, tokens emitted by then) after the prefill and after every round.
+    since the request began, tokens emitted by then) after the prefill and after every round. `graphs`: how a GPU ran
+    passes and drafts, as "pass replayed", "pass eager", "draft captured" (`specdec.kernels.graph_counts`).
     """
 
     prompts: int = 0
@@ -50,6 +51,7 @@ class GenerationStats:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     timeline: list[tuple[float, int]] = field(default_factory=list)
     cache_bytes: int = 0
+    graphs: Counter[str] = field(default_factory=Counter)
 
     @property
     def mean_acceptance_length(self) -> float:
@@ -127,6 +129,7 @@ class GenerationStats:
             self.seconds[phase] += seconds
         self.timeline = self.timeline or list(other.timeline)
         self.cache_bytes = max(self.cache_bytes, other.cache_bytes)
+        self.graphs.update(dict(other.graphs))
 
     def to_dict(self) -> dict[str, Any]:
         """Return all counts and derived figures as JSON types."""
@@ -148,4 +151,5 @@ class GenerationStats:
             "ttft": self.ttft,
             "decode_tokens_per_second": self.decode_tokens_per_second,
             "cache_bytes": self.cache_bytes,
+            "graphs": dict(sorted(self.graphs.items())),
         }

@@ -56,6 +56,9 @@ def prometheus(stats: GenerationStats, model: str) -> str:
             [(f'{label},phase="{phase}"', seconds) for phase, seconds in stats.seconds.items()],
         ),
     ]
+    if stats.graphs:
+        graphs = [(f'{label},phase="{name.split()[0]}",how="{name.split()[1]}"', n) for name, n in stats.graphs.items()]
+        counters.append(("graph_passes_total", "Passes and drafts of a GPU, by how they were run.", sorted(graphs)))
     lines = []
     for name, about, samples in counters:
         lines += [f"# HELP {PREFIX}{name} {about}", f"# TYPE {PREFIX}{name} counter"]

@@ -47,8 +47,9 @@ class FusedDraft:
             aux=0 if fuse is None else 2 * _columns(fuse) // _columns(pre),  # `pre` takes two of the backbone's width
         )
 
-    def usable(self, views: Views) -> bool:
-        """Return whether this call can make a draft that reads the stores `views`: see `FusedLayers.usable`."""
+    def usable(self, views: Views, sampling: DraftSampling | None = None) -> bool:
+        """Return whether this call can make a draft that reads the stores `views`, however it is sampled: see
+        `FusedLayers.usable`."""
         return self._layers.usable([views])
 
     def __call__(

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specdec.kernels import abi
+from specdec.kernels import abi, reference
 from specdec.kernels.blocks import BlockTensor
 from specdec.kernels.low_rank import LowRank
 from specdec.kernels.records import (
@@ -33,6 +33,7 @@ from specdec.kernels.records import (
     low_rank_record,
     plain,
     plain_ids,
+    readable,
     store_record,
     weights_record,
 )
@@ -78,7 +79,10 @@ def how_to_build() -> str:
 
 
 class Native:
-    """Call the library, on the best instruction set of this CPU until `use` names another."""
+    """Call the library, on the best instruction set of this CPU until `use` names another. What it does not read, the
+    reference computes."""
+
+    dense_linear = staticmethod(reference.dense_linear)
 
     def __init__(self, path: Path, sources: Path) -> None:
         """Open the library at `path`, which was built from the folder `sources`. Raises as `abi.open_library` does."""
@@ -136,7 +140,8 @@ class Native:
 
     def best(self, x: Tensor) -> tuple[float, int]:
         """Return the largest of x float32 [n] and the first index that has it."""
-        assert plain(x)
+        if not plain(x):
+            return reference.best(x)
         value = c_float()
         index: int = self._best(x.data_ptr(), x.numel(), byref(value))
         return value.value, index
@@ -144,7 +149,9 @@ class Native:
     def gumbel_candidates(self, scores: Tensor, top: float, floor: float, key: int, ids: Tensor | None) -> Tensor:
         """Return the ascending indices of tokens whose score and noise can win, int64; `ids` [n]: the tokens of the
         scores."""
-        assert plain(scores) and (ids is None or (plain_ids(ids) and ids.numel() == scores.numel()))
+        if not plain(scores):
+            return reference.gumbel_candidates(scores, top, floor, key)
+        assert ids is None or (plain_ids(ids) and ids.numel() == scores.numel())
         found = torch.empty(scores.numel(), dtype=torch.int64)
         of = None if ids is None else ids.data_ptr()
         kept: int = self._gumbel_candidates(scores.data_ptr(), of, scores.numel(), top, floor, key, found.data_ptr())
@@ -152,6 +159,8 @@ class Native:
 
     def attention(self, q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale: float) -> Tensor:
         """Attend with queries q [T, Hq, D] to a store: [T, Hq, Dv]; row t sees positions lo[t] .. hi[t] - 1."""
+        if not readable(kv):
+            return reference.attention(q, kv, lo, hi, scale)
         rows, heads, _ = q.shape
         wide = q.float().contiguous()
         out = wide.new_empty(rows, heads, kv.value_width)

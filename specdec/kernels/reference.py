@@ -22,12 +22,13 @@ Arithmetic of `block_linear`, shared with C++ to the bit, no fused multiply-add 
     y[t, n] = ((0 + term_0) + term_1) + ...                     blocks in column order
 
 Other devices get no promise about bits: there the same functions use one stock call for all rows, with weights
-dequantised in slices and activations not quantised. Left out: speed, which is the native library's part.
+dequantised in slices and activations not quantised. Left out: speed, which is the part of the other libraries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,12 @@ from specdec.kernels.store import KVView
 TINY = 1e-30
 _ROW_TILE = 8
 _CHUNK = 1 << 22  # elements of the largest temporary
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
+
+
+def recorded(*tensors: Tensor | None) -> bool:
+    """Return whether gradients of one of `tensors` are being recorded."""
+    return torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors)
 
 
 def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,7 +73,7 @@ def _quantised(x: Tensor) -> tuple[Tensor, Tensor]:
 def block_linear(x: Tensor, w: BlockTensor) -> Tensor:
     """Multiply x [T, K] by packed weights -> x @ w.T [T, N] in x.dtype; the module docstring has the arithmetic."""
     if x.device.type != "cpu":
-        return _dequantised_linear(x, w)
+        return expanded_linear(x, w)
     values, scale, total = quantise_rows(x.float())
     rows, blocks = scale.shape
     values = values.transpose(0, 1).contiguous()  # [B, T, 32]
@@ -98,6 +105,10 @@ def block_rows(ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:
     ids = ids.to(w.device)
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < w.rows:
         raise IndexError(f"ids must be from 0 to {w.rows - 1}, got {ids.tolist()}")
+    return _rows(ids, w, dtype)
+
+
+def _rows(ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:
     group, lane = ids // GROUP, ids % GROUP
     codes = split_rows(w, ids).reshape(ids.shape[0], w.columns // BLOCK, BLOCK)  # [T, B, 32]
     values = values_of(codes, w)  # [T, B, 32]
@@ -120,9 +131,8 @@ def best(x: Tensor) -> tuple[float, int]:
     return float(value), int(wanted.to(torch.uint8).argmax())
 
 
-def gumbel_candidates(scores: Tensor, top: float, floor: float, key: int) -> Tensor:
-    """Return the indices int64 [n] of the tokens of scores [vocabulary] above `floor`, each of which could win with
-    enough noise."""
+def gumbel_candidates(scores: Tensor, top: float, floor: float, key: int, ids: Tensor | None = None) -> Tensor:
+    """Return the indices int64 [n] of scores [candidates] above `floor`: each could win with enough noise."""
     return torch.nonzero(scores > floor).squeeze(1)
 
 
@@ -134,7 +144,7 @@ def dense_linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     gradients uses one plain call, because training is not held to batch invariance.
     """
     w = w.to(x.dtype)
-    if x.device.type != "cpu" or (torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)):
+    if x.device.type != "cpu" or recorded(x, w):
         return F.linear(x, w, bias)
     out = x.new_empty((x.shape[0], w.shape[0]))
     tile = x.new_zeros((_ROW_TILE, x.shape[1]))
@@ -196,25 +206,14 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     """Compute activation(gate) * up, both [T, I], in float32; activation is "silu" or "gelu_tanh"."""
-    if activation == "silu":
-        apply = _silu
-    elif activation == "gelu_tanh":
-        apply = _gelu_tanh
-    else:
+    apply = _ACTIVATIONS.get(activation)
+    if apply is None:
         raise ValueError(f'unknown activation {activation!r}: use "silu" or "gelu_tanh"')
-    if gate.device.type != "cpu" or gate.dim() < 2 or (torch.is_grad_enabled() and gate.requires_grad):
+    if gate.device.type != "cpu" or gate.dim() < 2 or recorded(gate):
         return (apply(gate.float()) * up.float()).to(gate.dtype)
     # a row at a time: where a vectorised exp ends and its scalar tail begins must not depend on T
     rows = [apply(row.float()) for row in gate]
     return (torch.stack(rows) * up.float()).to(gate.dtype) if rows else torch.empty_like(gate)
-
-
-def _silu(x: Tensor) -> Tensor:
-    return F.silu(x)
-
-
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
 
 
 def _columns_first(w: BlockTensor, groups: slice) -> Tensor:
@@ -240,13 +239,14 @@ def _by_halves(values: Tensor, w: BlockTensor, groups: slice) -> tuple[Tensor, T
     return dots.float(), sums.float()
 
 
-def _dequantised_linear(x: Tensor, w: BlockTensor) -> Tensor:
-    """Multiply by a dequantised slice of weights at a time, in x.dtype: for devices without a promise about bits."""
+def expanded_linear(x: Tensor, w: BlockTensor, linear: Callable[[Tensor, Tensor], Tensor] = F.linear) -> Tensor:
+    """Multiply by a dequantised slice of weights at a time, in x.dtype, for devices without a kernel of such blocks; a
+    row's bits depend on other rows where they do in `linear`."""
     out = x.new_empty((x.shape[0], w.rows))
     step = max(GROUP, (1 << 25) // w.columns)
     for start in range(0, w.rows, step):
         ids = torch.arange(start, min(start + step, w.rows), dtype=torch.int64, device=w.device)
-        out[:, start : start + step] = F.linear(x, block_rows(ids, w, x.dtype))
+        out[:, start : start + step] = linear(x, _rows(ids, w, x.dtype))
     return out
 
 

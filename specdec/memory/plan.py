@@ -14,9 +14,11 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from specdec import kernels
 from specdec.cache import MAX_ROWS, Conversations
 from specdec.cache.stores import slots_for, store_bytes
 from specdec.memory.system import available_bytes, resident_bytes
+from specdec.memory.video import CONTEXT, video_memory
 from specdec.model.build import Quantize, Source, check_tensors, storage_of
 from specdec.model.decoder import Decoder, MemoryLimits
 from specdec.model.names import expected_tensors, is_expert_matrix
@@ -37,6 +39,7 @@ PAIRS = 128  # of a row and an expert, whose outputs the native kernels hold at 
 KEPT_SHARE = 8  # one part in so many of the free memory is for the caches of former conversations
 FRAME_TOKENS = 70  # of a frame of video, padding included
 LARGEST_PICTURE = 1120  # soft tokens: the largest budget of Gemma 4's processor
+PROGRAM = "Python with its libraries"
 LATER = 22_000_000  # parts of libraries that a generation is the first to need; measured with eval.memory
 
 
@@ -85,6 +88,7 @@ class Planner:
     experts: int = 0
     draft: DecoderSpec | None = None
     adapters: int = 0
+    of_program: str = PROGRAM  # what `program` is of
 
     def needs(self, positions: int, kv_dtype: str = "float32", budget: int | None = None) -> Needs:
         """Return the memory needs of a context of `positions`, where experts take what they may of `budget` bytes;
@@ -156,7 +160,7 @@ class Planner:
         raise ValueError(
             f"a memory budget of {budget / 1e9:.2f} GB is too small: weights {least.weights / 1e9:.2f},{experts} "
             f"drafter {least.drafter / 1e9:.2f}, {least.positions} positions of context {least.cache / 1e9:.2f}, "
-            f"workspace {least.workspace / 1e9:.2f}{media} and Python with its libraries {least.program / 1e9:.2f} "
+            f"workspace {least.workspace / 1e9:.2f}{media} and {self.of_program} {least.program / 1e9:.2f} "
             f"make {least.total / 1e9:.2f} GB; allow as much, or quantise (quantize='int4', kv_dtype='int8')"
         )
 
@@ -277,20 +281,27 @@ def conversations_of(decoder: Decoder, draft: DecoderSpec | None = None) -> Conv
     """Make the `Conversations` of `decoder`: within its memory budget, or in a share of the memory that is free.
     `draft`: of the model that drafts, which keeps a cache beside each.
 
-    Off the CPU nothing is kept: kernels there are not ours, and a row's bits may depend on the pass that it came with.
+    Where torch computes on a GPU nothing is kept: a row's bits may depend on the pass that it came with.
     """
-    if decoder.device.type != "cpu":
+    if not kernels.invariant(decoder.device):
         return Conversations(decoder.new_cache)
     if decoder.room is None:
-        return Conversations(decoder.new_cache, available_bytes() // KEPT_SHARE)
+        return Conversations(decoder.new_cache, free_bytes(decoder.device) // KEPT_SHARE)
     return Conversations(
         decoder.new_cache, decoder.room.cache, lambda n: text_bytes(decoder.spec, n, decoder.kv_dtype, draft)
     )
 
 
-def program_bytes() -> int:
-    """Return the resident bytes of this process before a model is in it, and those that a first generation adds."""
-    return resident_bytes() + LATER
+def program_bytes(device: torch.device | None = None) -> int:
+    """Return the resident bytes of this process before a model is in it, and those that a first generation adds. On a
+    GPU, the bytes of its memory that a process takes before a model is there."""
+    return resident_bytes() + LATER if device is None or device.type != "cuda" else CONTEXT
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the bytes that this process can take more of the memory that `device` computes in."""
+    video = video_memory(device)
+    return available_bytes() if video is None else video.free
 
 
 def parse_bytes(amount: int | str) -> int:

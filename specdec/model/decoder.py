@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -44,7 +44,7 @@ class PerLayerEmbedding:
 
     def __call__(self, ids: Tensor, x: Tensor) -> Tensor:
         """Return per-layer inputs [T, layers, width], from ids [T] and scaled embeddings x [T, hidden]."""
-        identity = self.embedding.rows(ids, x.dtype) * _scalar(self.width**0.5, x)
+        identity = self.embedding.rows(ids, x.dtype) * _scalar(self.width**0.5, x.dtype, x.device)
         context = self.projection(x) * float(x.shape[1]) ** -0.5
         context = context.view(ids.shape[0], -1, self.width)  # [T, layers, width]
         context = kernels.rms_norm(context, self.norm, self.eps)
@@ -141,7 +141,8 @@ class Decoder:
 
         The shape and the first row of every matrix are in it.
         """
-        digest = hashlib.sha256(f"{self.fingerprint} {self.dtype} {self.kv_dtype} {kernels.arithmetic()}".encode())
+        arithmetic = kernels.arithmetic(self.device)
+        digest = hashlib.sha256(f"{self.fingerprint} {self.dtype} {self.kv_dtype} {arithmetic}".encode())
         first = torch.zeros(1, dtype=torch.int64, device=self.device)
         for weight in self._matrices():
             blocks = weight.packed
@@ -276,7 +277,7 @@ class Decoder:
         embedding = self.embedding if adapter is None or adapter.embedding is None else adapter.embedding
         x = embedding.rows(ids, self.dtype)
         # transformers rounds Gemma's scale to the dtype before it multiplies (55.4256 becomes 55.5 in bf16).
-        return x if self.spec.embed_scale == 1.0 else x * _scalar(self.spec.embed_scale, x)
+        return x if self.spec.embed_scale == 1.0 else x * _scalar(self.spec.embed_scale, x.dtype, x.device)
 
     def spans(self, texts: Sequence[tuple[int, int]], media: Sequence[MediaBlocks] = ()) -> dict[str, Span]:
         """Return the span of each layer kind, for rows of several texts (first position, rows), with their media."""
@@ -301,5 +302,7 @@ def _ends(texts: Sequence[tuple[int, int]], media: Sequence[MediaBlocks], own: S
     return ends
 
 
-def _scalar(value: float, like: Tensor) -> Tensor:
-    return torch.tensor(value, dtype=like.dtype, device=like.device)
+@cache
+def _scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return `value` on the device; kept there, because a GPU would wait for it in every pass."""
+    return torch.tensor(value, dtype=dtype, device=device)

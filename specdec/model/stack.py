@@ -11,28 +11,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from specdec import kernels
 from specdec.cache import MAX_ROWS, KVCache, LayerStore
-from specdec.kernels import (
-    AdapterRecords,
-    FusedLayers,
-    FusedPiece,
-    LayerWeights,
-    LowRank,
-    Matrix,
-    Span,
-    StoreRows,
-    Work,
-)
+from specdec.kernels import AdapterRecords, FusedPiece, LayerWeights, LowRank, Matrix, Span, StoreRows, Work
 from specdec.model.experts import Experts
 from specdec.model.spec import LayerSpec, RopeSpec
 from specdec.model.states import States
 from specdec.weights.tensors import Weight
+
+if TYPE_CHECKING:
+    from specdec.kernels import FusedLayers
+    from specdec.kernels.triton.passes.layers import DeviceLayers, DevicePiece
 
 ROPE_BLOCK = 512  # positions whose rotations are made together
 ROPE_BLOCKS = 16  # blocks of a kind that are kept: 2 MB each for heads of 512
@@ -182,8 +176,8 @@ def _pieces(low: int, high: int) -> list[tuple[int, int, int]]:
 
 
 class Stack:
-    """Run decoder layers one after the other, and the norm after the last: in one native call where the kernels can,
-    else op by op, to the same bits.
+    """Run decoder layers one after the other, and the norm after the last: in one call where the kernels can, else op
+    by op, to the same bits.
 
     A pass in which a text has more than `MAX_ROWS` rows goes through each layer in pieces of about as many rows: K and
     V of all pieces first, because rows of a picture see later ones, then the rest. Only the residual stream is then
@@ -198,8 +192,8 @@ class Stack:
         self._fused = kernels.fuse(self.layers, self.stores, norm)
 
     @property
-    def fused(self) -> FusedLayers | None:
-        """Return the layers as one native call, where there is one; else None."""
+    def fused(self) -> FusedLayers | DeviceLayers | None:
+        """Return the layers as one call, where there is one; else None."""
         return self._fused
 
     def __call__(
@@ -224,7 +218,7 @@ class Stack:
         if fused is not None and len(pieces) == 1:
             last, *aux = fused(x, spans, [text.at_stores for text in texts], extra, aux_layers)
             return States(last, tuple(aux))
-        made: list[FusedPiece | _OpByOp] = []
+        made: list[FusedPiece | DevicePiece | _OpByOp] = []
         for rows, cut in pieces:
             part = {kind: span.part(rows) for kind, span in spans.items()}
             per_layer = None if extra is None else extra[rows]
@@ -239,7 +233,7 @@ class Stack:
                     piece(i, work)
             if i in aux_layers:
                 outputs[i] = torch.cat([piece.rows for piece in made])
-        last = torch.cat([piece.rows for piece in made]) if fused is None else x  # [T, hidden]; native calls change x
+        last = torch.cat([piece.rows for piece in made]) if fused is None else x  # [T, hidden]; one call changes x
         return States(kernels.rms_norm(last, self.norm, self.eps), tuple(outputs[i] for i in aux_layers))
 
 

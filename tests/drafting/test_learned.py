@@ -76,7 +76,7 @@ def test_other_machines_models_threads_kernels_and_drafters_have_other_files(
         patched.setattr(torch, "get_num_threads", lambda: 61)
         files.append(file_of())
     with monkeypatch.context() as patched:
-        patched.setattr("specdec.kernels.active", lambda: "another instruction set")
+        patched.setattr("specdec.kernels.active", lambda device: "another instruction set")
         files.append(file_of())
     assert len({file.key for file in files}) == len(files) and file_of() == files[0]
     files[0].write(taught())

@@ -202,7 +202,7 @@ def test_other_devices_path_is_the_same_formula() -> None:
     for kind in KINDS:
         w = packed(70, 96, kind)
         exact = x.double() @ dequantised(w).T
-        assert (reference._dequantised_linear(x, w).double() - exact).norm() < 1e-5 * exact.norm()
+        assert (reference.expanded_linear(x, w).double() - exact).norm() < 1e-5 * exact.norm()
     q, k, v = torch.randn(4, 6, 16), torch.randn(2, 11, 16), torch.randn(2, 11, 24)
     lo, hi = [0, 8, 20, 5], [11, 17, 21, 5]
     found = reference._masked_attention(q, KVView(k, v), lo, hi, 0.25)

@@ -109,7 +109,7 @@ def test_choosing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels.missing() is None
     if NATIVE:
         assert kernels.choose("native:portable").startswith("native portable, ")
-        monkeypatch.setattr(kernels._library, "available", ("portable",))
+        monkeypatch.setattr(kernels.libraries._compiled, "available", ("portable",))
         with pytest.raises(ValueError, match="this CPU has portable"):
             kernels.choose("native:avx2")
 

@@ -84,7 +84,7 @@ def test_the_longest_context_fits_and_one_more_does_not() -> None:
 @pytest.fixture(autouse=True)
 def usual_program(monkeypatch: pytest.MonkeyPatch) -> None:
     """What Python takes in a new process: this one has the models of other tests, too."""
-    monkeypatch.setattr("eval.plan.program_bytes", lambda: 400_000_000)
+    monkeypatch.setattr("eval.plan.program_bytes", lambda device: 400_000_000)
 
 
 @pytest.mark.parametrize("storage", [None, "int4", "int8"])
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_an_exit_code(capsys: pytest.CaptureFixture) -> Non
 
 def test_a_budget_is_kept_at_load_and_at_prefill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_model("gemma4_unified").save_pretrained(tmp_path)
-    monkeypatch.setattr(sys.modules["specdec.load"], "program_bytes", lambda: 0)
+    monkeypatch.setattr(sys.modules["specdec.load"], "program_bytes", lambda device: 0)
     whole = specdec.load(tmp_path, device="cpu").decoder
     planner = Planner(whole.spec, whole.nbytes, 0, 0)
     budget = planner.needs(100).total
@@ -177,7 +177,7 @@ def test_the_plan_command_counts_media(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_a_budget_leaves_room_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_media_model().save_pretrained(tmp_path)
-    monkeypatch.setattr(sys.modules["specdec.load"], "program_bytes", lambda: 0)
+    monkeypatch.setattr(sys.modules["specdec.load"], "program_bytes", lambda device: 0)
     monkeypatch.setattr("specdec.memory.plan.LEAST", 64)
     whole = specdec.load(tmp_path, device="cpu").decoder
     planner = Planner(whole.spec, whole.nbytes, 0, 0, picture=LARGEST_PICTURE)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specdec.kernels import adapter_records, pack_low_rank
+from specdec.kernels import FusedLayers, adapter_records, pack_low_rank
 from specdec.model.adapters.adapter import PLAIN, Adapter, check_name
 from specdec.model.adapters.files import FIELDS, AdapterFile, open_adapter, undo_interleaving
 from specdec.model.decoder import Decoder
@@ -60,7 +60,8 @@ class _Builder:
         decoder = self.decoder
         layers = tuple(self._layer(i, layer) for i, layer in enumerate(decoder.layers))
         whole = any(one.startswith("layers.") for one in self.file.replaced)
-        records = None if whole or decoder.device.type != "cpu" else adapter_records(layers)
+        native = isinstance(decoder.stack.fused, FusedLayers)
+        records = adapter_records(layers) if native and not whole else None  # None: its texts go op by op
         head = self._linear("lm_head.weight", Linear(decoder.head))
         embedding = self._linear("embed_tokens.weight", Linear(decoder.embedding)).weight
         projection = None

@@ -116,7 +116,7 @@ class MediaEmbedder:
     @cached_property
     def identity(self) -> str:
         """Return a hash of what a row's bits depend on besides pixels or samples: shapes, storage and some weights."""
-        digest = hashlib.sha256(f"{self.spec} {self.dtype} {kernels.arithmetic()}".encode())
+        digest = hashlib.sha256(f"{self.spec} {self.dtype} {kernels.arithmetic(self.device)}".encode())
         for name, part in self.parts():
             if isinstance(part, Tensor):
                 first = part.flatten()[:4096].float()

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def no_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(kernels, "_library", "no native library was built here")
+    monkeypatch.setattr(kernels.libraries, "_compiled", "no native library was built here")
     kernels.choose("native")
     _warn_of_slowness.cache_clear()
     yield
@@ -57,8 +57,8 @@ def test_whoever_chose_the_reference_is_not_told(folder: Path, no_library: None)
 
 
 def test_an_installed_package_names_the_command_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(kernels._native, "__file__", str(tmp_path / "specdec" / "kernels" / "native.py"))
-    assert "pip install --force-reinstall --no-deps . (in the folder" in kernels._native.how_to_build()
+    monkeypatch.setattr(kernels.native, "__file__", str(tmp_path / "specdec" / "kernels" / "native.py"))
+    assert "pip install --force-reinstall --no-deps . (in the folder" in kernels.native.how_to_build()
 
 
 def test_a_command_says_it_in_one_line(folder: Path, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_command_says_it_in_one_line(folder: Path, tmp_path: Path) -> None:
 
 
 def test_windows_is_told_which_compiler_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels._native.sys, "platform", "win32")
-    said = kernels._native.how_to_build()
+    monkeypatch.setattr(kernels.native.sys, "platform", "win32")
+    said = kernels.native.how_to_build()
     assert "clang++ or the g++ of MinGW-w64" in said and "Microsoft's compiler does not do" in said
     assert said.endswith(f'pip install --no-deps -e "{ROOT}"')  # its shell knows no single quotes

@@ -130,7 +130,7 @@ def test_an_adapter_that_does_not_fit_is_refused_before_the_model_is_read(
 
 def test_a_memory_budget_counts_adapters(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     large = make_peft(tmp_path / "large", FAMILY, low_rank=parts(modules(FAMILY), 1, rank=400), r=400)
-    monkeypatch.setattr(sys.modules["specdec.load"], "program_bytes", lambda: 0)
+    monkeypatch.setattr(sys.modules["specdec.load"], "program_bytes", lambda device: 0)
     least = specdec.load(tiny, drafter=None, device="cpu", memory_budget=20_000_000, adapter=large).decoder
     without = specdec.load(tiny, drafter=None, device="cpu", memory_budget=20_000_000).decoder
     assert least.room is not None and without.room is not None

@@ -1,0 +1,79 @@
+"""The bars of a GPU, and the table of what was measured beside them: pure, no clock and no device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+Figures = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Keep what is wanted of a figure: `least` of it, or `most`. `unit` multiplies it for the table."""
+
+    name: str
+    figure: str
+    least: float | None = None
+    most: float | None = None
+    form: Callable[[float], str] = "{:.2f}".format
+
+    def holds(self, value: float) -> bool:
+        """Return whether `value` is what is wanted."""
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+
+    @property
+    def wanted(self) -> str:
+        """Return what is wanted in words."""
+        if self.least is not None:
+            return f"at least {self.form(self.least)}"
+        assert self.most is not None
+        return f"at most {self.form(self.most)}"
+
+
+_SHARE, _TIMES = "{:.0%}".format, "{:.2f}x".format
+BARS = (
+    Bar("product of one row, 15360x3840 in 4 bits, of the bandwidth", "product_share", least=0.6, form=_SHARE),
+    Bar("plain token, of bytes over bandwidth", "token_share", least=0.5, form=_SHARE),
+    Bar("plain tokens a second, of transformers in bfloat16", "token_gain", least=3.0, form=_TIMES),
+    Bar("V(4) / V(1)", "v4", most=1.1),
+    Bar("V(8) / V(1)", "v8", most=1.2),
+    Bar("a drafted token of a 12B's assistant, of V(1)", "draft_cost", most=0.05, form="{:.3f}".format),
+    Bar("synthetic acceptance .8 .6 .5, three drafted, of plain", "drafted_gain", least=1.9, form=_TIMES),
+    Bar("prefill of 2,048 tokens, of transformers in bfloat16", "prefill_gain", least=0.7, form=_TIMES),
+    Bar("12B, drafter and 32k positions, GB of its memory", "memory_gb", most=9.5),
+    Bar("texts that drafting left as they are", "identical_share", least=1.0, form=_SHARE),
+)
+
+
+def judged(figures: Figures) -> list[dict[str, Any]]:
+    """Return every bar with its figure in JSON types: `ok` None where nothing was measured."""
+    return [
+        {
+            "bar": bar.name,
+            "figure": bar.figure,
+            "wanted": bar.wanted,
+            "measured": (value := figures.get(bar.figure)),
+            "ok": None if value is None else bar.holds(value),
+        }
+        for bar in BARS
+    ]
+
+
+def bars_table(figures: Figures) -> Table:
+    """Return the table of all bars."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("what", "wanted", "measured"):
+        table.add_column(name)
+    for bar in BARS:
+        value = figures.get(bar.figure)
+        if value is None:
+            found = Text("not measured", style="yellow")
+        else:
+            found = Text(bar.form(value), style="green" if bar.holds(value) else "bold red")
+        table.add_row(bar.name, bar.wanted, found)
+    return table

@@ -1,0 +1,168 @@
+"""Choose the library that computes on each type of device.
+
+There are three: the native one for the CPU, Triton's kernels for CUDA devices, and the reference in torch for all that
+neither serves. They have the same ops (those of `specdec/kernels/__init__.py`). SPECDEC_KERNELS=reference, native,
+native: and an instruction set (portable, avx2, avxvnni, avx512, neon, i8mm), or triton, forces a path, for tests and
+comparisons. The choice never depends on anything that could change with the number of rows. A library that is missing,
+stale or broken leaves the reference, which `missing` explains; with SPECDEC_REQUIRE_NATIVE=1 a native one that is so is
+an error, so that no test passes without it. Triton is imported, and its kernels are checked, where a CUDA device is
+first met.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specdec.kernels import native, reference
+
+CHOICES = ("native", "reference", *(f"native:{word}" for word in native.SETS), "triton")
+
+_CHOSEN = "chosen"
+_compiled = native.load()
+if isinstance(_compiled, str) and native.is_required():
+    raise RuntimeError(f"SPECDEC_REQUIRE_NATIVE is set, but {_compiled}; {native.how_to_build()}")
+_choice = "native"
+# By type of device: the library that computes there, or in words why the reference does. Others are opened when met.
+_libraries: dict[str, Any] = {}
+
+
+def choose(choice: str) -> str:
+    """Select one of CHOICES for the whole process, and return `active()`.
+
+    "native" takes the best there is on every device, down to the reference; "triton" wants Triton's kernels: on a GPU,
+    or on the CPU under Triton's interpreter (TRITON_INTERPRET=1), for tests. Raises ValueError for another word, or for
+    what this machine (or this build) lacks.
+    """
+    global _choice
+    if choice not in CHOICES:
+        raise ValueError(f"unknown kernels {choice!r}: choose one of {', '.join(CHOICES)}")
+    cpu = _open("cpu", choice)
+    _libraries.clear()
+    _choice, _libraries["cpu"] = choice, cpu
+    return active()
+
+
+def _open(kind: str, choice: str) -> Any:
+    """Return the library that `choice` means for a type of device, or in words why there is none. Raises ValueError for
+    a choice that cannot be had."""
+    if choice == "reference":
+        return _CHOSEN
+    if kind == "cuda":
+        return _triton(kind)
+    if kind != "cpu":
+        return f"there are no kernels for {kind}"
+    if choice == "triton":
+        interpreted = _triton(kind)
+        if not isinstance(interpreted, str):
+            return interpreted
+        why = _triton("cuda") if torch.cuda.is_available() else interpreted
+        if isinstance(why, str):
+            raise ValueError(f"triton cannot be used: {why}")
+    return _native(choice.partition(":")[2], choice)
+
+
+def _native(word: str, choice: str) -> Any:
+    """Return the native library on the instruction set that `word` names, "" for the best; or why there is none."""
+    if isinstance(_compiled, str):
+        if word:
+            raise ValueError(f"{choice} cannot be used: {_compiled}; {native.how_to_build()}")
+        return _compiled
+    name = native.SETS[word] if word else _compiled.available[-1]
+    if name not in _compiled.available:
+        raise ValueError(f"{choice} cannot be used: this CPU has {', '.join(_compiled.available)}")
+    _compiled.use(name)
+    return _compiled
+
+
+def _triton(kind: str) -> Any:
+    """Return Triton's kernels for a type of device, or in words why there are none."""
+    try:
+        from specdec.kernels.triton import open_library
+    except ImportError as error:
+        return f"Triton is missing or broken ({error}): pip install 'specdec-mtp[gpu]'"
+    return open_library(kind)
+
+
+def _found(kind: str) -> Any:
+    if kind not in _libraries:
+        _libraries[kind] = _open(kind, _choice)
+    return _libraries[kind]
+
+
+def serving(*tensors: Tensor | None) -> Any:
+    """Return what computes on the device of `tensors`: the reference where they are on several, or no library is."""
+    kinds = {part.device.type for part in tensors if part is not None}
+    library = _found(kinds.pop()) if len(kinds) == 1 else _CHOSEN
+    return reference if isinstance(library, str) else library
+
+
+def computing(*tensors: Tensor | None) -> Any:
+    """Return what computes: as `serving`, but the reference where gradients are being recorded."""
+    return reference if reference.recorded(*tensors) else serving(*tensors)
+
+
+def active(device: torch.device | str = "cpu") -> str:
+    """Say in words which kernels run on a device: "native avx512-vnni, 2 threads", "triton 3.9.0 on NVIDIA H100", or
+    "torch reference: " and the reason."""
+    library = _found(torch.device(device).type)
+    if isinstance(library, str):
+        return f"torch reference: {library}"
+    if not isinstance(library, native.Native):
+        return str(library.describe())
+    if not library.has_threads:
+        return f"native {library.instruction_set}, 1 thread (Windows: the kernels have no threads there yet)"
+    threads = torch.get_num_threads()
+    return f"native {library.instruction_set}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def missing(device: torch.device | str = "cpu") -> str | None:
+    """Say why torch computes on a device, all ops or some, although nobody chose it, and how to get the kernels.
+
+    None where the kernels run, torch was chosen, or there are no kernels to get.
+    """
+    kind = torch.device(device).type
+    library = _found(kind)
+    if library == _CHOSEN or kind not in ("cpu", "cuda") or isinstance(library, native.Native):
+        return None
+    if not isinstance(library, str):
+        return library.sentence() or None
+    return f"{library}; {native.how_to_build()}" if kind == "cpu" else library
+
+
+def arithmetic(device: torch.device | str = "cpu") -> str:
+    """Name the arithmetic that gives results their rounding on a device: a cache that another arithmetic filled has
+    other bits."""
+    kind = torch.device(device).type
+    library = _found(kind)
+    if isinstance(library, str):
+        return "reference" if kind == "cpu" else f"torch on {kind}"
+    return f"native {library.instruction_set}" if isinstance(library, native.Native) else str(library.arithmetic)
+
+
+def invariant(device: torch.device | str = "cpu") -> bool:
+    """Return whether a row has the same bits on a device whatever the other rows of its pass are."""
+    kind = torch.device(device).type
+    library = _found(kind)
+    if isinstance(library, str):
+        return kind == "cpu"
+    return isinstance(library, native.Native) or not library.refused
+
+
+def graph_counts(device: torch.device | str) -> Counter[str]:
+    """Return how passes and drafts were run on a device until now, as "pass replayed"; empty where nothing is captured
+    (`triton/passes/graphs.py`)."""
+    graphs = getattr(_found(torch.device(device).type), "graphs", None)
+    return Counter() if graphs is None else Counter(graphs.counts)
+
+
+try:
+    choose(os.environ.get("SPECDEC_KERNELS", "native"))
+except ValueError as error:
+    warnings.warn(f"SPECDEC_KERNELS: {error}; using the best there is", RuntimeWarning, stacklevel=2)
+    choose("native")

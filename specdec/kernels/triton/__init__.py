@@ -1,0 +1,176 @@
+"""Run the ops of the decoder on a GPU, with kernels that Triton compiles.
+
+The arithmetic is the reference's, to the bit where it has one result (`launch.py` says how), and a row never depends on
+the rows beside it. `open_library` gives what the seam calls (`specdec/kernels/libraries/`): each op by its kernel where
+that passed `check.py` on the device, by torch where not. Under Triton's interpreter the same kernels run on tensors of
+the CPU, for tests. Left out: gradients, for which torch computes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from specdec.kernels import reference
+from specdec.kernels.blocks import BlockTensor
+from specdec.kernels.forms import BlockForm
+from specdec.kernels.layers import LayerWeights
+from specdec.kernels.low_rank import LowRank
+from specdec.kernels.low_rank import low_rank as low_rank_reference
+from specdec.kernels.records import Matrix
+from specdec.kernels.store import KVView
+from specdec.kernels.triton import check, norm, product, rows
+from specdec.kernels.triton.append import norm_rope_append
+from specdec.kernels.triton.attention import attention
+from specdec.kernels.triton.launch import INTERPRETED
+from specdec.kernels.triton.low_rank import low_rank
+from specdec.kernels.triton.passes.check import check_append, check_attention
+from specdec.kernels.triton.passes.draft import DeviceDraft
+from specdec.kernels.triton.passes.graphs import CUDACapture, Graphs
+from specdec.kernels.triton.passes.layers import DeviceLayers
+
+
+def _attention(q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale: float) -> Tensor:
+    """Attend as `reference.attention` does."""
+    first, end = (torch.tensor(bounds, dtype=torch.int64, device=q.device) for bounds in (lo, hi))
+    return attention(q, kv, first, end, scale)
+
+
+# What computes an op, what defines it, and what compares the two.
+_OPS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[[torch.device], None]]] = {
+    "rms_norm": (norm.rms_norm, reference.rms_norm, check.check_norm),
+    "rope": (rows.rope, reference.rope, check.check_rope),
+    "gated": (rows.gated, reference.gated, check.check_gated),
+    "dense_linear": (product.dense_linear, reference.dense_linear, check.check_dense),
+    "low_rank": (low_rank, low_rank_reference, check.check_low_rank),
+    "attention": (_attention, reference.attention, check_attention),
+    "append": (norm_rope_append, reference.rope, check_append),
+}
+_OF_A_PASS = ("rms_norm", "rope", "gated", "attention", "append")  # without which none is made at once
+
+
+class Triton:
+    """Run ops on one type of device. `refused` says, for each op and each form of blocks that torch computes instead,
+    what was wrong with the kernel."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Check the kernels on `device`. Forms of blocks are checked when they are first met, because each takes
+        seconds to compile."""
+        self.device = device
+        self.refused = {name: why for name, (*_, test) in _OPS.items() if (why := check.failure(test, device))}
+        self._forms: dict[BlockForm, bool] = {}
+        self.rms_norm, self.rope, self.gated = map(self._op, ("rms_norm", "rope", "gated"))
+        self._dense_linear, self._low_rank = map(self._op, ("dense_linear", "low_rank"))
+        self.attention = self._op("attention")
+        self.graphs = Graphs(CUDACapture() if device.type == "cuda" else None)
+
+    def _op(self, name: str) -> Callable[..., Any]:
+        kernel, defined, _ = _OPS[name]
+        return defined if name in self.refused else kernel
+
+    def describe(self) -> str:
+        """Say in words what runs: "triton 3.9.0 on NVIDIA H100", and what torch computes instead."""
+        return f"{self.arithmetic}; {self.sentence()}" if self.refused else self.arithmetic
+
+    @property
+    def arithmetic(self) -> str:
+        """Name what gives results their rounding: Triton's version and the device, and the ops that torch computes."""
+        where = "its interpreter" if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
+        without = f" without {', '.join(sorted(self.refused))}" if self.refused else ""
+        return f"triton {triton.__version__} on {where}{without}"
+
+    def sentence(self) -> str:
+        """Say what torch computes instead of the kernels here, and why; "" where it is nothing."""
+        if not self.refused:
+            return ""
+        found = "; ".join(f"{name} ({why})" for name, why in self.refused.items())
+        return f"torch computes what kernels that failed their check here would: {found}"
+
+    def reads(self, form: BlockForm) -> bool:
+        """Return whether kernels read blocks of `form` here; the first call checks that, and warns where one fails."""
+        if form not in self._forms:
+            self._forms[form] = form in product.FORMS and self._passes(form)
+        return self._forms[form]
+
+    def _passes(self, form: BlockForm) -> bool:
+        why = check.failure(partial(check.check_form, form), self.device)
+        if why:
+            self.refused[f"{form.bits}-bit blocks{' with a minimum' * form.minimum}{' with a table' * form.table}"] = (
+                why
+            )
+            warnings.warn(self.sentence(), RuntimeWarning, stacklevel=4)
+        return not why
+
+    def block_linear(self, x: Tensor, w: BlockTensor) -> Tensor:
+        """Multiply x [T, K] by packed weights -> [T, N] in x.dtype. Blocks without a kernel are expanded in slices."""
+        if reference.recorded(x):
+            return reference.expanded_linear(x, w)
+        if self.reads(w.form):
+            return product.block_linear(x, w)
+        return reference.expanded_linear(x, w, self._dense_linear)
+
+    def block_rows(self, ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:
+        """Dequantise rows `ids` [T] of packed weights -> [T, K] in dtype. Raises IndexError for an id outside, for
+        which the host waits for the device; `rows.block_rows` does not."""
+        if not self.reads(w.form):
+            return reference.block_rows(ids, w, dtype)
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < w.rows:
+            raise IndexError(f"ids must be from 0 to {w.rows - 1}, got {ids.tolist()}")
+        return rows.block_rows(ids.to(w.device), w, dtype)
+
+    def dense_linear(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Multiply x [T, K] by w [N, K] and add bias [N] -> [T, N] in x.dtype."""
+        op = reference.dense_linear if reference.recorded(x, w, bias) else self._dense_linear
+        out: Tensor = op(x, w, bias)
+        return out
+
+    def low_rank(self, x: Tensor, part: LowRank) -> Tensor:
+        """Multiply x [T, K] by a low-rank part [N, K] -> [T, N] in x.dtype."""
+        out: Tensor = (low_rank_reference if reference.recorded(x) else self._low_rank)(x, part)
+        return out
+
+    def fuse(
+        self, layers: Sequence[LayerWeights[Any]], stores: Sequence[int], norm: Tensor, in_use: Callable[[], bool]
+    ) -> DeviceLayers | None:
+        """Return what runs `layers` and the norm after them as one pass; None where a kernel for that failed its
+        check."""
+        if any(name in self.refused for name in _OF_A_PASS):
+            return None
+        return DeviceLayers(layers, stores, norm, in_use, self.reads, self.graphs)
+
+    def fuse_draft(
+        self, layers: DeviceLayers, matrices: Sequence[Matrix], embedding: BlockTensor, *arguments: Any
+    ) -> DeviceDraft | None:
+        """Return what makes all steps of a draft as one pass; None where the kernels do not read the blocks of one of
+        `matrices` or of `embedding`."""
+        blocks = [embedding, *(matrix.blocks for matrix in matrices)]
+        if not all(part is not None and self.reads(part.form) for part in blocks):
+            return None
+        pre, post, head, *fuse = matrices
+        scale, ids, eps = arguments
+        return DeviceDraft(layers, pre, post, head, embedding, scale, ids, fuse[0] if fuse else None, eps)
+
+    best = staticmethod(reference.best)
+    gumbel_candidates = staticmethod(reference.gumbel_candidates)
+
+
+@cache
+def open_library(kind: str) -> Triton | str:
+    """Return what runs ops on devices of `kind`, "cuda", or "cpu" under the interpreter, or say in words why not."""
+    if kind == "cpu" and not INTERPRETED:
+        return (
+            "Triton's kernels run on a GPU, or under Triton's interpreter where TRITON_INTERPRET=1 is set at the start"
+        )
+    if kind == "cuda" and INTERPRETED:
+        return "TRITON_INTERPRET is set, so that Triton's interpreter would run the kernels on the CPU"
+    if kind == "cuda" and not torch.cuda.is_available():
+        return "there is no CUDA device here"
+    device = torch.device(kind) if kind == "cpu" else torch.device(kind, torch.cuda.current_device())
+    library = Triton(device)
+    return library.sentence() if len(library.refused) == len(_OPS) else library

@@ -1,0 +1,1 @@
+"""Run whole passes on a GPU: a decoder's layers and an MTP head's drafts, captured once and replayed."""

@@ -1,0 +1,104 @@
+"""Compare with the reference what a pass needs besides the ops: attention over stores, and writing to them.
+
+As `specdec/kernels/triton/check.py`: on random numbers, on the device that the kernels will run on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specdec.kernels import reference
+from specdec.kernels.store import KeyFromValue, KVView
+from specdec.kernels.triton.append import norm_rope_append
+from specdec.kernels.triton.attention import attention
+
+_NEAR = 2e-5  # of the largest number, in float32
+_KV_HEADS, _HEADS, _WIDTH, _ROWS = 2, 6, 64, 3
+_SLOTS, _POSITIONS = 300, 421  # a ring that has wrapped
+
+
+def _views() -> Iterator[tuple[str, KVView]]:
+    """Yield stores of every kind with random numbers: rings of keys and values, and values alone."""
+    draw = torch.Generator().manual_seed(0)
+    shape = _KV_HEADS, _SLOTS, _WIDTH
+    keys, values = (torch.randn(shape, generator=draw, dtype=torch.float32) for _ in range(2))
+    angles = torch.randn(_SLOTS, _WIDTH // 8, generator=draw, dtype=torch.float32)
+    weight = torch.randn(_WIDTH, generator=draw, dtype=torch.float32)
+    made = KeyFromValue(weight, angles.cos(), angles.sin())
+    for dtype in (torch.float32, torch.bfloat16):
+        yield f"{dtype} store", KVView(keys.to(dtype), values.to(dtype))
+        yield f"{dtype} store of values", KVView(None, values.to(dtype), key_from_value=made)
+    (whole_keys, key_scale), (whole, scale) = map(reference.quantise_store, (keys, values))
+    yield "int8 store", KVView(whole_keys, whole, key_scale, scale)
+    yield "int8 store of values", KVView(None, whole, None, scale, made)
+
+
+def _moved(view: KVView, device: torch.device) -> KVView:
+    keys, values, key_scale, scale = (None if part is None else part.to(device, copy=True) for part in view.tensors())
+    assert values is not None
+    made = view.key_from_value
+    there = None if made is None else KeyFromValue(*(part.to(device) for part in (made.weight, made.cos, made.sin)))
+    return KVView(keys, values, key_scale, scale, there)
+
+
+def check_attention(device: torch.device) -> None:
+    """Check attention over each kind of store, and that a row has the same bits alone."""
+    q = torch.randn(_ROWS, _HEADS, _WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
+    for what, view in _views():
+        last = _POSITIONS if view.keys is not None else _SLOTS  # where keys are made, slots are positions
+        end = [last - _ROWS + i + 1 for i in range(_ROWS)]
+        first = [max(0, one - _SLOTS + _ROWS) for one in end]
+        there, here = _moved(view, device), q.to(device)
+        low, high = (torch.tensor(bound, dtype=torch.int64, device=device) for bound in (first, end))
+        found = attention(here, there, low, high, 0.125)
+        wanted = reference.attention(q, view, first, end, 0.125)
+        error = float((found.cpu() - wanted).abs().max() / wanted.abs().max())
+        if not error <= _NEAR:
+            raise ValueError(f"attention over a {what} is {error:.1e} away from the reference")
+        for row in range(_ROWS):
+            part = slice(row, row + 1)
+            if not torch.equal(attention(here[part], there, low[part], high[part], 0.125), found[part]):
+                raise ValueError(f"attention over a {what}: a row has other bits beside other rows")
+
+
+def check_append(device: torch.device) -> None:
+    """Check norms and rotations of heads, and what is written to each kind of store."""
+    draw = torch.Generator().manual_seed(2)
+    start = 299  # so that the rows wrap around the end of a ring
+    for what, view in _views():
+        at = start if view.keys is not None else start - _ROWS
+        q, k, v = (
+            torch.randn(_ROWS, heads, _WIDTH, generator=draw, dtype=torch.float32)
+            for heads in (_HEADS, _KV_HEADS, _KV_HEADS)
+        )
+        q_norm, k_norm = (torch.randn(_WIDTH, generator=draw, dtype=torch.float32) for _ in range(2))
+        cos, sin = (torch.randn(_ROWS, _WIDTH, generator=draw, dtype=torch.float32) for _ in range(2))
+        there = _moved(view, device)
+        moved = {"q": q, "k": k, "v": v, "q_norm": q_norm, "k_norm": k_norm, "cos": cos, "sin": sin}
+        here: dict[str, Any] = {name: part.to(device) for name, part in moved.items()}
+        position = torch.tensor([at], dtype=torch.int64, device=device)
+        found = norm_rope_append(there, position, eps=1e-6, norm_values=True, **here)
+        _same(f"a rotated query beside a {what}", found, _turned(q, q_norm, cos, sin))
+        rows = (_turned(k, k_norm, cos, sin), reference.rms_norm(v, None, 1e-6))
+        slots = torch.tensor([(at + row) % _SLOTS for row in range(_ROWS)], dtype=torch.int64)
+        for written, scale, wanted in zip(there.tensors()[:2], there.tensors()[2:], rows, strict=True):
+            if written is None:
+                continue
+            kept = wanted.transpose(0, 1)  # [Hkv, T, D]
+            if scale is not None:
+                kept, steps = reference.quantise_store(kept)
+                _same(f"a scale of a {what}", scale.cpu()[:, slots], steps)
+            _same(f"a row of a {what}", written.cpu()[:, slots], kept.to(written.dtype))
+
+
+def _turned(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return reference.rope(reference.rms_norm(x, weight, 1e-6), cos, sin)
+
+
+def _same(what: str, found: Tensor, wanted: Tensor) -> None:
+    if not torch.equal(found.cpu(), wanted):
+        raise ValueError(f"{what} has other bits than the reference")

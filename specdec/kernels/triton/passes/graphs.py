@@ -1,0 +1,145 @@
+"""Capture the launches of a pass once, and replay them: CUDA graphs, over static inputs.
+
+A pass of a 12B model is some seven hundred launches, and Python takes longer to make them than a GPU to run them. A
+pass that comes back is therefore captured: the same launches, at the same addresses, in one call. A pass comes back
+when it has the same key (its number of rows, say) and reads the same stores; a store that grows, or goes, takes its
+graphs with it. What differs from pass to pass, the inputs, is copied to where the captured launches read it. What is
+not captured, or not yet, runs the same launches one by one, to the same bits.
+
+The first pass of a key runs as it is. Before the capture the launches run once more, over the static inputs: kernels
+are compiled and loaded then, also those that Triton makes for other alignments, which no capture allows. So what
+launches do twice must be what they do once: a row may be written to its slot, and nothing added up. Left out: passes
+with more than MOST_ROWS rows, for which launches are the smaller part.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MOST_ROWS = 16  # of a pass that is captured
+MOST_GRAPHS = 96  # that are kept: some ten numbers of rows and of drafted tokens, of a few texts
+
+Tensors = tuple[Tensor, ...]
+Launches = Callable[[Tensors], Tensors]
+"""The launches of a pass, from its inputs to its outputs; it may ask the inputs for nothing but their shapes."""
+Capture = Callable[[Callable[[], Tensors]], tuple[Callable[[], None], Tensors]]
+"""A call that makes launches -> what replays them, and the outputs, where every replay leaves its results."""
+
+
+@dataclass(eq=False)
+class _Pass:
+    """Keep what is known of a pass: `replay` once it was captured, with the inputs and the outputs of its launches."""
+
+    reads: tuple[weakref.ref[object], ...]
+    replay: Callable[[], None] | None = None
+    inputs: Tensors = ()
+    outputs: Tensors = ()
+
+
+class Graphs:
+    """Run passes: the first time launch by launch, captured from the second time on. `counts`: passes by what they are
+    of and how they were run, as "pass replayed", "draft eager", "pass captured" (and then replayed)."""
+
+    def __init__(self, capture: Capture | None, most: int = MOST_GRAPHS) -> None:
+        """Capture with `capture` (None: nothing is captured), and keep `most` passes, those that ran last."""
+        self.counts: Counter[str] = Counter()
+        self.refused = ""  # why nothing is captured any more
+        self._capture, self._most = capture, most
+        self._passes: OrderedDict[object, _Pass] = OrderedDict()
+        self._gone: list[object] = []  # keys of passes whose stores are gone
+        self._lock = threading.RLock()
+
+    def __len__(self) -> int:
+        """Return how many captured passes are kept."""
+        return sum(one.replay is not None for one in self._passes.values())
+
+    def run(
+        self, what: str, key: object, reads: Sequence[object], inputs: Tensors, launches: Launches, captured: bool
+    ) -> Tensors:
+        """Return the outputs of `launches(inputs)`, in memory that no later pass writes to.
+
+        `what`: the kind of pass, for the counts. `key`: all on which the launches depend besides the shapes of
+        `inputs`. `reads`: the objects that hold the tensors at whose addresses they read and write, besides the
+        weights. `captured`: whether such a pass may be captured at all. Inputs may lie on the CPU.
+        """
+        with self._lock:
+            if not captured or self.refused or self._capture is None:
+                return self._eager(what, inputs, launches)
+            full_key = (what, key, tuple(map(id, reads)), tuple(one.shape for one in inputs))
+            found = self._known(full_key, reads)
+            if found is None:
+                return self._eager(what, inputs, launches)
+            if found.replay is None and not self._captured(what, found, inputs, launches):
+                return self._eager(what, inputs, launches)
+            assert found.replay is not None
+            for static, given in zip(found.inputs, inputs, strict=True):
+                static.copy_(given, non_blocking=True)
+            found.replay()
+            self.counts[f"{what} replayed"] += 1
+            return tuple(out.clone() for out in found.outputs)
+
+    def _known(self, key: object, reads: Sequence[object]) -> _Pass | None:
+        """Return the pass of `key`, or note that it was there, and return None."""
+        while self._gone:  # before the key is looked for: another object may have the place of one that is gone
+            self._passes.pop(self._gone.pop(), None)
+        if (found := self._passes.get(key)) is not None:
+            self._passes.move_to_end(key)
+            return found
+        forget = self._gone.append
+        self._passes[key] = _Pass(tuple(weakref.ref(one, lambda _: forget(key)) for one in reads))
+        if len(self._passes) > self._most:
+            self._passes.popitem(last=False)
+        return None
+
+    def _captured(self, what: str, found: _Pass, inputs: Tensors, launches: Launches) -> bool:
+        """Capture `launches`; return whether that went well."""
+        assert self._capture is not None
+        device = _device(inputs)
+        static = tuple(torch.empty_like(one, device=device).copy_(one) for one in inputs)
+        try:
+            launches(static)
+            found.replay, found.outputs = self._capture(lambda: launches(static))
+        except RuntimeError as error:  # out of memory, or a launch that cannot be captured
+            self.refused = str(error).strip().partition("\n")[0]
+            warnings.warn(f"passes are not captured any more: {self.refused}", stacklevel=2)
+            return False
+        found.inputs = static
+        self.counts[f"{what} captured"] += 1
+        return True
+
+    def _eager(self, what: str, inputs: Tensors, launches: Launches) -> Tensors:
+        self.counts[f"{what} eager"] += 1
+        device = _device(inputs)
+        return launches(tuple(one.to(device, non_blocking=True) for one in inputs))
+
+
+def _device(inputs: Tensors) -> torch.device:
+    """Return the device of a pass: that of the inputs which do not come from the host."""
+    return next((one.device for one in inputs if one.device.type != "cpu"), torch.device("cpu"))
+
+
+class CUDACapture:
+    """Capture as a CUDA graph. All graphs of one object share the memory of what lies between inputs and outputs: they
+    are replayed one after the other."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, run: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
+        """Return what replays the launches of `run`, and the outputs."""
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        # Only this thread's calls count: another one may copy a picture to the device meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            outputs = run()
+        return graph.replay, outputs

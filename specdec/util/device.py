@@ -1,0 +1,33 @@
+"""The device that a model runs on: its name, and whether it is here."""
+
+from __future__ import annotations
+
+import torch
+
+
+def resolve_device(device: torch.device | str | None) -> torch.device:
+    """Return the device that `device` names; for None CUDA where there is one, else the CPU.
+
+    A Mac's GPU has to be asked for: torch would expand the blocks of every weight in every pass there, and would give a
+    row other bits with other rows beside it. Raises ValueError for a device that is not here.
+    """
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device is None:
+        return torch.device("cuda" if cuda else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:  # not a name that torch knows
+        found = torch.device("meta")
+    counts = {"cuda": cuda, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    if (found.index or 0) < counts.get(found.type, 0):
+        return found
+    here = ["cuda" if cuda == 1 else f"cuda:0 to cuda:{cuda - 1}"] if cuda else []
+    here += [name for name in ("mps", "cpu") if counts[name]]
+    why = _why_no_cuda() if found.type == "cuda" and not cuda else ""
+    raise ValueError(f"device {str(device)!r}: there is no such device here; choose {' or '.join(here)}{why}")
+
+
+def _why_no_cuda() -> str:
+    if torch.version.cuda is None:
+        return " (this torch was built without CUDA: pytorch.org, 'Get started', has builds with it)"
+    return " (torch finds no GPU of NVIDIA's: does nvidia-smi list one?)"

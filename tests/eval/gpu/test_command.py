@@ -1,0 +1,83 @@
+"""`python -m eval.gpu` where no GPU is: what it says, how its stages end, and what its table judges."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from eval.gpu import command
+from eval.gpu.checks import Finding
+from eval.gpu.report import BARS, bars_table, judged
+
+
+def test_without_a_gpu_it_says_so_and_ends_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert command.main([]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err == (
+        "No GPU of NVIDIA's is here, which this measures; --interpret runs the checks on the CPU, in small\n"
+    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert command.main(["--interpret"]) == 2
+    assert "Triton is not installed" in capsys.readouterr().err
+
+
+def test_stages_that_fail_or_have_no_time_let_the_others_go_on() -> None:
+    times: Iterator[float] = iter([0.0, 0.0, 1.0, 3.0, 50.0, 50.0, 51.0, 95.0, 95.0])
+
+    def fail() -> dict[str, Any]:
+        raise RuntimeError("no kernel image\nand more")
+
+    said: list[str] = []
+    stages = command.Stages(100.0, said.append, lambda: next(times))
+    assert stages.run("first", 10, lambda: {"a": 1})
+    assert not stages.run("second", 10, fail)
+    assert not stages.run("third", 10, lambda: {"b": 2})
+    assert stages.figures == {"a": 1} and said == ["first", "second"]
+    assert [one["error"] for one in stages.stages] == [
+        None, "RuntimeError: no kernel image", "left out: 10 seconds needed, 5 are left"
+    ]  # fmt: skip
+    assert [one["seconds"] for one in stages.stages] == [2.0, 1.0, 0.0]
+
+
+def test_ctrl_c_ends_all_stages() -> None:
+    def interrupt() -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    stages = command.Stages(100.0, lambda name: None)
+    assert not stages.run("first", 1, interrupt)
+    assert not stages.run("second", 1, lambda: {"a": 1})
+    assert stages.interrupted and stages.figures == {} and len(stages.stages) == 1
+
+
+def test_the_bars_are_those_that_were_wanted() -> None:
+    figures = {
+        "product_share": 0.61, "token_share": 0.49, "token_gain": 3.0, "v4": 1.11, "v8": 1.2, "draft_cost": 0.05,
+        "drafted_gain": 1.9, "prefill_gain": 0.69, "memory_gb": 9.6,
+    }  # fmt: skip
+    found = {one["figure"]: one["ok"] for one in judged(figures)}
+    assert found == {
+        "product_share": True, "token_share": False, "token_gain": True, "v4": False, "v8": True, "draft_cost": True,
+        "drafted_gain": True, "prefill_gain": False, "memory_gb": False, "identical_share": None,
+    }  # fmt: skip
+    out = io.StringIO()
+    Console(file=out, width=140).print(bars_table(figures))
+    text = out.getvalue()
+    assert len(text.splitlines()) == 1 + len(BARS)
+    assert "at least 60%" in text and "61%" in text and "at most 1.10" in text and "not measured" in text
+
+
+def test_a_kernel_is_wrong_by_its_error_or_by_its_neighbours() -> None:
+    assert Finding("rope", "4 x 32", 0.0, 0.0, True).ok
+    assert not Finding("rope", "4 x 32", 1e-9, 0.0, True).ok
+    assert not Finding("gated", "silu", 1e-6, 2e-5, False).ok
+    assert not Finding("gated", "silu", float("inf"), 2e-5, True).ok
+    assert Finding("gated", "silu", 1e-6, 2e-5, True).to_dict()["ok"] is True

@@ -1,0 +1,179 @@
+"""Which library serves a device: Triton's kernels where they passed their check, torch where not, and what is said."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from specdec import kernels
+from specdec.kernels import KVView, pack_low_rank, reference
+from specdec.kernels.forms import BlockForm
+from tests.support.native.kernel_paths import Kind, packed, partitions, seeded
+from tests.support.triton.here import DEVICE, EXPANDED, READ, Triton, check, norm, open_library, product, rows, same
+
+__all__ = ["seeded"]
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture
+def chosen() -> Iterator[Triton]:
+    """Triton's kernels, for tensors of the device."""
+    kernels.choose("triton")
+    library = open_library(DEVICE.type)
+    assert isinstance(library, Triton)
+    yield library
+    kernels.choose(os.environ.get("SPECDEC_KERNELS", "native"))
+
+
+def test_every_op_of_the_seam_goes_through_the_kernels(chosen: Triton, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen.refused == {}
+    assert kernels.missing(DEVICE) is None and kernels.invariant(DEVICE)
+    assert kernels.active(DEVICE) == kernels.arithmetic(DEVICE)
+    assert kernels.active(DEVICE).startswith("triton 3.")
+    heard = []
+    for module, name in ((product, "block_linear"), (rows, "block_rows")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, real=real, name=name: heard.append(name) or real(*a))
+    for name in ("rms_norm", "rope", "gated", "_dense_linear", "_low_rank"):
+        real = getattr(chosen, name)
+        monkeypatch.setattr(chosen, name, lambda *a, real=real, name=name: heard.append(name) or real(*a))
+    w = packed(20, 64, Kind(4))
+    x, there = torch.randn(3, 64), w.to(DEVICE)
+    here = x.to(DEVICE)
+    assert same(kernels.block_linear(here, there), reference.block_linear(x, w))
+    ids = torch.tensor([19, 0])
+    assert same(kernels.block_rows(ids.to(DEVICE), there, torch.float32), reference.block_rows(ids, w, torch.float32))
+    assert same(kernels.rms_norm(here, None, 1e-6), reference.rms_norm(x, None, 1e-6))
+    cos, sin = torch.randn(3, 64), torch.randn(3, 64)
+    turned = kernels.rope(here[:, None], cos.to(DEVICE), sin.to(DEVICE))
+    assert same(turned, reference.rope(x[:, None], cos, sin))
+    assert kernels.gated(here, here, "silu").shape == x.shape
+    assert kernels.dense_linear(here, here).shape == (3, 3)
+    part = pack_low_rank(torch.randn(4, 64), torch.randn(20, 4), 0.5)
+    assert kernels.low_rank(here, part.to(DEVICE)).shape == (3, 20)
+    assert {*heard} >= {"block_linear", "block_rows", "rms_norm", "rope", "gated", "_dense_linear", "_low_rank"}
+
+
+@pytest.mark.parametrize("bad", [-1, 20])
+def test_an_id_that_is_no_row_is_an_error_at_the_seam(chosen: Triton, bad: int) -> None:
+    w = packed(20, 64, Kind(4)).to(DEVICE)
+    with pytest.raises(IndexError, match="from 0 to 19"):
+        kernels.block_rows(torch.tensor([3, bad]).to(DEVICE), w, torch.float32)
+
+
+@pytest.mark.parametrize("kind", EXPANDED, ids=str)
+def test_blocks_without_a_kernel_are_expanded_and_their_rows_do_not_see_each_other(chosen: Triton, kind: Kind) -> None:
+    w = packed(37, 96, kind)
+    x, there = torch.randn(9, 96), w.to(DEVICE)
+    whole = kernels.block_linear(x.to(DEVICE), there)
+    exact = x.double() @ reference.block_rows(torch.arange(37), w, torch.float32).double().T
+    assert (whole.cpu().double() - exact).norm() < 1e-5 * exact.norm()
+    for cut in partitions(9):
+        assert torch.equal(torch.cat([kernels.block_linear(x[part].to(DEVICE), there) for part in cut]), whole)
+
+
+def test_gradients_are_torchs(chosen: Triton) -> None:
+    x, weight = torch.randn(3, 64), torch.randn(64)
+    leaves = [part.to(DEVICE).requires_grad_() for part in (x, weight)]
+    y = kernels.gated(kernels.rms_norm(*leaves, 1e-6), leaves[0], "gelu_tanh")
+    wide = kernels.block_linear(y, packed(16, 64, Kind(8)).to(DEVICE))
+    kernels.dense_linear(wide, torch.randn(5, 16).to(DEVICE)).square().sum().backward()
+    for leaf in leaves:
+        assert leaf.grad is not None and leaf.grad.abs().sum() > 0
+
+
+def test_attention_is_there_too(chosen: Triton) -> None:
+    q, k = torch.randn(2, 4, 16), torch.randn(2, 9, 16)
+    found = kernels.attention(q.to(DEVICE), KVView(k.to(DEVICE), k.to(DEVICE)), [0, 2], [9, 8], 0.25)
+    torch.testing.assert_close(found.cpu(), reference.attention(q, KVView(k, k), [0, 2], [9, 8], 0.25))
+
+
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        (lambda x, weight, eps: x * 1.0001, "other bits than the reference"),
+        (lambda x, weight, eps: (_ for _ in ()).throw(RuntimeError("no such\ninstruction")), "RuntimeError: no such"),
+    ],
+)
+def test_an_op_whose_kernel_fails_its_check_is_torchs(monkeypatch: pytest.MonkeyPatch, broken, why: str) -> None:
+    monkeypatch.setattr(norm, "rms_norm", broken)
+    library = Triton(DEVICE)
+    assert list(library.refused) == ["rms_norm"]
+    assert why in library.refused["rms_norm"] and "instruction" not in library.refused["rms_norm"]
+    assert library.rms_norm is reference.rms_norm and library.rope is rows.rope
+    assert "rms_norm" in library.sentence() and library.sentence() in library.describe()
+    assert library.arithmetic.endswith(" without rms_norm")
+
+
+def test_a_form_whose_kernel_fails_its_check_is_expanded_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, w = product.block_linear, packed(20, 64, Kind(5, True))
+    monkeypatch.setattr(product, "block_linear", lambda x, w: real(x, w) + (w.form == BlockForm(5, minimum=True)))
+    library = Triton(DEVICE)
+    assert library.reads(BlockForm(4)) and library.refused == {}
+    x = torch.randn(3, 64)
+    with pytest.warns(RuntimeWarning, match=r"5-bit blocks with a minimum \(a product has other bits"):
+        found = library.block_linear(x.to(DEVICE), w.to(DEVICE))
+    exact = x.double() @ reference.block_rows(torch.arange(20), w, torch.float32).double().T
+    assert (found.cpu().double() - exact).norm() < 1e-5 * exact.norm()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        library.block_linear(x.to(DEVICE), w.to(DEVICE))
+
+
+def test_a_check_tells_bits_that_depend_on_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = product.dense_linear
+    monkeypatch.setattr(product, "dense_linear", lambda x, w, b=None: real(x, w, b) * (1 + 1e-7 * (x.shape[0] > 1)))
+    assert "other bits beside other rows" in check.failure(check.check_dense, DEVICE)
+
+
+def test_every_form_passes() -> None:
+    for form in {packed(16, 32, kind).form for kind in READ}:
+        assert check.failure(lambda device, form=form: check.check_form(form, device), DEVICE) == "", form
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"SPECDEC_KERNELS": "triton", "TRITON_INTERPRET": "1"}, "triton 3."),
+        ({"SPECDEC_KERNELS": "triton", "TRITON_INTERPRET": "0"}, "TRITON_INTERPRET=1"),
+    ],
+)
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="with a GPU, Triton's kernels can always be chosen")
+def test_the_environment_chooses_triton_only_with_a_gpu_or_the_interpreter(variables: dict, said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from specdec import kernels; print(kernels.active())"],
+        capture_output=True,
+        text=True,
+        env=os.environ | variables,
+    )
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout + done.stderr
+    assert done.stdout.startswith("triton") is (variables["TRITON_INTERPRET"] == "1")
+
+
+def test_nothing_imports_triton_where_nobody_wants_it() -> None:
+    code = "import sys, specdec, specdec.load, specdec.kernels; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_without_triton_a_gpu_computes_with_torch_and_the_reason_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "specdec.kernels.triton", None)
+    try:
+        kernels.choose("native")
+        assert "specdec-mtp[gpu]" in str(kernels.missing("cuda"))
+        assert kernels.active("cuda").startswith("torch reference: Triton is missing")
+        assert kernels.arithmetic("cuda") == "torch on cuda" and not kernels.invariant("cuda")
+        with pytest.raises(ValueError, match="triton cannot be used"):
+            kernels.choose("triton")
+        kernels.choose("reference")
+        assert kernels.missing("cuda") is None
+    finally:
+        kernels.choose(os.environ.get("SPECDEC_KERNELS", "native"))

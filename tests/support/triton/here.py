@@ -1,0 +1,62 @@
+"""Where Triton's kernels run in tests: on the GPU where there is one, else on the CPU under Triton's interpreter, which
+`tests/conftest.py` asks for. Tests take the kernels' modules from here, because without Triton they are skipped.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from specdec.kernels.store import KeyFromValue, KVView
+from specdec.kernels.triton import Triton, check, norm, open_library, product, quantise, rows
+from specdec.kernels.triton.append import append, norm_rope, norm_rope_append
+from specdec.kernels.triton.attention import attention
+from specdec.kernels.triton.choice import best, choose
+from specdec.kernels.triton.launch import INTERPRETED
+from specdec.kernels.triton.low_rank import low_rank
+from tests.support.native.kernel_paths import KINDS, Kind, packed
+
+__all__ = [
+    "Triton", "append", "attention", "best", "check", "choose", "low_rank", "norm", "norm_rope", "norm_rope_append",
+    "open_library", "product", "quantise", "rows",
+]  # fmt: skip
+
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+ROWS = (1, 2, 3, 5, 8, 16, 17, 33)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+READ = [kind for kind in KINDS if packed(16, 32, kind).form in product.FORMS]  # by a kernel; the others are expanded
+EXPANDED = [kind for kind in KINDS if kind not in READ]
+
+
+def same(found: Tensor, wanted: Tensor) -> bool:
+    """Return whether `found`, on the device, has the bits of `wanted`; every NaN counts as one number."""
+    here = found.cpu()
+    if here.dtype is not wanted.dtype or not torch.equal(here.isnan(), wanted.isnan()):
+        return False
+    return torch.equal(here.nan_to_num(), wanted.nan_to_num())
+
+
+def blocks(outputs: int, inputs: int, kind: Kind) -> tuple:
+    """Return a random matrix on the CPU, for the reference, and the same one on the device."""
+    w = packed(outputs, inputs, kind)
+    return w, w.to(DEVICE)
+
+
+def spread(count: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return random rows of very different magnitudes."""
+    x = torch.randn(count, *shape) * torch.logspace(-6, 4, count).view(-1, *[1] * len(shape))
+    return x.to(dtype)
+
+
+def moved(kv: KVView) -> KVView:
+    """Return a copy of a store on the device."""
+    parts = (None if part is None else part.to(DEVICE) for part in kv.tensors())
+    keys, values, key_scale, value_scale = parts
+    made = kv.key_from_value
+    if made is not None:
+        made = KeyFromValue(*(part.to(DEVICE) for part in (made.weight, made.cos, made.sin)))
+    assert values is not None
+    return KVView(keys, values, key_scale, value_scale, made)

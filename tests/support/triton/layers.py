@@ -1,0 +1,74 @@
+"""Tiny decoders whose layers are passes of a GPU: on the GPU where there is one, else under Triton's interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specdec.kernels.triton.passes.graphs import CUDACapture, Graphs
+from specdec.kernels.triton.passes.layers import DeviceLayers
+from specdec.kernels.triton.product import FORMS
+from specdec.model.decoder import Decoder
+from specdec.model.stack import Layer, Linear, Stack
+from specdec.weights.tensors import Weight, quantize
+from tests.support.tiny_decoder import quantised
+from tests.support.triton.recorder import Recorder
+
+HERE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def graphs_here() -> Graphs:
+    """Graphs of the GPU, or what records and runs again without one."""
+    return Graphs(CUDACapture() if HERE.type == "cuda" else Recorder())
+
+
+def passes_of(stack: Stack, graphs: Graphs) -> DeviceLayers:
+    """Let `stack` make its passes at once, whatever kernels are in use on the CPU."""
+    layers = stack.layers
+    passes = DeviceLayers(layers, stack.stores, stack.norm, lambda: True, lambda form: form in FORMS, graphs)
+    stack._fused = passes
+    return passes
+
+
+def device_decoder(
+    family: str, storage: str, numbers: Sequence[int], graphs: Graphs | None = None, kept: torch.dtype | None = None
+) -> Decoder:
+    """Some layers of the tiny model of `family`, with matrices in `storage`, as passes with `graphs`; None: op by op,
+    on the CPU, in torch's or the native arithmetic."""
+    made = quantised(family, storage)
+    assert made.head is made.embedding and made.per_layer is None
+    embedding: Weight = quantize(made.embedding.dequantize(), "int8")
+    layers, norm = [made.layers[i] for i in numbers], made.norm
+    if graphs is not None:
+        embedding, layers, norm = embedding.to(HERE), [_moved(layer) for layer in layers], norm.to(HERE)
+    decoder = Decoder(made.spec, embedding, layers, norm, embedding, None, kept)
+    if graphs is None:
+        decoder.stack._fused = None
+    else:
+        passes_of(decoder.stack, graphs)
+    return decoder
+
+
+def run(decoder: Decoder, ids: Tensor, chunks: Sequence[int]) -> Tensor:
+    """The last states of ids [n], with so many rows in each pass, on the CPU."""
+    cache, found = decoder.new_cache(), []
+    for part in ids.to(decoder.device).split(list(chunks)):
+        found.append(decoder.forward(part, cache).last.cpu())
+        cache.commit(len(part))
+    return torch.cat(found)
+
+
+def _moved(layer: Layer) -> Layer:
+    parts: dict[str, Any] = {}
+    for field in fields(layer):
+        part = getattr(layer, field.name)
+        if isinstance(part, Tensor):
+            parts[field.name] = part.to(HERE)
+        elif isinstance(part, Linear):
+            bias = None if part.bias is None else part.bias.to(HERE)
+            parts[field.name] = Linear(part.weight.to(HERE), bias)
+    return replace(layer, **parts)

@@ -1,0 +1,43 @@
+"""The names of devices: those that are here, and what is said of the others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from specdec.util.device import resolve_device
+
+
+def here(monkeypatch: pytest.MonkeyPatch, cuda: int, built: str | None = "13.0") -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+    monkeypatch.setattr(torch.version, "cuda", built)
+
+
+def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    here(monkeypatch, 1)
+    assert resolve_device(None) == torch.device("cuda")
+    assert resolve_device("cuda:0") == torch.device("cuda", 0)
+    assert resolve_device(torch.device("cpu")) == torch.device("cpu")
+    with pytest.raises(ValueError, match="device 'cuda:1': there is no such device here; choose cuda or"):
+        resolve_device("cuda:1")
+    here(monkeypatch, 2)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match=r"choose cuda:0 to cuda:1 or"):
+        resolve_device("cuda:2")
+
+
+def test_without_a_gpu_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    here(monkeypatch, 0)
+    assert resolve_device(None) == torch.device("cpu")
+    with pytest.raises(ValueError, match=r"choose (mps or )?cpu \(torch finds no GPU of NVIDIA's"):
+        resolve_device("cuda")
+    here(monkeypatch, 0, built=None)
+    with pytest.raises(ValueError, match=r"choose (mps or )?cpu \(this torch was built without CUDA"):
+        resolve_device("cuda")
+
+
+@pytest.mark.parametrize("name", ["abacus", "cuda:x", "meta", ""])
+def test_what_is_no_device_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"device '{name}': there is no such device here; choose (cuda or )?"):
+        resolve_device(name)
