@@ -76,7 +76,10 @@ def dense_linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def tile_shape(rows: int, w: BlockTensor) -> dict[str, int]:
-    """Return the shape of a tile: N weight rows by T rows of x, K blocks of 32 columns a step."""
+    """Return the shape of a tile: N weight rows by T rows of x, K blocks of 32 columns a step.
+
+    The shapes were chosen by the instructions of the compiled loop; no GPU was there to time them.
+    """
     few = max(8, 1 << (rows - 1).bit_length()) if rows else 8
     blocks = w.columns // BLOCK
     steps = 4 if blocks % 4 == 0 else 2 if blocks % 2 == 0 else 1
