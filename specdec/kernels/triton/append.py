@@ -10,14 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from specdec.kernels.reference import TINY
 from specdec.kernels.store import KVView
-from specdec.kernels.triton.floats import rounded
-from specdec.kernels.triton.launch import launch
+from specdec.kernels.triton.launch import jit, launch, rounded
+from specdec.kernels.triton.norm import squares
 
 
 def append(store: KVView, start: Tensor, k: Tensor | None, v: Tensor) -> None:
@@ -34,7 +33,8 @@ def norm_rope(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Te
 
     `weight` is None in a family without this norm: heads are rotated alone.
     """
-    return _launch(None, None, x, None, None, weight, None, eps, cos, sin, norm_values=False)
+    turned: Tensor = _launch(None, None, x, None, None, weight, None, eps, cos, sin, norm_values=False)
+    return turned
 
 
 def norm_rope_append(
@@ -74,17 +74,7 @@ def _launch(
     return out
 
 
-@triton.jit
-def _squares(x, P: tl.constexpr):
-    """Sum the squares of x float32 [P] by halves: number i adds number i + P / 2, and so on -> [1]."""
-    total = x * x
-    for level in tl.static_range(1, 31):
-        if (P >> level) > 0:
-            total = tl.sum(tl.reshape(total, [2, P >> level]), axis=0)
-    return tl.reshape(total, [1])
-
-
-@triton.jit
+@jit
 def _changed(x, weight, cos, sin, eps, width, NORM: tl.constexpr, P: tl.constexpr):
     """Read a head x [width], normed and rotated as there are a norm, a weight and cos -> float32 [P]."""
     column = tl.arange(0, P)
@@ -92,7 +82,7 @@ def _changed(x, weight, cos, sin, eps, width, NORM: tl.constexpr, P: tl.constexp
     head = tl.load(x + column, mask=there, other=0.0).to(tl.float32)
     if NORM:
         one = tl.full([1], 1.0, tl.float32)
-        over = tl.div_rn(one, tl.sqrt_rn(tl.div_rn(_squares(head, P), one * width) + eps))
+        over = tl.div_rn(one, tl.sqrt_rn(tl.div_rn(squares(head, 1, P), one * width) + eps))
         head = head * over
         if weight is not None:
             head = head * tl.load(weight + column, mask=there, other=0.0).to(tl.float32)
@@ -113,7 +103,7 @@ def _changed(x, weight, cos, sin, eps, width, NORM: tl.constexpr, P: tl.constexp
     return head
 
 
-@triton.jit
+@jit
 def _write(head, store, scale, at, scale_at, width, P: tl.constexpr, TINY: tl.constexpr):
     """Write a head float32 [P] into a slot; an int8 store gets its scale too, as `quantise_store` makes it."""
     column = tl.arange(0, P)
@@ -133,7 +123,7 @@ def _write(head, store, scale, at, scale_at, width, P: tl.constexpr, TINY: tl.co
         tl.store(store + at + column, rounded(head, store.dtype.element_ty), mask=column < width)
 
 
-@triton.jit(do_not_specialize=["slots"])
+@jit
 def _heads(
     q, k, v, out, keys, values, key_scale, value_scale, q_norm, k_norm, cos, sin, start, eps,
     slots, heads, key_heads, value_heads, width, width_v, key_head, key_slot, value_head, value_slot,

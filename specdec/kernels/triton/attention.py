@@ -21,13 +21,12 @@ from __future__ import annotations
 import math
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from specdec.kernels.store import KVView
-from specdec.kernels.triton.floats import PART, add_product, rounded
-from specdec.kernels.triton.launch import launch, tiles
+from specdec.kernels.triton.floats import PART, add_product
+from specdec.kernels.triton.launch import jit, launch, rounded, tiles
 
 QUERIES = 16  # of a tile, as many as a matrix unit takes
 CHUNK, SPAN = 128, 1024  # positions
@@ -95,14 +94,14 @@ def _units(slots: int, size: int) -> int:
     return (slots + size - 2) // size + 1
 
 
-@triton.jit
+@jit
 def _piece(rows, there, begin, count, PIECE: tl.constexpr):
     """Read columns begin .. begin + count - 1 of the rows that start at `rows` [R] -> [R, PIECE], with zeros."""
     column = tl.arange(0, PIECE)
     return tl.load(rows[:, None] + (begin + column)[None, :], mask=there[:, None] & (column < count)[None, :], other=0)
 
 
-@triton.jit
+@jit
 def _read(rows, there, WIDTH: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr):
     """Read the 2 * PIECES pieces [R, PIECE] of rows of WIDTH numbers."""
     parts = ()
@@ -112,7 +111,7 @@ def _read(rows, there, WIDTH: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.cons
     return parts
 
 
-@triton.jit
+@jit
 def _shares(top, other_top):
     """Return the higher of two tops [R], and what weights below either of them are worth below it."""
     highest = tl.maximum(top, other_top)
@@ -120,7 +119,7 @@ def _shares(top, other_top):
     return highest, tl.exp2(top - base), tl.exp2(other_top - base)
 
 
-@triton.jit
+@jit
 def _merged(total, sums, share, other_total, other_sums, other_share, PIECES: tl.constexpr):
     """Add totals [R] and pieces of weighted sums [R, PIECE] of two ranges of positions."""
     pieces = ()
@@ -129,7 +128,7 @@ def _merged(total, sums, share, other_total, other_sums, other_share, PIECES: tl
     return total * share + other_total * other_share, pieces
 
 
-@triton.jit
+@jit
 def _zeros(ROWS: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr):
     pieces = ()
     for _ in tl.static_range(PIECES):
@@ -137,7 +136,7 @@ def _zeros(ROWS: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr):
     return pieces
 
 
-@triton.jit
+@jit
 def _weighted(queries, weight, PAIRS: tl.constexpr, WIDTH: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr):
     """Multiply the pieces of queries by the weight of the keys, where the keys do not rotate."""
     pieces = ()
@@ -151,7 +150,7 @@ def _weighted(queries, weight, PAIRS: tl.constexpr, WIDTH: tl.constexpr, PIECE: 
     return pieces
 
 
-@triton.jit
+@jit
 def _turned_scores(
     score, queries, values, weight, cos, sin, position, filled, PAIRS: tl.constexpr, WIDTH: tl.constexpr,
     PIECE: tl.constexpr, PIECES: tl.constexpr, PARTS: tl.constexpr, PARTS_Q: tl.constexpr, PART: tl.constexpr,
@@ -175,7 +174,7 @@ def _turned_scores(
     return score
 
 
-@triton.jit(do_not_specialize=["rows", "slots", "units", "chunks"])
+@jit
 def _attend(
     q, keys, values, key_scale, value_scale, weight, cos, sin, first, end, sums, tops,
     rows, heads, group, slots, units, chunks, scale, key_head, key_slot, value_head, value_slot,
@@ -261,7 +260,7 @@ def _attend(
             tl.store(to, unit_sums[i], mask=keep[:, None] & (column < count)[None, :])
 
 
-@triton.jit(do_not_specialize=["rows", "units", "chunks"])
+@jit
 def _combine(
     sums, tops, first, end, out, rows, heads, units, chunks, columns,
     CHUNK: tl.constexpr, SPAN: tl.constexpr, SPANS: tl.constexpr, COLUMNS: tl.constexpr,

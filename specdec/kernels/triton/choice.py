@@ -15,11 +15,10 @@ import math
 from typing import NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from specdec.kernels.triton.launch import launch, tiles
+from specdec.kernels.triton.launch import jit, launch, tiles
 
 _BLOCK = 1024  # scores of a program
 _REACH = 54 * math.log(2) + math.log(54 * math.log(2))  # the range of the noise (specdec/engine/sampling.py)
@@ -28,10 +27,13 @@ _CLOSE = 1e-12  # so are sums in float64 with logarithms of two libraries, relat
 
 
 class Chosen(NamedTuple):
-    """Hold what was chosen of each row: `index` int64 [T]; `top` float32 [T], the row's largest score, where `index` is
-    of the first largest if that is no finite number; and `sure` bool [T], whether the CPU would choose so too."""
+    """Hold what was chosen of each row: the index of its winner, int64 [T], and its largest score, float32 [T].
 
-    index: Tensor
+    Where the largest score is no finite number, the winner is the first that has it. `sure` bool [T]: whether the CPU
+    would choose so too; where not, it has to choose (`gumbel_argmax`).
+    """
+
+    winner: Tensor
     top: Tensor
     sure: Tensor
 
@@ -78,7 +80,7 @@ def choose(scores: Tensor, keys: Tensor | None, ids: Tensor | None = None, noisy
     return Chosen(index, top, sure)
 
 
-@triton.jit
+@jit
 def _largest(x, there):
     """Return the largest of x [N] and which have it; where there is a NaN, NaN and which are none."""
     bad = there & (x != x)
@@ -87,7 +89,7 @@ def _largest(x, there):
     return tl.where(any_bad, float("nan"), top), tl.where(any_bad, bad, there & (x == top))
 
 
-@triton.jit
+@jit
 def _noise_bits(key, ids):
     """Return SplitMix64 of key + id * golden ratio, without its lowest 11 bits: uint64 [N]."""
     value = ids.to(tl.uint64) * 0x9E3779B97F4A7C15 + key.to(tl.uint64, bitcast=True)
@@ -96,7 +98,7 @@ def _noise_bits(key, ids):
     return (value ^ (value >> 31)) >> 11
 
 
-@triton.jit(do_not_specialize=["count", "blocks"])
+@jit
 def _tops(scores, tops, firsts, count, blocks, BLOCK: tl.constexpr):
     """Store the largest score of a block, and the first index that has it."""
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -107,7 +109,7 @@ def _tops(scores, tops, firsts, count, blocks, BLOCK: tl.constexpr):
     tl.store(firsts + row * blocks + block, tl.min(tl.where(wanted, index, 0x7FFFFFFF), axis=0))
 
 
-@triton.jit(do_not_specialize=["count", "blocks"])
+@jit
 def _likely(
     scores, keys, ids, noisy, tops, likely, count, blocks,
     BLOCK: tl.constexpr, BLOCKS: tl.constexpr, REACH: tl.constexpr,
@@ -136,7 +138,7 @@ def _likely(
     tl.store(likely + row * blocks + block, found)
 
 
-@triton.jit(do_not_specialize=["count", "blocks"])
+@jit
 def _exact(
     scores, keys, ids, noisy, tops, likely, sums, seconds, winners, count, blocks,
     BLOCK: tl.constexpr, BLOCKS: tl.constexpr, REACH: tl.constexpr, NEAR: tl.constexpr,
@@ -166,7 +168,7 @@ def _exact(
         tl.store(seconds + at, -float("inf"))
 
 
-@triton.jit(do_not_specialize=["blocks"])
+@jit
 def _decide(
     noisy, tops, firsts, sums, seconds, winners, chosen, top_of, sure_of, blocks,
     BLOCKS: tl.constexpr, CLOSE: tl.constexpr,
@@ -189,6 +191,7 @@ def _decide(
         winner = tl.min(tl.where(added == most, winner, 0x7FFFFFFF), axis=0)
         second = tl.load(seconds + at, mask=there, other=-float("inf"))
         others = tl.where(tl.load(winners + at, mask=there, other=0) == winner, second, added)
+        most = tl.where(sampled, most, 0.0)
         close = most - tl.max(others, axis=0) <= CLOSE * (tl.abs(most) + 64.0)
         index = tl.where(sampled, winner, index)
         unsure = sampled & close

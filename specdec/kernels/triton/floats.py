@@ -1,36 +1,16 @@
-"""Round float32 numbers to narrower types as torch does, and cut them into parts that matrix units multiply exactly."""
+"""Multiply matrices of float32 on matrix units, in parts of bfloat16 whose products are exact."""
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
-from specdec.kernels.triton.launch import INTERPRETED
+from specdec.kernels.triton.launch import INTERPRETED, jit
 
 PART = tl.float32 if INTERPRETED else tl.bfloat16
 """The type of a part in a product: the interpreter multiplies bfloat16 as if its bits were integers."""
 
 
-@triton.jit
-def near_bfloat16(x):
-    """Round x float32 to the nearest numbers of bfloat16, half to even, and leave them float32.
-
-    By its bits, because the interpreter cuts a number off where the device rounds.
-    """
-    bits = x.to(tl.int32, bitcast=True)
-    near = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
-    return tl.where(x == x, near, x)
-
-
-@triton.jit
-def rounded(x, TYPE: tl.constexpr):
-    """Round x float32 to a float type, as torch does."""
-    if TYPE.is_bf16():
-        x = near_bfloat16(x)
-    return x.to(TYPE)
-
-
-@triton.jit
+@jit
 def _parts(x, COUNT: tl.constexpr, PART: tl.constexpr):
     """Cut x into COUNT parts of bfloat16 in the type PART, the largest first, and nothing for those it does not have.
 
@@ -43,7 +23,7 @@ def _parts(x, COUNT: tl.constexpr, PART: tl.constexpr):
         rest = x.to(tl.float32)
         for i in tl.static_range(COUNT):
             if PART.is_fp32():
-                bits = rest.to(tl.int32, bitcast=True)  # as in near_bfloat16: calls cost the interpreter time
+                bits = rest.to(tl.int32, bitcast=True)  # as `rounded`, without a call, which takes time here
                 part = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
             else:
                 part = rest.to(PART)
@@ -53,7 +33,7 @@ def _parts(x, COUNT: tl.constexpr, PART: tl.constexpr):
     return parts
 
 
-@triton.jit
+@jit
 def add_product(total, a, b, A: tl.constexpr, B: tl.constexpr, PART: tl.constexpr):
     """Add a [M, K] times b [K, N] to total float32 [M, N], with a in A parts and b in B parts.
 

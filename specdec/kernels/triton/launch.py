@@ -17,16 +17,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+COUNTS = ("rows", "slots", "units", "chunks")
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 def jit(function: Callable[..., Any]) -> Any:
     """Make a kernel, or a part of kernels, of `function`.
 
-    `rows`, where the function has a parameter of that name, is no constant of the compiled kernel: rows come in every
-    count, and a kernel for each kind of count (one, multiples of 16, others) would only cost time.
+    Parameters with the names in COUNTS are no constants of the compiled kernel: rows come in every count, and stores in
+    many sizes. A kernel for each kind of count (one, multiples of 16, others) would cost time, and need not have the
+    same order of sums.
     """
-    names = [name for name in inspect.signature(function).parameters if name == "rows"]
+    names = [name for name in inspect.signature(function).parameters if name in COUNTS]
     return triton.jit(function, do_not_specialize=names)
 
 

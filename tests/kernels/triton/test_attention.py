@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 from torch import Tensor
 
 from specdec.kernels import KeyFromValue, KVView, quantise_store, reference
-from specdec.kernels.triton import attention as module
-from specdec.kernels.triton.attention import attention
+from tests.support.triton.here import DEVICE, attention, moved
+
+pytestmark = pytest.mark.gpu
 
 SCALE = 0.3
+module = import_module("specdec.kernels.triton.attention")
 TYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
 
 
@@ -47,8 +51,8 @@ def queries(rows: int, heads: int, width: int, dtype: torch.dtype = torch.float3
 
 
 def attend(q: Tensor, kv: KVView, first: list[int], end: list[int]) -> Tensor:
-    bounds = (torch.tensor(bound, dtype=torch.int32) for bound in (first, end))
-    return attention(q, kv, *bounds, SCALE)
+    bounds = (torch.tensor(bound, dtype=torch.int32, device=DEVICE) for bound in (first, end))
+    return attention(q.to(DEVICE), moved(kv), *bounds, SCALE).cpu()
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -154,7 +158,7 @@ def test_a_store_that_has_grown_gives_the_same_bits() -> None:
 
 
 def test_bounds_and_heads_that_do_not_lie_in_one_piece() -> None:
-    kv, q = store(2, 40, 32, torch.bfloat16), queries(2, 4, 64)[:, :, ::2]
-    bounds = torch.tensor([[0, 39], [1, 40]], dtype=torch.int64)
-    found = attention(q, kv, bounds[:, 0], bounds[:, 1], SCALE)
-    assert torch.equal(found, attend(q.contiguous(), kv, [0, 1], [39, 40]))
+    kv, q = store(2, 40, 32, torch.bfloat16), queries(2, 4, 64).to(DEVICE)[:, :, ::2]
+    bounds = torch.tensor([[0, 39], [1, 40]], dtype=torch.int64, device=DEVICE)
+    found = attention(q, moved(kv), bounds[:, 0], bounds[:, 1], SCALE)
+    assert torch.equal(found.cpu(), attend(q.contiguous(), kv, [0, 1], [39, 40]))

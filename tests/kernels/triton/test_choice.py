@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 from torch import Tensor
 
 from specdec.engine.sampling import gumbel_argmax, noise_key
 from specdec.kernels import reference
-from specdec.kernels.triton import choice
-from specdec.kernels.triton.choice import best, choose
+from tests.support.triton.here import DEVICE, best, choose
+
+pytestmark = pytest.mark.gpu
 
 ROWS = 24
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "_BLOCK", 128)
+    monkeypatch.setattr(import_module("specdec.kernels.triton.choice"), "_BLOCK", 128)
 
 
 def scores(rows: int, count: int, spread: float, seed: int = 0) -> Tensor:
@@ -30,37 +33,44 @@ def keys_of(seeds: range) -> tuple[list[int], Tensor]:
     return keys, torch.tensor([key - (1 << 64) if key >> 63 else key for key in keys], dtype=torch.int64)
 
 
+def chosen(x: Tensor, keys: Tensor | None, *options: Tensor | None) -> tuple[list[int], list[float], list[bool]]:
+    """Choose on the device: the indices, the largest scores, and which rows are sure."""
+    there = [None if part is None else part.to(DEVICE) for part in (x, keys, *options)]
+    found = best(there[0]) if keys is None else choose(*there)
+    return found.winner.tolist(), found.top.tolist(), found.sure.tolist()
+
+
 @pytest.mark.parametrize("spread", [0.0, 0.3, 4.0, 30.0])
 def test_the_keyed_choice_is_the_samplers(spread: float) -> None:
     x = scores(ROWS, 300, spread, seed=1)  # the last of three blocks is not full
     keys, bits = keys_of(range(ROWS))
-    found = choose(x, bits)
+    found, tops, sure = chosen(x, bits)
     wanted = [gumbel_argmax(row, float(row.max()), key) for row, key in zip(x, keys, strict=True)]
-    assert found.index.tolist() == wanted
+    assert found == wanted
     assert len(set(wanted)) > ROWS // 2  # the noise decides
-    assert found.sure.all()
-    assert torch.equal(found.top, x.amax(dim=1))
+    assert all(sure)
+    assert tops == x.amax(dim=1).tolist()
 
 
 def test_the_noise_is_of_token_ids() -> None:
     x, ids = scores(ROWS, 140, 1.0, seed=2), torch.arange(140, dtype=torch.int64) * 1871 % 262144
     keys, bits = keys_of(range(100, 100 + ROWS))
     wanted = [gumbel_argmax(row, float(row.max()), key, ids) for row, key in zip(x, keys, strict=True)]
-    assert choose(x, bits, ids).index.tolist() == wanted
-    assert wanted != choose(x, bits).index.tolist()
+    assert chosen(x, bits, ids)[0] == wanted
+    assert wanted != chosen(x, bits)[0]
 
 
 def test_a_row_has_the_same_choice_however_many_rows_there_are() -> None:
     x, (_, bits) = scores(4, 200, 1.0, seed=3), keys_of(range(4))
-    whole = choose(x, bits).index
-    assert [int(choose(x[t : t + 1], bits[t : t + 1]).index) for t in range(4)] == whole.tolist()
+    whole = chosen(x, bits)[0]
+    assert [chosen(x[t : t + 1], bits[t : t + 1])[0][0] for t in range(4)] == whole
 
 
 def test_only_rows_that_have_noise_are_given_it() -> None:
     x, (keys, bits) = scores(4, 200, 0.1, seed=4), keys_of(range(4))
-    found = choose(x, bits, noisy=torch.tensor([True, False, True, False]))
+    found, _, _ = chosen(x, bits, None, torch.tensor([True, False, True, False]))
     wanted = [int(x[t].argmax()) if t % 2 else gumbel_argmax(x[t], float(x[t].max()), keys[t]) for t in range(4)]
-    assert found.index.tolist() == wanted
+    assert found == wanted
 
 
 def test_the_largest_is_the_first_of_equals_and_a_nan_wins() -> None:
@@ -70,18 +80,18 @@ def test_the_largest_is_the_first_of_equals_and_a_nan_wins() -> None:
     x[2, 250] = float("inf")
     x[3] = -float("inf")
     x[4, 3], x[4, 140] = float("inf"), float("nan")
-    found = best(x)
-    for row, index, top in zip(x, found.index.tolist(), found.top.tolist(), strict=True):
+    found, tops, sure = chosen(x, None)
+    for row, index, top in zip(x, found, tops, strict=True):
         value, wanted = reference.best(row)
         assert index == wanted
         assert top == value or (top != top and value != value)
-    assert found.sure.all()
+    assert all(sure)
 
 
 def test_rows_without_a_largest_number_get_no_noise() -> None:
     x, (_, bits) = scores(3, 150, 1.0, seed=6), keys_of(range(3))
     x[0, 140], x[1, 20], x[2] = float("nan"), float("inf"), -float("inf")
-    assert torch.equal(choose(x, bits).index, torch.tensor([140, 20, 0], dtype=torch.int64))
+    assert chosen(x, bits)[0] == [140, 20, 0]
 
 
 @pytest.mark.parametrize("other", [40, 140])  # in the same block and in another one
@@ -90,14 +100,14 @@ def test_a_choice_that_is_too_close_is_left_to_the_cpu(other: int) -> None:
     ids[other] = ids[20]  # the same noise: equal sums
     x[0, [20, other]] = 20.0
     x[1, 20] = 20.0
-    found = choose(x, keys_of(range(2))[1], ids)
-    assert found.index.tolist() == [20, 20]
-    assert found.sure.tolist() == [False, True]
+    found, _, sure = chosen(x, keys_of(range(2))[1], ids)
+    assert found == [20, 20]
+    assert sure == [False, True]
 
 
 def test_tokens_that_are_forbidden_are_never_chosen() -> None:
     x, (keys, bits) = scores(8, 150, 0.0), keys_of(range(8))
     x[:, 5:] = -float("inf")
-    found = choose(x, bits).index.tolist()
+    found, _, _ = chosen(x, bits)
     assert found == [gumbel_argmax(row, 0.0, key) for row, key in zip(x, keys, strict=True)]
     assert max(found) < 5

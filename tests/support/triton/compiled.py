@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
@@ -17,10 +18,10 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from specdec.kernels import pack_low_rank
+from specdec.kernels import KeyFromValue, KVView, pack_low_rank
 from tests.support.native.kernel_paths import Kind, packed
 
-MODULES = ("quantise", "product", "norm", "rows", "low_rank")
+MODULES = ("quantise", "product", "norm", "rows", "low_rank", "attention", "append", "choice")
 
 
 class Driver:
@@ -49,13 +50,15 @@ def compile_instead(kernel: Any, grid: tuple[int, ...], *arguments: Any, **const
         "flushed": len(re.findall(r"\b(?:add|mul|div|sqrt)[.\w]*\.ftz", ptx)),
         "matrix": sorted({*re.findall(r"(?:wgmma\.mma_async|mma)\.sync[.\w:]*", ptx)}),
         "bytes": len(made.asm["cubin"]),
+        "shared": made.metadata.shared,
     }
     print(json.dumps(found), flush=True)
 
 
 def main(arch: int) -> None:
     triton.runtime.driver.set_active(Driver(arch))
-    quantise, product, norm, rows, low_rank = modules = [import_module(f"specdec.kernels.triton.{m}") for m in MODULES]
+    modules = [import_module(f"specdec.kernels.triton.{name}") for name in MODULES]
+    quantise, product, norm, rows, low_rank, attention, append, choice = modules
     for module in modules:
         module.launch = compile_instead
     few, many = torch.randn(1, 128), torch.randn(64, 128)
@@ -73,6 +76,22 @@ def main(arch: int) -> None:
     rows.rope(torch.randn(3, 8, 64), torch.randn(3, 64), torch.randn(3, 64))
     rows.gated(few, few, "silu")
     low_rank.low_rank(few, pack_low_rank(torch.randn(8, 128), torch.randn(64, 8), 0.5))
+    for view in views():
+        width = view.key_width
+        q, k = torch.zeros(3, 16, width), torch.zeros(3, view.kv_heads, width)
+        bounds, position = torch.zeros(3, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+        attention.attention(q, view, bounds, bounds, 1.0)
+        append.norm_rope_append(view, position, q, k, k, q[0, 0], k[0, 0], 1e-6, q[:, 0], q[:, 0], norm_values=True)
+    choice.choose(torch.zeros(3, 5000), bounds, torch.zeros(5000, dtype=torch.int64), bounds > 0)
+
+
+def views() -> Iterator[KVView]:
+    """Yield stores as Gemma 4 12B has them, and a small model's: each takes seconds to compile."""
+    ring, full, table = torch.zeros(8, 1087, 256), torch.zeros(1, 2048, 512), torch.zeros(2048, 64)
+    yield KVView(ring.bfloat16(), ring.bfloat16())
+    yield KVView(ring.char(), ring.char(), ring[:, :, 0], ring[:, :, 0])
+    yield KVView(None, full.bfloat16(), key_from_value=KeyFromValue(full[0, 0], table, table))
+    yield KVView(ring[:, :, :64].contiguous(), ring[:, :, :64].contiguous())
 
 
 if __name__ == "__main__":

@@ -10,12 +10,19 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from specdec.kernels.store import KeyFromValue, KVView
 from specdec.kernels.triton import Triton, check, norm, open_library, product, quantise, rows
+from specdec.kernels.triton.append import append, norm_rope, norm_rope_append
+from specdec.kernels.triton.attention import attention
+from specdec.kernels.triton.choice import best, choose
 from specdec.kernels.triton.launch import INTERPRETED
 from specdec.kernels.triton.low_rank import low_rank
 from tests.support.native.kernel_paths import KINDS, Kind, packed
 
-__all__ = ["Triton", "check", "low_rank", "norm", "open_library", "product", "quantise", "rows"]
+__all__ = [
+    "Triton", "append", "attention", "best", "check", "choose", "low_rank", "norm", "norm_rope", "norm_rope_append",
+    "open_library", "product", "quantise", "rows",
+]  # fmt: skip
 
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 ROWS = (1, 2, 3, 5, 8, 16, 17, 33)
@@ -42,3 +49,14 @@ def spread(count: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tenso
     """Return random rows of very different magnitudes."""
     x = torch.randn(count, *shape) * torch.logspace(-6, 4, count).view(-1, *[1] * len(shape))
     return x.to(dtype)
+
+
+def moved(kv: KVView) -> KVView:
+    """Return a copy of a store on the device."""
+    parts = (None if part is None else part.to(DEVICE) for part in kv.tensors())
+    keys, values, key_scale, value_scale = parts
+    made = kv.key_from_value
+    if made is not None:
+        made = KeyFromValue(*(part.to(DEVICE) for part in (made.weight, made.cos, made.sin)))
+    assert values is not None
+    return KVView(keys, values, key_scale, value_scale, made)
