@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from eval.gpu import command
-from eval.gpu.checks import Finding
+from eval.gpu.checks import Checks, Finding
 from eval.gpu.report import BARS, bars_table, judged
 
 
@@ -73,6 +73,15 @@ def test_the_bars_are_those_that_were_wanted() -> None:
     text = out.getvalue()
     assert len(text.splitlines()) == 1 + len(BARS)
     assert "at least 60%" in text and "61%" in text and "at most 1.10" in text and "not measured" in text
+
+
+def test_the_checks_hold_for_the_kernels_of_the_cpu() -> None:
+    found = list(Checks(torch.device("cpu"), small=True))
+    assert [one for one in found if not one.ok] == []
+    assert {one.kernel for one in found} == {
+        "block_linear", "block_rows", "dense_linear", "rms_norm", "gated", "rope", "attention", "append"
+    }  # fmt: skip
+    assert all(one.error > 0 for one in found if one.kernel == "dense_linear")
 
 
 def test_a_kernel_is_wrong_by_its_error_or_by_its_neighbours() -> None:

@@ -99,7 +99,7 @@ class DeviceDraft:
             x, _ = self._layers.run(_times(torch.cat((embedded, hidden), dim=-1), self._pre), places)
             logits = _times(x, self._head)  # [1, candidates]
             if sampled:
-                index = choose(logits.float() * sharpness, numbers[1 + step : 2 + step], self._ids).index  # [1]
+                index, *_ = choose(logits.float() * sharpness, numbers[1 + step : 2 + step], self._ids)  # [1]
             else:
                 index = logits.argmax(dim=-1)
             token = index if self._ids is None else self._ids[index]
