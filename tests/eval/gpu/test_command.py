@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +31,13 @@ def test_without_a_gpu_it_says_so_and_ends_with_2(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert command.main(["--interpret"]) == 2
     assert "Triton is not installed" in capsys.readouterr().err
+
+
+def test_a_module_that_is_given_no_words_begins() -> None:
+    words = [sys.executable, "-m", "eval.gpu"]
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(words, capture_output=True, text=True, env=hidden, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("No GPU of NVIDIA's is here"), done.stderr
 
 
 def test_stages_that_fail_or_have_no_time_let_the_others_go_on() -> None:
