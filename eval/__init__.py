@@ -12,7 +12,7 @@ def _check_model(words: list[str]) -> None:
     """End the command with a sentence where `--model` names nothing."""
     from specdec.weights.hub.paths import local_path
 
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in zip(words, [*words, ""][1:], strict=True):
         if word == "--model" or word.startswith("--model="):
             try:
                 local_path(after if word == "--model" else word.partition("=")[2])

@@ -36,6 +36,7 @@ from torch import Tensor
 
 from specdec.kernels.blocks import BlockTensor, factors, split, split_rows, values_of
 from specdec.kernels.forms import BLOCK, GROUP, HALF, BlockForm
+from specdec.kernels.low_rank import low_rank as low_rank
 from specdec.kernels.store import KVView
 
 TINY = 1e-30
@@ -240,8 +241,7 @@ def _by_halves(values: Tensor, w: BlockTensor, groups: slice) -> tuple[Tensor, T
 
 
 def expanded_linear(x: Tensor, w: BlockTensor, linear: Callable[[Tensor, Tensor], Tensor] = F.linear) -> Tensor:
-    """Multiply by a dequantised slice of weights at a time, in x.dtype, for devices without a kernel of such blocks; a
-    row's bits depend on other rows where they do in `linear`."""
+    """Multiply by a dequantised slice of weights at a time, in x.dtype; a row's bits are as `linear` makes them."""
     out = x.new_empty((x.shape[0], w.rows))
     step = max(GROUP, (1 << 25) // w.columns)
     for start in range(0, w.rows, step):

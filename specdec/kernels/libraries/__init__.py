@@ -95,16 +95,18 @@ def _found(kind: str) -> Any:
     return _libraries[kind]
 
 
-def serving(*tensors: Tensor | None) -> Any:
-    """Return what computes on the device of `tensors`: the reference where they are on several, or no library is."""
-    kinds = {part.device.type for part in tensors if part is not None}
-    library = _found(kinds.pop()) if len(kinds) == 1 else _CHOSEN
+def serving(first: Tensor, *others: Tensor | None) -> Any:
+    """Return what computes on the device of the tensors: the reference where they are on several, or no library is."""
+    kind = first.device.type
+    if any(part is not None and part.device.type != kind for part in others):
+        return reference
+    library = _found(kind)
     return reference if isinstance(library, str) else library
 
 
-def computing(*tensors: Tensor | None) -> Any:
+def computing(first: Tensor, *others: Tensor | None) -> Any:
     """Return what computes: as `serving`, but the reference where gradients are being recorded."""
-    return reference if reference.recorded(*tensors) else serving(*tensors)
+    return reference if reference.recorded(first, *others) else serving(first, *others)
 
 
 def active(device: torch.device | str = "cpu") -> str:

@@ -144,7 +144,7 @@ def check_gated(device: torch.device) -> None:
 def check_dense(device: torch.device) -> None:
     """Check products of plain matrices, and that their rows do not see each other."""
     draw = _Random()
-    for dtype, tolerance in ((torch.float32, _NEAR), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)):
+    for dtype, tolerance in ((torch.float32, _NEAR), (torch.bfloat16, 1e-2)):
         x, w, bias = draw.normal(35, 100).to(dtype), draw.normal(1, 70, 100)[0].to(dtype), draw.normal(1, 70)[0]
         here = [part.to(device, dtype) for part in (x, w, bias)]
         wanted = reference.dense_linear(x.float(), w.float(), bias.to(dtype).float())

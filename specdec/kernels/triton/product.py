@@ -76,7 +76,10 @@ def dense_linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def tile_shape(rows: int, w: BlockTensor) -> dict[str, int]:
-    """Return the shape of a tile: N weight rows by T rows of x, K blocks of 32 columns a step."""
+    """Return the shape of a tile: N weight rows by T rows of x, K blocks of 32 columns a step.
+
+    The shapes were chosen by the instructions of the compiled loop; no GPU was there to time them.
+    """
     few = max(8, 1 << (rows - 1).bit_length()) if rows else 8
     blocks = w.columns // BLOCK
     steps = 4 if blocks % 4 == 0 else 2 if blocks % 2 == 0 else 1
@@ -117,14 +120,21 @@ def _tile_codes(q, BITS: tl.constexpr, G: tl.constexpr):
         lines = tl.permute(tl.reshape(lines, [G, 8, 16, 4]), (0, 2, 1, 3))  # [G, R, J, I]
         return tl.reshape(lines, [16 * G, 32]).to(tl.int8, bitcast=True)
     lines = tl.load(q[:, None] + tl.arange(0, 256)[None, :])
-    halves = tl.reshape(tl.join(lines & 15, lines >> 4), [G, 4, 16, 4, 2])  # [G, J, R, I, H]
-    codes = tl.reshape(tl.permute(halves, (0, 2, 4, 1, 3)), [16 * G, 32])
+    low = lines & 15
+    high = lines >> 4
     if BITS == 5:
-        ones = tl.load(q[:, None] + 256 + tl.arange(0, 64)[None, :])
-        ones = tl.reshape(tl.join(ones & 15, ones >> 4), [G, 8, 16, 1])  # [G, C, R, 1]
-        fifth = (ones >> tl.arange(0, 4).to(tl.uint8)[None, None, None, :]) & 1  # [G, C, R, I]
-        codes |= tl.reshape(tl.permute(fifth, (0, 2, 1, 3)), [16 * G, 32]) << 4
+        low |= _bits(q + 256, G) << 4
+        high |= _bits(q + 288, G) << 4
+    halves = tl.reshape(tl.join(low, high), [G, 4, 16, 4, 2])  # [G, J, R, I, H]
+    codes = tl.reshape(tl.permute(halves, (0, 2, 4, 1, 3)), [16 * G, 32])
     return codes.to(tl.int8, bitcast=True)
+
+
+@jit
+def _bits(q, G: tl.constexpr):
+    """Read 256 bits at q [G], each as a byte: uint8 [G, 256]. Bit i of byte n is of byte 8n + i of the lines."""
+    ones = tl.load(q[:, None] + tl.arange(0, 32)[None, :])
+    return tl.reshape((ones[:, :, None] >> tl.arange(0, 8).to(tl.uint8)[None, None, :]) & 1, [G, 256])
 
 
 @jit

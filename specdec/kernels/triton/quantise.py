@@ -37,7 +37,8 @@ def empty_quantised(rows: int, columns: int, device: torch.device) -> Quantised:
 def quantise(x: Tensor) -> Quantised:
     """Quantise activations x [T, K], K a multiple of 32, of any float type."""
     x = x.contiguous()
-    out = empty_quantised(*x.shape, x.device)
+    rows, columns = x.shape
+    out = empty_quantised(rows, columns, x.device)
     blocks = out.scale.numel()
     launch(_quantise, (tiles(blocks, _BLOCKS),), x, *out, blocks, M=_BLOCKS)
     return out

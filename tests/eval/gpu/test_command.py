@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +15,7 @@ import torch
 from rich.console import Console
 
 from eval.gpu import command
-from eval.gpu.checks import Finding
+from eval.gpu.checks import Checks, Finding
 from eval.gpu.report import BARS, bars_table, judged
 
 
@@ -28,6 +31,13 @@ def test_without_a_gpu_it_says_so_and_ends_with_2(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert command.main(["--interpret"]) == 2
     assert "Triton is not installed" in capsys.readouterr().err
+
+
+def test_a_module_that_is_given_no_words_begins() -> None:
+    words = [sys.executable, "-m", "eval.gpu"]
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(words, capture_output=True, text=True, env=hidden, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("No GPU of NVIDIA's is here"), done.stderr
 
 
 def test_stages_that_fail_or_have_no_time_let_the_others_go_on() -> None:
@@ -73,6 +83,15 @@ def test_the_bars_are_those_that_were_wanted() -> None:
     text = out.getvalue()
     assert len(text.splitlines()) == 1 + len(BARS)
     assert "at least 60%" in text and "61%" in text and "at most 1.10" in text and "not measured" in text
+
+
+def test_the_checks_hold_for_the_kernels_of_the_cpu() -> None:
+    found = list(Checks(torch.device("cpu"), small=True))
+    assert [one for one in found if not one.ok] == []
+    assert {one.kernel for one in found} == {
+        "block_linear", "block_rows", "dense_linear", "rms_norm", "gated", "rope", "attention", "append"
+    }  # fmt: skip
+    assert any(one.error > 0 for one in found if one.kernel == "dense_linear"), "bfloat16 rounds"
 
 
 def test_a_kernel_is_wrong_by_its_error_or_by_its_neighbours() -> None:

@@ -1,0 +1,33 @@
+"""The check of what a pass needs besides the ops: it holds here, and finds a kernel that is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from specdec.kernels.triton.check import failure
+from specdec.kernels.triton.passes import check
+from tests.support.triton.layers import HERE
+
+pytestmark = pytest.mark.gpu
+
+
+def test_the_kernels_of_a_pass_hold_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    views = list(check._views())
+    assert len(views) == 6
+    monkeypatch.setattr(check, "_views", lambda: iter(views[2:4]))  # the others are of other types alone
+    assert failure(check.check_attention, HERE) == ""
+    assert failure(check.check_append, HERE) == ""
+
+
+def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(q: Tensor, *_: Any) -> Tensor:
+        return q * 0
+
+    monkeypatch.setattr(check, "attention", wrong)
+    assert "away from the reference" in failure(check.check_attention, HERE)
+    monkeypatch.setattr(check, "norm_rope_append", lambda *_, q, **others: q)
+    assert failure(check.check_append, torch.device("cpu")).startswith("ValueError: a rotated query beside a")
