@@ -133,8 +133,11 @@ def test_an_interrupt_while_native_code_runs_is_raised_and_not_reported(capsys: 
     """What Python raises for a signal when the library calls it, before the first line of the callback."""
     decoder, ids = routed(quantised("gemma4-moe", "int8"), Asked()), prompt(400)[0]
 
+    timers = []  # kept: an interrupt that comes while Python forgets a thread is lost in Python's own callback
+
     def passes(delay: float) -> None:
-        threading.Timer(delay, _thread.interrupt_main).start()
+        timers.append(threading.Timer(delay, _thread.interrupt_main))
+        timers[-1].start()
         for _ in range(300):
             decoder.forward(ids, decoder.new_cache())
 

@@ -134,6 +134,7 @@ def _end(code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    gc.unfreeze()
     sys.exit(code)  # a stream that takes nothing more: what Python says then is of interest
 
 
@@ -145,6 +146,10 @@ if __name__ == "__main__":
         become(**serve(sys.argv[1]))
     except SystemExit as stopped:
         if isinstance(stopped.code, str):
+            gc.unfreeze()
             raise
         _end(stopped.code or 0)
+    except BaseException:
+        gc.unfreeze()
+        raise
     _end(0)
