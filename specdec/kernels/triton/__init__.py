@@ -30,7 +30,7 @@ from specdec.kernels.triton.append import norm_rope_append
 from specdec.kernels.triton.attention import attention
 from specdec.kernels.triton.launch import INTERPRETED
 from specdec.kernels.triton.low_rank import low_rank
-from specdec.kernels.triton.passes.check import check_append, check_attention
+from specdec.kernels.triton.passes.check import check_append, check_attention, check_choice
 from specdec.kernels.triton.passes.draft import DeviceDraft
 from specdec.kernels.triton.passes.graphs import CUDACapture, Graphs
 from specdec.kernels.triton.passes.layers import DeviceLayers
@@ -148,7 +148,11 @@ class Triton:
         self, layers: DeviceLayers, matrices: Sequence[Matrix], embedding: BlockTensor, *arguments: Any
     ) -> DeviceDraft | None:
         """Return what makes all steps of a draft as one pass; None where the kernels do not read the blocks of one of
-        `matrices` or of `embedding`."""
+        `matrices` or of `embedding`, or cannot choose tokens, which is checked here."""
+        if why := check.failure(check_choice, self.device):
+            self.refused["choice"] = why
+            warnings.warn(self.sentence(), RuntimeWarning, stacklevel=2)
+            return None
         blocks = [embedding, *(matrix.blocks for matrix in matrices)]
         if not all(part is not None and self.reads(part.form) for part in blocks):
             return None

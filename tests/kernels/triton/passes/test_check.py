@@ -10,6 +10,7 @@ from torch import Tensor
 
 from specdec.kernels.triton.check import failure
 from specdec.kernels.triton.passes import check
+from tests.support.triton.here import choose
 from tests.support.triton.layers import HERE
 
 pytestmark = pytest.mark.gpu
@@ -21,6 +22,7 @@ def test_the_kernels_of_a_pass_hold_here(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(check, "_views", lambda: iter(views[2:4]))  # the others are of other types alone
     assert failure(check.check_attention, HERE) == ""
     assert failure(check.check_append, HERE) == ""
+    assert failure(check.check_choice, HERE) == ""
 
 
 def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,3 +33,7 @@ def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "away from the reference" in failure(check.check_attention, HERE)
     monkeypatch.setattr(check, "norm_rope_append", lambda *_, q, **others: q)
     assert failure(check.check_append, torch.device("cpu")).startswith("ValueError: a rotated query beside a")
+    monkeypatch.setattr(check, "choose", lambda scores, keys: choose(scores[:, :2000], keys))
+    assert failure(check.check_choice, HERE) == ""
+    monkeypatch.setattr(check, "choose", lambda scores, keys: choose(scores[:, :1000], keys))
+    assert failure(check.check_choice, HERE).startswith("ValueError: a largest score has other bits")
