@@ -10,7 +10,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from specdec.kernels.store import KeyFromValue, KVView
+from specdec.kernels.store import KVView
 from specdec.kernels.triton import Triton, check, norm, open_library, product, quantise, rows
 from specdec.kernels.triton.append import append, norm_rope, norm_rope_append
 from specdec.kernels.triton.attention import attention
@@ -52,11 +52,5 @@ def spread(count: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tenso
 
 
 def moved(kv: KVView) -> KVView:
-    """Return a copy of a store on the device."""
-    parts = (None if part is None else part.to(DEVICE) for part in kv.tensors())
-    keys, values, key_scale, value_scale = parts
-    made = kv.key_from_value
-    if made is not None:
-        made = KeyFromValue(*(part.to(DEVICE) for part in (made.weight, made.cos, made.sin)))
-    assert values is not None
-    return KVView(keys, values, key_scale, value_scale, made)
+    """Return a store on the device."""
+    return kv.to(DEVICE)

@@ -37,14 +37,6 @@ def _views() -> Iterator[tuple[str, KVView]]:
     yield "int8 store of values", KVView(None, whole, None, scale, made)
 
 
-def _moved(view: KVView, device: torch.device) -> KVView:
-    keys, values, key_scale, scale = (None if part is None else part.to(device, copy=True) for part in view.tensors())
-    assert values is not None
-    made = view.key_from_value
-    there = None if made is None else KeyFromValue(*(part.to(device) for part in (made.weight, made.cos, made.sin)))
-    return KVView(keys, values, key_scale, scale, there)
-
-
 def check_attention(device: torch.device) -> None:
     """Check attention over each kind of store, and that a row has the same bits alone."""
     q = torch.randn(_ROWS, _HEADS, _WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
@@ -52,7 +44,7 @@ def check_attention(device: torch.device) -> None:
         last = _POSITIONS if view.keys is not None else _SLOTS  # where keys are made, slots are positions
         end = [last - _ROWS + i + 1 for i in range(_ROWS)]
         first = [max(0, one - _SLOTS + _ROWS) for one in end]
-        there, here = _moved(view, device), q.to(device)
+        there, here = view.to(device), q.to(device)
         low, high = (torch.tensor(bound, dtype=torch.int64, device=device) for bound in (first, end))
         found = attention(here, there, low, high, 0.125)
         wanted = reference.attention(q, view, first, end, 0.125)
@@ -76,7 +68,7 @@ def check_append(device: torch.device) -> None:
         )
         q_norm, k_norm = (torch.randn(_WIDTH, generator=draw, dtype=torch.float32) for _ in range(2))
         cos, sin = (torch.randn(_ROWS, _WIDTH, generator=draw, dtype=torch.float32) for _ in range(2))
-        there = _moved(view, device)
+        there = view.to(device)
         moved = {"q": q, "k": k, "v": v, "q_norm": q_norm, "k_norm": k_norm, "cos": cos, "sin": sin}
         here: dict[str, Any] = {name: part.to(device) for name, part in moved.items()}
         position = torch.tensor([at], dtype=torch.int64, device=device)
