@@ -14,6 +14,8 @@ import pytest
 import torch
 from rich.console import Console
 
+pytest.importorskip("triton", reason="Triton is not installed")
+
 from eval.gpu import command
 from eval.gpu.checks import Checks, Finding
 from eval.gpu.report import BARS, bars_table, differs, judge

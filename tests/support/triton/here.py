@@ -10,6 +10,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from specdec.kernels.blocks import BlockTensor
 from specdec.kernels.store import KVView
 from specdec.kernels.triton import Triton, check, norm, open_library, product, quantise, rows
 from specdec.kernels.triton.append import append, norm_rope, norm_rope_append
@@ -39,16 +40,21 @@ def same(found: Tensor, wanted: Tensor) -> bool:
     return torch.equal(here.nan_to_num(), wanted.nan_to_num())
 
 
-def blocks(outputs: int, inputs: int, kind: Kind) -> tuple:
+def blocks(outputs: int, inputs: int, kind: Kind) -> tuple[BlockTensor, BlockTensor]:
     """Return a random matrix on the CPU, for the reference, and the same one on the device."""
     w = packed(outputs, inputs, kind)
     return w, w.to(DEVICE)
 
 
+def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return normal numbers of torch's own generator, rounded to `dtype`."""
+    return torch.randn(shape, dtype=torch.float32).to(dtype)
+
+
 def spread(count: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return random rows of very different magnitudes."""
-    x = torch.randn(count, *shape) * torch.logspace(-6, 4, count).view(-1, *[1] * len(shape))
-    return x.to(dtype)
+    size = torch.logspace(-6, 4, count, dtype=torch.float32).view(-1, *[1] * len(shape))  # [count, 1, ...]
+    return (normal(count, *shape) * size).to(dtype)
 
 
 def moved(kv: KVView) -> KVView:

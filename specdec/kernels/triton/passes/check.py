@@ -1,6 +1,6 @@
-"""Compare with the reference what a pass needs besides the ops: attention over stores, and writing to them.
+"""Compare with the reference what reads stores and writes to them, on the device that the kernels will run on.
 
-As `specdec/kernels/triton/check.py`: on random numbers, on the device that the kernels will run on.
+The other ops are compared in `specdec/kernels/triton/check.py`, by the same rules.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from specdec.kernels import reference
 from specdec.kernels.store import KeyFromValue, KVView
 from specdec.kernels.triton.append import norm_rope_append
 from specdec.kernels.triton.attention import attention
+from specdec.kernels.triton.check import DifferentError, near, same
 
 _NEAR = 2e-5  # of the largest number, in float32
 _KV_HEADS, _HEADS, _WIDTH, _ROWS = 2, 6, 64, 3
@@ -48,12 +49,10 @@ def check_attention(device: torch.device) -> None:
         low, high = (torch.tensor(bound, dtype=torch.int64, device=device) for bound in (first, end))
         found = attention(here, there, low, high, 0.125)
         wanted = reference.attention(q, view, first, end, 0.125)
-        error = float((found.cpu() - wanted).abs().max() / wanted.abs().max())
-        if not error <= _NEAR:
-            raise ValueError(f"attention over a {what} is {error:.1e} away from the reference")
+        near(f"attention over a {what}", found, wanted, _NEAR)
         alone = slice(1, 2)
         if not torch.equal(attention(here[alone], there, low[alone], high[alone], 0.125), found[alone]):
-            raise ValueError(f"attention over a {what}: a row has other bits beside other rows")
+            raise DifferentError(f"attention over a {what}: a row has other bits beside other rows")
 
 
 def check_append(device: torch.device) -> None:
@@ -73,8 +72,8 @@ def check_append(device: torch.device) -> None:
         here: dict[str, Any] = {name: part.to(device) for name, part in moved.items()}
         position = torch.tensor([at], dtype=torch.int64, device=device)
         found = norm_rope_append(there, position, eps=1e-6, norm_values=True, **here)
-        _same(f"a rotated query beside a {what}", found, _turned(q, q_norm, cos, sin))
-        rows = (_turned(k, k_norm, cos, sin), reference.rms_norm(v, None, 1e-6))
+        same(f"a rotated query beside a {what}", found, _norm_and_rotate(q, q_norm, cos, sin))
+        rows = (_norm_and_rotate(k, k_norm, cos, sin), reference.rms_norm(v, None, 1e-6))
         slots = torch.tensor([(at + row) % _SLOTS for row in range(_ROWS)], dtype=torch.int64)
         for written, scale, wanted in zip(there.tensors()[:2], there.tensors()[2:], rows, strict=True):
             if written is None:
@@ -82,14 +81,9 @@ def check_append(device: torch.device) -> None:
             kept = wanted.transpose(0, 1)  # [Hkv, T, D]
             if scale is not None:
                 kept, steps = reference.quantise_store(kept)
-                _same(f"a scale of a {what}", scale.cpu()[:, slots], steps)
-            _same(f"a row of a {what}", written.cpu()[:, slots], kept.to(written.dtype))
+                same(f"a scale of a {what}", scale.cpu()[:, slots], steps)
+            same(f"a row of a {what}", written.cpu()[:, slots], kept.to(written.dtype))
 
 
-def _turned(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _norm_and_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return reference.rope(reference.rms_norm(x, weight, 1e-6), cos, sin)
-
-
-def _same(what: str, found: Tensor, wanted: Tensor) -> None:
-    if not torch.equal(found.cpu(), wanted):
-        raise ValueError(f"{what} has other bits than the reference")
