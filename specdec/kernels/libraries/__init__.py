@@ -25,7 +25,7 @@ from specdec.kernels import native, reference
 CHOICES = ("native", "reference", *(f"native:{word}" for word in native.SETS), "triton")
 
 _CHOSEN = "chosen"
-_compiled = native.load()
+_compiled = native.load()  # the native library, or in words why there is none
 if isinstance(_compiled, str) and native.is_required():
     raise RuntimeError(f"SPECDEC_REQUIRE_NATIVE is set, but {_compiled}; {native.how_to_build()}")
 _choice = "native"
@@ -91,7 +91,8 @@ def _triton(kind: str) -> Any:
     return open_library(kind)
 
 
-def _found(kind: str) -> Any:
+def _library_on(kind: str) -> Any:
+    """Return the library for a type of device, or in words why there is none; it is opened at the first call."""
     if kind not in _libraries:
         with _opening:  # two models may meet a device at once: kernels are checked once, and passes are one object's
             if kind not in _libraries:
@@ -99,24 +100,25 @@ def _found(kind: str) -> Any:
     return _libraries[kind]
 
 
-def serving(first: Tensor, *others: Tensor | None) -> Any:
-    """Return what computes on the device of the tensors: the reference where they are on several, or no library is."""
+def library_of(first: Tensor, *others: Tensor | None) -> Any:
+    """Return the library of the device that the tensors are on; the reference where they are on several, or the device
+    has no library."""
     kind = first.device.type
     if any(part is not None and part.device.type != kind for part in others):
         return reference
-    library = _found(kind)
+    library = _library_on(kind)
     return reference if isinstance(library, str) else library
 
 
-def computing(first: Tensor, *others: Tensor | None) -> Any:
-    """Return what computes: as `serving`, but the reference where gradients are being recorded."""
-    return reference if reference.recorded(first, *others) else serving(first, *others)
+def differentiable_library(first: Tensor, *others: Tensor | None) -> Any:
+    """Return `library_of` the tensors, but the reference where gradients of one are being recorded."""
+    return reference if reference.recorded(first, *others) else library_of(first, *others)
 
 
 def active(device: torch.device | str = "cpu") -> str:
     """Say in words which kernels run on a device: "native avx512-vnni, 2 threads", "triton 3.9.0 on NVIDIA H100", or
     "torch reference: " and the reason."""
-    library = _found(torch.device(device).type)
+    library = _library_on(torch.device(device).type)
     if isinstance(library, str):
         return f"torch reference: {library}"
     if not isinstance(library, native.Native):
@@ -133,7 +135,7 @@ def missing(device: torch.device | str = "cpu") -> str | None:
     None where the kernels run, torch was chosen, or there are no kernels to get.
     """
     kind = torch.device(device).type
-    library = _found(kind)
+    library = _library_on(kind)
     if library == _CHOSEN or kind not in ("cpu", "cuda") or isinstance(library, native.Native):
         return None
     if not isinstance(library, str):
@@ -145,7 +147,7 @@ def arithmetic(device: torch.device | str = "cpu") -> str:
     """Name the arithmetic that gives results their rounding on a device: a cache that another arithmetic filled has
     other bits."""
     kind = torch.device(device).type
-    library = _found(kind)
+    library = _library_on(kind)
     if isinstance(library, str):
         return "reference" if kind == "cpu" else f"torch on {kind}"
     return f"native {library.instruction_set}" if isinstance(library, native.Native) else str(library.arithmetic)
@@ -154,7 +156,7 @@ def arithmetic(device: torch.device | str = "cpu") -> str:
 def invariant(device: torch.device | str = "cpu") -> bool:
     """Return whether a row has the same bits on a device whatever the other rows of its pass are."""
     kind = torch.device(device).type
-    library = _found(kind)
+    library = _library_on(kind)
     if isinstance(library, str):
         return kind == "cpu"
     return isinstance(library, native.Native) or not library.refused
@@ -163,7 +165,7 @@ def invariant(device: torch.device | str = "cpu") -> bool:
 def graph_counts(device: torch.device | str) -> Counter[str]:
     """Return how passes and drafts were run on a device until now, as "pass replayed"; empty where nothing is captured
     (`triton/passes/graphs.py`)."""
-    graphs = getattr(_found(torch.device(device).type), "graphs", None)
+    graphs = getattr(_library_on(torch.device(device).type), "graphs", None)
     return Counter() if graphs is None else Counter(graphs.counts)
 
 

@@ -1,10 +1,10 @@
 """Capture the launches of a pass once, and replay them: CUDA graphs, over static inputs.
 
-A pass of a 12B model is some seven hundred launches, and Python takes longer to make them than a GPU to run them. A
-pass that comes back is therefore captured: the same launches, at the same addresses, in one call. A pass comes back
-when it has the same key (its number of rows, say) and reads the same stores; a store that grows, or goes, takes its
-graphs with it. What differs from pass to pass, the inputs, is copied to where the captured launches read it. What is
-not captured, or not yet, runs the same launches one by one, to the same bits.
+A pass of a 12B model is more than six hundred launches, and Python is expected to take longer to make them than a GPU
+to run them. A pass that comes back is therefore captured: the same launches, at the same addresses, in one call. A pass
+comes back when it has the same key (its number of rows, say) and reads the same stores; a store that grows, or goes,
+takes its graphs with it. What differs from pass to pass, the inputs, is copied to where the captured launches read it.
+What is not captured, or not yet, runs the same launches one by one, to the same bits.
 
 The first pass of a key runs as it is. Before the capture the launches run once more, over the static inputs: kernels
 are compiled and loaded then, also those that Triton makes for other alignments, which no capture allows. So what

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from specdec.kernels.triton.passes.graphs import MOST_GRAPHS, Graphs, Tensors
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from specdec.kernels.triton.passes.graphs import Graphs, Tensors
 from tests.support.triton.recorder import Recorder, refuse
 
 
@@ -22,7 +25,7 @@ def numbers(*values: float) -> Tensor:
 
 
 def write(graphs: Graphs, store: Store, x: Tensor, key: object = "write", captured: bool = True) -> list[float]:
-    """A pass that writes x to a store, and returns what is in it, and the store's number added."""
+    """Run a pass that writes x to a store; return what is in the store, with the store's number added."""
     values, number = store.values, store.number
 
     def launches(inputs: Tensors) -> Tensors:
@@ -31,7 +34,8 @@ def write(graphs: Graphs, store: Store, x: Tensor, key: object = "write", captur
 
     (found,) = graphs.run("pass", key, [store], (x,), launches, captured)
     assert store.values.tolist() == x.expand(3).tolist()
-    return found.tolist()  # type: ignore[no-any-return]
+    result: list[float] = found.tolist()
+    return result
 
 
 def test_a_pass_runs_then_is_captured_and_then_replayed() -> None:
@@ -67,7 +71,9 @@ def test_each_key_store_and_shape_has_a_graph_of_its_own() -> None:
 
 def test_a_graph_goes_with_a_store_that_it_reads() -> None:
     class Once(Recorder):
-        def __call__(self, run):  # type: ignore[no-untyped-def]  # as a CUDA graph, it keeps no store alive
+        """Replay nothing: as a CUDA graph, it keeps no store alive."""
+
+        def __call__(self, run: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
             _, outputs = super().__call__(run)
             return (lambda: None), outputs
 
@@ -92,7 +98,6 @@ def test_only_so_many_graphs_are_kept() -> None:
     assert len(graphs) == 2
     write(graphs, store, numbers(1, 1, 1), "b")
     assert graphs.counts["pass replayed"] == 4, "b was used after a, which went"
-    assert MOST_GRAPHS > 50
 
 
 def test_what_cannot_be_captured_runs_as_it_is() -> None:
