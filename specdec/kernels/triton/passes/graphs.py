@@ -154,7 +154,8 @@ class CUDACapture:
         device = torch.cuda.current_device()
         place = device, _stream(torch.device("cuda", device))
         if place not in self._shared:  # a stream of that device: the one that torch would take is the first device's
-            self._shared[place] = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+            make_stream: Any = torch.cuda.Stream  # which has no types
+            self._shared[place] = torch.cuda.graph_pool_handle(), make_stream(device)
         pool, stream = self._shared[place]
         graph = torch.cuda.CUDAGraph()
         # After a capture that failed, torch would leave its stream the current one. Only this thread's calls count:
