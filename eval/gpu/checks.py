@@ -1,4 +1,4 @@
-"""Check every kernel against the reference, and that a row has the same bits whatever other rows there are.
+"""Check every op against the reference, and that a row has the same bits whatever other rows there are.
 
 What: random inputs go through `specdec.kernels` on the device and through the reference on the CPU. `error` is the
 largest difference over the largest number of the reference; `bound` is what rounding explains, 0 where the arithmetic
@@ -18,7 +18,7 @@ from torch import Tensor
 from eval.synthetic.random_weights import random_blocks
 from specdec import kernels
 from specdec.cache.stores import LayerStore, StoreShape
-from specdec.kernels import KeyFromValue, KVView, reference
+from specdec.kernels import KeyFromValue, reference
 
 ROWS, FEW = (1, 2, 3, 4, 5, 8, 9, 16, 17, 33), (1, 2, 5, 17)
 # what rounding explains: of float32 sums, and of numbers that are stored as bfloat16
@@ -29,7 +29,8 @@ FORMS = ((4, False, None), (4, True, None), (5, False, None), (5, True, None), (
 
 @dataclass(frozen=True)
 class Finding:
-    """Keep what a check found. `alike`: whether each row had the same bits in every number of rows."""
+    """Keep what a check found of the op `kernel` in the case `what`. `alike`: whether each row had the same bits among
+    every number of rows."""
 
     kernel: str
     what: str
@@ -114,7 +115,7 @@ class Checks:
     ) -> Finding:
         rows = max(self._rows)
         store = _filled(kv_heads, width, positions, slots, kept, alone)
-        there = _moved(store.view, self.device)
+        there = store.view.to(self.device)
         q, scale = _random(rows, heads, width), width**-0.5
         end = [positions - rows + i + 1 for i in range(rows)]
         first = [max(0, one - (slots - rows)) for one in end]
@@ -136,7 +137,7 @@ class Checks:
                 there.write(start, k.to(self.device), v.to(self.device))
                 pairs = zip(here.parts, there.parts, strict=True)
                 error = max([error, *(_error(found.cpu(), part) for part, found in pairs)])
-            yield Finding("append", _name(kept), error, 0.0, True)
+            yield Finding("LayerStore.write", _name(kept), error, 0.0, True)
 
     def _compare(
         self, kernel: str, what: str, x: Tensor, exact: Tensor, bound: float, call: Callable[[Tensor], Tensor]
@@ -168,15 +169,6 @@ def _filled(kv_heads: int, width: int, positions: int, slots: int, kept: torch.d
         rows = min(8, positions - start)
         store.write(start, _random(rows, kv_heads, width), _random(rows, kv_heads, width) + start / positions)
     return store
-
-
-def _moved(view: KVView, device: torch.device) -> KVView:
-    made = view.key_from_value
-    moved = [None if part is None else part.to(device) for part in view.tensors()]
-    keys, values, key_scale, value_scale = moved
-    assert values is not None
-    there = None if made is None else KeyFromValue(*(part.to(device) for part in (made.weight, made.cos, made.sin)))
-    return KVView(keys, values, key_scale, value_scale, there)
 
 
 def _error(found: Tensor, exact: Tensor) -> float:

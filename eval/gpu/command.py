@@ -4,8 +4,8 @@ What: each kernel is compared with the reference; then come the speed of memory,
 model with random weights, of its assistant's drafts, of prompts, of decoding with synthetic acceptance, the memory of
 32k positions, transformers' own generation of the same shape, and texts with and without drafting. Every stage stands
 alone: what fails, or what there is no time for, is told, and the others go on. One JSON file and one table come out.
-Why a script of its own: a machine with a GPU is lent for minutes, and may have nothing but torch and Triton. Left out:
-text of real models, which `run.py bench --device cuda` measures.
+Why a command of its own: a GPU is often rented for minutes, on a machine without any model. Left out: text of real
+models, which `run.py bench --device cuda` measures.
 """
 
 from __future__ import annotations
@@ -19,17 +19,22 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eval.cli import options as cli
 from eval.cli.output import DIFFERS, INTERRUPTED, USER_ERROR, check_writable, put_record, run_guarded
 from specdec.util.terminal import Terminal
 
+if TYPE_CHECKING:  # torch and Triton are imported once the words of the command are known to be right
+    import torch
+
+    from eval.gpu.full_size import FullSize
+
 ABOUT = """\
 Build and check every kernel of a GPU, time all that a GPU is for, and compare it with what is wanted: a table, and with
 --json a file. Takes less than ten minutes on a machine with a GPU, torch and Triton. Exit code 1 when a kernel differs
-from the reference or a drafted text from the plain one; bars that are missed are only shown. Without a GPU: exit code
-2, or --interpret."""
+from the reference or a drafted text from the plain one; bars that are missed are only shown. Exit code 2 without a GPU,
+but for --interpret."""
 SECONDS = 560.0
 EXACT_PROMPTS, EXACT_TOKENS = 6, 120
 Stage = Callable[[], dict[str, Any]]
@@ -66,7 +71,7 @@ class Stages:
             self.figures |= stage()
         except KeyboardInterrupt:
             record["error"], self.interrupted = "interrupted", True
-        except Exception as error:  # the others go on: a machine is lent once
+        except Exception as error:  # the others go on: one failure must not cost all figures of a rented machine
             lines = str(error).strip().splitlines() or [""]
             record["error"] = f"{type(error).__name__}: {lines[0][:300]}"
         record["seconds"] = self._clock() - began
@@ -79,7 +84,7 @@ def measure(interpret: bool, seconds: float, json_file: Path | None) -> int:
     import torch
 
     from eval.cli.provenance import machine
-    from eval.gpu.report import bars_table, judged
+    from eval.gpu.report import bars_table, differs, judge
     from specdec import kernels
 
     console = Terminal(stderr=True)
@@ -95,10 +100,11 @@ def measure(interpret: bool, seconds: float, json_file: Path | None) -> int:
         "interpreted": interpret,
         **machine(device),
         "kernels_on_device": kernels.active(device),
+        "refused": kernels.missing(device),
         "seconds": seconds - stages.left,
         "stages": stages.stages,
         **stages.figures,
-        "bars": judged(stages.figures),
+        "bars": judge(stages.figures),
     }
     out = Terminal(highlight=False)
     for one in stages.stages:
@@ -117,12 +123,11 @@ def measure(interpret: bool, seconds: float, json_file: Path | None) -> int:
     put_record(json_file, record)
     if stages.interrupted:
         return INTERRUPTED
-    different = record.get("identical_share", 1.0) < 1 or not record.get("drafted_text_is_plain_text", True)
-    return DIFFERS if different or record.get("checks_ok") != len(record.get("checks", ())) else 0
+    return DIFFERS if differs(record) else 0
 
 
-def check_figures(device: Any, small: bool) -> dict[str, Any]:
-    """Check every kernel on `device`."""
+def check_figures(device: torch.device, small: bool) -> dict[str, Any]:
+    """Check every op on `device`; `small`: in small shapes."""
     from eval.gpu.checks import Checks
 
     found = list(Checks(device, small))
@@ -133,7 +138,8 @@ def _on_the_device(stages: Stages) -> None:
     """Run the stages that need a GPU."""
     from eval.gpu.timing import bytes_taken, read_bandwidth
 
-    figures, made = stages.figures, list[Any]()
+    figures = stages.figures
+    models: list[FullSize] = []  # the one that was built; empty again where another model needs its memory
 
     def bandwidth() -> dict[str, Any]:
         return {"bytes_taken_at_first": bytes_taken(), "bandwidth": read_bandwidth()}
@@ -146,23 +152,23 @@ def _on_the_device(stages: Stages) -> None:
     def build() -> dict[str, Any]:
         from eval.gpu.full_size import FullSize
 
-        made.append(FullSize())
-        return {"weight_bytes": made[0].decoder.nbytes}
+        models.append(FullSize())
+        return {"weight_bytes": models[0].decoder.nbytes}
 
     def plain() -> dict[str, Any]:
         from eval.gpu.full_size import NAME
-        from eval.gpu.plain import transformers_figures
+        from eval.gpu.transformers_speed import transformers_figures
 
-        made.clear()
+        models.clear()
         return transformers_figures(NAME, figures["plain_tokens_per_second"], figures["prefill_tokens_per_second"])
 
     if stages.run("bandwidth", 5, bandwidth):
         stages.run("products", 20, products)
     if "bandwidth" in figures and stages.run("a 12B model of random weights", 90, build):
-        stages.run("passes and drafts", 40, lambda: dict(made[0].passes(figures["bandwidth"])))
-        stages.run("prefill", 20, lambda: dict(made[0].prefill()))
-        stages.run("decoding", 30, lambda: dict(made[0].decoding()))
-        stages.run("memory", 15, lambda: dict(made[0].memory(figures["bytes_taken_at_first"])))
+        stages.run("passes and drafts", 40, lambda: models[0].passes(figures["bandwidth"]))
+        stages.run("prefill", 20, lambda: models[0].prefill())
+        stages.run("decoding", 30, lambda: models[0].decoding())
+        stages.run("memory", 15, lambda: models[0].memory(figures["bytes_taken_at_first"]))
     stages.run("exactness", 60, lambda: exactness_figures(stages.left))
     if "plain_tokens_per_second" in figures and "prefill_tokens_per_second" in figures:
         stages.run("transformers in bfloat16", 60, plain)
@@ -184,6 +190,7 @@ def exactness_figures(seconds: float) -> dict[str, Any]:
 
 
 def _run(words: Sequence[str], seconds: float, well: Sequence[int] = (0,)) -> None:
+    """Run a module with `words`. Raises RuntimeError for an exit code that is not in `well`."""
     done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=seconds, check=False)
     if done.returncode not in well:
         raise RuntimeError(f"{words[0]} ended with {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
@@ -223,5 +230,6 @@ def why_not(interpret: bool) -> str:
     import torch
 
     if torch.cuda.is_available():
-        return ""
+        interpreted = os.environ.get("TRITON_INTERPRET", "0").casefold() in ("1", "y", "on", "yes", "true")
+        return "TRITON_INTERPRET is set, with which no kernel runs on the GPU: unset it" if interpreted else ""
     return "No GPU of NVIDIA's is here, which this measures; --interpret runs the checks on the CPU, in small"

@@ -1,4 +1,4 @@
-"""The bars of a GPU, and the table of what was measured beside them: pure, no clock and no device."""
+"""Judge what was measured on a GPU: bars, their table, and whether anything differs. Pure: no clock and no device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Figures = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Bar:
-    """Keep what is wanted of a figure: `least` of it, or `most`. `unit` multiplies it for the table."""
+    """Keep what is wanted of the figure named `figure`: at least `least` of it, or at most `most`. `form` writes it."""
 
     name: str
     figure: str
@@ -50,7 +50,7 @@ BARS = (
 )
 
 
-def judged(figures: Figures) -> list[dict[str, Any]]:
+def judge(figures: Figures) -> list[dict[str, Any]]:
     """Return every bar with its figure in JSON types: `ok` None where nothing was measured."""
     return [
         {
@@ -62,6 +62,14 @@ def judged(figures: Figures) -> list[dict[str, Any]]:
         }
         for bar in BARS
     ]
+
+
+def differs(record: Figures) -> bool:
+    """Return whether the results of this machine are not to be trusted: a check that does not hold or was not made, a
+    drafted text that is not the plain one, or an op that torch computes because its kernel failed the check at load."""
+    if record["refused"] is not None or record.get("checks_ok") != len(record.get("checks", ())):
+        return True
+    return record.get("identical_share", 1.0) < 1 or not record.get("drafted_text_is_plain_text", True)
 
 
 def bars_table(figures: Figures) -> Table:

@@ -2,12 +2,13 @@
 
 `reference` (torch) defines the results. Two libraries do the same, faster, and each is batch-invariant: on CPU tensors
 the native library, when it was built, and on a CUDA device Triton's kernels (`triton/`), when the extra `gpu` is
-installed. Both do `block_linear`, `low_rank`, `rms_norm` and `rope` to the bit, and `attention` and `gated` to float32
-rounding, because their exp is another. `libraries/` says which library serves which device, and how one is chosen.
+installed. Both do `block_linear`, `low_rank`, `rms_norm` and `rope` to the bit. `attention` and `gated` are near the
+reference, because their exp is another; so is `dense_linear` on a GPU, and attention there multiplies 16 bits of a
+number where the store has no more (`triton/attention.py`). `libraries/` says which library computes on which device.
 
-`fuse` makes one call of whole decoder layers: the same arithmetic, to the bit, without the trips between Python and C++
-that cost a small model more than its weights, and on a GPU without the launches one by one. Left out: a native
-`dense_linear`.
+`fuse` makes one call of whole decoder layers, to the same bits as op by op. On the CPU (`FusedLayers`) that saves the
+trips between Python and C++, which cost a small model more than its weights; on a GPU (`DeviceLayers`) the launches are
+captured and replayed together. `fuse_draft` does so for a draft of an MTP head. Left out: a native `dense_linear`.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from specdec.kernels.libraries import (
     active,
     arithmetic,
     choose,
-    computing,
+    differentiable_library,
     graph_counts,
     invariant,
+    library_of,
     missing,
-    serving,
 )
 from specdec.kernels.low_rank import LowRank, pack_low_rank
 from specdec.kernels.native import Native
@@ -107,13 +108,13 @@ def fuse(layers: Sequence[LayerWeights[Any]], stores: Sequence[int], norm: Tenso
     only way: no kernels in use, or some of Triton's that failed their check; on the CPU also weights that are not in
     blocks, and vectors that are not float32.
     """
-    library = serving(norm)
+    library = library_of(norm)
     if (make := getattr(library, "fuse", None)) is not None:
-        passes: DeviceLayers | None = make(layers, stores, norm, lambda: serving(norm) is library)
+        passes: DeviceLayers | None = make(layers, stores, norm, lambda: library_of(norm) is library)
         return passes
     if not isinstance(library, Native) or not plain(norm) or not all(map(fits, layers)):
         return None
-    return FusedLayers(library, layers, stores, norm, lambda: serving(norm) is library)
+    return FusedLayers(library, layers, stores, norm, lambda: library_of(norm) is library)
 
 
 def fuse_draft(
@@ -134,11 +135,11 @@ def fuse_draft(
     """
     if layers is None or embedding is None:
         return None
-    matrices = (pre, post, head, *(() if fuse is None else (fuse,)))
     if not isinstance(layers, FusedLayers):
-        make = getattr(serving(layers.norm), "fuse_draft", None)
-        drafts: DeviceDraft | None = make and make(layers, matrices, embedding, embed_scale, ids, eps)
+        make = getattr(library_of(layers.norm), "fuse_draft", None)
+        drafts: DeviceDraft | None = make and make(layers, pre, post, head, embedding, embed_scale, ids, fuse, eps)
         return drafts
+    matrices = (pre, post, head, *(() if fuse is None else (fuse,)))
     if any(b is None or not b.q.is_cpu for b in (embedding, *(matrix.blocks for matrix in matrices))):
         return None
     return FusedDraft(layers, pre, post, head, embedding, embed_scale, ids, fuse, eps)
@@ -148,7 +149,7 @@ def block_linear(x: Tensor, w: BlockTensor) -> Tensor:
     """Multiply x [T, K], float32, bfloat16 or float16, by packed weights [N, K] -> [T, N] in x.dtype."""
     if x.dim() != 2 or x.shape[1] != w.columns:
         raise ValueError(f"x must be [T, {w.columns}] for weights [{w.rows}, {w.columns}]: {tuple(x.shape)}")
-    out: Tensor = serving(x, w.q).block_linear(x, w)
+    out: Tensor = library_of(x, w.q).block_linear(x, w)
     return out
 
 
@@ -157,13 +158,13 @@ def block_rows(ids: Tensor, w: BlockTensor, dtype: torch.dtype) -> Tensor:
 
     Raises IndexError for an id that is not a row.
     """
-    out: Tensor = serving(ids, w.q).block_rows(ids, w, dtype)
+    out: Tensor = library_of(ids, w.q).block_rows(ids, w, dtype)
     return out
 
 
 def best(x: Tensor) -> tuple[float, int]:
     """Return the largest of x [n] (n > 0) and the first index that has it; a NaN wins, wherever it is."""
-    found: tuple[float, int] = serving(x).best(x)
+    found: tuple[float, int] = library_of(x).best(x)
     return found
 
 
@@ -174,7 +175,7 @@ def gumbel_candidates(scores: Tensor, top: float, floor: float, key: int, ids: T
     position (see `specdec.engine.sampling.gumbel`), which is not added here; `ids` [candidates] int64, contiguous: the
     candidates' token ids, None where those are their indices.
     """
-    found: Tensor = serving(scores).gumbel_candidates(scores, top, floor, key, ids)
+    found: Tensor = library_of(scores).gumbel_candidates(scores, top, floor, key, ids)
     return found
 
 
@@ -182,13 +183,13 @@ def low_rank(x: Tensor, part: LowRank) -> Tensor:
     """Multiply x [T, K] by a low-rank part of a matrix [N, K] -> [T, N] in x.dtype, to be added to the product."""
     if x.dim() != 2 or x.shape[1] != part.inputs:
         raise ValueError(f"x must be [T, {part.inputs}] for a low-rank part of so many inputs: {tuple(x.shape)}")
-    out: Tensor = serving(x, part.down).low_rank(x, part)
+    out: Tensor = library_of(x, part.down).low_rank(x, part)
     return out
 
 
 def dense_linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply x [T, K] by w [N, K] and add bias [N] -> [T, N] in x.dtype."""
-    out: Tensor = serving(x, w, bias).dense_linear(x, w, bias)
+    out: Tensor = library_of(x, w, bias).dense_linear(x, w, bias)
     return out
 
 
@@ -209,7 +210,7 @@ def attention(q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale
             "attention wants q [T, Hq, D], keys [Hkv, S, D] and T bounds; got "
             f"{tuple(q.shape)}, keys {(kv.kv_heads, kv.slots, kv.key_width)}, {len(lo)} and {len(hi)}"
         )
-    out: Tensor = computing(q, *kv.tensors()).attention(q, kv, lo, hi, scale)
+    out: Tensor = differentiable_library(q, *kv.tensors()).attention(q, kv, lo, hi, scale)
     return out
 
 
@@ -217,7 +218,7 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """Norm x [..., D]: x / sqrt(mean(x^2) + eps), times weight [D], in float32, then in x.dtype."""
     if weight is not None and weight.shape != x.shape[-1:]:
         raise ValueError(f"weight must be [{x.shape[-1]}], got {tuple(weight.shape)}")
-    out: Tensor = computing(x, weight).rms_norm(x, weight, eps)
+    out: Tensor = differentiable_library(x, weight).rms_norm(x, weight, eps)
     return out
 
 
@@ -226,7 +227,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     expected = (x.shape[0], x.shape[2])
     if cos.shape != expected or sin.shape != expected or x.shape[2] % 2:
         raise ValueError(f"cos and sin must be [T, D] = {expected}, D even: {cos.shape}, {sin.shape}")
-    out: Tensor = computing(x, cos, sin).rope(x, cos, sin)
+    out: Tensor = differentiable_library(x, cos, sin).rope(x, cos, sin)
     return out
 
 
@@ -234,6 +235,6 @@ def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     """Compute activation(gate) * up, both [T, I]; activation is "silu" or "gelu_tanh"."""
     if gate.shape != up.shape:
         raise ValueError(f"gate and up must have one shape, got {tuple(gate.shape)} and {tuple(up.shape)}")
-    library = computing(gate, up) if activation in ACTIVATIONS else _reference  # which refuses any other
+    library = differentiable_library(gate, up) if activation in ACTIVATIONS else _reference  # which refuses any other
     out: Tensor = library.gated(gate, up, activation)
     return out

@@ -24,6 +24,10 @@ class KeyFromValue:
     cos: Tensor
     sin: Tensor
 
+    def to(self, device: torch.device | str) -> KeyFromValue:
+        """Return the same means on `device`."""
+        return KeyFromValue(self.weight.to(device), self.cos.to(device), self.sin.to(device))
+
 
 @dataclass(frozen=True)
 class KVView:
@@ -77,3 +81,11 @@ class KVView:
     def tensors(self) -> tuple[Tensor | None, ...]:
         """Return keys, values and their scales; None for each that is not stored."""
         return self.keys, self.values, self.key_scale, self.value_scale
+
+    def to(self, device: torch.device | str) -> KVView:
+        """Return the same store on `device`."""
+        keys, key_scale, value_scale = (
+            None if part is None else part.to(device) for part in (self.keys, self.key_scale, self.value_scale)
+        )
+        made = None if self.key_from_value is None else self.key_from_value.to(device)
+        return KVView(keys, self.values.to(device), key_scale, value_scale, made)

@@ -18,7 +18,7 @@ from specdec import kernels
 from specdec.cache import MAX_ROWS, Conversations
 from specdec.cache.stores import slots_for, store_bytes
 from specdec.memory.system import available_bytes, resident_bytes
-from specdec.memory.video import CONTEXT, video_memory
+from specdec.memory.video import CUDA_CONTEXT, video_memory
 from specdec.model.build import Quantize, Source, check_tensors, storage_of
 from specdec.model.decoder import Decoder, MemoryLimits
 from specdec.model.names import expected_tensors, is_expert_matrix
@@ -295,7 +295,7 @@ def conversations_of(decoder: Decoder, draft: DecoderSpec | None = None) -> Conv
 def program_bytes(device: torch.device | None = None) -> int:
     """Return the resident bytes of this process before a model is in it, and those that a first generation adds. On a
     GPU, the bytes of its memory that a process takes before a model is there."""
-    return resident_bytes() + LATER if device is None or device.type != "cuda" else CONTEXT
+    return resident_bytes() + LATER if device is None or device.type != "cuda" else CUDA_CONTEXT
 
 
 def free_bytes(device: torch.device) -> int:

@@ -1,7 +1,7 @@
 """The memory of a GPU, as its driver tells it.
 
-What: `video_memory` asks the driver, `CONTEXT` is what a process takes on a GPU before a model is there. Left out: the
-memory that other processes will take later, and a Mac's GPU, which shares the machine's memory.
+What: `video_memory` asks the driver, `CUDA_CONTEXT` is what a process takes on a GPU before a model is there. Left out:
+the memory that other processes will take later, and a Mac's GPU, which shares the machine's memory.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 
-# CUDA's context with torch's and Triton's compiled kernels. Assumed, not measured here: from 0.3 to 0.5 GB is what is
-# told of other programs, by card and version.
-CONTEXT = 500_000_000
+# Bytes of CUDA's context, with torch's and Triton's compiled kernels. Assumed, and measured by nobody here: users of
+# other programs report 0.3 to 0.5 GB, by card and version.
+CUDA_CONTEXT = 500_000_000
 
 
 class VideoMemory(NamedTuple):

@@ -12,7 +12,7 @@ import run
 from eval.synthetic.full_size import full_size_config
 from specdec.load import MemoryBudget
 from specdec.memory.plan import Planner, cache_bytes, conversations_of, free_bytes, program_bytes
-from specdec.memory.video import CONTEXT, VideoMemory, video_memory
+from specdec.memory.video import CUDA_CONTEXT, VideoMemory, video_memory
 from specdec.model.families import decoder_spec
 from specdec.open import open_checkpoint
 from tests.support.tiny import tiny_model
@@ -36,7 +36,7 @@ def test_the_driver_tells_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     with_gpu(monkeypatch, 9 * GB, 16 * GB)
     assert video_memory("cuda:0") == VideoMemory(9 * GB, 16 * GB)
     assert free_bytes(CUDA) == 9 * GB
-    assert program_bytes(CUDA) == CONTEXT and program_bytes(CPU) == pytest.approx(program_bytes(), rel=0.1)
+    assert program_bytes(CUDA) == CUDA_CONTEXT and program_bytes(CPU) == pytest.approx(program_bytes(), rel=0.1)
 
 
 def test_the_plan_of_a_gpu_that_is_not_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -48,11 +48,11 @@ def test_the_plan_of_a_gpu_that_is_not_here(monkeypatch: pytest.MonkeyPatch, cap
     )
     assert run.main([*words, "--budget", "16GB", "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["device"], found["program"], found["available_memory"]) == ("cuda", CONTEXT, 0)
+    assert (found["device"], found["program"], found["available_memory"]) == ("cuda", CUDA_CONTEXT, 0)
     spec = decoder_spec(full_size_config("gemma-4-12b"))
     assert found["kv_dtype"] == "bfloat16", "as a model on a GPU has it"
     assert found["cache"] == cache_bytes(spec, 32768, torch.bfloat16)
-    assert run.main([*words, "--budget", "9.5GB", "--kv-dtype", "int8"]) == 0, "the issue's 12B with 32k"
+    assert run.main([*words, "--budget", "9.5GB", "--kv-dtype", "int8"]) == 0, "12B, its drafter and 32k positions"
     assert "CUDA's context (not measured)" in capsys.readouterr().out
     assert run.main([*words, "--budget", "8GB"]) == 1
 
@@ -61,7 +61,7 @@ def test_the_plan_of_a_gpu_that_is_here(monkeypatch: pytest.MonkeyPatch, capsys:
     with_gpu(monkeypatch, 15 * GB, 16 * GB)
     assert run.main(["plan", "--model", "gemma-4-12b", "--device", "cuda", "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["available_memory"] == 15 * GB and found["budget"] == 15 * GB + CONTEXT
+    assert found["available_memory"] == 15 * GB and found["budget"] == 15 * GB + CUDA_CONTEXT
     assert found["host"]["device"] == "a card of a test"
     assert run.main(["plan", "--model", "gemma-4-26b-a4b", "--device", "cuda", "--json", "-"]) == 1
     found = json.loads(capsys.readouterr().out)
@@ -73,12 +73,14 @@ def test_a_budget_on_a_gpu_is_of_its_memory(tmp_path: Path, monkeypatch: pytest.
     spec, source, *_ = open_checkpoint(tmp_path)
     monkeypatch.setattr("specdec.memory.plan.LEAST", 64)
     weights = sum(source.checkpoint.loaded_bytes(name, torch.bfloat16) for name in source.names.values())
-    room = MemoryBudget(CONTEXT + 9_000_000, None).room(spec, source, None, torch.bfloat16, torch.bfloat16, 0, CUDA)
-    whole = Planner(spec, weights, 0, CONTEXT, torch.bfloat16)
-    assert room == whole.room(CONTEXT + 9_000_000, "bfloat16")
+    room = MemoryBudget(CUDA_CONTEXT + 9_000_000, None).room(
+        spec, source, None, torch.bfloat16, torch.bfloat16, 0, CUDA
+    )
+    whole = Planner(spec, weights, 0, CUDA_CONTEXT, torch.bfloat16)
+    assert room == whole.room(CUDA_CONTEXT + 9_000_000, "bfloat16")
     assert room.experts is None
     with pytest.raises(ValueError, match=r"and CUDA's context 0\.50 make"):
-        MemoryBudget(CONTEXT, None).room(spec, source, None, torch.bfloat16, torch.bfloat16, 0, CUDA)
+        MemoryBudget(CUDA_CONTEXT, None).room(spec, source, None, torch.bfloat16, torch.bfloat16, 0, CUDA)
 
 
 def test_conversations_take_a_share_of_the_memory_that_they_are_in(monkeypatch: pytest.MonkeyPatch) -> None:

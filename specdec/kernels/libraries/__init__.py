@@ -12,6 +12,7 @@ first met.
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections import Counter
 from typing import Any
@@ -24,12 +25,13 @@ from specdec.kernels import native, reference
 CHOICES = ("native", "reference", *(f"native:{word}" for word in native.SETS), "triton")
 
 _CHOSEN = "chosen"
-_compiled = native.load()
+_compiled = native.load()  # the native library, or in words why there is none
 if isinstance(_compiled, str) and native.is_required():
     raise RuntimeError(f"SPECDEC_REQUIRE_NATIVE is set, but {_compiled}; {native.how_to_build()}")
 _choice = "native"
 # By type of device: the library that computes there, or in words why the reference does. Others are opened when met.
 _libraries: dict[str, Any] = {}
+_opening = threading.RLock()  # the check of the kernels calls them
 
 
 def choose(choice: str) -> str:
@@ -84,35 +86,39 @@ def _triton(kind: str) -> Any:
     """Return Triton's kernels for a type of device, or in words why there are none."""
     try:
         from specdec.kernels.triton import open_library
-    except ImportError as error:
-        return f"Triton is missing or broken ({error}): pip install 'specdec-mtp[gpu]'"
+    except Exception as error:  # another version may lack anything, a broken one may raise anything
+        return f"Triton is missing, too old or broken ({error}): pip install 'specdec-mtp[gpu]'"
     return open_library(kind)
 
 
-def _found(kind: str) -> Any:
+def _library_on(kind: str) -> Any:
+    """Return the library for a type of device, or in words why there is none; it is opened at the first call."""
     if kind not in _libraries:
-        _libraries[kind] = _open(kind, _choice)
+        with _opening:  # two models may meet a device at once: kernels are checked once, and passes are one object's
+            if kind not in _libraries:
+                _libraries[kind] = _open(kind, _choice)
     return _libraries[kind]
 
 
-def serving(first: Tensor, *others: Tensor | None) -> Any:
-    """Return what computes on the device of the tensors: the reference where they are on several, or no library is."""
+def library_of(first: Tensor, *others: Tensor | None) -> Any:
+    """Return the library of the device that the tensors are on; the reference where they are on several, or the device
+    has no library."""
     kind = first.device.type
     if any(part is not None and part.device.type != kind for part in others):
         return reference
-    library = _found(kind)
+    library = _library_on(kind)
     return reference if isinstance(library, str) else library
 
 
-def computing(first: Tensor, *others: Tensor | None) -> Any:
-    """Return what computes: as `serving`, but the reference where gradients are being recorded."""
-    return reference if reference.recorded(first, *others) else serving(first, *others)
+def differentiable_library(first: Tensor, *others: Tensor | None) -> Any:
+    """Return `library_of` the tensors, but the reference where gradients of one are being recorded."""
+    return reference if reference.recorded(first, *others) else library_of(first, *others)
 
 
 def active(device: torch.device | str = "cpu") -> str:
     """Say in words which kernels run on a device: "native avx512-vnni, 2 threads", "triton 3.9.0 on NVIDIA H100", or
     "torch reference: " and the reason."""
-    library = _found(torch.device(device).type)
+    library = _library_on(torch.device(device).type)
     if isinstance(library, str):
         return f"torch reference: {library}"
     if not isinstance(library, native.Native):
@@ -129,7 +135,7 @@ def missing(device: torch.device | str = "cpu") -> str | None:
     None where the kernels run, torch was chosen, or there are no kernels to get.
     """
     kind = torch.device(device).type
-    library = _found(kind)
+    library = _library_on(kind)
     if library == _CHOSEN or kind not in ("cpu", "cuda") or isinstance(library, native.Native):
         return None
     if not isinstance(library, str):
@@ -141,7 +147,7 @@ def arithmetic(device: torch.device | str = "cpu") -> str:
     """Name the arithmetic that gives results their rounding on a device: a cache that another arithmetic filled has
     other bits."""
     kind = torch.device(device).type
-    library = _found(kind)
+    library = _library_on(kind)
     if isinstance(library, str):
         return "reference" if kind == "cpu" else f"torch on {kind}"
     return f"native {library.instruction_set}" if isinstance(library, native.Native) else str(library.arithmetic)
@@ -150,7 +156,7 @@ def arithmetic(device: torch.device | str = "cpu") -> str:
 def invariant(device: torch.device | str = "cpu") -> bool:
     """Return whether a row has the same bits on a device whatever the other rows of its pass are."""
     kind = torch.device(device).type
-    library = _found(kind)
+    library = _library_on(kind)
     if isinstance(library, str):
         return kind == "cpu"
     return isinstance(library, native.Native) or not library.refused
@@ -159,7 +165,7 @@ def invariant(device: torch.device | str = "cpu") -> bool:
 def graph_counts(device: torch.device | str) -> Counter[str]:
     """Return how passes and drafts were run on a device until now, as "pass replayed"; empty where nothing is captured
     (`triton/passes/graphs.py`)."""
-    graphs = getattr(_found(torch.device(device).type), "graphs", None)
+    graphs = getattr(_library_on(torch.device(device).type), "graphs", None)
     return Counter() if graphs is None else Counter(graphs.counts)
 
 

@@ -30,7 +30,7 @@ from specdec.kernels.triton.append import norm_rope_append
 from specdec.kernels.triton.attention import attention
 from specdec.kernels.triton.launch import INTERPRETED
 from specdec.kernels.triton.low_rank import low_rank
-from specdec.kernels.triton.passes.check import check_append, check_attention
+from specdec.kernels.triton.passes.check import check_append, check_attention, check_choice
 from specdec.kernels.triton.passes.draft import DeviceDraft
 from specdec.kernels.triton.passes.graphs import CUDACapture, Graphs
 from specdec.kernels.triton.passes.layers import DeviceLayers
@@ -145,16 +145,28 @@ class Triton:
         return DeviceLayers(layers, stores, norm, in_use, self.reads, self.graphs)
 
     def fuse_draft(
-        self, layers: DeviceLayers, matrices: Sequence[Matrix], embedding: BlockTensor, *arguments: Any
+        self,
+        layers: DeviceLayers,
+        pre: Matrix,
+        post: Matrix,
+        head: Matrix,
+        embedding: BlockTensor,
+        embed_scale: float,
+        ids: Tensor | None,
+        fuse: Matrix | None,
+        eps: float,
     ) -> DeviceDraft | None:
-        """Return what makes all steps of a draft as one pass; None where the kernels do not read the blocks of one of
-        `matrices` or of `embedding`."""
-        blocks = [embedding, *(matrix.blocks for matrix in matrices)]
+        """Return what makes all steps of a draft as one pass; None where the kernels do not read the blocks of a matrix
+        or of `embedding`, or cannot choose tokens, which is checked here. Arguments as of `specdec.kernels.fuse_draft`.
+        """
+        if why := check.failure(check_choice, self.device):
+            self.refused["choice"] = why
+            warnings.warn(self.sentence(), RuntimeWarning, stacklevel=2)
+            return None
+        blocks = [embedding, *(matrix.blocks for matrix in (pre, post, head, fuse) if matrix is not None)]
         if not all(part is not None and self.reads(part.form) for part in blocks):
             return None
-        pre, post, head, *fuse = matrices
-        scale, ids, eps = arguments
-        return DeviceDraft(layers, pre, post, head, embedding, scale, ids, fuse[0] if fuse else None, eps)
+        return DeviceDraft(layers, pre, post, head, embedding, embed_scale, ids, fuse, eps)
 
     best = staticmethod(reference.best)
     gumbel_candidates = staticmethod(reference.gumbel_candidates)

@@ -4,7 +4,7 @@ Queries that share a key head, of one row and of its neighbours, make a tile of 
 for all of them. Positions are counted from the beginning of the text: CHUNK of them are added in their order, SPAN of
 them chunk by chunk, and the spans of a row once more. The order depends on nothing but what the row sees: not on how
 many rows there are, where a row stands, or how large the store is. Few queries have a program for each chunk, so that
-all of a GPU is at work for one row too; many have one for each span. `_merge` adds the chunks of either.
+all of a GPU is at work for one row too; many have one for each span. `_combine` adds the chunks of either.
 
 Products are made of bfloat16 parts (floats.py): a store of bfloat16 or int8 is exact in one, queries and weights
 have two, and so have keys that are made from values; a float32 store has three. Of such keys only the pairs that

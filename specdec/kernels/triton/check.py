@@ -8,6 +8,7 @@ may differ, the results must be near, and the bits of a row must not depend on t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -53,23 +54,25 @@ def failure(check: Callable[[torch.device], None], device: torch.device) -> str:
             check(device)
     except Exception as error:  # a compiler raises errors of many types
         lines = str(error).strip().splitlines() or [""]
-        return f"{type(error).__name__}: {lines[0][:200]}" if not isinstance(error, _DifferentError) else lines[0]
+        return f"{type(error).__name__}: {lines[0][:200]}" if not isinstance(error, DifferentError) else lines[0]
     return ""
 
 
-class _DifferentError(Exception):
-    """Say what differs from the reference."""
+class DifferentError(Exception):
+    """Say in one line what differs from the reference."""
 
 
-def _same(what: str, found: Tensor, wanted: Tensor) -> None:
-    if found.dtype is not wanted.dtype or not torch.equal(found.cpu().nan_to_num(), wanted.nan_to_num()):
-        raise _DifferentError(f"{what} has other bits than the reference")
+def same(what: str, found: Tensor, wanted: Tensor) -> None:
+    """Check that `found`, on the device, has the dtype and the bits of `wanted`. Raises DifferentError."""
+    if found.dtype is not wanted.dtype or not torch.equal(found.cpu(), wanted):
+        raise DifferentError(f"{what} has other bits than the reference")
 
 
-def _near(what: str, found: Tensor, wanted: Tensor, tolerance: float = _NEAR) -> None:
+def near(what: str, found: Tensor, wanted: Tensor, tolerance: float = _NEAR) -> None:
+    """Check that `found` is within `tolerance`, of the largest number, of `wanted`. Raises DifferentError."""
     error = (found.cpu().double() - wanted.double()).abs().max()
     if not error <= tolerance * wanted.double().abs().max():  # NaN is not near
-        raise _DifferentError(f"{what} is {float(error):.1e} away from the reference")
+        raise DifferentError(f"{what} is {float(error):.1e} away from the reference")
 
 
 def _alone(what: str, op: Callable[[Tensor], Tensor], x: Tensor) -> None:
@@ -77,7 +80,7 @@ def _alone(what: str, op: Callable[[Tensor], Tensor], x: Tensor) -> None:
     whole = op(x)
     for row in (0, x.shape[0] // 2, x.shape[0] - 1):
         if not torch.equal(op(x[row : row + 1]), whole[row : row + 1]):
-            raise _DifferentError(f"{what}: a row has other bits beside other rows")
+            raise DifferentError(f"{what}: a row has other bits beside other rows")
 
 
 def check_form(form: BlockForm, device: torch.device) -> None:
@@ -88,13 +91,13 @@ def check_form(form: BlockForm, device: torch.device) -> None:
     for count, dtype in _ROWS:
         x = draw.normal(count, 128, dtype=dtype)
         wanted = reference.block_linear(x, w)
-        _same("a product", product.block_linear(x.to(device), there), wanted)
+        same("a product", product.block_linear(x.to(device), there), wanted)
         both = product.gated_product(quantise.quantise(x.to(device)), there, up_there, "silu", dtype)
         apart = rows.gated(wanted.to(device), reference.block_linear(x, up).to(device), "silu")
-        _same("a product with an activation", both, apart.cpu())
+        same("a product with an activation", both, apart.cpu())
     ids = torch.tensor([39, 0, 16, 16], dtype=torch.int64)
     for dtype in (torch.float32, torch.bfloat16):
-        _same("a row", rows.block_rows(ids.to(device), there, dtype), reference.block_rows(ids, w, dtype))
+        same("a row", rows.block_rows(ids.to(device), there, dtype), reference.block_rows(ids, w, dtype))
 
 
 def check_norm(device: torch.device) -> None:
@@ -106,13 +109,13 @@ def check_norm(device: torch.device) -> None:
             weight, post = weight[2], post[2]
             here = [part.to(device) for part in (x, weight, post)]
             wanted = reference.rms_norm(x, weight, 1e-6)
-            _same("a norm", norm.rms_norm(here[0], here[1], 1e-6), wanted)
-            _same("a norm without weight", norm.rms_norm(here[0], None, 1e-6), reference.rms_norm(x, None, 1e-6))
+            same("a norm", norm.rms_norm(here[0], here[1], 1e-6), wanted)
+            same("a norm without weight", norm.rms_norm(here[0], None, 1e-6), reference.rms_norm(x, None, 1e-6))
             _same_blocks(norm.norm_quantise(here[0], here[1], 1e-6), wanted)
             residual = draw.normal(5, width, dtype=dtype)
             added, blocks = norm.add_norm_quantise(residual.to(device), here[0], here[2], here[1], 1e-6)
             whole = residual + reference.rms_norm(x, post, 1e-6)
-            _same("a sum", added, whole)
+            same("a sum", added, whole)
             _same_blocks(blocks, reference.rms_norm(whole, weight, 1e-6))
 
 
@@ -121,7 +124,7 @@ def _same_blocks(found: quantise.Quantised, wanted: Tensor) -> None:
     values, scale, sums = reference.quantise_rows(wanted.float())
     whole = values.reshape(wanted.shape).to(torch.int8), scale, sums.int()
     for what, part, other in zip(("values", "scales", "sums"), found, whole, strict=True):
-        _same(f"one of the {what} of quantised activations", part, other)
+        same(f"one of the {what} of quantised activations", part, other)
 
 
 def check_rope(device: torch.device) -> None:
@@ -129,7 +132,7 @@ def check_rope(device: torch.device) -> None:
     draw = _Random()
     for dtype in (torch.float32, torch.bfloat16):
         x, cos, sin = draw.normal(3, 5, 24, dtype=dtype), draw.normal(3, 24), draw.normal(3, 24)
-        _same("a rotation", rows.rope(*(part.to(device) for part in (x, cos, sin))), reference.rope(x, cos, sin))
+        same("a rotation", rows.rope(*(part.to(device) for part in (x, cos, sin))), reference.rope(x, cos, sin))
 
 
 def check_gated(device: torch.device) -> None:
@@ -138,7 +141,7 @@ def check_gated(device: torch.device) -> None:
     gate, up = draw.normal(7, 300), draw.normal(7, 300)
     for activation in product.ACTIVATIONS:
         found = rows.gated(gate.to(device), up.to(device), activation)
-        _near(activation, found, reference.gated(gate, up, activation))
+        near(activation, found, reference.gated(gate, up, activation))
 
 
 def check_dense(device: torch.device) -> None:
@@ -148,8 +151,8 @@ def check_dense(device: torch.device) -> None:
         x, w, bias = draw.normal(35, 100).to(dtype), draw.normal(1, 70, 100)[0].to(dtype), draw.normal(1, 70)[0]
         here = [part.to(device, dtype) for part in (x, w, bias)]
         wanted = reference.dense_linear(x.float(), w.float(), bias.to(dtype).float())
-        _near("a product", product.dense_linear(*here), wanted, tolerance)
-        _alone("a product", lambda rows, here=here: product.dense_linear(rows, *here[1:]), here[0])  # type: ignore[misc]
+        near("a product", product.dense_linear(*here), wanted, tolerance)
+        _alone("a product", partial(product.dense_linear, w=here[1], bias=here[2]), here[0])
 
 
 def check_low_rank(device: torch.device) -> None:
@@ -158,4 +161,4 @@ def check_low_rank(device: torch.device) -> None:
     part = pack_low_rank(draw.normal(5, 100), draw.normal(70, 5), 0.7)
     for dtype in (torch.float32, torch.bfloat16):
         x = draw.normal(9, 100, dtype=dtype)
-        _same("a product", low_rank(x.to(device), part.to(device)), low_rank_reference(x, part))
+        same("a product", low_rank(x.to(device), part.to(device)), low_rank_reference(x, part))

@@ -9,13 +9,14 @@ import triton.language as tl
 from torch import Tensor
 
 from specdec.kernels.forms import BLOCK
+from specdec.kernels.reference import TINY
 from specdec.kernels.triton.launch import jit, launch, tiles
 
 _BLOCKS = 64  # of activations that a program quantises
 _MAGIC = tl.constexpr(12582912.0)  # 1.5 * 2^23: a small float32 that is added rounds to a whole number, half to even
 _MAGIC_BITS = tl.constexpr(0x4B400000)
 _INFINITY_BITS = tl.constexpr(0x7F800000)
-_TINY = tl.constexpr(1e-30)
+_TINY = tl.constexpr(TINY)
 
 
 class Quantised(NamedTuple):

@@ -68,7 +68,7 @@ def test_a_row_has_the_same_choice_however_many_rows_there_are() -> None:
 
 def test_only_rows_that_have_noise_are_given_it() -> None:
     x, (keys, bits) = scores(4, 200, 0.1, seed=4), keys_of(range(4))
-    found, _, _ = chosen(x, bits, None, torch.tensor([True, False, True, False]))
+    found, _, _ = chosen(x, bits, None, torch.tensor([True, False, True, False], dtype=torch.bool))
     wanted = [int(x[t].argmax()) if t % 2 else gumbel_argmax(x[t], float(x[t].max()), keys[t]) for t in range(4)]
     assert found == wanted
 

@@ -5,18 +5,33 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 
 from specdec import kernels
-from specdec.kernels import KVView, pack_low_rank, reference
-from specdec.kernels.forms import BlockForm
+from specdec.kernels import KVView, Matrix, libraries, pack_low_rank, reference
+from specdec.kernels.forms import BlockForm, table_numbers
 from specdec.load import _warn_of_slowness
 from tests.support.native.kernel_paths import Kind, packed, partitions, seeded
-from tests.support.triton.here import DEVICE, EXPANDED, READ, Triton, check, norm, open_library, product, rows, same
+from tests.support.triton.here import (
+    DEVICE,
+    EXPANDED,
+    READ,
+    Triton,
+    check,
+    norm,
+    normal,
+    open_library,
+    product,
+    rows,
+    same,
+)
 
 __all__ = ["seeded"]
 pytestmark = pytest.mark.gpu
@@ -41,56 +56,59 @@ def test_every_op_of_the_seam_goes_through_the_kernels(chosen: Triton, monkeypat
     for module, name in ((product, "block_linear"), (rows, "block_rows")):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, real=real, name=name: heard.append(name) or real(*a))
-    for name in ("rms_norm", "rope", "gated", "_dense_linear", "_low_rank"):
+    for name in ("rms_norm", "rope", "gated", "attention", "_dense_linear", "_low_rank"):
         real = getattr(chosen, name)
         monkeypatch.setattr(chosen, name, lambda *a, real=real, name=name: heard.append(name) or real(*a))
     w = packed(20, 64, Kind(4))
-    x, there = torch.randn(3, 64), w.to(DEVICE)
+    x, there = normal(3, 64), w.to(DEVICE)
     here = x.to(DEVICE)
     assert same(kernels.block_linear(here, there), reference.block_linear(x, w))
-    ids = torch.tensor([19, 0])
+    ids = torch.tensor([19, 0], dtype=torch.int64)
     assert same(kernels.block_rows(ids.to(DEVICE), there, torch.float32), reference.block_rows(ids, w, torch.float32))
     assert same(kernels.rms_norm(here, None, 1e-6), reference.rms_norm(x, None, 1e-6))
-    cos, sin = torch.randn(3, 64), torch.randn(3, 64)
+    cos, sin = normal(3, 64), normal(3, 64)
     turned = kernels.rope(here[:, None], cos.to(DEVICE), sin.to(DEVICE))
     assert same(turned, reference.rope(x[:, None], cos, sin))
     assert kernels.gated(here, here, "silu").shape == x.shape
     assert kernels.dense_linear(here, here).shape == (3, 3)
-    part = pack_low_rank(torch.randn(4, 64), torch.randn(20, 4), 0.5)
+    part = pack_low_rank(normal(4, 64), normal(20, 4), 0.5)
     assert kernels.low_rank(here, part.to(DEVICE)).shape == (3, 20)
-    assert {*heard} >= {"block_linear", "block_rows", "rms_norm", "rope", "gated", "_dense_linear", "_low_rank"}
+    kernels.attention(here[:, None], KVView(here[None], here[None]), [0] * 3, [1, 2, 3], 0.125)
+    assert {*heard} == {
+        "block_linear", "block_rows", "rms_norm", "rope", "gated", "attention", "_dense_linear", "_low_rank"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("bad", [-1, 20])
 def test_an_id_that_is_no_row_is_an_error_at_the_seam(chosen: Triton, bad: int) -> None:
     w = packed(20, 64, Kind(4)).to(DEVICE)
     with pytest.raises(IndexError, match="from 0 to 19"):
-        kernels.block_rows(torch.tensor([3, bad]).to(DEVICE), w, torch.float32)
+        kernels.block_rows(torch.tensor([3, bad], dtype=torch.int64).to(DEVICE), w, torch.float32)
 
 
 @pytest.mark.parametrize("kind", EXPANDED, ids=str)
 def test_blocks_without_a_kernel_are_expanded_and_their_rows_do_not_see_each_other(chosen: Triton, kind: Kind) -> None:
     w = packed(37, 96, kind)
-    x, there = torch.randn(9, 96), w.to(DEVICE)
+    x, there = normal(9, 96), w.to(DEVICE)
     whole = kernels.block_linear(x.to(DEVICE), there)
-    exact = x.double() @ reference.block_rows(torch.arange(37), w, torch.float32).double().T
+    exact = x.double() @ reference.block_rows(torch.arange(37, dtype=torch.int64), w, torch.float32).double().T
     assert (whole.cpu().double() - exact).norm() < 1e-5 * exact.norm()
     for cut in partitions(9):
         assert torch.equal(torch.cat([kernels.block_linear(x[part].to(DEVICE), there) for part in cut]), whole)
 
 
 def test_gradients_are_torchs(chosen: Triton) -> None:
-    x, weight = torch.randn(3, 64), torch.randn(64)
+    x, weight = normal(3, 64), normal(64)
     leaves = [part.to(DEVICE).requires_grad_() for part in (x, weight)]
     y = kernels.gated(kernels.rms_norm(*leaves, 1e-6), leaves[0], "gelu_tanh")
     wide = kernels.block_linear(y, packed(16, 64, Kind(8)).to(DEVICE))
-    kernels.dense_linear(wide, torch.randn(5, 16).to(DEVICE)).square().sum().backward()
+    kernels.dense_linear(wide, normal(5, 16).to(DEVICE)).square().sum().backward()
     for leaf in leaves:
         assert leaf.grad is not None and leaf.grad.abs().sum() > 0
 
 
-def test_attention_is_there_too(chosen: Triton) -> None:
-    q, k = torch.randn(2, 4, 16), torch.randn(2, 9, 16)
+def test_attention_is_the_reference_within_rounding(chosen: Triton) -> None:
+    q, k = normal(2, 4, 16), normal(2, 9, 16)
     found = kernels.attention(q.to(DEVICE), KVView(k.to(DEVICE), k.to(DEVICE)), [0, 2], [9, 8], 0.25)
     torch.testing.assert_close(
         found.cpu(), reference.attention(q, KVView(k, k), [0, 2], [9, 8], 0.25), rtol=2e-5, atol=2e-5
@@ -119,10 +137,10 @@ def test_a_form_whose_kernel_fails_its_check_is_expanded_and_said_once(monkeypat
     monkeypatch.setattr(product, "block_linear", lambda x, w: real(x, w) + (w.form == BlockForm(5, minimum=True)))
     library = Triton(DEVICE)
     assert library.reads(BlockForm(4)) and library.refused == {}
-    x = torch.randn(3, 64)
+    x = normal(3, 64)
     with pytest.warns(RuntimeWarning, match=r"5-bit blocks with a minimum \(a product has other bits"):
         found = library.block_linear(x.to(DEVICE), w.to(DEVICE))
-    exact = x.double() @ reference.block_rows(torch.arange(20), w, torch.float32).double().T
+    exact = x.double() @ reference.block_rows(torch.arange(20, dtype=torch.int64), w, torch.float32).double().T
     assert (found.cpu().double() - exact).norm() < 1e-5 * exact.norm()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -131,7 +149,9 @@ def test_a_form_whose_kernel_fails_its_check_is_expanded_and_said_once(monkeypat
 
 def test_a_check_tells_bits_that_depend_on_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     real = product.dense_linear
-    monkeypatch.setattr(product, "dense_linear", lambda x, w, b=None: real(x, w, b) * (1 + 1e-7 * (x.shape[0] > 1)))
+    monkeypatch.setattr(
+        product, "dense_linear", lambda x, w, bias=None: real(x, w, bias) * (1 + 1e-7 * (x.shape[0] > 1))
+    )
     assert "other bits beside other rows" in check.failure(check.check_dense, DEVICE)
 
 
@@ -164,6 +184,58 @@ def test_nothing_imports_triton_where_nobody_wants_it() -> None:
     code = "import sys, specdec.kernels; print(specdec.kernels.active()); sys.exit('triton' in sys.modules)"
     environment = {name: value for name, value in os.environ.items() if name != "SPECDEC_KERNELS"}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
+
+
+def test_a_triton_of_another_time_leaves_torch() -> None:
+    code = (
+        "import sys, types; old = types.ModuleType('triton'); old.language = types.ModuleType('triton.language');"
+        "sys.modules |= {'triton': old, 'triton.language': old.language};"
+        "from specdec import kernels; print(kernels.active('cuda'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith(
+        "torch reference: Triton is missing, too old or broken (module 'triton' has no attrib"
+    )
+
+
+def test_two_threads_that_meet_a_device_open_one_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = list[object]()
+
+    def slow(kind: str, choice: str) -> object:
+        opened.append(object())
+        time.sleep(0.05)
+        return opened[-1]
+
+    monkeypatch.setattr(libraries, "_open", slow)
+    monkeypatch.setattr(libraries, "_libraries", {})
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(libraries._library_on, ["cuda"] * 4))
+    assert found == opened * 4 and len(opened) == 1
+
+
+def test_numbers_of_a_table_are_copied_to_a_device_once() -> None:
+    there = torch.device("meta")
+    assert table_numbers("iq4", there) is table_numbers("iq4", there), "a captured pass reads them there"
+    assert table_numbers("iq4", there).device.type == "meta"
+
+
+def test_drafts_go_step_by_step_where_a_choice_fails_its_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(device: torch.device) -> None:
+        raise RuntimeError("no float64")
+
+    monkeypatch.setattr("specdec.kernels.triton.check_choice", fail)
+    monkeypatch.setattr(Triton, "__init__", lambda self: vars(self).update(device=DEVICE, refused={}))
+    library, w = Triton(), packed(20, 64, Kind(4))
+    layers: Any = None
+    with pytest.warns(RuntimeWarning, match=r"choice \(RuntimeError: no float64\)"):
+        assert library.fuse_draft(layers, *[Matrix(w)] * 3, w, 1.0, None, None, 0.0) is None
+
+
+def test_a_number_that_is_none_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = rows.rope
+    monkeypatch.setattr(rows, "rope", lambda x, *turns: torch.where((y := real(x, *turns)) == 0, torch.nan, y))
+    monkeypatch.setattr(check._Random, "normal", lambda self, *shape, dtype=torch.float32: torch.zeros(shape).to(dtype))
+    assert check.failure(check.check_rope, DEVICE) == "a rotation has other bits than the reference"
 
 
 def test_without_triton_a_gpu_computes_with_torch_and_the_reason_names_the_extra(

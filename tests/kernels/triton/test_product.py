@@ -10,7 +10,7 @@ import torch
 
 from specdec.kernels import reference
 from tests.support.native.kernel_paths import Kind, seeded
-from tests.support.triton.here import DEVICE, FLOATS, READ, ROWS, blocks, product, quantise, rows, same, spread
+from tests.support.triton.here import DEVICE, FLOATS, READ, ROWS, blocks, normal, product, quantise, rows, same, spread
 
 __all__ = ["seeded"]
 pytestmark = pytest.mark.gpu
@@ -33,7 +33,7 @@ def test_block_linear_has_the_references_bits_for_every_number_of_rows(kind: Kin
 def test_block_linear_for_every_step_along_the_columns(kind: Kind, columns: int) -> None:
     w, there = blocks(16, columns, kind)
     for dtype in FLOATS:
-        x = torch.randn(3, columns).to(dtype)
+        x = normal(3, columns, dtype=dtype)
         assert same(product.block_linear(x.to(DEVICE), there), reference.block_linear(x, w)), dtype
     assert product.block_linear(x[:0].to(DEVICE), there).shape == (0, 16)
 
@@ -49,7 +49,7 @@ def test_block_linear_of_more_outputs_than_a_tile_holds() -> None:
 @pytest.mark.parametrize("kind", READ, ids=str)
 def test_block_linear_does_not_hide_what_is_not_a_number(kind: Kind, bad: float) -> None:
     w, there = blocks(20, 96, kind)
-    x = torch.randn(3, 96)
+    x = normal(3, 96)
     x[1, 40] = bad
     found = product.block_linear(x.to(DEVICE), there)
     assert found[1].isnan().all() and not found[[0, 2]].isnan().any()
@@ -60,7 +60,7 @@ def test_block_linear_does_not_hide_what_is_not_a_number(kind: Kind, bad: float)
 def test_quantised_activations_are_the_references(dtype: torch.dtype) -> None:
     x = spread(33, 96, dtype=dtype)
     x[2, :32], x[5, 7], x[6, 40] = 0, math.nan, math.inf
-    x[7, :32] = torch.arange(32) - 15.5  # halves: rounded to even
+    x[7, :32] = torch.arange(32, dtype=torch.float32) - 15.5  # halves: rounded to even
     values, scale, sums = reference.quantise_rows(x.float())
     found = quantise.quantise(x.to(DEVICE))
     assert torch.equal(found.values.cpu(), values.reshape(33, 96).to(torch.int8))
@@ -74,7 +74,7 @@ def test_gated_product_has_the_bits_of_two_products_and_an_activation(kind: Kind
     (_, gate), (_, up) = blocks(40, 64, kind), blocks(40, 64, kind)
     for dtype in (torch.float32, torch.bfloat16):
         for count in (1, 9, 33):
-            x = torch.randn(count, 64).to(DEVICE, dtype)
+            x = normal(count, 64).to(DEVICE, dtype)
             apart = rows.gated(product.block_linear(x, gate), product.block_linear(x, up), activation)
             assert torch.equal(product.gated_product(quantise.quantise(x), gate, up, activation, dtype), apart)
 
@@ -82,7 +82,7 @@ def test_gated_product_has_the_bits_of_two_products_and_an_activation(kind: Kind
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("n", "k"), [(50, 7), (65, 33), (70, 64), (130, 100)])
 def test_dense_linear(dtype: torch.dtype, n: int, k: int) -> None:
-    x, w, bias = torch.randn(35, k).to(dtype), torch.randn(n, k).to(dtype), torch.randn(n).to(dtype)
+    x, w, bias = normal(35, k, dtype=dtype), normal(n, k, dtype=dtype), normal(n, dtype=dtype)
     here = [part.to(DEVICE) for part in (x, w, bias)]
     whole = product.dense_linear(*here)
     exact = x.double() @ w.double().T + bias.double()

@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -22,6 +23,8 @@ from specdec.kernels import KeyFromValue, KVView, pack_low_rank
 from tests.support.native.kernel_paths import Kind, packed
 
 MODULES = ("quantise", "product", "norm", "rows", "low_rank", "attention", "append", "choice")
+
+zeros = partial(torch.zeros, dtype=torch.float32)  # shapes and types decide what is compiled, no number does
 
 
 class Driver:
@@ -61,7 +64,7 @@ def main(arch: int) -> None:
     quantise, product, norm, rows, low_rank, attention, append, choice = modules
     for module in modules:
         module.launch = compile_instead
-    few, many = torch.randn(1, 128), torch.randn(64, 128)
+    few, many = zeros(1, 128), zeros(64, 128)
     for kind in (Kind(4), Kind(5, True), Kind(8), Kind(4, table="iq4")):
         product.block_linear(few.bfloat16(), packed(64, 128, kind))
     w = packed(64, 128, Kind(4))
@@ -73,21 +76,21 @@ def main(arch: int) -> None:
     norm.rms_norm(few, few[0], 1e-6)
     norm.norm_quantise(few, few[0], 1e-6)
     norm.add_norm_quantise(few, few, few[0], few[0], 1e-6)
-    rows.rope(torch.randn(3, 8, 64), torch.randn(3, 64), torch.randn(3, 64))
+    rows.rope(zeros(3, 8, 64), zeros(3, 64), zeros(3, 64))
     rows.gated(few, few, "silu")
-    low_rank.low_rank(few, pack_low_rank(torch.randn(8, 128), torch.randn(64, 8), 0.5))
+    low_rank.low_rank(few, pack_low_rank(zeros(8, 128), zeros(64, 8), 0.5))
     for view in views():
         width = view.key_width
-        q, k = torch.zeros(3, 16, width), torch.zeros(3, view.kv_heads, width)
+        q, k = zeros(3, 16, width), zeros(3, view.kv_heads, width)
         bounds, position = torch.zeros(3, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
         attention.attention(q, view, bounds, bounds, 1.0)
         append.norm_rope_append(view, position, q, k, k, q[0, 0], k[0, 0], 1e-6, q[:, 0], q[:, 0], norm_values=True)
-    choice.choose(torch.zeros(3, 5000), bounds, torch.zeros(5000, dtype=torch.int64), bounds > 0)
+    choice.choose(zeros(3, 5000), bounds, torch.zeros(5000, dtype=torch.int64), bounds > 0)
 
 
 def views() -> Iterator[KVView]:
     """Yield stores as Gemma 4 12B has them, and a small model's: each takes seconds to compile."""
-    ring, full, table = torch.zeros(8, 1087, 256), torch.zeros(1, 2048, 512), torch.zeros(2048, 64)
+    ring, full, table = zeros(8, 1087, 256), zeros(1, 2048, 512), zeros(2048, 64)
     yield KVView(ring.bfloat16(), ring.bfloat16())
     yield KVView(ring.char(), ring.char(), ring[:, :, 0], ring[:, :, 0])
     yield KVView(None, full.bfloat16(), key_from_value=KeyFromValue(full[0, 0], table, table))

@@ -10,7 +10,8 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from specdec.kernels.store import KeyFromValue, KVView
+from specdec.kernels.blocks import BlockTensor
+from specdec.kernels.store import KVView
 from specdec.kernels.triton import Triton, check, norm, open_library, product, quantise, rows
 from specdec.kernels.triton.append import append, norm_rope, norm_rope_append
 from specdec.kernels.triton.attention import attention
@@ -39,24 +40,23 @@ def same(found: Tensor, wanted: Tensor) -> bool:
     return torch.equal(here.nan_to_num(), wanted.nan_to_num())
 
 
-def blocks(outputs: int, inputs: int, kind: Kind) -> tuple:
+def blocks(outputs: int, inputs: int, kind: Kind) -> tuple[BlockTensor, BlockTensor]:
     """Return a random matrix on the CPU, for the reference, and the same one on the device."""
     w = packed(outputs, inputs, kind)
     return w, w.to(DEVICE)
 
 
+def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return normal numbers of torch's own generator, rounded to `dtype`."""
+    return torch.randn(shape, dtype=torch.float32).to(dtype)
+
+
 def spread(count: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return random rows of very different magnitudes."""
-    x = torch.randn(count, *shape) * torch.logspace(-6, 4, count).view(-1, *[1] * len(shape))
-    return x.to(dtype)
+    size = torch.logspace(-6, 4, count, dtype=torch.float32).view(-1, *[1] * len(shape))  # [count, 1, ...]
+    return (normal(count, *shape) * size).to(dtype)
 
 
 def moved(kv: KVView) -> KVView:
-    """Return a copy of a store on the device."""
-    parts = (None if part is None else part.to(DEVICE) for part in kv.tensors())
-    keys, values, key_scale, value_scale = parts
-    made = kv.key_from_value
-    if made is not None:
-        made = KeyFromValue(*(part.to(DEVICE) for part in (made.weight, made.cos, made.sin)))
-    assert values is not None
-    return KVView(keys, values, key_scale, value_scale, made)
+    """Return a store on the device."""
+    return kv.to(DEVICE)

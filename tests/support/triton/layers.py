@@ -16,14 +16,13 @@ from specdec.model.decoder import Decoder
 from specdec.model.stack import Layer, Linear, Stack
 from specdec.weights.tensors import Weight, quantize
 from tests.support.tiny_decoder import quantised
+from tests.support.triton.here import DEVICE
 from tests.support.triton.recorder import Recorder
-
-HERE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def graphs_here() -> Graphs:
-    """Graphs of the GPU, or what records and runs again without one."""
-    return Graphs(CUDACapture() if HERE.type == "cuda" else Recorder())
+    """Return graphs of the GPU; without one, those that record launches and make them again."""
+    return Graphs(CUDACapture() if DEVICE.type == "cuda" else Recorder())
 
 
 def passes_of(stack: Stack, graphs: Graphs) -> DeviceLayers:
@@ -37,14 +36,14 @@ def passes_of(stack: Stack, graphs: Graphs) -> DeviceLayers:
 def device_decoder(
     family: str, storage: str, numbers: Sequence[int], graphs: Graphs | None = None, kept: torch.dtype | None = None
 ) -> Decoder:
-    """Some layers of the tiny model of `family`, with matrices in `storage`, as passes with `graphs`; None: op by op,
-    on the CPU, in torch's or the native arithmetic."""
+    """Return a decoder of some layers of the tiny model of `family`, with matrices in `storage`: as passes with
+    `graphs`, or where that is None op by op on the CPU, in torch's or the native arithmetic."""
     made = quantised(family, storage)
     assert made.head is made.embedding and made.per_layer is None
     embedding: Weight = quantize(made.embedding.dequantize(), "int8")
     layers, norm = [made.layers[i] for i in numbers], made.norm
     if graphs is not None:
-        embedding, layers, norm = embedding.to(HERE), [_moved(layer) for layer in layers], norm.to(HERE)
+        embedding, layers, norm = embedding.to(DEVICE), [_moved(layer) for layer in layers], norm.to(DEVICE)
     decoder = Decoder(made.spec, embedding, layers, norm, embedding, None, kept)
     if graphs is None:
         decoder.stack._fused = None
@@ -54,7 +53,7 @@ def device_decoder(
 
 
 def run(decoder: Decoder, ids: Tensor, chunks: Sequence[int]) -> Tensor:
-    """The last states of ids [n], with so many rows in each pass, on the CPU."""
+    """Return the last states of ids [n], with `chunks` rows in the passes, on the CPU: [n, hidden]."""
     cache, found = decoder.new_cache(), []
     for part in ids.to(decoder.device).split(list(chunks)):
         found.append(decoder.forward(part, cache).last.cpu())
@@ -67,8 +66,8 @@ def _moved(layer: Layer) -> Layer:
     for field in fields(layer):
         part = getattr(layer, field.name)
         if isinstance(part, Tensor):
-            parts[field.name] = part.to(HERE)
+            parts[field.name] = part.to(DEVICE)
         elif isinstance(part, Linear):
-            bias = None if part.bias is None else part.bias.to(HERE)
-            parts[field.name] = Linear(part.weight.to(HERE), bias)
+            bias = None if part.bias is None else part.bias.to(DEVICE)
+            parts[field.name] = Linear(part.weight.to(DEVICE), bias)
     return replace(layer, **parts)

@@ -1,6 +1,7 @@
-"""Compare with the reference what a pass needs besides the ops: attention over stores, and writing to them.
+"""Compare with the reference what reads stores and writes to them, and what chooses tokens, on the device that the
+kernels will run on.
 
-As `specdec/kernels/triton/check.py`: on random numbers, on the device that the kernels will run on.
+The other ops are compared in `specdec/kernels/triton/check.py`, by the same rules.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from specdec.kernels import reference
 from specdec.kernels.store import KeyFromValue, KVView
 from specdec.kernels.triton.append import norm_rope_append
 from specdec.kernels.triton.attention import attention
+from specdec.kernels.triton.check import DifferentError, near, same
+from specdec.kernels.triton.choice import choose
 
 _NEAR = 2e-5  # of the largest number, in float32
 _KV_HEADS, _HEADS, _WIDTH, _ROWS = 2, 6, 64, 3
@@ -37,14 +40,6 @@ def _views() -> Iterator[tuple[str, KVView]]:
     yield "int8 store of values", KVView(None, whole, None, scale, made)
 
 
-def _moved(view: KVView, device: torch.device) -> KVView:
-    keys, values, key_scale, scale = (None if part is None else part.to(device, copy=True) for part in view.tensors())
-    assert values is not None
-    made = view.key_from_value
-    there = None if made is None else KeyFromValue(*(part.to(device) for part in (made.weight, made.cos, made.sin)))
-    return KVView(keys, values, key_scale, scale, there)
-
-
 def check_attention(device: torch.device) -> None:
     """Check attention over each kind of store, and that a row has the same bits alone."""
     q = torch.randn(_ROWS, _HEADS, _WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
@@ -52,16 +47,14 @@ def check_attention(device: torch.device) -> None:
         last = _POSITIONS if view.keys is not None else _SLOTS  # where keys are made, slots are positions
         end = [last - _ROWS + i + 1 for i in range(_ROWS)]
         first = [max(0, one - _SLOTS + _ROWS) for one in end]
-        there, here = _moved(view, device), q.to(device)
+        there, here = view.to(device), q.to(device)
         low, high = (torch.tensor(bound, dtype=torch.int64, device=device) for bound in (first, end))
         found = attention(here, there, low, high, 0.125)
         wanted = reference.attention(q, view, first, end, 0.125)
-        error = float((found.cpu() - wanted).abs().max() / wanted.abs().max())
-        if not error <= _NEAR:
-            raise ValueError(f"attention over a {what} is {error:.1e} away from the reference")
+        near(f"attention over a {what}", found, wanted, _NEAR)
         alone = slice(1, 2)
         if not torch.equal(attention(here[alone], there, low[alone], high[alone], 0.125), found[alone]):
-            raise ValueError(f"attention over a {what}: a row has other bits beside other rows")
+            raise DifferentError(f"attention over a {what}: a row has other bits beside other rows")
 
 
 def check_append(device: torch.device) -> None:
@@ -76,13 +69,13 @@ def check_append(device: torch.device) -> None:
         )
         q_norm, k_norm = (torch.randn(_WIDTH, generator=draw, dtype=torch.float32) for _ in range(2))
         cos, sin = (torch.randn(_ROWS, _WIDTH, generator=draw, dtype=torch.float32) for _ in range(2))
-        there = _moved(view, device)
+        there = view.to(device)
         moved = {"q": q, "k": k, "v": v, "q_norm": q_norm, "k_norm": k_norm, "cos": cos, "sin": sin}
         here: dict[str, Any] = {name: part.to(device) for name, part in moved.items()}
         position = torch.tensor([at], dtype=torch.int64, device=device)
         found = norm_rope_append(there, position, eps=1e-6, norm_values=True, **here)
-        _same(f"a rotated query beside a {what}", found, _turned(q, q_norm, cos, sin))
-        rows = (_turned(k, k_norm, cos, sin), reference.rms_norm(v, None, 1e-6))
+        same(f"a rotated query beside a {what}", found, _norm_and_rotate(q, q_norm, cos, sin))
+        rows = (_norm_and_rotate(k, k_norm, cos, sin), reference.rms_norm(v, None, 1e-6))
         slots = torch.tensor([(at + row) % _SLOTS for row in range(_ROWS)], dtype=torch.int64)
         for written, scale, wanted in zip(there.tensors()[:2], there.tensors()[2:], rows, strict=True):
             if written is None:
@@ -90,14 +83,22 @@ def check_append(device: torch.device) -> None:
             kept = wanted.transpose(0, 1)  # [Hkv, T, D]
             if scale is not None:
                 kept, steps = reference.quantise_store(kept)
-                _same(f"a scale of a {what}", scale.cpu()[:, slots], steps)
-            _same(f"a row of a {what}", written.cpu()[:, slots], kept.to(written.dtype))
+                same(f"a scale of a {what}", scale.cpu()[:, slots], steps)
+            same(f"a row of a {what}", written.cpu()[:, slots], kept.to(written.dtype))
 
 
-def _turned(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def check_choice(device: torch.device) -> None:
+    """Check the choice of a draft's tokens: the largest score, and with noise the one that no noise can hide."""
+    scores = torch.randn(2, 2500, generator=torch.Generator().manual_seed(3), dtype=torch.float32)
+    scores[0, 7] = scores[0, 2100] = 9.0  # the first of equal ones
+    scores[1, 1500] = 99.0
+    keys = torch.tensor([-5, 3], dtype=torch.int64)
+    plain, noisy = choose(scores.to(device), None), choose(scores.to(device), keys.to(device))
+    wanted = [reference.best(row) for row in scores]
+    same("a largest score", plain.top, torch.tensor([top for top, _ in wanted], dtype=torch.float32))
+    same("the place of a largest score", plain.winner, torch.tensor([at for _, at in wanted], dtype=torch.int64))
+    same("a choice with noise", noisy.winner[1:], plain.winner[1:].cpu())
+
+
+def _norm_and_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return reference.rope(reference.rms_norm(x, weight, 1e-6), cos, sin)
-
-
-def _same(what: str, found: Tensor, wanted: Tensor) -> None:
-    if not torch.equal(found.cpu(), wanted):
-        raise ValueError(f"{what} has other bits than the reference")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
+
+pytest.importorskip("triton", reason="Triton is not installed")
 
 from specdec.kernels.triton.check import failure
 from specdec.kernels.triton.passes import check
-from tests.support.triton.layers import HERE
+from tests.support.triton.here import DEVICE, choose
 
 pytestmark = pytest.mark.gpu
 
@@ -19,8 +20,9 @@ def test_the_kernels_of_a_pass_hold_here(monkeypatch: pytest.MonkeyPatch) -> Non
     views = list(check._views())
     assert len(views) == 6
     monkeypatch.setattr(check, "_views", lambda: iter(views[2:4]))  # the others are of other types alone
-    assert failure(check.check_attention, HERE) == ""
-    assert failure(check.check_append, HERE) == ""
+    assert failure(check.check_attention, DEVICE) == ""
+    assert failure(check.check_append, DEVICE) == ""
+    assert failure(check.check_choice, DEVICE) == ""
 
 
 def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,6 +30,10 @@ def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         return q * 0
 
     monkeypatch.setattr(check, "attention", wrong)
-    assert "away from the reference" in failure(check.check_attention, HERE)
+    assert "away from the reference" in failure(check.check_attention, DEVICE)
     monkeypatch.setattr(check, "norm_rope_append", lambda *_, q, **others: q)
-    assert failure(check.check_append, torch.device("cpu")).startswith("ValueError: a rotated query beside a")
+    assert failure(check.check_append, DEVICE).startswith("a rotated query beside a")
+    monkeypatch.setattr(check, "choose", lambda scores, keys: choose(scores[:, :2000], keys))
+    assert failure(check.check_choice, DEVICE) == ""
+    monkeypatch.setattr(check, "choose", lambda scores, keys: choose(scores[:, :1000], keys))
+    assert failure(check.check_choice, DEVICE) == "a largest score has other bits than the reference"

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.importorskip("triton", reason="Triton is not installed")
+
 from drafter import load_drafter
 from drafter.config import MTPHeadConfig, head_spec
 from drafter.files.head import save_head
@@ -44,6 +46,7 @@ def test_drafted_text_is_plain_text_past_the_window(seed: int | None) -> None:
 
 
 def head(folder: Path, decoder: Decoder, aux_layers: tuple[int, ...]) -> Path:
+    """Save an untrained head for `decoder`, of every fourth token, in `folder`."""
     ids = torch.arange(0, VOCAB, 4, dtype=torch.int64)
     config = replace(MTPHeadConfig.like(decoder.spec, 1, len(ids)), aux_layers=aux_layers)
     tensors = initial_tensors(head_spec(config, decoder.spec), decoder, ids)
@@ -73,14 +76,16 @@ def test_a_draft_in_one_pass_is_the_draft_step_by_step(aux_layers: tuple[int, ..
     ids = prompt(12, seed=2)[0]
     cache, states = prefilled(decoder, ids[:-1], drafter.aux_layers)
     found = []
-    for drafter._fused in (None, draft, draft, draft):
+    for fused in (None, draft, draft, draft):
+        drafter._fused = fused
         found.append(drafter.start(cache).propose(ids.tolist(), states, 2).tokens)
     assert found[1:] == [found[0]] * 3 and len(found[0]) == 2
     assert graphs.counts["draft eager"] == graphs.counts["draft captured"] == 1
     assert graphs.counts["draft replayed"] == 2
     assert not draft.usable(cache.views), "gradients are on here"
     sampled = []
-    for drafter._fused in (None, draft):
+    for fused in (None, draft):
+        drafter._fused = fused
         sampled.append(drafter.start(cache, Noise(3)).propose(ids.tolist(), states, 2).tokens)
     assert sampled[0] == sampled[1] != found[0], "the noise is the host's, and changes what is drafted"
     assert graphs.counts["draft eager"] == 2

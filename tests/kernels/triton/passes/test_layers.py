@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+pytest.importorskip("triton", reason="Triton is not installed")
+
 from specdec.kernels.triton.passes.graphs import Graphs
 from tests.support.tiny import WINDOW, prompt
-from tests.support.triton.layers import HERE, device_decoder, graphs_here, run
+from tests.support.triton.here import DEVICE
+from tests.support.triton.layers import device_decoder, graphs_here, run
 
 # A sliding and a full layer; of Llama, where there is one kind, one.
 FAMILIES = {"llama": (0,), "gemma3": (1, 2), "gemma4": (1, 2)}
@@ -51,7 +54,7 @@ def test_texts_in_one_pass_have_the_bits_of_each_alone() -> None:
     ends = ((3, 8), (6, 10), (9, 12))
     before = (0, 0)
     for after in ends:
-        rows = [text[b:a].to(HERE) for text, b, a in zip(texts, before, after, strict=True)]
+        rows = [text[b:a].to(DEVICE) for text, b, a in zip(texts, before, after, strict=True)]
         states = decoder.forward_many(rows, caches).last.cpu()
         for i, part in enumerate(states.split([len(one) for one in rows])):
             assert torch.equal(part, alone[i][before[i] : after[i]]), f"text {i} at {before[i]}"
@@ -72,7 +75,7 @@ def test_a_store_that_grows_is_read_where_it_is_now() -> None:
     decoder, ids = device_decoder("llama", "int8", (0,), graphs), prompt(260, seed=7)[0]
     cache = decoder.new_cache()
     parts = []
-    for part in ids.to(HERE).split([64, 64, 64, 60, 2, 2, 2, 2]):  # it moves at 256
+    for part in ids.to(DEVICE).split([64, 64, 64, 60, 2, 2, 2, 2]):  # it moves at 256
         parts.append(decoder.forward(part, cache).last.cpu())
         cache.commit(len(part))
     assert graphs.counts["pass captured"] == 2, "one graph before, and one after"
@@ -80,7 +83,7 @@ def test_a_store_that_grows_is_read_where_it_is_now() -> None:
 
 
 def test_outputs_of_other_layers_and_dense_weights() -> None:
-    decoder, ids = device_decoder("llama", "int8", (0, 1), Graphs(None)), prompt(4, seed=8)[0].to(HERE)
+    decoder, ids = device_decoder("llama", "int8", (0, 1), Graphs(None)), prompt(4, seed=8)[0].to(DEVICE)
     cache = decoder.new_cache()
     states = decoder.forward(ids, cache, (0, 1))
     first = device_decoder("llama", "int8", (0,), Graphs(None))
