@@ -34,7 +34,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specdec.kernels.forms import BLOCK, GROUP, HALF, TABLES, VALUES, BlockForm, check_form
+from specdec.kernels.forms import BLOCK, GROUP, HALF, TABLES, VALUES, BlockForm, check_form, table_numbers
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def split_rows(w: BlockTensor, ids: Tensor) -> Tensor:
 def values_of(codes: Tensor, w: BlockTensor) -> Tensor:
     """Return the integers that `codes` [...] of `w` mean, before scales and minimums: float32 [...]."""
     if w.table is not None:
-        return TABLES[w.table].numbers.to(codes.device)[codes.long()].float()
+        return table_numbers(w.table, codes.device)[codes.long()].float()
     return codes.float() - (0.0 if w.minimum is not None else float(w.zero))
 
 

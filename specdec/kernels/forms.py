@@ -5,6 +5,7 @@ A form without a kernel in `csrc/` is none. Left out: choosing one, which `specd
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -60,6 +61,14 @@ TABLES = {
     "iq2": _table(8, 25, 43, 0, -8, -25, -43, unit=2**-3),  # IQ2_XXS, IQ2_XS, IQ2_S: bit 2 of a code is the sign
     "iq1": _table(-9, -1, 7, 0, -7, 1, 9, unit=2**-3),  # IQ1_S, IQ1_M: bit 2 of a code is the sign of an eighth
 }
+
+
+@cache
+def table_numbers(name: str, device: torch.device) -> Tensor:
+    """Return the numbers of the table `name` on `device`: a copy that is made once, which a captured pass may read."""
+    return TABLES[name].numbers.to(device)
+
+
 _WITH_SUB = 63  # the largest number of a table whose codes may have factors for 16 inputs
 
 

@@ -12,6 +12,7 @@ first met.
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections import Counter
 from typing import Any
@@ -30,6 +31,7 @@ if isinstance(_compiled, str) and native.is_required():
 _choice = "native"
 # By type of device: the library that computes there, or in words why the reference does. Others are opened when met.
 _libraries: dict[str, Any] = {}
+_opening = threading.RLock()  # the check of the kernels calls them
 
 
 def choose(choice: str) -> str:
@@ -84,15 +86,17 @@ def _triton(kind: str) -> Any:
     """Return Triton's kernels for a type of device, or in words why there are none."""
     try:
         from specdec.kernels.triton import open_library
-    except ImportError as error:
-        return f"Triton is missing or broken ({error}): pip install 'specdec-mtp[gpu]'"
+    except Exception as error:  # another version may lack anything, a broken one may raise anything
+        return f"Triton is missing, too old or broken ({error}): pip install 'specdec-mtp[gpu]'"
     return open_library(kind)
 
 
 def _library_on(kind: str) -> Any:
     """Return the library for a type of device, or in words why there is none; it is opened at the first call."""
     if kind not in _libraries:
-        _libraries[kind] = _open(kind, _choice)
+        with _opening:  # two models may meet a device at once: kernels are checked once, and passes are one object's
+            if kind not in _libraries:
+                _libraries[kind] = _open(kind, _choice)
     return _libraries[kind]
 
 

@@ -30,7 +30,7 @@ from specdec.kernels.triton.append import norm_rope_append
 from specdec.kernels.triton.attention import attention
 from specdec.kernels.triton.launch import INTERPRETED
 from specdec.kernels.triton.low_rank import low_rank
-from specdec.kernels.triton.passes.check import check_append, check_attention
+from specdec.kernels.triton.passes.check import check_append, check_attention, check_choice
 from specdec.kernels.triton.passes.draft import DeviceDraft
 from specdec.kernels.triton.passes.graphs import CUDACapture, Graphs
 from specdec.kernels.triton.passes.layers import DeviceLayers
@@ -157,7 +157,12 @@ class Triton:
         eps: float,
     ) -> DeviceDraft | None:
         """Return what makes all steps of a draft as one pass; None where the kernels do not read the blocks of a matrix
-        or of `embedding`. Arguments as of `specdec.kernels.fuse_draft`."""
+        or of `embedding`, or cannot choose tokens, which is checked here. Arguments as of `specdec.kernels.fuse_draft`.
+        """
+        if why := check.failure(check_choice, self.device):
+            self.refused["choice"] = why
+            warnings.warn(self.sentence(), RuntimeWarning, stacklevel=2)
+            return None
         blocks = [embedding, *(matrix.blocks for matrix in (pre, post, head, fuse) if matrix is not None)]
         if not all(part is not None and self.reads(part.form) for part in blocks):
             return None

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from specdec.kernels.blocks import BlockTensor
-from specdec.kernels.forms import BLOCK, TABLES, BlockForm
+from specdec.kernels.forms import BLOCK, BlockForm, table_numbers
 from specdec.kernels.triton.launch import INTERPRETED, jit, launch, rounded, tiles
 from specdec.kernels.triton.quantise import Quantised, quantise
 
@@ -90,23 +90,13 @@ def tile_shape(rows: int, w: BlockTensor) -> dict[str, int]:
 
 def kernel_parts(w: BlockTensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the tensors of `w` as the kernels take them: what it has not is the scale again, and never read."""
-    table = w.scale if w.table is None else _table(w.table, w.device)
+    table = w.scale if w.table is None else table_numbers(w.table, w.device)
     return w.q, w.scale, w.scale if w.minimum is None else w.minimum, table
 
 
 def kernel_constants(w: BlockTensor) -> dict[str, Any]:
     """Return what kernels are compiled for, of the form of `w`."""
     return {"BITS": w.bits, "MINIMUM": w.minimum is not None, "TABLE": w.table is not None, "UNIT": w.unit}
-
-
-_tables: dict[tuple[str, torch.device], Tensor] = {}
-
-
-def _table(name: str, device: torch.device) -> Tensor:
-    """Return the numbers of a table on `device`: a copy, made once."""
-    if (name, device) not in _tables:
-        _tables[name, device] = TABLES[name].numbers.to(device)
-    return _tables[name, device]
 
 
 @jit

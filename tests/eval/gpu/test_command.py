@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from eval.gpu import command
 from eval.gpu.checks import Checks, Finding
 from eval.gpu.report import BARS, bars_table, differs, judge
+from specdec import kernels
 
 
 def test_without_a_gpu_it_says_so_and_ends_with_2(
@@ -33,6 +36,25 @@ def test_without_a_gpu_it_says_so_and_ends_with_2(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert command.main(["--interpret"]) == 2
     assert "Triton is not installed" in capsys.readouterr().err
+
+
+def test_with_the_interpreter_no_gpu_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert command.why_not(False).startswith("TRITON_INTERPRET is set") and command.why_not(True) == ""
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert command.why_not(False) == ""
+
+
+@pytest.mark.parametrize(("missing", "code"), [(None, 0), ("torch computes what kernels would: rope (no memory)", 1)])
+def test_it_ends_with_1_where_torch_stands_in_for_a_kernel(
+    missing: str | None, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(kernels, "choose", lambda choice: None)
+    monkeypatch.setattr(kernels, "missing", lambda device: missing)
+    monkeypatch.setattr(command, "check_figures", lambda device, small: {"checks": [], "checks_ok": 0})
+    assert command.measure(True, 100.0, tmp_path / "gpu.json") == code
+    assert json.loads((tmp_path / "gpu.json").read_text())["kernels_missing"] == missing
 
 
 def test_a_module_that_is_given_no_words_begins() -> None:
@@ -106,14 +128,11 @@ def test_the_checks_hold_for_the_kernels_of_the_cpu() -> None:
         ({"checks_ok": None, "checks": []}, True),  # the checks themselves failed
         ({"identical_share": 0.9}, True),
         ({"drafted_text_is_plain_text": False}, True),
-        (
-            {"refused": "torch computes what kernels that failed their check here would: rope (no such instruction)"},
-            True,
-        ),
+        ({"kernels_missing": "torch computes what the kernel of rope would"}, True),
     ],
 )
 def test_what_differs_or_torch_computes_instead_is_an_exit_code(changed: dict[str, Any], wrong: bool) -> None:
-    assert differs({"refused": None, "checks": [{}, {}], "checks_ok": 2, **changed}) is wrong
+    assert differs({"kernels_missing": None, "checks": [{}, {}], "checks_ok": 2, **changed}) is wrong
 
 
 def test_a_kernel_is_wrong_by_its_error_or_by_its_neighbours() -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from specdec import kernels
-from specdec.kernels import KVView, pack_low_rank, reference
-from specdec.kernels.forms import BlockForm
+from specdec.kernels import KVView, libraries, pack_low_rank, reference
+from specdec.kernels.forms import BlockForm, table_numbers
 from specdec.load import _warn_of_slowness
 from tests.support.native.kernel_paths import Kind, packed, partitions, seeded
 from tests.support.triton.here import (
@@ -181,6 +183,57 @@ def test_nothing_imports_triton_where_nobody_wants_it() -> None:
     code = "import sys, specdec.kernels; print(specdec.kernels.active()); sys.exit('triton' in sys.modules)"
     environment = {name: value for name, value in os.environ.items() if name != "SPECDEC_KERNELS"}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
+
+
+def test_a_triton_of_another_time_leaves_torch() -> None:
+    code = (
+        "import sys, types; old = types.ModuleType('triton'); old.language = types.ModuleType('triton.language');"
+        "sys.modules |= {'triton': old, 'triton.language': old.language};"
+        "from specdec import kernels; print(kernels.active('cuda'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith(
+        "torch reference: Triton is missing, too old or broken (module 'triton' has no attrib"
+    )
+
+
+def test_two_threads_that_meet_a_device_open_one_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = list[object]()
+
+    def slow(kind: str, choice: str) -> object:
+        opened.append(object())
+        time.sleep(0.05)
+        return opened[-1]
+
+    monkeypatch.setattr(libraries, "_open", slow)
+    monkeypatch.setattr(libraries, "_libraries", {})
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(libraries._found, ["cuda"] * 4))
+    assert found == opened * 4 and len(opened) == 1
+
+
+def test_numbers_of_a_table_are_copied_to_a_device_once() -> None:
+    there = torch.device("meta")
+    assert table_numbers("iq4", there) is table_numbers("iq4", there), "a captured pass reads them there"
+    assert table_numbers("iq4", there).device.type == "meta"
+
+
+def test_drafts_go_step_by_step_where_a_choice_fails_its_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(device: torch.device) -> None:
+        raise RuntimeError("no float64")
+
+    monkeypatch.setattr("specdec.kernels.triton.check_choice", fail)
+    monkeypatch.setattr(Triton, "__init__", lambda self: vars(self).update(device=DEVICE, refused={}))
+    library = Triton()
+    with pytest.warns(RuntimeWarning, match=r"choice \(RuntimeError: no float64\)"):
+        assert library.fuse_draft(None, [], packed(20, 64, Kind(4)), 1.0, None, 0.0) is None
+
+
+def test_a_number_that_is_none_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = rows.rope
+    monkeypatch.setattr(rows, "rope", lambda x, *turns: torch.where((y := real(x, *turns)) == 0, torch.nan, y))
+    monkeypatch.setattr(check._Random, "normal", lambda self, *shape, dtype=torch.float32: torch.zeros(shape).to(dtype))
+    assert check.failure(check.check_rope, DEVICE) == "a rotation has other bits than the reference"
 
 
 def test_without_triton_a_gpu_computes_with_torch_and_the_reason_names_the_extra(

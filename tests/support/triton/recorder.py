@@ -40,7 +40,7 @@ class Recorder:
 
         def replay() -> None:
             self.replays += 1
-            with NoWaiting():
+            with NoWaiting(), torch.inference_mode():  # as a CUDA graph, it writes in any mode
                 for out, made in zip(outputs, run(), strict=True):
                     out.copy_(made)
 

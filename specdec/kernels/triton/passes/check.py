@@ -1,6 +1,6 @@
-"""Compare with the reference what reads stores and writes to them, on the device that the kernels will run on.
+"""Compare with the reference what reads stores and writes to them, and choices of tokens.
 
-The other ops are compared in `specdec/kernels/triton/check.py`, by the same rules.
+The other ops are compared in `specdec/kernels/triton/check.py`, by the same rules, on the same device.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from specdec.kernels.store import KeyFromValue, KVView
 from specdec.kernels.triton.append import norm_rope_append
 from specdec.kernels.triton.attention import attention
 from specdec.kernels.triton.check import DifferentError, near, same
+from specdec.kernels.triton.choice import choose
 
 _NEAR = 2e-5  # of the largest number, in float32
 _KV_HEADS, _HEADS, _WIDTH, _ROWS = 2, 6, 64, 3
@@ -83,6 +84,19 @@ def check_append(device: torch.device) -> None:
                 kept, steps = reference.quantise_store(kept)
                 same(f"a scale of a {what}", scale.cpu()[:, slots], steps)
             same(f"a row of a {what}", written.cpu()[:, slots], kept.to(written.dtype))
+
+
+def check_choice(device: torch.device) -> None:
+    """Check the choice of a draft's tokens: the largest score, and with noise the one that no noise can hide."""
+    scores = torch.randn(2, 2500, generator=torch.Generator().manual_seed(3), dtype=torch.float32)
+    scores[0, 7] = scores[0, 2100] = 9.0  # the first of equal ones
+    scores[1, 1500] = 99.0
+    keys = torch.tensor([-5, 3], dtype=torch.int64)
+    plain, noisy = choose(scores.to(device), None), choose(scores.to(device), keys.to(device))
+    wanted = [reference.best(row) for row in scores]
+    same("a largest score", plain.top, torch.tensor([top for top, _ in wanted], dtype=torch.float32))
+    same("the place of a largest score", plain.winner, torch.tensor([at for _, at in wanted], dtype=torch.int64))
+    same("a choice with noise", noisy.winner[1:], plain.winner[1:].cpu())
 
 
 def _norm_and_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

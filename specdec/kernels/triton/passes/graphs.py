@@ -19,6 +19,7 @@ import warnings
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,8 +75,8 @@ class Graphs:
         with self._lock:
             if not captured or self.refused or self._capture is None:
                 return self._eager(what, inputs, launches)
-            full_key = (what, key, tuple(map(id, reads)), tuple(one.shape for one in inputs))
-            found = self._known(full_key, reads)
+            forms = tuple((one.shape, one.dtype) for one in inputs)
+            found = self._known((what, key, tuple(map(id, reads)), forms, _stream(_device(inputs))), reads)
             if found is None:
                 return self._eager(what, inputs, launches)
             if found.replay is None and not self._captured(what, found, inputs, launches):
@@ -104,15 +105,19 @@ class Graphs:
         """Capture `launches`; return whether that went well."""
         assert self._capture is not None
         device = _device(inputs)
-        static = tuple(torch.empty_like(one, device=device).copy_(one) for one in inputs)
+        with torch.inference_mode(False):  # or later passes could be replayed in that mode alone
+            static = tuple(torch.empty_like(one, device=device).copy_(one) for one in inputs)
         try:
-            launches(static)
-            found.replay, found.outputs = self._capture(lambda: launches(static))
+            with _current(device):
+                launches(static)
+                replay, outputs = self._capture(lambda: launches(static))
         except RuntimeError as error:  # out of memory, or a launch that cannot be captured
             self.refused = str(error).strip().partition("\n")[0]
+            self._passes.clear()  # none of them is replayed any more, and their memory is wanted
             warnings.warn(f"passes are not captured any more: {self.refused}", stacklevel=2)
             return False
-        found.inputs = static
+        found.inputs, found.outputs = static, outputs
+        found.replay = replay  # the last: Ctrl-C may come between the lines
         self.counts[f"{what} captured"] += 1
         return True
 
@@ -127,19 +132,36 @@ def _device(inputs: Tensors) -> torch.device:
     return next((one.device for one in inputs if one.device.type != "cpu"), torch.device("cpu"))
 
 
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Make `device` the one on which graphs are captured."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _stream(device: torch.device) -> int:
+    """Return a number for the stream on which the caller's launches run."""
+    return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
+
+
 class CUDACapture:
-    """Capture as a CUDA graph. All graphs of one object share the memory of what lies between inputs and outputs: they
-    are replayed one after the other."""
+    """Capture as CUDA graphs of the current device. Those of one device and stream share the memory of what lies
+    between inputs and outputs: they are replayed one after the other."""
 
     def __init__(self) -> None:
-        self._pool: Any = None
+        self._shared: dict[tuple[int, int], tuple[Any, Any]] = {}  # by device and stream: memory, what captures
 
     def __call__(self, run: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
         """Return what replays the launches of `run`, and the outputs."""
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
+        device = torch.cuda.current_device()
+        place = device, _stream(torch.device("cuda", device))
+        if place not in self._shared:  # a stream of that device: the one that torch would take is the first device's
+            self._shared[place] = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+        pool, stream = self._shared[place]
         graph = torch.cuda.CUDAGraph()
-        # Only this thread's calls count: another one may copy a picture to the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        # After a capture that failed, torch would leave its stream the current one. Only this thread's calls count:
+        # another one may copy a picture to the device meanwhile.
+        with (
+            torch.cuda.stream(stream),
+            torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+        ):
             outputs = run()
         return graph.replay, outputs

@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from specdec.kernels.triton.check import failure
 from specdec.kernels.triton.passes import check
-from tests.support.triton.here import DEVICE
+from tests.support.triton.here import DEVICE, choose
 
 pytestmark = pytest.mark.gpu
 
@@ -22,6 +22,7 @@ def test_the_kernels_of_a_pass_hold_here(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(check, "_views", lambda: iter(views[2:4]))  # the others are of other types alone
     assert failure(check.check_attention, DEVICE) == ""
     assert failure(check.check_append, DEVICE) == ""
+    assert failure(check.check_choice, DEVICE) == ""
 
 
 def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,3 +33,7 @@ def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "away from the reference" in failure(check.check_attention, DEVICE)
     monkeypatch.setattr(check, "norm_rope_append", lambda *_, q, **others: q)
     assert failure(check.check_append, DEVICE).startswith("a rotated query beside a")
+    monkeypatch.setattr(check, "choose", lambda scores, keys: choose(scores[:, :2000], keys))
+    assert failure(check.check_choice, DEVICE) == ""
+    monkeypatch.setattr(check, "choose", lambda scores, keys: choose(scores[:, :1000], keys))
+    assert failure(check.check_choice, DEVICE).startswith("a largest score has other bits")

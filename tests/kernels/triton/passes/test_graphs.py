@@ -126,3 +126,52 @@ def test_launches_that_wait_for_the_device_are_refused() -> None:
     with pytest.warns(UserWarning, match="not captured any more: aten::_local_scalar_dense"):
         (found,) = graphs.run("pass", "key", [store], (numbers(2),), launches, True)
     assert found.tolist() == [4]
+
+
+def test_ctrl_c_in_a_capture_leaves_nothing_half_made() -> None:
+    class Interrupted(Recorder):
+        def __call__(self, run):  # type: ignore[no-untyped-def]
+            if not self.captures:
+                self.captures += 1
+                raise KeyboardInterrupt
+            return super().__call__(run)
+
+    graphs, store = Graphs(Interrupted()), Store(0)
+    write(graphs, store, numbers(1, 1, 1))
+    with pytest.raises(KeyboardInterrupt):
+        write(graphs, store, numbers(1, 1, 1))
+    assert len(graphs) == 0 and graphs.refused == ""
+    for i in range(2):
+        assert write(graphs, store, numbers(i, 1, 1)) == [i, 1, 1]
+    assert graphs.counts == {"pass eager": 1, "pass captured": 1, "pass replayed": 2}
+
+
+def test_a_capture_that_failed_gives_back_the_memory_of_the_others() -> None:
+    graphs, store = Graphs(Recorder()), Store(0)
+    for _ in range(2):
+        write(graphs, store, numbers(1, 1, 1))
+    assert len(graphs) == 1
+    graphs._capture = refuse
+    write(graphs, store, numbers(1))
+    with pytest.warns(UserWarning, match="no memory for a graph"):
+        write(graphs, store, numbers(1))
+    assert len(graphs) == 0, "none of them is replayed any more"
+
+
+def test_what_was_captured_in_inference_mode_is_replayed_in_any() -> None:
+    graphs, store = Graphs(Recorder()), Store(1)
+    with torch.inference_mode():
+        for _ in range(2):
+            assert write(graphs, store, numbers(1, 1, 2)) == [2, 2, 3]
+    with torch.no_grad():
+        assert write(graphs, store, numbers(2, 3, 4)) == [3, 4, 5]
+    assert graphs.counts["pass replayed"] == 2
+
+
+def test_inputs_of_another_type_are_another_pass() -> None:
+    graphs, store = Graphs(Recorder()), Store(0)
+    for x in (numbers(1, 2, 3), numbers(1.0001, 2, 3).double()):
+        for _ in range(2):
+            (found,) = graphs.run("pass", "key", [store], (x,), lambda inputs: (inputs[0] * 2,), True)
+            assert torch.equal(found, x * 2) and found.dtype is x.dtype
+    assert graphs.counts["pass captured"] == 2
