@@ -33,8 +33,8 @@ if TYPE_CHECKING:  # torch and Triton are imported once the words of the command
 ABOUT = """\
 Build and check every kernel of a GPU, time all that a GPU is for, and compare it with what is wanted: a table, and with
 --json a file. Takes less than ten minutes on a machine with a GPU, torch and Triton. Exit code 1 when a kernel differs
-from the reference or a drafted text from the plain one; bars that are missed are only shown. Exit code 2 without a GPU,
-but for --interpret."""
+from the reference, or torch computes in its place, or a drafted text differs from the plain one; bars that are missed
+are only shown. Without a GPU: exit code 2, or --interpret."""
 SECONDS = 560.0
 EXACT_PROMPTS, EXACT_TOKENS = 6, 120
 Stage = Callable[[], dict[str, Any]]
@@ -100,7 +100,7 @@ def measure(interpret: bool, seconds: float, json_file: Path | None) -> int:
         "interpreted": interpret,
         **machine(device),
         "kernels_on_device": kernels.active(device),
-        "refused": kernels.missing(device),
+        "kernels_missing": kernels.missing(device),
         "seconds": seconds - stages.left,
         "stages": stages.stages,
         **stages.figures,

@@ -1,7 +1,6 @@
-"""Compare with the reference what reads stores and writes to them, and what chooses tokens, on the device that the
-kernels will run on.
+"""Compare with the reference what reads stores and writes to them, and choices of tokens.
 
-The other ops are compared in `specdec/kernels/triton/check.py`, by the same rules.
+The other ops are compared in `specdec/kernels/triton/check.py`, by the same rules, on the same device.
 """
 
 from __future__ import annotations

@@ -36,4 +36,4 @@ def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "choose", lambda scores, keys: choose(scores[:, :2000], keys))
     assert failure(check.check_choice, DEVICE) == ""
     monkeypatch.setattr(check, "choose", lambda scores, keys: choose(scores[:, :1000], keys))
-    assert failure(check.check_choice, DEVICE) == "a largest score has other bits than the reference"
+    assert failure(check.check_choice, DEVICE).startswith("a largest score has other bits")
