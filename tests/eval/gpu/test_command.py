@@ -54,7 +54,7 @@ def test_it_ends_with_1_where_torch_stands_in_for_a_kernel(
     monkeypatch.setattr(kernels, "missing", lambda device: missing)
     monkeypatch.setattr(command, "check_figures", lambda device, small: {"checks": [], "checks_ok": 0})
     assert command.measure(True, 100.0, tmp_path / "gpu.json") == code
-    assert json.loads((tmp_path / "gpu.json").read_text())["refused"] == missing
+    assert json.loads((tmp_path / "gpu.json").read_text())["kernels_missing"] == missing
 
 
 def test_a_module_that_is_given_no_words_begins() -> None:
