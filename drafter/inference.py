@@ -153,17 +153,17 @@ class MTPHead:
         head = self.head
         if isinstance(head, CentroidHead) or (isinstance(head, PrunedHead) and head.bigram is not None):
             return None
-        return kernels.fuse_draft(
-            self.stack.fused,
-            self.pre.matrix,
-            self.post.matrix,
-            kernels.Matrix(head.weight.packed),
-            backbone.embedding.packed,
-            backbone.spec.embed_scale,
-            head.ids if isinstance(head, PrunedHead) else None,
-            None if self.fuse is None else self.fuse.matrix,
-            self.spec.text.norm_eps,
+        parts = kernels.DraftParts(
+            pre=self.pre.matrix,
+            post=self.post.matrix,
+            head=kernels.Matrix(head.weight.packed),
+            embedding=backbone.embedding.packed,
+            embed_scale=backbone.spec.embed_scale,
+            ids=head.ids if isinstance(head, PrunedHead) else None,
+            fuse=None if self.fuse is None else self.fuse.matrix,
+            eps=self.spec.text.norm_eps,
         )
+        return kernels.fuse_draft(self.stack.fused, parts)
 
     @property
     def nbytes(self) -> int:

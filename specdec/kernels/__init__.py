@@ -22,7 +22,7 @@ from torch import Tensor
 from specdec.kernels import reference as _reference
 from specdec.kernels.abi import ACTIVATIONS, Work
 from specdec.kernels.blocks import BlockTensor, pack_blocks, unpack_blocks, unpack_sub
-from specdec.kernels.draft import FusedDraft
+from specdec.kernels.draft import DraftParts, FusedDraft
 from specdec.kernels.forms import BLOCK, GROUP, HALF, TABLES, BlockForm
 from specdec.kernels.layers import FusedLayers, FusedPiece, LayerWeights, Span, StoreRows, fits
 from specdec.kernels.libraries import (
@@ -61,6 +61,7 @@ __all__ = [
     "AdapterRecords",
     "BlockForm",
     "BlockTensor",
+    "DraftParts",
     "DraftSampling",
     "FusedDraft",
     "FusedLayers",
@@ -117,32 +118,18 @@ def fuse(layers: Sequence[LayerWeights[Any]], stores: Sequence[int], norm: Tenso
     return FusedLayers(library, layers, stores, norm, lambda: library_of(norm) is library)
 
 
-def fuse_draft(
-    layers: FusedLayers | DeviceLayers | None,
-    pre: Matrix,
-    post: Matrix,
-    head: Matrix,
-    embedding: BlockTensor | None,
-    embed_scale: float,
-    ids: Tensor | None,
-    fuse: Matrix | None = None,
-    eps: float = 0.0,
-) -> FusedDraft | DeviceDraft | None:
-    """Make one call for all steps of a draft, of fused `layers` and the matrices of a draft head around them.
+def fuse_draft(layers: FusedLayers | DeviceLayers | None, parts: DraftParts) -> FusedDraft | DeviceDraft | None:
+    """Make one call for all steps of a draft, of fused `layers` and the `parts` of a draft head around them.
 
-    `embedding`: the backbone's; `ids` int64: the tokens of the head's rows, None: every one. `fuse`: what joins the
-    states of other layers, normed with `eps`, to the last one. None where step by step is the only way, as in `fuse`.
+    None where step by step is the only way, as in `fuse`.
     """
-    if layers is None or embedding is None:
+    if layers is None or any(blocks is None for blocks in parts.blocks):
         return None
     if not isinstance(layers, FusedLayers):
         make = getattr(library_of(layers.norm), "fuse_draft", None)
-        drafts: DeviceDraft | None = make and make(layers, pre, post, head, embedding, embed_scale, ids, fuse, eps)
+        drafts: DeviceDraft | None = make and make(layers, parts)
         return drafts
-    matrices = (pre, post, head, *(() if fuse is None else (fuse,)))
-    if any(b is None or not b.q.is_cpu for b in (embedding, *(matrix.blocks for matrix in matrices))):
-        return None
-    return FusedDraft(layers, pre, post, head, embedding, embed_scale, ids, fuse, eps)
+    return FusedDraft(layers, parts) if all(b is not None and b.q.is_cpu for b in parts.blocks) else None
 
 
 def block_linear(x: Tensor, w: BlockTensor) -> Tensor:

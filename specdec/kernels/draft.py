@@ -4,6 +4,7 @@ choice."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -13,38 +14,51 @@ from specdec.kernels.layers import FusedLayers, Span, Views
 from specdec.kernels.records import DraftSampling, Matrix, address, matrix_record, plain_ids, weights_record
 
 
+@dataclass(frozen=True, kw_only=True)
+class DraftParts:
+    """Hold the parts of a draft head around its layers.
+
+    `pre`, `post`: the projections into the head's layers and back; `head`: from the layers to the candidates;
+    `embedding`: the backbone's, times `embed_scale`; `ids` int64 [candidates]: the backbone's tokens that the
+    candidates are, None: all of them. `fuse`: what joins the states of other layers, normed with `eps`, to the last
+    one; None where the head takes none.
+    """
+
+    pre: Matrix
+    post: Matrix
+    head: Matrix
+    embedding: BlockTensor | None
+    embed_scale: float
+    ids: Tensor | None
+    fuse: Matrix | None
+    eps: float
+
+    @property
+    def blocks(self) -> list[BlockTensor | None]:
+        """Return the blocks of all matrices; None for each that is stored otherwise."""
+        matrices = (self.pre, self.post, self.head, *(() if self.fuse is None else (self.fuse,)))
+        return [self.embedding, *(matrix.blocks for matrix in matrices)]
+
+
 class FusedDraft:
     """Draft with a head in one native call (csrc/draft.h). `specdec.kernels.fuse_draft` makes the objects."""
 
-    def __init__(
-        self,
-        layers: FusedLayers,
-        pre: Matrix,
-        post: Matrix,
-        head: Matrix,
-        embedding: BlockTensor,
-        embed_scale: float,
-        ids: Tensor | None,
-        fuse: Matrix | None,
-        eps: float,
-    ) -> None:
-        """Point a record at the parts of the head.
-
-        `pre`, `post`: the projections into the head's layers and back; `fuse`: of the other layers' states, None where
-        the head takes none; `head`: from the layers to the candidates; `embedding`: the backbone's, times
-        `embed_scale`; `ids`: the backbone's tokens that the candidates are, None: all of them.
-        """
+    def __init__(self, layers: FusedLayers, parts: DraftParts) -> None:
+        """Point a record at the `parts`, all of them in blocks, on the CPU."""
+        embedding, ids, fuse = parts.embedding, parts.ids, parts.fuse
+        assert embedding is not None
         assert embedding.q.is_cpu and (ids is None or plain_ids(ids))
-        self._layers, self._parts = layers, (pre, post, head, embedding, ids, fuse)  # the record points into these
+        self._layers, self._parts = layers, parts  # the record points into these
         self._drafter = abi.Drafter(
-            *map(matrix_record, (pre, post, head)),
+            *map(matrix_record, (parts.pre, parts.post, parts.head)),
             fuse=abi.Matrix() if fuse is None else matrix_record(fuse),
             embedding=weights_record(embedding),
             tokens=embedding.rows,
             ids=address(ids),
-            embed_scale=embed_scale,
-            eps=eps,
-            aux=0 if fuse is None else 2 * _columns(fuse) // _columns(pre),  # `pre` takes two of the backbone's width
+            embed_scale=parts.embed_scale,
+            eps=parts.eps,
+            # `pre` takes two of the backbone's width
+            aux=0 if fuse is None else 2 * _columns(fuse) // _columns(parts.pre),
         )
 
     def usable(self, views: Views, sampling: DraftSampling | None = None) -> bool:

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from specdec.kernels import reference
 from specdec.kernels.blocks import BlockTensor
+from specdec.kernels.draft import DraftParts
 from specdec.kernels.forms import BlockForm
 from specdec.kernels.layers import LayerWeights
 from specdec.kernels.low_rank import LowRank
 from specdec.kernels.low_rank import low_rank as low_rank_reference
-from specdec.kernels.records import Matrix
 from specdec.kernels.store import KVView
 from specdec.kernels.triton import check, norm, product, rows
 from specdec.kernels.triton.append import norm_rope_append
@@ -144,29 +144,16 @@ class Triton:
             return None
         return DeviceLayers(layers, stores, norm, in_use, self.reads, self.graphs)
 
-    def fuse_draft(
-        self,
-        layers: DeviceLayers,
-        pre: Matrix,
-        post: Matrix,
-        head: Matrix,
-        embedding: BlockTensor,
-        embed_scale: float,
-        ids: Tensor | None,
-        fuse: Matrix | None,
-        eps: float,
-    ) -> DeviceDraft | None:
-        """Return what makes all steps of a draft as one pass; None where the kernels do not read the blocks of a matrix
-        or of `embedding`, or cannot choose tokens, which is checked here. Arguments as of `specdec.kernels.fuse_draft`.
-        """
+    def fuse_draft(self, layers: DeviceLayers, parts: DraftParts) -> DeviceDraft | None:
+        """Return what makes all steps of a draft as one pass; None where the kernels do not read the blocks of a
+        matrix, or cannot choose tokens, which is checked here."""
         if why := check.failure(check_choice, self.device):
             self.refused["choice"] = why
             warnings.warn(self.sentence(), RuntimeWarning, stacklevel=2)
             return None
-        blocks = [embedding, *(matrix.blocks for matrix in (pre, post, head, fuse) if matrix is not None)]
-        if not all(part is not None and self.reads(part.form) for part in blocks):
+        if not all(blocks is not None and self.reads(blocks.form) for blocks in parts.blocks):
             return None
-        return DeviceDraft(layers, pre, post, head, embedding, embed_scale, ids, fuse, eps)
+        return DeviceDraft(layers, parts)
 
     best = staticmethod(reference.best)
     gumbel_candidates = staticmethod(reference.gumbel_candidates)

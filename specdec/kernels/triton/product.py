@@ -37,12 +37,7 @@ def block_linear(x: Tensor, w: BlockTensor) -> Tensor:
 
 def block_product(x: Quantised, w: BlockTensor, dtype: torch.dtype) -> Tensor:
     """Multiply quantised activations [T, K] by packed weights of one of FORMS -> [T, N] in `dtype`."""
-    rows = x.values.shape[0]
-    out = torch.empty(rows, w.rows, dtype=dtype, device=x.values.device)
-    shape = tile_shape(rows, w)
-    grid = tiles(rows, shape["T"]), tiles(w.rows, shape["N"])
-    launch(_product, grid, *x, *kernel_parts(w), out, rows, w.rows, w.columns // BLOCK, **kernel_constants(w), **shape)
-    return out
+    return _multiply(x, w, w, dtype, GATED=False, GELU=False)
 
 
 def gated_product(x: Quantised, gate: BlockTensor, up: BlockTensor, activation: str, dtype: torch.dtype) -> Tensor:
@@ -51,15 +46,17 @@ def gated_product(x: Quantised, gate: BlockTensor, up: BlockTensor, activation: 
     The bits are those of two products in `dtype` and `gated` after them.
     """
     assert (gate.form, gate.table, gate.rows) == (up.form, up.table, up.rows)
+    return _multiply(x, gate, up, dtype, GATED=True, GELU=ACTIVATIONS.index(activation) == 1)
+
+
+def _multiply(x: Quantised, w: BlockTensor, up: BlockTensor, dtype: torch.dtype, **how: bool) -> Tensor:
     rows = x.values.shape[0]
-    out = torch.empty(rows, gate.rows, dtype=dtype, device=x.values.device)
-    shape = tile_shape(rows, gate)
-    grid = tiles(rows, shape["T"]), tiles(gate.rows, shape["N"])
-    parts = *kernel_parts(gate), *kernel_parts(up)[:3]
-    launch(
-        _gated_product, grid, *x, *parts, out, rows, gate.rows, gate.columns // BLOCK,
-        **kernel_constants(gate), **shape, GELU=ACTIVATIONS.index(activation),
-    )  # fmt: skip
+    out = torch.empty(rows, w.rows, dtype=dtype, device=x.values.device)
+    shape = tile_shape(rows, w)
+    grid = tiles(rows, shape["T"]), tiles(w.rows, shape["N"])
+    parts = *kernel_parts(w), *kernel_parts(up)[:3]
+    sizes = rows, w.rows, w.columns // BLOCK
+    launch(_product, grid, *x, *parts, out, *sizes, **kernel_constants(w), **shape, **how)
     return out
 
 
@@ -176,30 +173,9 @@ def _store_tile(out, n, t, rows, outputs, total):
 
 @jit
 def _product(
-    values, scales, sums, q, scale, minimum, table, out, rows, outputs, blocks,
-    BITS: tl.constexpr, MINIMUM: tl.constexpr, TABLE: tl.constexpr, UNIT: tl.constexpr,
-    N: tl.constexpr, T: tl.constexpr, K: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    t = tl.program_id(0) * T + tl.arange(0, T)
-    n = tl.program_id(1) * N + tl.arange(0, N)
-    mask = t < rows
-    first, from_row = _first_blocks(outputs, blocks, N), t.to(tl.int64) * blocks
-    values, scales, sums = values + from_row * 32, scales + from_row, sums + from_row
-    q, scale, minimum = q + first * (64 * BITS), scale + first * 16, minimum + first * 16
-    total = tl.zeros([N, T], tl.float32)
-    for step in tl.range(0, blocks // K, num_stages=STAGES):
-        for k in tl.static_range(K):
-            b = step * K + k
-            a, s, summed = _activations(values + b * 32, scales + b, sums + b, mask)
-            total = _add_term(total, a, s, summed, q, scale, minimum, table, b, BITS, MINIMUM, TABLE, UNIT, N)
-    _store_tile(out, n, t, rows, outputs, total)
-
-
-@jit
-def _gated_product(
     values, scales, sums, q, scale, minimum, table, q_up, scale_up, minimum_up, out, rows, outputs, blocks,
     BITS: tl.constexpr, MINIMUM: tl.constexpr, TABLE: tl.constexpr, UNIT: tl.constexpr,
-    N: tl.constexpr, T: tl.constexpr, K: tl.constexpr, STAGES: tl.constexpr, GELU: tl.constexpr,
+    N: tl.constexpr, T: tl.constexpr, K: tl.constexpr, STAGES: tl.constexpr, GATED: tl.constexpr, GELU: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0) * T + tl.arange(0, T)
     n = tl.program_id(1) * N + tl.arange(0, N)
@@ -208,17 +184,19 @@ def _gated_product(
     values, scales, sums = values + from_row * 32, scales + from_row, sums + from_row
     q, scale, minimum = q + first * (64 * BITS), scale + first * 16, minimum + first * 16
     q_up, scale_up, minimum_up = q_up + first * (64 * BITS), scale_up + first * 16, minimum_up + first * 16
-    gate = tl.zeros([N, T], tl.float32)
+    total = tl.zeros([N, T], tl.float32)
     up = tl.zeros([N, T], tl.float32)
     for step in tl.range(0, blocks // K, num_stages=STAGES):
         for k in tl.static_range(K):
             b = step * K + k
             a, s, summed = _activations(values + b * 32, scales + b, sums + b, mask)
-            gate = _add_term(gate, a, s, summed, q, scale, minimum, table, b, BITS, MINIMUM, TABLE, UNIT, N)
-            up = _add_term(up, a, s, summed, q_up, scale_up, minimum_up, table, b, BITS, MINIMUM, TABLE, UNIT, N)
-    gate = rounded(gate, out.dtype.element_ty).to(tl.float32)
-    up = rounded(up, out.dtype.element_ty).to(tl.float32)
-    _store_tile(out, n, t, rows, outputs, activated(gate, GELU) * up)
+            total = _add_term(total, a, s, summed, q, scale, minimum, table, b, BITS, MINIMUM, TABLE, UNIT, N)
+            if GATED:
+                up = _add_term(up, a, s, summed, q_up, scale_up, minimum_up, table, b, BITS, MINIMUM, TABLE, UNIT, N)
+    if GATED:
+        gate = rounded(total, out.dtype.element_ty).to(tl.float32)
+        total = activated(gate, GELU) * rounded(up, out.dtype.element_ty).to(tl.float32)
+    _store_tile(out, n, t, rows, outputs, total)
 
 
 @jit

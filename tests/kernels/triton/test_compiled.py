@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.gpu
 
 EXACT = {
-    "quantise", "product", "gated_product", "block_rows", "rms_norm", "norm_quantise", "add_norm_quantise", "rope",
+    "quantise", "product", "block_rows", "rms_norm", "norm_quantise", "add_norm_quantise", "rope",
     "gated", "down", "up", "heads", "combine", "tops", "decide",
 }  # fmt: skip
 ROUNDED = {"dense", "attend", "likely", "exact"}
@@ -34,6 +34,8 @@ def test_kernels_compile_and_nothing_is_fused_or_flushed(arch: int, tmp_path: Pa
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert {each["kernel"] for each in found} == EXACT | ROUNDED
+    products = [each for each in found if each["kernel"] == "product"]
+    assert {each["constants"]["GATED"] for each in products} == {False, True}
     for each in found:
         assert each["bytes"] > 0 and each["flushed"] == 0, each
         if each["kernel"] in EXACT:
@@ -41,5 +43,5 @@ def test_kernels_compile_and_nothing_is_fused_or_flushed(arch: int, tmp_path: Pa
         if each["kernel"] == "attend":  # parts of bfloat16, on the matrix units
             assert each["matrix"] and all(".f32.bf16.bf16" in name for name in each["matrix"]), each
             assert each["shared"] <= SHARED, each
-        if each["kernel"] in ("product", "gated_product"):  # whole numbers, on the matrix units
+        if each["kernel"] == "product":  # whole numbers, on the matrix units
             assert each["matrix"] and all(".s32.s8.s8" in name for name in each["matrix"]), each

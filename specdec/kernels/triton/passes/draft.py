@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from specdec.kernels.blocks import BlockTensor
+from specdec.kernels.draft import DraftParts
 from specdec.kernels.layers import Span, StoreRows, Views
 from specdec.kernels.records import DraftSampling, Matrix
 from specdec.kernels.triton.choice import choose
@@ -26,24 +26,13 @@ from specdec.kernels.triton.rows import block_rows
 class DeviceDraft:
     """Draft with a head on a GPU, with the face of `FusedDraft`. `specdec.kernels.fuse_draft` makes the objects."""
 
-    def __init__(
-        self,
-        layers: DeviceLayers,
-        pre: Matrix,
-        post: Matrix,
-        head: Matrix,
-        embedding: BlockTensor,
-        embed_scale: float,
-        ids: Tensor | None,
-        fuse: Matrix | None,
-        eps: float,
-    ) -> None:
-        """Take the parts of the head; arguments as of `FusedDraft`."""
-        self._layers, self._pre, self._post, self._head, self._fuse = layers, pre, post, head, fuse
-        self._embedding, self._ids, self._eps = embedding, ids, eps
+    def __init__(self, layers: DeviceLayers, parts: DraftParts) -> None:
+        """Take the `parts` of the head, all of them in blocks that the kernels read."""
+        assert parts.embedding is not None
+        self._layers, self._parts, self._embedding = layers, parts, parts.embedding
         # transformers rounds Gemma's scale to the dtype before it multiplies.
-        norm = layers.norm
-        self._scale = None if embed_scale == 1.0 else torch.tensor(embed_scale, dtype=norm.dtype, device=norm.device)
+        norm, scale = layers.norm, parts.embed_scale
+        self._scale = None if scale == 1.0 else torch.tensor(scale, dtype=norm.dtype, device=norm.device)
 
     def usable(self, views: Views, sampling: DraftSampling | None = None) -> bool:
         """Return whether this object can make a draft that reads the stores `views`, and samples with `sampling`."""
@@ -83,10 +72,10 @@ class DeviceDraft:
 
     def _first(self, state: Tensor, aux: Sequence[Tensor]) -> Tensor:
         """Return the state [1, backbone hidden] that a draft begins with."""
-        if self._fuse is None:
+        if self._parts.fuse is None:
             return state[None]
-        normed = rms_norm(torch.stack(tuple(aux)), None, self._eps)  # [aux layers, backbone hidden]
-        return state[None] + _times(normed.reshape(1, -1), self._fuse)
+        normed = rms_norm(torch.stack(tuple(aux)), None, self._parts.eps)  # [aux layers, backbone hidden]
+        return state[None] + _times(normed.reshape(1, -1), self._parts.fuse)
 
     def _tokens(self, hidden: Tensor, numbers: Tensor, sharpness: Tensor, steps: int, places: Places) -> Tensor:
         """Return `steps` tokens int64 [steps]. `numbers`: the newest token and, of a sampled draft, the key of each
@@ -96,16 +85,16 @@ class DeviceDraft:
         for step in range(steps):
             embedded = block_rows(token, self._embedding, hidden.dtype)  # [1, backbone hidden]
             embedded = embedded if self._scale is None else embedded * self._scale
-            x, _ = self._layers.run(_times(torch.cat((embedded, hidden), dim=-1), self._pre), places)
-            logits = _times(x, self._head)  # [1, candidates]
+            x, _ = self._layers.run(_times(torch.cat((embedded, hidden), dim=-1), self._parts.pre), places)
+            logits = _times(x, self._parts.head)  # [1, candidates]
             if sampled:
-                index = choose(logits.float() * sharpness, numbers[1 + step : 2 + step], self._ids).winner  # [1]
+                index = choose(logits.float() * sharpness, numbers[1 + step : 2 + step], self._parts.ids).winner  # [1]
             else:
                 index = logits.argmax(dim=-1)
-            token = index if self._ids is None else self._ids[index]
+            token = index if self._parts.ids is None else self._parts.ids[index]
             made.append(token)
             if step + 1 < steps:
-                hidden = _times(x, self._post)
+                hidden = _times(x, self._parts.post)
         return torch.cat(made)
 
 

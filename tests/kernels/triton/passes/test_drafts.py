@@ -17,7 +17,7 @@ from drafter.train.initial import initial_tensors
 from specdec.drafting.draft_length import FixedLength
 from specdec.engine.sampling import Noise
 from specdec.engine.stats import GenerationStats
-from specdec.kernels.records import DraftSampling, Matrix
+from specdec.kernels import DraftParts, DraftSampling, Matrix
 from specdec.kernels.triton.passes.draft import DeviceDraft
 from specdec.model.decoder import Decoder
 from tests.support.decoding import alone, decode, request
@@ -69,10 +69,17 @@ def test_a_draft_in_one_pass_is_the_draft_step_by_step(aux_layers: tuple[int, ..
     passes = passes_of(assistant.stack, graphs)
     embedding = decoder.embedding.packed
     assert embedding is not None
-    parts = (assistant.pre.matrix, assistant.post.matrix, Matrix(assistant.head.weight.packed))
-    fuse = None if assistant.fuse is None else assistant.fuse.matrix
-    eps = assistant.spec.text.norm_eps
-    draft = DeviceDraft(passes, *parts, embedding, decoder.spec.embed_scale, assistant.head.ids, fuse, eps)
+    parts = DraftParts(
+        pre=assistant.pre.matrix,
+        post=assistant.post.matrix,
+        head=Matrix(assistant.head.weight.packed),
+        embedding=embedding,
+        embed_scale=decoder.spec.embed_scale,
+        ids=assistant.head.ids,
+        fuse=None if assistant.fuse is None else assistant.fuse.matrix,
+        eps=assistant.spec.text.norm_eps,
+    )
+    draft = DeviceDraft(passes, parts)
     ids = prompt(12, seed=2)[0]
     cache, states = prefilled(decoder, ids[:-1], drafter.aux_layers)
     found = []

@@ -130,7 +130,7 @@ def test_launches_that_wait_for_the_device_are_refused() -> None:
 
 def test_ctrl_c_in_a_capture_leaves_nothing_half_made() -> None:
     class Interrupted(Recorder):
-        def __call__(self, run):  # type: ignore[no-untyped-def]
+        def __call__(self, run: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
             if not self.captures:
                 self.captures += 1
                 raise KeyboardInterrupt
