@@ -79,7 +79,7 @@ from the built-in generator, from text files, and from your own .jsonl files; th
 the better. Ctrl-C, or a kill, loses at most two minutes: the same command goes on. Evaluations decode held-out prompts
 for real, and the head that did best is the one that is kept. On several machines, or sockets:
 
-  torchrun --nproc-per-node N run.py train ..."""
+  torchrun --nproc-per-node N -- run.py train ..."""
 
 
 def add_bench_options(bench: argparse.ArgumentParser) -> None:

@@ -28,8 +28,7 @@ from eval.cli.session import Session, open_session
 from eval.kernels.model_pass import random_tokens
 from eval.prompts.sets import suite_prompts
 from specdec.drafting.calibrate import calibrate
-from specdec.drafting.draft_length import FixedLength
-from specdec.drafting.protocol import NoDraft, bind_drafter
+from specdec.drafting.protocol import FixedLength, NoDraft, bind_drafter
 from specdec.engine.engine import Engine
 from specdec.engine.sampling import Sampler
 from specdec.engine.schedule import PROMPT_ROWS

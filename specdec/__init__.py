@@ -15,8 +15,8 @@ from specdec.util.lazy import lazy
 
 if TYPE_CHECKING:
     from specdec.cache.kv_cache import KVCache
-    from specdec.drafting.draft_length import AdaptiveLength, FixedLength
-    from specdec.drafting.protocol import Composite, Draft, Drafter, NoDraft, Proposer
+    from specdec.drafting.draft_length import AdaptiveLength
+    from specdec.drafting.protocol import Composite, Draft, Drafter, FixedLength, NoDraft, Proposer
     from specdec.drafting.suffix import SuffixDrafter
     from specdec.engine.sampling import Noise
     from specdec.engine.stats import GenerationStats, Round
@@ -58,8 +58,8 @@ __getattr__ = lazy(
     __name__,
     {
         "cache.kv_cache": ("KVCache",),
-        "drafting.draft_length": ("AdaptiveLength", "FixedLength"),
-        "drafting.protocol": ("Composite", "Draft", "Drafter", "NoDraft", "Proposer"),
+        "drafting.draft_length": ("AdaptiveLength",),
+        "drafting.protocol": ("Composite", "Draft", "Drafter", "FixedLength", "NoDraft", "Proposer"),
         "drafting.suffix": ("SuffixDrafter",),
         "engine.sampling": ("Noise",),
         "hf": ("SpecdecForCausalLM", "speculative"),

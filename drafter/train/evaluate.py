@@ -18,8 +18,7 @@ from drafter.data.patience import PATIENT, Patience
 from drafter.settings import Recipe
 from drafter.train.loss import Candidates, unrolled_loss
 from drafter.train.model import Network
-from specdec.drafting.draft_length import FixedLength
-from specdec.drafting.protocol import Drafter
+from specdec.drafting.protocol import Drafter, FixedLength
 from specdec.engine.engine import Engine
 from specdec.engine.sampling import Sampler
 from specdec.engine.sequence import Request

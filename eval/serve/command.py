@@ -80,7 +80,7 @@ def serve(settings: GenerationSettings, options: ServeOptions) -> int:
     print(f"loading {settings.model} ...", file=sys.stderr, flush=True)
     from eval.cli.session import open_session
     from eval.use.recording import open_recorder, say
-    from specdec.drafting.draft_length import FixedLength
+    from specdec.drafting.protocol import FixedLength
     from specdec.server.generation.service import Service
     from specdec.server.guard import Access
     from specdec.server.listen import Listening, listen

@@ -14,7 +14,7 @@ import uvicorn
 
 from eval.cli.session import Session
 from eval.server.client import Streamed, ask, stream
-from specdec.drafting.draft_length import FixedLength
+from specdec.drafting.protocol import FixedLength
 from specdec.server.app import create_app
 from specdec.server.generation.answer import Answer
 from specdec.server.generation.service import Service

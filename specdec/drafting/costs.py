@@ -159,13 +159,17 @@ class LiveCosts:
         if texts > 1 and costs.text is not None:
             costs.text = max(0.0, costs.text + (factor - 1) * costs.of_pass(rows, texts) / (texts - 1))
         costs.passes[rows] = costs.of_pass(rows)
-        for near in costs.passes:
-            costs.passes[near] *= 1 + (factor - 1) * _nearness(near, rows)
+        nearness = _nearness(tuple(costs.passes), rows)
+        costs.passes = {
+            near: (1 + (factor - 1) * weight) * seconds
+            for (near, seconds), weight in zip(costs.passes.items(), nearness, strict=True)
+        }
 
 
 @lru_cache(maxsize=4096)
-def _nearness(rows: int, others: int) -> float:
-    return float(NEAR ** abs(log2(rows / others)))
+def _nearness(known: tuple[int, ...], rows: int) -> tuple[float, ...]:
+    """Return what each of the row counts `known` gets of a correction of `rows`."""
+    return tuple(float(NEAR ** abs(log2(near / rows))) for near in known)
 
 
 def _blend(average: float, newest: float, weight: float) -> float:

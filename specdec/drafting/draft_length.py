@@ -6,7 +6,7 @@ The source and the k are those that maximise (1 + S_k) / T(k): expected tokens a
 (`specdec.drafting.calibrate`) and corrected while the engine runs. Every source has an acceptance record of its own,
 which outlives the request. Lengths never change a token, only when it comes.
 
-Three things keep that rule from starving and from costing much:
+Four things keep that rule from starving and from costing much:
 - The prior of a_i is a_{i-1}: where little was seen, a draft goes on as it began. The prior counts for `PRIOR_ROUNDS`
   rounds, and for fewer the less it fits. With one prior for every position, drafts that were always right stayed short.
 - The first position that is not drafted is tried again after `RETRY` to `RETRY_MOST` rounds, if a draft that goes on
@@ -17,6 +17,8 @@ Three things keep that rule from starving and from costing much:
 - Credit: an emitted token earns a plain pass, and a round is charged `FLOOR` of its time. No draft is made that
   would leave a debt if all of it were wrong. So, as far as the costs are true, decoding is never slower than `FLOOR`
   times plain decoding, whatever the drafts. The first draft waits for 3 to 19 plain rounds; a suffix match hardly.
+- Pauses: where a text gets no draft, no plan is made for it until a try is due or the credit may suffice, or for
+  `PAUSE` rounds. A plan takes 2% of a small model's pass, and the next one would find the same.
 
 `tests/drafting/test_draft_length_replay.py` replays texts; docs/design.md has what else was tried.
 """
@@ -28,6 +30,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from heapq import heapify, heappop, heapreplace
+from math import ceil, inf
 from typing import Any, NamedTuple
 
 from specdec.cache import MAX_ROWS
@@ -41,6 +44,7 @@ Plan = list[tuple[str, int]]  # by text of a pass: who drafts, and how many toke
 FLOOR = 0.97  # of plain decoding's speed, at least
 HOPE = 0.75  # a_i that a try beside other texts hopes for
 CREDIT = 12.0  # plain passes that drafts may lose at most, after rounds that won as many
+PAUSE = 8  # rounds without a draft until costs, which change meanwhile, are looked at again
 HORIZON = 128  # tokens within which what is read for drafts has to pay: a text may end sooner
 
 
@@ -51,42 +55,6 @@ class Learned(NamedTuple):
     measured_for: tuple[int, int] | None
     records: dict[str, AcceptanceRecord]
     credit: float
-
-
-class FixedLength:
-    """Choose one draft length for all drafts, from the preferred source."""
-
-    def __init__(self, length: int) -> None:
-        """Draft `length` tokens each time, where a source drafts as many. Raises ValueError below 0."""
-        if length < 0:
-            raise ValueError(f"draft_length must be 0 or more, or 'adaptive'; got {length}")
-        self.length = length
-
-    def may_draft(self, texts: int, beside: int = 0) -> bool:
-        """Return whether there is a length to draft."""
-        return self.length > 0
-
-    def plan(self, limits: Sequence[Mapping[str, int]], beside: int = 0, most: int = 64) -> list[tuple[str, int]]:
-        """Return the preferred source of each text with the length, or an equal share of `most` tokens."""
-        each = min(self.length, most // len(limits))
-        return [(source, min(each, of[source])) for of in limits for source in [next(iter(of))]]
-
-    def extend(self, sources: Sequence[str], source: str, limit: int, beside: int = 0) -> int:
-        """Return how many tokens are missing to the length, at most `limit`."""
-        return min(self.length - len(sources), limit)
-
-    def may_catch_up(self, limits: Mapping[str, int], source: str, rows: int, spent: float = 0.0) -> bool:
-        """Return True: whoever fixes the length wants the drafts."""
-        return True
-
-    def observe_reading(self, source: str, rows: int, seconds: float) -> None:
-        """Learn nothing: the length is fixed."""
-
-    def observe_prompt(self, seconds: float) -> None:
-        """Learn nothing: the length is fixed."""
-
-    def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
-        """Learn nothing: the length is fixed."""
 
 
 class AdaptiveLength:
@@ -102,6 +70,9 @@ class AdaptiveLength:
         self._lock = threading.Lock()  # around each public method's own work; nothing else is called under it
         self._records: dict[str, AcceptanceRecord] = {}
         self._credit = self._purse = 0.0  # in plain passes; the purse is for what drafters read, and prompts fill it
+        self._plans = 0
+        self._paused: dict[tuple[tuple[str, int], ...], int] = {}  # by a lone text's limits: the plan to make next
+        self._lacking = inf  # plain passes of the shortest draft that the credit did not cover in the last plan
         self._costs = LiveCosts()
         if costs is not None:
             self.calibrate(costs)
@@ -127,6 +98,7 @@ class AdaptiveLength:
     def calibrate(self, costs: Costs) -> None:
         """Take `costs` as the costs of now; the acceptance records stay."""
         with self._lock:
+            self._paused.clear()
             self._costs.calibrate(costs, self.longest + 1)
 
     def learned(self) -> Learned:
@@ -140,6 +112,7 @@ class AdaptiveLength:
         with self._lock:
             self.measured_for, self._records = learned.measured_for, deepcopy(learned.records)
             self._credit = min(learned.credit, CREDIT)
+            self._paused.clear()
 
     @property
     def costs(self) -> Costs:
@@ -162,12 +135,19 @@ class AdaptiveLength:
             sources = {one for of in bounded for one in of}
             for one in {one for of in bounded for one, limit in of.items() if limit > 0}:
                 self._record(one).rounds += 1
+            self._plans += 1
+            lone = tuple(bounded[0].items()) if len(limits) == 1 else ()
+            if lone and self._plans < self._paused.get(lone, 0):
+                return [(lone[0][0], 0)]
+            self._lacking = inf
             acceptance = {one: self._record(one).acceptance() for one in sources}
             planned = PlannedPass(self._costs, acceptance, len(limits), beside)
             plan = self._try(planned, bounded, self._best(planned, bounded, most), most)
             for source, k in plan:
                 record = self._record(source)
                 record.drafted[:k] = [record.rounds] * k
+            if lone and plan[0][1] == 0:
+                self._paused[lone] = self._plans + self._pause(bounded[0])
             return plan
 
     def extend(self, sources: Sequence[str], source: str, limit: int, beside: int = 0) -> int:
@@ -225,6 +205,8 @@ class AdaptiveLength:
             self._costs.correct_pass(rows, verify_seconds, texts)
             # Tokens that a composite added to a draft cost nothing.
             own = [(sources[0], sources.count(sources[0])) for sources, _ in drafts if sources]
+            if own:
+                self._paused.clear()
             if own and draft_seconds > 0:
                 self._costs.correct_drafts(own, draft_seconds)
             # From the averages: that a neighbour slowed the machine down for a round says nothing about drafts.
@@ -304,11 +286,20 @@ class AdaptiveLength:
         record, expected = self._record(source), planned.rate(total)
         if at >= limit:
             return
-        if (hoped := record.hope(at)) and (longer := planned.paying(others, source, at, limit, hoped, expected)):
+        if (hoped := record.hope(at)) and (longer := list(planned.paying(others, source, at, limit, hoped, expected))):
             yield next((k for k in longer if k >= at + record.stride), longer[-1])
+        if not record.overdue(at) or not self._affordable(planned.passes(others + planned.drafts(source, at + 1))):
+            return
         hoped = 1.0 if planned.texts == 1 else max(HOPE, record.acceptance()[at])
-        if record.overdue(at) and planned.paying(others, source, at, limit, hoped, expected):
+        if any(planned.paying(others, source, at, limit, hoped, expected)):
             yield at + 1
+
+    def _pause(self, limits: Mapping[str, int]) -> int:
+        """Return the rounds until a text with these limits, which gets no draft now, may get one."""
+        records = [self._record(source) for source, limit in limits.items() if limit > 0]
+        tries = [record.patience[0] - (record.rounds - record.drafted[0]) for record in records]
+        saved = (FLOOR * self._lacking - 1 - self._credit) / (1 - FLOOR)  # a plain round earns 1 and is charged `FLOOR`
+        return min(PAUSE, *(rounds for rounds in tries if rounds > 0), max(1, ceil(min(saved, PAUSE))))
 
     def _record(self, source: str) -> AcceptanceRecord:
         if source not in self._records:
@@ -317,4 +308,7 @@ class AdaptiveLength:
 
     def _affordable(self, passes: float) -> bool:
         """Return whether the credit covers a pass as long as `passes` plain ones, with every draft in it wrong."""
-        return self._credit + 1 >= FLOOR * passes
+        if self._credit + 1 >= FLOOR * passes:
+            return True
+        self._lacking = min(self._lacking, passes)
+        return False

@@ -80,11 +80,11 @@ class PlannedPass:
 
     def paying(
         self, others: DraftTotal, source: str, known: int, limit: int, chance: float, expected: float
-    ) -> list[int]:
-        """Return the lengths of a draft beyond `known`, beside `others`, that would have a better rate than `expected`
+    ) -> Iterator[int]:
+        """Yield the lengths of a draft beyond `known`, beside `others`, that would have a better rate than `expected`
         if all further tokens were accepted with probability `chance`."""
         hopes = ((k, others + self.hope(source, k, known, chance)) for k in range(known + 1, limit + 1))
-        return [k for k, hope in hopes if self.rate(hope) > expected]
+        return (k for k, hope in hopes if self.rate(hope) > expected)
 
     def worth(self, source: str, limits: Mapping[str, int], due: bool) -> tuple[int, float]:
         """Return the length of the shortest draft of `source` with a better rate than all drafts of others within

@@ -193,3 +193,39 @@ class NoDraft:
     def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
         """Return an empty draft."""
         return Draft()
+
+
+class FixedLength:
+    """Choose one draft length for all drafts, from the preferred source."""
+
+    def __init__(self, length: int) -> None:
+        """Draft `length` tokens each time, where a source drafts as many. Raises ValueError below 0."""
+        if length < 0:
+            raise ValueError(f"draft_length must be 0 or more, or 'adaptive'; got {length}")
+        self.length = length
+
+    def may_draft(self, texts: int, beside: int = 0) -> bool:
+        """Return whether there is a length to draft."""
+        return self.length > 0
+
+    def plan(self, limits: Sequence[Mapping[str, int]], beside: int = 0, most: int = 64) -> list[tuple[str, int]]:
+        """Return the preferred source of each text with the length, or an equal share of `most` tokens."""
+        each = min(self.length, most // len(limits))
+        return [(source, min(each, of[source])) for of in limits for source in [next(iter(of))]]
+
+    def extend(self, sources: Sequence[str], source: str, limit: int, beside: int = 0) -> int:
+        """Return how many tokens are missing to the length, at most `limit`."""
+        return min(self.length - len(sources), limit)
+
+    def may_catch_up(self, limits: Mapping[str, int], source: str, rows: int, spent: float = 0.0) -> bool:
+        """Return True: whoever fixes the length wants the drafts."""
+        return True
+
+    def observe_reading(self, source: str, rows: int, seconds: float) -> None:
+        """Learn nothing: the length is fixed."""
+
+    def observe_prompt(self, seconds: float) -> None:
+        """Learn nothing: the length is fixed."""
+
+    def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
+        """Learn nothing: the length is fixed."""

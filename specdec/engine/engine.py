@@ -21,9 +21,17 @@ import torch
 
 from specdec.cache import CacheProvider, Conversations
 from specdec.drafting.composite import PredictedProposer
-from specdec.drafting.draft_length import FixedLength
 from specdec.drafting.propose import propose_together
-from specdec.drafting.protocol import Drafted, Drafter, DraftLength, NoDraft, Proposer, bind_drafter, proposer_for
+from specdec.drafting.protocol import (
+    Drafted,
+    Drafter,
+    DraftLength,
+    FixedLength,
+    NoDraft,
+    Proposer,
+    bind_drafter,
+    proposer_for,
+)
 from specdec.drafting.suffix import PredictionMatches
 from specdec.engine.clock import PassClock
 from specdec.engine.event import Event

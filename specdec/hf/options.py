@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from specdec.drafting.draft_length import AdaptiveLength, FixedLength
-from specdec.drafting.protocol import DraftLength
+from specdec.drafting.draft_length import AdaptiveLength
+from specdec.drafting.protocol import DraftLength, FixedLength
 from specdec.engine.constraints import Constraint
 from specdec.engine.sampling import mix
 from specdec.engine.stats import Round

@@ -11,7 +11,7 @@ from torch import Tensor
 from specdec.cache import KVCache, StoreShape
 from specdec.cache.conversation_file import load_conversation, save_conversation
 from specdec.cache.reuse import EARLY, MARKS, TAIL, Conversations
-from specdec.drafting.draft_length import FixedLength
+from specdec.drafting.protocol import FixedLength
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.sampling import Sampler
 from specdec.engine.sequence import Request

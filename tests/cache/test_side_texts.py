@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from specdec.cache.reuse import RECENT, Conversations
-from specdec.drafting.draft_length import FixedLength
-from specdec.drafting.protocol import NoDraft
+from specdec.drafting.protocol import FixedLength, NoDraft
 from specdec.engine.sampling import Sampler
 from specdec.engine.sequence import Request
 from specdec.engine.stats import GenerationStats

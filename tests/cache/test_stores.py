@@ -10,8 +10,7 @@ import torch
 from specdec import kernels
 from specdec.cache import KVCache, StoreShape
 from specdec.cache.stores import BLOCK, GROWTH, LayerStore, slots_for
-from specdec.drafting.draft_length import FixedLength
-from specdec.drafting.protocol import Drafter, NoDraft
+from specdec.drafting.protocol import Drafter, FixedLength, NoDraft
 from specdec.engine.sampling import Sampler
 from specdec.engine.sequence import Request
 from specdec.engine.stats import GenerationStats

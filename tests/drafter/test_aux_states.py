@@ -24,8 +24,7 @@ from eval.acceptance import WithoutNoise
 from eval.bench.modes import Wrong
 from eval.synthetic.acceptance import SyntheticAcceptance
 from specdec.drafting.composite import CompositeDrafter
-from specdec.drafting.draft_length import FixedLength
-from specdec.drafting.protocol import Drafter, NoDraft
+from specdec.drafting.protocol import Drafter, FixedLength, NoDraft
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.sampling import Sampler
 from specdec.engine.sequence import Request

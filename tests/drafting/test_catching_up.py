@@ -12,9 +12,9 @@ import torch
 from specdec.cache import MAX_ROWS
 from specdec.drafting.calibrate import calibrate, measure_costs
 from specdec.drafting.costs import Costs, LiveCosts
-from specdec.drafting.draft_length import FLOOR, AdaptiveLength, FixedLength
+from specdec.drafting.draft_length import FLOOR, AdaptiveLength
 from specdec.drafting.propose import NEAR, OpenEnd, propose_together
-from specdec.drafting.protocol import Draft, Drafted, DraftLength
+from specdec.drafting.protocol import Draft, Drafted, DraftLength, FixedLength
 from specdec.hf import decoder_of
 from specdec.model.states import States
 from tests.support.drafts.replay import Process, each, first

@@ -13,8 +13,8 @@ import torch
 
 from specdec.drafting.acceptance import FORCED, MEMORY, RETRY, RETRY_MOST
 from specdec.drafting.costs import Costs
-from specdec.drafting.draft_length import FLOOR, AdaptiveLength, FixedLength
-from specdec.drafting.protocol import Drafted, DraftLength
+from specdec.drafting.draft_length import FLOOR, AdaptiveLength
+from specdec.drafting.protocol import Drafted, DraftLength, FixedLength
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.hf import SpecdecForCausalLM, decoder_of
 from tests.support.tiny import tiny_model

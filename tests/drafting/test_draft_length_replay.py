@@ -9,12 +9,16 @@ from __future__ import annotations
 import functools
 import itertools
 import random
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
-from specdec.drafting.draft_length import CREDIT, FLOOR, AdaptiveLength, FixedLength
-from specdec.drafting.protocol import Drafted
+from specdec.drafting import draft_length
+from specdec.drafting.draft_length import CREDIT, FLOOR, PAUSE, AdaptiveLength
+from specdec.drafting.planned_pass import PlannedPass
+from specdec.drafting.protocol import Drafted, FixedLength
 from tests.support.drafts.replay import (
     COSTS,
     HEAD,
@@ -209,3 +213,24 @@ def test_a_fixed_length_is_replayed_the_same_alone_and_among_others() -> None:
     for k, speed in enumerate(fixed(text, costs, 0, len(text[SHORT]))):
         last = replay(FixedLength(k), text, costs)[-1]
         assert (last.token, last.seconds) == (speed.tokens, pytest.approx(speed.seconds))
+
+
+@pytest.mark.parametrize("table", COSTS)
+@pytest.mark.parametrize("chances", [(0.0,), (0.3,), (0.9, 0.5)])
+def test_pauses_change_no_draft_and_save_plans_where_there_are_none(
+    table: str, chances: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, made_plans, histories = made(600, 5, (1, each(*chances))), Counter[int](), []
+    for pause in (1, PAUSE):
+
+        class Counted(PlannedPass):
+            def __init__(self, *args: Any, pause: int = pause) -> None:
+                made_plans[pause] += 1
+                super().__init__(*args)
+
+        monkeypatch.setattr(draft_length, "PlannedPass", Counted)
+        monkeypatch.setattr(draft_length, "PAUSE", pause)
+        histories.append(replay(AdaptiveLength(COSTS[table]), text, COSTS[table]))
+    assert histories[0] == histories[1]
+    assert made_plans[1] == len(histories[0]), "without pauses every round is planned"
+    assert made_plans[PAUSE] <= made_plans[1] / (4 if chances == (0.0,) else 1)

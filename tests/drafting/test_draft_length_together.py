@@ -7,8 +7,8 @@ import random
 import pytest
 
 from specdec.drafting.costs import Costs
-from specdec.drafting.draft_length import FLOOR, AdaptiveLength, FixedLength
-from specdec.drafting.protocol import Drafted
+from specdec.drafting.draft_length import FLOOR, AdaptiveLength
+from specdec.drafting.protocol import Drafted, FixedLength
 
 SOURCE = "suffix"
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from specdec.cache import KVCache
 from specdec.drafting.composite import CompositeDrafter
-from specdec.drafting.draft_length import AdaptiveLength, FixedLength
+from specdec.drafting.draft_length import AdaptiveLength
 from specdec.drafting.draft_model.draft_model import DraftModel, DraftModelProposer
-from specdec.drafting.protocol import Draft, Drafter
+from specdec.drafting.protocol import Draft, Drafter, FixedLength
 from specdec.engine.sampling import Noise, Sampler, Warping
 from specdec.engine.sequence import Request
 from specdec.engine.stats import GenerationStats

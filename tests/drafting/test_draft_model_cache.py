@@ -11,9 +11,9 @@ from torch import Tensor
 
 from specdec.cache import Conversations
 from specdec.cache.reuse import EARLY, TAIL
-from specdec.drafting.draft_length import FixedLength
 from specdec.drafting.draft_model.draft_cache import MARKS, DraftCache
 from specdec.drafting.draft_model.draft_model import DraftModel
+from specdec.drafting.protocol import FixedLength
 from specdec.engine.engine import Engine
 from specdec.engine.stats import GenerationStats
 from specdec.memory.plan import Planner, conversations_of, text_bytes

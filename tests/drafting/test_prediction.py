@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from specdec.drafting.composite import CompositeDrafter, PredictedProposer
-from specdec.drafting.draft_length import AdaptiveLength, FixedLength
-from specdec.drafting.protocol import Drafted, Drafter, DraftLength, NoDraft
+from specdec.drafting.draft_length import AdaptiveLength
+from specdec.drafting.protocol import Drafted, Drafter, DraftLength, FixedLength, NoDraft
 from specdec.drafting.suffix import PREDICTION, PredictionMatches, SuffixDrafter
 from specdec.engine.stats import GenerationStats
 from specdec.hf import decoder_of

@@ -10,9 +10,9 @@ import torch
 from specdec.cache import KVCache
 from specdec.drafting.composite import CompositeDrafter, CompositeProposer
 from specdec.drafting.costs import Costs
-from specdec.drafting.draft_length import AdaptiveLength, FixedLength
+from specdec.drafting.draft_length import AdaptiveLength
 from specdec.drafting.propose import OpenEnd, propose_together
-from specdec.drafting.protocol import Draft, Drafted, DraftLength, NoDraft, Proposer
+from specdec.drafting.protocol import Draft, Drafted, DraftLength, FixedLength, NoDraft, Proposer
 from specdec.drafting.suffix import SuffixDrafter, SuffixMatches
 from specdec.engine.sampling import Noise
 from specdec.hf import decoder_of

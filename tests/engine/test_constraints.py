@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from specdec.drafting.draft_length import AdaptiveLength, FixedLength
-from specdec.drafting.protocol import Drafter, NoDraft
+from specdec.drafting.draft_length import AdaptiveLength
+from specdec.drafting.protocol import Drafter, FixedLength, NoDraft
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.constraints import FORCED
 from specdec.engine.engine import Engine

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specdec.drafting.draft_length import AdaptiveLength, FixedLength
-from specdec.drafting.protocol import Drafter, NoDraft
+from specdec.drafting.draft_length import AdaptiveLength
+from specdec.drafting.protocol import Drafter, FixedLength, NoDraft
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.event import Event
 from specdec.engine.sampling import Sampler

@@ -14,8 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 import specdec
-from specdec.drafting.draft_length import FixedLength
-from specdec.drafting.protocol import NoDraft
+from specdec.drafting.protocol import FixedLength, NoDraft
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.constraints import FORCED
 from specdec.engine.grammar import Grammar, GrammarError, GrammarMatcher, grammar_tokens

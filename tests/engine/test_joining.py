@@ -13,8 +13,8 @@ from torch import Tensor
 from specdec.cache import Conversations, KVCache
 from specdec.drafting.composite import CompositeDrafter
 from specdec.drafting.costs import Costs
-from specdec.drafting.draft_length import AdaptiveLength, FixedLength
-from specdec.drafting.protocol import Draft
+from specdec.drafting.draft_length import AdaptiveLength
+from specdec.drafting.protocol import Draft, FixedLength
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.engine import Engine
 from specdec.engine.sampling import Noise, Sampler

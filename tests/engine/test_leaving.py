@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor
 
 from specdec.cache import Conversations
-from specdec.drafting.draft_length import FixedLength
+from specdec.drafting.protocol import FixedLength
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.engine import Engine
 from specdec.engine.sampling import Sampler

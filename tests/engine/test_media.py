@@ -15,8 +15,7 @@ from drafter import load_drafter
 from specdec.cache import Conversations
 from specdec.cache.conversation_file import MEDIA, TEXT, load_conversation, save_conversation
 from specdec.drafting.composite import CompositeDrafter
-from specdec.drafting.draft_length import FixedLength
-from specdec.drafting.protocol import Drafter, DraftLength, NoDraft
+from specdec.drafting.protocol import Drafter, DraftLength, FixedLength, NoDraft
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.engine import Engine
 from specdec.engine.sampling import Sampler

@@ -8,8 +8,7 @@ import pytest
 
 from specdec.cache import Conversations, conversation
 from specdec.cache.conversation import needed_positions
-from specdec.drafting.draft_length import FixedLength
-from specdec.drafting.protocol import Drafter, DraftLength, NoDraft
+from specdec.drafting.protocol import Drafter, DraftLength, FixedLength, NoDraft
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.engine import Engine
 from specdec.hf import decoder_of

@@ -11,7 +11,7 @@ from scipy.stats import chisquare, kstest
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from specdec import kernels
-from specdec.drafting.draft_length import FixedLength
+from specdec.drafting.protocol import FixedLength
 from specdec.engine.sampling import Processors, Sampler, gumbel, gumbel_argmax, mix, noise_key
 from specdec.engine.sequence import Request
 from specdec.engine.stats import GenerationStats

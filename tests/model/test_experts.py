@@ -20,8 +20,7 @@ import specdec
 from drafter.config import MTPHeadConfig, head_spec
 from eval.synthetic.random_weights import random_blocks
 from specdec import kernels
-from specdec.drafting.draft_length import FixedLength
-from specdec.drafting.protocol import Drafter, NoDraft
+from specdec.drafting.protocol import Drafter, FixedLength, NoDraft
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.hf import decoder_of
 from specdec.model import quantized

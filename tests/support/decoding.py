@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 
 import specdec
 from specdec.cache import CacheProvider, KVCache
-from specdec.drafting.draft_length import FixedLength
-from specdec.drafting.protocol import Drafter, DraftLength, NoDraft
+from specdec.drafting.protocol import Drafter, DraftLength, FixedLength, NoDraft
 from specdec.engine.engine import Engine
 from specdec.engine.event import Event
 from specdec.engine.sampling import Sampler

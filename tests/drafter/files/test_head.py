@@ -16,8 +16,7 @@ from drafter.files.head import HEAD_FILE, STORED, as_stored, save_head
 from drafter.train.evaluate import measure_drafts
 from drafter.train.initial import initial_tensors
 from drafter.train.model import Network
-from specdec.drafting.draft_length import FixedLength
-from specdec.drafting.protocol import Drafter, NoDraft
+from specdec.drafting.protocol import Drafter, FixedLength, NoDraft
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.sampling import Sampler
 from specdec.engine.sequence import Request

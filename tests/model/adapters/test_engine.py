@@ -11,8 +11,7 @@ from torch import Tensor
 
 from specdec.cache import Conversations
 from specdec.cache.conversation_file import load_conversation, save_conversation
-from specdec.drafting.draft_length import FixedLength
-from specdec.drafting.protocol import NoDraft
+from specdec.drafting.protocol import FixedLength, NoDraft
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.engine import Engine
 from specdec.engine.sampling import Sampler

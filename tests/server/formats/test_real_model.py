@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import specdec
-from specdec.drafting.draft_length import FixedLength
-from specdec.drafting.protocol import Drafter, DraftLength, NoDraft
+from specdec.drafting.protocol import Drafter, DraftLength, FixedLength, NoDraft
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.engine.constraints import FORCED
 from specdec.engine.engine import Engine

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from specdec.drafting.draft_length import FixedLength
+from specdec.drafting.protocol import FixedLength
 from specdec.server.formats.gemma4.syntax import written
 from tests.support.formats.tiny_chat import gemma_tokenizer
 from tests.support.serving.scripted_model import make_chat_folder, saying

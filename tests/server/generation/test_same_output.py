@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from specdec.drafting.draft_length import FixedLength
+from specdec.drafting.protocol import FixedLength
 from tests.support.serving.served import USER, Served, events, served, slow_passes
 
 TOOL: dict[str, Any] = {

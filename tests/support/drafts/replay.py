@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from specdec.drafting.costs import Costs
-from specdec.drafting.draft_length import FixedLength
-from specdec.drafting.protocol import Drafted, DraftLength
+from specdec.drafting.protocol import Drafted, DraftLength, FixedLength
 
 LONGEST = 8
 HEAD, SUFFIX, SHORT = "mtp", "suffix", "suffix-short"

@@ -14,7 +14,7 @@ from drafter import load_drafter
 from drafter.config import MTPHeadConfig, head_spec
 from drafter.files.head import save_head
 from drafter.train.initial import initial_tensors
-from specdec.drafting.draft_length import FixedLength
+from specdec.drafting.protocol import FixedLength
 from specdec.engine.sampling import Noise
 from specdec.engine.stats import GenerationStats
 from specdec.kernels import DraftParts, DraftSampling, Matrix
