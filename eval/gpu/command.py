@@ -33,8 +33,8 @@ if TYPE_CHECKING:  # torch and Triton are imported once the words of the command
 ABOUT = """\
 Build and check every kernel of a GPU, time all that a GPU is for, and compare it with what is wanted: a table, and with
 --json a file. Takes less than ten minutes on a machine with a GPU, torch and Triton. Exit code 1 when a kernel differs
-from the reference, or torch computes in its place, or a drafted text differs from the plain one; bars that are missed
-are only shown. Without a GPU: exit code 2, or --interpret."""
+from the reference, or torch computes in its place, or a drafted text differs from the plain one, or none was compared;
+bars that are missed are only shown. Without a GPU: exit code 2, or --interpret."""
 SECONDS = 560.0
 EXACT_PROMPTS, EXACT_TOKENS = 6, 120
 Stage = Callable[[], dict[str, Any]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,9 +12,10 @@ import torch
 from specdec.drafting.calibrate import calibrate, measure_costs, plausible, sampled_text
 from specdec.drafting.costs import DOUBT_SECONDS, Costs, LiveCosts
 from specdec.drafting.draft_length import AdaptiveLength
-from specdec.drafting.protocol import Drafted, NoDraft
+from specdec.drafting.protocol import Draft, Drafted, NoDraft
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.hf import decoder_of
+from specdec.model.states import States
 from tests.support.tiny import FAMILIES, tiny_model
 
 
@@ -47,6 +50,28 @@ def test_measured_costs_are_of_this_backbone_and_leave_it_as_it_was(family: str)
     assert costs is not None and list(costs.passes) == list(range(1, 10))
     times = list(costs.passes.values())
     assert times[0] > 0 and times == sorted(times), "more rows never take less"
+
+
+def test_every_draft_is_measured_after_a_pass_which_has_cleared_the_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, events = decoder_of(tiny_model("llama")), list[str]()
+    real = decoder.forward_many
+
+    def forward_many(ids: Any, *arguments: Any) -> Any:
+        events.append("pass")
+        return real(ids, *arguments)
+
+    class Heard(NoDraft):
+        max_draft = 4
+
+        def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
+            events.append(f"draft of {k}")
+            return Draft.by("heard", [1] * k)
+
+    monkeypatch.setattr(decoder, "forward_many", forward_many)
+    costs = measure_costs(decoder, Heard(), 9, seconds=600.0)
+    before = [last for last, this in itertools.pairwise(events) if this.startswith("draft")]
+    assert {"draft of 1", "draft of 4"} <= set(events) and set(before) == {"pass"}
+    assert costs is not None and list(costs.steps) == ["heard"]
 
 
 def test_calibration_is_once_for_a_number_of_threads_and_never_for_plain_decoding() -> None:

@@ -123,6 +123,8 @@ def test_the_checks_hold_for_the_kernels_of_the_cpu() -> None:
     ("changed", "wrong"),
     [
         ({}, False),
+        ({"interpreted": False}, True),  # no text was decoded: the stage failed, or there was no time for it
+        ({"interpreted": False, "identical_share": 1.0}, False),
         ({"identical_share": 1.0, "drafted_text_is_plain_text": True}, False),
         ({"checks_ok": 1}, True),
         ({"checks_ok": None, "checks": []}, True),  # the checks themselves failed
@@ -132,7 +134,9 @@ def test_the_checks_hold_for_the_kernels_of_the_cpu() -> None:
     ],
 )
 def test_what_differs_or_torch_computes_instead_is_an_exit_code(changed: dict[str, Any], wrong: bool) -> None:
-    assert differs({"kernels_missing": None, "checks": [{}, {}], "checks_ok": 2, **changed}) is wrong
+    assert (
+        differs({"interpreted": True, "kernels_missing": None, "checks": [{}, {}], "checks_ok": 2, **changed}) is wrong
+    )
 
 
 def test_a_kernel_is_wrong_by_its_error_or_by_its_neighbours() -> None:
