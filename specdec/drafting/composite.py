@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from specdec.cache import KVCache
-from specdec.drafting.protocol import Composite, Draft, Drafter, Proposer
+from specdec.drafting.protocol import Composite, Draft, Drafter, Proposer, proposer_for
 from specdec.drafting.suffix import PredictionMatches, SuffixDrafter, SuffixMatches
 from specdec.engine.sampling import Noise
 from specdec.model.decoder import Decoder
@@ -108,3 +108,14 @@ class PredictedProposer:
     def extend(self, tokens: Sequence[int], draft: Draft, k: int) -> Draft:
         """Return up to `k` more tokens as `other` does, where `draft` is its own."""
         return Draft() if self._composite is None else self._composite.extend(tokens, draft, k)
+
+
+def proposer_of_text(
+    drafter: Drafter, backbone: Decoder, cache: KVCache, noise: Noise | None, prediction: Sequence[int], prompt: int
+) -> Proposer:
+    """Return the proposer of a text of `backbone`, as `drafter` starts it; before it the text's `prediction`, where it
+    has one, of an answer to `prompt` tokens. Raises ValueError as `proposer_for` does."""
+    proposer = proposer_for(drafter, backbone, cache, noise)
+    if not prediction:
+        return proposer
+    return PredictedProposer(PredictionMatches(prediction, prompt, backbone.spec.media_ids), proposer)

@@ -20,19 +20,9 @@ from collections.abc import Sequence as Several
 import torch
 
 from specdec.cache import CacheProvider, Conversations
-from specdec.drafting.composite import PredictedProposer
+from specdec.drafting.composite import proposer_of_text
 from specdec.drafting.propose import propose_together
-from specdec.drafting.protocol import (
-    Drafted,
-    Drafter,
-    DraftLength,
-    FixedLength,
-    NoDraft,
-    Proposer,
-    bind_drafter,
-    proposer_for,
-)
-from specdec.drafting.suffix import PredictionMatches
+from specdec.drafting.protocol import Drafted, Drafter, DraftLength, FixedLength, NoDraft, bind_drafter
 from specdec.engine.clock import PassClock
 from specdec.engine.event import Event
 from specdec.engine.schedule import DRAFT_ROWS, next_batch
@@ -279,20 +269,14 @@ class Engine:
             return False
         fresh = [sequence for sequence in alone if sequence.proposer is None]
         for sequence in fresh:
-            sequence.proposer = self._proposer(sequence)
+            cache, noise = sequence.conversation.cache, sequence.request.sampler.noise
+            expected = sequence.request.prediction, sequence.prompt_tokens
+            sequence.proposer = proposer_of_text(self.drafter, self.backbone, cache, noise, *expected)
         most = max(0, DRAFT_ROWS - len(sequences))
         drafts, caught_up = propose_together([one.open_end() for one in alone], self.lengths, beside, most)
         for sequence, draft in zip(alone, drafts, strict=True):
             sequence.take(draft)
         return caught_up or bool(fresh)
-
-    def _proposer(self, sequence: Sequence) -> Proposer:
-        request = sequence.request
-        proposer = proposer_for(self.drafter, self.backbone, sequence.conversation.cache, request.sampler.noise)
-        if not request.prediction:
-            return proposer
-        never = self.backbone.spec.media_ids
-        return PredictedProposer(PredictionMatches(request.prediction, sequence.prompt_tokens, never), proposer)
 
     def _count(
         self,
