@@ -107,7 +107,8 @@ class CentroidHead:
 Head = DenseHead | PrunedHead | CentroidHead
 
 
-# A head's probabilities are those of many texts that look alike to it, flatter than the backbone's of each. First
+# A head's probabilities are those of many texts that look alike to it, flatter than the backbone's of each: where the
+# shipped head gives its greedy token .15, .35, .55, .75, it is right in .23, .45, .66, .84 of the cases. First
 # drafts accepted, SmolLM2's head on foreign prompts, at temperature 0.7 and 1.0: .448 and .380 at 1, .450 and .388 at
 # 1.25, .444 and .371 at 1.5; the head's argmax without noise .382 and .228.
 SHARPNESS = 1.25
@@ -118,18 +119,21 @@ def sharpness(noise: Noise) -> float:
     return SHARPNESS / noise.warping.temperature
 
 
-def best(head: Head, x: Tensor, newest: Tensor, noise: Noise | None = None, key: int = 0) -> Tensor:
-    """Return the token, int64 [1], that `head` proposes for x [1, hidden] after token `newest` [1].
+def best(head: Head, x: Tensor, newest: Tensor, noise: Noise | None = None, key: int = 0) -> tuple[Tensor, Tensor]:
+    """Return the token, int64 [1], that `head` proposes for x [1, hidden] after token `newest` [1], and the head's
+    probability of it, float32 [1], of the logits times `SHARPNESS`, without temperature and noise.
 
     With `noise`, the token wins with the noise of `key`. A logit that is NaN wins, wherever it is.
     """
     logits, ids = head.score(x, newest)  # [1, candidates]
+    scores = logits[0].float()  # [candidates]
     if noise is None:
         index = logits.argmax(dim=-1)  # [1]
     else:
-        first = noise.winner(logits[0].float() * sharpness(noise), key, ids)
-        index = torch.tensor([first], dtype=torch.int64, device=x.device)
-    return index if ids is None else ids[index]
+        winner = noise.winner(scores * sharpness(noise), key, ids)
+        index = torch.tensor([winner], dtype=torch.int64, device=x.device)
+    share = (scores * SHARPNESS).softmax(dim=0)[index]
+    return index if ids is None else ids[index], share
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 The drafter keeps no cache: it reads the committed positions of the backbone's cache, so a rejected draft leaves nothing
 to roll back. The drafter proposes the argmax of the head or, where tokens are sampled, the token that wins with the
-noise of the choice. Left out: stopping a draft early on low confidence (the draft-length controller decides), and
-drafts for several texts at once.
+noise of the choice, with the probability that the head gives it: a draft ends where the draft length says that these
+are too low. Left out: drafts for several texts at once.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from drafter.inference import MTPHead, best, sharpness
+from drafter.inference import SHARPNESS, MTPHead, best, sharpness
 from specdec.cache import KVCache
-from specdec.drafting.protocol import Draft
+from specdec.drafting.protocol import Draft, tokens_until
 from specdec.engine.sampling import Noise
 from specdec.kernels import DraftSampling, FusedDraft
 from specdec.model.decoder import Decoder
@@ -84,9 +84,14 @@ class MTPProposer:
         self._assistant, self._fused, self._backbone = assistant, fused, backbone
         self._cache, self._noise = cache, noise
 
-    @torch.inference_mode()
     def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
-        """Return a draft of up to `k` tokens, at most `max_draft`; no tokens while nothing is committed.
+        """Return a draft of up to `k` tokens, at most `max_draft`; no tokens while nothing is committed."""
+        return self.propose_while(tokens, states, k, ())
+
+    @torch.inference_mode()
+    def propose_while(self, tokens: Sequence[int], states: States, k: int, floors: Sequence[float]) -> Draft:
+        """Return a draft as `propose` does, with the head's probability of each token. It ends after the first token i
+        where the product of the probabilities so far is below floors[i]; (): never.
 
         Every step of the round has the position of the pending token, `cache.length`.
         """
@@ -98,16 +103,33 @@ class MTPProposer:
         keys = [] if noise is None else noise.keys(len(tokens), k)
         sampling = None if noise is None else DraftSampling(keys, sharpness(noise), *astuple(noise.warping)[1:])
         if self._fused is not None and self._fused.usable(cache.views, sampling):
-            drafted = self._fused(states.last, states.aux, tokens[-1], k, spans, cache.views, sampling)
-            return Draft.by(self.name, drafted)
+            made, shares = self._fused(
+                states.last, states.aux, tokens[-1], k, spans, cache.views, sampling, SHARPNESS, floors[:k]
+            )
+            return self._until(made, shares, keys, floors)
         token = torch.tensor(tokens[-1:], dtype=torch.int64, device=backbone.device)  # [1]
         state = assistant.first(states[None])  # [1, backbone hidden]
-        made = []
-        for key in keys or [0] * k:
+        drafted, said, reach = [], [], 1.0
+        ends_early = bool(floors) and backbone.device.type == "cpu"  # elsewhere it would wait for the device
+        for step, key in enumerate(keys or [0] * k):
             x, state = assistant.step(backbone.embed(token), state, spans, cache)
-            token = best(assistant.head, x, token, noise, key)
-            made.append(token)  # without noise it stays on the device: one wait for a GPU per round
-        return Draft.by(self.name, torch.cat(made).tolist())
+            token, share = best(assistant.head, x, token, noise, key)
+            drafted.append(token)  # without noise it stays on the device: one wait for a GPU per round
+            said.append(share)
+            if ends_early:
+                reach *= float(share) if noise is None else noise.chance(float(share), key, int(token))
+                if reach < floors[step]:
+                    break
+        return self._until(torch.cat(drafted).tolist(), torch.cat(said).tolist(), keys, floors)
+
+    def _until(
+        self, tokens: Sequence[int], shares: Sequence[float], keys: Sequence[int], floors: Sequence[float]
+    ) -> Draft:
+        """Return the draft of `tokens`, to which the head gives `shares` of its probability, up to where it ends."""
+        noise = self._noise
+        chances = shares if noise is None else list(map(noise.chance, shares, keys, tokens))
+        until = tokens_until(chances, floors)
+        return Draft.by(self.name, tokens[:until], chances[:until])
 
 
 def _kind(backbone: Decoder) -> tuple[object, ...]:

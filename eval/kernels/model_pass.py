@@ -23,6 +23,8 @@ from specdec.hf import SpecdecForCausalLM
 from specdec.model.adapters.adapter import NONE
 from specdec.model.decoder import Decoder
 
+LARGEST = 0.02  # of random K and V
+
 
 def bytes_per_pass(decoder: Decoder) -> int:
     """Return the bytes of weights that one pass reads: all but an embedding that is not the head as well."""
@@ -78,7 +80,8 @@ def adapter_costs(
 @torch.inference_mode()
 def filled_cache(decoder: Decoder, context: int, adapter: str | None = None) -> KVCache:
     """Return a cache of `context` positions with random K and V, which cost what computed ones cost: to compute 16,000
-    positions of a 12B model takes most of an hour."""
+    positions of a 12B model takes most of an hour. All numbers are within `LARGEST`, in every type: scores that are 85
+    apart or more make products that are no normal numbers, which take ten times as long."""
     cache = decoder.new_cache(adapter=adapter)
     generator = torch.Generator(decoder.device).manual_seed(context)
     for store in cache.stores:
@@ -88,8 +91,10 @@ def filled_cache(decoder: Decoder, context: int, adapter: str | None = None) -> 
         for part in store.parts:
             if part.dtype == torch.int8:
                 part.random_(-127, 128, generator=generator)
+            elif part is store.key_scale or part is store.value_scale:
+                part.fill_(LARGEST / 127)
             else:
-                part.uniform_(-0.02, 0.02, generator=generator)
+                part.uniform_(-LARGEST, LARGEST, generator=generator)
     cache.restore(context, context)
     return cache
 

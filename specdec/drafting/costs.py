@@ -1,4 +1,5 @@
 """Costs of passes and drafts: V(rows, texts), and c + k d of a draft of k tokens; measured, and corrected by passes.
+And the credit, which bounds what drafts may lose.
 
 V(rows, texts) = V(rows) + (texts - 1) s: the rows of a further text cost what rows of the same text cost, and s for
 its cache. The matrices do not know whose rows they multiply, and nearly all of a pass is theirs.
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from math import log2
+from math import ceil, inf, log2
 
 COST_PER_ROW = 0.15  # V(T + 1) - V(T) as a share of V(1), where nothing was measured
 
@@ -19,6 +20,10 @@ NEAR = 0.5  # of a correction of one row count, what a count twice or half as la
 # Costs that passes contradict by more are measured anew, after so many seconds of passes, and then after twice as many:
 # measuring takes a second.
 DOUBT, DOUBT_SECONDS = 1.3, 50.0
+
+
+FLOOR = 0.97  # of plain decoding's speed, at least
+CREDIT = 12.0  # plain passes that drafts may lose at most, after rounds that won as many
 
 
 @dataclass
@@ -164,6 +169,45 @@ class LiveCosts:
             near: (1 + (factor - 1) * weight) * seconds
             for (near, seconds), weight in zip(costs.passes.items(), nearness, strict=True)
         }
+
+
+class Credit:
+    """Keep account of what drafts may still lose, so that decoding is never slower than `FLOOR` times plain decoding.
+
+    An emitted token earns a plain pass, and a round is charged `FLOOR` of its time; all figures are in plain passes.
+    `balance`: of all texts that share a draft length; `purse`: for what drafters read, which prompts fill.
+    """
+
+    def __init__(self, balance: float = 0.0) -> None:
+        """Begin with what an earlier run won, `CREDIT` at most."""
+        self.balance, self.purse = min(balance, CREDIT), 0.0
+        self.lacking = inf  # the least that was asked for and not covered, since somebody last set it
+
+    def covers(self, passes: float) -> bool:
+        """Return whether a round that takes `passes` may be made, with every draft in it wrong."""
+        if self.balance + 1 >= FLOOR * passes:
+            return True
+        self.lacking = min(self.lacking, passes)
+        return False
+
+    def rounds_to_save(self, most: int) -> int:
+        """Return after how many plain rounds, 1 to `most`, the credit covers what it lacked."""
+        missing = FLOOR * self.lacking - 1 - self.balance
+        return max(1, ceil(min(missing / (1 - FLOOR), most)))  # a plain round earns 1, and is charged `FLOOR`
+
+    def add_round(self, won: float, passes: float) -> None:
+        """Book a round that took `passes` and won as many tokens besides the one that a plain pass gives."""
+        self.balance = min(self.balance + won + 1 - FLOOR * passes, CREDIT)
+
+    def add_prompt(self, passes: float) -> None:
+        """Book the reading of a prompt, by the backbone, for `passes`: others may read for what keeps it in `FLOOR`."""
+        self.purse = min(self.purse + (1 - FLOOR) * passes, CREDIT)
+
+    def charge_reading(self, passes: float) -> None:
+        """Charge what a drafter has read, in `passes`, to the purse, then to the balance."""
+        cost = FLOOR * passes
+        self.balance -= max(0.0, cost - self.purse)
+        self.purse = max(0.0, self.purse - cost)
 
 
 @lru_cache(maxsize=4096)

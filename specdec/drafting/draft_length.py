@@ -6,6 +6,10 @@ The source and the k are those that maximise (1 + S_k) / T(k): expected tokens a
 (`specdec.drafting.calibrate`) and corrected while the engine runs. Every source has an acceptance record of its own,
 which outlives the request. Lengths never change a token, only when it comes.
 
+A head says besides how likely each token of a draft is (`SureProposer`). Such a draft is as long as can be afforded and
+ends where going on costs more than it promises; its last tokens get a row only where they are worth one. The rate of
+such drafts is that of the latest ones' chances, raised to a power that outcomes teach.
+
 Four things keep that rule from starving and from costing much:
 - The prior of a_i is a_{i-1}: where little was seen, a draft goes on as it began. The prior counts for `PRIOR_ROUNDS`
   rounds, and for fewer the less it fits. With one prior for every position, drafts that were always right stayed short.
@@ -14,9 +18,10 @@ Four things keep that rule from starving and from costing much:
   expectation the next one follows soon, and earlier outcomes count little. Where the latest drafts were wholly right,
   at least `STREAK` of them, a draft that is long enough to pay if that goes on is tried at once: what is known of its
   later positions may be of another text, and where the next rows are dear no single further token would pay.
-- Credit: an emitted token earns a plain pass, and a round is charged `FLOOR` of its time. No draft is made that
-  would leave a debt if all of it were wrong. So, as far as the costs are true, decoding is never slower than `FLOOR`
-  times plain decoding, whatever the drafts. The first draft waits for 3 to 19 plain rounds; a suffix match hardly.
+- Credit (`costs.py`): an emitted token earns a plain pass, and a round is charged `FLOOR` of its time. No draft is
+  made that would leave a debt if all of it were wrong. So, as far as the costs are true, decoding is never slower than
+  `FLOOR` times plain decoding, whatever the drafts. The first draft waits for 3 to 19 plain rounds; a suffix match
+  hardly.
 - Pauses: where a text gets no draft, no plan is made for it until a try is due or the credit may suffice, or for
   `PAUSE` rounds. A plan takes 2% of a small model's pass, and the next one would find the same.
 
@@ -27,23 +32,19 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from heapq import heapify, heappop, heapreplace
-from math import ceil, inf
+from itertools import accumulate
+from math import inf
+from operator import mul
 from typing import Any, NamedTuple
 
 from specdec.cache import MAX_ROWS
-from specdec.drafting.acceptance import FORCED, AcceptanceRecord, places
-from specdec.drafting.costs import Costs, LiveCosts
-from specdec.drafting.planned_pass import DraftTotal, PlannedPass
+from specdec.drafting.acceptance import AcceptanceRecord, places
+from specdec.drafting.costs import Costs, Credit, LiveCosts
+from specdec.drafting.planned_pass import PlannedPass, Planner, TokenPrices
 from specdec.drafting.protocol import Drafted
 
-Plan = list[tuple[str, int]]  # by text of a pass: who drafts, and how many tokens
-
-FLOOR = 0.97  # of plain decoding's speed, at least
-HOPE = 0.75  # a_i that a try beside other texts hopes for
-CREDIT = 12.0  # plain passes that drafts may lose at most, after rounds that won as many
 PAUSE = 8  # rounds without a draft until costs, which change meanwhile, are looked at again
 HORIZON = 128  # tokens within which what is read for drafts has to pay: a text may end sooner
 
@@ -69,10 +70,11 @@ class AdaptiveLength:
         self.measured_for: tuple[int, int] | None = None  # threads and texts; None: costs were not measured
         self._lock = threading.Lock()  # around each public method's own work; nothing else is called under it
         self._records: dict[str, AcceptanceRecord] = {}
-        self._credit = self._purse = 0.0  # in plain passes; the purse is for what drafters read, and prompts fill it
+        self._credit = Credit()
+        self._rate = 1.0  # tokens per time of a lone text's latest plan, as a multiple of plain decoding's, at least 1
         self._plans = 0
         self._paused: dict[tuple[tuple[str, int], ...], int] = {}  # by a lone text's limits: the plan to make next
-        self._lacking = inf  # plain passes of the shortest draft that the credit did not cover in the last plan
+        self._prices: dict[int, TokenPrices] = {}  # since the latest plan, by the rows beside
         self._costs = LiveCosts()
         if costs is not None:
             self.calibrate(costs)
@@ -104,14 +106,14 @@ class AdaptiveLength:
     def learned(self) -> Learned:
         """Return a copy of all that was learned so far."""
         with self._lock:
-            return Learned(self._costs.now(), self.measured_for, deepcopy(self._records), self._credit)
+            return Learned(self._costs.now(), self.measured_for, deepcopy(self._records), self._credit.balance)
 
     def recall(self, learned: Learned) -> None:
         """Go on from `learned`: what an earlier run won by drafts may be lost by drafts of this one."""
         self.calibrate(learned.costs)
         with self._lock:
             self.measured_for, self._records = learned.measured_for, deepcopy(learned.records)
-            self._credit = min(learned.credit, CREDIT)
+            self._credit = Credit(learned.credit)
             self._paused.clear()
 
     @property
@@ -139,10 +141,13 @@ class AdaptiveLength:
             lone = tuple(bounded[0].items()) if len(limits) == 1 else ()
             if lone and self._plans < self._paused.get(lone, 0):
                 return [(lone[0][0], 0)]
-            self._lacking = inf
+            self._credit.lacking = inf
+            self._prices.clear()
             acceptance = {one: self._record(one).acceptance() for one in sources}
             planned = PlannedPass(self._costs, acceptance, len(limits), beside)
-            plan = self._try(planned, bounded, self._best(planned, bounded, most), most)
+            planner = Planner(planned, self._records, self._credit, most)
+            plan, self._rate = planner.best(bounded, self._rate)
+            plan = planner.with_try(bounded, plan)
             for source, k in plan:
                 record = self._record(source)
                 record.drafted[:k] = [record.rounds] * k
@@ -163,10 +168,27 @@ class AdaptiveLength:
                 reach *= a
                 row = self._costs.of_pass(rows + 1) - self._costs.of_pass(rows)
                 dearer = (row + self._costs.step(source)) / plain
-                if reach * passes <= dearer * expected or not self._affordable(passes + dearer):
+                if reach * passes <= dearer * expected or not self._credit.covers(passes + dearer):
                     break
                 more, rows, passes, expected = more + 1, rows + 1, passes + dearer, expected + reach
             return more
+
+    def floors(self, source: str, k: int, beside: int = 0) -> tuple[float, ...]:
+        """Return the products of chances below which a draft ends, token by token; () where little is known of them."""
+        with self._lock:
+            record = self._record(source)
+            if not record.knows_chances:
+                return ()
+            floors = self._of_tokens(beside).floors(source, record.acceptance(), k)
+            return tuple(max(0.0, floor) ** (1 / record.exponent) for floor in floors)  # more rows may cost less
+
+    def worth(self, source: str, chances: Sequence[float], beside: int = 0) -> int:
+        """Return how many tokens that `source` takes to be right with `chances` are worth a row."""
+        with self._lock:
+            record = self._record(source)
+            if not record.knows_chances:
+                return len(chances)
+            return self._of_tokens(beside).kept(list(accumulate(record.right(chances), mul)))
 
     def may_catch_up(self, limits: Mapping[str, int], source: str, rows: int, spent: float = 0.0) -> bool:
         """Return whether drafts of `source`, expected or hoped for, win within `HORIZON` tokens what reading takes, and
@@ -176,9 +198,9 @@ class AdaptiveLength:
             bounded, record = {one: min(limit, self.longest) for one, limit in limits.items()}, self._record(source)
             k, gain = planned.worth(source, bounded, record.overdue(0))
             chunk = self._costs.of_reading(source, min(rows, MAX_ROWS)) / (plain := self._costs.of_pass(1))
-            passes = planned.passes(planned.drafts(source, k)) + max(0.0, chunk - self._purse)
+            passes = planned.passes(planned.drafts(source, k)) + max(0.0, chunk - self._credit.purse)
             pays = k > 0 and chunk * max(1.0, rows / MAX_ROWS) <= HORIZON * gain
-            may = pays and (spent == 0 or spent / plain + chunk <= 1) and self._affordable(passes)
+            may = pays and (spent == 0 or spent / plain + chunk <= 1) and self._credit.covers(passes)
             record.rounds += not may
             return may
 
@@ -186,14 +208,12 @@ class AdaptiveLength:
         """Correct the cost of reading, and charge it to the purse, then to the credit."""
         with self._lock:
             self._costs.correct_reading(source, rows, seconds)
-            cost = FLOOR * self._costs.of_reading(source, rows) / self._costs.of_pass(1)
-            self._credit -= max(0.0, cost - self._purse)
-            self._purse = max(0.0, self._purse - cost)
+            self._credit.charge_reading(self._costs.of_reading(source, rows) / self._costs.of_pass(1))
 
     def observe_prompt(self, seconds: float) -> None:
-        """Add to the purse what keeps the reading of a prompt, by the backbone and by others, within `FLOOR`."""
+        """Let drafters read for what keeps the reading of a prompt, by the backbone and by them, within `FLOOR`."""
         with self._lock:
-            self._purse = min(self._purse + (1 - FLOOR) * seconds / self._costs.of_pass(1), CREDIT)
+            self._credit.add_prompt(seconds / self._costs.of_pass(1))
 
     def observe(self, drafts: Sequence[Drafted], beside: int, draft_seconds: float, verify_seconds: float) -> None:
         """Correct costs, credit and acceptance records by the outcome of a pass whose costs are known."""
@@ -201,20 +221,26 @@ class AdaptiveLength:
         with self._lock:
             if beside or (texts > 1 and not self._costs.of_texts):
                 return  # what such a pass costs is not known
-            rows = texts + sum(len(sources) for sources, _ in drafts)
+            rows = texts + sum(len(one.sources) for one in drafts)
             self._costs.correct_pass(rows, verify_seconds, texts)
             # Tokens that a composite added to a draft cost nothing.
-            own = [(sources[0], sources.count(sources[0])) for sources, _ in drafts if sources]
+            own = [own for one in drafts if (own := one.own) is not None]
             if own:
                 self._paused.clear()
             if own and draft_seconds > 0:
                 self._costs.correct_drafts(own, draft_seconds)
             # From the averages: that a neighbour slowed the machine down for a round says nothing about drafts.
             seconds = self._costs.of_pass(rows, texts) + sum(self._costs.of_draft(*draft) for draft in own)
-            won = sum(accepted for _, accepted in drafts) / texts
+            won = sum(one.accepted for one in drafts) / texts
             passes = seconds / self._costs.of_pass(texts, texts)
-            self._credit = min(self._credit + won + 1 - FLOOR * passes, CREDIT)
-            for sources, accepted in drafts:
+            self._credit.add_round(won, passes)
+            for sources, accepted, chances, given_up in drafts:
+                if chances:
+                    source = (sources + given_up)[0]
+                    checked = sources.count(source)
+                    alone = self._costs.of_pass(1 + checked) + self._costs.of_draft(source, len(chances))
+                    passes = alone / self._costs.of_pass(1)
+                    self._record(source).note_chances(chances, checked, min(accepted, checked), passes)
                 begin = 0
                 for source, tokens in Counter(sources[: self.longest]).items():  # one source's after the other's
                     record = self._record(source)
@@ -223,92 +249,18 @@ class AdaptiveLength:
                     record.drafted[:tokens] = [record.rounds] * tokens
                     begin += tokens
 
-    def _best(self, planned: PlannedPass, limits: Sequence[Mapping[str, int]], most: int) -> Plan:
-        """Return the drafts with the best rate among those that can be afforded.
-
-        A text's source is the one that does best for that text alone. Tokens are then added one by one: each time the
-        token, of all texts' next ones, that is most likely to be accepted.
-        """
-        alone: dict[tuple[tuple[str, int], ...], tuple[str, int]] = {}  # by limits: the best source, and its limit
-        for of in limits:
-            if (key := tuple(of.items())) not in alone:
-                alone[key], best, top = (key[0][0], 0), 0, 1.0
-                for source, limit in key:
-                    for k, rate, passes in planned.lengths(source, limit):
-                        if rate > top and self._affordable(passes - (k if source == FORCED else 0)):
-                            alone[key], best, top = (source, limit), k, rate
-                if len(limits) == 1:
-                    return [(alone[key][0], best)]
-        sources = [alone[tuple(of.items())] for of in limits]
-        heap = [(-planned.reach(source, 0), i) for i, (source, limit) in enumerate(sources) if limit]
-        heapify(heap)
-        lengths, total, top = [0] * len(sources), DraftTotal(), 1.0
-        best, order = 0, list[int]()  # texts whose drafts get a token each; the best plan has the first `best`
-        while heap and len(order) < most:
-            _, i = heap[0]
-            source, limit = sources[i]
-            total += planned.token(source, lengths[i])
-            lengths[i] += 1
-            order.append(i)
-            if lengths[i] < limit:
-                heapreplace(heap, (-planned.reach(source, lengths[i]), i))
-            else:
-                heappop(heap)
-            if (rate := planned.rate(total)) > top and self._affordable(planned.passes(total)):
-                best, top = len(order), rate
-        return [(source, order[:best].count(i)) for i, (source, _) in enumerate(sources)]
-
-    def _try(self, planned: PlannedPass, limits: Sequence[Mapping[str, int]], plan: Plan, most: int) -> Plan:
-        """Return `plan` with one try in it where one is due: a draft that goes further, or is another source's."""
-        total = sum((planned.drafts(source, k) for source, k in plan), DraftTotal())
-        for i, of in enumerate(limits):
-            own, k = plan[i]
-            others = total - planned.drafts(own, k)
-            for source, limit in of.items():
-                at = k if source == own else 0  # the first that would not be drafted
-                record, limit = self._record(source), min(limit, most - others.rows)
-                for tried in self._tries(planned, total, others, source, at, limit):
-                    if self._affordable(planned.passes(others + planned.drafts(source, tried))):
-                        record.begin_try(at)
-                        return [*plan[:i], (source, tried), *plan[i + 1 :]]
-        return plan
-
-    def _tries(
-        self, planned: PlannedPass, total: DraftTotal, others: DraftTotal, source: str, at: int, limit: int
-    ) -> Iterator[int]:
-        """Yield the lengths of drafts of `source` that are due for a try from position `at` on, in place of the text's
-        draft in `total`; `others`: the drafts of the other texts.
-
-        Where drafts of late were wholly right, one that is long enough to pay if that goes on. Where nobody has drafted
-        the position for long, one token, if drafts that go on from there would pay if they were right; beside other
-        texts, whose tokens a try delays, if they would pay where they are right as often as a fair drafter's.
-        """
-        record, expected = self._record(source), planned.rate(total)
-        if at >= limit:
-            return
-        if (hoped := record.hope(at)) and (longer := list(planned.paying(others, source, at, limit, hoped, expected))):
-            yield next((k for k in longer if k >= at + record.stride), longer[-1])
-        if not record.overdue(at) or not self._affordable(planned.passes(others + planned.drafts(source, at + 1))):
-            return
-        hoped = 1.0 if planned.texts == 1 else max(HOPE, record.acceptance()[at])
-        if any(planned.paying(others, source, at, limit, hoped, expected)):
-            yield at + 1
+    def _of_tokens(self, beside: int) -> TokenPrices:
+        if beside not in self._prices:
+            self._prices[beside] = TokenPrices(self._costs, 1 + beside, self._rate, self.longest)
+        return self._prices[beside]
 
     def _pause(self, limits: Mapping[str, int]) -> int:
         """Return the rounds until a text with these limits, which gets no draft now, may get one."""
         records = [self._record(source) for source, limit in limits.items() if limit > 0]
         tries = [record.patience[0] - (record.rounds - record.drafted[0]) for record in records]
-        saved = (FLOOR * self._lacking - 1 - self._credit) / (1 - FLOOR)  # a plain round earns 1 and is charged `FLOOR`
-        return min(PAUSE, *(rounds for rounds in tries if rounds > 0), max(1, ceil(min(saved, PAUSE))))
+        return min(PAUSE, *(rounds for rounds in tries if rounds > 0), self._credit.rounds_to_save(PAUSE))
 
     def _record(self, source: str) -> AcceptanceRecord:
         if source not in self._records:
             self._records[source] = AcceptanceRecord(self.longest, source)
         return self._records[source]
-
-    def _affordable(self, passes: float) -> bool:
-        """Return whether the credit covers a pass as long as `passes` plain ones, with every draft in it wrong."""
-        if self._credit + 1 >= FLOOR * passes:
-            return True
-        self._lacking = min(self._lacking, passes)
-        return False

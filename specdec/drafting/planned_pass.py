@@ -1,14 +1,22 @@
-"""A planned pass: how many tokens its drafts are expected to win, and how many seconds they cost."""
+"""A planned pass: what its drafts are expected to win and to cost, and the drafts that promise most, with tries.
+
+`draft_length.py` has the rule, and asks for a plan before each pass.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate, islice, repeat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from heapq import heapify, heappop, heapreplace
+from itertools import accumulate, islice, pairwise, repeat
 from operator import mul
 from typing import NamedTuple
 
-from specdec.drafting.costs import LiveCosts
+from specdec.drafting.acceptance import FORCED, AcceptanceRecord
+from specdec.drafting.costs import Credit, LiveCosts
 
+Plan = list[tuple[str, int]]  # by text of a pass: who drafts, and how many tokens
+
+HOPE = 0.75  # a_i that a try beside other texts hopes for
 HOPED = 0.25  # of what drafts would win if all of them were right: most that are tried again are not
 
 
@@ -103,3 +111,127 @@ class PlannedPass:
         if rows not in self._seconds:
             self._seconds[rows] = self._costs.of_pass(rows, self.texts)
         return self._seconds[rows]
+
+
+class TokenPrices:
+    """Hold what further tokens of a text's draft cost: the probabilities to be right with which they are worth it."""
+
+    def __init__(self, costs: LiveCosts, rows: int, rate: float, longest: int) -> None:
+        """Price up to `longest` tokens beside `rows` others of the pass, the text's own among them. `rate`: tokens per
+        time that are to be had, as a multiple of a plain pass's."""
+        self._costs = costs
+        passes = [costs.of_pass(rows + i) for i in range(longest + 1)]
+        # Tokens per second: each row beside is taken for that of another text, which emits one too.
+        self._tokens = rate * rows / passes[0]
+        self._rows = [self._tokens * (after - before) for before, after in pairwise(passes)]
+
+    def floors(self, source: str, acceptance: Sequence[float], k: int) -> list[float]:
+        """Return, for each of `k` tokens, the probability to be right, with all before it, below which nothing should
+        follow it: a further token is right in a_i of the cases, and costs its draft and its row."""
+        draft = self._tokens * self._costs.step(source)
+        return [*(row + draft / max(a, 0.01) for row, a in zip(self._rows[1:k], acceptance[1:k], strict=True)), 0.0]
+
+    def kept(self, reached: Sequence[float]) -> int:
+        """Return how many tokens are worth a row, of those that are right, with all before them, with probabilities
+        `reached`."""
+        return next((i for i, each in enumerate(reached) if each < self._rows[i]), len(reached))
+
+
+class Planner:
+    """Plan the drafts of one pass, from what is `planned` of it, the `records` of all its sources, and the credit."""
+
+    def __init__(
+        self, planned: PlannedPass, records: Mapping[str, AcceptanceRecord], credit: Credit, most: int
+    ) -> None:
+        """Plan at most `most` drafted tokens of all texts together."""
+        self._planned, self._records, self._credit, self._most = planned, records, credit, most
+
+    def best(self, limits: Sequence[Mapping[str, int]], rate: float) -> tuple[Plan, float]:
+        """Return the drafts with the best rate among those that can be afforded, and that rate: tokens per time, as a
+        multiple of a pass without drafts; of several texts `rate`, which is the last one of a lone text.
+
+        A text's source is the one that does best for that text alone. Tokens are then added one by one: each time the
+        token, of all texts' next ones, that is most likely to be accepted.
+        """
+        alone: dict[tuple[tuple[str, int], ...], tuple[str, int]] = {}  # by limits: the best source, and its limit
+        for of in limits:
+            if (key := tuple(of.items())) not in alone:
+                alone[key], best, top = (key[0][0], 0), 0, 1.0
+                for source, limit in key:
+                    for k, each, passes in self._lengths(source, limit):
+                        if each > top and self._credit.covers(passes - (k if source == FORCED else 0)):
+                            alone[key], best, top = (source, limit), k, each
+                if len(limits) == 1:
+                    return [(alone[key][0], best)], top
+        sources = [alone[tuple(of.items())] for of in limits]
+        most = self._most
+        heap = [(-self._planned.reach(source, 0), i) for i, (source, limit) in enumerate(sources) if limit]
+        heapify(heap)
+        lengths, total, top = [0] * len(sources), DraftTotal(), 1.0
+        best, order = 0, list[int]()  # texts whose drafts get a token each; the best plan has the first `best`
+        while heap and len(order) < most:
+            _, i = heap[0]
+            source, limit = sources[i]
+            total += self._planned.token(source, lengths[i])
+            lengths[i] += 1
+            order.append(i)
+            if lengths[i] < limit:
+                heapreplace(heap, (-self._planned.reach(source, lengths[i]), i))
+            else:
+                heappop(heap)
+            if (each := self._planned.rate(total)) > top and self._credit.covers(self._planned.passes(total)):
+                best, top = len(order), each
+        return [(source, order[:best].count(i)) for i, (source, _) in enumerate(sources)], rate
+
+    def _lengths(self, source: str, limit: int) -> Iterable[tuple[int, float, float]]:
+        """Return lengths of drafts with their rate and the time of the pass if all is drafted and checked; for a source
+        that says how sure it is, the longest one that can be afforded."""
+        record = self._records[source]
+        if not record.knows_chances:
+            return self._planned.lengths(source, limit)
+        passes = [self._planned.passes(self._planned.drafts(source, k)) for k in range(1, limit + 1)]
+        k = next((k for k in range(limit, 0, -1) if self._credit.covers(passes[k - 1])), 0)
+        if k == 0:
+            return ()
+        return [(k, record.rate_by_chances, passes[k - 1])]
+
+    def with_try(self, limits: Sequence[Mapping[str, int]], plan: Plan) -> Plan:
+        """Return `plan` with one try in it where one is due: a draft that goes further, or is another source's."""
+        total = sum((self._planned.drafts(source, k) for source, k in plan), DraftTotal())
+        for i, of in enumerate(limits):
+            own, k = plan[i]
+            others = total - self._planned.drafts(own, k)
+            for source, limit in of.items():
+                at = k if source == own else 0  # the first that would not be drafted
+                record, limit = self._records[source], min(limit, self._most - others.rows)
+                for tried in self._tries(total, others, source, at, limit):
+                    if self._covers(others, source, tried):
+                        record.begin_try(at)
+                        return [*plan[:i], (source, tried), *plan[i + 1 :]]
+        return plan
+
+    def _tries(self, total: DraftTotal, others: DraftTotal, source: str, at: int, limit: int) -> Iterator[int]:
+        """Yield the lengths of drafts of `source` that are due for a try from position `at` on, in place of the text's
+        draft in `total`; `others`: the drafts of the other texts.
+
+        Where drafts of late were wholly right, one that is long enough to pay if that goes on. Where nobody has drafted
+        the position for long, one token, if drafts that go on from there would pay if they were right; beside other
+        texts, whose tokens a try delays, if they would pay where they are right as often as a fair drafter's.
+        """
+        planned, record = self._planned, self._records[source]
+        expected = planned.rate(total)
+        if at >= limit:
+            return
+        if hoped := record.hope(at):
+            longer = list(planned.paying(others, source, at, limit, hoped, expected))
+            if longer:
+                yield next((k for k in longer if k >= at + record.stride), longer[-1])
+        if not record.overdue(at) or not self._covers(others, source, at + 1):
+            return
+        hoped = 1.0 if planned.texts == 1 else max(HOPE, record.acceptance()[at])
+        if any(planned.paying(others, source, at, limit, hoped, expected)):
+            lengths = range(limit if record.knows_chances else at + 1, at, -1)
+            yield next(k for k in lengths if self._covers(others, source, k))
+
+    def _covers(self, others: DraftTotal, source: str, k: int) -> bool:
+        return self._credit.covers(self._planned.passes(others + self._planned.drafts(source, k)))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
-from specdec.drafting.protocol import Composite, Draft, DraftLength, Proposer, ReadingProposer
+from specdec.drafting.protocol import Composite, Draft, DraftLength, Proposer, ReadingProposer, SureProposer
 from specdec.model.states import States
 
 NEAR = 4  # tokens that a proposer reads at the cost of one
@@ -58,13 +58,21 @@ def propose_together(texts: Sequence[OpenEnd], lengths: DraftLength, beside: int
     for text, composite, ones, (name, k) in zip(texts, composites, able, plan, strict=True):
         draft = Draft()
         if k > 0:
-            draft = next(one for one in ones if one.name == name).propose(text.tokens, text.states, k)
-            assert len(draft.tokens) <= k
-        if draft.tokens and composite is not None:
+            one = next(one for one in ones if one.name == name)
+            if hasattr(one, "propose_while"):
+                floors = lengths.floors(name, k, rows - 1)
+                draft = cast(SureProposer, one).propose_while(text.tokens, text.states, k, floors)
+                draft = draft.sound()
+                if (worth := lengths.worth(name, draft.chances, rows - 1)) < len(draft.chances):
+                    draft = draft.first(worth)
+            else:
+                draft = one.propose(text.tokens, text.states, k)
+            assert len(draft.tokens) + len(draft.given_up) <= k
+        if draft.tokens and composite is not None and not draft.given_up:
             more = composite.extend(text.tokens, draft, min(text.room, most) - len(draft.tokens))
             if more.tokens:
                 kept = lengths.extend(draft.sources, more.sources[0], len(more.tokens), rows - 1)
-                draft = Draft(draft.tokens + more.tokens[:kept], draft.sources + more.sources[:kept])
+                draft = draft.then(more.first(kept))
         rows, most = rows + len(draft.tokens), most - len(draft.tokens)
         drafts.append(draft)
     return Proposals(drafts, caught_up)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from operator import mul
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from specdec.cache import KVCache
@@ -20,15 +22,59 @@ from specdec.model.states import States
 
 @dataclass(frozen=True)
 class Draft:
-    """Hold the tokens proposed for one round, and the source of each."""
+    """Hold the tokens proposed for one round, and the source of each.
+
+    `chances`: how likely the first source takes each of its tokens to be, where it knows. `given_up`: the sources of
+    further tokens, which were drafted and are not worth a row; their chances come last.
+    """
 
     tokens: tuple[int, ...] = ()
     sources: tuple[str, ...] = ()
+    chances: tuple[float, ...] = ()
+    given_up: tuple[str, ...] = ()
 
     @classmethod
-    def by(cls, source: str, tokens: Sequence[int]) -> Draft:
+    def by(cls, source: str, tokens: Sequence[int], chances: Sequence[float] = ()) -> Draft:
         """Make a draft whose tokens all come from one source."""
-        return cls(tuple(tokens), (source,) * len(tokens))
+        return cls(tuple(tokens), (source,) * len(tokens), tuple(chances))
+
+    def then(self, more: Draft) -> Draft:
+        """Return the draft with the tokens of `more` after its own."""
+        return Draft(self.tokens + more.tokens, self.sources + more.sources, self.chances)
+
+    def checked(self, accepted: int) -> Drafted:
+        """Return what a draft length learns of the draft, of which `accepted` tokens were accepted."""
+        return Drafted(self.sources, accepted, self.chances, self.given_up)
+
+    def first(self, count: int) -> Draft:
+        """Return the draft of the first `count` tokens."""
+        given_up = self.sources[count:] + self.given_up
+        return Draft(self.tokens[:count], self.sources[:count], self.chances, given_up)
+
+    def allowed(self, count: int) -> Draft:
+        """Return the draft of the first `count` tokens, where a constraint forbids the next one: its chance, and that
+        of each token after it, is 0."""
+        if count == len(self.tokens):
+            return self
+        chances = self.chances[:count] + (0.0,) * len(self.chances[count:])
+        return replace(self.first(count), chances=chances)
+
+    def sound(self) -> Draft:
+        """Return the draft with chances of at most 1; without chances where one is below 0 or no number, or where there
+        is not one for each token of the first source."""
+        if not self.chances:
+            return self
+        own = self.sources.count(self.sources[0]) if self.sources else 0
+        sound = len(self.chances) == own and all(chance >= 0 for chance in self.chances)
+        return replace(self, chances=tuple(min(float(chance), 1.0) for chance in self.chances) if sound else ())
+
+
+def tokens_until(chances: Sequence[float], floors: Sequence[float]) -> int:
+    """Return how many tokens a draft has that ends after the first one where the product of `chances` so far is below
+    its floor; all of them without `floors`."""
+    reached = accumulate(chances, mul)
+    below = (i for i, (reach, floor) in enumerate(zip(reached, floors, strict=False), 1) if reach < floor)
+    return next(below, len(chances))
 
 
 class Proposer(Protocol):
@@ -44,6 +90,17 @@ class Proposer(Protocol):
         which say nothing of what is in them. `states`: of the row that chose the pending token, the backbone's last
         state and the outputs of the drafter's `aux_layers`, [hidden] each.
         """
+
+
+class SureProposer(Proposer, Protocol):
+    """Say besides how likely each drafted token is. Drafts of texts are asked for by `propose_while` alone.
+
+    The draft length knows from that where further tokens, or the last ones, cost more than they win.
+    """
+
+    def propose_while(self, tokens: Sequence[int], states: States, k: int, floors: Sequence[float]) -> Draft:
+        """Return a draft as `Proposer.propose` does, with the `chances` of its tokens. It ends after the first token i
+        where the product of the chances so far is below floors[i]; (): never."""
 
 
 class ReadingProposer(Protocol):
@@ -84,10 +141,19 @@ class Composite(Protocol):
 
 
 class Drafted(NamedTuple):
-    """Hold a draft that was checked: the source of each token, and how many tokens were accepted."""
+    """Hold a draft that was checked: the source of each token, how many tokens were accepted, and what `Draft` says of
+    chances and of tokens that were given up."""
 
     sources: tuple[str, ...]
     accepted: int
+    chances: tuple[float, ...] = ()
+    given_up: tuple[str, ...] = ()
+
+    @property
+    def own(self) -> tuple[str, int] | None:
+        """Return the first source and how many tokens it drafted, those that were given up included; None: no draft."""
+        made = self.sources + self.given_up
+        return (made[0], made.count(made[0])) if made else None
 
 
 class DraftLength(Protocol):
@@ -106,6 +172,14 @@ class DraftLength(Protocol):
     def extend(self, sources: Sequence[str], source: str, limit: int, beside: int = 0) -> int:
         """Return how many of `limit` more tokens, of `source`, to add to a draft whose tokens `sources` proposed;
         `beside`: the rows of the pass that are not this text's."""
+
+    def floors(self, source: str, k: int, beside: int = 0) -> tuple[float, ...]:
+        """Return, for each of the `k` tokens of a draft of `source`, a `SureProposer`, the product of chances below
+        which the draft should end there; (): nowhere. `beside`: all rows of the pass but the text's pending one."""
+
+    def worth(self, source: str, chances: Sequence[float], beside: int = 0) -> int:
+        """Return how many of the tokens with these `chances`, drafted by `source`, are worth a row of the pass;
+        `beside`: as in `floors`."""
 
     def may_catch_up(self, limits: Mapping[str, int], source: str, rows: int, spent: float = 0.0) -> bool:
         """Return whether `source`, a `ReadingProposer` of one text, should read a chunk of the `rows` tokens that it is
@@ -216,6 +290,14 @@ class FixedLength:
     def extend(self, sources: Sequence[str], source: str, limit: int, beside: int = 0) -> int:
         """Return how many tokens are missing to the length, at most `limit`."""
         return min(self.length - len(sources), limit)
+
+    def floors(self, source: str, k: int, beside: int = 0) -> tuple[float, ...]:
+        """Return (): a fixed length does not depend on chances."""
+        return ()
+
+    def worth(self, source: str, chances: Sequence[float], beside: int = 0) -> int:
+        """Return the number of `chances`: all tokens are checked."""
+        return len(chances)
 
     def may_catch_up(self, limits: Mapping[str, int], source: str, rows: int, spent: float = 0.0) -> bool:
         """Return True: whoever fixes the length wants the drafts."""

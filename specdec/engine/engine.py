@@ -238,7 +238,7 @@ class Engine:
                 parts = ()
         with one_torch_thread():
             verdicts = verify_all(choosing, parts)
-            rounds = {one: (one.draft.sources, verdicts[one]) for one in going_on if one in verdicts}
+            rounds = {one: one.draft.checked(verdicts[one].accepted) for one in going_on if one in verdicts}
             for sequence in batch:
                 if (verdict := verdicts.get(sequence)) is not None:
                     sequence.commit(verdict, states_of[sequence])
@@ -281,7 +281,7 @@ class Engine:
     def _count(
         self,
         verdicts: dict[Sequence, Verdict],
-        rounds: dict[Sequence, tuple[tuple[str, ...], Verdict]],
+        rounds: dict[Sequence, Drafted],
         seconds: tuple[float, float, float],
         prompt_rows: int,
         prepared: bool,
@@ -296,11 +296,10 @@ class Engine:
         if not rounds:
             self.lengths.observe_prompt(verify_seconds)
             return
-        drafted = [Drafted(sources, verdict.accepted) for sources, verdict in rounds.values()]
-        self.lengths.observe(drafted, prompt_rows, 0.0 if prepared else draft_seconds, verify_seconds)
-        for sequence, (sources, verdict) in rounds.items():
+        self.lengths.observe(list(rounds.values()), prompt_rows, 0.0 if prepared else draft_seconds, verify_seconds)
+        for sequence, drafted in rounds.items():
             share = [one / len(rounds) for one in seconds]  # so that the rounds add up to the pass's time
-            done = Round(sources, verdict.accepted, len(verdict.tokens), *share)
+            done = Round(drafted.sources, drafted.accepted, len(verdicts[sequence].tokens), *share)
             for stats in self._stats_of(sequence):
                 stats.count_round(done)
             if self.on_round is not None:

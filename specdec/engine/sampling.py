@@ -74,6 +74,20 @@ class Noise:
         """Return the noise keys of `count` positions, from `position` of the text (padding does not count)."""
         return [noise_key(self.seed, position + i) for i in range(count)]
 
+    def chance(self, share: float, key: int, token: int) -> float:
+        """Return how likely `token`, the winner with the noise of `key`, is right where a drafter gives it `share` of
+        its probability, without temperature and noise.
+
+        Noise g of the winner at temperature T makes e^(T g) p of its share p, and of the others' together about 1 + T
+        times what they were: a fit, with which one power makes probabilities of the chances of greedy text and of
+        temperatures up to 1 (docs/speed.md).
+        """
+        temperature = self.warping.temperature
+        uniform = ((mix(key + (token - 1) * _GOLDEN) >> 11) + 0.5) * 2.0**-53
+        noise = -math.log(-math.log(uniform))
+        lead = share * math.exp(min(temperature * noise, 80.0))
+        return lead / (lead + (1 - share) * (1 + temperature))
+
     def winner(self, scores: Tensor, key: int, ids: Tensor | None = None) -> int:
         """Return the index of the score that a drafter should propose: the largest sum with the noise of `key` among
         those that may be sampled; of scores that are no numbers the first of these.

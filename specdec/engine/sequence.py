@@ -240,8 +240,7 @@ class Sequence:
     def take(self, draft: Draft) -> None:
         """Let the next pass check `draft`, as far as the constraint allows it."""
         if self._matcher is not None and draft.tokens:
-            valid = self._matcher.valid(draft.tokens)
-            draft = Draft(draft.tokens[:valid], draft.sources[:valid])
+            draft = draft.allowed(self._matcher.valid(draft.tokens))
         self.draft = draft
         if draft.tokens:
             end = self.length + len(draft.tokens)

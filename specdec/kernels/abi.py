@@ -139,7 +139,15 @@ class DraftSampling(Structure):
     )
 
 
-RECORDS = (Weights, Matrix, LowRank, LayerAdapter, Plane, KV, Mixture, Layer, Span, Drafter, DraftSampling)
+class DraftChances(Structure):
+    """Say where the probabilities of drafted tokens go, and below which the draft ends, [steps] float32 each."""
+
+    _fields_ = (("shares", c_void_p), ("floors", c_void_p), ("sharpness", c_float))
+
+
+RECORDS = (
+    Weights, Matrix, LowRank, LayerAdapter, Plane, KV, Mixture, Layer, Span, Drafter, DraftSampling, DraftChances,
+)  # fmt: skip
 
 _ARGUMENTS = {
     "specdec_block_linear": [c_void_p] * 3 + [c_int64] * 2 + [c_int],
@@ -156,7 +164,9 @@ _ARGUMENTS = {
     "specdec_draft": [c_void_p] * 2
     + [c_int64]
     + [c_void_p] * 4
-    + [c_int64, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int],
+    + [c_int64, c_void_p, c_void_p, c_int64, c_int64]
+    + [c_void_p] * 4
+    + [c_int],
     "specdec_rms_norm": [c_void_p, c_void_p, c_float, c_void_p, c_int64, c_int64, c_int],
     "specdec_rope": [c_void_p] * 4 + [c_int64] * 3 + [c_int],
     "specdec_gated": [c_void_p, c_void_p, c_int, c_void_p, c_int64, c_int64, c_int],

@@ -75,19 +75,25 @@ class FusedDraft:
         spans: Mapping[str, Span],
         views: Views,
         sampling: DraftSampling | None = None,
-    ) -> list[int]:
-        """Draft `steps` tokens after `newest`, and return them.
+        sharpness: float = 1.0,
+        floors: Sequence[float] = (),
+    ) -> tuple[list[int], list[float]]:
+        """Draft up to `steps` tokens after `newest`; return them and the head's probability of each, of the logits
+        times `sharpness`, without temperature and noise.
 
         `state` [backbone hidden] float32: the backbone's state that chose `newest`. `aux`: the outputs of the layers
         that the head fuses, of the same row and shape. `spans`: those of the one row, at its position. `views`: the
-        stores of the backbone's cache. `sampling`: how the tokens are sampled; None: the largest logit wins.
+        stores of the backbone's cache. `sampling`: how the tokens are sampled; None: the largest logit wins. `floors`
+        [steps]: the draft may end after the first token where the product of the chances so far, which are the
+        probabilities, or with noise `Noise.chance` of them, is below; (): it never does.
         """
         layers = self._layers
         stores, (table, _kept) = layers.stores([views]), layers.spans(spans, 1)
         assert len(aux) == self._drafter.aux
         return layers.library.draft(
-            self._drafter, layers.records, table, stores, layers.norm, state, aux, newest, steps, sampling
-        )
+            self._drafter, layers.records, table, stores, layers.norm, state, aux, newest, steps, sampling, sharpness,
+            floors,
+        )  # fmt: skip
 
 
 def _columns(matrix: Matrix) -> int:

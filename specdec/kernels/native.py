@@ -236,13 +236,15 @@ class Native:
         newest: int,
         steps: int,
         sampling: DraftSampling | None,
-    ) -> list[int]:
-        """Draft `steps` tokens after `newest`, which `state` [backbone hidden] (float32, contiguous) chose.
-
-        `aux`: what the head fuses with the state, [backbone hidden] each, float32 and contiguous too.
-        """
-        assert plain(norm) and plain(state) and all(map(plain, aux))
+        sharpness: float,
+        floors: Sequence[float],
+    ) -> tuple[list[int], list[float]]:
+        """Draft up to `steps` tokens after `newest`, as `FusedDraft` does. `state` [backbone hidden] and each of `aux`:
+        float32 and contiguous."""
+        assert plain(norm) and plain(state) and all(map(plain, aux)) and len(floors) in (0, steps)
         x, tokens = torch.empty_like(norm), (c_int64 * steps)()
+        shares, least, made = (c_float * steps)(), (c_float * steps)(*floors), c_int64()
+        sure = abi.DraftChances(addressof(shares), addressof(least), sharpness)
         given = None
         if sampling is not None:
             keys = (c_uint64 * steps)(*sampling.keys)
@@ -261,12 +263,14 @@ class Native:
             newest,
             steps,
             None if given is None else byref(given),
+            byref(sure),
             tokens,
+            byref(made),
             torch.get_num_threads(),
         )
         assert code not in (2, 3), "the row sees positions that a ring does not hold, or a token is none"
         _check(code)
-        return list(tokens)
+        return tokens[: made.value], shares[: made.value]
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         """Norm x [..., D] by its root mean square, times weight [D] where there is one."""

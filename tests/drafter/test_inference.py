@@ -79,7 +79,7 @@ def parity(folder: Path, family: str, length: int) -> tuple[float, float, float]
         if step == 0:
             own_error = relative(own_state, their_state[0])
         token = their_logits.argmax(dim=-1)
-        assert torch.equal(best(assistant.head, x, token), token)
+        assert torch.equal(best(assistant.head, x, token)[0], token)
     return logits_error, state_error, own_error
 
 
@@ -127,7 +127,7 @@ def steps(drafter: MTPDrafter, assistant: MTPHead, cache: KVCache, token: int, l
     ids = torch.tensor([token])
     for _ in range(STEPS):
         x, state = assistant.step(drafter._backbone.embed(ids), states[-1], spans, cache)
-        ids = best(assistant.head, x, ids)
+        ids, _ = best(assistant.head, x, ids)
         states.append(state)
     return states
 
@@ -198,7 +198,7 @@ def test_heads_pick_the_best_token() -> None:
     order = torch.randperm(12, generator=generator)
     centroids = DenseWeight(torch.randn(6, 4, generator=generator))
     every = CentroidHead(weight, centroids, order.view(6, 2), top=6)
-    assert torch.equal(best(every, x, newest), best(dense, x, newest)), "all clusters are the whole vocabulary"
+    assert torch.equal(best(every, x, newest)[0], best(dense, x, newest)[0]), "all clusters are the whole vocabulary"
     one = CentroidHead(weight, centroids, order.view(6, 2), top=1)
     cluster = order.view(6, 2)[(x @ centroids.tensor.T).argmax()]
-    assert int(best(one, x, newest)) == int(cluster[dense.score(x, newest)[0][0, cluster].argmax()])
+    assert int(best(one, x, newest)[0]) == int(cluster[dense.score(x, newest)[0][0, cluster].argmax()])

@@ -11,8 +11,8 @@ import torch
 
 from specdec.cache import MAX_ROWS
 from specdec.drafting.calibrate import calibrate, measure_costs
-from specdec.drafting.costs import Costs, LiveCosts
-from specdec.drafting.draft_length import FLOOR, AdaptiveLength
+from specdec.drafting.costs import FLOOR, Costs, LiveCosts
+from specdec.drafting.draft_length import AdaptiveLength
 from specdec.drafting.propose import NEAR, OpenEnd, propose_together
 from specdec.drafting.protocol import Draft, Drafted, DraftLength, FixedLength
 from specdec.hf import decoder_of
@@ -142,7 +142,7 @@ def test_what_would_win_little_is_not_read_for(clocked: list[Reader]) -> None:
     rows = (1.0, 1.24, 1.38, 1.58, 1.68, 1.93, 1.99, 2.54, 2.82)  # as measured of a model of 135M
     dear = Costs(dict(enumerate(rows, 1)), {"model": 0.78}, readings={"model": 0.15})
     reader, lengths = Reader(dear, first(8)), AdaptiveLength(dear)
-    lengths._credit = 12.0
+    lengths._credit.balance = 12.0
     clocked.append(reader)
     Text(lengths, reader, 60, 300)
     assert reader.reading == 0
@@ -159,7 +159,7 @@ def test_a_source_that_is_left_behind_is_tried_again(clocked: list[Reader]) -> N
 
 def test_what_another_source_does_better_is_not_read_for(clocked: list[Reader]) -> None:
     lengths = AdaptiveLength(costs())
-    lengths._credit = 12.0
+    lengths._credit.balance = 12.0
     limits = {"suffix": 8, "model": 8}
     for _ in range(30):
         lengths.observe([Drafted(("suffix",) * 8, 8)], 0, 0.0, PASSES[9])

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from specdec.drafting.acceptance import FORCED, MEMORY, RETRY, RETRY_MOST
-from specdec.drafting.costs import Costs
-from specdec.drafting.draft_length import FLOOR, AdaptiveLength
+from specdec.drafting.costs import FLOOR, Costs
+from specdec.drafting.draft_length import AdaptiveLength
 from specdec.drafting.protocol import Drafted, DraftLength, FixedLength
 from specdec.drafting.suffix import SuffixDrafter
 from specdec.hf import SpecdecForCausalLM, decoder_of

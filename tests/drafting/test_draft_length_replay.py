@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 
 from specdec.drafting import draft_length
-from specdec.drafting.draft_length import CREDIT, FLOOR, PAUSE, AdaptiveLength
+from specdec.drafting.costs import CREDIT, FLOOR, Costs
+from specdec.drafting.draft_length import PAUSE, AdaptiveLength
 from specdec.drafting.planned_pass import PlannedPass
 from specdec.drafting.protocol import Drafted, FixedLength
 from tests.support.drafts.replay import (
     COSTS,
     HEAD,
+    LONGEST,
     SHORT,
     SUFFIX,
     Process,
@@ -37,6 +39,7 @@ from tests.support.drafts.replay import (
     joined,
     made,
     recorded,
+    recorded_chances,
     replay,
 )
 
@@ -141,10 +144,12 @@ def test_it_is_near_the_best_fixed_length_64_rounds_after_each_change(kind: str,
 def test_recorded_texts(sources: tuple[str, ...], table: str) -> None:
     """One source alone, or a head and matches that compete and are added to its drafts; from each text on in turn."""
     costs, texts = COSTS[table], [{name: text[name] for name in sources} for text in recorded().values()]
+    said = list(recorded_chances().values())
     settled, settled_fixed, whole, whole_fixed = [], [], [], []
     for i in range(len(texts)):
         text: Text = joined(texts[i:] + texts[:i])
-        history = replay(AdaptiveLength(costs), text, costs)
+        chances = {HEAD: [each for part in said[i:] + said[:i] for each in part[HEAD]]} if HEAD in sources else None
+        history = replay(AdaptiveLength(costs), text, costs, chances=chances)
         assert_never_slower(history)
         end = history[-1].token
         settled.append(between(history, SETTLED, len(history)))
@@ -234,3 +239,30 @@ def test_pauses_change_no_draft_and_save_plans_where_there_are_none(
     assert histories[0] == histories[1]
     assert made_plans[1] == len(histories[0]), "without pauses every round is planned"
     assert made_plans[PAUSE] <= made_plans[1] / (4 if chances == (0.0,) else 1)
+
+
+def with_chances(lengths: AdaptiveLength, costs: Costs, sure: bool) -> Speed:
+    """All recorded texts, drafted by the head alone, one after the other; `sure`: it says how likely its tokens are."""
+    spent = Speed()
+    for (name, text), chances in zip(recorded().items(), recorded_chances().values(), strict=True):
+        assert len(text[HEAD]) == len(chances[HEAD]), name
+        history = replay(lengths, {HEAD: text[HEAD]}, costs, chances=chances if sure else None)
+        spent = spent.plus(between(history, 0, len(history)))
+    return spent
+
+
+@pytest.mark.parametrize("table", COSTS)
+def test_a_head_that_says_how_sure_it_is_wins_more(table: str) -> None:
+    before, now = (with_chances(AdaptiveLength(COSTS[table]), COSTS[table], sure) for sure in (False, True))
+    assert now.rate >= 1.02 * before.rate
+    assert now.rate >= FLOOR
+
+
+@pytest.mark.parametrize("table", COSTS)
+@pytest.mark.parametrize("chance", [0.0, 0.5, 0.99, float("nan")])
+def test_a_head_that_is_wrong_about_itself_costs_no_more_than_the_floor(table: str, chance: float) -> None:
+    costs, chances = COSTS[table], {HEAD: [[chance] * LONGEST] * 400}
+    for right in (0, 1, LONGEST):
+        history = replay(AdaptiveLength(costs), {HEAD: [(LONGEST, right)] * 400}, costs, chances=chances)
+        assert_never_slower(history)
+        assert right < LONGEST or history[-1].token / history[-1].seconds > 1.1 or chance == 0.0

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from specdec.drafting.costs import Costs
-from specdec.drafting.draft_length import FLOOR, AdaptiveLength
+from specdec.drafting.costs import FLOOR, Costs
+from specdec.drafting.draft_length import AdaptiveLength
 from specdec.drafting.protocol import Drafted, FixedLength
 
 SOURCE = "suffix"

@@ -14,8 +14,8 @@ import torch
 import specdec
 from specdec.drafting import learned as module
 from specdec.drafting.calibrate import calibrate
-from specdec.drafting.costs import Costs
-from specdec.drafting.draft_length import CREDIT, AdaptiveLength
+from specdec.drafting.costs import CREDIT, Costs
+from specdec.drafting.draft_length import AdaptiveLength
 from specdec.drafting.learned import MOST_BYTES, LearnedFile, learned_file
 from specdec.drafting.protocol import Drafted
 from specdec.drafting.suffix import SuffixDrafter
@@ -108,13 +108,16 @@ def test_a_damaged_file_is_as_good_as_none(damage: dict[str, object], cache: Pat
     assert lengths.measured_for is None and not lengths.learned().records
 
 
-@pytest.mark.parametrize("field", ["average", "seen", "drafted", "patience", "streaks"])
+@pytest.mark.parametrize("field", ["average", "seen", "drafted", "patience", "streaks", "exponent"])
 @pytest.mark.parametrize("value", [-1, 1e9, float("nan"), "x", None])
 def test_impossible_records_are_refused(field: str, value: object, cache: Path) -> None:
     file = file_of()
     file.write(taught())
     record = json.loads(file.path.read_text())
-    record["records"][SOURCE][field][0] = value
+    if field == "exponent":
+        record["records"][SOURCE][field] = value
+    else:
+        record["records"][SOURCE][field][0] = value
     file.path.write_text(json.dumps(record))
     assert not file.read_into(AdaptiveLength())
 

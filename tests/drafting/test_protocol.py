@@ -12,7 +12,7 @@ from specdec.drafting.composite import CompositeDrafter, CompositeProposer
 from specdec.drafting.costs import Costs
 from specdec.drafting.draft_length import AdaptiveLength
 from specdec.drafting.propose import OpenEnd, propose_together
-from specdec.drafting.protocol import Draft, Drafted, DraftLength, FixedLength, NoDraft, Proposer
+from specdec.drafting.protocol import Draft, Drafted, DraftLength, FixedLength, NoDraft, Proposer, tokens_until
 from specdec.drafting.suffix import SuffixDrafter, SuffixMatches
 from specdec.engine.sampling import Noise
 from specdec.hf import decoder_of
@@ -146,3 +146,63 @@ def test_a_draft_goes_on_where_it_leads_into_earlier_text() -> None:
     for _ in range(90):
         lengths.observe([Drafted(("scripted",) * 2 + ("suffix",) * 3, 2)], 0, 0.02, 1.5)
     assert "suffix" not in drafted(both, lengths, text, 8).sources
+
+
+class Sure(Scripted):
+    """Draft as it is told to, and say how likely each token is; end a draft as `SureProposer` has it."""
+
+    chances = (0.9, 0.8, 0.1, 0.9)
+
+    def start(self, cache: KVCache, noise: Noise | None = None) -> Sure:
+        return self
+
+    def propose_while(self, tokens: Sequence[int], states: States, k: int, floors: Sequence[float]) -> Draft:
+        chances = self.chances[:k]
+        until = tokens_until(chances, floors)
+        return Draft.by(self.name, self.tokens[:until], chances[:until])
+
+
+def test_a_draft_ends_where_its_source_is_not_sure_and_keeps_what_is_worth_a_row() -> None:
+    sure, lengths = Sure([7, 7, 7, 7]), AdaptiveLength(Costs({1: 1.0, 2: 1.2}, {"scripted": 0.05}))
+    for _ in range(40):
+        lengths.observe([Drafted(("scripted",) * 4, 4, (0.9, 0.8, 0.9, 0.9))], 0, 0.2, 1.8)
+    draft = drafted(sure, lengths, [1, 2, 3], 4)
+    assert draft.tokens == (7, 7), "0.9 * 0.8 * 0.1 is worth no row that costs 0.2 of a pass"
+    assert draft.chances == (0.9, 0.8, 0.1) and draft.given_up == ("scripted",), "and nothing is drafted after it"
+    assert drafted(sure, FixedLength(4), [1, 2, 3], 4).tokens == (7, 7, 7, 7), "a fixed length is that length"
+    lengths.observe([Drafted((), 0, (0.1,), ("scripted",))], 0, 1.0, 1.0)
+    assert lengths.costs.steps["scripted"] > 0.05, "what was given up was paid for"
+
+
+@pytest.mark.parametrize(
+    "said", [(), (0.9,), (0.9,) * 12, (float("nan"),) * 4, (-0.5,) * 4, (1e308,) * 4, (float("inf"),) * 4]
+)
+def test_chances_that_are_none_cost_no_draft(said: tuple[float, ...]) -> None:
+    class Odd(Sure):
+        def propose_while(self, tokens: Sequence[int], states: States, k: int, floors: Sequence[float]) -> Draft:
+            return Draft.by(self.name, self.tokens[:k], said)
+
+    odd, lengths = Odd([7, 7, 7, 7]), AdaptiveLength(Costs({1: 1.0, 2: 1.2}, {"scripted": 0.05}))
+    assert drafted(odd, FixedLength(3), [1, 2, 3], 4).tokens == (7, 7, 7)
+    for chances in ((0.9,) * 4, said):  # known chances make the exponent another one than 1
+        for _ in range(40):
+            sound = Draft.by("scripted", (7,) * 4, chances).sound()
+            lengths.observe([sound.checked(4)], 0, 0.2, 1.8)
+        assert len(drafted(odd, lengths, [1, 2, 3], 4).tokens) == 4
+
+
+def test_floors_are_numbers_where_a_further_row_costs_less() -> None:
+    lengths = AdaptiveLength(Costs({1: 1.0, 2: 1.2, 3: 1.1, 4: 1.3}, {"scripted": 0.0}))
+    for _ in range(40):
+        lengths.observe([Drafted(("scripted",) * 4, 4, (0.9, 0.8, 0.9, 0.9))], 0, 0.0, 1.5)
+    lengths.plan([{"scripted": 4}])
+    floors = lengths.floors("scripted", 4)
+    assert floors[0] == 0.0 and floors[1] > 0.0 and floors[3] == 0.0
+
+
+def test_a_forbidden_token_is_not_counted_as_right_as_its_chance() -> None:
+    draft = Draft.by("mtp", (5, 6, 7), (0.9, 0.8, 0.7)).then(Draft.by("suffix", (8,)))
+    assert draft.allowed(4) == draft
+    assert draft.allowed(3).chances == draft.chances and draft.allowed(3).given_up == ("suffix",)
+    assert draft.allowed(1).tokens == (5,) and draft.allowed(1).chances == (0.9, 0.0, 0.0)
+    assert draft.first(2).allowed(2).chances == draft.chances, "what was given up may be right"

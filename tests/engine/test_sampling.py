@@ -12,7 +12,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogit
 
 from specdec import kernels
 from specdec.drafting.protocol import FixedLength
-from specdec.engine.sampling import Processors, Sampler, gumbel, gumbel_argmax, mix, noise_key
+from specdec.engine.sampling import Noise, Processors, Sampler, Warping, gumbel, gumbel_argmax, mix, noise_key
 from specdec.engine.sequence import Request
 from specdec.engine.stats import GenerationStats
 from specdec.engine.verify import verify
@@ -41,6 +41,17 @@ def test_noise_is_gumbel_and_independent_across_positions() -> None:
     assert abs(float(torch.corrcoef(torch.stack((noise, next_position)))[0, 1])) < 0.01
     by_seed = torch.cat([gumbel(noise_key(seed, 0), torch.tensor([9])) for seed in range(20_000)])
     assert kstest(by_seed.numpy(), "gumbel_r").pvalue > 0.001
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
+def test_a_chance_is_a_share_that_the_winners_noise_lifts(temperature: float) -> None:
+    noise = Noise(3, Warping(temperature, top_k=1))
+    for token, key in ((0, noise_key(3, 5)), (17, noise_key(3, 6)), (49151, noise_key(4, 0))):
+        lift = math.exp(temperature * float(gumbel(key, torch.tensor([token], dtype=torch.int64))))
+        odds = 0.2 / 0.8 * lift / (1 + temperature)
+        assert noise.chance(0.2, key, token) == pytest.approx(odds / (1 + odds), rel=1e-12)
+        assert noise.chance(0.0, key, token) == 0.0 and noise.chance(1.0, key, token) == 1.0
+    assert 0 < Noise(3, Warping(1e6)).chance(1e-6, key, 5) <= 1, "no number overflows"
 
 
 def test_integer_and_tensor_hashes_agree() -> None:

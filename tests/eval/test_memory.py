@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.kernels.model_pass import random_tokens
+from eval.kernels.model_pass import LARGEST, filled_cache, random_tokens
 from eval.memory import Case, Measured, fill_conversation, main, measure
 from eval.plan import Asked, plan_memory
 from eval.synthetic.command import write_model
@@ -26,6 +26,15 @@ def test_a_filled_cache_is_as_large_as_a_computed_one(kept: torch.dtype) -> None
     assert conversation.cache.nbytes == cache_bytes(decoder.spec, 300, kept)
     assert len(conversation.tokens) == conversation.cache.length == 300
     assert all(part.float().abs().amax(dim=-1).min() > 0 for store in conversation.cache.stores for part in store.parts)
+
+
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16, torch.int8])
+def test_random_numbers_of_a_cache_are_equally_small_in_every_type(kept: torch.dtype) -> None:
+    for store in filled_cache(of("gemma4", kept), 300).stores:
+        for numbers, scale in ((store.keys, store.key_scale), (store.values, store.value_scale)):
+            if numbers is not None:
+                whole = numbers.float() if scale is None else numbers.float() * scale[..., None]
+                assert 0.9 * LARGEST < whole.abs().amax() < 1.01 * LARGEST, "larger ones make other costs"
 
 
 def test_every_context_and_cache_is_a_case(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from itertools import accumulate
+from operator import mul
 from pathlib import Path
 
 import pytest
@@ -13,8 +16,10 @@ from drafter import load_drafter
 from drafter.config import MTPHeadConfig, head_spec
 from drafter.files.head import save_head
 from drafter.train.initial import initial_tensors
+from specdec import kernels
 from specdec.engine.sampling import Noise, Warping
 from specdec.model.decoder import Decoder
+from tests.support.native.kernel_paths import NATIVE
 from tests.support.native.needs_native import needs_kernels
 from tests.support.tiny import VOCAB, WINDOW, prompt, tiny_model
 from tests.support.tiny_assistant import CENTROIDS, prefilled, save_assistant
@@ -41,7 +46,7 @@ def quantised(folder: Path, family: str) -> Decoder:
 def head(
     folder: Path, decoder: Decoder, draft_vocab: int, bigram: int, bits: int, aux_layers: tuple[int, ...] = ()
 ) -> Path:
-    ids = torch.arange(0, VOCAB, VOCAB // draft_vocab)
+    ids = torch.arange(draft_vocab, dtype=torch.int64) * (VOCAB // draft_vocab)
     base = MTPHeadConfig.like(decoder.spec, draft_vocab=draft_vocab)
     config = replace(base, bigram=bigram, aux_layers=aux_layers)
     tensors = initial_tensors(head_spec(config, decoder.spec), decoder, ids)
@@ -96,3 +101,39 @@ def test_what_goes_step_by_step(tmp_path: Path) -> None:
     gemma = quantised(tmp_path / "gemma", "gemma4_unified")
     assert not compared(gemma, save_assistant(tmp_path / "clusters", "gemma4_unified", **CENTROIDS), "int8")
     assert not compared(gemma, save_assistant(tmp_path / "float", "gemma4_unified"), "none")
+
+
+@pytest.mark.parametrize("noise", [None, *NOISES])
+def test_a_draft_says_how_likely_its_tokens_are_and_ends_below_a_floor(noise: Noise | None, tmp_path: Path) -> None:
+    decoder = quantised(tmp_path / "backbone", "llama")
+    drafter = load_drafter(head(tmp_path / "head", decoder, VOCAB // 2, 0, 8))
+    drafter.bind(decoder)
+    ids = prompt(2 * WINDOW, seed=1)[0]
+    cache, states = prefilled(decoder, ids[:-1])
+    found, fused = [], drafter._fused
+    for drafter._fused in (fused, None):
+        proposer = drafter.start(cache, noise)
+        whole = proposer.propose_while(ids.tolist(), states, 8, ())
+        reached = list(accumulate(whole.chances, mul))
+        assert len(whole.chances) == 8 and all(0 < chance <= 1 for chance in whole.chances)
+        for end in (1, 3, 8):  # the product falls, so that a floor between two values ends the draft at the lower one
+            above = reached[end - 2] if end > 1 else 1.0
+            floors = [0.0] * (end - 1) + [(reached[end - 1] + above) / 2 + 1e-9] * (9 - end)
+            part = proposer.propose_while(ids.tolist(), states, 8, floors)
+            assert part.tokens == whole.tokens[:end] and part.chances == whole.chances[:end]
+        found.append(whole)
+    assert fused is not None and found[0].tokens == found[1].tokens
+    assert found[0].chances == pytest.approx(found[1].chances, rel=1e-5)
+
+
+def test_chances_are_the_same_bits_on_every_instruction_set(tmp_path: Path) -> None:
+    decoder = quantised(tmp_path / "backbone", "llama")
+    drafter = load_drafter(head(tmp_path / "head", decoder, VOCAB - 1, 0, 8))  # no multiple of 16 candidates
+    drafter.bind(decoder)
+    ids, found = prompt(WINDOW, seed=1)[0], []
+    cache, states = prefilled(decoder, ids[:-1])
+    for choice in NATIVE:
+        kernels.choose(choice)
+        found.append(drafter.start(cache).propose_while(ids.tolist(), states, 4, ()).chances)
+    kernels.choose(os.environ.get("SPECDEC_KERNELS", "native"))
+    assert len(set(found)) == 1 and len(found[0]) == 4

@@ -7,13 +7,13 @@ a prompt or what suffix matches have drafted, are read in chunks beforehand (`ca
 when, because they may cost more than a draft wins. Where tokens are sampled, the model's choice has the text's own
 noise and temperature, so that a model that agrees with the backbone drafts what the backbone chooses.
 
-Left out: drafts of several texts in one pass; pictures and sound, whose soft tokens are read as tokens; stopping a
-draft where the model is unsure.
+Left out: drafts of several texts in one pass; pictures and sound, whose soft tokens are read as tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from pathlib import Path
 from typing import cast
 
@@ -104,9 +104,14 @@ class DraftModelProposer:
             self._cache.read(self._decoder, tokens[at : at + rows])
         return rows
 
-    @torch.inference_mode()
     def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
         """Return a draft of `k` tokens, at most `max_draft`, and no more than the model has positions for."""
+        return self.propose_while(tokens, states, k, ())
+
+    @torch.inference_mode()
+    def propose_while(self, tokens: Sequence[int], states: States, k: int, floors: Sequence[float]) -> Draft:
+        """Return a draft as `propose` does, with the model's probability of each token. It ends after the first token i
+        where the product of the probabilities so far is below floors[i]; (): never."""
         decoder, cache = self._decoder, self._cache
         k = min(k, self.max_draft, decoder.context - len(tokens) + 1)
         if k <= 0:
@@ -114,15 +119,23 @@ class DraftModelProposer:
         while cache.agree(tokens) > MAX_ROWS:
             self.catch_up(tokens)
         keys = [None] * k if self._noise is None else self._noise.keys(len(tokens), k)
-        rows, made = list(tokens[cache.length :]), list[int]()
-        for key in keys:
+        rows, made, chances = list(tokens[cache.length :]), list[int](), list[float]()
+        for step, key in enumerate(keys):
             read = cache.read(decoder, rows)
-            made.append(self._choice(decoder.logits(read.last[-1:])[0, : self._vocabulary], key))
-            rows = made[-1:]
-        return Draft.by(self.name, made)
+            token, chance = self._choice(decoder.logits(read.last[-1:])[0, : self._vocabulary], key)
+            made.append(token)
+            chances.append(chance)
+            rows = [token]
+            if floors and prod(chances) < floors[step]:
+                break
+        return Draft.by(self.name, made, chances)
 
-    def _choice(self, logits: Tensor, key: int | None) -> int:
-        """Return the token for `logits` [vocabulary], with the noise of `key` where the text is sampled."""
-        if self._noise is None or key is None:
-            return kernels.best(logits)[1]
-        return self._noise.winner(logits / self._noise.warping.temperature, key)
+    def _choice(self, logits: Tensor, key: int | None) -> tuple[int, float]:
+        """Return the token for `logits` [vocabulary], with the noise of `key` where the text is sampled, and how likely
+        it is right by them."""
+        noise = self._noise
+        if noise is None or key is None:
+            top, token = kernels.best(logits)
+            return token, 1 / float((logits - top).exp().sum())
+        token = noise.winner(logits / noise.warping.temperature, key)
+        return token, noise.chance(float(logits.softmax(dim=0)[token]), key, token)

@@ -130,4 +130,13 @@ struct DraftSampling {
   double top_p, min_p;
 };
 
+// How sure a head is of its draft. `shares` [steps] gets the probability that it gives each token, of its logits times
+// `sharpness`, without temperature and noise. The draft ends after the first token where the product of the chances so
+// far, which are the shares, or with noise chance_with_noise, is below floors[i] [steps].
+struct DraftChances {
+  float* shares;
+  const float* floors;
+  float sharpness;
+};
+
 }  // namespace

@@ -130,12 +130,13 @@ struct Kernels {
   decltype(&portable::best_of) best_of;
   decltype(&portable::gumbel_candidates) gumbel_candidates;
   decltype(&portable::gumbel_argmax) gumbel_argmax;
+  decltype(&portable::top_share) top_share;
 };
 
 #define KERNELS_OF(isa)                                                                              \
   {isa::quantise_row, isa::multiply, isa::score, isa::softmax_row, isa::weighted_values, isa::norm,  \
    isa::rope_row, isa::gate_row, isa::add_row, isa::scale_row, isa::unpack_row, isa::descend,        \
-   isa::ascend, isa::best_of, isa::gumbel_candidates, isa::gumbel_argmax}
+   isa::ascend, isa::best_of, isa::gumbel_candidates, isa::gumbel_argmax, isa::top_share}
 
 // `needs`: what the CPU must have; null: any CPU.
 struct InstructionSet {

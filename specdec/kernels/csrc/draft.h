@@ -47,6 +47,14 @@ int64_t truncate(float* scores, const int64_t* ids, int64_t count, const DraftSa
   return n;
 }
 
+// How likely a token is right that won with the noise of `key`, where the head's probability of it is `share`: `chance`
+// of `Noise` in specdec/engine/sampling.py.
+double chance_with_noise(double share, int64_t token, uint64_t key, double temperature) {
+  const double noise = portable::gumbel(portable::noise_bits(uint64_t(token), key));
+  const double lead = share * std::exp(std::min(temperature * noise, 80.0));
+  return lead / (lead + (1 - share) * (1 + temperature));
+}
+
 // One row x through matrices of its width. False when out of memory.
 bool multiply_row(const float* x, int64_t columns, const Product* products, int count, int threads) {
   Arena sizes;
@@ -67,9 +75,11 @@ bool multiply_row(const float* x, int64_t columns, const Product* products, int 
 // `steps` tokens after `newest`, whose choice came from the backbone's state `hidden`; `aux` [d.aux]: the outputs of
 // other layers for the same row. `stack` is set up for one row.
 // 1 when out of memory, 2 when the row sees more positions than a store has slots, 3 for an id that is no row.
-// With `sampling` each token is the one whose logit times `sharpness` wins with the noise of its position.
+// With `sampling` each token is the one whose logit times `sharpness` wins with the noise of its position. `made`: how
+// many tokens there are, fewer than `steps` where the head is not `sure` enough of them.
 int draft(const Drafter& d, const Stack& stack, const float* hidden, const float* const* aux, int64_t newest,
-          int64_t steps, const DraftSampling* sampling, int64_t* tokens, int threads) {
+          int64_t steps, const DraftSampling* sampling, const DraftChances& sure, int64_t* tokens, int64_t* made,
+          int threads) {
   const int64_t width = d.pre.columns() / 2;  // the backbone's
   Arena sizes;
   sizes.take<float>(2 * width);
@@ -93,6 +103,8 @@ int draft(const Drafter& d, const Stack& stack, const float* hidden, const float
     if (!multiply_row(others, d.aux * width, &fused, 1, threads)) return 1;
     chosen->add_row(joined, width, joined + width);
   }
+  double reach = 1;
+  *made = 0;
   for (int64_t step = 0; step < steps; ++step) {
     if (newest < 0 || newest >= d.tokens) return 3;
     chosen->unpack_row(d.embedding, newest, joined);
@@ -104,19 +116,27 @@ int draft(const Drafter& d, const Stack& stack, const float* hidden, const float
     const Product last[2] = {{&d.head, scores}, {&d.post, joined + width}};
     if (!multiply_row(stack.x, stack.hidden, last, step + 1 < steps ? 2 : 1, threads)) return 1;
     const int64_t* ids = d.ids;
-    int64_t best, count = d.head.outputs;
+    int64_t count = d.head.outputs;
+    if (sampling) chosen->scale_row(sampling->sharpness, count, scores);
+    const float factor = sampling ? sure.sharpness / sampling->sharpness : sure.sharpness;  // sampled: the temperature
+    float top = 0;
+    int64_t best = chosen->best_of(scores, count, &top);
+    float share = chosen->top_share(scores, count, factor, top);
+    double chance = share;
     if (sampling) {
-      chosen->scale_row(sampling->sharpness, count, scores);
       if (sampling->top_k > 0 || sampling->top_p < 1 || sampling->min_p > 0) {
         const int64_t some = truncate(scores, d.ids, count, *sampling, found, kept);
         if (some) count = some, ids = kept;  // none where the best is no number
       }
       best = chosen->gumbel_argmax(scores, ids, count, sampling->keys[step], found);
-    } else {
-      float top = 0;
-      best = chosen->best_of(scores, count, &top);
+      share = float(share * std::exp(double(factor) * (double(scores[best]) - top)));
+      chance = chance_with_noise(share, ids ? ids[best] : best, sampling->keys[step], factor);
     }
     newest = tokens[step] = ids ? ids[best] : best;
+    sure.shares[step] = share;
+    reach *= chance;
+    ++*made;
+    if (reach < sure.floors[step]) break;  // a chance that is no number ends nothing
   }
   return 0;
 }

@@ -40,6 +40,7 @@ API int64_t specdec_record_size(const char* name) {
 #define RECORD(type) {#type, sizeof(type)}
       RECORD(Weights), RECORD(Matrix),  RECORD(LowRank),       RECORD(LayerAdapter), RECORD(Plane), RECORD(KV),
       RECORD(Mixture), RECORD(Layer),   RECORD(Span),          RECORD(Drafter),      RECORD(DraftSampling),
+      RECORD(DraftChances),
 #undef RECORD
   };
   for (const auto& record : records)
@@ -205,12 +206,12 @@ API int specdec_layers(const Layer* layers, int64_t count, const Span* spans, in
 // `steps` tokens [steps] of a head with these layers; stores, spans and the rest are those of `specdec_layers` for one
 // row, x [hidden] is scratch, `state` [the backbone's width] the state that chose `newest`, `aux` [Drafter::aux] the
 // outputs of the layers that are fused with the state. `sampling`: how its tokens are sampled; null: they are not.
-// Codes: see draft.h.
+// `made`: how many tokens it has, fewer than `steps` where `sure` ends it. Codes: see draft.h.
 API int specdec_draft(const Drafter* drafter, const Layer* layers, int64_t count, const Span* spans,
                       const KV* const* stores, const float* final_norm, float* x, int64_t hidden, const float* state,
                       const float* const* aux, int64_t newest, int64_t steps, const DraftSampling* sampling,
-                      int64_t* tokens, int threads) {
+                      const DraftChances* sure, int64_t* tokens, int64_t* made, int threads) {
   const int64_t starts[2] = {0, 1};
   const Stack stack{layers, count, spans, {1, starts, nullptr, stores}, final_norm, x, 1, hidden, nullptr, 0, nullptr};
-  return draft(*drafter, stack, state, aux, newest, steps, sampling, tokens, threads);
+  return draft(*drafter, stack, state, aux, newest, steps, sampling, *sure, tokens, made, threads);
 }

@@ -51,7 +51,7 @@ def test_the_unrolled_steps_are_the_drafting_loop(family: str) -> None:
                 at = p + step
                 newest = text.tokens[at : at + 1]
                 x, state = theirs.step(decoder.embed(newest), state, spans, store)
-                alive = alive and bool(best(theirs.head, x, newest) == text.best[at])
+                alive = alive and bool(best(theirs.head, x, newest)[0] == text.best[at])
                 accepted[step] += alive
                 wanted = int(known.slots[text.best[at]])
                 logits, _ = theirs.head.score(x, newest)

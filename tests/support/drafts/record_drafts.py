@@ -32,7 +32,7 @@ class Listener:
     def __init__(self, joined: CompositeDrafter) -> None:
         self.joined = joined
         self.proposers: dict[str, Proposer] = {}
-        self.drafts: list[tuple[int, dict[str, tuple[int, ...]]]] = []
+        self.drafts: list[tuple[int, dict[str, Draft]]] = []
 
     @property
     def aux_layers(self) -> tuple[int, ...]:
@@ -47,8 +47,8 @@ class Listener:
         return self
 
     def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
-        made = {name: one.propose(tokens, states, LONGEST).tokens for name, one in self.proposers.items()}
-        self.drafts.append((len(tokens), made))
+        drafts = {name: one.propose(tokens, states, LONGEST) for name, one in self.proposers.items()}
+        self.drafts.append((len(tokens), drafts))
         return Draft()
 
 
@@ -70,11 +70,14 @@ def main() -> None:
         text = model.generate(
             ids["input_ids"], max_new_tokens=TOKENS + LONGEST, do_sample=False, drafter=listener, draft_length=LONGEST
         )[0].tolist()
-        # By source and token of the text two digits: tokens drafted, and how many of them were right.
+        # By source, for each token of the text: tokens drafted, how many of them were right, and the chances of all in
+        # percent, two digits each.
+        made = [(at, drafts) for at, drafts in listener.drafts if at < len(text) - 1]
         texts = {
             name: [
-                "".join(str(digit(made[name], text[at:])) for at, made in listener.drafts if at < len(text) - 1)
-                for digit in (lambda draft, rest: len(draft), right)
+                "".join(str(len(drafts[name].tokens)) for _, drafts in made),
+                "".join(str(right(drafts[name].tokens, text[at:])) for at, drafts in made),
+                "".join(f"{min(99, int(100 * chance)):02}" for _, drafts in made for chance in drafts[name].chances),
             ]
             for name in listener.proposers
         }

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from specdec.drafting.costs import Costs
-from specdec.drafting.protocol import Drafted, DraftLength, FixedLength
+from specdec.drafting.protocol import Drafted, DraftLength, FixedLength, tokens_until
 
 LONGEST = 8
 HEAD, SUFFIX, SHORT = "mtp", "suffix", "suffix-short"
 
 Text = Mapping[str, Sequence[tuple[int, int]]]  # by source and token of the text: tokens drafted, tokens right
+Chances = Mapping[str, Sequence[Sequence[float]]]  # likewise, of sources that say so: how likely each token is
 Process = Callable[[random.Random], int]  # how many drafted tokens are right
 
 
@@ -70,9 +71,20 @@ def recorded() -> dict[str, Text]:
     """Six real texts by the name of their prompt."""
     texts = json.loads(Path(__file__).with_name("drafts.json").read_text())
     return {
-        name: {source: list(zip(map(int, drafted), map(int, right), strict=True)) for source, (drafted, right) in by}
+        name: {source: list(zip(map(int, drafted), map(int, right), strict=True)) for source, (drafted, right, _) in by}
         for name, by in ((name, sources.items()) for name, sources in texts.items())
     }
+
+
+def recorded_chances() -> dict[str, Chances]:
+    """How likely the head took its tokens to be, of the same texts."""
+    texts = json.loads(Path(__file__).with_name("drafts.json").read_text())
+    found = dict[str, Chances]()
+    for name, sources in texts.items():
+        digits = sources[HEAD][2]
+        chances = [int(digits[at : at + 2]) / 100 + 0.005 for at in range(0, len(digits), 2)]
+        found[name] = {HEAD: [chances[at : at + LONGEST] for at in range(0, len(chances), LONGEST)]}
+    return found
 
 
 def joined(texts: Sequence[Text]) -> Text:
@@ -87,22 +99,29 @@ class Reached(NamedTuple):
     seconds: float
 
 
-def replay(lengths: DraftLength, text: Text, costs: Costs, begin: int = 0, rounds: int | None = None) -> list[Reached]:
+def replay(
+    lengths: DraftLength,
+    text: Text,
+    costs: Costs,
+    begin: int = 0,
+    rounds: int | None = None,
+    chances: Chances | None = None,
+) -> list[Reached]:
     """What `lengths` makes of `text` from its token `begin`, round by round."""
     token, seconds, history = begin, 0.0, list[Reached]()
     end = len(next(iter(text.values())))
     while token < end and (rounds is None or len(history) < rounds):
-        sources, right = _draft(lengths, text, token)
-        own = sources.count(sources[0]) if sources else 0
-        draft, verify = costs.of_draft(sources[0], own) if sources else 0.0, costs.of_pass(len(sources) + 1)
-        lengths.observe([Drafted(tuple(sources), right)], 0, draft, verify)
+        drafted = _draft(lengths, text, token, chances or {})
+        right = drafted.accepted
+        draft, verify = costs.of_draft(*drafted.own) if drafted.own else 0.0, costs.of_pass(len(drafted.sources) + 1)
+        lengths.observe([drafted], 0, draft, verify)
         token, seconds = token + right + 1, seconds + draft + verify
         history.append(Reached(token, seconds))
     return history
 
 
-def _draft(lengths: DraftLength, text: Text, token: int) -> tuple[list[str], int]:
-    """Each drafted token's source, and how many of the tokens are right. Sources compete as in `specdec.drafting`."""
+def _draft(lengths: DraftLength, text: Text, token: int, chances: Chances) -> Drafted:
+    """The draft at a token of the text. Sources compete as in `specdec.drafting`."""
     able = list(text)
     if len(text) > 1:
         able = [HEAD, SHORT] if text[SHORT][token][0] else [HEAD]
@@ -110,13 +129,19 @@ def _draft(lengths: DraftLength, text: Text, token: int) -> tuple[list[str], int
     source, k = lengths.plan([dict.fromkeys(able, LONGEST)])[0]
     there, right = text[source][token]
     k = min(k, there)
+    sure, given_up = tuple[float, ...](), 0
+    if k and source in chances:
+        sure = tuple(chances[source][token][:k])
+        made = tokens_until(sure, lengths.floors(source, k))
+        sure, k = sure[:made], lengths.worth(source, sure[:made])
+        given_up = made - k
     sources, right = [source] * k, min(k, right)
-    if sources and source == HEAD and SUFFIX in text and token + k < len(text[SUFFIX]):
+    if sources and not given_up and source == HEAD and SUFFIX in text and token + k < len(text[SUFFIX]):
         # What a match would add to a wrong draft is not known; what is added to a right one stands at its end.
         there, more = text[SUFFIX][token + k]
         added = lengths.extend(sources, SUFFIX, min(there, LONGEST - k))
         sources, right = sources + [SUFFIX] * added, right + (min(added, more) if right == k else 0)
-    return sources, right
+    return Drafted(tuple(sources), right, sure, (source,) * given_up)
 
 
 class Speed(NamedTuple):

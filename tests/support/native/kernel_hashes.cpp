@@ -252,8 +252,8 @@ void layers(Random& random) {
 void drafts(Random& random) {
   const auto draft =
       function<int(const Drafter*, const Layer*, int64_t, const Span*, const KV* const*, const float*, float*, int64_t,
-                   const float*, const float* const*, int64_t, int64_t, const DraftSampling*, int64_t*, int)>(
-          "specdec_draft");
+                   const float*, const float* const*, int64_t, int64_t, const DraftSampling*, const DraftChances*,
+                   int64_t*, int64_t*, int)>("specdec_draft");
   constexpr int64_t kHidden = Decoder::kHidden, kWidth = 96, kTokens = 700, kSteps = 5;
   for (const Kind kind : kKinds)
     for (int how = 0; how < 4; ++how) {
@@ -277,10 +277,15 @@ void drafts(Random& random) {
       const DraftSampling sampling{keys, 1.25f, how == 2 ? 40 : 0, how == 3 ? 0.8 : 1.0, how == 3 ? 0.001 : 0.0};
       std::vector<float> x(kHidden);
       std::vector<int64_t> tokens(kSteps);
+      std::vector<float> shares(kSteps);
+      const float floors[kSteps] = {};
+      const DraftChances sure{shares.data(), floors, 1.25f};
+      int64_t made = 0;
       Hash hash;
       must(draft(&drafter, &decoder.layer, 1, &span, stores, last.data(), x.data(), kHidden, state.data(), others, 17,
-                 kSteps, how ? &sampling : nullptr, tokens.data(), 1));
-      hash.add(tokens), hash.add(x);
+                 kSteps, how ? &sampling : nullptr, &sure, tokens.data(), &made, 1));
+      must(made != kSteps);
+      hash.add(tokens), hash.add(shares), hash.add(x);
       print(hash, "draft %s of kind %d", name_of(kind).c_str(), how);
     }
 }

@@ -227,6 +227,18 @@ int64_t gumbel_candidates(const float* scores, const int64_t* ids, int64_t count
   return kept;
 }
 
+// The share of the largest x [count], `top`, in the softmax of factor * x.
+float top_share(const float* x, int64_t count, float factor, float top) {
+  const F by = splat(factor), peak = splat(top);
+  F total = splat(0.0f);
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) total = total + exponential((load(x + i) - peak) * by);
+  float lanes[16];
+  for (int k = 0; k < 16; ++k) lanes[k] = i + k < count ? x[i + k] : -std::numeric_limits<float>::infinity();
+  total = total + exponential((load(lanes) - peak) * by);  // e^-87 for what is not there
+  return 1.0f / sum(total);
+}
+
 // The index of the largest scores[i] + noise; without a largest score (a NaN), best_of's. `found` [count] is scratch.
 int64_t gumbel_argmax(const float* scores, const int64_t* ids, int64_t count, uint64_t key, int64_t* found) {
   float top = 0;

@@ -49,26 +49,28 @@ class DeviceDraft:
         spans: Mapping[str, Span],
         views: Views,
         sampling: DraftSampling | None = None,
-    ) -> list[int]:
-        """Draft `steps` tokens after `newest`, and return them; arguments as of `FusedDraft`."""
+        sharpness: float = 1.0,
+        floors: Sequence[float] = (),
+    ) -> tuple[list[int], list[float]]:
+        """Draft `steps` tokens after `newest`; return them and the head's probability of each. Arguments as of
+        `FusedDraft`. No draft ends early: asking the host after each step would cost more."""
         layers, of_aux = self._layers, len(aux)
         keys = [] if sampling is None else [key - (1 << 64) if key >> 63 else key for key in sampling.keys[:steps]]
         numbers = torch.tensor([newest, *keys], dtype=torch.int64)
-        sharpness = torch.tensor([1.0 if sampling is None else sampling.sharpness], dtype=torch.float32)
+        factors = torch.tensor([sharpness, 1.0 if sampling is None else sampling.sharpness], dtype=torch.float32)
         if state.is_cuda:
-            numbers, sharpness = numbers.pin_memory(), sharpness.pin_memory()
+            numbers, factors = numbers.pin_memory(), factors.pin_memory()
         spans = {kind: spans[kind] for kind in layers.kinds}
 
         def launches(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            numbers, sharpness, state, *rest = inputs
+            numbers, factors, state, *rest = inputs
             places = from_tensors(layers.kinds, [(1, views)], rest[of_aux:])
-            return (self._tokens(self._first(state, rest[:of_aux]), numbers, sharpness, steps, places),)
+            return self._tokens(self._first(state, rest[:of_aux]), numbers, factors, steps, places)
 
-        inputs = (numbers, sharpness, state, *aux, *to_tensors(spans, [StoreRows(1, views, 0)], state.device))
+        inputs = (numbers, factors, state, *aux, *to_tensors(spans, [StoreRows(1, views, 0)], state.device))
         reads = [self, *(view for view in views if view is not None)]
-        (tokens,) = layers.graphs.run("draft", steps, reads, inputs, launches, layers.capturable)
-        drafted: list[int] = tokens.tolist()
-        return drafted
+        tokens, shares = layers.graphs.run("draft", steps, reads, inputs, launches, layers.capturable)
+        return tokens.tolist(), shares.tolist()
 
     def _first(self, state: Tensor, aux: Sequence[Tensor]) -> Tensor:
         """Return the state [1, backbone hidden] that a draft begins with."""
@@ -77,25 +79,30 @@ class DeviceDraft:
         normed = rms_norm(torch.stack(tuple(aux)), None, self._parts.eps)  # [aux layers, backbone hidden]
         return state[None] + _times(normed.reshape(1, -1), self._parts.fuse)
 
-    def _tokens(self, hidden: Tensor, numbers: Tensor, sharpness: Tensor, steps: int, places: Places) -> Tensor:
-        """Return `steps` tokens int64 [steps]. `numbers`: the newest token and, of a sampled draft, the key of each
-        one's noise; `sharpness` [1] multiplies its logits."""
-        token, made = numbers[:1], []
+    def _tokens(
+        self, hidden: Tensor, numbers: Tensor, factors: Tensor, steps: int, places: Places
+    ) -> tuple[Tensor, Tensor]:
+        """Return `steps` tokens int64 [steps], and the head's probability of each, float32 [steps]. `numbers`: the
+        newest token and, of a sampled draft, the key of each one's noise; `factors` [2] multiply the logits that
+        probabilities are of, and those that the noise is added to."""
+        token, made, shares = numbers[:1], [], []
         sampled = len(numbers) > 1
         for step in range(steps):
             embedded = block_rows(token, self._embedding, hidden.dtype)  # [1, backbone hidden]
             embedded = embedded if self._scale is None else embedded * self._scale
             x, _ = self._layers.run(_times(torch.cat((embedded, hidden), dim=-1), self._parts.pre), places)
             logits = _times(x, self._parts.head)  # [1, candidates]
+            logits = logits.float()
             if sampled:
-                index = choose(logits.float() * sharpness, numbers[1 + step : 2 + step], self._parts.ids).winner  # [1]
+                index = choose(logits * factors[1], numbers[1 + step : 2 + step], self._parts.ids).winner  # [1]
             else:
                 index = logits.argmax(dim=-1)
+            shares.append((logits * factors[0]).softmax(dim=-1)[0, index])  # [1]
             token = index if self._parts.ids is None else self._parts.ids[index]
             made.append(token)
             if step + 1 < steps:
                 hidden = _times(x, self._parts.post)
-        return torch.cat(made)
+        return torch.cat(made), torch.cat(shares)
 
 
 def _times(x: Tensor, matrix: Matrix) -> Tensor:
