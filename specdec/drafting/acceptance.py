@@ -139,7 +139,6 @@ class AcceptanceRecord:
         """Note how likely the source took its tokens to be, of which the first `checked` were checked and the first
         `accepted` of these were right, in a round that takes as long as `passes` plain ones. Where all of them were
         right, the next one counts as right as often as tokens of its chance are."""
-        chances = [chance if 0 <= chance <= 1 else 0.0 for chance in chances]  # a damaged head's may be NaN
         self._rounds.append((1 + sum(accumulate(self.right(chances[:checked]), mul)), passes))
         for i, chance in enumerate(chances[: min(accepted + 1, checked)]):
             right = chance**self.exponent

@@ -80,7 +80,7 @@ class Noise:
 
         Noise g of the winner at temperature T makes e^(T g) p of its share p, and of the others' together about 1 + T
         times what they were: a fit, with which one power makes probabilities of the chances of greedy text and of
-        temperatures up to 1 (docs/speed.md).
+        temperatures up to 1 (docs/design.md, "Chances").
         """
         temperature = self.warping.temperature
         uniform = ((mix(key + (token - 1) * _GOLDEN) >> 11) + 0.5) * 2.0**-53
