@@ -121,9 +121,11 @@ INLINE void add_block(const Block& block, F (&total)[T]) {
 
 constexpr int64_t kAhead = 8;  // blocks between what is prefetched and what is used
 
-// Sixteen outputs of T rows; `y` is the first of them, rows `stride` floats apart, `count` of them wanted.
+// Sixteen outputs of T rows; `y` is the first of them, rows `stride` floats apart, `count` of them wanted. A function of
+// its own for each T and form: it has all registers, and profiles and test_object_code.py see it by name.
 template <int T, class FORM>
-void gemm_tile(const Weights& w, int64_t group, const Tile& tile, float* y, int64_t stride, int count) {
+__attribute__((noinline)) void gemm_tile(const Weights& w, int64_t group, const Tile& tile, float* y, int64_t stride,
+                                         int count) {
   constexpr int BITS = FORM::bits;
   constexpr bool MINIMUM = FORM::minimum;
   const uint8_t* q = w.q + group * w.blocks * (64 * BITS);
