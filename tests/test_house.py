@@ -172,10 +172,10 @@ def test_every_package_says_what_it_is_for() -> None:
 # A list, because nothing else tells "Store K and V" from "Stores of K and V", or a verb from "Media".
 VERBS = """
     Add Answer Ask Assign Bind Call Capture Carry Check Choose Collect Compare Compile Constrain Copy Count Cut Deal
-    Decode Describe Draft Draw Drive Edit Embed Exchange Feed Fill Follow Generate Give Grow Hand Have Hold Join Judge
-    Keep Lay Lead Let Lower Make Map Mark Measure Move Name Normalise Note Own Parse Place Plan Point Present Print
-    Propose Put Reach Read Refuse Remember Render Report Run Say Scale Score Send Show Store Stream Take Tell Train
-    Turn Write
+    Decode Describe Divide Draft Draw Drive Edit Embed Exchange Feed Fill Follow Generate Give Grow Hand Have Hold
+    Join Judge Keep Lay Lead Let Lower Make Map Mark Measure Move Name Normalise Note Own Parse Place Plan Point
+    Present Print Propose Put Reach Read Refuse Remember Render Report Run Say Scale Score Send Show Store Stream
+    Take Tell Train Turn Write
 """
 
 

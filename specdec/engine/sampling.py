@@ -7,8 +7,10 @@ order of evaluation or on how many rows a pass has. It is evaluated only for tok
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +28,13 @@ _SHIFTS = (30, 27, 31)
 # below the best score cannot win, and its noise need not be computed.
 _REACH = 54 * math.log(2) + math.log(54 * math.log(2))
 
+_WARPERS = {
+    "TemperatureLogitsWarper": "temperature",
+    "TopKLogitsWarper": "top_k",
+    "TopPLogitsWarper": "top_p",
+    "MinPLogitsWarper": "min_p",
+}
+
 _TAIL = 12.0  # nats below the best: what a drafter leaves out where it has to sort
 
 Processors = Callable[[Tensor, Tensor], Tensor]
@@ -33,9 +42,20 @@ Processors = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Temperature:
+    """Divide scores by a temperature, like transformers' `TemperatureLogitsWarper`."""
+
+    temperature: float
+
+    def __call__(self, tokens: Tensor, scores: Tensor) -> Tensor:
+        """Return `scores` [1, vocab] divided by the temperature."""
+        return scores / self.temperature
+
+
+@dataclass(frozen=True)
 class Warping:
-    """Hold the part of the processors that a drafter can apply to its own logits: transformers' warpers of these names,
-    in this order. Only drafters look at it: a wrong warping costs time and changes no token."""
+    """Hold transformers' warpers of these names, in this order: the part of the processors that a drafter can apply to
+    its own logits, and that a choice need not ask the processors for."""
 
     temperature: float = 1.0
     top_k: int = 0  # 0: all
@@ -46,6 +66,26 @@ class Warping:
     def truncates(self) -> bool:
         """Return whether some scores may not be sampled."""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+    @classmethod
+    def of(cls, processors: object) -> Warping | None:
+        """Return what `processors` do, where they are these warpers and nothing else, as `generate` makes them."""
+        if processors is None:
+            return cls()
+        if isinstance(processors, Temperature):
+            return cls(processors.temperature)
+        if not _is_of_transformers(processors, ["LogitsProcessorList"]):
+            return None
+        assert isinstance(processors, list)
+        settings: dict[str, Any] = {}
+        for one in processors:
+            left = getattr(one, "min_tokens_to_keep", 1), getattr(one, "filter_value", -math.inf)
+            if not _is_of_transformers(one, _WARPERS) or left != (1, -math.inf):
+                return None
+            name = _WARPERS[type(one).__name__]
+            settings[name] = getattr(one, name)
+        in_order = [name for name in _WARPERS.values() if name in settings]
+        return cls(**settings) if list(settings) == in_order and len(processors) == len(settings) else None
 
     def kept(self, scores: Tensor) -> Tensor:
         """Return the indices, ascending, of the scores [candidates] (float32, `temperature` applied) that may be
@@ -108,7 +148,8 @@ class Sampler:
     """Choose tokens. `seed` is None for greedy decoding.
 
     `offset`: how many tokens of the row are padding, so that a prompt's noise does not depend on its padding.
-    `warping`: the part of the processors that a drafter should know.
+    `warping`: the part of the processors that a drafter should know. Only drafters look at it: a wrong one costs time
+    and changes no token.
     """
 
     processors: Processors | None = None
@@ -121,22 +162,29 @@ class Sampler:
         """Make a sampler with a temperature alone, like transformers' `TemperatureLogitsWarper`; greedy at 0."""
         if temperature == 0:
             return cls()
-        return cls(lambda tokens, scores: scores / temperature, seed, warping=Warping(temperature))
+        return cls(Temperature(temperature), seed, warping=Warping(temperature))
 
     @property
     def noise(self) -> Noise | None:
         """Return the noise of the sampler's text; None for greedy decoding."""
         return None if self.seed is None else Noise(self.seed, self.warping)
 
+    @cached_property
+    def _alone(self) -> Warping | None:
+        """Return all that lies between logits and noise, where warpers do it alone; None for greedy decoding."""
+        return None if self.seed is None else Warping.of(self.processors)
+
     def choose(self, logits: Tensor, tokens: Tensor) -> Choice:
         """Return the choice for the position after `tokens` [n], from its `logits` [vocab] (float32).
 
         Raises ValueError when the logits are not numbers, or when the processors leave no token.
         """
-        scores = logits
-        if self.processors is not None:
-            scores = self.processors(tokens[None], logits[None].clone())[0]  # [1, vocab] -> [vocab]
-        return self.pick(logits, scores, len(tokens))
+        if (warping := self._alone) is not None:
+            key = self._key(len(tokens))
+            token = kernels.sampled_token(logits, key, warping.temperature, warping.top_k, warping.top_p, warping.min_p)
+            if token is not None:
+                return Choice(token, partial(self._processed, logits, tokens))
+        return self.pick(logits, self._processed(logits, tokens), len(tokens))
 
     def pick(self, logits: Tensor, scores: Tensor, position: int) -> Choice:
         """Return the choice at `position` of the row, from `scores` [vocab]: the position's `logits` [vocab] after the
@@ -144,9 +192,18 @@ class Sampler:
         top, token = kernels.best(scores)
         if not math.isfinite(top):
             raise ValueError(_not_finite(logits, top, position))
-        if self.seed is None:
-            return Choice(token, scores)
-        return Choice(gumbel_argmax(scores, top, noise_key(self.seed, position - self.offset)), scores)
+        if self.seed is not None:
+            token = gumbel_argmax(scores, top, self._key(position))
+        return Choice(token, lambda: scores)
+
+    def _processed(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        if self.processors is None:
+            return logits
+        return self.processors(tokens[None], logits[None].clone())[0]  # [1, vocab] -> [vocab]
+
+    def _key(self, position: int) -> int:
+        assert self.seed is not None
+        return noise_key(self.seed, position - self.offset)
 
 
 def gumbel_argmax(scores: Tensor, top: float, key: int, ids: Tensor | None = None) -> int:
@@ -162,6 +219,12 @@ def gumbel_argmax(scores: Tensor, top: float, key: int, ids: Tensor | None = Non
     # On the CPU wherever the logits are: the same noise on every device, and float64 where the device has none.
     noisy = scores[found].cpu().double() + gumbel(key, tokens.cpu())
     return int(found[noisy.argmax()])
+
+
+def _is_of_transformers(one: object, names: Container[str]) -> bool:
+    """Return whether `one` is of one of these classes of transformers, exactly: a derived class may do anything."""
+    kind = type(one)
+    return kind.__module__ == "transformers.generation.logits_process" and kind.__name__ in names
 
 
 def _not_finite(logits: Tensor, top: float, position: int) -> str:

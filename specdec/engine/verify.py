@@ -10,16 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Hold the token chosen from one row, and the row after the logits processors, [vocab] in float32."""
+    """Hold the token chosen from one row. `process` returns that row after the logits processors."""
 
     token: int
-    scores: Tensor
+    process: Callable[[], Tensor]
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """Return the row after the logits processors, [vocab] float32. Ask while the row's logits are what they were:
+        in `stop`."""
+        return self.process()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ advance by one token a step, rows that have ended are padded, and every processo
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,7 +98,7 @@ class RowsInStep:
         return [
             sampler.pick(logits[i], scores[i], len(rows[i]))
             if self._going_on[i] or not self._pads
-            else Choice(self.pad, scores[i])
+            else Choice(self.pad, partial(scores.__getitem__, i))
             for i, sampler in enumerate(self.samplers)
         ]
 

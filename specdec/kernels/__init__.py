@@ -97,6 +97,7 @@ __all__ = [
     "read_kv",
     "rms_norm",
     "rope",
+    "sampled_token",
     "unpack_blocks",
     "unpack_sub",
 ]
@@ -164,6 +165,21 @@ def gumbel_candidates(scores: Tensor, top: float, floor: float, key: int, ids: T
     """
     found: Tensor = library_of(scores).gumbel_candidates(scores, top, floor, key, ids)
     return found
+
+
+def sampled_token(
+    logits: Tensor, key: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> int | None:
+    """Return the token of `logits` [vocab] that wins with the noise of `key` after transformers' warpers of these
+    names, in this order; None where that is not known: where rounding decides, where logits are no numbers, and where
+    there is no kernel for it.
+
+    `temperature` is above 0; `top_k` 0, `top_p` 1 and `min_p` 0 leave the warper out.
+    """
+    library = library_of(logits)
+    if not isinstance(library, Native):
+        return None
+    return library.sampled_token(logits, key, temperature, top_k, top_p, min_p)
 
 
 def low_rank(x: Tensor, part: LowRank) -> Tensor:

@@ -155,6 +155,7 @@ _ARGUMENTS = {
     "specdec_low_rank": [c_void_p] * 3 + [c_int64] * 3 + [c_int],
     "specdec_best": [c_void_p, c_int64, c_void_p],
     "specdec_gumbel_candidates": [c_void_p, c_void_p, c_int64, c_float, c_double, c_uint64, c_void_p],
+    "specdec_sampled_token": [c_void_p, c_int64, c_float, c_int64, c_double, c_double, c_uint64],
     "specdec_attention": [c_void_p] * 4 + [c_float, c_void_p] + [c_int64] * 3 + [c_int],
     "specdec_layers": [c_void_p, c_int64] * 2
     + [c_void_p] * 6
@@ -179,6 +180,7 @@ _ARGUMENTS = {
 _RESULTS = {  # the others return an int: a code, 0 where all is well, or what they were asked for
     "specdec_best": c_int64,
     "specdec_gumbel_candidates": c_int64,
+    "specdec_sampled_token": c_int64,
     "specdec_record_size": c_int64,
     "specdec_set_name": c_char_p,
     "specdec_sources_hash": c_char_p,

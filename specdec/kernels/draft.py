@@ -1,4 +1,4 @@
-"""Whole drafts in one native call (csrc/draft.h): a head's layers, the matrices around them, and each token's
+"""Whole drafts in one native call (csrc/tokens/draft.h): a head's layers, the matrices around them, and each token's
 choice."""
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class DraftParts:
 
 
 class FusedDraft:
-    """Draft with a head in one native call (csrc/draft.h). `specdec.kernels.fuse_draft` makes the objects."""
+    """Draft with a head in one native call (csrc/tokens/draft.h). `specdec.kernels.fuse_draft` makes the objects."""
 
     def __init__(self, layers: FusedLayers, parts: DraftParts) -> None:
         """Point a record at the `parts`, all of them in blocks, on the CPU."""

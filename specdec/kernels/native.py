@@ -95,6 +95,7 @@ class Native:
         self._draft = library.specdec_draft
         self._best = library.specdec_best
         self._gumbel_candidates = library.specdec_gumbel_candidates
+        self._sampled_token = library.specdec_sampled_token
         self._attention = library.specdec_attention
         self._rms_norm = library.specdec_rms_norm
         self._rope = library.specdec_rope
@@ -156,6 +157,15 @@ class Native:
         of = None if ids is None else ids.data_ptr()
         kept: int = self._gumbel_candidates(scores.data_ptr(), of, scores.numel(), top, floor, key, found.data_ptr())
         return found[:kept]
+
+    def sampled_token(
+        self, logits: Tensor, key: int, temperature: float, top_k: int, top_p: float, min_p: float
+    ) -> int | None:
+        """Return the token that wins among float32 logits [n]; None where it takes the processors to tell."""
+        if not plain(logits):
+            return None
+        token: int = self._sampled_token(logits.data_ptr(), logits.numel(), temperature, top_k, top_p, min_p, key)
+        return None if token < 0 else token
 
     def attention(self, q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale: float) -> Tensor:
         """Attend with queries q [T, Hq, D] to a store: [T, Hq, Dv]; row t sees positions lo[t] .. hi[t] - 1."""
@@ -278,16 +288,8 @@ class Native:
         scale = None if weight is None else weight.float().contiguous()
         out = torch.empty_like(wide)
         width = x.shape[-1]
-        code = self._rms_norm(
-            wide.data_ptr(),
-            None if scale is None else scale.data_ptr(),
-            eps,
-            out.data_ptr(),
-            x.numel() // width,
-            width,
-            torch.get_num_threads(),
-        )
-        _check(code)
+        shape, threads = (x.numel() // width, width), torch.get_num_threads()
+        _check(self._rms_norm(wide.data_ptr(), address(scale), eps, out.data_ptr(), *shape, threads))
         return out if x.dtype is torch.float32 else out.to(x.dtype)
 
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -303,15 +305,9 @@ class Native:
         wide, other = gate.float().contiguous(), up.float().contiguous()
         out = torch.empty_like(wide)
         width = gate.shape[-1]
-        self._gated(
-            wide.data_ptr(),
-            other.data_ptr(),
-            activation == "gelu_tanh",
-            out.data_ptr(),
-            gate.numel() // width,
-            width,
-            torch.get_num_threads(),
-        )
+        shape, threads = (gate.numel() // width, width), torch.get_num_threads()
+        is_gelu = activation == "gelu_tanh"
+        self._gated(wide.data_ptr(), other.data_ptr(), is_gelu, out.data_ptr(), *shape, threads)
         return out if gate.dtype is torch.float32 else out.to(gate.dtype)
 
 

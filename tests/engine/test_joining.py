@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -134,7 +135,7 @@ class Pair:
     def choose(self, rows: list[Tensor], logits: Tensor) -> list[Choice]:
         self.rows.append(len(rows))
         assert len({len(row) for row in rows}) == 1
-        return [Choice(int(row.argmax()), row) for row in logits]
+        return [Choice(int(row.argmax()), partial(logits.__getitem__, i)) for i, row in enumerate(logits)]
 
     def ended(self, rows: list[Tensor], choices: list[Choice]) -> bool:
         return len(rows[0]) >= self.length

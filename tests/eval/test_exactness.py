@@ -94,7 +94,7 @@ def test_an_engine_that_accepts_a_wrong_draft_is_caught(
         verdict = verify(draft, logits, text, choose, stop)
         if draft and verdict.tokens[0] != draft[0]:
             text[-len(draft) - 1] = draft[0]
-            return Verdict((Choice(draft[0], verdict.choices[0].scores),))
+            return Verdict((Choice(draft[0], verdict.choices[0].process),))
         return verdict
 
     monkeypatch.setattr("specdec.engine.sequence.verify", gullible)

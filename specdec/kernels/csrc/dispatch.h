@@ -124,6 +124,8 @@ struct Kernels {
   decltype(&portable::gate_row) gate_row;
   decltype(&portable::add_row) add_row;
   decltype(&portable::scale_row) scale_row;
+  decltype(&portable::divide_row) divide_row;
+  decltype(&portable::peaks) peaks;
   decltype(&portable::unpack_row) unpack_row;
   decltype(&portable::descend) descend;
   decltype(&portable::ascend) ascend;
@@ -135,8 +137,9 @@ struct Kernels {
 
 #define KERNELS_OF(isa)                                                                              \
   {isa::quantise_row, isa::multiply, isa::score, isa::softmax_row, isa::weighted_values, isa::norm,  \
-   isa::rope_row, isa::gate_row, isa::add_row, isa::scale_row, isa::unpack_row, isa::descend,        \
-   isa::ascend, isa::best_of, isa::gumbel_candidates, isa::gumbel_argmax, isa::top_share}
+   isa::rope_row, isa::gate_row, isa::add_row, isa::scale_row, isa::divide_row, isa::peaks,          \
+   isa::unpack_row, isa::descend, isa::ascend, isa::best_of, isa::gumbel_candidates,                  \
+   isa::gumbel_argmax, isa::top_share}
 
 // `needs`: what the CPU must have; null: any CPU.
 struct InstructionSet {

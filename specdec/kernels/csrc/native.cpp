@@ -2,7 +2,7 @@
 // not depend on torch's version. Loaded by native.py through ctypes.
 //
 // This file is the interface: addresses and scratch memory. abi.h says what comes in, shapes.h what is passed around,
-// steps.h and stack.h cut the work into pieces, threads.h says who does them, dispatch.h holds every instruction set
+// steps.h and stack.h cut the work into pieces, tokens/ makes tokens of what comes out, threads.h says who does them, dispatch.h holds every instruction set
 // and asks the CPU which it has, and the arithmetic is in isa/: quantise.inl, product.inl, rows.inl, store.inl and
 // attention.inl, on the sixteen floats of simd.inl.
 
@@ -12,12 +12,13 @@
 
 #include "abi.h"
 #include "dispatch.h"
-#include "draft.h"
 #include "memory.h"
 #include "shapes.h"
 #include "stack.h"
 #include "steps.h"
 #include "threads.h"
+#include "tokens/choice.h"
+#include "tokens/draft.h"
 
 #if defined(_WIN32)
 #define API extern "C" __declspec(dllexport)
@@ -187,6 +188,12 @@ API int64_t specdec_best(const float* x, int64_t count, float* value) { return c
 API int64_t specdec_gumbel_candidates(const float* scores, const int64_t* ids, int64_t count, float top, double floor,
                                uint64_t key, int64_t* found) {
   return chosen->gumbel_candidates(scores, ids, count, top, floor, key, found);
+}
+
+// The token that is sampled from logits [count], or -1 where it takes transformers' own processors to tell: choice.h.
+API int64_t specdec_sampled_token(const float* logits, int64_t count, float temperature, int64_t top_k, double top_p,
+                           double min_p, uint64_t key) {
+  return choose(logits, count, {temperature, top_k, top_p, min_p}, key);
 }
 
 // x [rows, hidden] through `count` decoder layers and a last norm of weight `final_norm` [hidden] or null, in place. The

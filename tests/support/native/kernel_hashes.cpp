@@ -157,6 +157,8 @@ void choices(Random& random) {
   const auto best = function<int64_t(const float*, int64_t, float*)>("specdec_best");
   const auto candidates = function<int64_t(const float*, const int64_t*, int64_t, float, double, uint64_t, int64_t*)>(
       "specdec_gumbel_candidates");
+  const auto choose =
+      function<int64_t(const float*, int64_t, float, int64_t, double, double, uint64_t)>("specdec_sampled_token");
   const float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
   for (int64_t count : {1, 15, 16, 63, 64, 65, 1000, 5003})
     for (int what = 0; what < 4; ++what) {
@@ -174,6 +176,11 @@ void choices(Random& random) {
           const int64_t* of = key == 77 ? ids.data() : nullptr;
           found.resize(candidates(x.data(), of, count, value[0], value[0] - 41.0, key, found.data()));
           hash.add(found);
+          for (float temperature : {1.0f, 0.7f})
+            for (int64_t top_k : {0, 1, 20, 300})
+              for (double top_p : {1.0, 0.9, 0.5})
+                for (double min_p : {0.0, 0.05})
+                  hash.add(choose(x.data(), count, temperature, top_k, top_p, min_p, key));
         }
       print(hash, "best and candidates %d of kind %d", int(count), what);
     }

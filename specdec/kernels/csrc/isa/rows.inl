@@ -60,6 +60,11 @@ void scale_row(float factor, int64_t width, float* y) {
   for (int64_t i = 0; i < width; ++i) y[i] *= factor;
 }
 
+// y = x / by.
+void divide_row(const float* x, float by, int64_t width, float* y) {
+  for (int64_t i = 0; i < width; ++i) y[i] = x[i] / by;
+}
+
 // Row `row` of packed weights as floats [K]: reference.py's block_rows.
 template <int BITS>
 INLINE void unpack_row_of(const Weights& w, int64_t row, float* y) {
@@ -179,6 +184,15 @@ INLINE float peak_of(const float* x) {
   return peak;
 }
 
+// The largest of each kPiece of x [count], the last of what is left: peaks [count / kPiece, rounded up].
+void peaks(const float* x, int64_t count, float* peaks) {
+  for (; count >= kPiece; x += kPiece, count -= kPiece) *peaks++ = peak_of(x);
+  if (!count) return;
+  float peak = x[0];
+  for (int64_t i = 1; i < count; ++i) peak = x[i] > peak ? x[i] : peak;
+  *peaks = peak;
+}
+
 // At least the largest of kPiece tokens' 53 bits: of the upper 31, which every instruction set can compare.
 INLINE uint64_t noise_bound(const uint64_t* bits) {
   int32_t upper[kPiece];
@@ -218,9 +232,11 @@ int64_t gumbel_candidates(const float* scores, const int64_t* ids, int64_t count
   int64_t kept = 0;
   for (int64_t at = 0; at < count; at += kPiece) {
     const int n = int(count - at < kPiece ? count - at : kPiece);
+    const float peak = n == kPiece ? peak_of(scores + at) : top;
+    if (peak <= floor) continue;
     uint64_t bits[kPiece];
     for (int i = 0; i < n; ++i) bits[i] = noise_bits(uint64_t(ids ? ids[at + i] : at + i), key);
-    if (n == kPiece && !can_win(peak_of(scores + at), noise_bound(bits))) continue;
+    if (n == kPiece && !can_win(peak, noise_bound(bits))) continue;
     for (int i = 0; i < n; ++i)
       if (scores[at + i] > floor && can_win(scores[at + i], bits[i])) found[kept++] = at + i;
   }

@@ -7,13 +7,13 @@
 #include <cstdint>
 #include <cstring>
 
-#include "abi.h"
-#include "dispatch.h"
-#include "memory.h"
-#include "shapes.h"
-#include "stack.h"
-#include "steps.h"
-#include "threads.h"
+#include "../abi.h"
+#include "../dispatch.h"
+#include "../memory.h"
+#include "../shapes.h"
+#include "../stack.h"
+#include "../steps.h"
+#include "../threads.h"
 
 namespace {
 
@@ -29,9 +29,10 @@ int64_t truncate(float* scores, const int64_t* ids, int64_t count, const DraftSa
   for (int64_t i = 0; i < count; ++i) {
     if (scores[i] > top - kTail) order[n++] = i;
   }
-  std::sort(order, order + n,
-            [&](int64_t a, int64_t b) { return scores[a] != scores[b] ? scores[a] > scores[b] : a < b; });
-  if (sampling.top_k > 0 && sampling.top_k < n) n = sampling.top_k;
+  const int64_t most = sampling.top_k > 0 && sampling.top_k < n ? sampling.top_k : n;
+  std::partial_sort(order, order + most, order + n,
+                    [&](int64_t a, int64_t b) { return scores[a] != scores[b] ? scores[a] > scores[b] : a < b; });
+  n = most;
   double all = 0, before = 0;
   for (int64_t k = 0; k < n; ++k) all += std::exp(double(scores[order[k]]) - top);
   for (int64_t k = 0; k < n; ++k) {

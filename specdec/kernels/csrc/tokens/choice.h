@@ -1,0 +1,155 @@
+// The token that is sampled from a row of logits, without a sort or a copy of the row: what transformers' warpers leave,
+// and the noise, decide. Where rounding could decide instead, it is said that nothing is known, and the caller asks them.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <limits>
+
+#include "../dispatch.h"
+#include "../memory.h"
+
+namespace {
+
+// transformers' warpers of these names, in this order; 1, 0, 1 and 0: none.
+struct Warping {
+  float temperature;
+  int64_t top_k;
+  double top_p, min_p;
+};
+
+// Scores [count] with the largest of each piece, by which most of them are passed over.
+struct Pieces {
+  const float* scores;
+  int64_t count;
+  const float* peaks;
+
+  // Calls visit(score) for those that are at least `bound`, and for some others.
+  template <class Visit>
+  void from(float bound, Visit visit) const {
+    for (int64_t at = 0, piece = 0; at < count; at += portable::kPiece, ++piece) {
+      if (peaks[piece] < bound) continue;
+      const int64_t end = std::min(at + portable::kPiece, count);
+      for (int64_t i = at; i < end; ++i) visit(scores[i]);
+    }
+  }
+};
+
+// The k-th largest score, 0 < k <= count; `some` [count] is scratch. k pieces whose largest are no smaller than `bound`
+// have k scores that are not.
+float kth_largest(const Pieces& pieces, int64_t k, float* some) {
+  const int64_t parts = (pieces.count + portable::kPiece - 1) / portable::kPiece;
+  float bound = -std::numeric_limits<float>::infinity();
+  if (k <= parts) {
+    std::copy(pieces.peaks, pieces.peaks + parts, some);
+    std::nth_element(some, some + k - 1, some + parts, std::greater<float>());
+    bound = some[k - 1];
+  }
+  float* end = some;
+  pieces.from(bound, [&](float score) {
+    if (score >= bound) *end++ = score;
+  });
+  std::nth_element(some, some + k - 1, end, std::greater<float>());
+  return some[k - 1];
+}
+
+// How many scores are above `bound` and how many equal it, and the sum of exp(score - top) of those above.
+struct Above {
+  int64_t count = 0, equal = 0;
+  double mass = 0;
+  Above(const Pieces& pieces, float bound, float top) {
+    pieces.from(bound, [&](float score) {
+      if (score > bound) ++count, mass += std::exp(double(score) - top);
+      if (score == bound) ++equal;
+    });
+  }
+};
+
+enum class Kept { yes, no, unknown };
+
+// Whether top_p keeps a score, of which all from `lowest` on have the share `total` together; the largest is `top`.
+// transformers adds float32 shares, smallest first, and scores that are equal in any order.
+Kept within(const Pieces& pieces, double top_p, float score, float top, double total) {
+  const Above above(pieces, score, top);
+  if (above.count == 0 && above.equal == 1) return Kept::yes;
+  const double rounding = 1e-4 + double(pieces.count) * 0x1p-26;  // a sum of `count` floats, in eight lanes or more
+  const double share = above.mass / total, equals = double(above.equal - 1) * std::exp(double(score) - top) / total;
+  if (share + equals < top_p - rounding) return Kept::yes;
+  return share >= top_p + rounding ? Kept::no : Kept::unknown;
+}
+
+// The token whose logit, warped, wins with the noise of `key`; -1: not known, because something is near a limit, because
+// a logit is no number, or because there is no memory.
+int64_t choose(const float* logits, int64_t count, const Warping& warping, uint64_t key) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  const auto below = [&](float x) { return std::nextafter(x, -infinity); };
+  const bool truncates = (warping.top_k > 0 && warping.top_k < count) || warping.top_p < 1;
+  Arena sizes;
+  sizes.take<float>(count);
+  sizes.take<int64_t>(count);
+  sizes.take<float>(count);
+  sizes.take<float>(count / portable::kPiece + 1);
+  const Scratch scratch(sizes.used());
+  if (!scratch.data) return -1;
+  Arena arena(scratch.data);
+  float* warm = arena.take<float>(count);
+  int64_t* found = arena.take<int64_t>(count);
+  float* some = arena.take<float>(count);
+  float* peaks = arena.take<float>(count / portable::kPiece + 1);
+
+  if (warping.temperature != 1) chosen->divide_row(logits, warping.temperature, count, warm);
+  const float* scores = warping.temperature != 1 ? warm : logits;
+  float top = 0;
+  chosen->best_of(scores, count, &top);
+  if (!std::isfinite(top)) return -1;
+  if (truncates) chosen->peaks(scores, count, peaks);
+  const Pieces pieces{scores, count, peaks};
+
+  double floor = double(top) - portable::kReach, total = 0;  // at or below it nothing wins
+  if (warping.top_k > 0 && warping.top_k < count) {
+    const float lowest = kth_largest(pieces, warping.top_k, some);
+    floor = std::max(floor, double(below(lowest)));
+    if (warping.top_p < 1) {
+      const Above kept(pieces, lowest, top);
+      total = kept.mass + double(kept.equal) * std::exp(double(lowest) - top);
+    }
+  } else if (warping.top_p < 1) {
+    total = 1.0 / chosen->top_share(scores, count, 1.0f, top);
+  }
+  constexpr double kRounding = 1e-5;  // of the quotient of two float32 probabilities, in nats, and much more than it is
+  double sure = -infinity;            // min_p keeps what is above
+  if (warping.min_p > 0) {
+    if (warping.min_p < 1e-6) return -1;  // a share that is no normal number is rounded otherwise
+    sure = top + std::log(warping.min_p) + kRounding;
+    floor = std::max(floor, sure - 2 * kRounding);
+  }
+
+  for (int tries = 0; tries < 16; ++tries) {
+    const int64_t kept = chosen->gumbel_candidates(scores, nullptr, count, top, floor, key, found);
+    double best = -infinity, second = -infinity;
+    int64_t winner = -1;
+    for (int64_t k = 0; k < kept; ++k) {
+      const double sum = scores[found[k]] + portable::gumbel(portable::noise_bits(uint64_t(found[k]), key));
+      if (sum > best) {
+        second = best, best = sum, winner = found[k];
+      } else if (sum > second) {
+        second = sum;
+      }
+    }
+    if (!(best - second > 1e-9)) return -1;  // logarithms of other libraries round otherwise
+    const float score = scores[winner];
+    if (score <= sure && score != top) return -1;
+    if (!(warping.top_p < 1)) return winner;
+    switch (within(pieces, warping.top_p, score, top, total)) {
+      case Kept::yes: return winner;
+      case Kept::unknown: return -1;
+      case Kept::no: floor = score;  // nor what is smaller
+    }
+  }
+  return -1;
+}
+
+}  // namespace

@@ -1,0 +1,182 @@
+"""Sampled choices without the processors: the token that transformers' warpers and the noise give, or no answer."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from specdec import kernels
+from specdec.engine.sampling import Noise, Sampler, Warping, noise_key
+from tests.support.native.kernel_paths import path  # noqa: F401
+from tests.support.native.needs_native import needs_library
+
+POSITION = 7
+TOKENS = torch.zeros(POSITION, dtype=torch.int64)
+SETTINGS = [
+    Warping(*setting)
+    for setting in itertools.product((1.0, 0.7, 1.6), (0, 1, 5, 64, 5000), (1.0, 0.95, 0.5, 0.0), (0.0, 0.05, 1.0))
+]
+
+
+def warpers(warping: Warping) -> LogitsProcessorList:
+    """The processors that `generate` makes of these settings."""
+    made = LogitsProcessorList()
+    if warping.temperature != 1:
+        made.append(TemperatureLogitsWarper(warping.temperature))
+    if warping.top_k:
+        made.append(TopKLogitsWarper(warping.top_k))
+    if warping.top_p < 1:
+        made.append(TopPLogitsWarper(warping.top_p))
+    if warping.min_p:
+        made.append(MinPLogitsWarper(warping.min_p))
+    return made
+
+
+def chosen(logits: Tensor, warping: Warping, seed: int) -> int | None:
+    key = noise_key(seed, POSITION)
+    return kernels.sampled_token(logits, key, warping.temperature, warping.top_k, warping.top_p, warping.min_p)
+
+
+def asked(logits: Tensor, warping: Warping, seed: int) -> int:
+    """What the processors and the noise give."""
+    scores = warpers(warping)(TOKENS[None], logits[None].clone())[0]
+    return Sampler(seed=seed).pick(logits, scores, POSITION).token
+
+
+def rows(vocabulary: int, kind: str, generator: torch.Generator) -> Tensor:
+    """Logits [vocabulary] as a model may have them: `flat`, `steep`, `tied` in whole numbers, most `forbidden`."""
+    x = torch.randn(vocabulary, generator=generator) * {"flat": 0.3}.get(kind, 2.5)
+    if kind == "tied":
+        return x.round()
+    if kind == "forbidden":
+        x[torch.rand(vocabulary, generator=generator) < 0.99] = -math.inf
+        x[0] = 0.5
+    if kind == "steep":
+        x[torch.randint(0, vocabulary, (9,), generator=generator)] += 9
+    return x
+
+
+@pytest.mark.parametrize("kind", ["flat", "steep", "tied", "forbidden"])
+def test_a_choice_is_that_of_the_processors(path: str, kind: str) -> None:  # noqa: F811
+    generator = torch.Generator().manual_seed(3)
+    answers = 0
+    for number, (vocabulary, warping) in enumerate(itertools.product((3, 64, 777, 5003), SETTINGS)):
+        logits = rows(vocabulary, kind, generator)
+        token = chosen(logits, warping, number)
+        assert token in (None, asked(logits, warping, number)), (vocabulary, warping)
+        answers += token is not None
+    share = answers / (4 * len(SETTINGS))
+    assert path == "reference" or share > {"flat": 0.95, "steep": 0.98, "tied": 0.7, "forbidden": 0.95}[kind], (
+        "else nothing is saved"
+    )
+
+
+@needs_library
+@pytest.mark.parametrize("top_p", [0.25, 0.5, 0.75])
+def test_rounding_decides_nothing(top_p: float) -> None:
+    """Four equal logits: whether the second, third or fourth is within top_p is decided by the last bit of a sum, and
+    by the order of a sort."""
+    logits = torch.full((100,), -60.0)
+    logits[torch.tensor([3, 40, 70, 90])] = 2.0
+    warping = Warping(top_p=top_p)
+    for seed in range(100):
+        assert chosen(logits, warping, seed) in (None, asked(logits, warping, seed))
+    # the same with shares of 1/2, 1/4, 1/8, ... and limits at their sums
+    logits = -math.log(2) * torch.arange(40.0)
+    for seed in range(100):
+        token = chosen(logits, warping, seed)
+        assert token in (None, asked(logits, warping, seed))
+
+
+@needs_library
+def test_min_p_at_its_limit() -> None:
+    logits = torch.tensor([0.0, math.log(0.2), math.log(0.1), math.log(0.05)] + [-30.0] * 60)
+    for min_p in (0.2, 0.1, 0.05):
+        tokens = [chosen(logits, Warping(min_p=min_p), seed) for seed in range(200)]
+        right = [asked(logits, Warping(min_p=min_p), seed) for seed in range(200)]
+        assert all(token in (None, wanted) for token, wanted in zip(tokens, right, strict=True))
+        assert None in tokens and 0 in tokens
+    assert chosen(logits, Warping(min_p=1e-9), 0) is None, "its product with a share may be no normal number"
+
+
+@needs_library
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_numbers_are_left_to_the_processors(value: float) -> None:
+    logits = torch.zeros(100)
+    logits[70] = value
+    assert chosen(logits, Warping(0.7, 5, 0.9, 0.1), 0) is None
+    assert chosen(torch.full((100,), -math.inf), Warping(), 0) is None
+    assert chosen(torch.full((100,), 1e38), Warping(1e-3), 0) is None, "divided, they are infinite"
+    assert chosen(torch.zeros(100, dtype=torch.bfloat16), Warping(), 0) is None
+
+
+class Derived(TopKLogitsWarper):
+    """A warper of a user's own."""
+
+
+@pytest.mark.parametrize(
+    ("processors", "expected"),
+    [
+        (None, Warping()),
+        (LogitsProcessorList(), Warping()),
+        (warpers(Warping(0.7, 5, 0.9, 0.1)), Warping(0.7, 5, 0.9, 0.1)),
+        (warpers(Warping(top_p=0.5)), Warping(top_p=0.5)),
+        (Sampler.at_temperature(0.4, 1).processors, Warping(0.4)),
+        (LogitsProcessorList([TopPLogitsWarper(0.9), TopKLogitsWarper(5)]), None),
+        (LogitsProcessorList([TopKLogitsWarper(9), TopKLogitsWarper(5)]), None),
+        (LogitsProcessorList([Derived(5)]), None),
+        (LogitsProcessorList([TopKLogitsWarper(5, min_tokens_to_keep=2)]), None),
+        (LogitsProcessorList([TopPLogitsWarper(0.5, filter_value=-1e4)]), None),
+        (LogitsProcessorList([lambda tokens, scores: scores]), None),
+        ([TopKLogitsWarper(5)], None),
+        (lambda tokens, scores: scores, None),
+    ],
+)
+def test_only_the_warpers_alone_are_known(processors: Any, expected: Warping | None) -> None:
+    assert Warping.of(processors) == expected
+
+
+@needs_library
+def test_the_sampler_asks_only_where_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    real = TopPLogitsWarper.__call__
+
+    def counted(self: TopPLogitsWarper, tokens: Tensor, scores: Tensor) -> Tensor:
+        calls.append(scores)
+        return real(self, tokens, scores)
+
+    monkeypatch.setattr(TopPLogitsWarper, "__call__", counted)
+    warping = Warping(0.8, 0, 0.9)
+    logits = rows(777, "steep", torch.Generator().manual_seed(1))
+    before = logits.clone()
+    choice = Sampler(warpers(warping), 5, warping=warping).choose(logits, TOKENS)
+    assert not calls and choice.token == asked(logits, warping, 5) and calls
+    assert torch.equal(choice.scores, warpers(warping)(TOKENS[None], logits[None].clone())[0]) and len(calls) == 3
+    assert choice.scores is choice.scores and len(calls) == 3 and torch.equal(logits, before)
+    # a processor that could do anything is called for every token
+    doubled = LogitsProcessorList([*warpers(warping), lambda tokens, scores: 2 * scores])
+    calls.clear()
+    Sampler(doubled, 5, warping=warping).choose(logits, TOKENS)
+    assert len(calls) == 1
+
+
+@needs_library
+def test_padding_does_not_move_the_noise() -> None:
+    logits = rows(777, "flat", torch.Generator().manual_seed(2))
+    plain, padded = Sampler(None, 5), Sampler(None, 5, offset=3)
+    assert [plain.choose(logits, torch.zeros(n)).token for n in range(4, 9)] == [
+        padded.choose(logits, torch.zeros(n + 3)).token for n in range(4, 9)
+    ]
+    assert Noise(5).keys(4, 1) == [noise_key(5, 4)]
