@@ -7,7 +7,7 @@ order of evaluation or on how many rows a pass has. It is evaluated only for tok
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -66,26 +66,6 @@ class Warping:
     def truncates(self) -> bool:
         """Return whether some scores may not be sampled."""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
-
-    @classmethod
-    def of(cls, processors: object) -> Warping | None:
-        """Return what `processors` do, where they are these warpers and nothing else, as `generate` makes them."""
-        if processors is None:
-            return cls()
-        if isinstance(processors, Temperature):
-            return cls(processors.temperature)
-        if not _is_of_transformers(processors, ["LogitsProcessorList"]):
-            return None
-        assert isinstance(processors, list)
-        settings: dict[str, Any] = {}
-        for one in processors:
-            left = getattr(one, "min_tokens_to_keep", 1), getattr(one, "filter_value", -math.inf)
-            if not _is_of_transformers(one, _WARPERS) or left != (1, -math.inf):
-                return None
-            name = _WARPERS[type(one).__name__]
-            settings[name] = getattr(one, name)
-        in_order = [name for name in _WARPERS.values() if name in settings]
-        return cls(**settings) if list(settings) == in_order and len(processors) == len(settings) else None
 
     def kept(self, scores: Tensor) -> Tensor:
         """Return the indices, ascending, of the scores [candidates] (float32, `temperature` applied) that may be
@@ -170,21 +150,22 @@ class Sampler:
         return None if self.seed is None else Noise(self.seed, self.warping)
 
     @cached_property
-    def _alone(self) -> Warping | None:
-        """Return all that lies between logits and noise, where warpers do it alone; None for greedy decoding."""
-        return None if self.seed is None else Warping.of(self.processors)
+    def _parts(self) -> tuple[Processors | None, Processors | None, Warping]:
+        return split(self.processors)
 
     def choose(self, logits: Tensor, tokens: Tensor) -> Choice:
         """Return the choice for the position after `tokens` [n], from its `logits` [vocab] (float32).
 
         Raises ValueError when the logits are not numbers, or when the processors leave no token.
         """
-        if (warping := self._alone) is not None:
+        others, warpers, warping = self._parts
+        scores = _processed(others, tokens, logits)
+        if self.seed is not None:
             key = self._key(len(tokens))
-            token = kernels.sampled_token(logits, key, warping.temperature, warping.top_k, warping.top_p, warping.min_p)
+            token = kernels.sampled_token(scores, key, warping.temperature, warping.top_k, warping.top_p, warping.min_p)
             if token is not None:
-                return Choice(token, partial(self._processed, logits, tokens))
-        return self.pick(logits, self._processed(logits, tokens), len(tokens))
+                return Choice(token, partial(_processed, warpers, tokens, scores))
+        return self.pick(logits, _processed(warpers, tokens, scores), len(tokens))
 
     def pick(self, logits: Tensor, scores: Tensor, position: int) -> Choice:
         """Return the choice at `position` of the row, from `scores` [vocab]: the position's `logits` [vocab] after the
@@ -195,11 +176,6 @@ class Sampler:
         if self.seed is not None:
             token = gumbel_argmax(scores, top, self._key(position))
         return Choice(token, lambda: scores)
-
-    def _processed(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        if self.processors is None:
-            return logits
-        return self.processors(tokens[None], logits[None].clone())[0]  # [1, vocab] -> [vocab]
 
     def _key(self, position: int) -> int:
         assert self.seed is not None
@@ -221,10 +197,38 @@ def gumbel_argmax(scores: Tensor, top: float, key: int, ids: Tensor | None = Non
     return int(found[noisy.argmax()])
 
 
-def _is_of_transformers(one: object, names: Container[str]) -> bool:
-    """Return whether `one` is of one of these classes of transformers, exactly: a derived class may do anything."""
-    kind = type(one)
-    return kind.__module__ == "transformers.generation.logits_process" and kind.__name__ in names
+def split(processors: Processors | None) -> tuple[Processors | None, Processors | None, Warping]:
+    """Return `processors` as those that may do anything, the warpers after them, and what these do.
+
+    transformers appends its warpers to a user's own processors (`GenerationMixin._get_logits_processor`).
+    """
+    if isinstance(processors, Temperature):
+        return None, processors, Warping(processors.temperature)
+    if not _is_of_transformers(processors, "LogitsProcessorList"):
+        return processors, None, Warping()
+    assert isinstance(processors, list)
+    known: dict[str, Any] = {}
+    names = list(_WARPERS.values())
+    for one in reversed(processors):
+        name = next((name for kind, name in _WARPERS.items() if _is_of_transformers(one, kind)), None)
+        left = getattr(one, "min_tokens_to_keep", 1), getattr(one, "filter_value", -math.inf)
+        if name is None or left != (1, -math.inf) or name not in names:
+            break
+        known[name] = getattr(one, name)
+        names = names[: names.index(name)]  # what may stand before it
+    parts = processors[: len(processors) - len(known)], processors[len(processors) - len(known) :]
+    others, warpers = (type(processors)(part) if part else None for part in parts)
+    return others, warpers, Warping(**known)
+
+
+def _is_of_transformers(one: object, name: str) -> bool:
+    """Return whether `one` is of this class of transformers, exactly: a derived class may do anything."""
+    return type(one).__module__ == "transformers.generation.logits_process" and type(one).__name__ == name
+
+
+def _processed(processors: Processors | None, tokens: Tensor, scores: Tensor) -> Tensor:
+    """Return `scores` [vocab] after the processors, which get a copy."""
+    return scores if processors is None else processors(tokens[None], scores[None].clone())[0]  # [1, vocab] -> [vocab]
 
 
 def _not_finite(logits: Tensor, top: float, position: int) -> str:

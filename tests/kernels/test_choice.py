@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from transformers import (
 )
 
 from specdec import kernels
-from specdec.engine.sampling import Noise, Sampler, Warping, noise_key
+from specdec.engine.sampling import Noise, Sampler, Warping, noise_key, split
 from tests.support.native.kernel_paths import path  # noqa: F401
 from tests.support.native.needs_native import needs_library
 
@@ -126,50 +125,77 @@ class Derived(TopKLogitsWarper):
     """A warper of a user's own."""
 
 
-@pytest.mark.parametrize(
-    ("processors", "expected"),
-    [
-        (None, Warping()),
-        (LogitsProcessorList(), Warping()),
-        (warpers(Warping(0.7, 5, 0.9, 0.1)), Warping(0.7, 5, 0.9, 0.1)),
-        (warpers(Warping(top_p=0.5)), Warping(top_p=0.5)),
-        (Sampler.at_temperature(0.4, 1).processors, Warping(0.4)),
-        (LogitsProcessorList([TopPLogitsWarper(0.9), TopKLogitsWarper(5)]), None),
-        (LogitsProcessorList([TopKLogitsWarper(9), TopKLogitsWarper(5)]), None),
-        (LogitsProcessorList([Derived(5)]), None),
-        (LogitsProcessorList([TopKLogitsWarper(5, min_tokens_to_keep=2)]), None),
-        (LogitsProcessorList([TopPLogitsWarper(0.5, filter_value=-1e4)]), None),
-        (LogitsProcessorList([lambda tokens, scores: scores]), None),
-        ([TopKLogitsWarper(5)], None),
-        (lambda tokens, scores: scores, None),
-    ],
-)
-def test_only_the_warpers_alone_are_known(processors: Any, expected: Warping | None) -> None:
-    assert Warping.of(processors) == expected
+def anything(tokens: Tensor, scores: Tensor) -> Tensor:
+    """A processor of a user's own, which turns the scores round."""
+    return scores.flip(1)
+
+
+ALL = Warping(0.7, 5, 0.9, 0.1)
+KNOWN = [
+    (None, 0, Warping()),
+    (LogitsProcessorList(), 0, Warping()),
+    (warpers(ALL), 0, ALL),
+    (warpers(Warping(top_p=0.5)), 0, Warping(top_p=0.5)),
+    (LogitsProcessorList([anything, *warpers(ALL)]), 1, ALL),
+    (LogitsProcessorList([*warpers(ALL), anything]), 5, Warping()),
+    (LogitsProcessorList([TopKLogitsWarper(5), anything, TopPLogitsWarper(0.5)]), 2, Warping(top_p=0.5)),
+    (LogitsProcessorList([TopPLogitsWarper(0.9), TopKLogitsWarper(5)]), 1, Warping(top_k=5)),
+    (LogitsProcessorList([TopKLogitsWarper(9), TopKLogitsWarper(5)]), 1, Warping(top_k=5)),
+    (LogitsProcessorList([MinPLogitsWarper(0.1), *warpers(ALL)]), 1, ALL),
+    (LogitsProcessorList([Derived(5)]), 1, Warping()),
+    (LogitsProcessorList([TopKLogitsWarper(5, min_tokens_to_keep=2)]), 1, Warping()),
+    (LogitsProcessorList([TopPLogitsWarper(0.5, filter_value=-1e4)]), 1, Warping()),
+]
+
+
+@pytest.mark.parametrize(("processors", "others", "expected"), KNOWN)
+def test_warpers_are_known_where_nothing_follows_them(
+    processors: LogitsProcessorList | None, others: int, expected: Warping
+) -> None:
+    before, after, warping = split(processors)
+    assert warping == expected and len(before or []) == others
+    assert [*(before or []), *(after or [])] == list(processors or [])
+    logits = rows(777, "steep", torch.Generator().manual_seed(1))
+    for seed in range(20):
+        scores = logits if not processors else processors(TOKENS[None], logits[None].clone())[0]
+        choice = Sampler(processors, seed).choose(logits, TOKENS)
+        assert choice.token == Sampler(seed=seed).pick(logits, scores, POSITION).token
+        assert torch.equal(choice.scores, scores)
+
+
+def test_what_is_no_list_of_transformers_may_do_anything() -> None:
+    warm = [TopKLogitsWarper(5)]
+    assert split(anything) == (anything, None, Warping())
+    assert split(warm) == (warm, None, Warping())  # type: ignore[arg-type]
+    assert split(Sampler.at_temperature(0.4, 1).processors)[2] == Warping(0.4)
 
 
 @needs_library
 def test_the_sampler_asks_only_where_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+    calls: list[str] = []
     real = TopPLogitsWarper.__call__
 
     def counted(self: TopPLogitsWarper, tokens: Tensor, scores: Tensor) -> Tensor:
-        calls.append(scores)
+        calls.append("top_p")
         return real(self, tokens, scores)
+
+    def own(tokens: Tensor, scores: Tensor) -> Tensor:
+        calls.append("own")
+        return 2 * scores
 
     monkeypatch.setattr(TopPLogitsWarper, "__call__", counted)
     warping = Warping(0.8, 0, 0.9)
     logits = rows(777, "steep", torch.Generator().manual_seed(1))
     before = logits.clone()
-    choice = Sampler(warpers(warping), 5, warping=warping).choose(logits, TOKENS)
-    assert not calls and choice.token == asked(logits, warping, 5) and calls
-    assert torch.equal(choice.scores, warpers(warping)(TOKENS[None], logits[None].clone())[0]) and len(calls) == 3
-    assert choice.scores is choice.scores and len(calls) == 3 and torch.equal(logits, before)
-    # a processor that could do anything is called for every token
-    doubled = LogitsProcessorList([*warpers(warping), lambda tokens, scores: 2 * scores])
+    processors = LogitsProcessorList([own, *warpers(warping)])
+    choice = Sampler(processors, 5, warping=warping).choose(logits, TOKENS)
+    assert calls == ["own"] and choice.token == asked(2 * logits, warping, 5)
     calls.clear()
-    Sampler(doubled, 5, warping=warping).choose(logits, TOKENS)
-    assert len(calls) == 1
+    assert torch.equal(choice.scores, warpers(warping)(TOKENS[None], 2 * logits[None])[0])
+    assert choice.scores is choice.scores and calls == ["top_p", "top_p"] and torch.equal(logits, before)
+    calls.clear()
+    Sampler(LogitsProcessorList([*warpers(warping), own]), 5, warping=warping).choose(logits, TOKENS)
+    assert calls == ["top_p", "own"], "what comes after the warpers is called for every token, and so are they"
 
 
 @needs_library
