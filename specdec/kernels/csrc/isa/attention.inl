@@ -4,13 +4,14 @@
 // is cut, so bits depend on neither threads nor rows.
 //
 // A query is one head of one row. Up to kQueries of those that share a key head are computed at a time: without fused
-// multiply-add, loads are what runs out first, and a key or value that is loaded serves all of them.
+// multiply-add, loads are what runs out first, and a key or value that is loaded serves all of them. With vectors of
+// eight floats, registers hold the sums of three queries and two keys, or of three queries and two pieces of values.
 
 // Queries that share a key head: where each has its row of a [rows, heads] array, and the positions of a tile that it
 // sees, low .. high - 1.
-constexpr int kQueries = 4;
+constexpr int kQueries = KERNEL_LANES == 8 ? 3 : 4;
 struct Queries {
-  int64_t at[kQueries], low[kQueries], high[kQueries];
+  int64_t at[4], low[4], high[4];
 };
 
 // How many queries of a key head are computed at a time, so that all groups are about as large.
@@ -72,6 +73,29 @@ INLINE void scores_of(const float* const (&q)[N], const Rows& keys, int64_t coun
     float found[16];
     store(found, sums(total) * splat(scale));
     for (int h = 0; h < N; ++h) std::memcpy(to[h] + j, found + h * kKeys, sizeof(float) * kKeys);
+  }
+#elif KERNEL_LANES == 8
+  for (; !rest && j + kLanes <= count; j += kLanes) {
+    VF folds[N][kLanes];
+    for (int i = 0; i < kLanes; i += 2) {
+      F total[N][2];
+      for (int h = 0; h < N; ++h) total[h][0] = total[h][1] = splat(0.0f);
+      const float *key = keys.data + (j + i) * keys.stride, *other = key + keys.stride;
+      for (int64_t d = 0; d < whole; d += 16) {
+        if (STORED) __builtin_prefetch(key + kLanes * keys.stride + d);
+        if (STORED) __builtin_prefetch(other + kLanes * keys.stride + d);
+        EACH {  // and not sixteen at a time, for which registers would run out
+          const VF a = load(key + d).p[e], b = load(other + d).p[e];
+          for (int h = 0; h < N; ++h) {
+            const VF query = load(q[h] + d).p[e];
+            total[h][0].p[e] += query * a;
+            total[h][1].p[e] += query * b;
+          }
+        }
+      }
+      for (int h = 0; h < N; ++h) folds[h][i] = folded(total[h][0]), folds[h][i + 1] = folded(total[h][1]);
+    }
+    for (int h = 0; h < N; ++h) *reinterpret_cast<VF*>(to[h] + j) = sums(folds[h]) * splat(scale).p[0];
   }
 #elif KERNEL_ISA != ISA_PORTABLE
   for (; !rest && j + kLanes <= count; j += kLanes) {
@@ -202,7 +226,8 @@ INLINE void add_weighted_columns(const Attention& a, const Queries& some, int fi
   }
   const Rows seen = tile.values.from(low - tile.from);
   const int64_t count = high - low, width = tile.width;
-  constexpr int kPieces = KERNEL_ISA == ISA_AVX512 || N <= 2 ? 2 : 1;  // as many sums as registers are good for
+  // as many sums as registers are good for
+  constexpr int kPieces = KERNEL_ISA == ISA_AVX512 || N <= (KERNEL_LANES == 8 ? 3 : 2) ? 2 : 1;
   int64_t c = 0;
   for (; seen.stored && c + 16 * kPieces <= width; c += 16 * kPieces)
     add_weighted_values<N, kPieces, true>(weights, seen, count, y, c, tile.next);
