@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ _SHIFTS = (30, 27, 31)
 # below the best score cannot win, and its noise need not be computed.
 _REACH = 54 * math.log(2) + math.log(54 * math.log(2))
 
+_WARPERS_HOME = "transformers.generation.logits_process"
 _WARPERS = {
     "TemperatureLogitsWarper": "temperature",
     "TopKLogitsWarper": "top_k",
@@ -66,6 +67,18 @@ class Warping:
     def truncates(self) -> bool:
         """Return whether some scores may not be sampled."""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+    @classmethod
+    def of(cls, warpers: Processors | None) -> Warping:
+        """Return what `warpers` do now, the second part of `split`."""
+        if isinstance(warpers, Temperature):
+            return cls(warpers.temperature)
+        assert warpers is None or isinstance(warpers, list)
+        settings: dict[str, Any] = {}
+        for one in warpers or ():
+            name = _WARPERS[type(one).__name__]
+            settings[name] = getattr(one, name)
+        return cls(**settings)
 
     def kept(self, scores: Tensor) -> Tensor:
         """Return the indices, ascending, of the scores [candidates] (float32, `temperature` applied) that may be
@@ -149,19 +162,15 @@ class Sampler:
         """Return the noise of the sampler's text; None for greedy decoding."""
         return None if self.seed is None else Noise(self.seed, self.warping)
 
-    @cached_property
-    def _parts(self) -> tuple[Processors | None, Processors | None, Warping]:
-        return split(self.processors)
-
     def choose(self, logits: Tensor, tokens: Tensor) -> Choice:
         """Return the choice for the position after `tokens` [n], from its `logits` [vocab] (float32).
 
         Raises ValueError when the logits are not numbers, or when the processors leave no token.
         """
-        others, warpers, warping = self._parts
+        others, warpers = split(self.processors)
         scores = _processed(others, tokens, logits)
         if self.seed is not None:
-            key = self._key(len(tokens))
+            key, warping = self._key(len(tokens)), Warping.of(warpers)  # now: the others may have changed a warper
             token = kernels.sampled_token(scores, key, warping.temperature, warping.top_k, warping.top_p, warping.min_p)
             if token is not None:
                 return Choice(token, partial(_processed, warpers, tokens, scores))
@@ -197,33 +206,33 @@ def gumbel_argmax(scores: Tensor, top: float, key: int, ids: Tensor | None = Non
     return int(found[noisy.argmax()])
 
 
-def split(processors: Processors | None) -> tuple[Processors | None, Processors | None, Warping]:
-    """Return `processors` as those that may do anything, the warpers after them, and what these do.
+def split(processors: Processors | None) -> tuple[Processors | None, Processors | None]:
+    """Return `processors` as those that may do anything, and the warpers that follow them.
 
     transformers appends its warpers to a user's own processors (`GenerationMixin._get_logits_processor`).
     """
-    if isinstance(processors, Temperature):
-        return None, processors, Warping(processors.temperature)
-    if not _is_of_transformers(processors, "LogitsProcessorList"):
-        return processors, None, Warping()
+    if type(processors) is Temperature:
+        return None, processors
+    if type(processors).__name__ != "LogitsProcessorList" or type(processors).__module__ != _WARPERS_HOME:
+        return processors, None
     assert isinstance(processors, list)
-    known: dict[str, Any] = {}
-    names = list(_WARPERS.values())
-    for one in reversed(processors):
-        name = next((name for kind, name in _WARPERS.items() if _is_of_transformers(one, kind)), None)
-        left = getattr(one, "min_tokens_to_keep", 1), getattr(one, "filter_value", -math.inf)
-        if name is None or left != (1, -math.inf) or name not in names:
-            break
-        known[name] = getattr(one, name)
-        names = names[: names.index(name)]  # what may stand before it
-    parts = processors[: len(processors) - len(known)], processors[len(processors) - len(known) :]
-    others, warpers = (type(processors)(part) if part else None for part in parts)
-    return others, warpers, Warping(**known)
+    order = list(_WARPERS.values())
+    first = len(processors)
+    while first and (name := _warper(processors[first - 1])) in order:
+        first -= 1
+        order = order[: order.index(name)]  # what may stand before it
+    others, warpers = (type(processors)(part) if part else None for part in (processors[:first], processors[first:]))
+    return others, warpers
 
 
-def _is_of_transformers(one: object, name: str) -> bool:
-    """Return whether `one` is of this class of transformers, exactly: a derived class may do anything."""
-    return type(one).__module__ == "transformers.generation.logits_process" and type(one).__name__ == name
+def _warper(one: object) -> str | None:
+    """Return which setting of `Warping` is all of what `one` does."""
+    kind = type(one)  # exactly: a derived class may do anything
+    name = _WARPERS.get(kind.__name__) if kind.__module__ == _WARPERS_HOME else None
+    if name is None or not isinstance(getattr(one, name), int if name == "top_k" else int | float):
+        return None
+    plain = getattr(one, "min_tokens_to_keep", 1) == 1 and getattr(one, "filter_value", -math.inf) == -math.inf
+    return name if plain else None
 
 
 def _processed(processors: Processors | None, tokens: Tensor, scores: Tensor) -> Tensor:

@@ -152,9 +152,11 @@ KNOWN = [
 def test_warpers_are_known_where_nothing_follows_them(
     processors: LogitsProcessorList | None, others: int, expected: Warping
 ) -> None:
-    before, after, warping = split(processors)
-    assert warping == expected and len(before or []) == others
-    assert [*(before or []), *(after or [])] == list(processors or [])
+    before, after = split(processors)
+    assert Warping.of(after) == expected
+    assert before is None or isinstance(before, LogitsProcessorList)
+    assert len(before or []) == others
+    assert [*(before or []), *(after or [])] == list(processors or [])  # type: ignore[misc]
     logits = rows(777, "steep", torch.Generator().manual_seed(1))
     for seed in range(20):
         scores = logits if not processors else processors(TOKENS[None], logits[None].clone())[0]
@@ -165,9 +167,44 @@ def test_warpers_are_known_where_nothing_follows_them(
 
 def test_what_is_no_list_of_transformers_may_do_anything() -> None:
     warm = [TopKLogitsWarper(5)]
-    assert split(anything) == (anything, None, Warping())
-    assert split(warm) == (warm, None, Warping())  # type: ignore[arg-type]
-    assert split(Sampler.at_temperature(0.4, 1).processors)[2] == Warping(0.4)
+    assert split(anything) == (anything, None)
+    assert split(warm) == (warm, None)  # type: ignore[arg-type]
+    assert Warping.of(split(Sampler.at_temperature(0.4, 1).processors)[1]) == Warping(0.4)
+
+
+@needs_library
+def test_a_warper_is_asked_what_it_does_now() -> None:
+    """A processor may change the settings of a warper that follows it, and a list may grow."""
+    warm = TemperatureLogitsWarper(0.7)
+    logits = rows(777, "flat", torch.Generator().manual_seed(4))
+
+    def changes(tokens: Tensor, scores: Tensor) -> Tensor:
+        warm.temperature = 0.05 if tokens.shape[1] % 2 else 5.0
+        return scores
+
+    processors = LogitsProcessorList([changes, warm])
+    sampler = Sampler(processors, 5)
+    for n in range(1, 20):
+        expected = Sampler(seed=5).pick(logits, logits / (0.05 if n % 2 else 5.0), n).token
+        assert sampler.choose(logits, torch.zeros(n)).token == expected
+    processors.append(TopKLogitsWarper(1))
+    assert all(sampler.choose(logits, torch.zeros(n)).token == int(logits.argmax()) for n in range(1, 20))
+
+
+@needs_library
+@pytest.mark.parametrize("flushed", [False, True])
+def test_numbers_near_zero(flushed: bool) -> None:
+    """The k-th largest score is zero, and the next one almost: also where denormal numbers count as zero."""
+    logits = torch.full((100,), -5.0)
+    logits[10], logits[20], logits[30], logits[40] = 0.5, 0.0, -1e-40, -1e-31
+    try:
+        if not torch.set_flush_denormal(flushed):
+            pytest.skip("this processor cannot flush denormal numbers")
+        for warping in (Warping(top_k=2), Warping(1.0, 2, 0.99, 0.1)):
+            for seed in range(200):
+                assert chosen(logits, warping, seed) in (None, asked(logits, warping, seed)), (warping, seed)
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @needs_library

@@ -75,7 +75,7 @@ enum class Kept { yes, no, unknown };
 Kept within(const Pieces& pieces, double top_p, float score, float top, double total) {
   const Above above(pieces, score, top);
   if (above.count == 0 && above.equal == 1) return Kept::yes;
-  const double rounding = 1e-4 + double(pieces.count) * 0x1p-26;  // a sum of `count` floats, in eight lanes or more
+  const double rounding = 1e-4 + double(pieces.count) * 0x1p-25;  // sums of `count` floats, in four lanes or more
   const double share = above.mass / total, equals = double(above.equal - 1) * std::exp(double(score) - top) / total;
   if (share + equals < top_p - rounding) return Kept::yes;
   return share >= top_p + rounding ? Kept::no : Kept::unknown;
@@ -85,7 +85,6 @@ Kept within(const Pieces& pieces, double top_p, float score, float top, double t
 // a logit is no number, or because there is no memory.
 int64_t choose(const float* logits, int64_t count, const Warping& warping, uint64_t key) {
   const float infinity = std::numeric_limits<float>::infinity();
-  const auto below = [&](float x) { return std::nextafter(x, -infinity); };
   const bool truncates = (warping.top_k > 0 && warping.top_k < count) || warping.top_p < 1;
   Arena sizes;
   sizes.take<float>(count);
@@ -109,9 +108,11 @@ int64_t choose(const float* logits, int64_t count, const Warping& warping, uint6
   const Pieces pieces{scores, count, peaks};
 
   double floor = double(top) - portable::kReach, total = 0;  // at or below it nothing wins
+  float lowest = -infinity;  // that top_k keeps
   if (warping.top_k > 0 && warping.top_k < count) {
-    const float lowest = kth_largest(pieces, warping.top_k, some);
-    floor = std::max(floor, double(below(lowest)));
+    lowest = kth_largest(pieces, warping.top_k, some);
+    // a little lower, and no denormal number: a processor may be told to take those for zero
+    floor = std::max(floor, double(lowest) - std::max(std::fabs(double(lowest)) * 1e-12, 1e-30));
     if (warping.top_p < 1) {
       const Above kept(pieces, lowest, top);
       total = kept.mass + double(kept.equal) * std::exp(double(lowest) - top);
@@ -141,6 +142,10 @@ int64_t choose(const float* logits, int64_t count, const Warping& warping, uint6
     }
     if (!(best - second > 1e-9)) return -1;  // logarithms of other libraries round otherwise
     const float score = scores[winner];
+    if (score < lowest) {
+      floor = score;
+      continue;
+    }
     if (score <= sure && score != top) return -1;
     if (!(warping.top_p < 1)) return winner;
     switch (within(pieces, warping.top_p, score, top, total)) {
