@@ -73,9 +73,9 @@ class Warping:
         """Return what `warpers` do now, the second part of `split`."""
         if isinstance(warpers, Temperature):
             return cls(warpers.temperature)
-        assert warpers is None or isinstance(warpers, list)
+        several: list[Any] = warpers if isinstance(warpers, list) else []
         settings: dict[str, Any] = {}
-        for one in warpers or ():
+        for one in several:
             name = _WARPERS[type(one).__name__]
             settings[name] = getattr(one, name)
         return cls(**settings)
