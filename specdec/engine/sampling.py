@@ -1,4 +1,4 @@
-"""From a row of logits to a token: transformers' processors, then keyed noise.
+"""From a row of logits to a token: transformers' processors, or a native call in place of the last of them, and noise.
 
 The noise of a token is a hash of (seed, position, token id), so it does not depend on which tokens survive, on the
 order of evaluation or on how many rows a pass has. It is evaluated only for tokens that can still win.
@@ -55,8 +55,8 @@ class Temperature:
 
 @dataclass(frozen=True)
 class Warping:
-    """Hold transformers' warpers of these names, in this order: the part of the processors that a drafter can apply to
-    its own logits, and that a choice need not ask the processors for."""
+    """Hold the settings of transformers' warpers, which are applied in this order. A drafter applies them to its own
+    logits, a native choice to the backbone's."""
 
     temperature: float = 1.0
     top_k: int = 0  # 0: all
@@ -70,7 +70,7 @@ class Warping:
 
     @classmethod
     def of(cls, warpers: Processors | None) -> Warping:
-        """Return what `warpers` do now, the second part of `split`."""
+        """Return the present settings of `warpers`, the second result of `split_warpers`."""
         if isinstance(warpers, Temperature):
             return cls(warpers.temperature)
         several: list[Any] = warpers if isinstance(warpers, list) else []
@@ -165,12 +165,15 @@ class Sampler:
     def choose(self, logits: Tensor, tokens: Tensor) -> Choice:
         """Return the choice for the position after `tokens` [n], from its `logits` [vocab] (float32).
 
-        Raises ValueError when the logits are not numbers, or when the processors leave no token.
+        transformers' last warpers are called only where the native call cannot tell. Raises ValueError when the logits
+        are not numbers, or when the processors leave no token.
         """
-        others, warpers = split(self.processors)
+        if self.seed is None:
+            return self.pick(logits, _processed(self.processors, tokens, logits), len(tokens))
+        others, warpers = split_warpers(self.processors)
         scores = _processed(others, tokens, logits)
-        if self.seed is not None:
-            key, warping = self._key(len(tokens)), Warping.of(warpers)  # now: the others may have changed a warper
+        if split_warpers(warpers)[0] is None:  # asked once more: the others may have changed what follows them
+            key, warping = self._key(len(tokens)), Warping.of(warpers)
             token = kernels.sampled_token(scores, key, warping.temperature, warping.top_k, warping.top_p, warping.min_p)
             if token is not None:
                 return Choice(token, partial(_processed, warpers, tokens, scores))
@@ -206,8 +209,9 @@ def gumbel_argmax(scores: Tensor, top: float, key: int, ids: Tensor | None = Non
     return int(found[noisy.argmax()])
 
 
-def split(processors: Processors | None) -> tuple[Processors | None, Processors | None]:
-    """Return `processors` as those that may do anything, and the warpers that follow them.
+def split_warpers(processors: Processors | None) -> tuple[Processors | None, Processors | None]:
+    """Return the processors that have to be called, and the warpers at the end of the list that one native call can
+    replace; None for an empty part.
 
     transformers appends its warpers to a user's own processors (`GenerationMixin._get_logits_processor`).
     """
@@ -226,7 +230,7 @@ def split(processors: Processors | None) -> tuple[Processors | None, Processors 
 
 
 def _warper(one: object) -> str | None:
-    """Return which setting of `Warping` is all of what `one` does."""
+    """Return the name of the setting of `Warping` that says all that `one` does; None where there is none."""
     kind = type(one)  # exactly: a derived class may do anything
     name = _WARPERS.get(kind.__name__) if kind.__module__ == _WARPERS_HOME else None
     if name is None or not isinstance(getattr(one, name), int if name == "top_k" else int | float):

@@ -17,15 +17,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Choice:
-    """Hold the token chosen from one row. `process` returns that row after the logits processors."""
+    """Hold the token chosen from one row. `process` computes the row's scores when they are wanted."""
 
     token: int
     process: Callable[[], Tensor]
 
     @cached_property
     def scores(self) -> Tensor:
-        """Return the row after the logits processors, [vocab] float32. Ask while the row's logits are what they were:
-        in `stop`."""
+        """Return the row after the logits processors, [vocab] float32. Read it in `stop`: the first reading computes
+        it, from logits and settings that may change later."""
         return self.process()
 
 

@@ -8,7 +8,8 @@ number where the store has no more (`triton/attention.py`). `libraries/` says wh
 
 `fuse` makes one call of whole decoder layers, to the same bits as op by op. On the CPU (`FusedLayers`) that saves the
 trips between Python and C++, which cost a small model more than its weights; on a GPU (`DeviceLayers`) the launches are
-captured and replayed together. `fuse_draft` does so for a draft of an MTP head. Left out: a native `dense_linear`.
+captured and replayed together. `fuse_draft` does so for a draft of an MTP head. Left out: a native `dense_linear`;
+`sampled_token` in the reference and on a GPU, where it returns None and transformers' warpers decide.
 """
 
 from __future__ import annotations
@@ -170,11 +171,12 @@ def gumbel_candidates(scores: Tensor, top: float, floor: float, key: int, ids: T
 def sampled_token(
     logits: Tensor, key: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> int | None:
-    """Return the token of `logits` [vocab] that wins with the noise of `key` after transformers' warpers of these
-    names, in this order; None where that is not known: where rounding decides, where logits are no numbers, and where
-    there is no kernel for it.
+    """Return the token of `logits` [vocab] with the largest sum of score and noise of `key`, after transformers'
+    warpers of these names in this order.
 
-    `temperature` is above 0; `top_k` 0, `top_p` 1 and `min_p` 0 leave the warper out.
+    None where the warpers have to be called: where rounding could change the token, where a logit is NaN or the largest
+    is infinite, after sixteen dropped winners, for a `min_p` below 1e-6, and without the native library. `temperature`
+    is above 0; `top_k` 0, `top_p` 1 and `min_p` 0 leave the warper out.
     """
     library = library_of(logits)
     if not isinstance(library, Native):

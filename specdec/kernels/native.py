@@ -161,7 +161,7 @@ class Native:
     def sampled_token(
         self, logits: Tensor, key: int, temperature: float, top_k: int, top_p: float, min_p: float
     ) -> int | None:
-        """Return the token that wins among float32 logits [n]; None where it takes the processors to tell."""
+        """Return `sampled_token` of `specdec.kernels` for float32 logits [n]; None as there."""
         if not plain(logits):
             return None
         token: int = self._sampled_token(logits.data_ptr(), logits.numel(), temperature, top_k, top_p, min_p, key)

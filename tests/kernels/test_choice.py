@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from specdec import kernels
-from specdec.engine.sampling import Noise, Sampler, Warping, noise_key, split
+from specdec.engine.sampling import Noise, Sampler, Warping, noise_key, split_warpers
 from tests.support.native.kernel_paths import path  # noqa: F401
 from tests.support.native.needs_native import needs_library
 
@@ -92,7 +92,7 @@ def test_rounding_decides_nothing(top_p: float) -> None:
     warping = Warping(top_p=top_p)
     for seed in range(100):
         assert chosen(logits, warping, seed) in (None, asked(logits, warping, seed))
-    # the same with shares of 1/2, 1/4, 1/8, ... and limits at their sums
+    # the same with shares of 1/2, 1/4, 1/8, ..., and top_p at some of their sums
     logits = -math.log(2) * torch.arange(40.0)
     for seed in range(100):
         token = chosen(logits, warping, seed)
@@ -152,7 +152,7 @@ KNOWN = [
 def test_warpers_are_known_where_nothing_follows_them(
     processors: LogitsProcessorList | None, others: int, expected: Warping
 ) -> None:
-    before, after = split(processors)
+    before, after = split_warpers(processors)
     assert Warping.of(after) == expected
     assert before is None or isinstance(before, LogitsProcessorList)
     assert len(before or []) == others
@@ -167,9 +167,9 @@ def test_warpers_are_known_where_nothing_follows_them(
 
 def test_what_is_no_list_of_transformers_may_do_anything() -> None:
     warm = [TopKLogitsWarper(5)]
-    assert split(anything) == (anything, None)
-    assert split(warm) == (warm, None)  # type: ignore[arg-type]
-    assert Warping.of(split(Sampler.at_temperature(0.4, 1).processors)[1]) == Warping(0.4)
+    assert split_warpers(anything) == (anything, None)
+    assert split_warpers(warm) == (warm, None)  # type: ignore[arg-type]
+    assert Warping.of(split_warpers(Sampler.at_temperature(0.4, 1).processors)[1]) == Warping(0.4)
 
 
 @needs_library

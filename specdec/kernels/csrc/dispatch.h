@@ -125,7 +125,7 @@ struct Kernels {
   decltype(&portable::add_row) add_row;
   decltype(&portable::scale_row) scale_row;
   decltype(&portable::divide_row) divide_row;
-  decltype(&portable::peaks) peaks;
+  decltype(&portable::piece_peaks) piece_peaks;
   decltype(&portable::unpack_row) unpack_row;
   decltype(&portable::descend) descend;
   decltype(&portable::ascend) ascend;
@@ -137,7 +137,7 @@ struct Kernels {
 
 #define KERNELS_OF(isa)                                                                              \
   {isa::quantise_row, isa::multiply, isa::score, isa::softmax_row, isa::weighted_values, isa::norm,  \
-   isa::rope_row, isa::gate_row, isa::add_row, isa::scale_row, isa::divide_row, isa::peaks,          \
+   isa::rope_row, isa::gate_row, isa::add_row, isa::scale_row, isa::divide_row, isa::piece_peaks,    \
    isa::unpack_row, isa::descend, isa::ascend, isa::best_of, isa::gumbel_candidates,                  \
    isa::gumbel_argmax, isa::top_share}
 

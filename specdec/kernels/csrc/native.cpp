@@ -1,10 +1,11 @@
 // The native kernels: a plain C interface over raw pointers, no torch headers, so that it compiles alone and does
 // not depend on torch's version. Loaded by native.py through ctypes.
 //
-// This file is the interface: addresses and scratch memory. abi.h says what comes in, shapes.h what is passed around,
-// steps.h and stack.h cut the work into pieces, tokens/ makes tokens of what comes out, threads.h says who does them, dispatch.h holds every instruction set
-// and asks the CPU which it has, and the arithmetic is in isa/: quantise.inl, product.inl, rows.inl, store.inl and
-// attention.inl, on the sixteen floats of simd.inl.
+// This file is the interface: addresses and scratch memory. abi.h says what comes in, shapes.h what is passed
+// around, steps.h and stack.h cut the work into pieces, tokens/ drafts tokens and chooses the sampled ones
+// (draft.h, choice.h), threads.h says who does them, dispatch.h holds every instruction set and asks the CPU which
+// it has, and the arithmetic is in isa/: quantise.inl, product.inl, rows.inl, store.inl and attention.inl, on the
+// sixteen floats of simd.inl.
 
 #include <cstddef>
 #include <cstdint>
@@ -190,10 +191,10 @@ API int64_t specdec_gumbel_candidates(const float* scores, const int64_t* ids, i
   return chosen->gumbel_candidates(scores, ids, count, top, floor, key, found);
 }
 
-// The token that is sampled from logits [count], or -1 where it takes transformers' own processors to tell: choice.h.
+// The token that is sampled from logits [count], or -1 where it takes transformers' warpers to tell: choice.h.
 API int64_t specdec_sampled_token(const float* logits, int64_t count, float temperature, int64_t top_k, double top_p,
-                           double min_p, uint64_t key) {
-  return choose(logits, count, {temperature, top_k, top_p, min_p}, key);
+                                  double min_p, uint64_t key) {
+  return sampled_token(logits, count, {temperature, top_k, top_p, min_p}, key);
 }
 
 // x [rows, hidden] through `count` decoder layers and a last norm of weight `final_norm` [hidden] or null, in place. The

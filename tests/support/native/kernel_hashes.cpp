@@ -182,7 +182,7 @@ void choices(Random& random) {
                 for (double min_p : {0.0, 0.05})
                   hash.add(choose(x.data(), count, temperature, top_k, top_p, min_p, key));
         }
-      print(hash, "best and candidates %d of kind %d", int(count), what);
+      print(hash, "best, candidates and sampled tokens %d of kind %d", int(count), what);
     }
 }
 

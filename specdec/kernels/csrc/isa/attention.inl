@@ -11,7 +11,7 @@
 // sees, low .. high - 1.
 constexpr int kQueries = KERNEL_LANES == 8 ? 3 : 4;
 struct Queries {
-  int64_t at[4], low[4], high[4];
+  int64_t at[4], low[4], high[4];  // four, because the switches below name four on every set
 };
 
 // How many queries of a key head are computed at a time, so that all groups are about as large.

@@ -172,7 +172,7 @@ constexpr double kReach = 41.055;  // `_REACH` of specdec/engine/sampling.py: fu
 // Standard Gumbel noise from those bits.
 inline double gumbel(uint64_t bits) { return -std::log(-std::log((double(bits) + 0.5) * kUnit)); }
 
-constexpr int kPiece = 64;  // tokens of which it is asked first whether any can win: of most pieces none
+constexpr int kPiece = 64;  // scores whose largest is looked at first: most pieces need no more
 
 // The largest of kPiece scores.
 INLINE float peak_of(const float* x) {
@@ -185,7 +185,7 @@ INLINE float peak_of(const float* x) {
 }
 
 // The largest of each kPiece of x [count], the last of what is left: peaks [count / kPiece, rounded up].
-void peaks(const float* x, int64_t count, float* peaks) {
+void piece_peaks(const float* x, int64_t count, float* peaks) {
   for (; count >= kPiece; x += kPiece, count -= kPiece) *peaks++ = peak_of(x);
   if (!count) return;
   float peak = x[0];
@@ -232,7 +232,7 @@ int64_t gumbel_candidates(const float* scores, const int64_t* ids, int64_t count
   int64_t kept = 0;
   for (int64_t at = 0; at < count; at += kPiece) {
     const int n = int(count - at < kPiece ? count - at : kPiece);
-    const float peak = n == kPiece ? peak_of(scores + at) : top;
+    const float peak = n == kPiece ? peak_of(scores + at) : top;  // of a shorter piece not computed: `top` passes
     if (peak <= floor) continue;
     uint64_t bits[kPiece];
     for (int i = 0; i < n; ++i) bits[i] = noise_bits(uint64_t(ids ? ids[at + i] : at + i), key);

@@ -1,5 +1,6 @@
-// The token that is sampled from a row of logits, without a sort or a copy of the row: what transformers' warpers leave,
-// and the noise, decide. Where rounding could decide instead, it is said that nothing is known, and the caller asks them.
+// The token that is sampled from a row of logits, without sorting the row: what transformers' warpers keep, and the
+// noise, decide. Where rounding could decide instead, the answer is "not known", and the caller calls the warpers. Here
+// and not in isa/, as `truncate` of draft.h is and for the same reason.
 
 #pragma once
 
@@ -29,7 +30,7 @@ struct Pieces {
 
   // Calls visit(score) for those that are at least `bound`, and for some others.
   template <class Visit>
-  void from(float bound, Visit visit) const {
+  void each_from(float bound, Visit visit) const {
     for (int64_t at = 0, piece = 0; at < count; at += portable::kPiece, ++piece) {
       if (peaks[piece] < bound) continue;
       const int64_t end = std::min(at + portable::kPiece, count);
@@ -49,7 +50,7 @@ float kth_largest(const Pieces& pieces, int64_t k, float* some) {
     bound = some[k - 1];
   }
   float* end = some;
-  pieces.from(bound, [&](float score) {
+  pieces.each_from(bound, [&](float score) {
     if (score >= bound) *end++ = score;
   });
   std::nth_element(some, some + k - 1, end, std::greater<float>());
@@ -61,7 +62,7 @@ struct Above {
   int64_t count = 0, equal = 0;
   double mass = 0;
   Above(const Pieces& pieces, float bound, float top) {
-    pieces.from(bound, [&](float score) {
+    pieces.each_from(bound, [&](float score) {
       if (score > bound) ++count, mass += std::exp(double(score) - top);
       if (score == bound) ++equal;
     });
@@ -72,7 +73,7 @@ enum class Kept { yes, no, unknown };
 
 // Whether top_p keeps a score, of which all from `lowest` on have the share `total` together; the largest is `top`.
 // transformers adds float32 shares, smallest first, and scores that are equal in any order.
-Kept within(const Pieces& pieces, double top_p, float score, float top, double total) {
+Kept kept_by_top_p(const Pieces& pieces, double top_p, float score, float top, double total) {
   const Above above(pieces, score, top);
   if (above.count == 0 && above.equal == 1) return Kept::yes;
   const double rounding = 1e-4 + double(pieces.count) * 0x1p-25;  // sums of `count` floats, in four lanes or more
@@ -81,9 +82,11 @@ Kept within(const Pieces& pieces, double top_p, float score, float top, double t
   return share >= top_p + rounding ? Kept::no : Kept::unknown;
 }
 
-// The token whose logit, warped, wins with the noise of `key`; -1: not known, because something is near a limit, because
-// a logit is no number, or because there is no memory.
-int64_t choose(const float* logits, int64_t count, const Warping& warping, uint64_t key) {
+constexpr int kTries = 16;  // winners that are dropped before it is given up
+
+// The token whose logit, warped, wins with the noise of `key`. -1: not known, because rounding could decide, `min_p` is
+// tiny, kTries winners were dropped, a logit is no number, or there is no memory.
+int64_t sampled_token(const float* logits, int64_t count, const Warping& warping, uint64_t key) {
   const float infinity = std::numeric_limits<float>::infinity();
   const bool truncates = (warping.top_k > 0 && warping.top_k < count) || warping.top_p < 1;
   Arena sizes;
@@ -94,24 +97,24 @@ int64_t choose(const float* logits, int64_t count, const Warping& warping, uint6
   const Scratch scratch(sizes.used());
   if (!scratch.data) return -1;
   Arena arena(scratch.data);
-  float* warm = arena.take<float>(count);
+  float* divided = arena.take<float>(count);
   int64_t* found = arena.take<int64_t>(count);
   float* some = arena.take<float>(count);
   float* peaks = arena.take<float>(count / portable::kPiece + 1);
 
-  if (warping.temperature != 1) chosen->divide_row(logits, warping.temperature, count, warm);
-  const float* scores = warping.temperature != 1 ? warm : logits;
+  if (warping.temperature != 1) chosen->divide_row(logits, warping.temperature, count, divided);
+  const float* scores = warping.temperature != 1 ? divided : logits;
   float top = 0;
   chosen->best_of(scores, count, &top);
   if (!std::isfinite(top)) return -1;
-  if (truncates) chosen->peaks(scores, count, peaks);
+  if (truncates) chosen->piece_peaks(scores, count, peaks);
   const Pieces pieces{scores, count, peaks};
 
   double floor = double(top) - portable::kReach, total = 0;  // at or below it nothing wins
   float lowest = -infinity;  // that top_k keeps
   if (warping.top_k > 0 && warping.top_k < count) {
     lowest = kth_largest(pieces, warping.top_k, some);
-    // a little lower, and no denormal number: a processor may be told to take those for zero
+    // below `lowest`, because `floor` itself is left out; by no denormal number: a CPU may take those for zero
     floor = std::max(floor, double(lowest) - std::max(std::fabs(double(lowest)) * 1e-12, 1e-30));
     if (warping.top_p < 1) {
       const Above kept(pieces, lowest, top);
@@ -121,14 +124,14 @@ int64_t choose(const float* logits, int64_t count, const Warping& warping, uint6
     total = 1.0 / chosen->top_share(scores, count, 1.0f, top);
   }
   constexpr double kRounding = 1e-5;  // of the quotient of two float32 probabilities, in nats, and much more than it is
-  double sure = -infinity;            // min_p keeps what is above
+  double surely_kept = -infinity;     // by min_p: what is above
   if (warping.min_p > 0) {
     if (warping.min_p < 1e-6) return -1;  // a share that is no normal number is rounded otherwise
-    sure = top + std::log(warping.min_p) + kRounding;
-    floor = std::max(floor, sure - 2 * kRounding);
+    surely_kept = top + std::log(warping.min_p) + kRounding;
+    floor = std::max(floor, surely_kept - 2 * kRounding);
   }
 
-  for (int tries = 0; tries < 16; ++tries) {
+  for (int tries = 0; tries < kTries; ++tries) {
     const int64_t kept = chosen->gumbel_candidates(scores, nullptr, count, top, floor, key, found);
     double best = -infinity, second = -infinity;
     int64_t winner = -1;
@@ -146,9 +149,9 @@ int64_t choose(const float* logits, int64_t count, const Warping& warping, uint6
       floor = score;
       continue;
     }
-    if (score <= sure && score != top) return -1;
+    if (score <= surely_kept && score != top) return -1;
     if (!(warping.top_p < 1)) return winner;
-    switch (within(pieces, warping.top_p, score, top, total)) {
+    switch (kept_by_top_p(pieces, warping.top_p, score, top, total)) {
       case Kept::yes: return winner;
       case Kept::unknown: return -1;
       case Kept::no: floor = score;  // nor what is smaller

@@ -30,8 +30,12 @@ int64_t truncate(float* scores, const int64_t* ids, int64_t count, const DraftSa
     if (scores[i] > top - kTail) order[n++] = i;
   }
   const int64_t most = sampling.top_k > 0 && sampling.top_k < n ? sampling.top_k : n;
-  std::partial_sort(order, order + most, order + n,
-                    [&](int64_t a, int64_t b) { return scores[a] != scores[b] ? scores[a] > scores[b] : a < b; });
+  const auto first = [&](int64_t a, int64_t b) { return scores[a] != scores[b] ? scores[a] > scores[b] : a < b; };
+  if (most < n) {
+    std::partial_sort(order, order + most, order + n, first);
+  } else {
+    std::sort(order, order + n, first);
+  }
   n = most;
   double all = 0, before = 0;
   for (int64_t k = 0; k < n; ++k) all += std::exp(double(scores[order[k]]) - top);
