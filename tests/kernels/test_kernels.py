@@ -23,11 +23,10 @@ from tests.support.native.kernel_paths import (
     partitions,
     parts,
     path,
-    seeded,
     threads,
 )
 
-__all__ = ["path", "seeded", "threads"]
+__all__ = ["path", "threads"]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

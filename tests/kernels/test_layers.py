@@ -15,12 +15,12 @@ from specdec.cache import KVCache
 from specdec.hf import decoder_of
 from specdec.model.decoder import Decoder
 from specdec.model.stack import Linear
-from tests.support.native.kernel_paths import path, seeded, threads
+from tests.support.native.kernel_paths import path, threads
 from tests.support.native.needs_native import needs_library
 from tests.support.tiny import FAMILIES, WINDOW, prompt, tiny_model
 from tests.support.tiny_decoder import quantised
 
-__all__ = ["path", "seeded", "threads"]
+__all__ = ["path", "threads"]
 
 pytestmark = needs_library
 LENGTH = 6 * WINDOW

@@ -8,10 +8,10 @@ import torch
 from specdec import kernels
 from specdec.kernels import LowRank, pack_low_rank
 from specdec.kernels.low_rank import low_rank as defined
-from tests.support.native.kernel_paths import path, seeded, threads
+from tests.support.native.kernel_paths import path, threads
 from tests.support.native.needs_native import needs_library
 
-__all__ = ["path", "seeded", "threads"]
+__all__ = ["path", "threads"]
 
 SHAPES = [(1, 64, 48, 4), (5, 100, 37, 7), (64, 96, 64, 16), (3, 1000, 300, 16), (9, 20, 5, 1)]
 TYPES = [torch.float32, torch.bfloat16]

@@ -13,10 +13,8 @@ import torch
 
 from specdec import kernels
 from specdec.kernels import KVView, native, reference
-from tests.support.native.kernel_paths import CODED, KINDS, NATIVE, Kind, packed, seeded
+from tests.support.native.kernel_paths import CODED, KINDS, NATIVE, Kind, packed
 from tests.support.native.needs_native import needs_library
-
-__all__ = ["seeded"]
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from specdec import kernels
 from specdec.kernels import KVView
-from tests.support.native.kernel_paths import partitions, path, seeded, threads
+from tests.support.native.kernel_paths import partitions, path, threads
 
-__all__ = ["path", "seeded", "threads"]
+__all__ = ["path", "threads"]
 
 
 def naive_attention(q: Tensor, k: Tensor, v: Tensor, lo: list[int], hi: list[int], scale: float) -> Tensor:

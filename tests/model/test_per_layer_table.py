@@ -71,7 +71,7 @@ def test_rows_of_a_gguf_file_are_those_of_its_tensor(kind: Type, tmp_path: Path)
     assert torch.equal(table.dequantize(), whole)
     assert table.rows(ids, torch.bfloat16).dtype is torch.bfloat16
     x = torch.randn(2, 512)
-    torch.testing.assert_close(table.linear(x), x @ whole.T)
+    torch.testing.assert_close(table.linear(x), x @ whole.T, rtol=1e-5, atol=1e-4)  # 512 products, in another order
     with pytest.raises(IndexError, match="from 0 to 39"):
         table.rows(torch.tensor([40]), torch.float32)
 

@@ -18,7 +18,7 @@ from specdec import kernels
 from specdec.kernels import DraftParts, KVView, Matrix, libraries, pack_low_rank, reference
 from specdec.kernels.forms import BlockForm, table_numbers
 from specdec.load import _warn_of_slowness
-from tests.support.native.kernel_paths import Kind, packed, partitions, seeded
+from tests.support.native.kernel_paths import Kind, packed, partitions
 from tests.support.triton.here import (
     DEVICE,
     EXPANDED,
@@ -33,7 +33,6 @@ from tests.support.triton.here import (
     same,
 )
 
-__all__ = ["seeded"]
 pytestmark = pytest.mark.gpu
 
 

@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 
 from specdec.kernels import reference
-from tests.support.native.kernel_paths import seeded
 from tests.support.triton.here import DEVICE, FLOATS, ROWS, norm, normal, quantise, same, spread
 
-__all__ = ["seeded"]
 pytestmark = pytest.mark.gpu
 
 

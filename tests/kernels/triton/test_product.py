@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from specdec.kernels import reference
-from tests.support.native.kernel_paths import Kind, seeded
+from tests.support.native.kernel_paths import Kind
 from tests.support.triton.here import DEVICE, FLOATS, READ, ROWS, blocks, normal, product, quantise, rows, same, spread
 
-__all__ = ["seeded"]
 pytestmark = pytest.mark.gpu
 
 

@@ -8,10 +8,9 @@ import torch.nn.functional as F
 
 from specdec.kernels import pack_low_rank, reference
 from specdec.kernels.low_rank import low_rank as low_rank_reference
-from tests.support.native.kernel_paths import Kind, partitions, seeded
+from tests.support.native.kernel_paths import Kind, partitions
 from tests.support.triton.here import DEVICE, FLOATS, READ, blocks, low_rank, normal, product, rows, same, spread
 
-__all__ = ["seeded"]
 pytestmark = pytest.mark.gpu
 
 

@@ -62,11 +62,6 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
-
-
 class Parts(NamedTuple):
     """The arguments of `pack_blocks` before `bits`, and `sub`."""
 
