@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,11 +19,13 @@ from transformers import (
 
 from specdec import kernels
 from specdec.engine.sampling import Noise, Sampler, Warping, noise_key, split_warpers
+from specdec.server.generation.sampling import Sampling
 from tests.support.native.kernel_paths import path  # noqa: F401
 from tests.support.native.needs_native import needs_library
 
 POSITION = 7
-TOKENS = torch.zeros(POSITION, dtype=torch.int64)
+TEXT = torch.zeros(30, dtype=torch.int64)
+TOKENS = TEXT[:POSITION]
 SETTINGS = [
     Warping(*setting)
     for setting in itertools.product((1.0, 0.7, 1.6), (0, 1, 5, 64, 5000), (1.0, 0.95, 0.5, 0.0), (0.0, 0.05, 1.0))
@@ -30,17 +33,10 @@ SETTINGS = [
 
 
 def warpers(warping: Warping) -> LogitsProcessorList:
-    """The processors that `generate` makes of these settings."""
-    made = LogitsProcessorList()
-    if warping.temperature != 1:
-        made.append(TemperatureLogitsWarper(warping.temperature))
-    if warping.top_k:
-        made.append(TopKLogitsWarper(warping.top_k))
-    if warping.top_p < 1:
-        made.append(TopPLogitsWarper(warping.top_p))
-    if warping.min_p:
-        made.append(MinPLogitsWarper(warping.min_p))
-    return made
+    """The processors that the server makes of these settings, as `generate` does."""
+    w = warping
+    sampling = Sampling(temperature=w.temperature, top_k=w.top_k, top_p=w.top_p, min_p=w.min_p)
+    return LogitsProcessorList(cast(LogitsProcessorList | None, sampling.sampler(0, 0).processors) or [])
 
 
 def chosen(logits: Tensor, warping: Warping, seed: int) -> int | None:
@@ -56,11 +52,11 @@ def asked(logits: Tensor, warping: Warping, seed: int) -> int:
 
 def rows(vocabulary: int, kind: str, generator: torch.Generator) -> Tensor:
     """Logits [vocabulary] as a model may have them: `flat`, `steep`, `tied` in whole numbers, most `forbidden`."""
-    x = torch.randn(vocabulary, generator=generator) * {"flat": 0.3}.get(kind, 2.5)
+    x = torch.randn(vocabulary, generator=generator, dtype=torch.float32) * {"flat": 0.3}.get(kind, 2.5)
     if kind == "tied":
         return x.round()
     if kind == "forbidden":
-        x[torch.rand(vocabulary, generator=generator) < 0.99] = -math.inf
+        x[torch.rand(vocabulary, generator=generator, dtype=torch.float32) < 0.99] = -math.inf
         x[0] = 0.5
     if kind == "steep":
         x[torch.randint(0, vocabulary, (9,), generator=generator)] += 9
@@ -87,13 +83,13 @@ def test_a_choice_is_that_of_the_processors(path: str, kind: str) -> None:  # no
 def test_rounding_decides_nothing(top_p: float) -> None:
     """Four equal logits: whether the second, third or fourth is within top_p is decided by the last bit of a sum, and
     by the order of a sort."""
-    logits = torch.full((100,), -60.0)
+    logits = torch.full((100,), -60.0, dtype=torch.float32)
     logits[torch.tensor([3, 40, 70, 90])] = 2.0
     warping = Warping(top_p=top_p)
     for seed in range(100):
         assert chosen(logits, warping, seed) in (None, asked(logits, warping, seed))
     # the same with shares of 1/2, 1/4, 1/8, ..., and top_p at some of their sums
-    logits = -math.log(2) * torch.arange(40.0)
+    logits = -math.log(2) * torch.arange(40, dtype=torch.float32)
     for seed in range(100):
         token = chosen(logits, warping, seed)
         assert token in (None, asked(logits, warping, seed))
@@ -101,7 +97,7 @@ def test_rounding_decides_nothing(top_p: float) -> None:
 
 @needs_library
 def test_min_p_at_its_limit() -> None:
-    logits = torch.tensor([0.0, math.log(0.2), math.log(0.1), math.log(0.05)] + [-30.0] * 60)
+    logits = torch.tensor([0.0, math.log(0.2), math.log(0.1), math.log(0.05)] + [-30.0] * 60, dtype=torch.float32)
     for min_p in (0.2, 0.1, 0.05):
         tokens = [chosen(logits, Warping(min_p=min_p), seed) for seed in range(200)]
         right = [asked(logits, Warping(min_p=min_p), seed) for seed in range(200)]
@@ -113,11 +109,11 @@ def test_min_p_at_its_limit() -> None:
 @needs_library
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_logits_that_are_not_numbers_are_left_to_the_processors(value: float) -> None:
-    logits = torch.zeros(100)
+    logits = torch.zeros(100, dtype=torch.float32)
     logits[70] = value
     assert chosen(logits, Warping(0.7, 5, 0.9, 0.1), 0) is None
-    assert chosen(torch.full((100,), -math.inf), Warping(), 0) is None
-    assert chosen(torch.full((100,), 1e38), Warping(1e-3), 0) is None, "divided, they are infinite"
+    assert chosen(torch.full((100,), -math.inf, dtype=torch.float32), Warping(), 0) is None
+    assert chosen(torch.full((100,), 1e38, dtype=torch.float32), Warping(1e-3), 0) is None, "divided, they are infinite"
     assert chosen(torch.zeros(100, dtype=torch.bfloat16), Warping(), 0) is None
 
 
@@ -152,11 +148,13 @@ KNOWN = [
 def test_warpers_are_known_where_nothing_follows_them(
     processors: LogitsProcessorList | None, others: int, expected: Warping
 ) -> None:
+    before: Any
+    after: Any
     before, after = split_warpers(processors)
     assert Warping.of(after) == expected
     assert before is None or isinstance(before, LogitsProcessorList)
     assert len(before or []) == others
-    assert [*(before or []), *(after or [])] == list(processors or [])  # type: ignore[misc]
+    assert [*(before or []), *(after or [])] == list(processors or [])
     logits = rows(777, "steep", torch.Generator().manual_seed(1))
     for seed in range(20):
         scores = logits if not processors else processors(TOKENS[None], logits[None].clone())[0]
@@ -166,9 +164,9 @@ def test_warpers_are_known_where_nothing_follows_them(
 
 
 def test_what_is_no_list_of_transformers_may_do_anything() -> None:
-    warm = [TopKLogitsWarper(5)]
+    warm: Any = [TopKLogitsWarper(5)]
     assert split_warpers(anything) == (anything, None)
-    assert split_warpers(warm) == (warm, None)  # type: ignore[arg-type]
+    assert split_warpers(warm) == (warm, None)
     assert Warping.of(split_warpers(Sampler.at_temperature(0.4, 1).processors)[1]) == Warping(0.4)
 
 
@@ -186,20 +184,19 @@ def test_a_warper_is_asked_what_it_does_now() -> None:
     sampler = Sampler(processors, 5)
     for n in range(1, 20):
         expected = Sampler(seed=5).pick(logits, logits / (0.05 if n % 2 else 5.0), n).token
-        assert sampler.choose(logits, torch.zeros(n)).token == expected
+        assert sampler.choose(logits, TEXT[:n]).token == expected
     processors.append(TopKLogitsWarper(1))
-    assert all(sampler.choose(logits, torch.zeros(n)).token == int(logits.argmax()) for n in range(1, 20))
+    assert all(sampler.choose(logits, TEXT[:n]).token == int(logits.argmax()) for n in range(1, 20))
 
 
 @needs_library
 @pytest.mark.parametrize("flushed", [False, True])
 def test_numbers_near_zero(flushed: bool) -> None:
     """The k-th largest score is zero, and the next one almost: also where denormal numbers count as zero."""
-    logits = torch.full((100,), -5.0)
+    logits = torch.full((100,), -5.0, dtype=torch.float32)
     logits[10], logits[20], logits[30], logits[40] = 0.5, 0.0, -1e-40, -1e-31
     try:
-        if not torch.set_flush_denormal(flushed):
-            pytest.skip("this processor cannot flush denormal numbers")
+        torch.set_flush_denormal(flushed)  # without effect where the processor cannot
         for warping in (Warping(top_k=2), Warping(1.0, 2, 0.99, 0.1)):
             for seed in range(200):
                 assert chosen(logits, warping, seed) in (None, asked(logits, warping, seed)), (warping, seed)
@@ -239,7 +236,7 @@ def test_the_sampler_asks_only_where_it_must(monkeypatch: pytest.MonkeyPatch) ->
 def test_padding_does_not_move_the_noise() -> None:
     logits = rows(777, "flat", torch.Generator().manual_seed(2))
     plain, padded = Sampler(None, 5), Sampler(None, 5, offset=3)
-    assert [plain.choose(logits, torch.zeros(n)).token for n in range(4, 9)] == [
-        padded.choose(logits, torch.zeros(n + 3)).token for n in range(4, 9)
+    assert [plain.choose(logits, TEXT[:n]).token for n in range(4, 9)] == [
+        padded.choose(logits, TEXT[: n + 3]).token for n in range(4, 9)
     ]
     assert Noise(5).keys(4, 1) == [noise_key(5, 4)]

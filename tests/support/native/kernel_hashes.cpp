@@ -39,23 +39,6 @@ __attribute__((format(printf, 2, 3))) void print(const Hash& hash, const char* f
   std::printf(" %016llx\n", static_cast<unsigned long long>(hash.value()));
 }
 
-constexpr Kind kKinds[] = {{4},
-                           {4, true},
-                           {5},
-                           {5, true},
-                           {8},
-                           {4, false, true},
-                           {6, false, false, true},
-                           {3, false, false, true},
-                           {4, false, true, true},
-                           {3, false, true, true},
-                           {2, true, false, true}};
-
-std::string name_of(const Kind& kind) {
-  return std::to_string(kind.bits) + " bits" + (kind.minimum ? " minimum" : "") + (kind.table ? " table" : "") +
-         (kind.sub ? " sub" : "");
-}
-
 // Rows of which some are zero, tiny, the largest that are quantised exactly, or no numbers.
 std::vector<float> activations(Random& random, int64_t rows, int64_t columns) {
   std::vector<float> x = random.wild(rows * columns);

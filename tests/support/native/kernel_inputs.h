@@ -7,6 +7,7 @@
 #include <cstring>
 #include <initializer_list>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include "../../../specdec/kernels/csrc/abi.h"
@@ -70,11 +71,30 @@ class Hash {
   uint64_t value_ = 14695981039346656037u;
 };
 
-// A packed matrix whose weights are about 0.1, and its bias.
+// A form of packed weights.
 struct Kind {
   int bits;
   bool minimum = false, table = false, sub = false;
 };
+
+constexpr Kind kKinds[] = {{4},
+                           {4, true},
+                           {5},
+                           {5, true},
+                           {8},
+                           {4, false, true},
+                           {6, false, false, true},
+                           {3, false, false, true},
+                           {4, false, true, true},
+                           {3, false, true, true},
+                           {2, true, false, true}};
+
+std::string name_of(const Kind& kind) {
+  return std::to_string(kind.bits) + " bits" + (kind.minimum ? " minimum" : "") + (kind.table ? " table" : "") +
+         (kind.sub ? " sub" : "");
+}
+
+// A packed matrix whose weights are about 0.1, and its bias.
 struct Packed {
   int64_t outputs, columns;
   int bits;
