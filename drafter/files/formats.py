@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -148,6 +148,34 @@ class Start(NamedTuple):
             raise ValueError("Gemma 4's assistants propose every token; train this head without --draft-vocab")
         form = replace(self.form, config=replace(self.form.config, draft_vocab=count))
         return self._replace(form=form, renewed=True)
+
+    def averaged(self, others: Sequence[Start]) -> Start:
+        """Return this start with the mean of its weights and those of `others`: heads that went on from one another, or
+        from the same one, differ by what chance made of them too, and a mean has less of that (model soups, arXiv
+        2203.05482).
+
+        Raises:
+            ValueError: one of `others` has another shape, or proposes other tokens.
+        """
+        for other in others:
+            if not _alike(self, other):
+                raise ValueError(
+                    "only heads of one shape that propose the same tokens have a mean: those that went on from one "
+                    "another, or from the same head"
+                )
+        starts = (self, *others)
+        mean = {name: torch.stack([start.tensors[name] for start in starts]).mean(dim=0) for name in self.tensors}
+        return self._replace(tensors=mean)
+
+
+def _alike(one: Start, other: Start) -> bool:
+    """Tell whether two heads have the same tensors, and read and propose the same."""
+    shapes, others = ({name: tensor.shape for name, tensor in start.tensors.items()} for start in (one, other))
+    if isinstance(one.form, OwnForm) and one.form != other.form:
+        return False
+    if one.draft_ids is None or other.draft_ids is None:
+        return shapes == others and one.draft_ids is other.draft_ids
+    return shapes == others and torch.equal(one.draft_ids, other.draft_ids)
 
 
 def read_start(

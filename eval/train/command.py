@@ -25,7 +25,7 @@ from drafter.data.features import longest_text
 from drafter.data.given import EncodedPrompt, GivenText, GivenTexts
 from drafter.data.mixture import as_given
 from drafter.data.server import AnswerServer, ServerAnswers
-from drafter.files.formats import form_for, read_start, stored_bits
+from drafter.files.formats import Start, form_for, read_start, stored_bits
 from drafter.prompts.generator import mix_prompts
 from drafter.settings import ADAPTING_RATE, Answering, Recipe, Shape, TimeBudget, fast_bfloat16
 from drafter.settings import TrainerSettings as Training
@@ -58,6 +58,7 @@ class TrainOptions:
     shape: Shape
     draft_vocab: int | None  # as it was asked for; the shape has the default else
     start: str | None
+    average_with: tuple[str, ...]  # heads whose weights are averaged with those of the start
     answers_from: str | None
     answers_model: str | None
     from_use: Path | None  # the folder of logs
@@ -95,12 +96,14 @@ def _train(settings: GenerationSettings, options: TrainOptions, json_file: Path 
         )
     backbone = session.model.decoder
 
-    start, name = None, options.start
+    start, name, others = None, options.start, list[Start]()
     if options.from_use is not None and name is None:
         name = head_in_use(backbone)
     if name is not None:
         bits = stored_bits(name) if options.own_bits else options.shape.bits
         start = read_start(name, backbone, bits, options.shape.aux_layers)
+        others = [read_start(other, backbone, bits, options.shape.aux_layers) for other in options.average_with]
+        start = start.averaged(others)
         if options.draft_vocab is not None:
             start = start.with_draft_vocab(options.draft_vocab)
     form = start.form if start else form_for(options.shape, backbone.spec, session.model.config.get_text_config())
@@ -165,6 +168,9 @@ def _train(settings: GenerationSettings, options: TrainOptions, json_file: Path 
     began = None
     if start is not None:
         began = {"name": name, "provenance": start.provenance, "trained_for": start.trained_for}
+        if others:
+            averaged = zip(options.average_with, others, strict=True)
+            began["averaged_with"] = [{"name": other, "provenance": one.provenance} for other, one in averaged]
         if start.trained_for is not None:
             _say(console, f"{name} was trained for {start.trained_for}; it is adapted to {settings.model}.")
     about = {"backbone_name": settings.model, "start": began, "versions": here["versions"]}
@@ -205,7 +211,8 @@ def _report(
         f"{options.out}/training may be deleted once you are done.",
     )
     if options.start is not None and use is None and (before := training_run.before) is not None:
-        _say(console, f"{options.start} had {before['real']:.2f} on the same prompts before.")
+        averaged = f", averaged with {', '.join(options.average_with)}," if options.average_with else ""
+        _say(console, f"{options.start}{averaged} had {before['real']:.2f} on the same prompts before.")
     record: dict[str, Any] = {
         "command": "train",
         "out": str(options.out),
@@ -250,6 +257,8 @@ def options_from(arguments: argparse.Namespace) -> TrainOptions:
     if a.from_use and (a.answers_from or a.texts):
         other = "--texts" if a.texts else "--answers-from"
         raise ValueError(f"--from-use learns from texts that are there already; leave out {other}")
+    if a.average_with and not (a.start or a.from_use):
+        raise ValueError("--average-with names more heads to begin with; name the first with --start")
     usual = ADAPTING_RATE if a.from_use else Training.learning_rate
     return TrainOptions(
         out=a.out,
@@ -277,6 +286,7 @@ def options_from(arguments: argparse.Namespace) -> TrainOptions:
             seed=a.seed,
         ),
         start=a.start,
+        average_with=tuple(a.average_with),
         answers_from=a.answers_from,
         answers_model=a.answers_model,
         from_use=use_folder() if a.from_use else None,

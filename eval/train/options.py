@@ -109,6 +109,14 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         "already good",
     )
     shape.add_argument(
+        "--average-with",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="begin with the mean of the weights of --start and of these heads, which went on from it, or from the "
+        "same one: a mean is often better than each",
+    )
+    shape.add_argument(
         "--draft-length",
         type=whole_number(1),
         default=Recipe.steps,

@@ -100,6 +100,7 @@ def test_ctrl_c_leaves_what_the_same_command_goes_on_from(folder: Path, prompts:
     [
         (["--data", "nowhere"], "nowhere: no such file or folder"),
         (["--start", "nowhere"], "no such file or folder"),
+        (["--average-with", "nowhere"], "name the first with --start"),
         (["--json", "nowhere/x.json"], "does not exist"),
     ],
 )

@@ -79,5 +79,8 @@ def test_a_gemma_4_assistant_goes_on_with_an_adapter(prompts: Path, tmp_path: Pa
     about = json.loads((tmp_path / "out" / "specdec.json").read_text())["provenance"]
     assert about["before"] == record["before"] and about["adapter"] == "lora"
     assert about["start"] == {"name": str(assistant), "provenance": None, "trained_for": None}
-    again = trained(tmp_path / "more", model, prompts, "--start", tmp_path / "out")
+    both = ["--start", tmp_path / "out", "--average-with", assistant]
+    again = trained(tmp_path / "more", model, prompts, *both)
     assert again["before"]["step"] == 0
+    told = json.loads((tmp_path / "more" / "specdec.json").read_text())["provenance"]["start"]
+    assert told["averaged_with"] == [{"name": str(assistant), "provenance": None}]
