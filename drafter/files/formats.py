@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -149,33 +149,31 @@ class Start(NamedTuple):
         form = replace(self.form, config=replace(self.form.config, draft_vocab=count))
         return self._replace(form=form, renewed=True)
 
-    def averaged(self, others: Sequence[Start]) -> Start:
-        """Return this start with the mean of its weights and those of `others`: heads that went on from one another, or
-        from the same one, differ by what chance made of them too, and a mean has less of that (model soups, arXiv
-        2203.05482).
+    def averaged(self, others: Mapping[str, Start]) -> Start:
+        """Return this start with the mean of its weights and those of `others`, heads by name, which went on from it,
+        from one another, or from the same head (model soups, arXiv 2203.05482).
 
         Raises:
-            ValueError: one of `others` has another shape, or proposes other tokens.
+            ValueError: one of `others`, which is named, has another shape, or proposes other tokens.
         """
-        for other in others:
-            if not _alike(self, other):
+        for name, other in others.items():
+            if not self._is_like(other):
                 raise ValueError(
-                    "only heads of one shape that propose the same tokens have a mean: those that went on from one "
-                    "another, or from the same head"
+                    f"{name}: has another shape than the head that training begins with, or proposes other tokens; "
+                    "only heads that went on from one another, or from the same head, have a mean"
                 )
-        starts = (self, *others)
+        starts = (self, *others.values())
         mean = {name: torch.stack([start.tensors[name] for start in starts]).mean(dim=0) for name in self.tensors}
         return self._replace(tensors=mean)
 
-
-def _alike(one: Start, other: Start) -> bool:
-    """Tell whether two heads have the same tensors, and read and propose the same."""
-    shapes, others = ({name: tensor.shape for name, tensor in start.tensors.items()} for start in (one, other))
-    if isinstance(one.form, OwnForm) and one.form != other.form:
-        return False
-    if one.draft_ids is None or other.draft_ids is None:
-        return shapes == others and one.draft_ids is other.draft_ids
-    return shapes == others and torch.equal(one.draft_ids, other.draft_ids)
+    def _is_like(self, other: Start) -> bool:
+        """Tell whether `other` has the same tensors, reads the same and proposes the same. Assistants propose all
+        tokens, and their configs may differ in what has nothing to do with weights."""
+        if self.draft_ids is None or other.draft_ids is None:
+            alike = self.draft_ids is other.draft_ids
+        else:
+            alike = self.form == other.form and torch.equal(self.draft_ids, other.draft_ids)
+        return alike and {k: v.shape for k, v in self.tensors.items()} == {k: v.shape for k, v in other.tensors.items()}
 
 
 def read_start(

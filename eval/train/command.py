@@ -96,13 +96,13 @@ def _train(settings: GenerationSettings, options: TrainOptions, json_file: Path 
         )
     backbone = session.model.decoder
 
-    start, name, others = None, options.start, list[Start]()
+    start, name, others = None, options.start, dict[str, Start]()
     if options.from_use is not None and name is None:
         name = head_in_use(backbone)
     if name is not None:
         bits = stored_bits(name) if options.own_bits else options.shape.bits
         start = read_start(name, backbone, bits, options.shape.aux_layers)
-        others = [read_start(other, backbone, bits, options.shape.aux_layers) for other in options.average_with]
+        others = {other: read_start(other, backbone, bits, options.shape.aux_layers) for other in options.average_with}
         start = start.averaged(others)
         if options.draft_vocab is not None:
             start = start.with_draft_vocab(options.draft_vocab)
@@ -169,8 +169,7 @@ def _train(settings: GenerationSettings, options: TrainOptions, json_file: Path 
     if start is not None:
         began = {"name": name, "provenance": start.provenance, "trained_for": start.trained_for}
         if others:
-            averaged = zip(options.average_with, others, strict=True)
-            began["averaged_with"] = [{"name": other, "provenance": one.provenance} for other, one in averaged]
+            began["averaged_with"] = [{"name": other, "provenance": one.provenance} for other, one in others.items()]
         if start.trained_for is not None:
             _say(console, f"{name} was trained for {start.trained_for}; it is adapted to {settings.model}.")
     about = {"backbone_name": settings.model, "start": began, "versions": here["versions"]}

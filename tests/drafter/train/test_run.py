@@ -193,17 +193,17 @@ def test_a_start_may_be_the_mean_of_heads(tmp_path: Path) -> None:
     start = read_start(tmp_path / "first", first.backbone)
     doubled = start._replace(tensors={name: 2 * tensor for name, tensor in start.tensors.items()})
     zeros = start._replace(tensors={name: 0 * tensor for name, tensor in start.tensors.items()})
-    mean = start.averaged([doubled, zeros])
+    mean = start.averaged({"doubled": doubled, "zeros": zeros})
     assert mean.form == start.form and mean.provenance == start.provenance
     for name, tensor in start.tensors.items():
         torch.testing.assert_close(mean.tensors[name], tensor, rtol=1e-6, atol=0)
-    assert all(torch.equal(one, start.tensors[name]) for name, one in start.averaged([]).tensors.items())
+    assert all(torch.equal(one, start.tensors[name]) for name, one in start.averaged({}).tensors.items())
     assert start.draft_ids is not None
     others = (start._replace(draft_ids=start.draft_ids.flip(0)), start._replace(draft_ids=None))
     wider = read_start(tmp_path / "first", first.backbone, bits=8, aux_layers=(0,))
     for other in (*others, wider):
-        with pytest.raises(ValueError, match="only heads of one shape that propose the same tokens have a mean"):
-            start.averaged([other])
+        with pytest.raises(ValueError, match=r"^third: has another shape .* or proposes other tokens"):
+            start.averaged({"second": doubled, "third": other})
 
 
 def test_a_start_may_propose_other_tokens(tmp_path: Path) -> None:
