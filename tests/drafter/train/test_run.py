@@ -192,11 +192,11 @@ def test_a_start_may_be_the_mean_of_heads(tmp_path: Path) -> None:
     list(first.run())
     start = read_start(tmp_path / "first", first.backbone)
     doubled = start._replace(tensors={name: 2 * tensor for name, tensor in start.tensors.items()})
-    zeros = start._replace(tensors={name: 0 * tensor for name, tensor in start.tensors.items()})
-    mean = start.averaged({"doubled": doubled, "zeros": zeros})
+    sixfold = start._replace(tensors={name: 6 * tensor for name, tensor in start.tensors.items()})
+    mean = start.averaged({"doubled": doubled, "sixfold": sixfold})
     assert mean.form == start.form and mean.provenance == start.provenance
     for name, tensor in start.tensors.items():
-        torch.testing.assert_close(mean.tensors[name], tensor, rtol=1e-6, atol=0)
+        torch.testing.assert_close(mean.tensors[name], 3 * tensor, rtol=1e-6, atol=0)
     assert all(torch.equal(one, start.tensors[name]) for name, one in start.averaged({}).tensors.items())
     assert start.draft_ids is not None
     others = (start._replace(draft_ids=start.draft_ids.flip(0)), start._replace(draft_ids=None))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import run
 from tests.support.adapters.tiny_adapter import make_peft, merged, modules, parts
@@ -79,8 +80,22 @@ def test_a_gemma_4_assistant_goes_on_with_an_adapter(prompts: Path, tmp_path: Pa
     about = json.loads((tmp_path / "out" / "specdec.json").read_text())["provenance"]
     assert about["before"] == record["before"] and about["adapter"] == "lora"
     assert about["start"] == {"name": str(assistant), "provenance": None, "trained_for": None}
-    both = ["--start", tmp_path / "out", "--average-with", assistant]
-    again = trained(tmp_path / "more", model, prompts, *both)
+    again = trained(tmp_path / "more", model, prompts, "--start", tmp_path / "out")
     assert again["before"]["step"] == 0
-    told = json.loads((tmp_path / "more" / "specdec.json").read_text())["provenance"]["start"]
-    assert told["averaged_with"] == [{"name": str(assistant), "provenance": None}]
+
+
+def test_training_begins_with_the_mean_of_heads(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family = "gemma4_unified"
+    model = make_folder(tmp_path / "model", family)
+    one, two = (save_assistant(tmp_path / f"assistant-{seed}", family, seed) for seed in (1, 2))
+    both = ["--start", one, "--average-with", two]
+    record = trained(tmp_path / "out", model, prompts, *both, "--learning-rate", "1e-9")
+    assert f"{one}, averaged with {two}, had {record['before']['real']:.2f}" in capsys.readouterr().out
+    told = json.loads((tmp_path / "out" / "specdec.json").read_text())["provenance"]["start"]
+    assert told["name"] == str(one) and told["averaged_with"] == [{"name": str(two), "provenance": None}]
+    first, second, mean = (load_file(folder / "model.safetensors") for folder in (one, two, tmp_path / "out"))
+    for name, tensor in mean.items():
+        torch.testing.assert_close(tensor, (first[name] + second[name]) / 2, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(first["post_projection.weight"], second["post_projection.weight"])
