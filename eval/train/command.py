@@ -282,7 +282,7 @@ def options_from(arguments: argparse.Namespace) -> TrainOptions:
             batch_tokens=a.batch_tokens,
             bfloat16=not a.float32 and fast_bfloat16(),
             quantised=a.quantised,
-            seed=a.seed,
+            seed=a.seed if a.order is None else a.order,
         ),
         start=a.start,
         average_with=tuple(a.average_with),

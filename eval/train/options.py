@@ -246,5 +246,12 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         type=whole_number(0),
         default=TrainerSettings.seed,
         metavar="N",
-        help="of prompts and of their order (default %(default)s)",
+        help="of prompts, of their order and of that of the texts (default %(default)s)",
+    )
+    how.add_argument(
+        "--order",
+        type=whole_number(0),
+        metavar="N",
+        help="of the texts in training (default: that of --seed); heads that saw a set in several orders are made for "
+        "--average-with",
     )

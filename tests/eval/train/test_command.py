@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 import run
-from drafter.data.dataset import Size
+from drafter.data.dataset import Dataset, Size
 from drafter.train.judge import Scored
 from drafter.train.run import Began, Status
 from drafter.train.trainer import StepReport
@@ -109,6 +110,21 @@ def test_what_is_refused(
 ) -> None:
     assert run.main([*words(folder, prompts, tmp_path / "head"), "--steps", "2", *more]) == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_another_order_of_the_same_set_makes_another_head(folder: Path, prompts: Path, tmp_path: Path) -> None:
+    texts, networks = {}, {}
+    for name, order in {"plain": (), "same": ("--order", "3"), "other": ("--order", "4")}.items():
+        out = tmp_path / name
+        command = [*words(folder, prompts, out), "--seed", "3", "--steps", "2", "--batch-tokens", "64", *order]
+        assert run.main(command) == 0
+        texts[name] = [text.tokens.tolist() for _, text in Dataset(out / "training" / "set").texts(0, epochs=1)]
+        networks[name] = torch.load(out / "training" / "state.pt")["network"]
+        trained = json.loads((out / "config.json").read_text())["provenance"]["trained"]
+        assert trained["seed"] == (4 if name == "other" else 3)
+    assert texts["plain"] == texts["same"] == texts["other"]
+    assert all(torch.equal(tensor, networks["same"][name]) for name, tensor in networks["plain"].items())
+    assert not all(torch.equal(tensor, networks["other"][name]) for name, tensor in networks["plain"].items())
 
 
 def test_how_long_has_to_be_said(capsys: pytest.CaptureFixture[str]) -> None:
