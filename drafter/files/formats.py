@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -166,6 +166,17 @@ class Start(NamedTuple):
         mean = {name: torch.stack([start.tensors[name] for start in starts]).mean(dim=0) for name in self.tensors}
         return self._replace(tensors=mean)
 
+    def record(self, name: str, others: Mapping[str, Start]) -> dict[str, Any]:
+        """Describe this start, the head `name`, and `others` that it is averaged with, in JSON types, for the record of
+        what training makes of it. What several went on from is told once: such records would double with every mean."""
+        found: dict[str, Any] = {"name": name, "provenance": self.provenance, "trained_for": self.trained_for}
+        if others:
+            told = list(_ancestry(self.provenance))
+            found["averaged_with"] = [
+                {"name": other, "provenance": _untold(one.provenance, told)} for other, one in others.items()
+            ]
+        return found
+
     def _is_like(self, other: Start) -> bool:
         """Tell whether `other` has the same tensors, reads the same and proposes the same. Assistants propose all
         tokens, and their configs may differ in what has nothing to do with weights."""
@@ -174,6 +185,28 @@ class Start(NamedTuple):
         else:
             alike = self.form == other.form and torch.equal(self.draft_ids, other.draft_ids)
         return alike and {k: v.shape for k, v in self.tensors.items()} == {k: v.shape for k, v in other.tensors.items()}
+
+
+def _begun(provenance: Any) -> dict[str, Any]:
+    """Return what `provenance`, any JSON, says of the head that training began with; {} where it says nothing."""
+    start = provenance.get("start") if isinstance(provenance, dict) else None
+    return start if isinstance(start, dict) else {}
+
+
+def _ancestry(provenance: Any) -> Iterator[Any]:
+    """Yield `provenance`, then that of the head that training began with there, and so on."""
+    while provenance:
+        yield provenance
+        provenance = _begun(provenance).get("provenance")
+
+
+def _untold(provenance: Any, told: Sequence[Any]) -> Any:
+    """Return `provenance` with the name alone of the head that training began with, where `told` has its record."""
+    start = _begun(provenance)
+    if "provenance" not in start:
+        return provenance
+    known = start["provenance"] in told
+    return {**provenance, "start": {"name": start.get("name")} if known else start}
 
 
 def read_start(

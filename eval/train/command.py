@@ -167,9 +167,8 @@ def _train(settings: GenerationSettings, options: TrainOptions, json_file: Path 
     here = machine(backbone.device)
     began = None
     if start is not None:
-        began = {"name": name, "provenance": start.provenance, "trained_for": start.trained_for}
-        if others:
-            began["averaged_with"] = [{"name": other, "provenance": one.provenance} for other, one in others.items()]
+        assert name is not None
+        began = start.record(name, others)
         if start.trained_for is not None:
             _say(console, f"{name} was trained for {start.trained_for}; it is adapted to {settings.model}.")
     about = {"backbone_name": settings.model, "start": began, "versions": here["versions"]}

@@ -187,6 +187,23 @@ def test_a_start_may_have_more_states_and_other_bits(tmp_path: Path) -> None:
         read_start(tmp_path / "gemma", gemma.backbone, aux_layers=(1,))
 
 
+def test_a_mean_records_once_what_its_heads_went_on_from(tmp_path: Path) -> None:
+    first = training_run(tmp_path / "first")
+    list(first.run())
+    head = read_start(tmp_path / "first", first.backbone)
+    zero = {"cpu": "0", "start": None}
+    one = {"cpu": "1", "start": {"name": "zero", "provenance": zero, "trained_for": None}}
+    branch, other = ({"cpu": "2", "start": {"name": "one", "provenance": parent}} for parent in (one, {"cpu": "3"}))
+    late = {"cpu": "4", "start": {"name": "zero", "provenance": zero}}
+    made = {"branch": branch, "late": late, "other": other, "text": "any JSON", "none": None}
+    start = head._replace(provenance=one)
+    record = start.record("one", {name: head._replace(provenance=about) for name, about in made.items()})
+    assert record["name"] == "one" and record["provenance"] == one and record["trained_for"] is None
+    short = {"branch": {"cpu": "2", "start": {"name": "one"}}, "late": {"cpu": "4", "start": {"name": "zero"}}}
+    assert {each["name"]: each["provenance"] for each in record["averaged_with"]} == made | short
+    assert "averaged_with" not in start.record("one", {})
+
+
 def test_a_start_may_be_the_mean_of_heads(tmp_path: Path) -> None:
     first = training_run(tmp_path / "first")
     list(first.run())
