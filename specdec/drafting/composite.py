@@ -25,7 +25,7 @@ class CompositeDrafter:
     next to nothing. The draft length keeps a record of each of the three, and picks the source.
     """
 
-    LONG, SHORT = 4, 2
+    LONG, SHORT = 3, 2
 
     def __init__(self, other: Drafter) -> None:
         self.take(other)
