@@ -171,10 +171,11 @@ class Start(NamedTuple):
         what training makes of it. What several went on from is told once: such records would double with every mean."""
         found: dict[str, Any] = {"name": name, "provenance": self.provenance, "trained_for": self.trained_for}
         if others:
-            told = list(_ancestry(self.provenance))
-            found["averaged_with"] = [
-                {"name": other, "provenance": _untold(one.provenance, told)} for other, one in others.items()
-            ]
+            told, entries = list(_ancestry(self.provenance)), list[dict[str, Any]]()
+            for other, one in others.items():
+                entries.append(_entry(other, one.provenance, told))
+                told += _ancestry(one.provenance)
+            found["averaged_with"] = entries
         return found
 
     def _is_like(self, other: Start) -> bool:
@@ -200,13 +201,15 @@ def _ancestry(provenance: Any) -> Iterator[Any]:
         provenance = _begun(provenance).get("provenance")
 
 
-def _untold(provenance: Any, told: Sequence[Any]) -> Any:
-    """Return `provenance` with the name alone of the head that training began with, where `told` has its record."""
-    start = _begun(provenance)
-    if "provenance" not in start:
-        return provenance
-    known = start["provenance"] in told
-    return {**provenance, "start": {"name": start.get("name")} if known else start}
+def _entry(name: Any, provenance: Any, told: Sequence[Any]) -> dict[str, Any]:
+    """Return the record of the head `name`: its name alone where `told` has its provenance, and so for those that it
+    went on from."""
+    if provenance and provenance in told:
+        return {"name": name}
+    if start := _begun(provenance):
+        found = _entry(start.get("name"), start.get("provenance"), told)
+        provenance = {**provenance, "start": found if len(found) == 1 else {**start, **found}}
+    return {"name": name, "provenance": provenance}
 
 
 def read_start(

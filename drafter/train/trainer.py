@@ -206,6 +206,7 @@ class Trainer:
         theirs = {**usual, **theirs, "recipe": {**usual["recipe"], **theirs["recipe"]}}
         mine = asdict(self.settings)
         if changed := sorted(name for name in mine if mine[name] != theirs.get(name)):
+            changed = [f"{name} (or order)" if name == "seed" else name for name in changed]
             raise ValueError(f"{path}: begun with another {', '.join(changed)}; use those, or delete it to begin anew")
         if {n: t.shape for n, t in state["network"].items()} != {n: t.shape for n, t in self.network.tensors().items()}:
             raise ValueError(f"{path}: the checkpoint of a head of another shape; delete it to begin anew")

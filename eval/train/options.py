@@ -246,12 +246,12 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         type=whole_number(0),
         default=TrainerSettings.seed,
         metavar="N",
-        help="of prompts, of their order and of that of the texts (default %(default)s)",
+        help="of prompts, and of the order in which training goes through their answers (default %(default)s)",
     )
     how.add_argument(
         "--order",
         type=whole_number(0),
         metavar="N",
-        help="of the texts in training (default: that of --seed); heads that saw a set in several orders are made for "
-        "--average-with",
+        help="in which training goes through its set (default: that of --seed); heads that went on from one another or "
+        "from the same one (--start), each in another order, are made for --average-with",
     )

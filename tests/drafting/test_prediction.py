@@ -83,6 +83,7 @@ def test_the_longer_of_prediction_and_suffix_match_is_offered() -> None:
     assert names(NoDraft(), text, [8, 8], 6) == ["none"]
     assert names(CompositeDrafter(other), text, [9, 1, 2, 3, 4, 5, 6], 6) == [PREDICTION, "scripted"]
     assert names(other, [8, 8, 8, 4, 5], [7, 4, 5, 6], 2) == ["scripted", PREDICTION], "a short match comes last"
+    assert names(other, [8, 8, 3, 4, 5], [3, 4, 5, 6], 2) == [PREDICTION, "scripted"], "one of three tokens first"
 
 
 @pytest.mark.parametrize(("family", "seed"), [("gemma4_unified", None), ("llama", 5)], ids=["greedy", "sampled"])

@@ -195,12 +195,15 @@ def test_a_mean_records_once_what_its_heads_went_on_from(tmp_path: Path) -> None
     one = {"cpu": "1", "start": {"name": "zero", "provenance": zero, "trained_for": None}}
     branch, other = ({"cpu": "2", "start": {"name": "one", "provenance": parent}} for parent in (one, {"cpu": "3"}))
     late = {"cpu": "4", "start": {"name": "zero", "provenance": zero}}
-    made = {"branch": branch, "late": late, "other": other, "text": "any JSON", "none": None}
+    further = {"cpu": "5", "start": {"name": "branch", "provenance": branch, "trained_for": "it"}}
+    made = {"further": further, "branch": branch, "late": late, "other": other, "text": "any JSON", "none": None}
     start = head._replace(provenance=one)
     record = start.record("one", {name: head._replace(provenance=about) for name, about in made.items()})
     assert record["name"] == "one" and record["provenance"] == one and record["trained_for"] is None
-    short = {"branch": {"cpu": "2", "start": {"name": "one"}}, "late": {"cpu": "4", "start": {"name": "zero"}}}
-    assert {each["name"]: each["provenance"] for each in record["averaged_with"]} == made | short
+    begun = {"name": "branch", "provenance": {"cpu": "2", "start": {"name": "one"}}, "trained_for": "it"}
+    short = {"further": {"cpu": "5", "start": begun}, "late": {"cpu": "4", "start": {"name": "zero"}}}
+    entries = {each["name"]: each.get("provenance", "told") for each in record["averaged_with"]}
+    assert entries == made | short | {"branch": "told"}
     assert "averaged_with" not in start.record("one", {})
 
 

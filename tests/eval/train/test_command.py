@@ -113,10 +113,12 @@ def test_what_is_refused(
 
 
 def test_another_order_of_the_same_set_makes_another_head(folder: Path, prompts: Path, tmp_path: Path) -> None:
-    texts, networks = {}, {}
+    begin, texts, networks = tmp_path / "begin", {}, {}
+    assert run.main([*words(folder, prompts, begin), "--seed", "3", "--steps", "1"]) == 0
     for name, order in {"plain": (), "same": ("--order", "3"), "other": ("--order", "4")}.items():
         out = tmp_path / name
-        command = [*words(folder, prompts, out), "--seed", "3", "--steps", "2", "--batch-tokens", "64", *order]
+        command = [*words(folder, prompts, out), "--start", str(begin), "--seed", "3", "--steps", "2", *order]
+        command += ["--batch-tokens", "64"]
         assert run.main(command) == 0
         texts[name] = [text.tokens.tolist() for _, text in Dataset(out / "training" / "set").texts(0, epochs=1)]
         networks[name] = torch.load(out / "training" / "state.pt")["network"]
