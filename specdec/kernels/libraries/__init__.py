@@ -5,8 +5,8 @@ neither serves. They have the same ops (those of `specdec/kernels/__init__.py`).
 native: and an instruction set (portable, avx2, avxvnni, avx512, neon, i8mm), or triton, forces a path, for tests and
 comparisons. The choice never depends on anything that could change with the number of rows. A library that is missing,
 stale or broken leaves the reference, which `missing` explains; with SPECDEC_REQUIRE_NATIVE=1 a native one that is so is
-an error, so that no test passes without it. Triton is imported, and its kernels are checked, where a CUDA device is
-first met.
+an error, so that no test passes without it. Triton is imported where a CUDA device is first met, and its kernels are
+checked on each one: two GPUs of a machine may be of different kinds.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ _compiled = native.load()  # the native library, or in words why there is none
 if isinstance(_compiled, str) and native.is_required():
     raise RuntimeError(f"SPECDEC_REQUIRE_NATIVE is set, but {_compiled}; {native.how_to_build()}")
 _choice = "native"
-# By type of device: the library that computes there, or in words why the reference does. Others are opened when met.
-_libraries: dict[str, Any] = {}
+# The library that computes on a device, or in words why the reference does. Others than the CPU's are opened when met.
+_libraries: dict[torch.device, Any] = {}
+_CPU = torch.device("cpu")
 _opening = threading.RLock()  # the check of the kernels calls them
 
 
@@ -44,26 +45,26 @@ def choose(choice: str) -> str:
     global _choice
     if choice not in CHOICES:
         raise ValueError(f"unknown kernels {choice!r}: choose one of {', '.join(CHOICES)}")
-    cpu = _open("cpu", choice)
+    cpu = _open(_CPU, choice)
     _libraries.clear()
-    _choice, _libraries["cpu"] = choice, cpu
+    _choice, _libraries[_CPU] = choice, cpu
     return active()
 
 
-def _open(kind: str, choice: str) -> Any:
-    """Return the library that `choice` means for a type of device, or in words why there is none. Raises ValueError for
-    a choice that cannot be had."""
+def _open(device: torch.device, choice: str) -> Any:
+    """Return the library that `choice` means for a device, or in words why there is none. Raises ValueError for a
+    choice that cannot be had."""
     if choice == "reference":
         return _CHOSEN
-    if kind == "cuda":
-        return _triton(kind)
-    if kind != "cpu":
-        return f"there are no kernels for {kind}"
+    if device.type == "cuda":
+        return _triton(device)
+    if device.type != "cpu":
+        return f"there are no kernels for {device.type}"
     if choice == "triton":
-        interpreted = _triton(kind)
+        interpreted = _triton(device)
         if not isinstance(interpreted, str):
             return interpreted
-        why = _triton("cuda") if torch.cuda.is_available() else interpreted
+        why = _triton(_with_index(torch.device("cuda"))) if torch.cuda.is_available() else interpreted
         if isinstance(why, str):
             raise ValueError(f"triton cannot be used: {why}")
     return _native(choice.partition(":")[2], choice)
@@ -82,31 +83,39 @@ def _native(word: str, choice: str) -> Any:
     return _compiled
 
 
-def _triton(kind: str) -> Any:
-    """Return Triton's kernels for a type of device, or in words why there are none."""
+def _triton(device: torch.device) -> Any:
+    """Return Triton's kernels for a device, or in words why there are none."""
     try:
         from specdec.kernels.triton import open_library
     except Exception as error:  # another version may lack anything, a broken one may raise anything
         return f"Triton is missing, too old or broken ({error}): pip install 'specdec-mtp[gpu]'"
-    return open_library(kind)
+    return open_library(device)
 
 
-def _library_on(kind: str) -> Any:
-    """Return the library for a type of device, or in words why there is none; it is opened at the first call."""
-    if kind not in _libraries:
+def _with_index(device: torch.device) -> torch.device:
+    """Return a device as tensors on it name it: a "cuda" without a number is the current one."""
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _library_on(device: torch.device | str) -> Any:
+    """Return the library for a device, or in words why there is none; it is opened at the first call."""
+    device = _with_index(torch.device(device))
+    if device not in _libraries:
         with _opening:  # two models may meet a device at once: kernels are checked once, and passes are one object's
-            if kind not in _libraries:
-                _libraries[kind] = _open(kind, _choice)
-    return _libraries[kind]
+            if device not in _libraries:
+                _libraries[device] = _open(device, _choice)
+    return _libraries[device]
 
 
 def library_of(first: Tensor, *others: Tensor | None) -> Any:
     """Return the library of the device that the tensors are on; the reference where they are on several, or the device
     has no library."""
-    kind = first.device.type
-    if any(part is not None and part.device.type != kind for part in others):
+    device = first.device
+    if any(part is not None and part.device != device for part in others):
         return reference
-    library = _library_on(kind)
+    library = _libraries[device] if device in _libraries else _library_on(device)
     return reference if isinstance(library, str) else library
 
 
@@ -118,7 +127,7 @@ def differentiable_library(first: Tensor, *others: Tensor | None) -> Any:
 def active(device: torch.device | str = "cpu") -> str:
     """Say in words which kernels run on a device: "native avx512-vnni, 2 threads", "triton 3.9.0 on NVIDIA H100", or
     "torch reference: " and the reason."""
-    library = _library_on(torch.device(device).type)
+    library = _library_on(device)
     if isinstance(library, str):
         return f"torch reference: {library}"
     if not isinstance(library, native.Native):
@@ -134,8 +143,7 @@ def missing(device: torch.device | str = "cpu") -> str | None:
 
     None where the kernels run, torch was chosen, or there are no kernels to get.
     """
-    kind = torch.device(device).type
-    library = _library_on(kind)
+    kind, library = torch.device(device).type, _library_on(device)
     if library == _CHOSEN or kind not in ("cpu", "cuda") or isinstance(library, native.Native):
         return None
     if not isinstance(library, str):
@@ -146,8 +154,7 @@ def missing(device: torch.device | str = "cpu") -> str | None:
 def arithmetic(device: torch.device | str = "cpu") -> str:
     """Name the arithmetic that gives results their rounding on a device: a cache that another arithmetic filled has
     other bits."""
-    kind = torch.device(device).type
-    library = _library_on(kind)
+    kind, library = torch.device(device).type, _library_on(device)
     if isinstance(library, str):
         return "reference" if kind == "cpu" else f"torch on {kind}"
     return f"native {library.instruction_set}" if isinstance(library, native.Native) else str(library.arithmetic)
@@ -155,8 +162,7 @@ def arithmetic(device: torch.device | str = "cpu") -> str:
 
 def invariant(device: torch.device | str = "cpu") -> bool:
     """Return whether a row has the same bits on a device whatever the other rows of its pass are."""
-    kind = torch.device(device).type
-    library = _library_on(kind)
+    kind, library = torch.device(device).type, _library_on(device)
     if isinstance(library, str):
         return kind == "cpu"
     return isinstance(library, native.Native) or not library.refused
@@ -165,7 +171,7 @@ def invariant(device: torch.device | str = "cpu") -> bool:
 def graph_counts(device: torch.device | str) -> Counter[str]:
     """Return how passes and drafts were run on a device until now, as "pass replayed"; empty where nothing is captured
     (`triton/passes/graphs.py`)."""
-    graphs = getattr(_library_on(torch.device(device).type), "graphs", None)
+    graphs = getattr(_library_on(device), "graphs", None)
     return Counter() if graphs is None else Counter(graphs.counts)
 
 

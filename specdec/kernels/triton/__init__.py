@@ -30,7 +30,7 @@ from specdec.kernels.triton.append import norm_rope_append
 from specdec.kernels.triton.attention import attention
 from specdec.kernels.triton.launch import INTERPRETED
 from specdec.kernels.triton.low_rank import low_rank
-from specdec.kernels.triton.passes.check import check_append, check_attention, check_choice
+from specdec.kernels.triton.passes.check import StoreForm, check_append, check_attention, check_choice, check_store
 from specdec.kernels.triton.passes.draft import DeviceDraft
 from specdec.kernels.triton.passes.graphs import CUDACapture, Graphs
 from specdec.kernels.triton.passes.layers import DeviceLayers
@@ -56,18 +56,18 @@ _OF_A_PASS = ("rms_norm", "rope", "gated", "attention", "append")  # without whi
 
 
 class Triton:
-    """Run ops on one type of device. `refused` says, for each op and each form of blocks that torch computes instead,
-    what was wrong with the kernel."""
+    """Run ops on one device. `refused` says, for each op, form of blocks and form of stores for which torch computes
+    instead, what was wrong with the kernel."""
 
     def __init__(self, device: torch.device) -> None:
-        """Check the kernels on `device`. Forms of blocks are checked when they are first met, because each takes
-        seconds to compile."""
+        """Check the kernels on `device`. Forms of blocks and of stores are checked when they are first met, because
+        each takes seconds to compile."""
         self.device = device
         self.refused = {name: why for name, (*_, test) in _OPS.items() if (why := check.failure(test, device))}
         self._forms: dict[BlockForm, bool] = {}
+        self._stores: dict[StoreForm, bool] = {}
         self.rms_norm, self.rope, self.gated = map(self._op, ("rms_norm", "rope", "gated"))
         self._dense_linear, self._low_rank = map(self._op, ("dense_linear", "low_rank"))
-        self.attention = self._op("attention")
         self.graphs = Graphs(CUDACapture() if device.type == "cuda" else None)
 
     def _op(self, name: str) -> Callable[..., Any]:
@@ -95,17 +95,28 @@ class Triton:
     def reads(self, form: BlockForm) -> bool:
         """Return whether kernels read blocks of `form` here; the first call checks that, and warns where one fails."""
         if form not in self._forms:
-            self._forms[form] = form in product.FORMS and self._passes(form)
+            name = f"{form.bits}-bit blocks{' with a minimum' * form.minimum}{' with a table' * form.table}"
+            self._forms[form] = form in product.FORMS and self._passes(name, partial(check.check_form, form))
         return self._forms[form]
 
-    def _passes(self, form: BlockForm) -> bool:
-        why = check.failure(partial(check.check_form, form), self.device)
-        if why:
-            self.refused[f"{form.bits}-bit blocks{' with a minimum' * form.minimum}{' with a table' * form.table}"] = (
-                why
-            )
+    def keeps(self, view: KVView) -> bool:
+        """Return whether kernels read and write stores like `view` here; the first call checks that, and warns where
+        one fails."""
+        if (form := StoreForm.of(view)) not in self._stores:
+            self._stores[form] = self._passes(f"a {form}", partial(check_store, form))
+        return self._stores[form]
+
+    def _passes(self, name: str, test: Callable[[torch.device], None]) -> bool:
+        if why := check.failure(test, self.device):
+            self.refused[name] = why
             warnings.warn(self.sentence(), RuntimeWarning, stacklevel=4)
         return not why
+
+    def attention(self, q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale: float) -> Tensor:
+        """Attend with q [T, Hq, D] as `reference.attention` does -> [T, Hq, Dv] in q.dtype."""
+        op = self._op("attention") if self.keeps(kv) else reference.attention
+        out: Tensor = op(q, kv, lo, hi, scale)
+        return out
 
     def block_linear(self, x: Tensor, w: BlockTensor) -> Tensor:
         """Multiply x [T, K] by packed weights -> [T, N] in x.dtype. Blocks without a kernel are expanded in slices."""
@@ -142,7 +153,7 @@ class Triton:
         check."""
         if any(name in self.refused for name in _OF_A_PASS):
             return None
-        return DeviceLayers(layers, stores, norm, in_use, self.reads, self.graphs)
+        return DeviceLayers(layers, stores, norm, in_use, self.reads, self.keeps, self.graphs)
 
     def fuse_draft(self, layers: DeviceLayers, parts: DraftParts) -> DeviceDraft | None:
         """Return what makes all steps of a draft as one pass; None where the kernels do not read the blocks of a
@@ -160,16 +171,15 @@ class Triton:
 
 
 @cache
-def open_library(kind: str) -> Triton | str:
-    """Return what runs ops on devices of `kind`, "cuda", or "cpu" under the interpreter, or say in words why not."""
-    if kind == "cpu" and not INTERPRETED:
+def open_library(device: torch.device) -> Triton | str:
+    """Return what runs ops on `device`, of CUDA or, under the interpreter, the CPU; or say in words why not."""
+    if device.type == "cpu" and not INTERPRETED:
         return (
             "Triton's kernels run on a GPU, or under Triton's interpreter where TRITON_INTERPRET=1 is set at the start"
         )
-    if kind == "cuda" and INTERPRETED:
+    if device.type == "cuda" and INTERPRETED:
         return "TRITON_INTERPRET is set, so that Triton's interpreter would run the kernels on the CPU"
-    if kind == "cuda" and not torch.cuda.is_available():
+    if device.type == "cuda" and not torch.cuda.is_available():
         return "there is no CUDA device here"
-    device = torch.device(kind) if kind == "cpu" else torch.device(kind, torch.cuda.current_device())
     library = Triton(device)
     return library.sentence() if len(library.refused) == len(_OPS) else library

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from specdec import kernels
 from specdec.kernels import DraftParts, KVView, Matrix, libraries, pack_low_rank, reference
@@ -24,10 +25,10 @@ from tests.support.triton.here import (
     EXPANDED,
     READ,
     Triton,
+    attention,
     check,
     norm,
     normal,
-    open_library,
     product,
     rows,
     same,
@@ -40,7 +41,7 @@ pytestmark = pytest.mark.gpu
 def chosen() -> Iterator[Triton]:
     """Triton's kernels, for tensors of the device."""
     kernels.choose("triton")
-    library = open_library(DEVICE.type)
+    library = libraries._library_on(DEVICE)
     assert isinstance(library, Triton)
     yield library
     kernels.choose(os.environ.get("SPECDEC_KERNELS", "native"))
@@ -199,7 +200,7 @@ def test_a_triton_of_another_time_leaves_torch() -> None:
 def test_two_threads_that_meet_a_device_open_one_library(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = list[object]()
 
-    def slow(kind: str, choice: str) -> object:
+    def slow(device: torch.device, choice: str) -> object:
         opened.append(object())
         time.sleep(0.05)
         return opened[-1]
@@ -209,6 +210,33 @@ def test_two_threads_that_meet_a_device_open_one_library(monkeypatch: pytest.Mon
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(libraries._library_on, ["cuda"] * 4))
     assert found == opened * 4 and len(opened) == 1
+
+
+def test_each_gpu_has_a_library_that_was_checked_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libraries, "_open", lambda device, choice: [str(device)])
+    monkeypatch.setattr(libraries, "_libraries", {})
+    first, second, again = (libraries._library_on(name) for name in ("cuda:0", "cuda:1", "cuda:0"))
+    assert (first, second) == (["cuda:0"], ["cuda:1"]) and again is first
+
+
+def test_stores_whose_kernels_fail_their_check_are_torchs_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def small(q: Tensor, view: KVView, *bounds: Any) -> Tensor:
+        if view.value_width > 64:
+            raise RuntimeError("out of resource: shared memory")
+        return attention(q, view, *bounds)
+
+    monkeypatch.setattr("specdec.kernels.triton.passes.check.attention", small)
+    library = Triton(DEVICE)
+    assert library.refused == {}
+    q, k = normal(2, 4, 80), normal(2, 9, 80)
+    here, there = q.to(DEVICE), KVView(k.to(DEVICE), k.to(DEVICE))
+    with pytest.warns(RuntimeWarning, match=r"a float32 store of 80 columns \(RuntimeError: out of resource"):
+        found = library.attention(here, there, [0, 2], [9, 8], 0.25)
+    assert torch.equal(found, reference.attention(here, there, [0, 2], [9, 8], 0.25))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not library.keeps(there) and library.keeps(KVView(there.values[..., :64], there.values[..., :64]))
+    assert library.arithmetic.endswith(" without a float32 store of 80 columns")
 
 
 def test_numbers_of_a_table_are_copied_to_a_device_once() -> None:

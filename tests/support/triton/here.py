@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from specdec.kernels.blocks import BlockTensor
 from specdec.kernels.store import KVView
-from specdec.kernels.triton import Triton, check, norm, open_library, product, quantise, rows
+from specdec.kernels.triton import Triton, check, norm, product, quantise, rows
 from specdec.kernels.triton.append import append, norm_rope, norm_rope_append
 from specdec.kernels.triton.attention import attention
 from specdec.kernels.triton.choice import best, choose
@@ -22,7 +22,7 @@ from tests.support.native.kernel_paths import KINDS, Kind, packed
 
 __all__ = [
     "Triton", "append", "attention", "best", "check", "choose", "low_rank", "norm", "norm_rope", "norm_rope_append",
-    "open_library", "product", "quantise", "rows",
+    "product", "quantise", "rows",
 ]  # fmt: skip
 
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")

@@ -28,7 +28,9 @@ def graphs_here() -> Graphs:
 def passes_of(stack: Stack, graphs: Graphs) -> DeviceLayers:
     """Let `stack` make its passes at once, whatever kernels are in use on the CPU."""
     layers = stack.layers
-    passes = DeviceLayers(layers, stack.stores, stack.norm, lambda: True, lambda form: form in FORMS, graphs)
+    passes = DeviceLayers(
+        layers, stack.stores, stack.norm, lambda: True, lambda form: form in FORMS, lambda view: True, graphs
+    )
     stack._fused = passes
     return passes
 

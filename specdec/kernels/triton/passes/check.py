@@ -5,8 +5,7 @@ The other ops are compared in `specdec/kernels/triton/check.py`, by the same rul
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,71 +18,117 @@ from specdec.kernels.triton.check import DifferentError, near, same
 from specdec.kernels.triton.choice import choose
 
 _NEAR = 2e-5  # of the largest number, in float32
-_KV_HEADS, _HEADS, _WIDTH, _ROWS = 2, 6, 64, 3
-_SLOTS, _POSITIONS = 300, 421  # a ring that has wrapped
+_KV_HEADS, _HEADS, _ROWS = 2, 6, 3
+_WRAPPED = 121  # positions beyond the slots of a ring
 
 
-def _views() -> Iterator[tuple[str, KVView]]:
-    """Yield stores of every kind with random numbers: rings of keys and values, and values alone."""
-    draw = torch.Generator().manual_seed(0)
-    shape = _KV_HEADS, _SLOTS, _WIDTH
-    keys, values = (torch.randn(shape, generator=draw, dtype=torch.float32) for _ in range(2))
-    angles = torch.randn(_SLOTS, _WIDTH // 8, generator=draw, dtype=torch.float32)
-    weight = torch.randn(_WIDTH, generator=draw, dtype=torch.float32)
-    made = KeyFromValue(weight, angles.cos(), angles.sin())
-    for dtype in (torch.float32, torch.bfloat16):
-        yield f"{dtype} store", KVView(keys.to(dtype), values.to(dtype))
-        yield f"{dtype} store of values", KVView(None, values.to(dtype), key_from_value=made)
-    (whole_keys, key_scale), (whole, scale) = map(reference.quantise_store, (keys, values))
-    yield "int8 store", KVView(whole_keys, whole, key_scale, scale)
-    yield "int8 store of values", KVView(None, whole, None, scale, made)
+class StoreForm(NamedTuple):
+    """Name all of a store that kernels are compiled for: the columns of its keys and values, its type, and the pairs
+    that rotate in keys that are made from values (None: keys are stored)."""
+
+    key_width: int
+    value_width: int
+    dtype: torch.dtype
+    pairs: int | None = None
+
+    @classmethod
+    def of(cls, view: KVView) -> StoreForm:
+        """Return the form of `view`."""
+        made = view.key_from_value
+        return cls(view.key_width, view.value_width, view.values.dtype, None if made is None else made.cos.shape[1])
+
+    def __str__(self) -> str:
+        """Describe the form: "int8 store of 512 columns, values alone"."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{dtype} store of {self.value_width} columns" + (", values alone" if self.pairs is not None else "")
+
+    def view(self, slots: int) -> KVView:
+        """Return a store of this form with random numbers, and room for `slots` positions."""
+        draw = torch.Generator().manual_seed(0)
+        keys, values = (
+            torch.randn(_KV_HEADS, slots, width, generator=draw, dtype=torch.float32)
+            for width in (self.key_width, self.value_width)
+        )
+        made = None
+        if self.pairs is not None:
+            angles = torch.randn(slots, self.pairs, generator=draw, dtype=torch.float32)
+            weight = torch.randn(self.key_width, generator=draw, dtype=torch.float32)
+            made = KeyFromValue(weight, angles.cos(), angles.sin())
+        if self.dtype is torch.int8:
+            (keys, key_scale), (values, scale) = map(reference.quantise_store, (keys, values))
+            return KVView(keys, values, key_scale, scale) if made is None else KVView(None, values, None, scale, made)
+        return KVView(None if made is not None else keys.to(self.dtype), values.to(self.dtype), key_from_value=made)
+
+
+# Each is compiled apart, which takes seconds.
+FORMS = [
+    StoreForm(64, 64, dtype, pairs) for dtype in (torch.float32, torch.bfloat16, torch.int8) for pairs in (None, 8)
+]
 
 
 def check_attention(device: torch.device) -> None:
-    """Check attention over each kind of store, and that a row has the same bits alone."""
-    q = torch.randn(_ROWS, _HEADS, _WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
-    for what, view in _views():
-        last = _POSITIONS if view.keys is not None else _SLOTS  # where keys are made, slots are positions
-        end = [last - _ROWS + i + 1 for i in range(_ROWS)]
-        first = [max(0, one - _SLOTS + _ROWS) for one in end]
-        there, here = view.to(device), q.to(device)
-        low, high = (torch.tensor(bound, dtype=torch.int64, device=device) for bound in (first, end))
-        found = attention(here, there, low, high, 0.125)
-        wanted = reference.attention(q, view, first, end, 0.125)
-        near(f"attention over a {what}", found, wanted, _NEAR)
-        alone = slice(1, 2)
-        if not torch.equal(attention(here[alone], there, low[alone], high[alone], 0.125), found[alone]):
-            raise DifferentError(f"attention over a {what}: a row has other bits beside other rows")
+    """Check attention over stores of small heads of each kind, several chunks long."""
+    for form in FORMS:
+        check_reading(form, 300, device)
 
 
 def check_append(device: torch.device) -> None:
-    """Check norms and rotations of heads, and what is written to each kind of store."""
-    draw = torch.Generator().manual_seed(2)
-    start = 299  # so that the rows wrap around the end of a ring
-    for what, view in _views():
-        at = start if view.keys is not None else start - _ROWS
-        q, k, v = (
-            torch.randn(_ROWS, heads, _WIDTH, generator=draw, dtype=torch.float32)
-            for heads in (_HEADS, _KV_HEADS, _KV_HEADS)
-        )
-        q_norm, k_norm = (torch.randn(_WIDTH, generator=draw, dtype=torch.float32) for _ in range(2))
-        cos, sin = (torch.randn(_ROWS, _WIDTH, generator=draw, dtype=torch.float32) for _ in range(2))
-        there = view.to(device)
-        moved = {"q": q, "k": k, "v": v, "q_norm": q_norm, "k_norm": k_norm, "cos": cos, "sin": sin}
-        here: dict[str, Any] = {name: part.to(device) for name, part in moved.items()}
-        position = torch.tensor([at], dtype=torch.int64, device=device)
-        found = norm_rope_append(there, position, eps=1e-6, norm_values=True, **here)
-        same(f"a rotated query beside a {what}", found, _norm_and_rotate(q, q_norm, cos, sin))
-        rows = (_norm_and_rotate(k, k_norm, cos, sin), reference.rms_norm(v, None, 1e-6))
-        slots = torch.tensor([(at + row) % _SLOTS for row in range(_ROWS)], dtype=torch.int64)
-        for written, scale, wanted in zip(there.tensors()[:2], there.tensors()[2:], rows, strict=True):
-            if written is None:
-                continue
-            kept = wanted.transpose(0, 1)  # [Hkv, T, D]
-            if scale is not None:
-                kept, steps = reference.quantise_store(kept)
-                same(f"a scale of a {what}", scale.cpu()[:, slots], steps)
-            same(f"a row of a {what}", written.cpu()[:, slots], kept.to(written.dtype))
+    """Check norms and rotations of heads, and what is written to stores of small heads of each kind."""
+    for form in FORMS:
+        check_writing(form, 300, device)
+
+
+def check_store(form: StoreForm, device: torch.device) -> None:
+    """Check all that reads and writes stores of `form`: wide heads take other tiles than small ones, and more of a
+    GPU's memory than some have."""
+    check_reading(form, 40, device)
+    check_writing(form, 40, device)
+
+
+def check_reading(form: StoreForm, slots: int, device: torch.device) -> None:
+    """Check attention over a store of `form`, and that a row has the same bits alone."""
+    view = form.view(slots)
+    q = torch.randn(_ROWS, _HEADS, form.key_width, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
+    last = slots if form.pairs is not None else slots + _WRAPPED  # where keys are made, slots are positions
+    end = [last - _ROWS + i + 1 for i in range(_ROWS)]
+    first = [max(0, one - slots + _ROWS) for one in end]
+    there, here = view.to(device), q.to(device)
+    low, high = (torch.tensor(bound, dtype=torch.int64, device=device) for bound in (first, end))
+    found = attention(here, there, low, high, 0.125)
+    wanted = reference.attention(q, view, first, end, 0.125)
+    near(f"attention over a {form}", found, wanted, _NEAR)
+    alone = slice(1, 2)
+    if not torch.equal(attention(here[alone], there, low[alone], high[alone], 0.125), found[alone]):
+        raise DifferentError(f"attention over a {form}: a row has other bits beside other rows")
+
+
+def check_writing(form: StoreForm, slots: int, device: torch.device) -> None:
+    """Check norms and rotations of heads, and what is written to a store of `form`."""
+    view, draw = form.view(slots), torch.Generator().manual_seed(2)
+    at = slots - 1 if form.pairs is None else slots - 1 - _ROWS  # rows wrap around the end of a ring
+    key, value = form.key_width, form.value_width
+    q, k, v = (
+        torch.randn(_ROWS, heads, width, generator=draw, dtype=torch.float32)
+        for heads, width in ((_HEADS, key), (_KV_HEADS, key), (_KV_HEADS, value))
+    )
+    q_norm, k_norm = (torch.randn(key, generator=draw, dtype=torch.float32) for _ in range(2))
+    cos, sin = (torch.randn(_ROWS, key, generator=draw, dtype=torch.float32) for _ in range(2))
+    there = view.to(device)
+    moved = {"q": q, "k": k, "v": v, "q_norm": q_norm, "k_norm": k_norm, "cos": cos, "sin": sin}
+    here: dict[str, Any] = {name: part.to(device) for name, part in moved.items()}
+    position = torch.tensor([at], dtype=torch.int64, device=device)
+    found = norm_rope_append(there, position, eps=1e-6, norm_values=True, **here)
+    same(f"a rotated query beside a {form}", found, _norm_and_rotate(q, q_norm, cos, sin))
+    rows = (_norm_and_rotate(k, k_norm, cos, sin), reference.rms_norm(v, None, 1e-6))
+    places = torch.tensor([(at + row) % slots for row in range(_ROWS)], dtype=torch.int64)
+    for written, scale, wanted in zip(there.tensors()[:2], there.tensors()[2:], rows, strict=True):
+        if written is None:
+            continue
+        kept = wanted.transpose(0, 1)  # [Hkv, T, D]
+        if scale is not None:
+            kept, steps = reference.quantise_store(kept)
+            same(f"a scale of a {form}", scale.cpu()[:, places], steps)
+        same(f"a row of a {form}", written.cpu()[:, places], kept.to(written.dtype))
 
 
 def check_choice(device: torch.device) -> None:

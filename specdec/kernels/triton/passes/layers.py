@@ -101,23 +101,26 @@ class DeviceLayers:
         norm: Tensor,
         in_use: Callable[[], bool],
         reads: Reads,
+        keeps: Callable[[KVView], bool],
         graphs: Graphs,
     ) -> None:
         """Take `layers`, the store that each reads, by number, and the weight [hidden] of the norm after the last.
-        `in_use()`: whether Triton's kernels run there now; `reads(form)`: whether they read blocks of a form."""
+        `in_use()`: whether Triton's kernels run there now; `reads(form)`: whether they read blocks of a form;
+        `keeps(view)`: whether they read and write stores like that one."""
         self.layers = tuple(DeviceLayer.of(layer, reads) for layer in layers)
         self.stores, self.norm, self.graphs = tuple(stores), norm, graphs
         self.kinds = tuple(dict.fromkeys(layer.spec.kind for layer in layers))
-        self._in_use = in_use
+        self._in_use, self._keeps = in_use, keeps
         # A mixture asks which experts its rows use, and waits for the answer: no capture allows that.
         self.capturable = all(layer.experts is None for layer in layers)
 
     def usable(self, texts: Iterable[Views]) -> bool:
-        """Return whether this object can make a pass of texts with these stores: while the kernels are in use, and no
-        gradients are wanted."""
+        """Return whether this object can make a pass of texts with these stores: while the kernels are in use and hold
+        for all of them, and no gradients are wanted."""
         if not self._in_use() or torch.is_grad_enabled():
             return False
-        return all(next(view for view in views if view is not None).values.dtype in STORE_TYPES for views in texts)
+        stores = [view for views in texts for view in views if view is not None]
+        return all(view.values.dtype in STORE_TYPES and self._keeps(view) for view in stores)
 
     def __call__(
         self,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -17,12 +19,21 @@ pytestmark = pytest.mark.gpu
 
 
 def test_the_kernels_of_a_pass_hold_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    views = list(check._views())
-    assert len(views) == 6
-    monkeypatch.setattr(check, "_views", lambda: iter(views[2:4]))  # the others are of other types alone
+    assert len(check.FORMS) == 6
+    monkeypatch.setattr(check, "FORMS", check.FORMS[2:4])  # the others are of other types alone
     assert failure(check.check_attention, DEVICE) == ""
     assert failure(check.check_append, DEVICE) == ""
     assert failure(check.check_choice, DEVICE) == ""
+
+
+@pytest.mark.parametrize(
+    "form", [check.StoreForm(256, 256, torch.int8), check.StoreForm(512, 512, torch.bfloat16, 64)], ids=str
+)
+def test_stores_of_wide_heads_hold_here(form: check.StoreForm) -> None:
+    assert failure(partial(check.check_store, form), DEVICE) == ""
+    assert check.StoreForm.of(form.view(3)) == form
+    others = {check.StoreForm.of(store.view(3)) for store in check.FORMS}
+    assert others == {*check.FORMS} and form not in others
 
 
 def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,15 @@ from drafter import load_drafter
 from drafter.config import MTPHeadConfig, head_spec
 from drafter.files.head import save_head
 from drafter.train.initial import initial_tensors
-from specdec.drafting.protocol import FixedLength
+from specdec.cache import KVCache
+from specdec.drafting.protocol import Draft, FixedLength
 from specdec.engine.sampling import Noise
+from specdec.engine.sequence import Request
 from specdec.engine.stats import GenerationStats
 from specdec.kernels import DraftParts, DraftSampling, Matrix
 from specdec.kernels.triton.passes.draft import DeviceDraft
 from specdec.model.decoder import Decoder
+from specdec.model.states import States
 from tests.support.decoding import alone, decode, request
 from tests.support.scripted import SCRIPTS, ScriptedDrafter
 from tests.support.tiny import VOCAB, WINDOW, prompt
@@ -43,6 +47,46 @@ def test_drafted_text_is_plain_text_past_the_window(seed: int | None) -> None:
     assert row.tolist() == plain
     assert stats.accepted == 5 and stats.rounds == 3
     assert graphs.counts["pass captured"] == 2, "passes of four rows"
+
+
+class Knowing:
+    """Draft for any of several texts what follows in it, the third token of a draft wrong."""
+
+    name, max_draft, aux_layers = "knowing", 4, ()
+
+    def __init__(self, answers: Sequence[list[int]]) -> None:
+        self.answers = answers
+
+    def bind(self, backbone: Decoder) -> None:
+        """Every backbone will do."""
+
+    def start(self, cache: KVCache, noise: Noise | None = None) -> Knowing:
+        return self
+
+    def propose(self, tokens: Sequence[int], states: States, k: int) -> Draft:
+        answer = next(one for one in self.answers if one[: len(tokens)] == list(tokens))
+        follow = answer[len(tokens) : len(tokens) + k]
+        return Draft.by(self.name, [(token + (i == 2)) % VOCAB for i, token in enumerate(follow)])
+
+
+def test_eight_drafted_texts_side_by_side_are_those_alone_and_one_ends_inside_a_draft() -> None:
+    graphs = graphs_here()
+    decoder = device_decoder("gemma3", "int4", (1, 2), graphs)
+
+    def requests() -> list[Request]:
+        return [request(prompt(3 + i, seed=i)[0], 6, None if i % 2 else i) for i in range(8)]
+
+    asked, plain = requests(), [alone(decoder, one) for one in requests()]
+    drafter, last = Knowing([*plain]), plain[3][len(asked[3].row) + 1]  # what it drafts goes on behind that token
+    asked[3] = replace(asked[3], stop=lambda tokens, choice: choice.token == last)
+    plain[3] = plain[3][: plain[3].index(last, len(asked[3].row)) + 1]
+    before, stats = graphs.counts["pass eager"], GenerationStats()
+    found = {number: row.tolist() for number, row, _ in decode(
+        decoder, drafter, FixedLength(4), asked, stats, max_batch=8
+    )}  # fmt: skip
+    assert found == dict(enumerate(plain))
+    assert len(plain[3]) < len(asked[3].row) + 6 and stats.accepted > 16
+    assert graphs.counts["pass eager"] > before, "passes of more than sixteen rows"
 
 
 def head(folder: Path, decoder: Decoder, aux_layers: tuple[int, ...]) -> Path:

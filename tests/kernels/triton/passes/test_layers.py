@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from specdec.kernels.triton.passes.graphs import Graphs
+from specdec.kernels.triton.passes.layers import DeviceLayers
 from tests.support.tiny import WINDOW, prompt
 from tests.support.triton.here import DEVICE
 from tests.support.triton.layers import device_decoder, graphs_here, run
@@ -91,3 +92,16 @@ def test_outputs_of_other_layers_and_dense_weights() -> None:
     alone = first.forward(ids, first.new_cache(), (0,))
     assert torch.equal(states.aux[0], alone.aux[0])
     assert not torch.equal(states.aux[0], states.aux[1])
+
+
+def test_stores_that_the_kernels_cannot_keep_are_gone_through_op_by_op() -> None:
+    graphs, ids = graphs_here(), prompt(9, seed=9)[0]
+    decoder = device_decoder("gemma4", "int8", (1, 2), graphs)
+    passes = decoder.stack.fused
+    assert isinstance(passes, DeviceLayers)
+    refused = {view.value_width for view in decoder.new_cache().views if view is not None}
+    passes._keeps = lambda view: view.value_width != max(refused)
+    found = run(decoder, ids, [4, 5])
+    assert graphs.counts == {}, "nothing was a pass of the GPU's"
+    expected = run(device_decoder("gemma4", "int8", (1, 2)), ids, [9])
+    assert (found - expected).norm() < 0.05 * expected.norm()
