@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -35,16 +34,6 @@ from tests.support.triton.here import (
 )
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture
-def chosen() -> Iterator[Triton]:
-    """Triton's kernels, for tensors of the device."""
-    kernels.choose("triton")
-    library = libraries._library_on(DEVICE)
-    assert isinstance(library, Triton)
-    yield library
-    kernels.choose(os.environ.get("SPECDEC_KERNELS", "native"))
 
 
 def test_every_op_of_the_seam_goes_through_the_kernels(chosen: Triton, monkeypatch: pytest.MonkeyPatch) -> None:

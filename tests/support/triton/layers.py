@@ -13,6 +13,7 @@ from specdec.kernels.triton.passes.graphs import CUDACapture, Graphs
 from specdec.kernels.triton.passes.layers import DeviceLayers
 from specdec.kernels.triton.product import FORMS
 from specdec.model.decoder import Decoder
+from specdec.model.experts import Experts
 from specdec.model.stack import Layer, Linear, Stack
 from specdec.weights.tensors import Weight, quantize
 from tests.support.tiny_decoder import quantised
@@ -72,4 +73,8 @@ def _moved(layer: Layer) -> Layer:
         elif isinstance(part, Linear):
             bias = None if part.bias is None else part.bias.to(DEVICE)
             parts[field.name] = Linear(part.weight.to(DEVICE), bias)
+        elif isinstance(part, Experts):
+            values = {field.name: getattr(part, field.name) for field in fields(part)}
+            there = {name: value.to(DEVICE) for name, value in values.items() if hasattr(value, "to")}
+            parts[field.name] = replace(part, **there)
     return replace(layer, **parts)
