@@ -146,6 +146,7 @@ def load(
     path = model_path(name_or_path)
     decoder, config, generation_config = load_decoder(path, kind, where, quantize, kept, budget, adapters)
     decoder.path = path
+    kernels.meet_stores(where, lambda: decoder.new_cache().views)
     if (reason := kernels.missing(where)) and (where.type != "cpu" or _in_blocks(decoder)):
         _warn_of_slowness(reason, where.type)
     model = SpecdecForCausalLM(decoder, config, generation_config, proposer, conversations_of(decoder, draft))

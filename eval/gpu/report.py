@@ -67,7 +67,7 @@ def judge(figures: Figures) -> list[dict[str, Any]]:
 def differs(record: Figures) -> bool:
     """Return whether the results of this machine are not to be trusted: a check that does not hold or was not made, a
     drafted text that is not the plain one, texts that a GPU was to decode and did not, or an op that torch computes
-    because its kernel failed the check at load."""
+    because its kernel failed its check."""
     if record["kernels_missing"] is not None or record.get("checks_ok") != len(record.get("checks", ())):
         return True
     untried = 1.0 if record["interpreted"] else 0.0

@@ -35,6 +35,7 @@ from specdec.kernels.libraries import (
     graph_counts,
     invariant,
     library_of,
+    meet_stores,
     missing,
 )
 from specdec.kernels.low_rank import LowRank, pack_low_rank
@@ -91,6 +92,7 @@ __all__ = [
     "graph_counts",
     "invariant",
     "low_rank",
+    "meet_stores",
     "missing",
     "pack_blocks",
     "pack_low_rank",

@@ -1,4 +1,4 @@
-"""Choose the library that computes on each type of device.
+"""Choose the library that computes on each device.
 
 There are three: the native one for the CPU, Triton's kernels for CUDA devices, and the reference in torch for all that
 neither serves. They have the same ops (those of `specdec/kernels/__init__.py`). SPECDEC_KERNELS=reference, native,
@@ -15,12 +15,14 @@ import os
 import threading
 import warnings
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from specdec.kernels import native, reference
+from specdec.kernels.store import KVView
 
 CHOICES = ("native", "reference", *(f"native:{word}" for word in native.SETS), "triton")
 
@@ -46,8 +48,9 @@ def choose(choice: str) -> str:
     if choice not in CHOICES:
         raise ValueError(f"unknown kernels {choice!r}: choose one of {', '.join(CHOICES)}")
     cpu = _open(_CPU, choice)
-    _libraries.clear()
-    _choice, _libraries[_CPU] = choice, cpu
+    with _opening:
+        _libraries.clear()
+        _choice, _libraries[_CPU] = choice, cpu
     return active()
 
 
@@ -93,7 +96,9 @@ def _triton(device: torch.device) -> Any:
 
 
 def _with_index(device: torch.device) -> torch.device:
-    """Return a device as tensors on it name it: a "cuda" without a number is the current one."""
+    """Return a device as tensors on it name it: a "cuda" without a number is the current one, and a CPU has none."""
+    if device.type == "cpu":
+        return _CPU
     if device.type == "cuda" and device.index is None and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return device
@@ -102,11 +107,13 @@ def _with_index(device: torch.device) -> torch.device:
 def _library_on(device: torch.device | str) -> Any:
     """Return the library for a device, or in words why there is none; it is opened at the first call."""
     device = _with_index(torch.device(device))
-    if device not in _libraries:
+    library = _libraries.get(device)
+    if library is None:
         with _opening:  # two models may meet a device at once: kernels are checked once, and passes are one object's
-            if device not in _libraries:
-                _libraries[device] = _open(device, _choice)
-    return _libraries[device]
+            library = _libraries.get(device)
+            if library is None:
+                library = _libraries[device] = _open(device, _choice)
+    return library
 
 
 def library_of(first: Tensor, *others: Tensor | None) -> Any:
@@ -115,7 +122,9 @@ def library_of(first: Tensor, *others: Tensor | None) -> Any:
     device = first.device
     if any(part is not None and part.device != device for part in others):
         return reference
-    library = _libraries[device] if device in _libraries else _library_on(device)
+    library = _libraries.get(device)
+    if library is None:
+        library = _library_on(device)
     return reference if isinstance(library, str) else library
 
 
@@ -166,6 +175,15 @@ def invariant(device: torch.device | str = "cpu") -> bool:
     if isinstance(library, str):
         return kind == "cpu"
     return isinstance(library, native.Native) or not library.refused
+
+
+def meet_stores(device: torch.device | str, views: Callable[[], Sequence[KVView | None]]) -> None:
+    """Let the library of a device check, where it has to, that its kernels hold for stores like `views()`. Whoever asks
+    `missing`, `arithmetic` or `invariant` about a model before its first pass does this before."""
+    if (keeps := getattr(_library_on(device), "keeps", None)) is not None:
+        for view in views():
+            if view is not None:
+                keeps(view)
 
 
 def graph_counts(device: torch.device | str) -> Counter[str]:

@@ -8,6 +8,7 @@ the CPU, for tests. Left out: gradients, for which torch computes.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -64,8 +65,8 @@ class Triton:
         each takes seconds to compile."""
         self.device = device
         self.refused = {name: why for name, (*_, test) in _OPS.items() if (why := check.failure(test, device))}
-        self._forms: dict[BlockForm, bool] = {}
-        self._stores: dict[StoreForm, bool] = {}
+        self._checked: dict[BlockForm | StoreForm, bool] = {}
+        self._checking = threading.RLock()
         self.rms_norm, self.rope, self.gated = map(self._op, ("rms_norm", "rope", "gated"))
         self._dense_linear, self._low_rank = map(self._op, ("dense_linear", "low_rank"))
         self.graphs = Graphs(CUDACapture() if device.type == "cuda" else None)
@@ -94,23 +95,24 @@ class Triton:
 
     def reads(self, form: BlockForm) -> bool:
         """Return whether kernels read blocks of `form` here; the first call checks that, and warns where one fails."""
-        if form not in self._forms:
-            name = f"{form.bits}-bit blocks{' with a minimum' * form.minimum}{' with a table' * form.table}"
-            self._forms[form] = form in product.FORMS and self._passes(name, partial(check.check_form, form))
-        return self._forms[form]
+        name = f"{form.bits}-bit blocks{' with a minimum' * form.minimum}{' with a table' * form.table}"
+        return form in product.FORMS and self._holds(form, name, partial(check.check_form, form))
 
     def keeps(self, view: KVView) -> bool:
         """Return whether kernels read and write stores like `view` here; the first call checks that, and warns where
         one fails."""
-        if (form := StoreForm.of(view)) not in self._stores:
-            self._stores[form] = self._passes(f"a {form}", partial(check_store, form))
-        return self._stores[form]
+        form = StoreForm.of(view)
+        return self._holds(form, str(form), partial(check_store, form))
 
-    def _passes(self, name: str, test: Callable[[torch.device], None]) -> bool:
-        if why := check.failure(test, self.device):
-            self.refused[name] = why
-            warnings.warn(self.sentence(), RuntimeWarning, stacklevel=4)
-        return not why
+    def _holds(self, form: BlockForm | StoreForm, name: str, test: Callable[[torch.device], None]) -> bool:
+        if form not in self._checked:
+            with self._checking:  # two models may meet a form at once
+                if form not in self._checked:
+                    if why := check.failure(test, self.device):
+                        self.refused = {**self.refused, name: why}  # another thread may be going through it
+                        warnings.warn(self.sentence(), RuntimeWarning, stacklevel=4)
+                    self._checked[form] = not why
+        return self._checked[form]
 
     def attention(self, q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale: float) -> Tensor:
         """Attend with q [T, Hq, D] as `reference.attention` does -> [T, Hq, Dv] in q.dtype."""

@@ -21,7 +21,9 @@ def chosen() -> Iterator[Triton]:
     from tests.support.triton.here import DEVICE, Triton  # skips where there is no Triton
 
     kernels.choose("triton")
-    library = libraries._library_on(DEVICE)
-    assert isinstance(library, Triton)
-    yield library
-    kernels.choose(os.environ.get("SPECDEC_KERNELS", "native"))
+    try:
+        library = libraries._library_on(DEVICE)
+        assert isinstance(library, Triton)
+        yield library
+    finally:
+        kernels.choose(os.environ.get("SPECDEC_KERNELS", "native"))

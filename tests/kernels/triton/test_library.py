@@ -201,11 +201,12 @@ def test_two_threads_that_meet_a_device_open_one_library(monkeypatch: pytest.Mon
     assert found == opened * 4 and len(opened) == 1
 
 
-def test_each_gpu_has_a_library_that_was_checked_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_gpu_has_a_library_of_its_own_and_a_cpu_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libraries, "_open", lambda device, choice: [str(device)])
     monkeypatch.setattr(libraries, "_libraries", {})
     first, second, again = (libraries._library_on(name) for name in ("cuda:0", "cuda:1", "cuda:0"))
     assert (first, second) == (["cuda:0"], ["cuda:1"]) and again is first
+    assert libraries._library_on("cpu") is libraries._library_on("cpu:0")
 
 
 def test_stores_whose_kernels_fail_their_check_are_torchs_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,13 +220,16 @@ def test_stores_whose_kernels_fail_their_check_are_torchs_and_said_once(monkeypa
     assert library.refused == {}
     q, k = normal(2, 4, 80), normal(2, 9, 80)
     here, there = q.to(DEVICE), KVView(k.to(DEVICE), k.to(DEVICE))
-    with pytest.warns(RuntimeWarning, match=r"a float32 store of 80 columns \(RuntimeError: out of resource"):
+    with pytest.warns(RuntimeWarning, match=r"float32 stores of 80 columns \(RuntimeError: out of resource"):
         found = library.attention(here, there, [0, 2], [9, 8], 0.25)
     assert torch.equal(found, reference.attention(here, there, [0, 2], [9, 8], 0.25))
+    monkeypatch.setitem(libraries._libraries, DEVICE, library)
+    assert kernels.invariant(DEVICE) is False
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        kernels.meet_stores(DEVICE, lambda: (there, None))
         assert not library.keeps(there) and library.keeps(KVView(there.values[..., :64], there.values[..., :64]))
-    assert library.arithmetic.endswith(" without a float32 store of 80 columns")
+    assert library.arithmetic.endswith(" without float32 stores of 80 columns")
 
 
 def test_numbers_of_a_table_are_copied_to_a_device_once() -> None:

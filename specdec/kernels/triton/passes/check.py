@@ -23,8 +23,8 @@ _WRAPPED = 121  # positions beyond the slots of a ring
 
 
 class StoreForm(NamedTuple):
-    """Name all of a store that kernels are compiled for: the columns of its keys and values, its type, and the pairs
-    that rotate in keys that are made from values (None: keys are stored)."""
+    """Name what tells stores apart for a compiler: the columns of keys and values, the type, and the pairs that rotate
+    in keys that are made from values (None: keys are stored)."""
 
     key_width: int
     value_width: int
@@ -38,9 +38,10 @@ class StoreForm(NamedTuple):
         return cls(view.key_width, view.value_width, view.values.dtype, None if made is None else made.cos.shape[1])
 
     def __str__(self) -> str:
-        """Describe the form: "int8 store of 512 columns, values alone"."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{dtype} store of {self.value_width} columns" + (", values alone" if self.pairs is not None else "")
+        """Describe the form: "int8 stores of 512 columns, of values alone (64 pairs rotate)"."""
+        width = f"{self.value_width}" if self.key_width == self.value_width else f"{self.key_width}+{self.value_width}"
+        alone = "" if self.pairs is None else f", of values alone ({self.pairs} pairs rotate)"
+        return f"{str(self.dtype).removeprefix('torch.')} stores of {width} columns{alone}"
 
     def view(self, slots: int) -> KVView:
         """Return a store of this form with random numbers, and room for `slots` positions."""
@@ -79,8 +80,8 @@ def check_append(device: torch.device) -> None:
 
 
 def check_store(form: StoreForm, device: torch.device) -> None:
-    """Check all that reads and writes stores of `form`: wide heads take other tiles than small ones, and more of a
-    GPU's memory than some have."""
+    """Check all that reads and writes stores of `form`: wide heads take other tiles than small ones, and more
+    shared memory than some GPUs have."""
     check_reading(form, 40, device)
     check_writing(form, 40, device)
 
@@ -96,16 +97,16 @@ def check_reading(form: StoreForm, slots: int, device: torch.device) -> None:
     low, high = (torch.tensor(bound, dtype=torch.int64, device=device) for bound in (first, end))
     found = attention(here, there, low, high, 0.125)
     wanted = reference.attention(q, view, first, end, 0.125)
-    near(f"attention over a {form}", found, wanted, _NEAR)
+    near(f"attention over {form}", found, wanted, _NEAR)
     alone = slice(1, 2)
     if not torch.equal(attention(here[alone], there, low[alone], high[alone], 0.125), found[alone]):
-        raise DifferentError(f"attention over a {form}: a row has other bits beside other rows")
+        raise DifferentError(f"attention over {form}: a row has other bits beside other rows")
 
 
 def check_writing(form: StoreForm, slots: int, device: torch.device) -> None:
     """Check norms and rotations of heads, and what is written to a store of `form`."""
     view, draw = form.view(slots), torch.Generator().manual_seed(2)
-    at = slots - 1 if form.pairs is None else slots - 1 - _ROWS  # rows wrap around the end of a ring
+    at = slots - 1 if form.pairs is None else slots - 1 - _ROWS  # keys that are stored: around a ring's end
     key, value = form.key_width, form.value_width
     q, k, v = (
         torch.randn(_ROWS, heads, width, generator=draw, dtype=torch.float32)
@@ -118,7 +119,7 @@ def check_writing(form: StoreForm, slots: int, device: torch.device) -> None:
     here: dict[str, Any] = {name: part.to(device) for name, part in moved.items()}
     position = torch.tensor([at], dtype=torch.int64, device=device)
     found = norm_rope_append(there, position, eps=1e-6, norm_values=True, **here)
-    same(f"a rotated query beside a {form}", found, _norm_and_rotate(q, q_norm, cos, sin))
+    same(f"a rotated query beside {form}", found, _norm_and_rotate(q, q_norm, cos, sin))
     rows = (_norm_and_rotate(k, k_norm, cos, sin), reference.rms_norm(v, None, 1e-6))
     places = torch.tensor([(at + row) % slots for row in range(_ROWS)], dtype=torch.int64)
     for written, scale, wanted in zip(there.tensors()[:2], there.tensors()[2:], rows, strict=True):
@@ -127,8 +128,8 @@ def check_writing(form: StoreForm, slots: int, device: torch.device) -> None:
         kept = wanted.transpose(0, 1)  # [Hkv, T, D]
         if scale is not None:
             kept, steps = reference.quantise_store(kept)
-            same(f"a scale of a {form}", scale.cpu()[:, places], steps)
-        same(f"a row of a {form}", written.cpu()[:, places], kept.to(written.dtype))
+            same(f"a scale of {form}", scale.cpu()[:, places], steps)
+        same(f"a row of {form}", written.cpu()[:, places], kept.to(written.dtype))
 
 
 def check_choice(device: torch.device) -> None:

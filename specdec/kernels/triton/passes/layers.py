@@ -110,7 +110,7 @@ class DeviceLayers:
         self.layers = tuple(DeviceLayer.of(layer, reads) for layer in layers)
         self.stores, self.norm, self.graphs = tuple(stores), norm, graphs
         self.kinds = tuple(dict.fromkeys(layer.spec.kind for layer in layers))
-        self._in_use, self._keeps = in_use, keeps
+        self._in_use, self._keeps, self._kept = in_use, keeps, dict[torch.dtype, bool]()
         # A mixture asks which experts its rows use, and waits for the answer: no capture allows that.
         self.capturable = all(layer.experts is None for layer in layers)
 
@@ -119,8 +119,16 @@ class DeviceLayers:
         for all of them, and no gradients are wanted."""
         if not self._in_use() or torch.is_grad_enabled():
             return False
-        stores = [view for views in texts for view in views if view is not None]
-        return all(view.values.dtype in STORE_TYPES and self._keeps(view) for view in stores)
+        return all(self._reads_and_writes(views) for views in texts)
+
+    def _reads_and_writes(self, views: Views) -> bool:
+        """Return whether the kernels hold for the stores of a text. Asked in every pass, so known by their type: the
+        layers say all else of them."""
+        stores = [view for view in views if view is not None]
+        dtype = stores[0].values.dtype
+        if dtype not in self._kept:
+            self._kept[dtype] = dtype in STORE_TYPES and all(map(self._keeps, stores))
+        return self._kept[dtype]
 
     def __call__(
         self,

@@ -31,7 +31,7 @@ def test_a_row_of_a_mixture_has_the_same_bits_in_every_pass() -> None:
     assert (whole - expected).norm() < 0.05 * expected.norm()
 
 
-def test_rows_of_a_picture_see_each_other_and_drafted_rows_after_it_have_the_bits_of_each_alone() -> None:
+def test_rows_of_a_picture_see_each_other_and_a_row_after_it_has_the_same_bits_in_every_pass() -> None:
     ids, draw = prompt(12, seed=11)[0], torch.Generator().manual_seed(12)
     decoder, plain = (device_decoder("gemma4", "int8", (1, 2), graphs) for graphs in (graphs_here(), None))
     made = torch.randn(6, decoder.spec.hidden_size, generator=draw, dtype=torch.float32)
