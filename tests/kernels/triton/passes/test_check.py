@@ -43,7 +43,7 @@ def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "attention", wrong)
     assert "away from the reference" in failure(check.check_attention, DEVICE)
     monkeypatch.setattr(check, "norm_rope_append", lambda *_, q, **others: q)
-    assert failure(check.check_append, DEVICE).startswith("a rotated query beside a")
+    assert failure(check.check_append, DEVICE).startswith("a rotated query beside")
     monkeypatch.setattr(check, "choose", lambda scores, keys: choose(scores[:, :2000], keys))
     assert failure(check.check_choice, DEVICE) == ""
     monkeypatch.setattr(check, "choose", lambda scores, keys: choose(scores[:, :1000], keys))
