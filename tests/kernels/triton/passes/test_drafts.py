@@ -72,13 +72,13 @@ class Knowing:
         return Draft.by(self.name, [(token + (i == 2)) % VOCAB for i, token in enumerate(follow)])
 
 
-def test_eight_drafted_texts_side_by_side_are_those_alone_and_one_ends_inside_a_draft(
+def test_five_drafted_texts_side_by_side_are_those_alone_and_one_ends_inside_a_draft(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     decoder = device_decoder("gemma3", "int4", (1, 2), graphs_here())
 
     def requests() -> list[Request]:
-        return [request(prompt(3 + i, seed=i)[0], 6, None if i % 2 else i) for i in range(8)]
+        return [request(prompt(3 + i, seed=i)[0], 6, None if i % 2 else i) for i in range(5)]
 
     asked, plain = requests(), [alone(decoder, one) for one in requests()]
     drafter, last = Knowing([*plain]), plain[3][len(asked[3].row) + 1]  # what it drafts goes on behind that token
@@ -93,10 +93,10 @@ def test_eight_drafted_texts_side_by_side_are_those_alone_and_one_ends_inside_a_
 
     monkeypatch.setattr(decoder, "forward_many", counted)
     found = {number: row.tolist() for number, row, _ in decode(
-        decoder, drafter, FixedLength(4), asked, stats, max_batch=8
+        decoder, drafter, FixedLength(4), asked, stats, max_batch=5
     )}  # fmt: skip
     assert found == dict(enumerate(plain))
-    assert len(plain[3]) < len(asked[3].row) + 6 and stats.accepted > 16
+    assert len(plain[3]) < len(asked[3].row) + 6 and stats.accepted > 9
     assert max(rows) > MOST_ROWS, "more than a graph is captured for"
 
 
