@@ -24,6 +24,7 @@ GB = 10**9
 
 def with_gpu(monkeypatch: pytest.MonkeyPatch, free: int, total: int) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, total))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card of a test")
 
