@@ -124,10 +124,10 @@ class DeviceLayers:
     def _reads_and_writes(self, views: Views) -> bool:
         """Return whether the kernels hold for the stores of a text. Asked in every pass, so known by their type: the
         layers say all else of them."""
-        stores = [view for view in views if view is not None]
-        dtype = stores[0].values.dtype
+        dtype = next(view for view in views if view is not None).values.dtype
         if dtype not in self._kept:
-            self._kept[dtype] = dtype in STORE_TYPES and all(map(self._keeps, stores))
+            known = dtype in STORE_TYPES
+            self._kept[dtype] = known and all(self._keeps(view) for view in views if view is not None)
         return self._kept[dtype]
 
     def __call__(
