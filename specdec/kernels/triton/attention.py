@@ -271,6 +271,11 @@ def _combine(
     low = tl.load(first + place // heads).to(tl.int32)
     high = tl.load(end + place // heads).to(tl.int32)
     size = CHUNK * chunks
+    of_span = SPAN // size
+    # the units of each span that hold something: of one span alone, those that the row sees
+    single = low // SPAN == (high - 1) // SPAN
+    begin = tl.where(single, low // size % of_span, 0)
+    stop = tl.where(single, (high - 1) // size % of_span + 1, of_span)
     top = tl.full([1], -float("inf"), tl.float32)
     total = tl.zeros([1], tl.float32)
     found = _zeros(1, COLUMNS, 1)
@@ -280,8 +285,8 @@ def _combine(
             span_top = tl.full([SPANS], -float("inf"), tl.float32)
             span_total = tl.zeros([SPANS], tl.float32)
             span_sums = _zeros(SPANS, COLUMNS, 1)
-            for k in range(0, SPAN // size):
-                unit = span * (SPAN // size) + k
+            for k in range(begin, stop):
+                unit = span * of_span + k
                 there = (unit >= low // size) & (unit * size < high)
                 unit_at = place * units + unit - low // size
                 unit_top = tl.load(tops + unit_at, mask=there, other=-float("inf"))

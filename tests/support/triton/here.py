@@ -19,12 +19,15 @@ from specdec.kernels.triton.choice import best, choose
 from specdec.kernels.triton.launch import INTERPRETED
 from specdec.kernels.triton.low_rank import low_rank
 from tests.support.native.kernel_paths import KINDS, Kind, packed
+from tests.support.triton.interpreter import patch_once
 
 __all__ = [
     "Triton", "append", "attention", "best", "check", "choose", "low_rank", "norm", "norm_rope", "norm_rope_append",
     "product", "quantise", "rows",
 ]  # fmt: skip
 
+if INTERPRETED:
+    patch_once()
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 ROWS = (1, 2, 3, 5, 8, 16, 17, 33)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
