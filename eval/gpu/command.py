@@ -2,22 +2,21 @@
 
 What: each kernel is compared with the reference; then come the speed of memory, of products, of whole passes of a 12B
 model with random weights, of its assistant's drafts, of prompts, of decoding with synthetic acceptance, the memory of
-32k positions, transformers' own generation of the same shape, and texts with and without drafting. Every stage stands
+32k positions, texts with and without drafting, and transformers' own generation of the same shape. Every stage stands
 alone: what fails, or what there is no time for, is told, and the others go on. One JSON file and one table come out.
-Why a command of its own: a GPU is often rented for minutes, on a machine without any model. Left out: text of real
+Why a command of its own: a GPU is often rented for minutes, on a machine without any model. Left out: the speed of real
 models, which `run.py bench --device cuda` measures.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +32,9 @@ if TYPE_CHECKING:  # torch and Triton are imported once the words of the command
 ABOUT = """\
 Build and check every kernel of a GPU, time all that a GPU is for, and compare it with what is wanted: a table, and with
 --json a file. Takes less than ten minutes on a machine with a GPU, torch and Triton. Exit code 1 when a kernel differs
-from the reference, or torch computes in its place, or a drafted text differs from the plain one, or none was compared;
+from the reference, or torch computes in its place, or a drafted text differs from the plain one, or was not compared;
 bars that are missed are only shown. Without a GPU: exit code 2, or --interpret."""
 SECONDS = 560.0
-EXACT_PROMPTS, EXACT_TOKENS = 6, 120
 Stage = Callable[[], dict[str, Any]]
 
 
@@ -78,23 +76,26 @@ class Stages:
         return record["error"] is None
 
 
-def measure(interpret: bool, seconds: float, json_file: Path | None) -> int:
-    """Run all stages, show the table and write the record; return the exit code."""
+def measure(interpret: bool, seconds: float, models: Sequence[str], json_file: Path | None) -> int:
+    """Run all stages, show the table and write the record; return the exit code. `models`: those of which texts are
+    compared, besides a tiny one."""
     check_writable(json_file)
     import torch
 
     from eval.cli.provenance import machine
     from eval.gpu.report import bars_table, differs, judge
+    from eval.gpu.timing import bytes_in_use
     from specdec import kernels
 
     console = Terminal(stderr=True)
     device = torch.device("cpu" if interpret else "cuda")
     if interpret:
         kernels.choose("triton")
+    in_use = None if interpret else bytes_in_use()  # before a kernel or a check takes some
     stages = Stages(seconds, lambda name: console.print(f"{name} ...", markup=False))
     stages.run("checks", 5, lambda: check_figures(device, interpret))
     if not interpret:
-        _on_the_device(stages)
+        _on_the_device(stages, device, in_use, models)
     record = {
         "command": "gpu",
         "interpreted": interpret,
@@ -110,6 +111,9 @@ def measure(interpret: bool, seconds: float, json_file: Path | None) -> int:
     for one in stages.stages:
         if one["error"]:
             out.print(f"{one['stage']}: {one['error']}", style="red", markup=False)
+    for what, compared in record.get("texts", {}).items():
+        for one in compared["differing"]:
+            out.print(f"a text of {what} differs: {one}", style="bold red", markup=False)
     for finding in record.get("checks", []):
         if not finding["ok"]:
             out.print(f"{finding['kernel']} {finding['what']} differs: {finding}", style="bold red", markup=False)
@@ -134,15 +138,16 @@ def check_figures(device: torch.device, small: bool) -> dict[str, Any]:
     return {"checks": [one.to_dict() for one in found], "checks_ok": sum(one.ok for one in found)}
 
 
-def _on_the_device(stages: Stages) -> None:
-    """Run the stages that need a GPU."""
-    from eval.gpu.timing import bytes_taken, read_bandwidth
+def _on_the_device(stages: Stages, device: torch.device, in_use: int | None, named: Sequence[str]) -> None:
+    """Run the stages that need a GPU. `in_use`: bytes of its memory before the process took any; `named`: models of
+    which texts are compared too."""
+    from eval.gpu.timing import read_bandwidth
 
     figures = stages.figures
     models: list[FullSize] = []  # the one that was built; empty again where another model needs its memory
 
     def bandwidth() -> dict[str, Any]:
-        return {"bytes_taken_at_first": bytes_taken(), "bandwidth": read_bandwidth()}
+        return {"bandwidth": read_bandwidth()}
 
     def products() -> dict[str, Any]:
         from eval.gpu.full_size import product_figures
@@ -168,32 +173,34 @@ def _on_the_device(stages: Stages) -> None:
         stages.run("passes and drafts", 40, lambda: models[0].passes(figures["bandwidth"]))
         stages.run("prefill", 20, lambda: models[0].prefill())
         stages.run("decoding", 30, lambda: models[0].decoding())
-        stages.run("memory", 15, lambda: models[0].memory(figures["bytes_taken_at_first"]))
-    stages.run("exactness", 60, lambda: exactness_figures(stages.left))
+        stages.run("memory", 15, lambda: models[0].memory(in_use))
+    _compare_texts(stages, device, named)
     if "plain_tokens_per_second" in figures and "prefill_tokens_per_second" in figures:
         stages.run("transformers in bfloat16", 60, plain)
 
 
-def exactness_figures(seconds: float) -> dict[str, Any]:
-    """Compare drafted texts with plain ones on tiny models of Gemma 4's shape, in processes of their own."""
-    identical = total = 0
-    with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "tiny"
-        _run(["eval.synthetic", "--config", "gemma-4-tiny", "--out", str(model)], seconds)
-        for quantize in ("int4", "int8"):
-            words = ["eval.exactness", "--model", str(model), "--device", "cuda", "--quantize", quantize]
-            words += ["--prompts", str(EXACT_PROMPTS), "--tokens", str(EXACT_TOKENS), "--json", str(model) + ".json"]
-            _run([*words, "--drafter", str(model / "assistant"), "suffix", "scripted"], seconds / 2, (0, DIFFERS))
-            found = json.loads(Path(f"{model}.json").read_text(encoding="utf-8"))
-            identical, total = identical + found["identical"], total + found["total"]
-    return {"identical": identical, "texts": total, "identical_share": identical / total}
+def _compare_texts(stages: Stages, device: torch.device, named: Sequence[str]) -> None:
+    """Compare drafted texts of a tiny model and of those `named` with plain ones, a stage for each."""
+    from eval.gpu.texts import comparisons, make_tiny, share, text_figures
 
+    found: dict[str, Any] = {}
+    stages.figures["texts"] = found
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
 
-def _run(words: Sequence[str], seconds: float, well: Sequence[int] = (0,)) -> None:
-    """Run a module with `words`. Raises RuntimeError for an exit code that is not in `well`."""
-    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=seconds, check=False)
-    if done.returncode not in well:
-        raise RuntimeError(f"{words[0]} ended with {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
+        def compare(what: str, words: Sequence[str]) -> dict[str, Any]:
+            found[what] = text_figures(words, device.type, stages.left, folder / "texts.json")
+            return {"identical_share": share([*found.values()])}
+
+        def make() -> dict[str, Any]:
+            make_tiny(folder, stages.left)
+            return {}
+
+        stages.run("a tiny Gemma 4", 10, make)
+        wanted = list(comparisons(folder / "tiny", named))
+        stages.figures["texts_wanted"] = [what for what, _ in wanted]
+        for what, words in wanted:
+            stages.run(f"texts of {what}", 30, partial(compare, what, words))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -207,16 +214,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seconds", type=cli.positive, default=SECONDS, metavar="S", help=f"to be done in (default {SECONDS:.0f})"
     )
+    parser.add_argument(
+        "--model",
+        action="append",
+        metavar="NAME",
+        help="compare drafted texts of this model, too, with its plain ones, 600 tokens long: smollm2-135m-instruct, "
+        "gemma-3-270m (both are fetched), a file or a folder. Several times for several models",
+    )
     cli.add_json_option(parser, "all figures")
     arguments = parser.parse_args(argv)
     if arguments.interpret:
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
+    if arguments.interpret and arguments.model:
+        parser.error("--model needs a GPU: --interpret runs the checks of the kernels alone")
+
     def command() -> int:
         if why := why_not(arguments.interpret):
             print(why, file=sys.stderr)
             return USER_ERROR
-        return measure(arguments.interpret, arguments.seconds, arguments.json)
+        return measure(arguments.interpret, arguments.seconds, arguments.model or (), arguments.json)
 
     return run_guarded(command, arguments.json)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from drafter.config import assistant_spec, extra_tensors
 from drafter.files.checkpoint import build_assistant
 from drafter.mtp_drafter import MTPDrafter
-from eval.gpu.timing import call_seconds, launch_seconds
+from eval.gpu.timing import bytes_in_use, call_seconds, launch_seconds
 from eval.kernels.model_pass import bytes_per_pass, filled_cache, prefill, random_tokens
 from eval.synthetic.acceptance import SyntheticAcceptance
 from eval.synthetic.full_size import full_size_drafter, full_size_model
@@ -126,9 +126,9 @@ class FullSize:
         gaps = sum(after - before for before, after in itertools.pairwise(times))
         return text, (TOKENS - 1) / gaps
 
-    def memory(self, before: int) -> Figures:
-        """Return the bytes of the device's memory that a text of LONG positions takes in all, after a pass and a draft;
-        `before`: what was taken when the process began."""
+    def memory(self, before: int | None) -> Figures:
+        """Return the bytes of the device's memory that a text of LONG positions takes in all, after a pass and a draft,
+        CUDA's context with them. `before`: `bytes_in_use` when the process began; None: all that is in use counts."""
         torch.cuda.empty_cache()
         cache = filled_cache(self.decoder, LONG - 64)
         ids = random_tokens(self.decoder, 8)
@@ -137,5 +137,8 @@ class FullSize:
         cache.commit(8)
         text = [*random_tokens(self.decoder, LONG - 64).tolist(), *ids.tolist()]
         self.drafter.start(cache).propose(text, states[7], 3)
+        torch.cuda.synchronize()
         free, total = torch.cuda.mem_get_info()
-        return {"memory_gb": (total - free - before) / 1e9, "cache_gb": cache.nbytes / 1e9}
+        now = None if before is None else bytes_in_use()
+        taken = total - free if before is None or now is None else now - before
+        return {"memory_gb": taken / 1e9, "cache_gb": cache.nbytes / 1e9}

@@ -70,8 +70,9 @@ def differs(record: Figures) -> bool:
     because its kernel failed its check."""
     if record["kernels_missing"] is not None or record.get("checks_ok") != len(record.get("checks", ())):
         return True
-    untried = 1.0 if record["interpreted"] else 0.0
-    return record.get("identical_share", untried) < 1 or not record.get("drafted_text_is_plain_text", True)
+    if not record["interpreted"] and set(record.get("texts", ())) != set(record.get("texts_wanted", ("some",))):
+        return True
+    return record.get("identical_share", 1.0) < 1 or not record.get("drafted_text_is_plain_text", True)
 
 
 def bars_table(figures: Figures) -> Table:

@@ -2,11 +2,13 @@
 
 What: `launch_seconds` captures many launches in one graph, so that the host's share is not in the figure, and gives
 each other memory than the launch before, so that nothing comes out of the cache. `call_seconds` is what a caller waits.
-`Memory` reads the device's memory, for the ceiling of every other figure.
+`read_bandwidth` reads the device's memory, for the ceiling of every other figure.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -63,7 +65,13 @@ def read_bandwidth() -> float:
     return buffer.nbytes / launch_seconds([buffer.sum] * 3)
 
 
-def bytes_taken() -> int:
-    """Return the bytes of the device's memory that are not free, whoever has them."""
-    free, total = torch.cuda.mem_get_info()
-    return total - free
+def bytes_in_use() -> int | None:
+    """Return the bytes of the first GPU's memory that are in use, whoever has them, as its driver counts; None where
+    `nvidia-smi` does not say. To ask CUDA would make a context, which takes some of them."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0] or "0"
+    words = ["nvidia-smi", f"--id={first}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True)
+        return int(done.stdout) << 20
+    except (OSError, subprocess.SubprocessError, ValueError):  # a slice of a GPU has no figure of its own
+        return None

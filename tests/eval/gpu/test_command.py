@@ -38,6 +38,12 @@ def test_without_a_gpu_it_says_so_and_ends_with_2(
     assert "Triton is not installed" in capsys.readouterr().err
 
 
+def test_the_interpreter_compares_no_texts(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        command.main(["--interpret", "--model", "smollm2-135m-instruct"])
+    assert error.value.code == 2 and "--model needs a GPU" in capsys.readouterr().err
+
+
 def test_with_the_interpreter_no_gpu_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -53,7 +59,7 @@ def test_it_ends_with_1_where_torch_stands_in_for_a_kernel(
     monkeypatch.setattr(kernels, "choose", lambda choice: None)
     monkeypatch.setattr(kernels, "missing", lambda device: missing)
     monkeypatch.setattr(command, "check_figures", lambda device, small: {"checks": [], "checks_ok": 0})
-    assert command.measure(True, 100.0, tmp_path / "gpu.json") == code
+    assert command.measure(True, 100.0, (), tmp_path / "gpu.json") == code
     assert json.loads((tmp_path / "gpu.json").read_text())["kernels_missing"] == missing
 
 
@@ -124,7 +130,9 @@ def test_the_checks_hold_for_the_kernels_of_the_cpu() -> None:
     [
         ({}, False),
         ({"interpreted": False}, True),  # no text was decoded: the stage failed, or there was no time for it
-        ({"interpreted": False, "identical_share": 1.0}, False),
+        ({"interpreted": False, "texts": {"a": {}}, "texts_wanted": ["a"], "identical_share": 1.0}, False),
+        ({"interpreted": False, "texts": {"a": {}}, "texts_wanted": ["a", "b"], "identical_share": 1.0}, True),
+        ({"interpreted": False, "texts": {}, "texts_wanted": []}, False),
         ({"identical_share": 1.0, "drafted_text_is_plain_text": True}, False),
         ({"checks_ok": 1}, True),
         ({"checks_ok": None, "checks": []}, True),  # the checks themselves failed
