@@ -181,18 +181,22 @@ def run_files(a: argparse.Namespace) -> int:
 
 
 def run_plan(a: argparse.Namespace) -> int:
-    """Run `run.py plan`. Raises ValueError: the budget is no amount of memory, or see `eval.plan.plan`."""
+    """Run `run.py plan`. Raises ValueError: the budget is no amount of memory, the device is none that has a memory of
+    its own, or see `eval.plan.plan`."""
     import torch
 
     from eval.plan import Asked, plan
     from specdec.memory.plan import parse_bytes
+    from specdec.util.device import named_device
 
-    budget = None if a.budget is None else parse_bytes(a.budget)
-    dtype = a.dtype or ("float32" if a.device == "cpu" else "bfloat16")
+    budget, device = None if a.budget is None else parse_bytes(a.budget), named_device(a.device)
+    if device.type == "mps":
+        raise ValueError("a Mac's GPU computes in the machine's memory: plan it with --device cpu")
+    dtype = a.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     stored = (a.model, a.drafter, a.quantize, getattr(torch, dtype))
     adapters = tuple(path for _, path in a.adapter)
     media = (a.picture, a.frames)
-    return plan(Asked(*stored, a.context, budget, a.kv_dtype or dtype, *media, adapters, a.device), a.json)
+    return plan(Asked(*stored, a.context, budget, a.kv_dtype or dtype, *media, adapters, str(device)), a.json)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -211,10 +211,9 @@ def add_plan_options(planned: argparse.ArgumentParser) -> None:
     planned.add_argument("--context", type=whole_number(1), default=4096, metavar="N", help="positions (default 4096)")
     planned.add_argument(
         "--device",
-        choices=("cpu", "cuda"),
         default="cpu",
-        help="whose memory: the machine's (cpu, default) or a GPU's (cuda), which need not be here if --budget says "
-        "how much it has",
+        help="whose memory: the machine's (cpu, default) or a GPU's (cuda; cuda:1: the second), which need not be here "
+        "if --budget says how much it has",
     )
     planned.add_argument("--budget", metavar="SIZE", help="such as 16GB (default: what is free now)")
     planned.add_argument("--kv-dtype", choices=KV_DTYPES, help="what the cache keeps (default: as --dtype)")

@@ -6,7 +6,8 @@ The model is a name, a file or a folder, as for every command; only its headers 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def plan(asked: Asked, json_file: Path | None) -> int:
     planner = plan_memory(asked, program)
     spec = planner.spec
     # Free memory does not count this program, which is in memory already: on a GPU its context, once it was asked.
-    budget = asked.budget if asked.budget is not None else free + program
+    budget = asked.budget if asked.budget is not None else (free or 0) + program
     needs = planner.needs(asked.context, asked.kv_dtype, budget)
     longest = {name: planner.longest(budget, name) for name in KV_DTYPES}
     fits = needs.total <= budget
@@ -74,7 +75,9 @@ def plan(asked: Asked, json_file: Path | None) -> int:
     console.print(_table(needs, planner.experts, asked.device.type))
     source = "the budget" if asked.budget is not None else "what is free"
     verdict = "fits into" if fits else "does not fit into"
-    console.print(f"{verdict} {source}, {budget / 1e9:.2f} GB")
+    console.print(f"{verdict} {source}, {budget / 1e9:.2f} GB" + ("" if fits else _missing(needs.total, budget)))
+    if not fits:
+        console.print(_advice(asked, program, budget))
     console.print(_longest(longest, spec.max_positions))
     record: dict[str, Any] = {
         "command": "plan",
@@ -92,13 +95,45 @@ def plan(asked: Asked, json_file: Path | None) -> int:
     return 0 if fits else DIFFERS
 
 
-def _free(asked: Asked) -> int:
-    """Return the bytes that are free in the memory of the device; 0 where it is not here, and its size was given."""
+def _free(asked: Asked) -> int | None:
+    """Return the bytes that are free in the memory of the device; None where it is not here, and its size was given."""
     if asked.device.type != "cuda":
         return available_bytes()
     if (video := video_memory(asked.device)) is None and asked.budget is None:
-        raise ValueError("no CUDA device is here to be asked: give the size of its memory, like --budget 16GB")
-    return 0 if video is None else video.free
+        which = "no CUDA device is" if asked.device.index is None else f"{asked.device} is not"
+        raise ValueError(f"{which} here to be asked: give the size of its memory, like --budget 16GB")
+    return None if video is None else video.free
+
+
+def _missing(total: int, budget: int) -> str:
+    return f": {(total - budget) / 1e9:.2f} GB are missing"
+
+
+def _advice(asked: Asked, program: int, budget: int) -> str:
+    """Say which options would make it fit, those first that cost least, or that none would."""
+    words, least = list[str](), 0
+    changes: list[tuple[str, bool, Callable[[Asked], Asked]]] = [
+        ("--kv-dtype int8", asked.kv_dtype != "int8", lambda one: replace(one, kv_dtype="int8")),
+        ("--quantize int4", asked.quantize not in ("int4", "int4-all"), lambda one: replace(one, quantize="int4")),
+        ("--drafter none", asked.drafter != "none", lambda one: replace(one, drafter="none")),
+    ]
+    for word, differs, change in changes:
+        if not differs:
+            continue
+        other = change(asked)
+        try:
+            total = plan_memory(other, program).needs(other.context, other.kv_dtype, budget).total
+        except ValueError:  # a file that is quantised already takes no other quantisation
+            continue
+        if least and total >= least:
+            continue
+        asked, least = other, total
+        words.append(word)
+        if total <= budget:
+            return f"would fit with {' '.join(words)}: {total / 1e9:.2f} GB"
+    if not words:
+        return "nothing but a shorter --context or a smaller model takes less"
+    return f"not even with {' '.join(words)}: {least / 1e9:.2f} GB; shorten --context, or take a smaller model"
 
 
 def plan_memory(asked: Asked, program: int) -> Planner:
@@ -170,6 +205,10 @@ def _experts(needs: Needs, experts: int) -> str:
 
 
 def _longest(longest: dict[str, int], most: int) -> str:
+    if len(set(longest.values())) == 1:
+        (one,) = set(longest.values())
+        found = f"{one:,}{' (all that the model has)' if one == most else ''}" if one else "none"
+        return f"longest context that fits, whatever the cache keeps: {found}"
     parts = [
         f"{name} {'does not fit' if not n else f'{n:,}' + (' (all that the model has)' if n == most else '')}"
         for name, n in longest.items()

@@ -149,6 +149,8 @@ def load(
     kernels.meet_stores(where, lambda: decoder.new_cache().views)
     if (reason := kernels.missing(where)) and (where.type != "cpu" or _in_blocks(decoder)):
         _warn_of_slowness(reason, where.type)
+    if kernels.interpreted(where):
+        warnings.warn(_INTERPRETED, stacklevel=2)
     model = SpecdecForCausalLM(decoder, config, generation_config, proposer, conversations_of(decoder, draft))
     kept_file = None
     if remember and proposer.max_draft:
@@ -159,6 +161,12 @@ def load(
     with turn_to_compute(), bind_drafter(proposer, decoder):
         calibrate(model.lengths, decoder, proposer)
     return model
+
+
+_INTERPRETED = (
+    "Triton's interpreter computes, on the CPU, as SPECDEC_KERNELS and TRITON_INTERPRET ask: for checks on tiny "
+    "models; a token of a real one takes minutes"
+)
 
 
 def _in_blocks(decoder: Decoder) -> bool:

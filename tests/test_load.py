@@ -175,6 +175,13 @@ def test_the_device_that_nobody_named(monkeypatch: pytest.MonkeyPatch, cuda: int
             resolve_device("mps")
 
 
+def test_a_model_that_the_interpreter_runs_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    monkeypatch.setattr("specdec.kernels.interpreted", lambda device: True)
+    with pytest.warns(UserWarning, match="Triton's interpreter computes, on the CPU.* takes minutes"):
+        specdec.load(tmp_path, drafter=None, device="cpu")
+
+
 GGUF_FAMILIES = [name for name in FAMILIES if name not in ("llama3-rope", "qwen2-sliding", "qwen3-yarn")]
 ATTENTION_SCALE_OF_GGUF = {"gemma3"}  # the file cannot say query_pre_attn_scalar; published models use the head size
 

@@ -138,7 +138,7 @@ def test_what_cannot_work_is_said_before_the_model_loads(
         (["bench", "--prompts", str(surrogate)], "p.jsonl, line 2: prompt is not text: character 3 is '\\ud83d'"),
         (["generate", "x", "--json", str(surrogate)], "holds something that --json did not write"),
         (["generate", "x", "--prometheus", str(surrogate)], "holds something that --prometheus did not write"),
-        (["generate", "x", "--device", "abacus"], "device 'abacus': there is no such device here; choose cpu"),
+        (["generate", "x", "--device", "abacus"], "device 'abacus' is no name of one; write cpu, cuda,"),
     ]
     for arguments, complaint in cases:
         assert run.main([*arguments, "--model", str(folder)]) == 2

@@ -13,7 +13,7 @@ import torch
 from eval.cli.session import Session
 from specdec import kernels
 
-_PACKAGES = ("specdec-mtp", "torch", "transformers", "tokenizers", "gguf", "safetensors", "numpy")
+_PACKAGES = ("specdec-mtp", "torch", "transformers", "tokenizers", "gguf", "safetensors", "numpy", "triton")
 
 
 def provenance(session: Session) -> dict[str, Any]:

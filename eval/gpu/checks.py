@@ -2,7 +2,8 @@
 
 What: random inputs go through `specdec.kernels` on the device and through the reference on the CPU. `error` is the
 largest difference over the largest number of the reference; `bound` is what rounding explains, 0 where the arithmetic
-is one and the same. Row counts go through tiles of every size, and past them.
+is one and the same. Row counts go through tiles of every size, and past them. Left out: whole passes and drafts, which
+texts go through.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from torch import Tensor
 from eval.synthetic.random_weights import random_blocks
 from specdec import kernels
 from specdec.cache.stores import LayerStore, StoreShape
-from specdec.kernels import KeyFromValue, reference
+from specdec.kernels import KeyFromValue, pack_low_rank, reference
+from specdec.kernels.low_rank import low_rank
 
 ROWS, FEW = (1, 2, 3, 4, 5, 8, 9, 16, 17, 33), (1, 2, 5, 17)
 # what rounding explains: of float32 sums, and of numbers that are stored as bfloat16
@@ -61,6 +63,7 @@ class Checks:
         yield from self._elementwise()
         yield from self._attention()
         yield from self._stores()
+        yield self._choice()
 
     @property
     def _rows(self) -> tuple[int, ...]:
@@ -84,10 +87,15 @@ class Checks:
                 yield self._compare("dense_linear", what, y, exact, bound, partial(kernels.dense_linear, w=moved))
 
     def _elementwise(self) -> Iterator[Finding]:
+        part = pack_low_rank(_random(8, 96), _random(80, 8), 0.5)
+        x, there = _random(max(self._rows), 96), part.to(self.device)
+        adapt = partial(kernels.low_rank, part=there)
+        yield self._compare("low_rank", "80x96 of rank 8", x, low_rank(x, part), 0.0, adapt)
         width, heads, head_dim = (96, 4, 32) if self.small else (3840, 16, 256)
         x, weight = _random(max(self._rows), width), _random(width)
-        there, exact = weight.to(self.device), reference.rms_norm(x, weight, 1e-6)
-        yield self._compare("rms_norm", str(width), x, exact, 0.0, lambda x: kernels.rms_norm(x, there, 1e-6))
+        exact = reference.rms_norm(x, weight, 1e-6)
+        norm = partial(kernels.rms_norm, weight=weight.to(self.device), eps=1e-6)
+        yield self._compare("rms_norm", f"{width} columns", x, exact, 0.0, norm)
         for kind in ("silu", "gelu_tanh"):
             exact = reference.gated(x, x + 1, kind)
             yield self._compare("gated", kind, x, exact, FLOAT, partial(_gated, activation=kind))
@@ -96,7 +104,12 @@ class Checks:
         turns = cos.to(self.device), sin.to(self.device)
         exact = reference.rope(q, cos, sin)
         yield self._compare(
-            "rope", f"{heads} x {head_dim}", q, exact, 0.0, lambda q: kernels.rope(q, *(t[: len(q)] for t in turns))
+            "rope",
+            f"{heads} heads of {head_dim}",
+            q,
+            exact,
+            0.0,
+            lambda q: kernels.rope(q, *(t[: len(q)] for t in turns)),
         )
 
     def _attention(self) -> Iterator[Finding]:
@@ -120,7 +133,8 @@ class Checks:
         end = [positions - rows + i + 1 for i in range(rows)]
         first = [max(0, one - (slots - rows)) for one in end]
         exact = reference.attention(q, store.view, first, end, scale)
-        what = f"{heads}/{kv_heads} x {width}, {positions} of {slots}, {_name(kept)}{', values alone' * alone}"
+        where = f"{positions} positions {'round a ring of' if positions > slots else 'in'} {slots} slots"
+        what = f"{heads} heads over {kv_heads} of {width}, {where}, {_name(kept)}{', keys made from values' * alone}"
 
         def attend(q: Tensor) -> Tensor:
             return kernels.attention(q, there, first[: len(q)], end[: len(q)], scale)
@@ -138,6 +152,14 @@ class Checks:
                 pairs = zip(here.parts, there.parts, strict=True)
                 error = max([error, *(_error(found.cpu(), part) for part, found in pairs)])
             yield Finding("LayerStore.write", _name(kept), error, 0.0, True)
+
+    def _choice(self) -> Finding:
+        """Check the choice of a drafted token, greedy and sampled, which has no op of its own."""
+        from specdec.kernels.triton.check import failure
+        from specdec.kernels.triton.passes.check import check_choice
+
+        why = failure(check_choice, self.device)
+        return Finding("choice of a drafted token", why or "2 rows of 2,500 scores", 0.0, 0.0, not why)
 
     def _compare(
         self, kernel: str, what: str, x: Tensor, exact: Tensor, bound: float, call: Callable[[Tensor], Tensor]

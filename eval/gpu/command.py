@@ -20,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from eval.cli import options as cli
 from eval.cli.output import DIFFERS, INTERRUPTED, USER_ERROR, check_writable, put_record, run_guarded
 from specdec.util.terminal import Terminal
@@ -60,8 +62,8 @@ class Stages:
             return False
         record: dict[str, Any] = {"stage": name, "seconds": 0.0, "error": None}
         self.stages.append(record)
-        if self.left < needs:
-            record["error"] = f"left out: {needs:.0f} seconds needed, {max(0.0, self.left):.0f} are left"
+        if (left := self.left) < needs:
+            record["error"] = f"left out: {needs:g} seconds needed, {max(0.0, round(left, 1)):g} are left"
             return False
         self._say(name)
         began = self._clock()
@@ -83,7 +85,7 @@ def measure(interpret: bool, seconds: float, models: Sequence[str], json_file: P
     import torch
 
     from eval.cli.provenance import machine
-    from eval.gpu.report import bars_table, differs, judge
+    from eval.gpu.report import bars_table, checks_table, differs, judge
     from eval.gpu.timing import bytes_in_use
     from specdec import kernels
 
@@ -93,7 +95,7 @@ def measure(interpret: bool, seconds: float, models: Sequence[str], json_file: P
         kernels.choose("triton")
     in_use = None if interpret else bytes_in_use()  # before a kernel or a check takes some
     stages = Stages(seconds, lambda name: console.print(f"{name} ...", markup=False))
-    stages.run("checks", 5, lambda: check_figures(device, interpret))
+    stages.run("checks", 5, lambda: _check(stages, device, interpret))
     if not interpret:
         _on_the_device(stages, device, in_use, models)
     record = {
@@ -113,29 +115,41 @@ def measure(interpret: bool, seconds: float, models: Sequence[str], json_file: P
             out.print(f"{one['stage']}: {one['error']}", style="red", markup=False)
     for what, compared in record.get("texts", {}).items():
         for one in compared["differing"]:
-            out.print(f"a text of {what} differs: {one}", style="bold red", markup=False)
+            where = f"{what}, {one['sampling']}, {one['drafter']}: {one['identical']} of {one['total']} identical"
+            out.print(f"{where}; the first to differ: {one['first']}", style="bold red")
     for finding in record.get("checks", []):
         if not finding["ok"]:
             out.print(f"{finding['kernel']} {finding['what']} differs: {finding}", style="bold red", markup=False)
     if not interpret:
         out.print(bars_table(stages.figures))
-    out.print(
-        f"{record.get('checks_ok', 0)} of {len(record.get('checks', []))} checks hold; kernels: "
-        f"{record['kernels_on_device']}",
-        markup=False,
-    )
+    checks = record.get("checks", [])
+    if checks:
+        out.print(checks_table(checks))
+    found = f"{sum(one['ok'] for one in checks)} of {len(checks)} checks hold" if checks else "no check was made"
+    out.print(f"{found}{'' if 'checks_ok' in record else ', others are missing'}; kernels: {kernels.active(device)}")
+    if stages.interrupted and not checks:
+        out.print(
+            "interrupted before anything was found" + ("" if json_file is None else f": {json_file} is not written")
+        )
+        return INTERRUPTED
     put_record(json_file, record)
     if stages.interrupted:
         return INTERRUPTED
     return DIFFERS if differs(record) else 0
 
 
-def check_figures(device: torch.device, small: bool) -> dict[str, Any]:
-    """Check every op on `device`; `small`: in small shapes."""
+def _check(stages: Stages, device: torch.device, small: bool) -> dict[str, Any]:
+    """Check every op on `device`; `small`: in small shapes. Each finding is among the figures at once."""
     from eval.gpu.checks import Checks
 
-    found = list(Checks(device, small))
-    return {"checks": [one.to_dict() for one in found], "checks_ok": sum(one.ok for one in found)}
+    found: list[dict[str, Any]] = []
+    stages.figures["checks"] = found
+    console = Terminal(stderr=True)
+    with console.status("") as shown:
+        for one in Checks(device, small):
+            found.append(one.to_dict())
+            shown.update(Text(f"{len(found)}: {one.kernel}, {one.what}"))
+    return {"checks_ok": sum(one["ok"] for one in found)}
 
 
 def _on_the_device(stages: Stages, device: torch.device, in_use: int | None, named: Sequence[str]) -> None:

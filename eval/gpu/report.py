@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,21 @@ def differs(record: Figures) -> bool:
     if not record["interpreted"] and set(record.get("texts", ())) != set(record.get("texts_wanted", ("some",))):
         return True
     return record.get("identical_share", 1.0) < 1 or not record.get("drafted_text_is_plain_text", True)
+
+
+def checks_table(checks: Sequence[Figures]) -> Table:
+    """Return the table of what was compared with the reference, an op a row."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("op", "cases", "largest error", "allowed", "rows alike beside others"):
+        table.add_column(name, no_wrap=True)
+    for kernel in dict.fromkeys(one["kernel"] for one in checks):
+        of_it = [one for one in checks if one["kernel"] == kernel]
+        worst = max(of_it, key=lambda one: (not one["ok"], one["error"]))
+        alike = all(one["alike"] for one in of_it)
+        style = "green" if all(one["ok"] for one in of_it) else "bold red"
+        numbers = (str(len(of_it)), f"{worst['error']:.1e}", f"{worst['bound']:.1e}", "yes" if alike else "no")
+        table.add_row(kernel, *(Text(number, style=style) for number in numbers))
+    return table
 
 
 def bars_table(figures: Figures) -> Table:

@@ -33,7 +33,8 @@ KV_DTYPES = {
     "int8": torch.int8,
 }
 LEAST = 512  # positions that a budget must leave room for
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_UNITS = ("", "K", "M", "G", "T")
+_FEWEST = 1024  # bytes: a smaller number is one of gigabytes, whose unit was forgotten
 LOGIT_ROWS = 27  # of the vocabulary, float32: a pass over nine rows, and two copies that processors and sampling make
 PAIRS = 128  # of a row and an expert, whose outputs the native kernels hold at a time (csrc/mixture.h)
 KEPT_SHARE = 8  # one part in so many of the free memory is for the caches of former conversations
@@ -305,8 +306,12 @@ def free_bytes(device: torch.device) -> int:
 
 
 def parse_bytes(amount: int | str) -> int:
-    """Return the bytes of "16GB", "9.5 G" or a number; G is 10^9. Raises ValueError for anything else."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", str(amount), re.IGNORECASE)
+    """Return the bytes of "16GB", "9.5 G", "16GiB" or a number; G is 10^9, Gi 2^30. Raises ValueError for anything
+    else, and for a text without a unit that names too few bytes to be meant."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B?\s*", str(amount), re.IGNORECASE)
     if found is None:
         raise ValueError(f"{amount!r} is not an amount of memory; write it like '16GB'")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
+    number, unit, binary = float(found[1]), (found[2] or "").upper(), bool(found[3])
+    if str(amount).strip().isdigit() and not isinstance(amount, int) and 0 < number < _FEWEST:
+        raise ValueError(f"{amount!r} is {number:g} bytes; write it with a unit, like '{number:g}GB'")
+    return int(number * (1024 ** _UNITS.index(unit) if binary else 1000 ** _UNITS.index(unit)))

@@ -24,6 +24,7 @@ class VideoMemory(NamedTuple):
 
 def video_memory(device: torch.device | str) -> VideoMemory | None:
     """Return the memory of the CUDA device `device`; None where there is no such device."""
-    if torch.device(device).type != "cuda" or not torch.cuda.is_available():
+    device = torch.device(device)
+    if device.type != "cuda" or not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
         return None
     return VideoMemory(*map(int, torch.cuda.mem_get_info(device)))

@@ -14,7 +14,15 @@ import specdec
 from drafter import load_drafter
 from eval.synthetic.full_size import full_size_config
 from specdec.hf import decoder_of
-from specdec.memory.plan import KV_DTYPES, LARGEST_PICTURE, Planner, cache_bytes, picture_bytes, weight_bytes
+from specdec.memory.plan import (
+    KV_DTYPES,
+    LARGEST_PICTURE,
+    Planner,
+    cache_bytes,
+    parse_bytes,
+    picture_bytes,
+    weight_bytes,
+)
 from specdec.model.decoder import Decoder
 from specdec.model.families import decoder_spec
 from specdec.model.names import expected_tensors
@@ -107,7 +115,7 @@ def test_weights_and_drafter_of_a_folder(storage: str | None, tmp_path: Path, ca
 def test_what_does_not_fit_is_an_exit_code(capsys: pytest.CaptureFixture) -> None:
     assert run.main(["plan", "--model", "gemma-4-12b", "--context", "32768", "--budget", "8GB"]) == 1
     out = capsys.readouterr().out
-    assert "does not fit into the budget, 8.00 GB" in out and "float32 does not fit" in out
+    assert "does not fit into the budget, 8.00 GB" in out and "whatever the cache keeps: none" in out
     assert run.main(["plan", "--model", "gemma-4-12b", "--context", "32768", "--budget", "16GB"]) == 0
     assert "all that the model has" in capsys.readouterr().out
     assert run.main(["plan", "--model", "gemma-4-12b", "--context", "999999"]) == 2
@@ -144,6 +152,17 @@ def test_a_budget_is_kept_at_load_and_at_prefill(tmp_path: Path, monkeypatch: py
             specdec.load(tmp_path, device="cpu", memory_budget=small)
     with pytest.raises(ValueError, match="not an amount of memory"):
         specdec.load(tmp_path, device="cpu", memory_budget="lots")
+
+
+def test_amounts_of_memory() -> None:
+    assert parse_bytes("16GB") == parse_bytes("16 g") == 16 * 10**9 and parse_bytes("1.5MB") == 1_500_000
+    assert parse_bytes("16GiB") == parse_bytes("16 gib") == 16 * 2**30 and parse_bytes("1Ki") == 1024
+    assert parse_bytes(12) == 12 and parse_bytes("12B") == 12 and parse_bytes("9000000000") == 9 * 10**9
+    with pytest.raises(ValueError, match="'16' is 16 bytes; write it with a unit, like '16GB'"):
+        parse_bytes("16")
+    for word in ("-3GB", "50%", "iB", "GiB", "1.G"):
+        with pytest.raises(ValueError, match="not an amount of memory"):
+            parse_bytes(word)
 
 
 def test_a_picture_and_a_video_of_12b_take_what_their_pixels_and_rows_take() -> None:

@@ -24,6 +24,7 @@ GB = 10**9
 
 def with_gpu(monkeypatch: pytest.MonkeyPatch, free: int, total: int) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, total))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card of a test")
@@ -36,6 +37,7 @@ def test_the_driver_tells_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     assert free_bytes(CUDA) > 0, "no such device: what the machine has"
     with_gpu(monkeypatch, 9 * GB, 16 * GB)
     assert video_memory("cuda:0") == VideoMemory(9 * GB, 16 * GB)
+    assert video_memory("cuda:1") is None
     assert free_bytes(CUDA) == 9 * GB
     assert program_bytes(CUDA) == CUDA_CONTEXT and program_bytes(CPU) == pytest.approx(program_bytes(), rel=0.1)
 
@@ -49,13 +51,24 @@ def test_the_plan_of_a_gpu_that_is_not_here(monkeypatch: pytest.MonkeyPatch, cap
     )
     assert run.main([*words, "--budget", "16GB", "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["device"], found["program"], found["available_memory"]) == ("cuda", CUDA_CONTEXT, 0)
+    assert (found["device"], found["program"], found["available_memory"]) == ("cuda", CUDA_CONTEXT, None)
     spec = decoder_spec(full_size_config("gemma-4-12b"))
     assert found["kv_dtype"] == "bfloat16", "as a model on a GPU has it"
     assert found["cache"] == cache_bytes(spec, 32768, torch.bfloat16)
     assert run.main([*words, "--budget", "9.5GB", "--kv-dtype", "int8"]) == 0, "12B, its drafter and 32k positions"
     assert "CUDA's context (not measured)" in capsys.readouterr().out
     assert run.main([*words, "--budget", "8GB"]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "does not fit into the budget, 8.00 GB: 1.75 GB are missing" in said
+    assert "not even with --kv-dtype int8 --drafter none: 8.99 GB; shorten --context" in said
+    assert "longest context that fits, whatever the cache keeps: none" in said
+    assert run.main([*words, "--budget", "16GB", "--quantize", "none"]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "would fit with --kv-dtype int8 --quantize int4: 9.44 GB" in said
+    assert run.main([*words[:-1], "cuda:1"]) == 2
+    assert "cuda:1 is not here to be asked" in capsys.readouterr().err
+    assert run.main([*words[:-1], "mps", "--budget", "16GB"]) == 2
+    assert "plan it with --device cpu" in capsys.readouterr().err
 
 
 def test_the_plan_of_a_gpu_that_is_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

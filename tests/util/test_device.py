@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specdec.util.device import resolve_device
+from specdec.util.device import named_device, resolve_device
 
 
 def here(monkeypatch: pytest.MonkeyPatch, cuda: int, built: str | None = "13.0") -> None:
@@ -37,7 +37,21 @@ def test_without_a_gpu_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> No
         resolve_device("cuda")
 
 
-@pytest.mark.parametrize("name", ["abacus", "cuda:x", "meta", ""])
-def test_what_is_no_device_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"device '{name}': there is no such device here; choose (cuda or )?"):
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("abacus", ""), ("cuda:x", "cuda"), ("meta", ""), ("", ""), ("gpu", "cuda"), ("CUDA", "cuda"), ("metal:0", "mps")],
+)
+def test_what_is_no_devices_name_is_refused(name: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"device '{name}' is no name of one; write cpu, cuda") as error:
         resolve_device(name)
+    assert ("Did you mean" in str(error.value)) == bool(meant)
+    assert str(error.value).endswith(f" Did you mean {meant}?" if meant else "mps.")
+
+
+def test_a_number_is_that_of_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    here(monkeypatch, 2)
+    assert resolve_device(1) == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match="device 'cuda:2': there is no such device here"):
+        resolve_device(2)
+    here(monkeypatch, 0)
+    assert named_device(0) == torch.device("cuda", 0), "which need not be here"

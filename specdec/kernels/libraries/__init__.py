@@ -177,6 +177,12 @@ def invariant(device: torch.device | str = "cpu") -> bool:
     return isinstance(library, native.Native) or not library.refused
 
 
+def interpreted(device: torch.device | str = "cpu") -> bool:
+    """Return whether Triton's interpreter runs the kernels of a GPU on a device, the CPU: for checks, not for use."""
+    library = _library_on(device)
+    return torch.device(device).type == "cpu" and not isinstance(library, (str, native.Native))
+
+
 def meet_stores(device: torch.device | str, views: Callable[[], Sequence[KVView | None]]) -> None:
     """Let the library of a device check, where it has to, that its kernels hold for stores like `views()`. Whoever asks
     `missing`, `arithmetic` or `invariant` about a model before its first pass does this before."""

@@ -20,7 +20,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from eval.gpu import command
 from eval.gpu.checks import Checks, Finding
-from eval.gpu.report import BARS, bars_table, differs, judge
+from eval.gpu.report import BARS, bars_table, checks_table, differs, judge
 from specdec import kernels
 
 
@@ -52,13 +52,46 @@ def test_with_the_interpreter_no_gpu_is_measured(monkeypatch: pytest.MonkeyPatch
     assert command.why_not(False) == ""
 
 
+GOOD = Finding("rope", "4 heads of 32", 0.0, 0.0, True)
+
+
+def test_what_was_checked_before_ctrl_c_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def checks(count: int) -> Iterator[Finding]:
+        for _ in range(count):
+            yield GOOD
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kernels, "choose", lambda choice: None)
+    file = tmp_path / "gpu.json"
+    monkeypatch.setattr("eval.gpu.checks.Checks", lambda device, small: checks(2))
+    assert command.measure(True, 100.0, (), file) == 130
+    assert "2 of 2 checks hold, others are missing" in capsys.readouterr().out
+    kept = json.loads(file.read_text())
+    assert len(kept["checks"]) == 2 and "checks_ok" not in kept and differs(kept)
+    monkeypatch.setattr("eval.gpu.checks.Checks", lambda device, small: checks(0))
+    assert command.measure(True, 100.0, (), file) == 130
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no check was made" in said and "interrupted before anything was found" in said
+    assert json.loads(file.read_text()) == kept
+
+
+def test_checks_are_a_table_with_the_worst_case_of_each_op() -> None:
+    bad = Finding("rope", "1 head of 8", 1e-3, 0.0, False)
+    out = io.StringIO()
+    Console(file=out, width=140).print(checks_table([one.to_dict() for one in (GOOD, bad, GOOD)]))
+    (row,) = (line.split() for line in out.getvalue().splitlines() if line.startswith("rope"))
+    assert row == ["rope", "3", "1.0e-03", "0.0e+00", "no"]
+
+
 @pytest.mark.parametrize(("missing", "code"), [(None, 0), ("torch computes what kernels would: rope (no memory)", 1)])
 def test_it_ends_with_1_where_torch_stands_in_for_a_kernel(
     missing: str | None, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(kernels, "choose", lambda choice: None)
     monkeypatch.setattr(kernels, "missing", lambda device: missing)
-    monkeypatch.setattr(command, "check_figures", lambda device, small: {"checks": [], "checks_ok": 0})
+    monkeypatch.setattr("eval.gpu.checks.Checks", lambda device, small: [GOOD])
     assert command.measure(True, 100.0, (), tmp_path / "gpu.json") == code
     assert json.loads((tmp_path / "gpu.json").read_text())["kernels_missing"] == missing
 
@@ -119,8 +152,8 @@ def test_the_checks_hold_for_the_kernels_of_the_cpu() -> None:
     found = list(Checks(torch.device("cpu"), small=True))
     assert [one for one in found if not one.ok] == []
     assert {one.kernel for one in found} == {
-        "block_linear", "block_rows", "dense_linear", "rms_norm", "gated", "rope", "attention",
-        "LayerStore.write",
+        "block_linear", "block_rows", "dense_linear", "low_rank", "rms_norm", "gated", "rope", "attention",
+        "LayerStore.write", "choice of a drafted token",
     }  # fmt: skip
     assert any(one.error > 0 for one in found if one.kernel == "dense_linear"), "bfloat16 rounds"
 

@@ -232,6 +232,12 @@ def test_stores_whose_kernels_fail_their_check_are_torchs_and_said_once(monkeypa
     assert library.arithmetic.endswith(" without float32 stores of 80 columns")
 
 
+def test_the_interpreter_says_what_it_is(chosen: Triton) -> None:
+    assert kernels.interpreted("cpu") is (DEVICE.type == "cpu") and not kernels.interpreted("mps")
+    kernels.choose("native")
+    assert not kernels.interpreted("cpu")
+
+
 def test_numbers_of_a_table_are_copied_to_a_device_once() -> None:
     there = torch.device("meta")
     assert table_numbers("iq4", there) is table_numbers("iq4", there), "a captured pass reads them there"
