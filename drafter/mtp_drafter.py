@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from drafter.inference import SHARPNESS, MTPHead, best, sharpness
+from specdec import kernels
 from specdec.cache import KVCache
 from specdec.drafting.protocol import Draft, tokens_until
 from specdec.engine.sampling import Noise
@@ -107,6 +108,7 @@ class MTPProposer:
                 states.last, states.aux, tokens[-1], k, spans, cache.views, sampling, SHARPNESS, floors[:k]
             )
             return self._until(made, shares, keys, floors)
+        kernels.count_uncaptured(states.last.device, "draft step-by-step")
         token = torch.tensor(tokens[-1:], dtype=torch.int64, device=backbone.device)  # [1]
         state = assistant.first(states[None])  # [1, backbone hidden]
         drafted, said, reach = [], [], 1.0

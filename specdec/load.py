@@ -99,8 +99,8 @@ def load(
         quantize: "int4" (4 bits, the vocabulary in 8 bits), "int4-all" or "int8" quantise what a checkpoint has in
             floats while it streams in (matrices that were trained for 4 bits take 4 bits with their own steps); "none"
             expands a quantised checkpoint to `dtype`; None keeps weights as they are stored.
-        device: "cpu", "cuda", "mps"; None: CUDA where there is a GPU for it, else the CPU, on a Mac too. On a GPU torch
-            computes, and a drafted text may differ from the plain one where two tokens nearly tie.
+        device: "cpu", "cuda", "mps"; None: CUDA where there is a GPU for it, else the CPU, on a Mac too. Where torch
+            computes on a GPU (docs/gpu.md), a drafted text may differ from the plain one where two tokens nearly tie.
         kv_dtype: the type in which the cache keeps K and V: "float32", "bfloat16", "float16" or "int8"; None: `dtype`.
             Attention reads rounded K and V, so another type may give another text; drafting never does.
         memory_budget: bytes, or text like "9GB", that this process may take in all; of a GPU's memory where the model
@@ -146,7 +146,7 @@ def load(
     path = model_path(name_or_path)
     decoder, config, generation_config = load_decoder(path, kind, where, quantize, kept, budget, adapters)
     decoder.path = path
-    kernels.meet_stores(where, lambda: decoder.new_cache().views)
+    kernels.meet_stores(where, lambda: decoder.new_cache().views, decoder.dtype)
     if (reason := kernels.missing(where)) and (where.type != "cpu" or _in_blocks(decoder)):
         _warn_of_slowness(reason, where.type)
     if kernels.interpreted(where):

@@ -136,11 +136,14 @@ def summarise(runs: Sequence[TimedRun]) -> dict[str, Any]:
     }
 
 
+HOW = ("replayed", "eager", "captured", "op-by-op", "step-by-step")  # passes and drafts of a GPU
+
+
 def graphs_text(graphs: Mapping[str, int]) -> str:
     """Say how a GPU ran passes and drafts, from `GenerationStats.graphs`: "passes: 90 replayed, 3 eager"."""
     said = []
     for what, plural in (("pass", "passes"), ("draft", "drafts")):
-        counts = [f"{n:,} {how}" for how in ("replayed", "eager", "captured") if (n := graphs.get(f"{what} {how}", 0))]
+        counts = [f"{n:,} {how}" for how in HOW if (n := graphs.get(f"{what} {how}", 0))]
         said += [f"{plural}: {', '.join(counts)}"] if counts else []
     return "; ".join(said)
 

@@ -10,9 +10,12 @@ models, which `run.py bench --device cuda` measures.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
+import shutil
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -32,23 +35,30 @@ if TYPE_CHECKING:  # torch and Triton are imported once the words of the command
     from eval.gpu.full_size import FullSize
 
 ABOUT = """\
-Build and check every kernel of a GPU, time all that a GPU is for, and compare it with what is wanted: a table, and with
---json a file. Takes less than ten minutes on a machine with a GPU, torch and Triton. Exit code 1 when a kernel differs
-from the reference, or torch computes in its place, or a drafted text differs from the plain one, or was not compared;
-bars that are missed are only shown. Without a GPU: exit code 2, or --interpret."""
-SECONDS = 560.0
+Build and check every kernel of a GPU, time all that a GPU is for, and compare it with what is wanted: a table, and
+with --json a file. Takes ten minutes at the most, as estimated, on a machine with a GPU, torch and Triton. Exit code 1
+when a kernel differs from the reference or was not checked, or torch computes in its place, or a drafted text differs
+from the plain one or was not compared; bars that are missed are only shown. Without a GPU: exit code 2, or
+--interpret."""
+SECONDS, CHECKING = 560.0, 0.5  # in all, and the share of it for the checks, which compile nearly all kernels
 Stage = Callable[[], dict[str, Any]]
 
 
 class Stages:
     """Run stages one after the other, as long as there is time, and keep what each found."""
 
-    def __init__(self, seconds: float, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin to count `seconds`. `say`: where a stage is announced."""
+    def __init__(
+        self,
+        seconds: float,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        clean: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begin to count `seconds`. `say`: where a stage is announced; `clean()`: what is done before each."""
         self.figures: dict[str, Any] = {}
         self.stages: list[dict[str, Any]] = []
         self.interrupted = False
-        self._say, self._clock = say, clock
+        self._say, self._clock, self._clean = say, clock, clean
         self._end = clock() + seconds
 
     @property
@@ -68,6 +78,7 @@ class Stages:
         self._say(name)
         began = self._clock()
         try:
+            self._clean()
             self.figures |= stage()
         except KeyboardInterrupt:
             record["error"], self.interrupted = "interrupted", True
@@ -85,7 +96,7 @@ def measure(interpret: bool, seconds: float, models: Sequence[str], json_file: P
     import torch
 
     from eval.cli.provenance import machine
-    from eval.gpu.report import bars_table, checks_table, differs, judge
+    from eval.gpu.report import bars_table, checks_table, differs, finite, judge
     from eval.gpu.timing import bytes_in_use
     from specdec import kernels
 
@@ -94,8 +105,15 @@ def measure(interpret: bool, seconds: float, models: Sequence[str], json_file: P
     if interpret:
         kernels.choose("triton")
     in_use = None if interpret else bytes_in_use()  # before a kernel or a check takes some
-    stages = Stages(seconds, lambda name: console.print(f"{name} ...", markup=False))
-    stages.run("checks", 5, lambda: _check(stages, device, interpret))
+
+    def clean() -> None:
+        gc.collect()
+        kernels.free_graphs(device)
+        if not interpret:
+            torch.cuda.empty_cache()  # what torch keeps of tensors that are gone is no other stage's
+
+    stages = Stages(seconds, lambda name: console.print(f"{name} ..."), clean=clean)
+    stages.run("checks", 5, lambda: _check(stages, device, interpret, seconds * CHECKING))
     if not interpret:
         _on_the_device(stages, device, in_use, models)
     record = {
@@ -132,23 +150,26 @@ def measure(interpret: bool, seconds: float, models: Sequence[str], json_file: P
             "interrupted before anything was found" + ("" if json_file is None else f": {json_file} is not written")
         )
         return INTERRUPTED
-    put_record(json_file, record)
+    put_record(json_file, finite(record))
     if stages.interrupted:
         return INTERRUPTED
     return DIFFERS if differs(record) else 0
 
 
-def _check(stages: Stages, device: torch.device, small: bool) -> dict[str, Any]:
-    """Check every op on `device`; `small`: in small shapes. Each finding is among the figures at once."""
+def _check(stages: Stages, device: torch.device, small: bool, seconds: float) -> dict[str, Any]:
+    """Check every op on `device`; `small`: in small shapes. Each finding is among the figures at once. Raises
+    TimeoutError after about `seconds`."""
     from eval.gpu.checks import Checks
 
     found: list[dict[str, Any]] = []
     stages.figures["checks"] = found
-    console = Terminal(stderr=True)
+    console, began = Terminal(stderr=True), time.monotonic()
     with console.status("") as shown:
         for one in Checks(device, small):
             found.append(one.to_dict())
             shown.update(Text(f"{len(found)}: {one.kernel}, {one.what}"))
+            if not small and time.monotonic() - began > seconds:
+                raise TimeoutError(f"left out after {seconds:.0f} seconds; what was compiled is kept: run it again")
     return {"checks_ok": sum(one["ok"] for one in found)}
 
 
@@ -166,12 +187,12 @@ def _on_the_device(stages: Stages, device: torch.device, in_use: int | None, nam
     def products() -> dict[str, Any]:
         from eval.gpu.full_size import product_figures
 
-        return product_figures(figures["bandwidth"])
+        return product_figures(figures["bandwidth"], device)
 
     def build() -> dict[str, Any]:
         from eval.gpu.full_size import FullSize
 
-        models.append(FullSize())
+        models.append(FullSize(device))
         return {"weight_bytes": models[0].decoder.nbytes}
 
     def plain() -> dict[str, Any]:
@@ -179,6 +200,7 @@ def _on_the_device(stages: Stages, device: torch.device, in_use: int | None, nam
         from eval.gpu.transformers_speed import transformers_figures
 
         models.clear()
+        gc.collect()
         return transformers_figures(NAME, figures["plain_tokens_per_second"], figures["prefill_tokens_per_second"])
 
     if stages.run("bandwidth", 5, bandwidth):
@@ -252,12 +274,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_guarded(command, arguments.json)
 
 
+def _why_not_compiled() -> str:
+    """Say why Triton could not build what talks to the driver, which it does at the first kernel; "" where it can."""
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")):
+        return "No C compiler is here, with which Triton builds what talks to the driver: install gcc"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.is_file():
+        return f"{header} is missing, which Triton needs to talk to the driver: install python3-dev, or python3-devel"
+    return ""
+
+
 def why_not(interpret: bool) -> str:
     """Say why nothing can be measured here, in a sentence; "" where it can."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed, which compiles the kernels of a GPU: pip install triton"
     if interpret:
         return ""
+    if why := _why_not_compiled():
+        return why
     import torch
 
     if torch.cuda.is_available():

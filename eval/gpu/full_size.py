@@ -26,23 +26,23 @@ from specdec.hf import SpecdecForCausalLM
 from specdec.model.decoder import Decoder
 
 NAME = "gemma-4-12b"
-PRODUCT, CACHE = (15360, 3840), 256 << 20  # bytes of copies that no cache holds
+PRODUCT, COPIES = (15360, 3840), 256 << 20  # bytes of copies that no cache holds
 CONTEXT, PROMPT, LONG = 512, 2048, 32768
 ROWS = (1, 2, 3, 4, 5, 8, 9, 16)
 TOKENS, RATES = 96, (0.8, 0.6, 0.5)
 Figures = dict[str, Any]
 
 
-def product_figures(bandwidth: float) -> Figures:
+def product_figures(bandwidth: float, device: torch.device) -> Figures:
     """Time the largest product of a 12B model at several row counts, in 4 bits with a minimum and without."""
     found: Figures = {}
     for minimum in (False, True):
-        w = random_blocks(*PRODUCT, 4, minimum).to("cuda")
-        rotation = copies(w, CACHE)
+        w = random_blocks(*PRODUCT, 4, minimum).to(device)
+        others = copies(w, COPIES)
         for rows in (1, 2, 4, 8, 16, 64):
-            x = torch.randn(rows, PRODUCT[1], dtype=torch.bfloat16, device="cuda")
+            x = torch.randn(rows, PRODUCT[1], dtype=torch.bfloat16, device=device)
             kernels.block_linear(x, w)  # compiled before it is timed
-            calls = [partial(kernels.block_linear, x, w) for w in rotation]
+            calls = [partial(kernels.block_linear, x, w) for w in others]
             seconds = launch_seconds(calls)
             found[f"{'minimum ' if minimum else ''}{rows}"] = {
                 "us": seconds * 1e6,
@@ -54,12 +54,12 @@ def product_figures(bandwidth: float) -> Figures:
 class FullSize:
     """Keep a 12B model with random weights on the GPU, and its assistant, to be timed."""
 
-    def __init__(self, kv_dtype: torch.dtype = torch.int8) -> None:
-        """Build both. Raises ValueError where they do not fit in the memory."""
-        self.model: SpecdecForCausalLM = full_size_model(NAME, None, kv_dtype, torch.device("cuda"))
+    def __init__(self, device: torch.device, name: str = NAME) -> None:
+        """Build both, of the shape `name`, with an int8 cache. Raises ValueError where the memory has no room."""
+        self.model: SpecdecForCausalLM = full_size_model(name, None, torch.int8, device)
         self.decoder: Decoder = self.model.decoder
-        spec = assistant_spec(full_size_drafter(NAME), self.decoder.spec)
-        checkpoint = RandomCheckpoint(spec.text, f"random assistant of {NAME}", extra_tensors(spec))
+        spec = assistant_spec(full_size_drafter(name), self.decoder.spec)
+        checkpoint = RandomCheckpoint(spec.text, f"random assistant of {name}", extra_tensors(spec))
         self.drafter = MTPDrafter(
             lambda backbone: build_assistant(spec, checkpoint, backbone.dtype, backbone.device, "int8")
         )

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-# Bytes of CUDA's context, with torch's and Triton's compiled kernels. Assumed, and measured by nobody here: users of
-# other programs report 0.3 to 0.5 GB, by card and version.
+# Bytes of CUDA's context, with torch's and Triton's compiled kernels. Assumed, and not measured:
+# `python -m eval.gpu` counts it with the rest of a model's memory.
 CUDA_CONTEXT = 500_000_000
 
 

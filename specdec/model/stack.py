@@ -218,6 +218,7 @@ class Stack:
         if fused is not None and len(pieces) == 1:
             last, *aux = fused(x, spans, [text.at_stores for text in texts], extra, aux_layers)
             return States(last, tuple(aux))
+        kernels.count_uncaptured(x.device, "pass op-by-op" if fused is None else "pass eager")
         made: list[FusedPiece | DevicePiece | _OpByOp] = []
         for rows, cut in pieces:
             part = {kind: span.part(rows) for kind, span in spans.items()}

@@ -183,13 +183,27 @@ def interpreted(device: torch.device | str = "cpu") -> bool:
     return torch.device(device).type == "cpu" and not isinstance(library, (str, native.Native))
 
 
-def meet_stores(device: torch.device | str, views: Callable[[], Sequence[KVView | None]]) -> None:
-    """Let the library of a device check, where it has to, that its kernels hold for stores like `views()`. Whoever asks
-    `missing`, `arithmetic` or `invariant` about a model before its first pass does this before."""
+def meet_stores(device: torch.device | str, views: Callable[[], Sequence[KVView | None]], rows: torch.dtype) -> None:
+    """Let the library of a device check, where it has to, that its kernels hold for stores like `views()` and rows of
+    the type `rows`. Whoever asks `missing`, `arithmetic` or `invariant` about a model before its first pass does this
+    before."""
     if (keeps := getattr(_library_on(device), "keeps", None)) is not None:
         for view in views():
             if view is not None:
-                keeps(view)
+                keeps(view, rows)
+
+
+def count_uncaptured(device: torch.device, what: str) -> None:
+    """Count a pass or a draft that is not made as a whole: "pass op-by-op", "draft step-by-step". `device`: with the
+    index that tensors on it have."""
+    if (graphs := getattr(_libraries.get(device), "graphs", None)) is not None:
+        graphs.counts[what] += 1
+
+
+def free_graphs(device: torch.device | str) -> None:
+    """Give back the memory of captured passes whose stores are gone, which otherwise the next pass does."""
+    if (graphs := getattr(_library_on(device), "graphs", None)) is not None:
+        graphs.forget_gone()
 
 
 def graph_counts(device: torch.device | str) -> Counter[str]:

@@ -67,6 +67,7 @@ class Triton:
         self.refused = {name: why for name, (*_, test) in _OPS.items() if (why := check.failure(test, device))}
         self._checked: dict[BlockForm | StoreForm, bool] = {}
         self._checking = threading.RLock()
+        self._choice_holds: bool | None = None  # not known before a head drafts
         self.rms_norm, self.rope, self.gated = map(self._op, ("rms_norm", "rope", "gated"))
         self._dense_linear, self._low_rank = map(self._op, ("dense_linear", "low_rank"))
         self.graphs = Graphs(CUDACapture() if device.type == "cuda" else None)
@@ -96,12 +97,12 @@ class Triton:
     def reads(self, form: BlockForm) -> bool:
         """Return whether kernels read blocks of `form` here; the first call checks that, and warns where one fails."""
         name = f"{form.bits}-bit blocks{' with a minimum' * form.minimum}{' with a table' * form.table}"
-        return form in product.FORMS and self._holds(form, name, partial(check.check_form, form))
+        return form in product.KERNEL_FORMS and self._holds(form, name, partial(check.check_form, form))
 
-    def keeps(self, view: KVView) -> bool:
-        """Return whether kernels read and write stores like `view` here; the first call checks that, and warns where
-        one fails."""
-        form = StoreForm.of(view)
+    def keeps(self, view: KVView, rows: torch.dtype) -> bool:
+        """Return whether kernels read and write stores like `view` here, for rows of the type `rows`; the first call
+        checks that, and warns where one fails."""
+        form = StoreForm.of(view, rows)
         return self._holds(form, str(form), partial(check_store, form))
 
     def _holds(self, form: BlockForm | StoreForm, name: str, test: Callable[[torch.device], None]) -> bool:
@@ -116,7 +117,7 @@ class Triton:
 
     def attention(self, q: Tensor, kv: KVView, lo: Sequence[int], hi: Sequence[int], scale: float) -> Tensor:
         """Attend with q [T, Hq, D] as `reference.attention` does -> [T, Hq, Dv] in q.dtype."""
-        op = self._op("attention") if self.keeps(kv) else reference.attention
+        op = self._op("attention") if self.keeps(kv, q.dtype) else reference.attention
         out: Tensor = op(q, kv, lo, hi, scale)
         return out
 
@@ -160,13 +161,23 @@ class Triton:
     def fuse_draft(self, layers: DeviceLayers, parts: DraftParts) -> DeviceDraft | None:
         """Return what makes all steps of a draft as one pass; None where the kernels do not read the blocks of a
         matrix, or cannot choose tokens, which is checked here."""
-        if why := check.failure(check_choice, self.device):
-            self.refused["choice"] = why
-            warnings.warn(self.sentence(), RuntimeWarning, stacklevel=2)
+        if not self._chooses():
             return None
         if not all(blocks is not None and self.reads(blocks.form) for blocks in parts.blocks):
             return None
         return DeviceDraft(layers, parts)
+
+    def _chooses(self) -> bool:
+        """Return whether the kernel that chooses drafted tokens holds; the first call checks that, and warns. It is not
+        among the `refused`: no text depends on it."""
+        with self._checking:
+            if self._choice_holds is None:
+                why = check.failure(check_choice, self.device)
+                self._choice_holds = not why
+                if why:
+                    said = f"drafts go step by step: the choice of a token failed its check ({why})"
+                    warnings.warn(said, RuntimeWarning, stacklevel=3)
+        return self._choice_holds
 
     best = staticmethod(reference.best)
     gumbel_candidates = staticmethod(reference.gumbel_candidates)

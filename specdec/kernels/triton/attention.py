@@ -34,7 +34,9 @@ _PROGRAMS = 128  # that keep a GPU at work
 _PIECE = 128  # columns, at the most
 _COLUMNS, _SPANS = 64, 16  # of a program that adds chunks
 
-_PARTS = {torch.bfloat16: 1, torch.int8: 1, torch.float16: 2, torch.float32: 3}  # of a number of a store
+# Of a number of a store, by its type.
+_PARTS = {torch.bfloat16: 1, torch.int8: 1, torch.float16: 2, torch.float32: 3}
+STORE_TYPES = tuple(_PARTS)
 
 
 def attention(q: Tensor, kv: KVView, first: Tensor, end: Tensor, scale: float) -> Tensor:
@@ -112,8 +114,9 @@ def _read(rows, there, WIDTH: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.cons
 
 
 @jit
-def _shares(top, other_top):
-    """Return the higher of two tops [R], and what weights below either of them are worth below it."""
+def _rescaled(top, other_top):
+    """Return the higher of two tops [R], and the factors of what was summed below either of them (online softmax, as in
+    FlashAttention, arXiv 2205.14135)."""
     highest = tl.maximum(top, other_top)
     base = tl.where(highest == -float("inf"), 0.0, highest)
     return highest, tl.exp2(top - base), tl.exp2(other_top - base)
@@ -227,7 +230,7 @@ def _attend(
                 else:
                     score = _turned_scores(
                         score, queries, v, weight, cos, sin, position, filled, PAIRS, WIDTH,
-                        PIECE_K, PIECES_K, max(PARTS, 2), PARTS_Q, PART,
+                        PIECE_K, PIECES_K, max(PARTS, 2), 1 if q.dtype.element_ty == tl.bfloat16 else PARTS_Q, PART,
                     )  # fmt: skip
                 for i in tl.static_range(2 * PIECES_K):
                     if i % PIECES_K * PIECE_K >= PAIRS:
@@ -236,7 +239,7 @@ def _attend(
                     score = score * tl.load(key_scale + slot, mask=filled, other=0.0)[None, :]
                 seen = there[:, None] & (position[None, :] >= low[:, None]) & (position[None, :] < high[:, None])
                 score = tl.where(seen, score * scale, -float("inf"))
-                top, before, _ = _shares(top, tl.max(score, axis=1))
+                top, before, _ = _rescaled(top, tl.max(score, axis=1))
                 weights = tl.exp2(score - tl.where(top == -float("inf"), 0.0, top)[:, None])
                 total = total * before + tl.sum(weights, axis=1)
                 if value_scale is not None:
@@ -245,7 +248,7 @@ def _attend(
                 for i in tl.static_range(2 * PIECES_V):
                     more += (add_product(found[i] * before[:, None], weights, v[i], max(PARTS, 2), PARTS, PART),)
                 found = more
-            unit_top, before, share = _shares(unit_top, top)
+            unit_top, before, share = _rescaled(unit_top, top)
             unit_total, unit_sums = _merged(unit_total, unit_sums, before, total, found, share, 2 * PIECES_V)
         nth = unit - low // size  # of the row's own units
         keep = there & (nth >= 0) & (unit * size < high)
@@ -293,13 +296,13 @@ def _combine(
                 unit_total = tl.load(tops + rows.to(tl.int64) * heads * units + unit_at, mask=there, other=0.0)
                 sum_at = sums + unit_at[:, None] * columns + column[None, :]
                 unit_sums = tl.load(sum_at, mask=there[:, None] & (column < columns)[None, :], other=0.0)
-                span_top, before, share = _shares(span_top, unit_top)
+                span_top, before, share = _rescaled(span_top, unit_top)
                 span_total, span_sums = _merged(span_total, span_sums, before, unit_total, (unit_sums,), share, 1)
             above = tl.max(span_top, axis=0)
             weights = tl.exp2(span_top - tl.where(above == -float("inf"), 0.0, above))
             more_total = tl.full([1], 0.0, tl.float32) + tl.sum(span_total * weights, axis=0)
             more = tl.sum(span_sums[0] * weights[:, None], axis=0)[None, :]
-            top, before_all, share_all = _shares(top, tl.full([1], 0.0, tl.float32) + above)
+            top, before_all, share_all = _rescaled(top, tl.full([1], 0.0, tl.float32) + above)
             total, found = _merged(total, found, before_all, more_total, (more,), share_all, 1)
     # a sum of nothing or of zeros may be -0.0 after other tiles
     total = tl.where(low < high, total, 1.0)

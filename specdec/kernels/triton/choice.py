@@ -3,7 +3,8 @@
 The noise is that of `specdec/engine/sampling.py`: a hash of key and token id, as float64. Float64 is slow on most GPUs,
 and who wins is mostly plain: sums in float32 name the blocks of scores where the winner can be, and only those are
 added in float64. A logarithm may round otherwise here than on the CPU. Where the best two sums are too close for that,
-the row says so (`sure`), and the CPU decides: so the choice is always the CPU's.
+`sure` is false, and only the CPU knows its choice. A captured draft takes what is chosen here: a near-tie may change a
+draft, and no text.
 
 Four kernels, each of which reads what the one before found of all blocks of its row: no two programs write to one
 place.

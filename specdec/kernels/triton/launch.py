@@ -18,19 +18,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-COUNTS = ("rows", "slots", "units", "chunks")
+COUNTS = ("rows", "slots", "units", "chunks", "outputs", "blocks", "count")
+POSITIONS = ("first", "end", "start")  # of rows: pointers into one tensor, 8 or 16 bytes apart by the number of rows
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 def jit(function: Callable[..., Any]) -> Any:
     """Make a kernel, or a part of kernels, of `function`.
 
-    Parameters with the names in COUNTS are no constants of the compiled kernel: rows come in every count, and stores in
-    many sizes. A kernel for each kind of count (one, multiples of 16, others) would cost time, and need not have the
-    same order of sums.
+    Parameters with the names in COUNTS are no constants of the compiled kernel: rows come in every count, stores and
+    matrices in many sizes. A kernel for each kind of count (one, multiples of 16, others) would cost time, and need not
+    have the same order of sums. Nor is one compiled for each alignment of POSITIONS, which are read number by number.
     """
-    names = [name for name in inspect.signature(function).parameters if name in COUNTS]
-    return triton.jit(function, do_not_specialize=names)
+    names = inspect.signature(function).parameters
+    return triton.jit(
+        function,
+        do_not_specialize=[name for name in names if name in COUNTS],
+        do_not_specialize_on_alignment=[name for name in names if name in POSITIONS],
+    )
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:

@@ -52,6 +52,7 @@ def _down(x, down, low, rows, columns, rank, scale, blocks, T: tl.constexpr):
 
 @jit
 def _up(low, up, out, rows, outputs, rank, T: tl.constexpr, N: tl.constexpr):
+    """Multiply T rows of low [rows, rank] by N rows of `up` into out [rows, outputs], rank by rank."""
     t = (tl.program_id(0) * T + tl.arange(0, T)).to(tl.int64)
     n = tl.program_id(1) * N + tl.arange(0, N)
     group = tl.minimum(n // 16, (outputs - 1) // 16).to(tl.int64)

@@ -103,6 +103,7 @@ def _rows(rows, width, R: tl.constexpr, P: tl.constexpr):
 
 @jit
 def _rms_norm(x, scale, out, rows, width, eps, WEIGHT: tl.constexpr, R: tl.constexpr, P: tl.constexpr):
+    """Norm R rows of x [rows, width] into out, in the type of x; a program for each R rows."""
     _row, column, at, mask = _rows(rows, width, R, P)
     wide = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
     wide = normed(wide, scale, column, width, eps, WEIGHT, R, P)
@@ -124,6 +125,7 @@ def _store_blocks(x, row, rows, width, values, scale, sums, R: tl.constexpr, P: 
 def _norm_quantise(
     x, weight, values, scale, sums, rows, width, eps, WEIGHT: tl.constexpr, R: tl.constexpr, P: tl.constexpr
 ):
+    """Norm R rows of x [rows, width], round them to its type and quantise them; a program for each R rows."""
     row, column, at, mask = _rows(rows, width, R, P)
     wide = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
     wide = rounded(normed(wide, weight, column, width, eps, WEIGHT, R, P), x.dtype.element_ty)
@@ -135,6 +137,8 @@ def _add_norm_quantise(
     residual, x, post, weight, scalar, added, values, scale, sums, rows, width, eps,
     POST: tl.constexpr, WEIGHT: tl.constexpr, SCALAR: tl.constexpr, R: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
+    """Add R rows of x [rows, width], normed with `post`, to `residual`, times `scalar`: store that as `added`, and what
+    `_norm_quantise` makes of it; a program for each R rows."""
     row, column, at, mask = _rows(rows, width, R, P)
     wide = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
     if POST:

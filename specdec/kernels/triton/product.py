@@ -19,7 +19,7 @@ from specdec.kernels.forms import BLOCK, BlockForm, table_numbers
 from specdec.kernels.triton.launch import INTERPRETED, jit, launch, rounded, tiles
 from specdec.kernels.triton.quantise import Quantised, quantise
 
-FORMS = frozenset(
+KERNEL_FORMS = frozenset(
     (
         BlockForm(4), BlockForm(4, minimum=True), BlockForm(5), BlockForm(5, minimum=True), BlockForm(8),
         BlockForm(4, table=True),
@@ -31,12 +31,12 @@ _DENSE = {"N": 64, "T": 32, "K": 32, "num_warps": 4, "num_stages": 3}
 
 
 def block_linear(x: Tensor, w: BlockTensor) -> Tensor:
-    """Multiply x [T, K] by packed weights of one of FORMS -> [T, N] in x.dtype."""
+    """Multiply x [T, K] by packed weights of one of KERNEL_FORMS -> [T, N] in x.dtype."""
     return block_product(quantise(x), w, x.dtype)
 
 
 def block_product(x: Quantised, w: BlockTensor, dtype: torch.dtype) -> Tensor:
-    """Multiply quantised activations [T, K] by packed weights of one of FORMS -> [T, N] in `dtype`."""
+    """Multiply quantised activations [T, K] by packed weights of one of KERNEL_FORMS -> [T, N] in `dtype`."""
     return _multiply(x, w, w, dtype, GATED=False, GELU=False)
 
 
@@ -177,6 +177,8 @@ def _product(
     BITS: tl.constexpr, MINIMUM: tl.constexpr, TABLE: tl.constexpr, UNIT: tl.constexpr,
     N: tl.constexpr, T: tl.constexpr, K: tl.constexpr, STAGES: tl.constexpr, GATED: tl.constexpr, GELU: tl.constexpr,
 ):  # fmt: skip
+    """Multiply T quantised rows by N rows of packed weights into out [rows, outputs], K blocks a step, in the blocks'
+    order; GATED: by two matrices, with the activation and the product of both. A program for each tile."""
     t = tl.program_id(0) * T + tl.arange(0, T)
     n = tl.program_id(1) * N + tl.arange(0, N)
     mask = t < rows
@@ -213,6 +215,8 @@ def _dense(
     x, w, bias, out, rows, outputs, columns,
     BIAS: tl.constexpr, WIDE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
+    """Multiply T rows of x [rows, columns] by N rows of w into out [rows, outputs], K columns a step; a program for
+    each tile."""
     t = tl.program_id(0) * T + tl.arange(0, T)
     n = tl.program_id(1) * N + tl.arange(0, N)
     from_x = x + t.to(tl.int64)[None, :] * columns

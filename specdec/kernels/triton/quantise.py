@@ -70,9 +70,10 @@ def store_quantised(whole, scale, total, values_at, scale_at, sums_at, mask):
 
 
 @jit
-def _quantise(x, values, scale, sums, rows, M: tl.constexpr):
+def _quantise(x, values, scale, sums, blocks, M: tl.constexpr):
+    """Quantise M of the `blocks` of 32 numbers that x has; a program for each M."""
     at = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
-    mask = at < rows
+    mask = at < blocks
     block = tl.load(x + at[:, None] * 32 + tl.arange(0, 32)[None, :], mask=mask[:, None], other=0.0)
     whole, step, total = quantised_blocks(block.to(tl.float32))
     store_quantised(whole, step, total, values + at * 32, scale + at, sums + at, mask)

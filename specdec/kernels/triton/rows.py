@@ -64,6 +64,7 @@ def _block_rows(
     ids, q, scale, minimum, table, out, outputs, blocks,
     BITS: tl.constexpr, MINIMUM: tl.constexpr, TABLE: tl.constexpr, UNIT: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
+    """Expand B blocks of one wanted row into out [T, 32 * blocks]; NaN where there is no such row."""
     row = tl.program_id(0).to(tl.int64)
     wanted = tl.load(ids + row)
     known = (wanted >= 0) & (wanted < outputs)
@@ -88,6 +89,7 @@ def _block_rows(
 
 @jit
 def _rope(x, cos, sin, out, heads, half, H: tl.constexpr, P: tl.constexpr):
+    """Rotate H heads of one row of x [T, heads, 2 * half] by cos and sin [T, 2 * half]."""
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * H + tl.arange(0, H)
     column = tl.arange(0, P)
@@ -107,9 +109,10 @@ def _rope(x, cos, sin, out, heads, half, H: tl.constexpr, P: tl.constexpr):
 
 
 @jit
-def _gated(gate, up, out, rows, GELU: tl.constexpr, M: tl.constexpr):
+def _gated(gate, up, out, count, GELU: tl.constexpr, M: tl.constexpr):
+    """Make M of the `count` numbers activation(gate) * up; a program for each M."""
     at = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
-    mask = at < rows
+    mask = at < count
     wide = tl.load(gate + at, mask=mask, other=0.0).to(tl.float32)
     other = tl.load(up + at, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + at, rounded(activated(wide, GELU) * other, out.dtype.element_ty), mask=mask)

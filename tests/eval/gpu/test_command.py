@@ -6,8 +6,10 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,13 @@ from rich.console import Console
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from eval.gpu import command
-from eval.gpu.checks import Checks, Finding
-from eval.gpu.report import BARS, bars_table, checks_table, differs, judge
+from eval.gpu.checks import Checks, Finding, _error
+from eval.gpu.report import BARS, bars_table, checks_table, differs, finite, judge
 from specdec import kernels
 
 
 def test_without_a_gpu_it_says_so_and_ends_with_2(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert command.main([]) == 2
@@ -33,6 +35,14 @@ def test_without_a_gpu_it_says_so_and_ends_with_2(
     assert said.out == "" and said.err == (
         "No GPU of NVIDIA's is here, which this measures; --interpret runs the checks on the CPU, in small\n"
     )
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    assert command.main([]) == 2
+    assert "install gcc" in capsys.readouterr().err
+    monkeypatch.setenv("CC", "cc")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    assert command.main([]) == 2
+    assert "install python3-dev" in capsys.readouterr().err
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert command.main(["--interpret"]) == 2
     assert "Triton is not installed" in capsys.readouterr().err
@@ -75,6 +85,37 @@ def test_what_was_checked_before_ctrl_c_is_kept(
     said = " ".join(capsys.readouterr().out.split())
     assert "no check was made" in said and "interrupted before anything was found" in said
     assert json.loads(file.read_text()) == kept
+
+
+def test_an_op_without_a_number_is_a_readable_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    nothing = Finding("rope", "4 heads of 32", _error(torch.tensor([float("nan")]), torch.ones(1)), 0.0, True)
+    monkeypatch.setattr(kernels, "choose", lambda choice: None)
+    monkeypatch.setattr("eval.gpu.checks.Checks", lambda device, small: [nothing, GOOD])
+    file = tmp_path / "gpu.json"
+    assert command.measure(True, 100.0, (), file) == 1
+    kept = json.loads(file.read_text())
+    assert [one["error"] for one in kept["checks"]] == [None, 0.0] and kept["checks_ok"] == 1
+    assert finite({"a": [float("inf"), 1.0], "b": (2, "c")}) == {"a": [None, 1.0], "b": [2, "c"]}
+
+
+def test_an_op_that_fails_costs_no_finding_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of resource: shared memory\nand more")
+
+    monkeypatch.setattr(kernels, "attention", fail)
+    found = list(Checks(torch.device("cpu"), small=True))
+    (bad,) = (one for one in found if not one.ok)
+    assert (bad.kernel, bad.what) == ("attention", "RuntimeError: out of resource: shared memory")
+    assert found[-1].kernel == "choice of a drafted token"
+
+
+def test_checks_end_where_the_others_need_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.gpu.checks.Checks", lambda device, small: [GOOD] * 5)
+    stages = command.Stages(1000.0, lambda name: None)
+    device = torch.device("cpu")
+    assert not stages.run("checks", 5, lambda: command._check(stages, device, False, -1.0))
+    assert len(stages.figures["checks"]) == 1 and "checks_ok" not in stages.figures
+    assert stages.run("checks", 5, lambda: command._check(stages, device, True, -1.0))
 
 
 def test_checks_are_a_table_with_the_worst_case_of_each_op() -> None:
@@ -153,7 +194,7 @@ def test_the_checks_hold_for_the_kernels_of_the_cpu() -> None:
     assert [one for one in found if not one.ok] == []
     assert {one.kernel for one in found} == {
         "block_linear", "block_rows", "dense_linear", "low_rank", "rms_norm", "gated", "rope", "attention",
-        "LayerStore.write", "choice of a drafted token",
+        "LayerStore.write (torch)", "choice of a drafted token",
     }  # fmt: skip
     assert any(one.error > 0 for one in found if one.kernel == "dense_linear"), "bfloat16 rounds"
 

@@ -140,6 +140,13 @@ def test_a_ring_that_wraps_has_the_bits_of_a_store_that_does_not(dtype: torch.dt
     assert torch.equal(found, attend(q, full, first, end))
 
 
+def test_each_row_has_room_for_as_many_units_as_it_sees() -> None:
+    kv, q = store(1, 130, 32, torch.float32), queries(3, 2, 32)  # a ring; six units of 32, the first and last in part
+    first, end = [127] * 3, [257, 256, 255]
+    expected = reference.attention(q, kv, first, end, SCALE)
+    torch.testing.assert_close(attend(q, kv, first, end), expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(("dtype", "alone"), [(torch.bfloat16, False), (torch.int8, False), (torch.bfloat16, True)])
 def test_what_no_row_sees_changes_nothing(dtype: torch.dtype, alone: bool) -> None:
     kv, q = store(2, 90, 32, dtype, alone=alone), queries(2, 4, 32)

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from specdec.engine.sampling import gumbel_argmax, noise_key
+from specdec.engine.sampling import gumbel, gumbel_argmax, noise_key
 from specdec.kernels import reference
 from tests.support.triton.here import DEVICE, best, choose
 
 pytestmark = pytest.mark.gpu
 
 ROWS = 24
+MASK = (1 << 64) - 1
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +32,16 @@ def keys_of(seeds: range) -> tuple[list[int], Tensor]:
     """Return noise keys of many seeds, and the same bits as int64."""
     keys = [noise_key(seed, 7 * seed) for seed in seeds]
     return keys, torch.tensor([key - (1 << 64) if key >> 63 else key for key in keys], dtype=torch.int64)
+
+
+def key_of_bits(token: int, bits: int) -> int:
+    """Return the key under which the hash of a token's id is `bits`: SplitMix64's steps, backwards."""
+    value = bits
+    for shift, multiplier in ((31, 0x94D049BB133111EB), (27, 0xBF58476D1CE4E5B9), (30, 1)):
+        for _ in range(3):  # as often as 64 has shifts
+            value = bits ^ (value >> shift)
+        value = bits = value * pow(multiplier, -1, 1 << 64) & MASK
+    return (value - token * 0x9E3779B97F4A7C15) & MASK
 
 
 def chosen(x: Tensor, keys: Tensor | None, *options: Tensor | None) -> tuple[list[int], list[float], list[bool]]:
@@ -86,6 +97,29 @@ def test_the_largest_is_the_first_of_equals_and_a_nan_wins() -> None:
         assert index == wanted
         assert top == value or (top != top and value != value)
     assert all(sure)
+
+
+def test_a_score_far_below_wins_with_the_largest_noise() -> None:
+    x = torch.zeros(1, 300, dtype=torch.float32)
+    x[0, 3] = 30.0
+    key = key_of_bits(200, MASK)  # 36.7
+    noise = gumbel(key, torch.tensor([3, 200], dtype=torch.int64))
+    assert float(noise[1]) > 36 and float(noise[0]) < 6
+    bits = torch.tensor([key - (1 << 64) if key >> 63 else key], dtype=torch.int64)
+    assert chosen(x, bits)[0] == [200]
+
+
+def test_sums_that_float32_does_not_tell_apart_are_told_apart() -> None:
+    keys, bits = keys_of(range(ROWS))
+    x = torch.full((ROWS, 300), -50.0, dtype=torch.float32)
+    gaps = []
+    for row, key in zip(x, keys, strict=True):
+        low, high = gumbel(key, torch.tensor([5, 250], dtype=torch.int64)).tolist()
+        row[5], row[250] = 0.0, low - high
+        gaps.append(abs(low - high - float(row[250])))
+    assert 0 < max(gaps) < 1e-6
+    wanted = [gumbel_argmax(row, float(row.max()), key) for row, key in zip(x, keys, strict=True)]
+    assert {*wanted} == {5, 250} and chosen(x, bits)[0] == wanted
 
 
 def test_rows_without_a_largest_number_get_no_noise() -> None:

@@ -22,7 +22,7 @@ ROUNDED = {"dense", "attend", "likely", "exact"}
 SHARED = 99 * 1024  # bytes of a program, in GPUs that people have at home
 
 
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", [80, 90, 120])
 def test_kernels_compile_and_nothing_is_fused_or_flushed(arch: int, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(

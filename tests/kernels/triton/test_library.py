@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -227,8 +228,9 @@ def test_stores_whose_kernels_fail_their_check_are_torchs_and_said_once(monkeypa
     assert kernels.invariant(DEVICE) is False
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        kernels.meet_stores(DEVICE, lambda: (there, None))
-        assert not library.keeps(there) and library.keeps(KVView(there.values[..., :64], there.values[..., :64]))
+        kernels.meet_stores(DEVICE, lambda: (there, None), torch.float32)
+        small = KVView(there.values[..., :64], there.values[..., :64])
+        assert not library.keeps(there, torch.float32) and library.keeps(small, torch.float32)
     assert library.arithmetic.endswith(" without float32 stores of 80 columns")
 
 
@@ -249,13 +251,19 @@ def test_drafts_go_step_by_step_where_a_choice_fails_its_check(monkeypatch: pyte
         raise RuntimeError("no float64")
 
     monkeypatch.setattr("specdec.kernels.triton.check_choice", fail)
-    monkeypatch.setattr(Triton, "__init__", lambda self: vars(self).update(device=DEVICE, refused={}))
-    library, w = Triton(), packed(20, 64, Kind(4))
+    package = import_module("specdec.kernels.triton")
+    unchecked = {name: (*ops, lambda device: None) for name, (*ops, _) in package._OPS.items()}
+    monkeypatch.setattr(package, "_OPS", unchecked)
+    library, w = Triton(DEVICE), packed(20, 64, Kind(4))
     layers: Any = None
     matrix = Matrix(w)
     parts = DraftParts(pre=matrix, post=matrix, head=matrix, embedding=w, embed_scale=1.0, ids=None, fuse=None, eps=0.0)
-    with pytest.warns(RuntimeWarning, match=r"choice \(RuntimeError: no float64\)"):
+    with pytest.warns(RuntimeWarning, match=r"failed its check \(RuntimeError: no float64\)"):
         assert library.fuse_draft(layers, parts) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert library.fuse_draft(layers, parts) is None, "checked and said once"
+    assert library.refused == {}, "no text depends on it"
 
 
 def test_a_number_that_is_none_is_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,8 @@ def main(arch: int) -> None:
         product.block_linear(few.bfloat16(), packed(64, 128, kind))
     w = packed(64, 128, Kind(4))
     product.block_linear(many, w)
-    product.gated_product(quantise.quantise(few), w, w, "gelu_tanh", torch.float32)
+    for x in (few, many):
+        product.gated_product(quantise.quantise(x), w, w, "gelu_tanh", torch.bfloat16)
     rows.block_rows(torch.zeros(3, dtype=torch.int64), w, torch.bfloat16)
     for dtype in (torch.float32, torch.bfloat16):
         product.dense_linear(many.to(dtype), many.to(dtype))
@@ -81,10 +82,12 @@ def main(arch: int) -> None:
     low_rank.low_rank(few, pack_low_rank(zeros(8, 128), zeros(64, 8), 0.5))
     for view in views():
         width = view.key_width
-        q, k = zeros(3, 16, width), zeros(3, view.kv_heads, width)
+        dtype = torch.float32 if view.values.dtype is torch.float32 else torch.bfloat16
+        q, k = zeros(3, 16, width).to(dtype), zeros(3, view.kv_heads, width).to(dtype)
         bounds, position = torch.zeros(3, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
         attention.attention(q, view, bounds, bounds, 1.0)
-        append.norm_rope_append(view, position, q, k, k, q[0, 0], k[0, 0], 1e-6, q[:, 0], q[:, 0], norm_values=True)
+        turns = zeros(3, width)
+        append.norm_rope_append(view, position, q, k, k, q[0, 0], k[0, 0], 1e-6, turns, turns, norm_values=True)
     choice.choose(zeros(3, 5000), bounds, torch.zeros(5000, dtype=torch.int64), bounds > 0)
 
 
@@ -93,7 +96,9 @@ def views() -> Iterator[KVView]:
     ring, full, table = zeros(8, 1087, 256), zeros(1, 2048, 512), zeros(2048, 64)
     yield KVView(ring.bfloat16(), ring.bfloat16())
     yield KVView(ring.char(), ring.char(), ring[:, :, 0], ring[:, :, 0])
-    yield KVView(None, full.bfloat16(), key_from_value=KeyFromValue(full[0, 0], table, table))
+    made = KeyFromValue(full[0, 0].bfloat16(), table, table)
+    yield KVView(None, full.bfloat16(), key_from_value=made)
+    yield KVView(None, full.char(), value_scale=full[:, :, 0], key_from_value=made)
     yield KVView(ring[:, :, :64].contiguous(), ring[:, :, :64].contiguous())
 
 

@@ -28,10 +28,12 @@ __all__ = [
 
 if INTERPRETED:
     patch_once()
-DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+DEVICE = torch.device("cpu") if INTERPRETED else torch.device("cuda", torch.cuda.current_device())
 ROWS = (1, 2, 3, 5, 8, 16, 17, 33)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-READ = [kind for kind in KINDS if packed(16, 32, kind).form in product.FORMS]  # by a kernel; the others are expanded
+READ = [
+    kind for kind in KINDS if packed(16, 32, kind).form in product.KERNEL_FORMS
+]  # by a kernel; the others are expanded
 EXPANDED = [kind for kind in KINDS if kind not in READ]
 
 

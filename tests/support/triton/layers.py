@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specdec.kernels.triton.passes.graphs import CUDACapture, Graphs
 from specdec.kernels.triton.passes.layers import DeviceLayers
-from specdec.kernels.triton.product import FORMS
+from specdec.kernels.triton.product import KERNEL_FORMS
 from specdec.model.decoder import Decoder
 from specdec.model.experts import Experts
 from specdec.model.stack import Layer, Linear, Stack
@@ -30,7 +30,13 @@ def passes_of(stack: Stack, graphs: Graphs) -> DeviceLayers:
     """Let `stack` make its passes at once, whatever kernels are in use on the CPU."""
     layers = stack.layers
     passes = DeviceLayers(
-        layers, stack.stores, stack.norm, lambda: True, lambda form: form in FORMS, lambda view: True, graphs
+        layers,
+        stack.stores,
+        stack.norm,
+        lambda: True,
+        lambda form: form in KERNEL_FORMS,
+        lambda view, rows: True,
+        graphs,
     )
     stack._fused = passes
     return passes

@@ -69,8 +69,8 @@ class DeviceDraft:
 
         inputs = (numbers, factors, state, *aux, *to_tensors(spans, [StoreRows(1, views, 0)], state.device))
         reads = [self, *(view for view in views if view is not None)]
-        tokens, shares = layers.graphs.run("draft", steps, reads, inputs, launches, layers.capturable)
-        return tokens.tolist(), shares.tolist()
+        tokens, probabilities = layers.graphs.run("draft", steps, reads, inputs, launches, layers.capturable)
+        return tokens.tolist(), probabilities.tolist()
 
     def _first(self, state: Tensor, aux: Sequence[Tensor]) -> Tensor:
         """Return the state [1, backbone hidden] that a draft begins with."""
@@ -85,7 +85,7 @@ class DeviceDraft:
         """Return `steps` tokens int64 [steps], and the head's probability of each, float32 [steps]. `numbers`: the
         newest token and, of a sampled draft, the key of each one's noise; `factors` [2] multiply the logits that
         probabilities are of, and those that the noise is added to."""
-        token, made, shares = numbers[:1], [], []
+        token, made, probabilities = numbers[:1], [], []
         sampled = len(numbers) > 1
         for step in range(steps):
             embedded = block_rows(token, self._embedding, hidden.dtype)  # [1, backbone hidden]
@@ -97,12 +97,12 @@ class DeviceDraft:
                 index = choose(logits * factors[1], numbers[1 + step : 2 + step], self._parts.ids).winner  # [1]
             else:
                 index = logits.argmax(dim=-1)
-            shares.append((logits * factors[0]).softmax(dim=-1)[0, index])  # [1]
+            probabilities.append((logits * factors[0]).softmax(dim=-1)[0, index])  # [1]
             token = index if self._parts.ids is None else self._parts.ids[index]
             made.append(token)
             if step + 1 < steps:
                 hidden = _times(x, self._parts.post)
-        return torch.cat(made), torch.cat(shares)
+        return torch.cat(made), torch.cat(probabilities)
 
 
 def _times(x: Tensor, matrix: Matrix) -> Tensor:

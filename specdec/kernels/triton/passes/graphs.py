@@ -3,13 +3,14 @@
 A pass of a 12B model is more than six hundred launches, and Python is expected to take longer to make them than a GPU
 to run them. A pass that comes back is therefore captured: the same launches, at the same addresses, in one call. A pass
 comes back when it has the same key (its number of rows, say) and reads the same stores; a store that grows, or goes,
-takes its graphs with it. What differs from pass to pass, the inputs, is copied to where the captured launches read it.
+takes its graphs with it. So each text has graphs of its own. What differs from pass to pass, the inputs, is copied to
+where the captured launches read it.
 What is not captured, or not yet, runs the same launches one by one, to the same bits.
 
 The first pass of a key runs as it is. Before the capture the launches run once more, over the static inputs: kernels
 are compiled and loaded then, also those that Triton makes for other alignments, which no capture allows. So what
 launches do twice must be what they do once: a row may be written to its slot, and nothing added up. Left out: passes
-with more than MOST_ROWS rows, for which launches are the smaller part.
+with more than MOST_ROWS rows, prompts above all; whether their launches or the GPU take longer, nobody has measured.
 """
 
 from __future__ import annotations
@@ -88,10 +89,15 @@ class Graphs:
             self.counts[f"{what} replayed"] += 1
             return tuple(out.clone() for out in found.outputs)
 
+    def forget_gone(self) -> None:
+        """Drop the passes whose stores are gone, and their memory."""
+        with self._lock:
+            while self._gone:
+                self._passes.pop(self._gone.pop(), None)
+
     def _known(self, key: object, reads: Sequence[object]) -> _Pass | None:
         """Return the pass of `key`, or note that it was there, and return None."""
-        while self._gone:  # before the key is looked for: another object may have the place of one that is gone
-            self._passes.pop(self._gone.pop(), None)
+        self.forget_gone()  # before the key is looked for: another object may have the place of one that is gone
         if (found := self._passes.get(key)) is not None:
             self._passes.move_to_end(key)
             return found
@@ -111,7 +117,7 @@ class Graphs:
             with _current(device):
                 launches(static)
                 replay, outputs = self._capture(lambda: launches(static))
-        except RuntimeError as error:  # out of memory, or a launch that cannot be captured
+        except Exception as error:  # out of memory, a launch that cannot be captured, a kernel that does not compile
             self.refused = str(error).strip().partition("\n")[0]
             self._passes.clear()  # none of them is replayed any more, and their memory is wanted
             warnings.warn(f"passes are not captured any more: {self.refused}", stacklevel=2)
@@ -147,7 +153,8 @@ class CUDACapture:
     between inputs and outputs: they are replayed one after the other."""
 
     def __init__(self) -> None:
-        self._shared: dict[tuple[int, int], tuple[Any, Any]] = {}  # by device and stream: memory, what captures
+        # by device and stream: memory, what captures, and the graphs that are there
+        self._shared: dict[tuple[int, int], tuple[Any, Any, weakref.WeakSet[Any]]] = {}
 
     def __call__(self, run: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
         """Return what replays the launches of `run`, and the outputs."""
@@ -155,8 +162,11 @@ class CUDACapture:
         place = device, _stream(torch.device("cuda", device))
         if place not in self._shared:  # a stream of that device: the one that torch would take is the first device's
             make_stream: Any = torch.cuda.Stream  # which has no types
-            self._shared[place] = torch.cuda.graph_pool_handle(), make_stream(device)
-        pool, stream = self._shared[place]
+            self._shared[place] = torch.cuda.graph_pool_handle(), make_stream(device), weakref.WeakSet()
+        pool, stream, graphs = self._shared[place]
+        if not graphs:  # torch refuses memory of which all graphs are gone, where it has not given it back yet
+            pool = torch.cuda.graph_pool_handle()
+            self._shared[place] = pool, stream, graphs
         graph = torch.cuda.CUDAGraph()
         # After a capture that failed, torch would leave its stream the current one. Only this thread's calls count:
         # another one may copy a picture to the device meanwhile.
@@ -165,4 +175,5 @@ class CUDACapture:
             torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
         ):
             outputs = run()
+        graphs.add(graph)
         return graph.replay, outputs

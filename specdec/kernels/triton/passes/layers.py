@@ -21,7 +21,7 @@ from specdec.kernels.forms import BlockForm
 from specdec.kernels.layers import LayerWeights, Span, StoreRows, Views
 from specdec.kernels.store import KVView
 from specdec.kernels.triton.append import norm_rope, norm_rope_append
-from specdec.kernels.triton.attention import attention
+from specdec.kernels.triton.attention import STORE_TYPES, attention
 from specdec.kernels.triton.norm import add_norm_quantise, norm_quantise, rms_norm
 from specdec.kernels.triton.passes.graphs import MOST_ROWS, Graphs
 from specdec.kernels.triton.passes.places import Places, from_tensors, to_tensors
@@ -29,7 +29,6 @@ from specdec.kernels.triton.product import block_product, gated_product
 from specdec.kernels.triton.quantise import Quantised
 from specdec.kernels.triton.rows import gated
 
-STORE_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 Reads = Callable[[BlockForm], bool]
 
 
@@ -101,12 +100,12 @@ class DeviceLayers:
         norm: Tensor,
         in_use: Callable[[], bool],
         reads: Reads,
-        keeps: Callable[[KVView], bool],
+        keeps: Callable[[KVView, torch.dtype], bool],
         graphs: Graphs,
     ) -> None:
         """Take `layers`, the store that each reads, by number, and the weight [hidden] of the norm after the last.
         `in_use()`: whether Triton's kernels run there now; `reads(form)`: whether they read blocks of a form;
-        `keeps(view)`: whether they read and write stores like that one."""
+        `keeps(view, rows)`: whether they read and write stores like that one, for rows of that type."""
         self.layers = tuple(DeviceLayer.of(layer, reads) for layer in layers)
         self.stores, self.norm, self.graphs = tuple(stores), norm, graphs
         self.kinds = tuple(dict.fromkeys(layer.spec.kind for layer in layers))
@@ -127,7 +126,7 @@ class DeviceLayers:
         dtype = next(view for view in views if view is not None).values.dtype
         if dtype not in self._kept:
             known = dtype in STORE_TYPES
-            self._kept[dtype] = known and all(self._keeps(view) for view in views if view is not None)
+            self._kept[dtype] = known and all(self._keeps(view, self.norm.dtype) for view in views if view is not None)
         return self._kept[dtype]
 
     def __call__(
@@ -179,7 +178,6 @@ class DeviceLayers:
         tensors = to_tensors({kind: spans[kind] for kind in self.kinds}, texts, x.device)
         tensors = tuple(tensor.to(x.device, non_blocking=True) for tensor in tensors)
         places = from_tensors(self.kinds, [(text.rows, text.views) for text in texts], tensors)
-        self.graphs.counts["pass eager"] += 1
         return DevicePiece(self, x, places, extra)
 
     def one(self, number: int, x: Tensor, places: Places, extra: Tensor | None, work: Work) -> Tensor:

@@ -23,7 +23,7 @@ class DeviceSpan:
 
 
 @dataclass(frozen=True)
-class TextRows:
+class DeviceStoreRows:
     """Name the rows of one text among those of a pass, its stores, and the position int64 [1] of its first row."""
 
     rows: slice
@@ -36,7 +36,7 @@ class Places:
     """Place the rows of a pass: for layers of each kind, and in the stores of each text."""
 
     spans: Mapping[str, DeviceSpan]
-    texts: tuple[TextRows, ...]
+    texts: tuple[DeviceStoreRows, ...]
 
 
 def to_tensors(spans: Mapping[str, Span], texts: Sequence[StoreRows], device: torch.device) -> tuple[Tensor, ...]:
@@ -57,7 +57,7 @@ def from_tensors(kinds: Sequence[str], views: Sequence[tuple[int, Views]], tenso
     parts = iter(torch.split(whole, [rows] * 2 * len(kinds) + [1] * len(views)))
     turns = iter(turned)
     spans = {kind: DeviceSpan(next(turns), next(turns), next(parts), next(parts)) for kind in kinds}
-    return Places(spans, tuple(TextRows(part, view, next(parts)) for part, view in _slices(views)))
+    return Places(spans, tuple(DeviceStoreRows(part, view, next(parts)) for part, view in _slices(views)))
 
 
 def _slices(views: Sequence[tuple[int, Views]]) -> Iterator[tuple[slice, Views]]:

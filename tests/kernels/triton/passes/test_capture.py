@@ -18,6 +18,13 @@ def one() -> tuple[Tensor, ...]:
     return (torch.ones(1, dtype=torch.float32),)
 
 
+class Graph:
+    """A graph that does nothing."""
+
+    def replay(self) -> None:
+        """Do nothing."""
+
+
 class Device:
     """What `CUDACapture` asks of CUDA: devices with streams, of which each thing that is done is told."""
 
@@ -29,7 +36,7 @@ class Device:
         monkeypatch.setattr(torch.cuda, "current_device", lambda: self.number)
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: f"pool {next(made)}")
         monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"stream {next(made)} of {device}")
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
         streams = self.streams
         monkeypatch.setattr(
             torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=hash(streams[device.index]))
@@ -55,14 +62,28 @@ class Device:
 
 def test_a_graph_is_captured_on_a_stream_of_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
     device, capture = Device(monkeypatch), CUDACapture()
+    kept = []  # what replays a graph has it
     for device.number in (0, 1, 0):
-        assert torch.equal(capture(one)[1][0], one()[0])
+        kept.append(capture(one))
+        assert torch.equal(kept[-1][1][0], one()[0])
     first, second, again = device.captured
     assert first == again and first[2].endswith("of 0") and second[2].endswith("of 1")
     assert first[1] != second[1], "memory is one device's"
     device.streams[0] = "another of the caller's"
     capture(one)
     assert device.captured[3][0] == 0 and device.captured[3][1] != first[1], "two streams may replay at once"
+
+
+def test_memory_of_which_all_graphs_are_gone_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, capture = Device(monkeypatch), CUDACapture()
+    first, second = capture(one), capture(one)
+    del first
+    third = capture(one)
+    del second, third
+    capture(one)
+    pools = [pool for _, pool, _ in device.captured]
+    assert pools[0] == pools[1] == pools[2] != pools[3]
+    assert len({stream for *_, stream in device.captured}) == 1
 
 
 def test_after_a_capture_that_failed_the_callers_stream_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:

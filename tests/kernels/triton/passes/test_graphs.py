@@ -168,6 +168,60 @@ def test_what_was_captured_in_inference_mode_is_replayed_in_any() -> None:
     assert graphs.counts["pass replayed"] == 2
 
 
+def test_each_stream_has_graphs_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs, store = Graphs(Recorder()), Store(0)
+    for stream in (1, 2):
+        monkeypatch.setattr("specdec.kernels.triton.passes.graphs._stream", lambda device, stream=stream: stream)
+        for _ in range(2):
+            write(graphs, store, numbers(1, 1, 1))
+    assert graphs.counts == {"pass eager": 2, "pass captured": 2, "pass replayed": 2}
+
+
+def test_launches_run_once_more_before_they_are_captured() -> None:
+    """Triton may have to compile for the inputs' new addresses, which no capture allows."""
+    made: list[str] = []
+
+    class Told(Recorder):
+        def __call__(self, run: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
+            made.append("capture")
+            return super().__call__(run)
+
+    def launches(inputs: Tensors) -> Tensors:
+        made.append("launch")
+        return (inputs[0] + 1,)
+
+    graphs, store = Graphs(Told()), Store(0)
+    for _ in range(2):
+        graphs.run("pass", "key", [store], (numbers(1),), launches, True)
+    assert made[:4] == ["launch", "launch", "capture", "launch"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), AttributeError("no such kernel"), OSError("ptxas")])
+def test_whatever_a_capture_raises_leaves_the_launches(error: Exception) -> None:
+    def fail(run: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
+        raise error
+
+    graphs, store = Graphs(fail), Store(0)
+    write(graphs, store, numbers(1, 1, 1))
+    with pytest.warns(UserWarning, match="not captured any more"):
+        assert write(graphs, store, numbers(1, 1, 1)) == [1, 1, 1]
+
+
+def test_graphs_of_stores_that_are_gone_are_dropped_when_asked_for() -> None:
+    class Once(Recorder):
+        def __call__(self, run: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
+            return (lambda: None), super().__call__(run)[1]
+
+    graphs, store = Graphs(Once()), Store(0)
+    for _ in range(2):
+        write(graphs, store, numbers(1, 1, 1))
+    del store
+    gc.collect()
+    assert len(graphs) == 1
+    graphs.forget_gone()
+    assert len(graphs) == 0
+
+
 def test_inputs_of_another_type_are_another_pass() -> None:
     graphs, store = Graphs(Recorder()), Store(0)
     for x in (numbers(1, 2, 3), numbers(1.0001, 2, 3).double()):

@@ -100,7 +100,7 @@ def test_stores_that_the_kernels_cannot_keep_are_gone_through_op_by_op() -> None
     passes = decoder.stack.fused
     assert isinstance(passes, DeviceLayers)
     widths = {view.value_width for view in decoder.new_cache().views if view is not None}
-    passes._keeps = lambda view: view.value_width != max(widths)
+    passes._keeps = lambda view, rows: view.value_width != max(widths)
     found = run(decoder, ids, [4, 5])
     assert graphs.counts == {}, "nothing was a pass of the GPU's"
     expected = run(device_decoder("gemma4", "int8", (1, 2)), ids, [9])
