@@ -77,7 +77,7 @@ def plan(asked: Asked, json_file: Path | None) -> int:
     verdict = "fits into" if fits else "does not fit into"
     console.print(f"{verdict} {source}, {budget / 1e9:.2f} GB" + ("" if fits else _missing(needs.total, budget)))
     if not fits:
-        console.print(_advice(asked, program, budget))
+        console.print(_advice(asked, program, budget, needs.total))
     console.print(_longest(longest, spec.max_positions))
     record: dict[str, Any] = {
         "command": "plan",
@@ -109,31 +109,33 @@ def _missing(total: int, budget: int) -> str:
     return f": {(total - budget) / 1e9:.2f} GB are missing"
 
 
-def _advice(asked: Asked, program: int, budget: int) -> str:
-    """Say which options would make it fit, those first that cost least, or that none would."""
-    words, least = list[str](), 0
-    changes: list[tuple[str, bool, Callable[[Asked], Asked]]] = [
-        ("--kv-dtype int8", asked.kv_dtype != "int8", lambda one: replace(one, kv_dtype="int8")),
-        ("--quantize int4", asked.quantize not in ("int4", "int4-all"), lambda one: replace(one, quantize="int4")),
-        ("--drafter none", asked.drafter != "none", lambda one: replace(one, drafter="none")),
+def _advice(asked: Asked, program: int, budget: int, least: int) -> str:
+    """Say which options would make it fit, those first that cost least, or that none would. `least`: the bytes that it
+    takes as asked for."""
+    words = dict[str, str]()
+    changes: list[tuple[str, str, Callable[[Asked], Asked]]] = [
+        ("--kv-dtype", "int8", lambda one: replace(one, kv_dtype="int8")),
+        ("--quantize", "int4", lambda one: replace(one, quantize="int4")),
+        ("--drafter", "none", lambda one: replace(one, drafter="none")),
+        ("--quantize", "int4-all", lambda one: replace(one, quantize="int4-all")),
     ]
-    for word, differs, change in changes:
-        if not differs:
-            continue
+    for option, word, change in changes:
         other = change(asked)
         try:
             total = plan_memory(other, program).needs(other.context, other.kv_dtype, budget).total
         except ValueError:  # a file that is quantised already takes no other quantisation
             continue
-        if least and total >= least:
+        if total >= least:
             continue
-        asked, least = other, total
-        words.append(word)
+        asked, least, words[option] = other, total, word
         if total <= budget:
-            return f"would fit with {' '.join(words)}: {total / 1e9:.2f} GB"
+            break
+    found = " ".join(f"{option} {word}" for option, word in words.items())
+    if least <= budget:
+        return f"would fit with {found}: {least / 1e9:.2f} GB"
     if not words:
-        return "nothing but a shorter --context or a smaller model takes less"
-    return f"not even with {' '.join(words)}: {least / 1e9:.2f} GB; shorten --context, or take a smaller model"
+        return "shorten --context, or take a smaller model: no --kv-dtype, --quantize or --drafter takes less"
+    return f"not even with {found}: {least / 1e9:.2f} GB; shorten --context, or take a smaller model"
 
 
 def plan_memory(asked: Asked, program: int) -> Planner:

@@ -77,7 +77,7 @@ def load(
     drafter: DrafterLike = "auto",
     dtype: torch.dtype | str | None = None,
     quantize: Quantize = None,
-    device: torch.device | str | None = None,
+    device: torch.device | str | int | None = None,
     kv_dtype: torch.dtype | str | None = None,
     memory_budget: int | str | None = None,
     remember: bool = False,
@@ -99,8 +99,9 @@ def load(
         quantize: "int4" (4 bits, the vocabulary in 8 bits), "int4-all" or "int8" quantise what a checkpoint has in
             floats while it streams in (matrices that were trained for 4 bits take 4 bits with their own steps); "none"
             expands a quantised checkpoint to `dtype`; None keeps weights as they are stored.
-        device: "cpu", "cuda", "mps"; None: CUDA where there is a GPU for it, else the CPU, on a Mac too. Where torch
-            computes on a GPU (docs/gpu.md), a drafted text may differ from the plain one where two tokens nearly tie.
+        device: "cpu", "cuda", "cuda:1" (or 1) for the second, "mps"; None: CUDA where there is a GPU for it, else the
+            CPU, on a Mac too. Where torch computes on a GPU (docs/gpu.md), a drafted text may differ from the plain one
+            where two tokens nearly tie.
         kv_dtype: the type in which the cache keeps K and V: "float32", "bfloat16", "float16" or "int8"; None: `dtype`.
             Attention reads rounded K and V, so another type may give another text; drafting never does.
         memory_budget: bytes, or text like "9GB", that this process may take in all; of a GPU's memory where the model
@@ -124,7 +125,8 @@ def load(
     one whose experts do not fit in memory.
 
     A warning appears once in a process where weights in blocks are on the CPU and their native kernels are missing,
-    stale or broken, and where a model is on a CUDA device and Triton's kernels cannot compute there.
+    stale or broken, and where a model is on a CUDA device and Triton's kernels cannot compute there; and at each load
+    where Triton's interpreter computes.
 
     Raises:
         ValueError: nothing is at `name_or_path`, the architecture is not supported, the file is damaged, or tensors

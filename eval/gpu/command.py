@@ -113,9 +113,15 @@ def measure(interpret: bool, seconds: float, models: Sequence[str], json_file: P
             torch.cuda.empty_cache()  # what torch keeps of tensors that are gone is no other stage's
 
     stages = Stages(seconds, lambda name: console.print(f"{name} ..."), clean=clean)
-    stages.run("checks", 5, lambda: _check(stages, device, interpret, seconds * CHECKING))
+    stages.run("checks", 5, lambda: _check(stages, device, interpret, seconds * (1 - CHECKING)))
     if not interpret:
         _on_the_device(stages, device, in_use, models)
+    out = Terminal(highlight=False)
+    if stages.interrupted and not stages.figures.get("checks"):
+        out.print(
+            "interrupted before anything was found" + ("" if json_file is None else f"; {json_file} is not written")
+        )
+        return INTERRUPTED
     record = {
         "command": "gpu",
         "interpreted": interpret,
@@ -127,7 +133,6 @@ def measure(interpret: bool, seconds: float, models: Sequence[str], json_file: P
         **stages.figures,
         "bars": judge(stages.figures),
     }
-    out = Terminal(highlight=False)
     for one in stages.stages:
         if one["error"]:
             out.print(f"{one['stage']}: {one['error']}", style="red", markup=False)
@@ -145,31 +150,24 @@ def measure(interpret: bool, seconds: float, models: Sequence[str], json_file: P
         out.print(checks_table(checks))
     found = f"{sum(one['ok'] for one in checks)} of {len(checks)} checks hold" if checks else "no check was made"
     out.print(f"{found}{'' if 'checks_ok' in record else ', others are missing'}; kernels: {kernels.active(device)}")
-    if stages.interrupted and not checks:
-        out.print(
-            "interrupted before anything was found" + ("" if json_file is None else f": {json_file} is not written")
-        )
-        return INTERRUPTED
     put_record(json_file, finite(record))
     if stages.interrupted:
         return INTERRUPTED
     return DIFFERS if differs(record) else 0
 
 
-def _check(stages: Stages, device: torch.device, small: bool, seconds: float) -> dict[str, Any]:
+def _check(stages: Stages, device: torch.device, small: bool, others: float) -> dict[str, Any]:
     """Check every op on `device`; `small`: in small shapes. Each finding is among the figures at once. Raises
-    TimeoutError after about `seconds`."""
+    TimeoutError where a check would begin when only `others` seconds are left, which the other stages need."""
     from eval.gpu.checks import Checks
 
     found: list[dict[str, Any]] = []
     stages.figures["checks"] = found
-    console, began = Terminal(stderr=True), time.monotonic()
+    console = Terminal(stderr=True)
     with console.status("") as shown:
-        for one in Checks(device, small):
+        for one in Checks(device, small, lambda: small or stages.left > others):
             found.append(one.to_dict())
             shown.update(Text(f"{len(found)}: {one.kernel}, {one.what}"))
-            if not small and time.monotonic() - began > seconds:
-                raise TimeoutError(f"left out after {seconds:.0f} seconds; what was compiled is kept: run it again")
     return {"checks_ok": sum(one["ok"] for one in found)}
 
 
@@ -199,8 +197,6 @@ def _on_the_device(stages: Stages, device: torch.device, in_use: int | None, nam
         from eval.gpu.full_size import NAME
         from eval.gpu.transformers_speed import transformers_figures
 
-        models.clear()
-        gc.collect()
         return transformers_figures(NAME, figures["plain_tokens_per_second"], figures["prefill_tokens_per_second"])
 
     if stages.run("bandwidth", 5, bandwidth):
@@ -210,6 +206,7 @@ def _on_the_device(stages: Stages, device: torch.device, in_use: int | None, nam
         stages.run("prefill", 20, lambda: models[0].prefill())
         stages.run("decoding", 30, lambda: models[0].decoding())
         stages.run("memory", 15, lambda: models[0].memory(in_use))
+    models.clear()  # other processes need its memory
     _compare_texts(stages, device, named)
     if "plain_tokens_per_second" in figures and "prefill_tokens_per_second" in figures:
         stages.run("transformers in bfloat16", 60, plain)
@@ -276,9 +273,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _why_not_compiled() -> str:
     """Say why Triton could not build what talks to the driver, which it does at the first kernel; "" where it can."""
-    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")):
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "No C compiler is here, with which Triton builds what talks to the driver: install gcc"
-    header = Path(sysconfig.get_path("include")) / "Python.h"
+    scheme = sysconfig.get_default_scheme()  # Debian's own has no headers, and Triton takes the other one
+    header = Path(sysconfig.get_path("include", "posix_prefix" if scheme == "posix_local" else scheme)) / "Python.h"
     if not header.is_file():
         return f"{header} is missing, which Triton needs to talk to the driver: install python3-dev, or python3-devel"
     return ""

@@ -38,8 +38,8 @@ def amount(text: str) -> int:
 
     try:
         found = parse_bytes(text)
-    except ValueError:
-        found = 0
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is no amount; write it like 64MB")
     return found

@@ -312,6 +312,6 @@ def parse_bytes(amount: int | str) -> int:
     if found is None:
         raise ValueError(f"{amount!r} is not an amount of memory; write it like '16GB'")
     number, unit, binary = float(found[1]), (found[2] or "").upper(), bool(found[3])
-    if str(amount).strip().isdigit() and not isinstance(amount, int) and 0 < number < _FEWEST:
+    if isinstance(amount, str) and "B" not in amount.upper() and not unit and 0 < number < _FEWEST:
         raise ValueError(f"{amount!r} is {number:g} bytes; write it with a unit, like '{number:g}GB'")
     return int(number * (1024 ** _UNITS.index(unit) if binary else 1000 ** _UNITS.index(unit)))

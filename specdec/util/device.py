@@ -15,11 +15,12 @@ def named_device(name: torch.device | str | int) -> torch.device:
 
     Raises ValueError for another name.
     """
+    name = f"cuda:{name:d}" if isinstance(name, int) else name
     try:
-        found = torch.device("cuda", name) if isinstance(name, int) else torch.device(name)
+        found = torch.device(name)
     except RuntimeError:  # not a name that torch knows
         found = torch.device("meta")
-    if found.type in KINDS:
+    if found.type in KINDS and str(found) == str(name):  # torch makes other numbers of those past 127
         return found
     word = str(name).casefold().partition(":")[0]
     meant = did_you_mean(_MEANT.get(word, word), KINDS)

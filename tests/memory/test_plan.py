@@ -160,6 +160,8 @@ def test_amounts_of_memory() -> None:
     assert parse_bytes(12) == 12 and parse_bytes("12B") == 12 and parse_bytes("9000000000") == 9 * 10**9
     with pytest.raises(ValueError, match="'16' is 16 bytes; write it with a unit, like '16GB'"):
         parse_bytes("16")
+    with pytest.raises(ValueError, match=r"'16\.5' is 16\.5 bytes; write it with a unit, like '16\.5GB'"):
+        parse_bytes("16.5")
     for word in ("-3GB", "50%", "iB", "GiB", "1.G"):
         with pytest.raises(ValueError, match="not an amount of memory"):
             parse_bytes(word)

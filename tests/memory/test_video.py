@@ -60,8 +60,11 @@ def test_the_plan_of_a_gpu_that_is_not_here(monkeypatch: pytest.MonkeyPatch, cap
     assert run.main([*words, "--budget", "8GB"]) == 1
     said = " ".join(capsys.readouterr().out.split())
     assert "does not fit into the budget, 8.00 GB: 1.75 GB are missing" in said
-    assert "not even with --kv-dtype int8 --drafter none: 8.99 GB; shorten --context" in said
+    assert "not even with --kv-dtype int8 --drafter none --quantize int4-all: 8.55 GB; shorten --context" in said
     assert "longest context that fits, whatever the cache keeps: none" in said
+    least = ("--kv-dtype", "int8", "--drafter", "none", "--quantize", "int4-all")
+    assert run.main([*words, "--budget", "8GB", *least]) == 1
+    assert "no --kv-dtype, --quantize or --drafter takes less" in " ".join(capsys.readouterr().out.split())
     assert run.main([*words, "--budget", "16GB", "--quantize", "none"]) == 1
     said = " ".join(capsys.readouterr().out.split())
     assert "would fit with --kv-dtype int8 --quantize int4: 9.44 GB" in said

@@ -53,5 +53,8 @@ def test_a_number_is_that_of_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> N
     assert resolve_device(1) == torch.device("cuda", 1)
     with pytest.raises(ValueError, match="device 'cuda:2': there is no such device here"):
         resolve_device(2)
+    for wrapped in (-1, 128, 300, "cuda:300"):
+        with pytest.raises(ValueError, match="is no name of one"):
+            resolve_device(wrapped)
     here(monkeypatch, 0)
     assert named_device(0) == torch.device("cuda", 0), "which need not be here"

@@ -134,7 +134,7 @@ def differentiable_library(first: Tensor, *others: Tensor | None) -> Any:
 
 
 def active(device: torch.device | str = "cpu") -> str:
-    """Say in words which kernels run on a device: "native avx512-vnni, 2 threads", "triton 3.9.0 on NVIDIA H100", or
+    """Say in words which kernels run on a device: "native avx512-vnni, 2 threads", "triton 3.7.1 on NVIDIA H100", or
     "torch reference: " and the reason."""
     library = _library_on(device)
     if isinstance(library, str):
@@ -197,7 +197,7 @@ def count_uncaptured(device: torch.device, what: str) -> None:
     """Count a pass or a draft that is not made as a whole: "pass op-by-op", "draft step-by-step". `device`: with the
     index that tensors on it have."""
     if (graphs := getattr(_libraries.get(device), "graphs", None)) is not None:
-        graphs.counts[what] += 1
+        graphs.count(what)
 
 
 def free_graphs(device: torch.device | str) -> None:

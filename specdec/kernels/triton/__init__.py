@@ -77,7 +77,7 @@ class Triton:
         return defined if name in self.refused else kernel
 
     def describe(self) -> str:
-        """Say in words what runs: "triton 3.9.0 on NVIDIA H100", and what torch computes instead."""
+        """Say in words what runs: "triton 3.7.1 on NVIDIA H100", and what torch computes instead."""
         return f"{self.arithmetic}; {self.sentence()}" if self.refused else self.arithmetic
 
     @property

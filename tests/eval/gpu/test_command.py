@@ -30,7 +30,9 @@ def test_without_a_gpu_it_says_so_and_ends_with_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert command.main([]) == 2
+    with monkeypatch.context() as compiled:
+        compiled.setattr(command, "_why_not_compiled", lambda: "")
+        assert command.main([]) == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err == (
         "No GPU of NVIDIA's is here, which this measures; --interpret runs the checks on the CPU, in small\n"
@@ -40,7 +42,7 @@ def test_without_a_gpu_it_says_so_and_ends_with_2(
     assert command.main([]) == 2
     assert "install gcc" in capsys.readouterr().err
     monkeypatch.setenv("CC", "cc")
-    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(sysconfig, "get_path", lambda *names: str(tmp_path))
     assert command.main([]) == 2
     assert "install python3-dev" in capsys.readouterr().err
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -56,6 +58,7 @@ def test_the_interpreter_compares_no_texts(capsys: pytest.CaptureFixture[str]) -
 
 def test_with_the_interpreter_no_gpu_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(command, "_why_not_compiled", lambda: "")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert command.why_not(False).startswith("TRITON_INTERPRET is set") and command.why_not(True) == ""
     monkeypatch.setenv("TRITON_INTERPRET", "0")
@@ -75,22 +78,22 @@ def test_what_was_checked_before_ctrl_c_is_kept(
 
     monkeypatch.setattr(kernels, "choose", lambda choice: None)
     file = tmp_path / "gpu.json"
-    monkeypatch.setattr("eval.gpu.checks.Checks", lambda device, small: checks(2))
+    monkeypatch.setattr("eval.gpu.checks.Checks", lambda device, small, go_on: checks(2))
     assert command.measure(True, 100.0, (), file) == 130
     assert "2 of 2 checks hold, others are missing" in capsys.readouterr().out
     kept = json.loads(file.read_text())
     assert len(kept["checks"]) == 2 and "checks_ok" not in kept and differs(kept)
-    monkeypatch.setattr("eval.gpu.checks.Checks", lambda device, small: checks(0))
+    monkeypatch.setattr("eval.gpu.checks.Checks", lambda device, small, go_on: checks(0))
     assert command.measure(True, 100.0, (), file) == 130
     said = " ".join(capsys.readouterr().out.split())
-    assert "no check was made" in said and "interrupted before anything was found" in said
+    assert "interrupted before anything was found" in said and "is not written" in said
     assert json.loads(file.read_text()) == kept
 
 
 def test_an_op_without_a_number_is_a_readable_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     nothing = Finding("rope", "4 heads of 32", _error(torch.tensor([float("nan")]), torch.ones(1)), 0.0, True)
     monkeypatch.setattr(kernels, "choose", lambda choice: None)
-    monkeypatch.setattr("eval.gpu.checks.Checks", lambda device, small: [nothing, GOOD])
+    monkeypatch.setattr("eval.gpu.checks.Checks", lambda device, small, go_on: [nothing, GOOD])
     file = tmp_path / "gpu.json"
     assert command.measure(True, 100.0, (), file) == 1
     kept = json.loads(file.read_text())
@@ -110,12 +113,14 @@ def test_an_op_that_fails_costs_no_finding_of_another(monkeypatch: pytest.Monkey
 
 
 def test_checks_end_where_the_others_need_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.gpu.checks.Checks", lambda device, small: [GOOD] * 5)
-    stages = command.Stages(1000.0, lambda name: None)
+    monkeypatch.setattr(Checks, "_products", lambda self: iter([GOOD] * 5))
+    times = iter([0.0, 10.0, 10.0, *map(float, range(20, 100, 10)), *[99.0] * 9])
+    stages = command.Stages(100.0, lambda name: None, lambda: next(times))
     device = torch.device("cpu")
-    assert not stages.run("checks", 5, lambda: command._check(stages, device, False, -1.0))
-    assert len(stages.figures["checks"]) == 1 and "checks_ok" not in stages.figures
-    assert stages.run("checks", 5, lambda: command._check(stages, device, True, -1.0))
+    assert not stages.run("checks", 5, lambda: command._check(stages, device, False, 50.0))
+    assert len(stages.figures["checks"]) == 3 and "checks_ok" not in stages.figures
+    assert "TimeoutError: the rest is left out" in stages.stages[0]["error"]
+    assert list(Checks(device, True, lambda: True))[:5] == [GOOD] * 5
 
 
 def test_checks_are_a_table_with_the_worst_case_of_each_op() -> None:
@@ -132,7 +137,7 @@ def test_it_ends_with_1_where_torch_stands_in_for_a_kernel(
 ) -> None:
     monkeypatch.setattr(kernels, "choose", lambda choice: None)
     monkeypatch.setattr(kernels, "missing", lambda device: missing)
-    monkeypatch.setattr("eval.gpu.checks.Checks", lambda device, small: [GOOD])
+    monkeypatch.setattr("eval.gpu.checks.Checks", lambda device, small, go_on: [GOOD])
     assert command.measure(True, 100.0, (), tmp_path / "gpu.json") == code
     assert json.loads((tmp_path / "gpu.json").read_text())["kernels_missing"] == missing
 

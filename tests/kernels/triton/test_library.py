@@ -221,7 +221,9 @@ def test_stores_whose_kernels_fail_their_check_are_torchs_and_said_once(monkeypa
     assert library.refused == {}
     q, k = normal(2, 4, 80), normal(2, 9, 80)
     here, there = q.to(DEVICE), KVView(k.to(DEVICE), k.to(DEVICE))
-    with pytest.warns(RuntimeWarning, match=r"float32 stores of 80 columns \(RuntimeError: out of resource"):
+    with pytest.warns(
+        RuntimeWarning, match=r"float32 stores of 80 columns for float32 rows \(RuntimeError: out of resource"
+    ):
         found = library.attention(here, there, [0, 2], [9, 8], 0.25)
     assert torch.equal(found, reference.attention(here, there, [0, 2], [9, 8], 0.25))
     monkeypatch.setitem(libraries._libraries, DEVICE, library)
@@ -231,7 +233,7 @@ def test_stores_whose_kernels_fail_their_check_are_torchs_and_said_once(monkeypa
         kernels.meet_stores(DEVICE, lambda: (there, None), torch.float32)
         small = KVView(there.values[..., :64], there.values[..., :64])
         assert not library.keeps(there, torch.float32) and library.keeps(small, torch.float32)
-    assert library.arithmetic.endswith(" without float32 stores of 80 columns")
+    assert library.arithmetic.endswith(" without float32 stores of 80 columns for float32 rows")
 
 
 def test_the_interpreter_says_what_it_is(chosen: Triton) -> None:

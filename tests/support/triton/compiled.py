@@ -86,7 +86,7 @@ def main(arch: int) -> None:
         q, k = zeros(3, 16, width).to(dtype), zeros(3, view.kv_heads, width).to(dtype)
         bounds, position = torch.zeros(3, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
         attention.attention(q, view, bounds, bounds, 1.0)
-        turns = zeros(3, width)
+        turns = zeros(3, width).to(dtype)
         append.norm_rope_append(view, position, q, k, k, q[0, 0], k[0, 0], 1e-6, turns, turns, norm_values=True)
     choice.choose(zeros(3, 5000), bounds, torch.zeros(5000, dtype=torch.int64), bounds > 0)
 
@@ -96,7 +96,7 @@ def views() -> Iterator[KVView]:
     ring, full, table = zeros(8, 1087, 256), zeros(1, 2048, 512), zeros(2048, 64)
     yield KVView(ring.bfloat16(), ring.bfloat16())
     yield KVView(ring.char(), ring.char(), ring[:, :, 0], ring[:, :, 0])
-    made = KeyFromValue(full[0, 0].bfloat16(), table, table)
+    made = KeyFromValue(full[0, 0], table, table)
     yield KVView(None, full.bfloat16(), key_from_value=made)
     yield KVView(None, full.char(), value_scale=full[:, :, 0], key_from_value=made)
     yield KVView(ring[:, :, :64].contiguous(), ring[:, :, :64].contiguous())

@@ -45,10 +45,11 @@ class StoreForm(NamedTuple):
         return cls(view.key_width, view.value_width, view.values.dtype, rows, pairs)
 
     def __str__(self) -> str:
-        """Describe the form: "int8 stores of 512 columns, of values alone (64 pairs rotate)"."""
+        """Describe the form: "int8 stores of 512 columns, of values alone (64 pairs rotate) for bfloat16 rows"."""
         width = f"{self.value_width}" if self.key_width == self.value_width else f"{self.key_width}+{self.value_width}"
         alone = "" if self.pairs is None else f", of values alone ({self.pairs} pairs rotate)"
-        return f"{str(self.dtype).removeprefix('torch.')} stores of {width} columns{alone}"
+        kept, rows = (str(one).removeprefix("torch.") for one in (self.dtype, self.rows))
+        return f"{kept} stores of {width} columns{alone} for {rows} rows"
 
     def view(self, slots: int) -> KVView:
         """Return a store of this form with random numbers, and room for `slots` positions."""
@@ -60,7 +61,7 @@ class StoreForm(NamedTuple):
         made = None
         if self.pairs is not None:
             angles = torch.randn(slots, self.pairs, generator=draw, dtype=torch.float32)
-            weight = torch.randn(self.key_width, generator=draw, dtype=torch.float32).to(self.rows)
+            weight = torch.randn(self.key_width, generator=draw, dtype=torch.float32)
             made = KeyFromValue(weight, angles.cos(), angles.sin())
         if self.dtype is torch.int8:
             (keys, key_scale), (values, scale) = map(reference.quantise_store, (keys, values))
@@ -120,7 +121,7 @@ def check_writing(form: StoreForm, slots: int, device: torch.device) -> None:
         for heads, width in ((_HEADS, key), (_KV_HEADS, key), (_KV_HEADS, value))
     )
     q_norm, k_norm = (torch.randn(key, generator=draw, dtype=torch.float32).to(form.rows) for _ in range(2))
-    cos, sin = (torch.randn(_ROWS, key, generator=draw, dtype=torch.float32) for _ in range(2))
+    cos, sin = (torch.randn(_ROWS, key, generator=draw, dtype=torch.float32).to(form.rows) for _ in range(2))
     there = view.to(device)
     moved = {"q": q, "k": k, "v": v, "q_norm": q_norm, "k_norm": k_norm, "cos": cos, "sin": sin}
     here: dict[str, Any] = {name: part.to(device) for name, part in moved.items()}

@@ -89,6 +89,11 @@ class Graphs:
             self.counts[f"{what} replayed"] += 1
             return tuple(out.clone() for out in found.outputs)
 
+    def count(self, what: str) -> None:
+        """Count a pass or a draft that is run elsewhere."""
+        with self._lock:
+            self.counts[what] += 1
+
     def forget_gone(self) -> None:
         """Drop the passes whose stores are gone, and their memory."""
         with self._lock:
