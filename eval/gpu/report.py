@@ -79,7 +79,7 @@ def differs(record: Figures) -> bool:
 def checks_table(checks: Sequence[Figures]) -> Table:
     """Return the table of what was compared with the reference, an op a row."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("op", "cases", "largest error", "allowed", "rows alike beside others"):
+    for name in ("op", "cases", "largest error", "allowed", "rows alike"):
         table.add_column(name, no_wrap=True)
     for kernel in dict.fromkeys(one["kernel"] for one in checks):
         of_it = [one for one in checks if one["kernel"] == kernel]
