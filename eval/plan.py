@@ -75,7 +75,8 @@ def plan(asked: Asked, json_file: Path | None) -> int:
     console.print(_table(needs, planner.experts, asked.device.type))
     source = "the budget" if asked.budget is not None else "what is free"
     verdict = "fits into" if fits else "does not fit into"
-    console.print(f"{verdict} {source}, {budget / 1e9:.2f} GB" + ("" if fits else _missing(needs.total, budget)))
+    lacking = "" if fits else f": {(needs.total - budget) / 1e9:.2f} GB are missing"
+    console.print(f"{verdict} {source}, {budget / 1e9:.2f} GB{lacking}")
     if not fits:
         console.print(_advice(asked, program, budget, needs.total))
     console.print(_longest(longest, spec.max_positions))
@@ -103,10 +104,6 @@ def _free(asked: Asked) -> int | None:
         which = "no CUDA device is" if asked.device.index is None else f"{asked.device} is not"
         raise ValueError(f"{which} here to be asked: give the size of its memory, like --budget 16GB")
     return None if video is None else video.free
-
-
-def _missing(total: int, budget: int) -> str:
-    return f": {(total - budget) / 1e9:.2f} GB are missing"
 
 
 def _advice(asked: Asked, program: int, budget: int, least: int) -> str:

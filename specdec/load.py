@@ -49,6 +49,10 @@ from specdec.weights.hub.paths import model_path
 from specdec.weights.metadata import naming
 from specdec.weights.safetensors import safetensors_of
 
+_INTERPRETED = (
+    "Triton's interpreter computes, on the CPU, as SPECDEC_KERNELS and TRITON_INTERPRET ask: for checks on tiny "
+    "models; a token of a real one takes minutes"
+)
 # Arguments of transformers' `from_pretrained`, and what to write instead.
 _INSTEAD = {
     "attn_implementation": "leave it out: its attention has one implementation",
@@ -163,12 +167,6 @@ def load(
     with turn_to_compute(), bind_drafter(proposer, decoder):
         calibrate(model.lengths, decoder, proposer)
     return model
-
-
-_INTERPRETED = (
-    "Triton's interpreter computes, on the CPU, as SPECDEC_KERNELS and TRITON_INTERPRET ask: for checks on tiny "
-    "models; a token of a real one takes minutes"
-)
 
 
 def _in_blocks(decoder: Decoder) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,11 @@ def test_a_model_that_the_interpreter_runs_says_so(tmp_path: Path, monkeypatch: 
     tiny_model("llama").save_pretrained(tmp_path)
     monkeypatch.setattr("specdec.kernels.interpreted", lambda device: True)
     with pytest.warns(UserWarning, match="Triton's interpreter computes, on the CPU.* takes minutes"):
+        model = specdec.load(tmp_path, drafter=None, device="cpu")
+    assert model.device.type == "cpu"
+    monkeypatch.undo()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         specdec.load(tmp_path, drafter=None, device="cpu")
 
 

@@ -22,25 +22,20 @@ from specdec import kernels
 from specdec.cache.stores import LayerStore, StoreShape
 from specdec.kernels import KeyFromValue, pack_low_rank, reference
 from specdec.kernels.low_rank import low_rank
+from specdec.kernels.triton.check import failure
+from specdec.kernels.triton.passes.check import check_choice
+from specdec.kernels.triton.product import KERNEL_FORMS
+from specdec.util.text import describe_error
 
 ROWS, FEW = (1, 2, 3, 4, 5, 8, 9, 16, 17, 33), (1, 2, 5, 17)
 # what rounding explains: of float32 sums, and of numbers that are stored as bfloat16
 FLOAT, HALF = 2e-5, 2.0**-7
-# bits, minimum, table
-BLOCK_KINDS = (
-    (4, False, None),
-    (4, True, None),
-    (5, False, None),
-    (5, True, None),
-    (8, False, None),
-    (4, False, "iq4"),
-)
 
 
 @dataclass(frozen=True)
 class Finding:
     """Keep what a check found of the op `kernel` in the case `what`. `alike`: whether each row had the same bits among
-    every number of rows. An error that is none in JSON is infinite: a result was no number, or the op failed."""
+    every number of rows. The error is infinite where a result was no number, or the op failed."""
 
     kernel: str
     what: str
@@ -55,36 +50,23 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the finding in JSON types."""
-        return {**asdict(self), "error": self.error if math.isfinite(self.error) else None, "ok": self.ok}
+        return {**asdict(self), "ok": self.ok}
 
 
 @dataclass(frozen=True)
 class Checks:
-    """Make the checks for a device. `small`: a few small shapes, as the interpreter has time for. `go_on()`: asked
-    before each check; where it is false, a TimeoutError is raised."""
+    """Make the checks for a device. `small`: a few small shapes, as the interpreter has time for."""
 
     device: torch.device
     small: bool
-    go_on: Callable[[], bool] = lambda: True
 
     def __iter__(self) -> Iterator[Finding]:
         """Yield the findings of all checks, one after the other; where an op fails, that, and those of the others."""
         for group in (self._products, self._elementwise, self._attention, self._stores, self._choice):
             try:
-                made = iter(group())
-                while self._next() and (one := next(made, None)) is not None:
-                    yield one
-            except TimeoutError:
-                raise
+                yield from group()
             except Exception as error:  # one op must not cost the findings of all others
-                lines = str(error).strip().splitlines() or [""]
-                what = f"{type(error).__name__}: {lines[0][:200]}"
-                yield Finding(group.__name__.strip("_"), what, math.inf, 0.0, False)
-
-    def _next(self) -> bool:
-        if not self.go_on():
-            raise TimeoutError("the rest is left out: the other stages need the time; run it again, with all compiled")
-        return True
+                yield Finding(group.__name__.strip("_"), describe_error(error), math.inf, 0.0, False)
 
     @property
     def _rows(self) -> tuple[int, ...]:
@@ -100,10 +82,12 @@ class Checks:
         shapes = ((48, 64),) if self.small else ((4096, 3840), (3840, 15360), (100, 96))
         for rows, columns in shapes:
             x = _random(max(self._rows), columns).to(self._dtype)
-            for bits, minimum, table in BLOCK_KINDS if rows == shapes[0][0] else BLOCK_KINDS[:2]:
-                w = random_blocks(rows, columns, bits, minimum, table=table)
+            for form in sorted(KERNEL_FORMS):
+                if rows != shapes[0][0] and (form.bits != 4 or form.table):
+                    continue
+                w = random_blocks(rows, columns, form.bits, form.minimum, table="iq4" if form.table else None)
                 there, exact = w.to(self.device), reference.block_linear(x, w)
-                what = f"{rows}x{columns} {bits} bits{', minimum' if minimum else ''}{', table' if table else ''}"
+                what = f"{rows}x{columns} {form.bits} bits{', minimum' * form.minimum}{', table' * form.table}"
                 yield self._compare("block_linear", what, x, exact, 0.0, partial(kernels.block_linear, w=there))
                 ids = torch.arange(0, rows, 3, dtype=torch.int64)
                 found = kernels.block_rows(ids.to(self.device), there, torch.float32).cpu()
@@ -183,9 +167,6 @@ class Checks:
 
     def _choice(self) -> Iterator[Finding]:
         """Check the choice of a drafted token, greedy and sampled, which has no op of its own."""
-        from specdec.kernels.triton.check import failure
-        from specdec.kernels.triton.passes.check import check_choice
-
         why = failure(check_choice, self.device)
         yield Finding(
             "choice of a drafted token", why or "3 rows of 2,500 scores, and the noise of 7 keys", 0.0, 0.0, not why

@@ -28,6 +28,7 @@ from rich.text import Text
 from eval.cli import options as cli
 from eval.cli.output import DIFFERS, INTERRUPTED, USER_ERROR, check_writable, put_record, run_guarded
 from specdec.util.terminal import Terminal
+from specdec.util.text import describe_error
 
 if TYPE_CHECKING:  # torch and Triton are imported once the words of the command are known to be right
     import torch
@@ -83,8 +84,7 @@ class Stages:
         except KeyboardInterrupt:
             record["error"], self.interrupted = "interrupted", True
         except Exception as error:  # the others go on: one failure must not cost all figures of a rented machine
-            lines = str(error).strip().splitlines() or [""]
-            record["error"] = f"{type(error).__name__}: {lines[0][:300]}"
+            record["error"] = describe_error(error)
         record["seconds"] = self._clock() - began
         return record["error"] is None
 
@@ -96,7 +96,7 @@ def measure(interpret: bool, seconds: float, models: Sequence[str], json_file: P
     import torch
 
     from eval.cli.provenance import machine
-    from eval.gpu.report import bars_table, checks_table, differs, finite, judge
+    from eval.gpu.report import differs, finite, judge
     from eval.gpu.timing import bytes_in_use
     from specdec import kernels
 
@@ -133,41 +133,52 @@ def measure(interpret: bool, seconds: float, models: Sequence[str], json_file: P
         **stages.figures,
         "bars": judge(stages.figures),
     }
-    for one in stages.stages:
-        if one["error"]:
-            out.print(f"{one['stage']}: {one['error']}", style="red", markup=False)
-    for what, compared in record.get("texts", {}).items():
-        for one in compared["differing"]:
-            where = f"{what}, {one['sampling']}, {one['drafter']}: {one['identical']} of {one['total']} identical"
-            out.print(f"{where}; the first to differ: {one['first']}", style="bold red")
-    for finding in record.get("checks", []):
-        if not finding["ok"]:
-            out.print(f"{finding['kernel']} {finding['what']} differs: {finding}", style="bold red", markup=False)
-    if not interpret:
-        out.print(bars_table(stages.figures))
-    checks = record.get("checks", [])
-    if checks:
-        out.print(checks_table(checks))
-    found = f"{sum(one['ok'] for one in checks)} of {len(checks)} checks hold" if checks else "no check was made"
-    out.print(f"{found}{'' if 'checks_ok' in record else ', others are missing'}; kernels: {kernels.active(device)}")
+    _show(out, record)
     put_record(json_file, finite(record))
     if stages.interrupted:
         return INTERRUPTED
     return DIFFERS if differs(record) else 0
 
 
+def _show(out: Terminal, record: dict[str, Any]) -> None:
+    """Print what went wrong, the tables of bars and checks, and how many checks hold."""
+    from eval.gpu.report import bars_table, checks_table
+
+    for one in record["stages"]:
+        if one["error"]:
+            out.print(f"{one['stage']}: {one['error']}", style="red")
+    for what, compared in record.get("texts", {}).items():
+        for one in compared["differing"]:
+            where = f"{what}, {one['sampling']}, {one['drafter']}: {one['identical']} of {one['total']} identical"
+            out.print(f"{where}; the first to differ: {one['first']}", style="bold red")
+    for finding in record.get("checks", []):
+        if not finding["ok"]:
+            out.print(f"{finding['kernel']} {finding['what']} differs: {finding}", style="bold red")
+    if not record["interpreted"]:
+        out.print(bars_table(record))
+    checks = record.get("checks", [])
+    if checks:
+        out.print(checks_table(checks))
+    found = f"{sum(one['ok'] for one in checks)} of {len(checks)} checks hold" if checks else "no check was made"
+    out.print(
+        f"{found}{'' if 'checks_ok' in record else ', others are missing'}; kernels: {record['kernels_on_device']}"
+    )
+
+
 def _check(stages: Stages, device: torch.device, small: bool, others: float) -> dict[str, Any]:
     """Check every op on `device`; `small`: in small shapes. Each finding is among the figures at once. Raises
-    TimeoutError where a check would begin when only `others` seconds are left, which the other stages need."""
+    TimeoutError after a check that leaves less than the `others` seconds that the other stages need."""
     from eval.gpu.checks import Checks
 
     found: list[dict[str, Any]] = []
     stages.figures["checks"] = found
     console = Terminal(stderr=True)
     with console.status("") as shown:
-        for one in Checks(device, small, lambda: small or stages.left > others):
+        for one in Checks(device, small):
             found.append(one.to_dict())
             shown.update(Text(f"{len(found)}: {one.kernel}, {one.what}"))
+            if not small and stages.left < others:
+                raise TimeoutError("the others are left out, for the other stages; run it again, with all compiled")
     return {"checks_ok": sum(one["ok"] for one in found)}
 
 
@@ -178,9 +189,6 @@ def _on_the_device(stages: Stages, device: torch.device, in_use: int | None, nam
 
     figures = stages.figures
     models: list[FullSize] = []  # the one that was built; empty again where another model needs its memory
-
-    def bandwidth() -> dict[str, Any]:
-        return {"bandwidth": read_bandwidth()}
 
     def products() -> dict[str, Any]:
         from eval.gpu.full_size import product_figures
@@ -199,7 +207,7 @@ def _on_the_device(stages: Stages, device: torch.device, in_use: int | None, nam
 
         return transformers_figures(NAME, figures["plain_tokens_per_second"], figures["prefill_tokens_per_second"])
 
-    if stages.run("bandwidth", 5, bandwidth):
+    if stages.run("bandwidth", 5, lambda: {"bandwidth": read_bandwidth()}):
         stages.run("products", 20, products)
     if "bandwidth" in figures and stages.run("a 12B model of random weights", 90, build):
         stages.run("passes and drafts", 40, lambda: models[0].passes(figures["bandwidth"]))

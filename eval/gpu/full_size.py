@@ -129,7 +129,6 @@ class FullSize:
     def memory(self, before: int | None) -> Figures:
         """Return the bytes of the device's memory that a text of LONG positions takes in all, after a pass and a draft,
         CUDA's context with them. `before`: `bytes_in_use` when the process began; None: all that is in use counts."""
-        torch.cuda.empty_cache()
         cache = filled_cache(self.decoder, LONG - 64)
         ids = random_tokens(self.decoder, 8)
         states = self.decoder.forward(ids, cache)

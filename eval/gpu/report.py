@@ -83,16 +83,12 @@ def checks_table(checks: Sequence[Figures]) -> Table:
         table.add_column(name, no_wrap=True)
     for kernel in dict.fromkeys(one["kernel"] for one in checks):
         of_it = [one for one in checks if one["kernel"] == kernel]
-        worst = max(of_it, key=lambda one: (not one["ok"], _error(one)))
+        worst = max(of_it, key=lambda one: (not one["ok"], one["error"]))
         alike = all(one["alike"] for one in of_it)
         style = "green" if all(one["ok"] for one in of_it) else "bold red"
-        numbers = (str(len(of_it)), f"{_error(worst):.1e}", f"{worst['bound']:.1e}", "yes" if alike else "no")
+        numbers = (str(len(of_it)), f"{worst['error']:.1e}", f"{worst['bound']:.1e}", "yes" if alike else "no")
         table.add_row(kernel, *(Text(number, style=style) for number in numbers))
     return table
-
-
-def _error(check: Figures) -> float:
-    return math.inf if check["error"] is None else float(check["error"])
 
 
 def finite(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from functools import partial
 from typing import Any
 
@@ -20,8 +19,6 @@ def transformers_figures(name: str, plain: float, prefill: float) -> dict[str, A
 
     Raises ValueError where the device has no room for 16 bits a weight.
     """
-    gc.collect()
-    torch.cuda.empty_cache()  # what torch keeps of a model that is gone counts as taken
     free, _ = torch.cuda.mem_get_info()
     if free < NEEDED:
         raise ValueError(f"{name} in bfloat16 takes {NEEDED / 1e9:.0f} GB, and {free / 1e9:.0f} GB are free")

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 _CONTROL = dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t")
 _CONTROLS = re.compile(r"\r\n|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_FIRST = 300  # letters of the first line of an error: a compiler puts whole programs there
 _LONGEST = 100  # letters; comparing takes time that grows with the square, and nobody mistypes a longer name
 
 
@@ -51,6 +52,12 @@ def check_text(text: str, what: str) -> None:
         raise ValueError(
             f"{what} is not text: {where} is {text[error.start]!a}, half of a surrogate pair; write it as UTF-8"
         ) from None
+
+
+def describe_error(error: BaseException) -> str:
+    """Return the type of an error, and the first line of what it says: "RuntimeError: no kernel image"."""
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first[:_FIRST]}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -193,23 +193,28 @@ def meet_stores(device: torch.device | str, views: Callable[[], Sequence[KVView 
                 keeps(view, rows)
 
 
+def _graphs_of(library: Any) -> Any:
+    """Return the captured passes of a library (`triton/passes/graphs.py`); None where it captures nothing."""
+    return getattr(library, "graphs", None)
+
+
 def count_uncaptured(device: torch.device, what: str) -> None:
     """Count a pass or a draft that is not made as a whole: "pass op-by-op", "draft step-by-step". `device`: with the
     index that tensors on it have."""
-    if (graphs := getattr(_libraries.get(device), "graphs", None)) is not None:
+    if (graphs := _graphs_of(_libraries.get(device))) is not None:
         graphs.count(what)
 
 
 def free_graphs(device: torch.device | str) -> None:
     """Give back the memory of captured passes whose stores are gone, which otherwise the next pass does."""
-    if (graphs := getattr(_library_on(device), "graphs", None)) is not None:
+    if (graphs := _graphs_of(_library_on(device))) is not None:
         graphs.forget_gone()
 
 
 def graph_counts(device: torch.device | str) -> Counter[str]:
     """Return how passes and drafts were run on a device until now, as "pass replayed"; empty where nothing is captured
     (`triton/passes/graphs.py`)."""
-    graphs = getattr(_library_on(device), "graphs", None)
+    graphs = _graphs_of(_library_on(device))
     return Counter() if graphs is None else Counter(graphs.counts)
 
 

@@ -20,6 +20,7 @@ from specdec.kernels.low_rank import low_rank as low_rank_reference
 from specdec.kernels.low_rank import pack_low_rank
 from specdec.kernels.triton import norm, product, quantise, rows
 from specdec.kernels.triton.low_rank import low_rank
+from specdec.util.text import describe_error
 
 # Numbers of rows that take another tile of a product each, and types.
 _ROWS = ((1, torch.bfloat16), (11, torch.float32), (40, torch.bfloat16))
@@ -52,9 +53,10 @@ def failure(check: Callable[[torch.device], None], device: torch.device) -> str:
     try:
         with torch.no_grad():
             check(device)
+    except DifferentError as error:
+        return str(error)
     except Exception as error:  # a compiler raises errors of many types
-        lines = str(error).strip().splitlines() or [""]
-        return f"{type(error).__name__}: {lines[0][:200]}" if not isinstance(error, DifferentError) else lines[0]
+        return describe_error(error)
     return ""
 
 

@@ -16,7 +16,6 @@ CPU, GB = torch.device("cpu"), 10**9
 @pytest.fixture(autouse=True)
 def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 * GB, 16 * GB))
     for name, value in {"PROMPT": 200, "LONG": 3000, "TOKENS": 24, "CONTEXT": 100, "PRODUCT": (64, 96)}.items():
         monkeypatch.setattr(full_size, name, value)

@@ -4,8 +4,8 @@ A pass of a 12B model is more than six hundred launches, and Python is expected 
 to run them. A pass that comes back is therefore captured: the same launches, at the same addresses, in one call. A pass
 comes back when it has the same key (its number of rows, say) and reads the same stores; a store that grows, or goes,
 takes its graphs with it. So each text has graphs of its own. What differs from pass to pass, the inputs, is copied to
-where the captured launches read it.
-What is not captured, or not yet, runs the same launches one by one, to the same bits.
+where the captured launches read it. What is not captured, or not yet, runs the same launches one by one, to the same
+bits.
 
 The first pass of a key runs as it is. Before the capture the launches run once more, over the static inputs: kernels
 are compiled and loaded then, also those that Triton makes for other alignments, which no capture allows. So what
@@ -158,20 +158,21 @@ class CUDACapture:
     between inputs and outputs: they are replayed one after the other."""
 
     def __init__(self) -> None:
-        # by device and stream: memory, what captures, and the graphs that are there
-        self._shared: dict[tuple[int, int], tuple[Any, Any, weakref.WeakSet[Any]]] = {}
+        # By device and stream: the stream that captures, the memory, and the graphs that are there.
+        self._streams: dict[tuple[int, int], Any] = {}
+        self._pools: dict[tuple[int, int], Any] = {}
+        self._made: dict[tuple[int, int], weakref.WeakSet[Any]] = {}
 
     def __call__(self, run: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
         """Return what replays the launches of `run`, and the outputs."""
         device = torch.cuda.current_device()
         place = device, _stream(torch.device("cuda", device))
-        if place not in self._shared:  # a stream of that device: the one that torch would take is the first device's
+        if place not in self._streams:  # one of that device: the one that torch would take is the first device's
             make_stream: Any = torch.cuda.Stream  # which has no types
-            self._shared[place] = torch.cuda.graph_pool_handle(), make_stream(device), weakref.WeakSet()
-        pool, stream, graphs = self._shared[place]
-        if not graphs:  # torch refuses memory of which all graphs are gone, where it has not given it back yet
-            pool = torch.cuda.graph_pool_handle()
-            self._shared[place] = pool, stream, graphs
+            self._streams[place], self._made[place] = make_stream(device), weakref.WeakSet()
+        if not self._made[place]:  # torch refuses memory of which all graphs are gone, until it has given it back
+            self._pools[place] = torch.cuda.graph_pool_handle()
+        pool, stream = self._pools[place], self._streams[place]
         graph = torch.cuda.CUDAGraph()
         # After a capture that failed, torch would leave its stream the current one. Only this thread's calls count:
         # another one may copy a picture to the device meanwhile.
@@ -180,5 +181,5 @@ class CUDACapture:
             torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
         ):
             outputs = run()
-        graphs.add(graph)
+        self._made[place].add(graph)
         return graph.replay, outputs
